@@ -1,0 +1,1 @@
+"""The bundle: its schema, its files, how it is written and read."""

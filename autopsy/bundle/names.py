@@ -1,0 +1,69 @@
+"""Where each piece of evidence lies inside a bundle."""
+
+from __future__ import annotations
+
+MANIFEST = "manifest.json"
+README = "README.txt"
+CORE = "core"
+REPORT = "report.html"
+DIAGNOSIS = "diagnosis.json"
+BINARY = "binary.zst"
+
+WITNESS = "witness"
+FREEZE = "freeze"
+QUERY_STATUS = "qmp.query-status"
+QUERY_BLOCK = "qmp.query-block"
+THROTTLE_GROUPS = "qmp.throttle-groups"
+GDB_THREADS = "gdb.threads"
+PROC_STACKS = "proc.stacks"
+PROC_FDS = "proc.fds"
+PROC_AIO = "proc.aio"
+HOST = "host"
+SECOND_EXPOSURE = "second-exposure"
+
+STEPS = (
+    WITNESS,
+    FREEZE,
+    QUERY_STATUS,
+    QUERY_BLOCK,
+    THROTTLE_GROUPS,
+    GDB_THREADS,
+    PROC_STACKS,
+    PROC_FDS,
+    PROC_AIO,
+    HOST,
+    SECOND_EXPOSURE,
+)
+
+# Files inside evidence/<step>/.
+TASKS = "tasks.txt"  # sections task/<tid>/{comm,stat,status,wchan,syscall,stack,schedstat}, and the process's own
+FDS = "fds.txt"  # sections fd/<n> (the link), fdinfo/<n>
+FUTEXES = "futexes.json"  # records.FutexWait[]
+POLLS = "polls.json"  # records.PollSet[]
+MAPS = "maps"
+SMAPS = "smaps"
+CMDLINE = "cmdline"  # NUL-separated as the kernel gives it
+AUXV = "auxv"
+FREEZE_RECORD = "freeze.json"  # records.FreezeRecord
+QMP = "qmp.jsonl"  # records.QmpExchange, one a line
+BACKTRACE = "backtrace.txt"  # what gdb printed for `thread apply all bt`
+THREADS = "threads.json"  # records.ThreadStack[]
+COROUTINES = "coroutines.json"  # records.Coroutine[]
+LOCKS = "locks.json"  # records.LockGraph
+MAIN_LOOP = "main-loop.json"  # records.MainLoop
+MODULES = "modules.json"  # records.Module[]
+HEAP = "heap.json"  # records.Heap
+GDB_LOG = "gdb.log"
+SOCKETS = "sockets.txt"  # sections net/unix, net/tcp, net/tcp6, ss
+AIO = "aio.txt"  # sections sys/fs/aio-nr, io, and io_uring fdinfo
+RINGS = "rings.json"  # records.AioRing[]
+HOST_FILES = "host.txt"  # sections named by their absolute path
+DMESG = "dmesg.txt"
+JOURNAL = "journal.txt"
+VM_CONFIG = "vm-config.txt"  # sections: domain XML or VMID.conf, redacted
+VM_LOG = "vm.log"
+
+
+def evidence(step: str, file: str) -> str:
+    """Return the path of a step's file inside the bundle."""
+    return f"evidence/{step}/{file}"

@@ -1,0 +1,264 @@
+"""What the collectors and examiners leave for the analyzer, as strict types.
+
+These are measurements in a machine's form, not yet facts: no field says what a number means for the VM.
+Addresses are integers; times are CLOCK_MONOTONIC in ns; an absent name is the empty string.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class FutexWait(msgspec.Struct, frozen=True, kw_only=True):
+    """A thread that sleeps in futex(2), with the words it sleeps on.
+
+    `operation` and `value` are the system call's second and third arguments as they were; `words` is up to 40 bytes at
+    `address`, little endian, hex; `lock`, `count`, `owner`, `users`, `kind` are those bytes read as glibc's
+    pthread_mutex_t {int lock; unsigned count; int owner; unsigned nusers; int kind}, which they are only if
+    operation is FUTEX_WAIT_PRIVATE (0x80) and value 2.
+    """
+
+    tid: int
+    address: int
+    operation: int
+    value: int
+    words: str = ""
+    lock: int = 0
+    count: int = 0
+    owner: int = 0
+    users: int = 0
+    kind: int = 0
+
+
+class PollFd(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One struct pollfd as it lay in the target's memory."""
+
+    fd: int
+    events: int
+    revents: int
+
+
+class PollSet(msgspec.Struct, frozen=True, kw_only=True):
+    """What a thread sleeps on in poll, ppoll, select or epoll_wait. `timeout_ns` is absent for an endless wait."""
+
+    tid: int
+    call: str
+    epoll_fd: int | None = None
+    timeout_ns: int | None = None
+    fds: tuple[PollFd, ...] = ()
+    truncated: bool = False
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True):
+    """One stop of the whole VM: from the first PTRACE_INTERRUPT to the last PTRACE_DETACH."""
+
+    start_ns: int
+    end_ns: int
+
+
+class FrozenThread(msgspec.Struct, frozen=True, kw_only=True):
+    """How one thread's registers were had. `how` other than "stopped" explains itself in `why`."""
+
+    tid: int
+    comm: str
+    how: Literal["stopped", "from-proc", "absent"]
+    why: str = ""
+    stack_start: int = 0
+    stack_bytes: int = 0
+
+
+class Region(msgspec.Struct, frozen=True, kw_only=True):
+    """A mapping that was left out of the core, and why."""
+
+    start: int
+    size: int
+    path: str
+    why: str
+
+
+class FreezeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The split snapshot as it went. `torn_pages` differ between the copies before and after the stop."""
+
+    architecture: str
+    page_size: int
+    frozen_at_ns: int
+    stops: tuple[Stop, ...]
+    threads: tuple[FrozenThread, ...]
+    left_out: tuple[Region, ...]
+    copied_bytes: int
+    core_bytes: int
+    torn_pages: tuple[int, ...] = ()
+    phases_ms: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+
+
+class QmpExchange(msgspec.Struct, frozen=True, kw_only=True):
+    """One question and what became of it; the greeting is the question "(greeting)".
+
+    `outcome`: `answered`, `error` (QEMU refused; `answer` holds its words), `no answer` (within `deadline_ms`),
+    `skipped` (`why`), and for the greeting `greeted`, `busy` (`peer` holds the socket), `silent`, `refused`, `absent`.
+    """
+
+    question: str
+    outcome: Literal["answered", "error", "no answer", "skipped", "greeted", "busy", "silent", "refused", "absent"]
+    asked_ns: int
+    ms: float
+    deadline_ms: float
+    monitor: str = ""
+    arguments: dict[str, Any] = {}
+    answer: Any = None
+    why: str = ""
+    peer: str = ""
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One frame, innermost first in its stack.
+
+    `function` is given only where a symbol covers the pc; otherwise `near` is the closest exported name below, in the
+    same module, and `unwind_start` the module offset at which .eh_frame says that the nameless function starts
+    (build-id + that offset names it for good once symbols are at hand).
+    """
+
+    pc: int
+    function: str = ""
+    near: str = ""
+    module: str = ""
+    offset: int = 0
+    unwind_start: int = 0
+    file: str = ""
+    line: int = 0
+    inlined: bool = False
+
+
+class ThreadStack(msgspec.Struct, frozen=True, kw_only=True):
+    """One thread's frames. `line` is where its part of backtrace.txt begins."""
+
+    tid: int
+    comm: str
+    frames: tuple[Frame, ...]
+    line: int = 0
+    cut_short: str = ""
+
+
+class Coroutine(msgspec.Struct, frozen=True, kw_only=True):
+    """One coroutine as its Coroutine header and jmpbuf tell of it.
+
+    `state`: `running` (entered: its frames belong to a thread), `parked`, `pooled` (ended, kept for reuse), `unclear`.
+    `since_first`: `stuck` (same address, pc, sp and saved registers in both exposures), `moved`, `new`, `gone`,
+    `unknown` (there was one exposure).
+    """
+
+    address: int
+    stack: int
+    stack_size: int
+    state: Literal["running", "parked", "pooled", "unclear"]
+    pc: int
+    sp: int
+    entry: int
+    entry_argument: int
+    caller: int
+    context: int
+    locks_held: int
+    scheduled_by: str = ""
+    backend: Literal["ucontext", "sigaltstack", "ucontext-safestack"] = "ucontext"
+    frames: tuple[Frame, ...] = ()
+    since_first: Literal["stuck", "moved", "new", "gone", "unknown"] = "unknown"
+    line: int = 0
+    why_unclear: str = ""
+
+
+class Mutex(msgspec.Struct, frozen=True, kw_only=True):
+    """A glibc mutex that some thread waits for. `place` is module+offset for a static one, `heap` otherwise."""
+
+    address: int
+    owner: int
+    owner_comm: str
+    kind: Literal["normal", "recursive", "errorcheck", "other"]
+    count: int
+    waiters: tuple[int, ...]
+    place: str = ""
+    is_bql: bool = False
+    symbol: str = ""
+
+
+class OtherWait(msgspec.Struct, frozen=True, kw_only=True):
+    """A futex sleep that is no mutex: nobody owns the word."""
+
+    tid: int
+    address: int
+    kind: Literal["condition or semaphore", "event", "rwlock or other"]
+    place: str = ""
+
+
+class LockGraph(msgspec.Struct, frozen=True, kw_only=True):
+    """Who waits for whom. A cycle is listed once, from its smallest tid; a cycle of one is a self-deadlock."""
+
+    mutexes: tuple[Mutex, ...]
+    others: tuple[OtherWait, ...]
+    cycles: tuple[tuple[int, ...], ...]
+    bql_address: int = 0
+    bql_owner: int = 0
+    bql_how_found: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class MainLoop(msgspec.Struct, frozen=True, kw_only=True):
+    """What the main thread was doing, by its stack and the BQL's owner.
+
+    `under` is the outermost function that polls inside the loop (`bdrv_drain_all_begin`), or the system call that blocks.
+    """
+
+    tid: int
+    state: Literal["idle", "nested poll", "blocked in a system call", "waits for a mutex", "running", "stopped", "unknown"]
+    under: str = ""
+    waits_for: int = 0
+    waits_on_tid: int = 0
+    why: str = ""
+    command: str = ""
+
+
+class Module(msgspec.Struct, frozen=True, kw_only=True):
+    """One ELF file mapped by the target, and how well its names are known.
+
+    `symbols`: `dwarf`, `symtab`, `dynsym`, `none`. `source` is where they came from.
+    """
+
+    path: str
+    base: int
+    end: int
+    build_id: str
+    symbols: Literal["dwarf", "symtab", "dynsym", "none"]
+    source: str
+    deleted: bool = False
+
+
+class AioRing(msgspec.Struct, frozen=True, kw_only=True):
+    """A Linux AIO completion ring (struct aio_ring, magic 0xa10a10a1): head != tail means completed, not reaped."""
+
+    address: int
+    context_id: int
+    entries: int
+    head: int
+    tail: int
+    valid: bool
+
+
+class UringState(msgspec.Struct, frozen=True, kw_only=True):
+    """An io_uring as its fdinfo tells of it; `raw` holds every field as printed."""
+
+    fd: int
+    raw: dict[str, str]
+    sq_head: int | None = None
+    sq_tail: int | None = None
+    cq_head: int | None = None
+    cq_tail: int | None = None
+
+
+class Rings(msgspec.Struct, frozen=True, kw_only=True):
+    """Every completion ring of the process at one moment."""
+
+    aio: tuple[AioRing, ...]
+    uring: tuple[UringState, ...]
+    taken_ns: int

@@ -1,0 +1,108 @@
+"""What manifest.json says, as strict types."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SCHEMA = 1
+
+OutcomeName = Literal["Collected", "TimedOut", "Failed", "Skipped"]
+ImpactName = Literal["none", "asks", "asks, may block", "stops"]
+
+
+class Clocks(msgspec.Struct, frozen=True, kw_only=True):
+    """One moment on every clock, so that any two records can be laid side by side.
+
+    `utc` is ISO 8601 with microseconds; `zone` is the host's (`+0300 EEST`); `monotonic_ns` is CLOCK_MONOTONIC,
+    the clock that every other time in the bundle is told on.
+    """
+
+    utc: str
+    zone: str
+    monotonic_ns: int
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine that the VM ran on."""
+
+    name: str
+    kernel: str
+    architecture: str
+    distribution: str
+    page_size: int
+    cpus: int
+    boot_id: str
+
+
+class Monitor(msgspec.Struct, frozen=True, kw_only=True):
+    """One monitor of the VM as its command line and /proc/net/unix tell of it.
+
+    `address` is a path as QEMU sees it, `host:port`, or an fd number; `reachable` is the path we connect to (through
+    /proc/PID/root where the mount namespace differs), empty when it is told but not touched.
+    """
+
+    protocol: Literal["qmp", "hmp"]
+    transport: Literal["unix", "tcp", "stdio", "pty", "fd", "other"]
+    address: str
+    reachable: str = ""
+    held_by: str = ""
+
+
+class TargetRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The one process that was captured. `start_ticks` is field 22 of /proc/PID/stat."""
+
+    pid: int
+    name: str
+    manager: Literal["proxmox", "libvirt", "process"]
+    start_ticks: int
+    exe: str
+    exe_deleted: bool
+    build_id: str
+    qemu_version: str
+    monitors: tuple[Monitor, ...] = ()
+
+
+class LeftBehind(msgspec.Struct, frozen=True, kw_only=True):
+    """A child of ours that could not be ended because it sleeps in the kernel."""
+
+    pid: int
+    state: str
+    wchan: str
+
+
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of the plan as it went. Times are CLOCK_MONOTONIC in ns; `stop_ns` is how long the VM stood still."""
+
+    name: str
+    impact: ImpactName
+    outcome: OutcomeName
+    start_ns: int
+    end_ns: int
+    why: str = ""
+    stop_ns: int = 0
+    left_behind: tuple[LeftBehind, ...] = ()
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the bundle, as `sha256sum` would tell it."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The first file of every bundle. Unknown fields are ignored, so that newer minor additions still open."""
+
+    schema: int
+    autopsy: str
+    options: tuple[str, ...]
+    began: Clocks
+    ended: Clocks
+    host: Host
+    target: TargetRecord
+    steps: tuple[StepRecord, ...]
+    notes: tuple[str, ...] = ()
+    files: tuple[FileRecord, ...] = ()

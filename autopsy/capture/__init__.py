@@ -1,0 +1,1 @@
+"""What touches the VM. Nothing here says what the evidence means."""

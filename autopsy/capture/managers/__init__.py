@@ -1,0 +1,1 @@
+"""Who runs the VM: Proxmox VE, libvirt, or nobody."""

@@ -1,0 +1,129 @@
+"""What a step of the plan is, and what can become of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+
+from autopsy.capture.target import Target
+
+
+class Impact(Enum):
+    """What a step does to the VM; the value is what manifest.json says."""
+
+    NONE = "none"
+    ASKS = "asks"
+    MAY_BLOCK = "asks, may block"
+    STOPS = "stops"
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """The step took what it came for. `stop_ns` is how long the VM stood still for it."""
+
+    why: str = ""
+    stop_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """A deadline of ours passed. What was written before it is kept."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Something broke that was not a deadline of ours."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """The step was not tried, for a reason worth telling."""
+
+    why: str
+
+
+Outcome = Collected | TimedOut | Failed | Skipped
+
+
+class Deadline:
+    """A moment on CLOCK_MONOTONIC by which something must be over."""
+
+    __slots__ = ("at",)
+
+    def __init__(self, seconds: float) -> None:
+        self.at = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Return the seconds that are left, never less than zero."""
+        return max(0.0, self.at - time.monotonic())
+
+    def expired(self) -> bool:
+        """Return whether the moment has passed."""
+        return time.monotonic() >= self.at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the operator asked for."""
+
+    fast: bool = False
+    gap: float = 5.0
+    budget: float = 60.0
+    core: bool = True
+    ask_anyway: bool = False
+    live_gdb: bool = False
+    max_stop: float = 0.050
+    binary: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Everything a collector is given: one process, what was asked for, a folder to fill, what came before."""
+
+    target: Target
+    options: Options
+    staging: Path
+    step: str
+    deadline: Deadline
+
+    @property
+    def folder(self) -> Path:
+        """Return evidence/<step>/, which exists."""
+        return self.staging / "evidence" / self.step
+
+    def write(self, file: str, data: bytes) -> None:
+        """Store one file of this step's evidence at once, so that it outlives the step."""
+        descriptor = os.open(self.folder / file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "wb") as stream:
+            stream.write(data)
+
+    def write_json(self, file: str, value: object) -> None:
+        """Store records as indented JSON, for eyes as much as for the analyzer."""
+        self.write(file, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+    def earlier(self, step: str, file: str) -> bytes:
+        """Return what an earlier step stored, empty when it stored nothing."""
+        try:
+            return (self.staging / "evidence" / step / file).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the plan. `collect` runs in a child process that may be abandoned at `deadline` seconds."""
+
+    name: str
+    impact: Impact
+    deadline: float
+    collect: Callable[[Scene], Outcome]

@@ -1,0 +1,1 @@
+"""Really wedged QEMUs to practise on."""

@@ -1,0 +1,1 @@
+"""Works on frozen bytes only, so it runs again on any bundle, anywhere."""

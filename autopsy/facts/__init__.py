@@ -1,0 +1,1 @@
+"""From bytes to typed facts, each with its cite."""
