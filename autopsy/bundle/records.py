@@ -211,7 +211,9 @@ class MainLoop(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     tid: int
-    state: Literal["idle", "nested poll", "blocked in a system call", "waits for a mutex", "running", "stopped", "unknown"]
+    state: Literal[
+        "idle", "nested poll", "blocked in a system call", "waits for a mutex", "running", "stopped", "unknown"
+    ]
     under: str = ""
     waits_for: int = 0
     waits_on_tid: int = 0
