@@ -207,7 +207,7 @@ class LockGraph(msgspec.Struct, frozen=True, kw_only=True):
 class MainLoop(msgspec.Struct, frozen=True, kw_only=True):
     """What the main thread was doing, by its stack and the BQL's owner.
 
-    `under` is the outermost function that polls inside the loop (`bdrv_drain_all_begin`), or the system call that blocks.
+    `under` is the outermost function that polls inside the loop (`bdrv_drain_all_begin`), or the blocking system call.
     """
 
     tid: int
