@@ -1,0 +1,176 @@
+"""A forked child for anything that can block in the kernel: it may be abandoned, never waited for without end."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autopsy.bundle.schema import LeftBehind
+
+PR_SET_PDEATHSIG = 1
+MOST_BYTES = 256 << 20  # of one child's answer: a bound on our memory, not on any evidence we know of
+REAP_SECONDS = 0.5  # from SIGKILL to the child being gone; past it the child sleeps in the kernel
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ChildTimedOut(Exception):
+    """The child did not answer in time. `left_behind` is set where even SIGKILL did not end it."""
+
+    def __init__(self, seconds: float, left_behind: LeftBehind | None) -> None:
+        super().__init__(f"no answer in {seconds:.1f} s")
+        self.left_behind = left_behind
+
+
+class ChildFailed(Exception):
+    """The child's work raised, or the child died. The message is the error's own words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A running child: `answers` is the read end of its pipe, `pidfd` polls readable once it has ended."""
+
+    pid: int
+    pidfd: int
+    answers: int
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to SIGKILL this process when its parent ends, so that nothing of ours outlives us."""
+    parent = os.getppid()
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended between the fork and the request
+        os._exit(1)
+
+
+def spawn(work: Callable[[], bytes]) -> Child:
+    """Fork a child in a session of its own that runs `work` and sends its bytes, or the error's words, back.
+
+    Concurrency: call it only from a process with one thread.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    answers, sending = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _be_the_child(work, sending)
+    os.close(sending)
+    return Child(pid, os.pidfd_open(pid), answers)
+
+
+def _be_the_child(work: Callable[[], bytes], sending: int) -> None:
+    status = 1
+    try:
+        os.setsid()
+        die_with_parent()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        null = os.open("/dev/null", os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        try:
+            _send(sending, b"+" + work())
+            status = 0
+        except BaseException as error:  # noqa: BLE001 - whatever it is, its words are all that the parent will ever see
+            _send(sending, b"-" + f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
+    finally:
+        os._exit(status)
+
+
+def _send(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def end(child: Child) -> LeftBehind | None:
+    """SIGKILL the child with all that it started, reap it, and say so if it cannot die.
+
+    Safe to call on a child that has ended already.
+    """
+    try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        if _poll(child.pidfd, REAP_SECONDS):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child.pid, 0)
+            return None
+        return _asleep(child.pid)
+    finally:
+        os.close(child.pidfd)
+        os.close(child.answers)
+
+
+def _poll(descriptor: int, seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
+def _asleep(pid: int) -> LeftBehind:
+    """Return what /proc says of a process of ours that does not die; these files take no lock of its memory map."""
+    state = wchan = "?"
+    with contextlib.suppress(OSError, IndexError):
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            state = stream.read().rpartition(b")")[2].split()[0].decode()
+        with open(f"/proc/{pid}/wchan", "rb") as stream:
+            wchan = stream.read().decode() or "?"
+    return LeftBehind(pid=pid, state=state, wchan=wchan)
+
+
+def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None) -> bytes:
+    """Wait for the child's answer at most `seconds`, calling `tick` ten times a second; then end it.
+
+    Raises:
+        ChildTimedOut: no whole answer in time.
+        ChildFailed: the work raised, or the child was ended from outside.
+    """
+    give_up = time.monotonic() + seconds
+    parts: list[bytes] = []
+    size = 0
+    poller = select.poll()
+    poller.register(child.answers, select.POLLIN)
+    whole = timed_out = False
+    try:
+        while not whole:
+            left = give_up - time.monotonic()
+            if left <= 0:
+                timed_out = True
+                break
+            if tick is not None:
+                tick()
+            if not poller.poll(min(left, 0.1) * 1000):
+                continue
+            part = os.read(child.answers, 1 << 20)
+            parts.append(part)
+            size += len(part)
+            whole = not part
+            if size > MOST_BYTES:
+                raise ChildFailed(f"answered more than {MOST_BYTES >> 20} MiB")
+    finally:
+        left_behind = end(child)
+    if timed_out:
+        raise ChildTimedOut(seconds, left_behind)
+    answer = b"".join(parts)
+    if answer[:1] == b"+":
+        return answer[1:]
+    raise ChildFailed(answer[1:].decode("utf-8", "replace") or "the child process ended without an answer")
+
+
+def in_child(work: Callable[[], bytes], seconds: float) -> bytes:
+    """Run `work` in a child process that is given up after `seconds`, and return its bytes.
+
+    Raises:
+        ChildTimedOut: it did not answer in time; it was killed, or could not be and is named.
+        ChildFailed: it raised; the message is the error's own words.
+    """
+    return collect(spawn(work), seconds)
