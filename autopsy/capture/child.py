@@ -7,6 +7,7 @@ import ctypes
 import os
 import select
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from autopsy.bundle.schema import LeftBehind
 PR_SET_PDEATHSIG = 1
 MOST_BYTES = 256 << 20  # of one child's answer: a bound on our memory, not on any evidence we know of
 REAP_SECONDS = 0.5  # from SIGKILL to the child being gone; past it the child sleeps in the kernel
+
+# Good or not, then the length. The end of the pipe would not do: a grandchild stuck in the kernel holds it open.
+HEADER = struct.Struct("<?Q")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -76,16 +80,16 @@ def _be_the_child(work: Callable[[], bytes], sending: int) -> None:
         for standard in (0, 1, 2):
             os.dup2(null, standard)
         try:
-            _send(sending, b"+" + work())
+            _send(sending, good=True, data=work())
             status = 0
         except BaseException as error:  # noqa: BLE001 - whatever it is, its words are all that the parent will ever see
-            _send(sending, b"-" + f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
+            _send(sending, good=False, data=f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
     finally:
         os._exit(status)
 
 
-def _send(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
+def _send(descriptor: int, *, good: bool, data: bytes) -> None:
+    view = memoryview(HEADER.pack(good, len(data)) + data)
     while view:
         view = view[os.write(descriptor, view) :]
 
@@ -135,35 +139,35 @@ def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None
         ChildFailed: the work raised, or the child was ended from outside.
     """
     give_up = time.monotonic() + seconds
-    parts: list[bytes] = []
-    size = 0
+    answer = bytearray()
+    wanted = HEADER.size
     poller = select.poll()
     poller.register(child.answers, select.POLLIN)
-    whole = timed_out = False
     try:
-        while not whole:
+        while len(answer) < wanted:
             left = give_up - time.monotonic()
             if left <= 0:
-                timed_out = True
                 break
             if tick is not None:
                 tick()
             if not poller.poll(min(left, 0.1) * 1000):
                 continue
             part = os.read(child.answers, 1 << 20)
-            parts.append(part)
-            size += len(part)
-            whole = not part
-            if size > MOST_BYTES:
-                raise ChildFailed(f"answered more than {MOST_BYTES >> 20} MiB")
+            if not part:
+                raise ChildFailed("the child process ended without an answer")
+            answer += part
+            if len(answer) >= HEADER.size:
+                wanted = HEADER.size + HEADER.unpack_from(answer)[1]
+            if wanted > MOST_BYTES:
+                raise ChildFailed(f"it would answer more than {MOST_BYTES >> 20} MiB")
     finally:
         left_behind = end(child)
-    if timed_out:
+    if len(answer) < wanted:
         raise ChildTimedOut(seconds, left_behind)
-    answer = b"".join(parts)
-    if answer[:1] == b"+":
-        return answer[1:]
-    raise ChildFailed(answer[1:].decode("utf-8", "replace") or "the child process ended without an answer")
+    data = bytes(answer[HEADER.size :])
+    if HEADER.unpack_from(answer)[0]:
+        return data
+    raise ChildFailed(data.decode("utf-8", "replace"))
 
 
 def in_child(work: Callable[[], bytes], seconds: float) -> bytes:
