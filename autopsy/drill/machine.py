@@ -1,0 +1,145 @@
+"""Starts a QEMU of our own, with a monitor that tests and drills can talk to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autopsy.drill.process import Process, start
+from autopsy.errors import AutopsyError
+
+BINARIES = ("qemu-system-x86_64", "kvm", "/usr/libexec/qemu-kvm", "/usr/bin/kvm")
+ANSWER_SECONDS = 10.0
+
+# As little machine as there can be: nothing is shown, nothing is configured from outside, nothing is booted from
+# (strict without a bootindex: otherwise the firmware would read the disks and spin on the answer that never comes).
+QUIET = ("-no-user-config", "-nodefaults", "-display", "none", "-boot", "strict=on")
+ACCELERATE = ("-accel", "kvm", "-accel", "tcg")
+
+
+class QmpRefused(Exception):
+    """QEMU answered a command with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One running QEMU. `monitor` is the socket that an operator's tool would find."""
+
+    process: Process
+    monitor: Path
+    control: Path
+
+    @property
+    def pid(self) -> int:
+        """Return QEMU's process id."""
+        return self.process.pid
+
+    def qmp(self, command: str, *, within: float = ANSWER_SECONDS, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+        """Ask one question on a connection of its own, so that the monitor is free again afterwards.
+
+        Raises:
+            TimeoutError: No answer within that many seconds.
+            QmpRefused: QEMU's own error.
+        """
+        return ask(self.control, command, arguments, within=within)
+
+    def hmp(self, line: str, *, within: float = ANSWER_SECONDS) -> str:
+        """Run one line of the human monitor."""
+        return str(self.qmp("human-monitor-command", within=within, **{"command-line": line}))
+
+    def qemu_io(self, target: str, command: str, *, within: float = ANSWER_SECONDS) -> str:
+        """Put I/O in flight without a guest.
+
+        `target` is the id of a drive, or `-d <id>` for a device's. A bare node name makes a block backend for one
+        command, and its end drains: with `aio_*` on a stuck node that takes the main loop with it.
+        """
+        return self.hmp(f'qemu-io {target} "{command}"', within=within)
+
+
+def find_qemu() -> Path:
+    """Return the QEMU of this host.
+
+    Raises:
+        AutopsyError: There is none.
+    """
+    for name in BINARIES:
+        found = shutil.which(name)
+        if found:
+            return Path(found)
+    raise AutopsyError(
+        "qemu-system-x86_64",
+        "not found on this host",
+        remedy="apt install qemu-system-x86 (Debian, Ubuntu), dnf install qemu-kvm (Fedora, RHEL)",
+    )
+
+
+@contextmanager
+def machine(folder: Path, *arguments: str, qemu: Path | None = None, own_control: bool = False) -> Iterator[Machine]:
+    """Run a QEMU whose files lie in `folder`; it is killed on the way out."""
+    with ExitStack() as stack:
+        yield start_machine(stack, folder, *arguments, qemu=qemu, own_control=own_control)
+
+
+def start_machine(
+    stack: ExitStack,
+    folder: Path,
+    *arguments: str,
+    qemu: Path | None = None,
+    accelerate: tuple[str, ...] = ACCELERATE,
+    own_control: bool = False,
+) -> Machine:
+    """Run a QEMU and wait until its monitor answers; closing the stack kills it.
+
+    With `own_control` our questions go to a second monitor, so that the first is free for whoever is tested.
+
+    Raises:
+        AutopsyError: It did not come up; its last words are in the remedy.
+    """
+    monitor = folder / "qmp"
+    control = folder / "control" if own_control else monitor
+    command: list[str | Path] = [qemu or find_qemu(), *QUIET, *accelerate]
+    for path in dict.fromkeys((monitor, control)):
+        command += ["-qmp", f"unix:{path},server=on,wait=off"]
+    started = Machine(start(stack, [*command, *arguments], log=folder / "qemu.log"), monitor, control)
+    started.process.wait_until("its monitor answered", lambda: _answers(control))
+    return started
+
+
+def _answers(path: Path) -> bool:
+    try:
+        ask(path, "query-status", {}, within=ANSWER_SECONDS)
+    except (FileNotFoundError, ConnectionError, TimeoutError):
+        return False
+    return True
+
+
+def ask(path: Path, command: str, arguments: dict[str, object], *, within: float) -> Any:  # noqa: ANN401 - JSON
+    """Connect to a QMP socket, ask one question, hang up."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(within)
+        connection.connect(str(path))
+        with connection.makefile("rwb") as stream:
+            json.loads(stream.readline() or _hung_up(path))
+            _call(stream, path, "qmp_capabilities", {})
+            return _call(stream, path, command, arguments)
+
+
+def _call(stream: Any, path: Path, command: str, arguments: dict[str, object]) -> Any:  # noqa: ANN401 - JSON
+    stream.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+    stream.flush()
+    while True:
+        message = json.loads(stream.readline() or _hung_up(path))
+        if "error" in message:
+            raise QmpRefused(f"{command}: {message['error']['desc']}")
+        if "return" in message:
+            return message["return"]
+
+
+def _hung_up(path: Path) -> bytes:
+    raise ConnectionResetError(f"{path}: the monitor hung up")

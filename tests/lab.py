@@ -1,0 +1,353 @@
+"""Real QEMUs and really stuck storage for tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from autopsy.drill import storage
+from autopsy.drill.machine import Machine, start_machine
+from autopsy.drill.process import Process, states
+from autopsy.drill.storage import FileSystem, FuseExport, NbdServer
+
+HERE = Path(__file__).resolve().parent
+LAB = HERE.parent / "build" / "lab"
+SHARED = HERE.parent.parent / "shared"
+
+KVM = ("-accel", "kvm")
+TCG = ("-accel", "tcg")
+GUEST_SECONDS = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One QEMU to test with. `label` is "7.2", "10.0.2" or "10.0.2-debug"."""
+
+    label: str
+    binary: Path
+    firmware_arguments: tuple[str, ...]
+    missing: str
+
+    @property
+    def present(self) -> bool:
+        return self.binary.is_file()
+
+
+def qemu_builds() -> tuple[Build, ...]:
+    """Return every QEMU that tests know, present or not: AUTOPSY_QEMU, AUTOPSY_QEMU_10 and AUTOPSY_QEMU_DEBUG override."""
+    backport = LAB / "qemu-10"
+    return (
+        _build("7.2", "AUTOPSY_QEMU", Path("/usr/bin/qemu-system-x86_64"), None, "apt install qemu-system-x86"),
+        _build(
+            "10.0.2",
+            "AUTOPSY_QEMU_10",
+            backport / "usr/bin/qemu-system-x86_64",
+            backport / "usr/share",
+            "`make lab` unpacks it from this distribution's backports",
+        ),
+        _build(
+            "10.0.2-debug",
+            "AUTOPSY_QEMU_DEBUG",
+            LAB / "qemu-debug" / "qemu-system-x86_64",
+            Path("/usr/share"),
+            "`make lab` unpacks it from ../shared/qemu-debug, where that is",
+        ),
+    )
+
+
+def _build(label: str, variable: str, usual: Path, share: Path | None, missing: str) -> Build:
+    override = os.environ.get(variable)
+    binary = Path(override) if override else usual
+    if override and share is not None and label == "10.0.2":
+        share = binary.parent.parent / "share"
+    firmware = () if share is None else ("-L", f"{share}/qemu", "-L", f"{share}/seabios", "-vga", "none")
+    return Build(label, binary, firmware, f"QEMU {label} is not here: {missing}")
+
+
+def build(label: str) -> Build:
+    """Return one QEMU; the test is skipped where it is missing, and fails in CI."""
+    found = next(each for each in qemu_builds() if each.label == label)
+    if not found.present:
+        missing(found.missing)
+    return found
+
+
+def missing(what: str) -> None:
+    """Skip this test for want of something; in CI everything is there, so its absence is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def guest_files() -> tuple[Path, Path]:
+    """Return kernel and initrd of the small Linux guest (AUTOPSY_GUEST names their folder)."""
+    folder = Path(os.environ.get("AUTOPSY_GUEST", SHARED / "guest"))
+    kernel, initrd = folder / "vmlinuz", folder / "initrd.gz"
+    if not (kernel.is_file() and initrd.is_file()):
+        missing("the guest's kernel and initrd are not here: AUTOPSY_GUEST names their folder")
+    return kernel, initrd
+
+
+def kvm_works() -> bool:
+    """Return whether /dev/kvm opens."""
+    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def need_root() -> None:
+    """Skip where we are not root."""
+    if os.geteuid() != 0:
+        missing("needs root")
+
+
+@contextmanager
+def qemu(
+    which: Build | str,
+    *arguments: str,
+    name: str = "t",
+    memory: int = 64,
+    accelerate: tuple[str, ...] = TCG,
+    place: Path | None = None,
+) -> Iterator[Machine]:
+    """Run a QEMU: `.pid`, `.monitor` (the socket for the code under test), `.qmp(command, **arguments)`,
+    `.hmp(line)`, `.qemu_io("disk0", "aio_write 0 4k")`, `.process.stop()`, `.process.log`.
+
+    Our own questions go to a second monitor. Always killed and waited for on the way out.
+    Storage that it hangs on must be set free first: enter `frozen()` or `stopped()` inside this context.
+    """
+    chosen = build(which) if isinstance(which, str) else which
+    with ExitStack() as stack:
+        yield start_machine(
+            stack,
+            place or storage.make_folder(stack),
+            *chosen.firmware_arguments,
+            "-name",
+            f"guest={name},debug-threads=on",
+            "-m",
+            str(memory),
+            *arguments,
+            qemu=chosen.binary,
+            accelerate=accelerate,
+            own_control=True,
+        )
+
+
+folder = storage.folder
+disk = storage.disk
+
+
+@contextmanager
+def file_system(kind: str = "ext4") -> Iterator[FileSystem]:
+    """Mount a new ext4 or xfs from a loop file: `.mount`, `.device`, `with .frozen():`; thawed and unmounted always."""
+    need_root()
+    with storage.file_system(kind) as mounted:
+        yield mounted
+
+
+@contextmanager
+def nbd(image: Path, *, tcp: bool = False) -> Iterator[NbdServer]:
+    """Run a real qemu-nbd: `driver=nbd,{.server}`, `.process.stop()`."""
+    with ExitStack() as stack:
+        yield storage.serve_nbd(stack, storage.make_folder(stack), image, tcp=tcp)
+
+
+@contextmanager
+def fuse(image: Path) -> Iterator[FuseExport]:
+    """Run a real FUSE daemon that serves `.file`; `.process.stop()` makes it a daemon that hangs."""
+    need_root()
+    with ExitStack() as stack:
+        yield storage.serve_fuse(stack, storage.make_folder(stack), image)
+
+
+@contextmanager
+def stopped(which: Process | Machine) -> Iterator[None]:
+    """SIGSTOP a process for a while; it runs again on the way out."""
+    process = which.process if isinstance(which, Machine) else which
+    try:
+        process.stop()
+        yield
+    finally:
+        process.resume()
+
+
+@contextmanager
+def frozen_cgroup(pid: int) -> Iterator[Path]:
+    """Freeze a process by a cgroup of its own (v2, or the v1 freezer); thawed and put back on the way out."""
+    need_root()
+    unified = next((each for each in _mounts("cgroup2") if (each / "cgroup.subtree_control").exists()), None)
+    frozen_by_v1 = next((each for each in _mounts("cgroup") if each.name == "freezer"), None)
+    if unified is None and frozen_by_v1 is None:
+        missing("no cgroup file system is mounted")
+    root = frozen_by_v1 or unified
+    file, freeze, thaw = ("freezer.state", "FROZEN", "THAWED") if frozen_by_v1 else ("cgroup.freeze", "1", "0")
+    assert root is not None
+    home = _cgroup_of(pid, "freezer" if frozen_by_v1 else "")
+    group = root / f"autopsy-{secrets.token_hex(4)}"
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / file).write_text(freeze)
+        if frozen_by_v1:
+            until("the cgroup is frozen", lambda: (group / file).read_text().strip() == "FROZEN")
+        else:
+            until("the cgroup is frozen", lambda: "frozen 1" in (group / "cgroup.events").read_text())
+        yield group
+    finally:
+        (group / file).write_text(thaw)
+        if Path(f"/proc/{pid}").exists():
+            (root / home.lstrip("/") / "cgroup.procs").write_text(str(pid))
+        until("the cgroup is empty", lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def _mounts(kind: str) -> list[Path]:
+    rows = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path(row[1]) for row in rows if row[2] == kind]
+
+
+def _cgroup_of(pid: int, controller: str) -> str:
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            return path
+    return "/"
+
+
+def until(what: str, happened: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    """Wait for something; the test fails when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{seconds:g} s have passed before {what}")
+        time.sleep(0.01)
+
+
+def any_thread_in(pid: int, state: str) -> bool:
+    """Return whether a thread of the process is in that state, such as "D"."""
+    return state in states(pid)
+
+
+@contextmanager
+def guest(
+    which: Build | str,
+    *arguments: str,
+    load: str = "",
+    device: str = "/dev/vda",
+    name: str = "guest",
+    accelerate: tuple[str, ...] | None = None,
+) -> Iterator[Machine]:
+    """Boot the small Linux guest until it says LAB-GUEST-UP; its console is `console(machine)`.
+
+    `load` is JOBS,DEPTH,BLOCK,w|r,rand|seq,SECONDS, run by iogen on `device`.
+    """
+    kernel, initrd = guest_files()
+    words = ["console=ttyS0", "quiet", "mitigations=off", *([f"lab.dev={device}", f"lab.io={load}"] if load else [])]
+    with storage.folder() as place:
+        with qemu(
+            which,
+            *("-kernel", str(kernel), "-initrd", str(initrd), "-append", " ".join(words)),
+            *("-serial", f"file:{place}/console"),
+            *arguments,
+            name=name,
+            memory=512,
+            accelerate=accelerate or (KVM if kvm_works() else ("-accel", "tcg,thread=multi", "-cpu", "max")),
+            place=place,
+        ) as running:
+            running.process.wait_until(
+                "the guest was up", lambda: "LAB-GUEST-UP" in console(running), seconds=GUEST_SECONDS
+            )
+            yield running
+
+
+def console(machine: Machine) -> str:
+    """Return what the guest has written to its serial console."""
+    try:
+        return (machine.monitor.parent / "console").read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def writes_done(machine: Machine, device: str) -> int:
+    """Return how many guest writes QEMU has completed on a device (its qdev id)."""
+    for each in machine.qmp("query-blockstats"):
+        if each.get("qdev", "").startswith(f"/machine/peripheral/{device}/"):
+            return int(each["stats"]["wr_operations"])
+    raise LookupError(device)
+
+
+@contextmanager
+def throttle_deadlock(which: Build | str = "10.0.2") -> Iterator[Machine]:
+    """Bring a QEMU 10.0.2 into the self-deadlock of its throttle group's lock (QEMU issue 3144), for good.
+
+    query-block on it takes the main loop away; query-status answers.
+    """
+    threads = [f"iothread{number}" for number in range(1, 5)]
+    mapping = ",".join(f'{{"iothread":"{thread}"}}' for thread in threads)
+    with storage.folder() as place:
+        image = storage.disk(place / "d.raw", mebibytes=256)
+        with guest(
+            which,
+            *(word for thread in threads for word in ("-object", f"iothread,id={thread}")),
+            *("-blockdev", f"driver=file,filename={image},node-name=f0,aio=native,cache.direct=on"),
+            "-device",
+            f'{{"driver":"virtio-blk-pci","num-queues":4,"iothread-vq-mapping":[{mapping}],"id":"vd0","drive":"f0"}}',
+            *("-smp", "4"),
+            load="8,16,4096,w,rand,100000",
+            name="throttled",
+        ) as running:
+            until("the guest has done 20000 writes", lambda: writes_done(running, "vd0") >= 20000, seconds=GUEST_SECONDS)
+            running.qmp(
+                "block_set_io_throttle",
+                id="/machine/peripheral/vd0/virtio-backend",
+                **{"bps": 0, "bps_rd": 0, "bps_wr": 40000000, "iops": 0, "iops_rd": 0, "iops_wr": 0},
+            )
+            until("a thread waits for a mutex that is its own", lambda: bool(self_deadlocked(running.pid)), seconds=30)
+            yield running
+
+
+def self_deadlocked(pid: int) -> list[int]:
+    """Return the threads that wait for a glibc mutex whose owner they are."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        words = (task / "syscall").read_text().split()
+        if words[0] == "202" and int(words[2], 16) == 0x80 and int(words[3], 16) == 2:  # FUTEX_WAIT_PRIVATE, contended
+            with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+                memory.seek(int(words[1], 16) + 8)  # __owner
+                if int.from_bytes(memory.read(4), "little") == int(task.name):
+                    found.append(int(task.name))
+    return found
+
+
+def leftovers() -> list[str]:
+    """Return what tests have left behind: QEMUs, mounts and loop devices of ours."""
+    found = [line for line in Path("/proc/self/mounts").read_text().splitlines() if re.search(r"/autopsy-\w+/", line)]
+    for each in Path("/sys/block").glob("loop*/loop/backing_file"):
+        backing = each.read_text().strip()
+        if re.search(r"/autopsy-\w+/", backing):
+            found.append(f"{each.parent.parent.name} on {backing}")
+    for child in children():
+        found.append(f"process {child}")
+    return found
+
+
+def children() -> list[str]:
+    """Return the command lines of our own children that are still there (by PID, oldest first)."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [
+        f"{pid}: {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')[:200]}"
+        for pid in listed
+    ]
+
+
+def interrupt(child: subprocess.Popen[bytes]) -> None:
+    """Press Ctrl-C for one child."""
+    child.send_signal(signal.SIGINT)
