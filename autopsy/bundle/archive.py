@@ -1,0 +1,106 @@
+"""The members of a .tar.zst that may come from anybody, one after the other, within bounds."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+import zstandard
+
+from autopsy.errors import DamagedBundle
+
+MOST_MEMBERS = 20_000
+MOST_BYTES = 16 << 30  # unpacked, the core included
+HEADER_ALLOWANCE = 1 << 20  # of tar headers between two members
+MOST_WINDOW = 128 << 20  # what zstd may ask us to keep in memory
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+@-]*)*")
+_REMEDY = "take the bundle from where it was captured again; `tar --zstd -tvf` shows what is in this one"
+
+
+@dataclass(slots=True)
+class _Metered:
+    """A stream that stops a liar: no more bytes come out than the members announced so far account for."""
+
+    stream: IO[bytes]
+    allowance: int = HEADER_ALLOWANCE
+    total: int = 0
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.allowance -= len(data)
+        self.total += len(data)
+        if self.allowance < 0 or self.total > MOST_BYTES:
+            raise ValueError("more bytes than its headers announce, or than any bundle holds")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One regular file: read `stream` before asking for the next member."""
+
+    name: str
+    size: int
+    stream: IO[bytes]
+
+
+def safe_name(name: str) -> str:
+    """Return the member's name without a leading `./`, or raise ValueError for one that could leave its folder."""
+    plain = name.removeprefix("./")
+    if len(plain) > 255 or not _NAME.fullmatch(plain):
+        raise ValueError(f"a file name that no bundle holds: {name[:80]!r}")
+    return plain
+
+
+def members(path: Path) -> Iterator[Member]:
+    """Yield the regular files of the archive in their order.
+
+    Raises:
+        DamagedBundle: not a .tar.zst, cut short, lying about its sizes, or holding anything but plain files.
+    """
+    try:
+        with open(path, "rb") as file:
+            yield from _members(file)
+    except (tarfile.TarError, zstandard.ZstdError, EOFError, ValueError, OverflowError) as error:
+        raise DamagedBundle(str(path), f"not a whole bundle ({error})", remedy=_REMEDY) from error
+    except OSError as error:
+        raise DamagedBundle(str(path), f"cannot be read: {error.strerror}", remedy="check the path") from error
+
+
+def _members(file: IO[bytes]) -> Iterator[Member]:
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW)
+    with decompressor.stream_reader(file, read_across_frames=True) as unpacked:
+        metered = _Metered(unpacked)
+        seen: set[str] = set()
+        with tarfile.open(fileobj=cast("IO[bytes]", metered), mode="r|", bufsize=1 << 16, encoding="utf-8") as tar:
+            while True:
+                metered.allowance = HEADER_ALLOWANCE
+                entry = tar.next()
+                if entry is None:
+                    _nothing_follows(metered)
+                    return
+                if entry.isdir():
+                    continue
+                name = safe_name(entry.name)
+                if not entry.isreg():
+                    raise ValueError(f"{name} is no plain file")
+                if name in seen or len(seen) >= MOST_MEMBERS:
+                    raise ValueError(f"{name} is there twice" if name in seen else "too many files")
+                seen.add(name)
+                metered.allowance += entry.size + HEADER_ALLOWANCE
+                stream = tar.extractfile(entry)
+                if stream is not None:
+                    yield Member(name, entry.size, stream)
+                    while stream.read(1 << 20):  # what was not asked for is read all the same, and counted
+                        pass
+
+
+def _nothing_follows(metered: _Metered) -> None:
+    """Read to the very end: zstd's checksum stands there, and nothing may hide behind the last file."""
+    while data := metered.read(1 << 16):
+        if data.strip(b"\0"):
+            raise ValueError("something follows the end of the archive")

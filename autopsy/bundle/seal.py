@@ -1,0 +1,149 @@
+"""Packs a staging folder into a sealed bundle: written, fsynced, renamed, read back, verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+import msgspec
+import zstandard
+
+from autopsy.bundle import names
+from autopsy.bundle.schema import FileRecord, Manifest
+from autopsy.bundle.verify import verify
+from autopsy.errors import NotStored
+
+LEVEL = 3
+# The core comes last, so that whoever wants only the small evidence can stop reading before it.
+ORDER = (names.README, names.DIAGNOSIS, names.REPORT)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A bundle that lies on its disk and was read back from there: the licence to kill.
+
+    Only `seal` makes one.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+
+
+def seal(staging: Path, destination: Path, manifest: Manifest, *, leave_out: frozenset[str] = frozenset()) -> Sealed:
+    """Pack `staging` into `destination` and return its seal. The staging folder is left as it is.
+
+    Raises:
+        NotStored: anything at all went wrong; no half-written bundle is left under the final name.
+    """
+    temporary = destination.with_name(f".{destination.name}.partial")
+    if destination.exists():
+        raise NotStored(str(destination), "is there already", remedy=f"the evidence lies in {staging}")
+    try:
+        files = tuple(_record(staging, name) for name in _in_order(staging) if name not in leave_out)
+        digest = _pack(staging, temporary, msgspec.structs.replace(manifest, files=files))
+        temporary.rename(destination)
+        _sync_folder(destination.parent)
+        _read_back(destination, digest)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        destination.unlink(missing_ok=True)
+        raise NotStored(
+            str(destination),
+            f"the bundle could not be stored ({error})",
+            remedy=f"nothing was killed; the evidence lies in {staging}",
+        ) from error
+    return Sealed(destination, digest, destination.stat().st_size)
+
+
+def _read_back(destination: Path, digest: str) -> None:
+    if verify(destination, from_disk=True).sha256 != digest:
+        raise ValueError("what was read back is not what was written")
+
+
+def _in_order(staging: Path) -> list[str]:
+    found = [str(Path(parent, file).relative_to(staging)) for parent, _, files in os.walk(staging) for file in files]
+    found = [name for name in found if name != names.MANIFEST]
+    rank = {name: place for place, name in enumerate(ORDER)}
+    return sorted(found, key=lambda name: (name in (names.CORE, names.BINARY), rank.get(name, len(ORDER)), name))
+
+
+def _record(staging: Path, name: str) -> FileRecord:
+    with open(staging / name, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return FileRecord(path=name, size=os.fstat(stream.fileno()).st_size, sha256=digest)
+
+
+class _Hashing:
+    """A file that knows the SHA-256 of what was written to it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.stream.write(data)
+
+
+def _pack(staging: Path, temporary: Path, manifest: Manifest) -> str:
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        hashing = _Hashing(file)
+        with (
+            zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).stream_writer(
+                cast("IO[bytes]", hashing), closefd=False
+            ) as packed,
+            tarfile.open(fileobj=packed, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 20) as tar,
+        ):
+            _put_manifest(staging, tar, manifest)
+            for record in manifest.files:
+                with open(staging / record.path, "rb") as stream:
+                    entry = _entry(record.path, record.size, manifest)
+                    tar.addfile(entry, stream)
+        file.flush()
+        os.fsync(file.fileno())
+        return hashing.digest.hexdigest()
+
+
+def _put_manifest(staging: Path, tar: tarfile.TarFile, manifest: Manifest) -> None:
+    data = encode_manifest(manifest)
+    path = staging / names.MANIFEST
+    path.write_bytes(data)
+    with open(path, "rb") as stream:
+        tar.addfile(_entry(names.MANIFEST, len(data), manifest), stream)
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return manifest.json's bytes, indented for eyes."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def _entry(name: str, size: int, manifest: Manifest) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.size = size
+    entry.mode = 0o600
+    entry.mtime = int(_seconds(manifest.began.utc))
+    return entry
+
+
+def _seconds(utc: str) -> float:
+    from datetime import datetime  # noqa: PLC0415 - only a seal needs it; `autopsy --help` does not
+
+    try:
+        return datetime.fromisoformat(utc).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
