@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -41,11 +42,22 @@ class _Metered:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One regular file: read `stream` before asking for the next member."""
+    """One regular file, to be read before the next one is asked for."""
 
+    archive: Path
     name: str
     size: int
     stream: IO[bytes]
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield what is left of the file's bytes, a MiB at a time.
+
+        Raises:
+            DamagedBundle: the archive ends inside the file.
+        """
+        with _said_as_damage(self.archive):
+            while part := self.stream.read(1 << 20):
+                yield part
 
 
 def safe_name(name: str) -> str:
@@ -62,16 +74,21 @@ def members(path: Path) -> Iterator[Member]:
     Raises:
         DamagedBundle: not a .tar.zst, cut short, lying about its sizes, or holding anything but plain files.
     """
+    with _said_as_damage(path), open(path, "rb") as file:
+        yield from _members(path, file)
+
+
+@contextmanager
+def _said_as_damage(path: Path) -> Iterator[None]:
     try:
-        with open(path, "rb") as file:
-            yield from _members(file)
+        yield
     except (tarfile.TarError, zstandard.ZstdError, EOFError, ValueError, OverflowError) as error:
         raise DamagedBundle(str(path), f"not a whole bundle ({error})", remedy=_REMEDY) from error
     except OSError as error:
         raise DamagedBundle(str(path), f"cannot be read: {error.strerror}", remedy="check the path") from error
 
 
-def _members(file: IO[bytes]) -> Iterator[Member]:
+def _members(path: Path, file: IO[bytes]) -> Iterator[Member]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW)
     with decompressor.stream_reader(file, read_across_frames=True) as unpacked:
         metered = _Metered(unpacked)
@@ -94,8 +111,9 @@ def _members(file: IO[bytes]) -> Iterator[Member]:
                 metered.allowance += entry.size + HEADER_ALLOWANCE
                 stream = tar.extractfile(entry)
                 if stream is not None:
-                    yield Member(name, entry.size, stream)
-                    while stream.read(1 << 20):  # what was not asked for is read all the same, and counted
+                    member = Member(path, name, entry.size, stream)
+                    yield member
+                    for _ in member.parts():  # what nobody asked for is read all the same, and counted
                         pass
 
 

@@ -99,7 +99,7 @@ class Uring(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """An AioContext. `name` is `main`, `iohandler` or the iothread's id; `tid` is the thread that runs it, 0 if unknown."""
+    """An AioContext. `name` is `main`, `iohandler` or the iothread's id; `tid` is who runs it, 0 if unknown."""
 
     address: int
     name: str
@@ -122,7 +122,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ThreadLocals(msgspec.Struct, frozen=True, kw_only=True):
-    """One thread's own variables: the context that it runs, the coroutine it is in, whether it thinks it has the BQL."""
+    """One thread's own variables: the context that it runs, the coroutine it is in, whether it has the BQL."""
 
     tid: int
     context: int

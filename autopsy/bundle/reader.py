@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from autopsy.bundle import names
-from autopsy.bundle.archive import Member, members, safe_name
+from autopsy.bundle.archive import members, safe_name
 from autopsy.bundle.schema import SCHEMA, Manifest
 from autopsy.errors import DamagedBundle, NewerBundle, UsageError
 
@@ -54,7 +54,7 @@ class Bundle:
         for member in members(self.path):
             if member.name == name:
                 with open(destination, "xb") as stream:
-                    shutil.copyfileobj(member.stream, stream, 1 << 20)
+                    stream.writelines(member.parts())
                 return True
         return False
 
@@ -82,18 +82,11 @@ def open_bundle(path: Path) -> Bundle:
         total += member.size
         if member.size > MOST_IN_MEMORY or total > MOST_ALTOGETHER:
             raise DamagedBundle(str(path), f"{member.name} is larger than evidence can be", remedy="do not trust it")
-        files[member.name] = _whole(path, member)
+        files[member.name] = b"".join(member.parts())
     manifest = decode_manifest(path, files.get(names.MANIFEST, b""))
     if missing := {record.path for record in manifest.files} - set(listing):
         raise DamagedBundle(str(path), f"{min(missing)} is missing", remedy="copy the bundle again; do not trust it")
     return Bundle(path, manifest, sealed=True, files=files, listing=tuple(listing))
-
-
-def _whole(path: Path, member: Member) -> bytes:
-    data = member.stream.read()
-    if len(data) != member.size:
-        raise DamagedBundle(str(path), f"{member.name} is cut short", remedy="copy the bundle again")
-    return data
 
 
 def decode_manifest(path: Path, data: bytes) -> Manifest:

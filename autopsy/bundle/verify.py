@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from autopsy.bundle import names
 from autopsy.bundle.archive import members
@@ -41,14 +41,14 @@ def verify(path: Path, *, from_disk: bool = False) -> Verified:
     found: dict[str, tuple[int, str]] = {}
     for member in members(path):
         if member.name == names.MANIFEST:
-            manifest_data = member.stream.read(MOST_IN_MEMORY)
+            manifest_data = b"".join(member.parts()) if member.size <= MOST_IN_MEMORY else b""
         else:
-            found[member.name] = _digest(member.stream)
+            found[member.name] = _digest(member.parts())
     manifest = decode_manifest(path, manifest_data)
     _compare(path, manifest, found)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Verified(manifest, digest, len(found))
+    return Verified(manifest, digest, len(manifest.files))
 
 
 def _verify_folder(path: Path) -> Verified:
@@ -57,7 +57,7 @@ def _verify_folder(path: Path) -> Verified:
     for name in bundle.names():
         if name != names.MANIFEST:
             with open(path / name, "rb") as stream:
-                found[name] = _digest(stream)
+                found[name] = _digest(iter(lambda: stream.read(1 << 20), b""))
     if not bundle.manifest.files:
         raise DamagedBundle(
             str(path),
@@ -65,13 +65,13 @@ def _verify_folder(path: Path) -> Verified:
             remedy=f"`autopsy seal {path}` seals what is there",
         )
     _compare(path, bundle.manifest, found)
-    return Verified(bundle.manifest, "", len(found))
+    return Verified(bundle.manifest, "", len(bundle.manifest.files))
 
 
-def _digest(stream: IO[bytes]) -> tuple[int, str]:
+def _digest(parts: Iterator[bytes]) -> tuple[int, str]:
     digest = hashlib.sha256()
     size = 0
-    while part := stream.read(1 << 20):
+    for part in parts:
         digest.update(part)
         size += len(part)
     return size, digest.hexdigest()
