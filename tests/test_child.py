@@ -21,7 +21,7 @@ def test_an_error_comes_back_in_its_own_words() -> None:
     def work() -> bytes:
         raise FileNotFoundError(2, "No such file", "/nowhere")
 
-    with pytest.raises(ChildFailed, match="FileNotFoundError.*nowhere"):
+    with pytest.raises(ChildFailed, match=r"FileNotFoundError.*nowhere"):
         in_child(work, 10)
 
 

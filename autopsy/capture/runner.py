@@ -1,0 +1,156 @@
+"""Runs the steps in their order, each in a child that may be abandoned, and lets no error past itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from autopsy.bundle.schema import LeftBehind, OutcomeName, StepRecord
+from autopsy.capture.child import ChildFailed, ChildTimedOut, collect, spawn
+from autopsy.capture.staging import Staging
+from autopsy.capture.step import Collected, Deadline, Failed, Options, Outcome, Scene, Skipped, Step, TimedOut
+from autopsy.capture.target import Target
+
+LEAST_SECONDS = 0.2  # with less left of the budget a step is not begun
+
+
+class Watcher(Protocol):
+    """Whoever shows the steps to a person; every method returns at once."""
+
+    def began(self, step: Step) -> None:
+        """Take note that a step began."""
+
+    def ended(self, record: StepRecord) -> None:
+        """Take note of how a step went."""
+
+    def tick(self) -> None:
+        """Refresh what is shown; called about ten times a second."""
+
+
+class Interrupted(Exception):
+    """A person asked us to stop: the step at hand is ended, the rest are skipped, what is there is sealed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    outcome: Outcome
+    left_behind: tuple[LeftBehind, ...] = ()
+
+
+class _Wire(msgspec.Struct, frozen=True):
+    """An outcome on its way through the pipe."""
+
+    kind: OutcomeName
+    why: str
+    stop_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one capture runs with. `note` is given all records so far before they are made durable."""
+
+    target: Target
+    options: Options
+    staging: Staging
+    budget: Deadline
+    watcher: Watcher
+    note: Callable[[tuple[StepRecord, ...]], None]
+
+
+def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
+    """Run every step and return how each went.
+
+    Never raises: a step that cannot even be begun is Failed or Skipped.
+    """
+    records: list[StepRecord] = []
+    interrupted = False
+    for step in plan:
+        it.watcher.began(step)
+        start = time.monotonic_ns()
+        if interrupted:
+            answer = _Answer(Skipped("the capture was interrupted"))
+        elif it.budget.left() < LEAST_SECONDS:
+            answer = _Answer(Skipped("the budget is spent"))
+        else:
+            try:
+                answer = _run(step, it)
+            except Interrupted:
+                interrupted = True
+                answer = _Answer(Failed("interrupted"))
+        record = _record(step, answer, start)
+        records.append(record)
+        it.note(tuple(records))
+        if not interrupted and not isinstance(answer.outcome, Skipped):
+            it.staging.settle(max(LEAST_SECONDS, it.budget.left()))
+        it.watcher.ended(record)
+    return tuple(records)
+
+
+def _run(step: Step, it: Run) -> _Answer:
+    seconds = min(step.deadline, it.budget.left())
+    it.staging.folder(step.name)
+    scene = Scene(it.target, it.options, it.staging.work, step.name, Deadline(seconds))
+    child = spawn(lambda: msgspec.json.encode(_wire(_collect(step, scene))))
+    try:
+        return _Answer(_from_wire(collect(child, seconds + LEAST_SECONDS, it.watcher.tick)))
+    except ChildTimedOut as error:
+        left = (error.left_behind,) if error.left_behind else ()
+        return _Answer(TimedOut(f"no end within {seconds:.1f} s" + _last_words(left)), left)
+    except ChildFailed as error:
+        return _Answer(Failed(str(error)))
+
+
+def _last_words(left: tuple[LeftBehind, ...]) -> str:
+    return "".join(f"; process {one.pid} of ours sleeps in {one.wchan} (state {one.state})" for one in left)
+
+
+def _collect(step: Step, scene: Scene) -> Outcome:
+    try:
+        return step.collect(scene)
+    except Exception as error:  # noqa: BLE001 - a collector's bug must not cost the next step its evidence
+        if scene.deadline.expired():
+            return TimedOut(f"no end within its deadline ({type(error).__name__}: {error})")
+        return Failed(f"{type(error).__name__}: {error}")
+
+
+def _wire(outcome: Outcome) -> _Wire:
+    match outcome:
+        case Collected(why, stop_ns):
+            return _Wire("Collected", why, stop_ns)
+        case TimedOut(why):
+            return _Wire("TimedOut", why, 0)
+        case Failed(why):
+            return _Wire("Failed", why, 0)
+        case Skipped(why):
+            return _Wire("Skipped", why, 0)
+
+
+def _from_wire(data: bytes) -> Outcome:
+    wire = msgspec.json.decode(data, type=_Wire)
+    match wire.kind:
+        case "Collected":
+            return Collected(wire.why, wire.stop_ns)
+        case "TimedOut":
+            return TimedOut(wire.why)
+        case "Failed":
+            return Failed(wire.why)
+        case "Skipped":
+            return Skipped(wire.why)
+
+
+def _record(step: Step, answer: _Answer, start: int) -> StepRecord:
+    wire = _wire(answer.outcome)
+    return StepRecord(
+        name=step.name,
+        impact=step.impact.value,
+        outcome=wire.kind,
+        why=wire.why,
+        stop_ns=wire.stop_ns,
+        start_ns=start,
+        end_ns=time.monotonic_ns(),
+        left_behind=answer.left_behind,
+    )
