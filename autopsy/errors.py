@@ -77,3 +77,7 @@ class DamagedBundle(AutopsyError):
 
 class NewerBundle(DamagedBundle):
     """The bundle was written by a newer autopsy than this one can read."""
+
+
+class ExaminationFailed(AutopsyError):
+    """A part of the frozen evidence could not be worked out; what was collected stays."""

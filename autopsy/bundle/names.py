@@ -49,6 +49,7 @@ QMP = "qmp.jsonl"  # records.QmpExchange, one a line
 BACKTRACE = "backtrace.txt"  # what gdb printed for `thread apply all bt`
 THREADS = "threads.json"  # records.ThreadStack[]
 COROUTINES = "coroutines.json"  # records.Coroutine[]
+COROUTINES_TEXT = "coroutines.txt"  # the same for eyes: identical stacks grouped, with their count
 LOCKS = "locks.json"  # records.LockGraph
 MAIN_LOOP = "main-loop.json"  # records.MainLoop
 MODULES = "modules.json"  # records.Module[]
