@@ -1,0 +1,31 @@
+"""What every part of an examination sees of the frozen process."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from autopsy.bundle.records import Coroutine, ThreadStack
+from autopsy.examine.core import Core
+from autopsy.examine.frozen import Frozen
+from autopsy.examine.symbols import Symbols
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """The frozen process, opened. `second` is the second exposure, readable by itself; `ends_at` is on time.monotonic.
+
+    `threads` and `coroutines` are empty where they could not be unwound.
+    """
+
+    frozen: Frozen
+    core: Core
+    second: Core | None
+    symbols: Symbols
+    threads: tuple[ThreadStack, ...]
+    coroutines: tuple[Coroutine, ...]
+    ends_at: float
+
+    def left(self) -> float:
+        """Return the seconds that are left, never less than zero."""
+        return max(0.0, self.ends_at - time.monotonic())
