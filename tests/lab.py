@@ -17,6 +17,7 @@ import pytest
 
 from autopsy.drill import storage
 from autopsy.drill.machine import Machine, start_machine
+from autopsy.drill.machine import of_device as of_device  # noqa: PLC0414 - tests read it from here
 from autopsy.drill.process import Process, states
 from autopsy.drill.storage import FileSystem, FuseExport, NbdServer
 
@@ -119,7 +120,8 @@ def qemu(
     place: Path | None = None,
 ) -> Iterator[Machine]:
     """Run a QEMU: `.pid`, `.monitor` (the socket for the code under test), `.qmp(command, **arguments)`,
-    `.hmp(line)`, `.qemu_io("disk0", "aio_write 0 4k")`, `.process.stop()`, `.process.log`.
+    `.hmp(line)`, `.qemu_io("disk0", "aio_write 0 4k")` for a -drive's id, `.qemu_io(of_device("vd0"), …)` for a
+    -blockdev behind a virtio disk; `.process.stop()`, `.process.log`.
 
     Our own questions go to a second monitor. Always killed and waited for on the way out.
     Storage that it hangs on must be set free first: enter `frozen()` or `stopped()` inside this context.
@@ -139,6 +141,8 @@ def qemu(
             accelerate=accelerate,
             own_control=True,
         )
+
+
 
 
 folder = storage.folder
@@ -236,6 +240,11 @@ def any_thread_in(pid: int, state: str) -> bool:
     return state in states(pid)
 
 
+def waits_in(pid: int, wchan: str) -> bool:
+    """Return whether a thread sleeps in a kernel function whose name has `wchan` in it (a FUSE wait is S or D)."""
+    return any(wchan in each.read_text() for each in Path(f"/proc/{pid}/task").glob("*/wchan"))
+
+
 @contextmanager
 def guest(
     which: Build | str,
@@ -243,7 +252,7 @@ def guest(
     load: str = "",
     device: str = "/dev/vda",
     name: str = "guest",
-    accelerate: tuple[str, ...] | None = None,
+    accelerate: tuple[str, ...] = ("-accel", "tcg,thread=multi", "-cpu", "max"),  # a nested KVM may not boot it
 ) -> Iterator[Machine]:
     """Boot the small Linux guest until it says LAB-GUEST-UP; its console is `console(machine)`.
 
@@ -259,7 +268,7 @@ def guest(
             *arguments,
             name=name,
             memory=512,
-            accelerate=accelerate or (KVM if kvm_works() else ("-accel", "tcg,thread=multi", "-cpu", "max")),
+            accelerate=accelerate,
             place=place,
         ) as running:
             running.process.wait_until(

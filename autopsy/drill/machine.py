@@ -56,10 +56,16 @@ class Machine:
     def qemu_io(self, target: str, command: str, *, within: float = ANSWER_SECONDS) -> str:
         """Put I/O in flight without a guest.
 
-        `target` is the id of a drive, or `-d <id>` for a device's. A bare node name makes a block backend for one
-        command, and its end drains: with `aio_*` on a stuck node that takes the main loop with it.
+        `target` is the id of a -drive, or `of_device(id)` for a -blockdev that a virtio disk uses. A bare node name
+        makes a block backend for one command, whose end drains: with `aio_*` on a stuck node that takes the main loop
+        with it. So does a -drive that no device uses, on storage that does not answer: its file is opened again.
         """
         return self.hmp(f'qemu-io {target} "{command}"', within=within)
+
+
+def of_device(name: str) -> str:
+    """Return what `qemu_io` calls the block backend inside a virtio disk."""
+    return f"-d /machine/peripheral/{name}/virtio-backend"
 
 
 def find_qemu() -> Path:

@@ -82,11 +82,11 @@ class Process:
 
     def _broken(self, cause: str) -> AutopsyError:
         tail = self.log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()
-        command = " ".join(map(str, self.child.args)) if isinstance(self.child.args, list) else ""
+        command = " ".join(map(str, self.child.args)) if isinstance(self.child.args, list) else str(self.child.args)
         return AutopsyError(
             f"process {self.pid}",
-            cause,
-            remedy=f"It was started as: {command}\nIt said: {tail or '(nothing)'}",
+            f"{cause}; it said: {tail or '(nothing)'}",
+            remedy=f"it was started as: {command}",
         )
 
 
