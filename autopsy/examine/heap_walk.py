@@ -1,0 +1,172 @@
+"""Walk QEMU's heap by DWARF, in a process of its own: drgn reads hostile debug information in C.
+
+    python -m autopsy.examine.heap_walk < REQUEST
+
+The request comes on stdin; each line on stdout is a whole heap_records.Heap, every one better than the one before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import drgn
+import msgspec
+
+from autopsy.bundle.heap_loops import ThreadLocals
+from autopsy.bundle.heap_records import BlockNode, Exposure, Heap, TrackedRequest
+from autopsy.examine import heap_block, heap_control, heap_device, heap_loop, heap_objects, heap_throttle
+from autopsy.examine.core import Core, CoreError, Extent
+from autopsy.examine.heap_shape import Walk
+
+MOST_MEMORY = 4 << 30
+MOST_OUTPUT = 256 << 20
+PR_SET_PDEATHSIG = 1
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to walk. Times are when the exposures were frozen; `polled` are the fds that some thread polls."""
+
+    core: str
+    debug: str
+    frozen_at_ns: int
+    seconds: float
+    second_core: str = ""
+    second_at_ns: int = 0
+    polled: tuple[int, ...] | None = None
+
+
+def main() -> None:
+    """Answer one request."""
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    _confine(request.seconds)
+    began = time.monotonic()
+    program, notes = _program(request)
+    core = Core(Path(request.core))
+    first = _exposure(program, core, request, request.frozen_at_ns, notes)
+    _tell(Heap(first=first, symbols=request.debug, ms=_since(began)))
+    if not request.second_core:
+        return
+    try:
+        delta = Core(Path(request.second_core))
+    except CoreError as error:
+        sys.stderr.write(f"the second core: {error}\n")
+        return
+    for extent in delta.extents:
+        _lay_over(program, extent)
+    second = _exposure(program, delta, request, request.second_at_ns, [])
+    first = msgspec.structs.replace(first, nodes=_compare(first.nodes, second.nodes))
+    _tell(Heap(first=first, second=second, symbols=request.debug, ms=_since(began)))
+
+
+def _confine(seconds: float) -> None:
+    """Give this process nothing but what it needs, and end it with its parent."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    logging.disable(logging.CRITICAL)  # drgn warns of every DWARF operation that it does not know
+    cpu = int(seconds * (os.cpu_count() or 1)) + 1
+    for limit, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, MOST_MEMORY),
+        (resource.RLIMIT_FSIZE, MOST_OUTPUT),
+        (resource.RLIMIT_CPU, cpu),
+    ):
+        _, hard = resource.getrlimit(limit)
+        wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(limit, (wanted, wanted))
+
+
+def _program(request: Request) -> tuple[drgn.Program, list[str]]:
+    program = drgn.Program()
+    program.set_core_dump(request.core)
+    if hasattr(program, "set_enabled_debug_info_finders"):  # since drgn 0.0.30; DEBUGINFOD_URLS is unset besides
+        program.set_enabled_debug_info_finders([])
+    try:
+        program.load_debug_info([request.debug])
+    except drgn.MissingDebugInfoError as error:
+        return program, [f"debug information: {str(error)[:200]}"]
+    return program, []
+
+
+def _lay_over(program: drgn.Program, extent: Extent) -> None:
+    """Let the second exposure's bytes take the place of the first's."""
+
+    def read(_address: int, count: int, offset: int, _physical: bool) -> bytes:  # noqa: FBT001 - drgn's signature
+        return extent.source[extent.offset + offset : extent.offset + offset + count]
+
+    program.add_memory_segment(extent.start, extent.end - extent.start, read)
+
+
+def _exposure(program: drgn.Program, core: Core, request: Request, taken_ns: int, notes: list[str]) -> Exposure:
+    walk = Walk(program, taken_ns, None if request.polled is None else frozenset(request.polled), notes)
+    threads = heap_objects.thread_locals(walk, core)
+    heap_objects.name_contexts(walk)
+    runners = _runners(threads)
+    devices = heap_device.disk_devices(walk)
+    return Exposure(
+        taken_ns=taken_ns,
+        run_state=walk.value("run state", heap_control.run_state, ""),
+        migration=walk.value("migration", heap_control.migration, ""),
+        bql=walk.value("BQL", heap_control.bql, None),
+        graph_lock=walk.value("graph lock", heap_block.graph_lock, None),
+        aio_waiters=walk.value("AIO_WAIT_WHILE", heap_control.aio_waiters, None),
+        drain_all_count=walk.value("drains", heap_control.drain_all_count, None),
+        dispatcher_busy=walk.value("QMP dispatcher", heap_control.dispatcher_busy, None),
+        threads=threads,
+        backends=heap_block.backends(walk),
+        nodes=heap_block.nodes(walk),
+        throttle_groups=heap_throttle.throttle_groups(walk),
+        contexts=heap_loop.contexts(walk, runners),
+        jobs=heap_control.jobs(walk),
+        nbd_clients=heap_block.nbd_clients(walk),
+        virtqueues=heap_device.virtqueues(walk, devices),
+        scsi_devices=heap_device.scsi_devices(walk, devices),
+        lsi=heap_device.lsi(walk, devices),
+        monitors=heap_control.monitors(walk),
+        notes=tuple(walk.notes),
+    )
+
+
+def _compare(first: tuple[BlockNode, ...], second: tuple[BlockNode, ...]) -> tuple[BlockNode, ...]:
+    """Say of each request whether the second exposure still holds it, at the same place and of the same coroutine."""
+    later = {_identity(request) for node in second for request in node.requests}
+    return tuple(
+        msgspec.structs.replace(
+            node,
+            requests=tuple(
+                msgspec.structs.replace(request, since_first="stuck" if _identity(request) in later else "gone")
+                for request in node.requests
+            ),
+        )
+        for node in first
+    )
+
+
+def _identity(request: TrackedRequest) -> tuple[int, int, int, str, int]:
+    return request.address, request.offset, request.bytes, request.type, request.coroutine
+
+
+def _runners(threads: tuple[ThreadLocals, ...]) -> dict[int, int]:
+    """Return which thread runs which AioContext: the first to say so, which in a core is the main thread."""
+    runners: dict[int, int] = {}
+    for thread in threads:
+        runners.setdefault(thread.context, thread.tid)
+    return runners
+
+
+def _tell(heap: Heap) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(heap) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _since(began: float) -> float:
+    return round((time.monotonic() - began) * 1e3, 1)
+
+
+if __name__ == "__main__":
+    main()
