@@ -172,6 +172,12 @@ class Elf:
         return ".dynsym" in self.sections and self.sections[".dynsym"].kind == SHT_DYNSYM
 
     @cached_property
+    def imports(self) -> bytes:
+        """Return the names, each between NULs, that the file looks for in others, among those it exports."""
+        place = self.sections.get(".dynstr")
+        return self._section(place) if place else b""
+
+    @cached_property
     def functions(self) -> Table:
         """Return the functions that .symtab, .gnu_debugdata and .dynsym name."""
         return self._table(FUNCTIONS)
