@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
-from autopsy.bundle.records import AioRing, Frame, QmpExchange, UringState
+from autopsy.bundle import heap_records
+from autopsy.bundle.records import AioRing, Frame, PollSet, QmpExchange, UringState
 from autopsy.facts.cite import Cite, Fact
 
 
@@ -444,6 +445,7 @@ class Facts:
     locks: Fact[Locks]
     main_loop: Fact[MainLoopFact]
     descriptors: Fact[tuple[Descriptor, ...]]
+    polls: Fact[tuple[PollSet, ...]]
     sockets: Fact[tuple[SocketFact, ...]]
     rings: Fact[RingsFact]
     host: HostFacts
@@ -452,3 +454,5 @@ class Facts:
     monitor: MonitorFact
     migration: Fact[str]
     symbols: Fact[str]
+    heap: Fact[heap_records.Exposure]
+    heap_again: Fact[heap_records.Exposure]

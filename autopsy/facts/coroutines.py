@@ -1,0 +1,158 @@
+"""Parked coroutines: where each waits, whether it moved, and whose request it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autopsy.bundle import heap_records, names, records
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
+from autopsy.facts.evidence import Evidence
+from autopsy.facts.evidence import records as decode
+from autopsy.facts.model import CoroutineFact, Park
+from autopsy.facts.parkpoints import park_point
+
+HEAP = names.evidence(names.GDB_THREADS, names.HEAP)
+
+
+def gather(evidence: Evidence, heap: Fact[heap_records.Exposure]) -> Fact[tuple[CoroutineFact, ...]]:
+    """Return every parked coroutine; `disk` is told where the heap shows whose request it is."""
+    found = decode(evidence, names.GDB_THREADS, names.COROUTINES, tuple[records.Coroutine, ...])
+    if isinstance(found, Unknown):
+        return found
+    nodes = _nodes(heap)
+    disks = _disks(heap)
+    facts = []
+    for index, coroutine in enumerate(found.value):
+        if coroutine.state != "parked":
+            continue
+        park, named_by = park_point(coroutine.frames)
+        cite = Cite(found.cite.file, coroutine.line, f"coroutine {coroutine.address:#x}, number {index}")
+        facts.append(
+            CoroutineFact(
+                address=coroutine.address,
+                park=park,
+                named_by=named_by,
+                frames=coroutine.frames,
+                stuck=_stuck(coroutine, cite),
+                context=coroutine.context,
+                locks_held=coroutine.locks_held,
+                scheduled_by=coroutine.scheduled_by,
+                node=_by_address(nodes, coroutine.address, heap),
+                disk=_by_address(disks, coroutine.address, heap),
+                cite=cite,
+            )
+        )
+    return Known(tuple(facts), found.cite)
+
+
+def _stuck(coroutine: records.Coroutine, cite: Cite) -> Fact[bool]:
+    match coroutine.since_first:
+        case "stuck":
+            return Known(value=True, cite=cite)
+        case "moved" | "gone" | "new":
+            return Known(value=False, cite=cite)
+        case "unknown":
+            return Unknown(names.evidence(names.SECOND_EXPOSURE, names.FREEZE_RECORD), "there was one exposure only")
+
+
+def _by_address(found: Mapping[int, str], address: int, heap: Fact[heap_records.Exposure]) -> Fact[str]:
+    if address in found:
+        return Known(found[address], Cite(HEAP, 0, f"coroutine {address:#x}"))
+    if isinstance(heap, Unknown):
+        return heap
+    return Unknown(HEAP, "no tracked request or queue names this coroutine")
+
+
+def _nodes(heap: Fact[heap_records.Exposure]) -> dict[int, str]:
+    """Map each coroutine to the lowest block node that tracks its request: the last one it entered."""
+    if isinstance(heap, Unknown):
+        return {}
+    found: dict[int, str] = {}
+    parents = {edge.node_name for node in heap.value.nodes for edge in node.children}
+    # A request is tracked by every node on its way down; children after parents, so that the lowest stays.
+    for node in sorted(heap.value.nodes, key=lambda each: (each.node_name in parents, not each.children)):
+        for request in node.requests:
+            found[request.coroutine] = node.node_name
+        for waiter in node.flush_waiters:
+            found[waiter] = node.node_name
+    for client in heap.value.nbd_clients:
+        for slot in client.requests:
+            found[slot.coroutine] = client.node_name
+    return {coroutine: node for coroutine, node in found.items() if coroutine}
+
+
+def _disks(heap: Fact[heap_records.Exposure]) -> dict[int, str]:
+    """Map each coroutine to the backend (by name, device, or node) whose request it carries."""
+    if isinstance(heap, Unknown):
+        return {}
+    found: dict[int, str] = {}
+    for backend in heap.value.backends:
+        title = backend.name or backend.device or backend.node_name
+        for coroutine in backend.queued_requests + _queued(heap.value, backend.address):
+            found[coroutine] = title
+        for node in chain(heap.value, backend.node_name):
+            for coroutine in _queued(heap.value, node.address) + _carried(heap.value, node):
+                found.setdefault(coroutine, title)
+    return {coroutine: disk for coroutine, disk in found.items() if coroutine}
+
+
+def chain(exposure: heap_records.Exposure, top: str) -> list[heap_records.BlockNode]:
+    """Return the node and all below it; a graph that a hostile process made to be a ring ends all the same."""
+    by_name = {node.node_name: node for node in exposure.nodes}
+    below, found = [top], dict[str, heap_records.BlockNode]()
+    while below and len(found) < 256:
+        node = by_name.get(below.pop(0))
+        if node is not None and node.node_name not in found:
+            found[node.node_name] = node
+            below += [edge.node_name for edge in node.children]
+    return list(found.values())
+
+
+def _queued(exposure: heap_records.Exposure, owner: int) -> tuple[int, ...]:
+    """Return the coroutines in the throttle queues of a backend or a filter node."""
+    members = (member for group in exposure.throttle_groups for member in group.members)
+    return tuple(
+        waiter for member in members if member.owner_address == owner for queue in member.queued for waiter in queue
+    )
+
+
+def _carried(exposure: heap_records.Exposure, node: heap_records.BlockNode) -> tuple[int, ...]:
+    """Return the coroutines whose request this node tracks, or that wait inside its driver."""
+    clients = [client for client in exposure.nbd_clients if client.node_name == node.node_name]
+    slots = tuple(slot.coroutine for client in clients for slot in client.requests)
+    waiting = tuple(waiter for client in clients for waiter in client.waiting_for_slot)
+    return tuple(request.coroutine for request in node.requests) + node.flush_waiters + slots + waiting
+
+
+DISK_PARKS = frozenset(
+    {
+        Park.THROTTLE,
+        Park.THROTTLE_LOCK,
+        Park.DRAINED,
+        Park.SERIALISING,
+        Park.FLUSH_QUEUE,
+        Park.FLUSH,
+        Park.GRAPH_LOCK,
+        Park.BLKDEBUG,
+        Park.THREADS,
+        Park.LINUX_AIO,
+        Park.IO_URING,
+        Park.NBD_REPLY,
+        Park.NBD_CONNECT,
+        Park.NBD_SEND,
+        Park.NBD_SLOT,
+        Park.RBD,
+        Park.ISCSI,
+        Park.NFS,
+        Park.CURL,
+        Park.SSH,
+        Park.GLUSTER,
+        Park.BLKIO,
+        Park.NVME,
+        Park.QCOW2_LOCK,
+        Park.QCOW2_DEPENDENCY,
+        Park.QCOW2_THREADS,
+        Park.TASK_POOL,
+        Park.COPY_BEFORE_WRITE,
+    }
+)

@@ -1,0 +1,90 @@
+"""Open descriptors, joined with the poll sets that they are in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from autopsy.bundle import names, records
+from autopsy.bundle.sections import Section
+from autopsy.facts.cite import Cite, Fact, Known
+from autopsy.facts.evidence import Evidence, missing, section_map, text
+from autopsy.facts.evidence import records as decode
+from autopsy.facts.model import Descriptor
+from autopsy.facts.threads import fields, int_of
+
+SOCKET = re.compile(r"socket:\[(\d+)\]")
+EPOLL_TARGET = re.compile(r"^tfd:\s*(\d+)", re.MULTILINE)
+KINDS = (
+    ("anon_inode:[eventfd]", "eventfd"),
+    ("anon_inode:[eventpoll]", "epoll"),
+    ("anon_inode:[timerfd]", "timerfd"),
+    ("anon_inode:[io_uring]", "io_uring"),
+    ("anon_inode:kvm-", "kvm"),
+    ("/dev/kvm", "kvm"),
+    ("pipe:", "pipe"),
+    ("socket:", "socket"),
+)
+
+
+def gather(evidence: Evidence) -> Fact[tuple[Descriptor, ...]]:
+    """Return every descriptor that the best reading holds."""
+    step = next((each for each in (names.PROC_FDS, names.WITNESS) if section_map(evidence, each, names.FDS)), "")
+    if not step:
+        return missing(evidence, names.PROC_FDS, names.FDS)
+    path = names.evidence(step, names.FDS)
+    found = section_map(evidence, step, names.FDS)
+    polled = _polled(evidence, found)
+    descriptors = []
+    for name, section in found.items():
+        fd = int_of(name.removeprefix("fd/")) if name.startswith("fd/") else None
+        if fd is None or section.error:
+            continue
+        descriptors.append(_descriptor(fd, text(section).rstrip("\n"), found, polled, Cite(path, section.line, name)))
+    return Known(tuple(descriptors), Cite(path))
+
+
+def _descriptor(
+    fd: int, target: str, found: Mapping[str, Section], polled: Mapping[int, tuple[int, ...]], cite: Cite
+) -> Descriptor:
+    info = found.get(f"fdinfo/{fd}")
+    counter = int_of(fields(text(info)).get("eventfd-count", ""), 16) if info else None
+    socket = SOCKET.fullmatch(target)
+    kind = next((kind for prefix, kind in KINDS if target.startswith(prefix)), "")
+    if not kind:
+        kind = "block device" if target.startswith("/dev/") else "file" if target.startswith("/") else "other"
+    return Descriptor(
+        fd=fd,
+        kind=kind,  # type: ignore[arg-type]  # one of the words above
+        target=target,
+        counter=counter,
+        socket=int(socket[1]) if socket else None,
+        polled_by=polled.get(fd, ()),
+        cite=cite,
+    )
+
+
+def poll_sets(evidence: Evidence) -> Fact[tuple[records.PollSet, ...]]:
+    """Return what every thread sleeps on."""
+    early = decode(evidence, names.WITNESS, names.POLLS, tuple[records.PollSet, ...])
+    return (
+        early
+        if isinstance(early, Known)
+        else decode(evidence, names.PROC_FDS, names.POLLS, tuple[records.PollSet, ...])
+    )
+
+
+def _polled(evidence: Evidence, found: Mapping[str, Section]) -> dict[int, tuple[int, ...]]:
+    """Map each descriptor to the threads whose poll or epoll set holds it."""
+    sets = poll_sets(evidence)
+    polled: dict[int, tuple[int, ...]] = {}
+    for poll in sets.value if isinstance(sets, Known) else ():
+        waited = [each.fd for each in poll.fds]
+        if poll.epoll_fd is not None:
+            waited.append(poll.epoll_fd)
+        for fd in tuple(waited):
+            if info := found.get(f"fdinfo/{fd}"):
+                waited += [int(target) for target in EPOLL_TARGET.findall(text(info))]
+        for fd in waited:
+            polled[fd] = (*polled.get(fd, ()), poll.tid)
+    return polled

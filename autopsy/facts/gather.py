@@ -1,0 +1,128 @@
+"""Turns a bundle into facts."""
+
+from __future__ import annotations
+
+from autopsy.bundle import heap_records, names, records
+from autopsy.facts import (
+    commandline,
+    coroutines,
+    descriptors,
+    disks,
+    host,
+    jobs,
+    locks,
+    monitor,
+    nodes,
+    requests,
+    rings,
+    sockets,
+    threads,
+    throttle,
+)
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
+from autopsy.facts.evidence import Evidence
+from autopsy.facts.evidence import records as decode
+from autopsy.facts.model import Facts, MonitorFact, Role, Times, Vm
+from autopsy.facts.untrusted import mapping, number, sequence
+
+
+def gather(evidence: Evidence) -> Facts:
+    """Return everything that the bundle tells. What is missing or damaged is Unknown, never an exception."""
+    talk = monitor.gather(evidence)
+    heap, heap_again = _heap(evidence)
+    line = commandline.read(evidence)
+    found_threads = threads.gather(evidence, _roles(talk))
+    found_disks = disks.gather(talk, heap, line, nodes.gather(talk, heap, line))
+    found_locks = locks.gather(evidence, heap, found_threads)
+    target = evidence.manifest.target
+    died = talk.died_at.value.exchange.question if isinstance(talk.died_at, Known) else ""
+    arguments: Fact[tuple[str, ...]] = (
+        Known(line.arguments, line.cite) if line.arguments else Unknown(line.cite.file, "the command line was not read")
+    )
+    return Facts(
+        vm=Vm(
+            pid=target.pid,
+            name=target.name,
+            manager=target.manager,
+            qemu_version=target.qemu_version,
+            build_id=target.build_id,
+            arguments=arguments,
+        ),
+        times=_times(evidence),
+        threads=found_threads,
+        coroutines=requests.link(coroutines.gather(evidence, heap), found_disks),
+        disks=found_disks,
+        throttle_groups=throttle.gather(talk, heap, line, found_disks),
+        jobs=jobs.gather(talk, heap),
+        locks=found_locks,
+        main_loop=locks.main_loop(evidence, found_threads, found_locks, died),
+        descriptors=descriptors.gather(evidence),
+        polls=descriptors.poll_sets(evidence),
+        sockets=sockets.gather(evidence),
+        rings=rings.gather(evidence),
+        host=host.gather(evidence),
+        run_state=monitor.run_state(talk),
+        run_state_again=monitor.run_state(talk, again=True),
+        monitor=talk,
+        migration=monitor.migration(talk),
+        symbols=_symbols(evidence),
+        heap=heap,
+        heap_again=heap_again,
+    )
+
+
+def _heap(evidence: Evidence) -> tuple[Fact[heap_records.Exposure], Fact[heap_records.Exposure]]:
+    found = decode(evidence, names.GDB_THREADS, names.HEAP, heap_records.Heap)
+    if isinstance(found, Unknown):
+        return found, found
+    heap = found.value
+    absent = Unknown(found.cite.file, heap.why or "the heap was not walked")
+    first: Fact[heap_records.Exposure] = Known(heap.first, found.cite) if heap.first else absent
+    second: Fact[heap_records.Exposure] = Known(heap.second, found.cite) if heap.second else absent
+    return first, second
+
+
+def _roles(talk: MonitorFact) -> dict[int, Role]:
+    """Return the roles that QEMU itself told: its thread ids are those of the host."""
+    roles: dict[int, Role] = {}
+    for question, role in (("query-iothreads", Role.IOTHREAD), ("query-cpus-fast", Role.VCPU)):
+        found = monitor.answer(talk, question)
+        for each in sequence(found.value) if isinstance(found, Known) else []:
+            roles[number(mapping(each).get("thread-id"))] = role
+    roles.pop(0, None)
+    return roles
+
+
+def _times(evidence: Evidence) -> Times:
+    manifest = evidence.manifest
+    steps = {step.name: step for step in manifest.steps}
+    first = steps.get(names.WITNESS)
+    again = steps.get(names.SECOND_EXPOSURE)
+    first_ns = first.start_ns if first else manifest.began.monotonic_ns
+    second: Fact[int] = (
+        Known(again.start_ns, Cite(names.MANIFEST, 0, names.SECOND_EXPOSURE))
+        if again and again.outcome == "Collected"
+        else Unknown(names.MANIFEST, f"second exposure: {again.why if again else 'not part of this capture'}")
+    )
+    return Times(
+        began_ns=manifest.began.monotonic_ns,
+        utc=manifest.began.utc,
+        zone=manifest.began.zone,
+        first_ns=first_ns,
+        second_ns=second,
+        gap_seconds=(second.value - first_ns) / 1e9 if isinstance(second, Known) else 0.0,
+        stopped_ns=sum(step.stop_ns for step in manifest.steps),
+    )
+
+
+def _symbols(evidence: Evidence) -> Fact[str]:
+    """Return how well QEMU's own names are known: dwarf, symtab, dynsym or none."""
+    found = decode(evidence, names.GDB_THREADS, names.MODULES, tuple[records.Module, ...])
+    if isinstance(found, Unknown):
+        return found
+    build_id = evidence.manifest.target.build_id
+    own = next((module for module in found.value if build_id and module.build_id == build_id), None)
+    own = own or next((module for module in found.value if "qemu" in module.path or module.path.endswith("/kvm")), None)
+    if own is None:
+        return Unknown(found.cite.file, "QEMU's own binary is not among the modules")
+    return Known(own.symbols, Cite(found.cite.file, 0, f"{own.path}: {own.symbols}"))

@@ -1,0 +1,194 @@
+"""The host around the VM: pressure, control group, block devices, mounts, what the logs say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from autopsy.bundle import names
+from autopsy.bundle.sections import Section
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
+from autopsy.facts.evidence import Evidence, missing, section_map, text
+from autopsy.facts.model import BlockDevice, HostFacts, LogLine, Mount, Pressure
+from autopsy.facts.threads import int_of
+
+PATH = names.evidence(names.HOST, names.HOST_FILES)
+AVERAGE = re.compile(r"^(some|full) avg10=([0-9.]+)", re.MULTILINE)
+INFLIGHT = re.compile(r"/sys/(?:class/)?block/([^/]+)/inflight")
+SUSPENDED = re.compile(r"/sys/(?:class/)?block/([^/]+)/dm/suspended")
+
+STORAGE_WORDS = re.compile(
+    r"I/O error|blocked for more than|hung.task|timing out|rejecting I/O|Out of memory|oom-kill|No space left"
+    r"|reset(?:ting)? (?:link|controller|adapter)|nfs: server .* not responding|EXT4-fs error|XFS .*(?:error|shutdown)"
+    r"|multipath|libceph: .*(?:down|lost|hung)|osd\d+ .*down|thin.*out of data|queue_if_no_path"
+    r"|task abort|soft lockup|rcu_sched|nvme .*timeout|blk_update_request|md/raid.*fail",
+    re.IGNORECASE,
+)
+VM_WORDS = re.compile(
+    r"unexpected disconnect|Blocked re-entrant IO|No space left|error|fail|assert|warn|abort|block I/O",
+    re.IGNORECASE,
+)
+MOST_LINES = 40
+
+
+def gather(evidence: Evidence) -> HostFacts:
+    """Return what the host step and the kernel's log tell."""
+    found = section_map(evidence, names.HOST, names.HOST_FILES)
+    absent = missing(evidence, names.HOST, names.HOST_FILES)
+    return HostFacts(
+        cgroup=_cgroup(found, absent),
+        frozen=_frozen(found, absent),
+        cpu_limited=_counter(found, "cpu.stat", "nr_throttled", absent),
+        pressure_cpu=_pressure(found, "cpu", absent),
+        pressure_io=_pressure(found, "io", absent),
+        pressure_memory=_pressure(found, "memory", absent),
+        memory_pressed=_memory(found, absent),
+        aio_in_use=_aio(evidence, found),
+        block_devices=_block_devices(found, absent),
+        mounts=_mounts(found, absent),
+        log=tuple(_log(evidence, names.HOST, (names.DMESG, names.JOURNAL), STORAGE_WORDS)),
+        vm_log=tuple(_log(evidence, names.HOST, (names.VM_LOG,), VM_WORDS)),
+    )
+
+
+def _ending(found: Mapping[str, Section], ending: str) -> Section | None:
+    """Return the deepest section with that file name: the VM's own group, not its slice's."""
+    ours = [section for name, section in found.items() if name.endswith("/" + ending) and not section.error]
+    return max(ours, key=lambda section: section.name.count("/"), default=None)
+
+
+def _cgroup(found: Mapping[str, Section], absent: Unknown) -> Fact[str]:
+    for name, section in found.items():
+        if name.endswith("/cgroup") and not section.error:
+            words = text(section).strip().splitlines()
+            unified = next((line for line in words if line.startswith("0::")), words[0] if words else "")
+            return Known(unified.rpartition(":")[2], Cite(PATH, section.line, unified))
+    events = _ending(found, "cgroup.events")
+    return Known(events.name.rpartition("/")[0], Cite(PATH, events.line, events.name)) if events else absent
+
+
+def _frozen(found: Mapping[str, Section], absent: Unknown) -> Fact[bool]:
+    """Tell whether any control group on the way is frozen (cgroup v2's `frozen 1`, v1's freezer.state FROZEN)."""
+    seen: Fact[bool] = absent
+    for name, section in found.items():
+        if section.error:
+            continue
+        if name.endswith("/cgroup.events"):
+            frozen = "frozen 1" in text(section).splitlines()
+        elif name.endswith("/freezer.state"):
+            frozen = text(section).strip() in {"FROZEN", "FREEZING"}
+        else:
+            continue
+        if frozen or isinstance(seen, Unknown):
+            seen = Known(frozen, Cite(PATH, section.line, f"{name}: {' '.join(text(section).split())}"))
+        if frozen:
+            return seen
+    return seen
+
+
+def _counter(found: Mapping[str, Section], file: str, key: str, absent: Unknown) -> Fact[int]:
+    section = _ending(found, file)
+    if section is None:
+        return absent
+    for offset, line in enumerate(text(section).splitlines()):
+        words = line.split()
+        if len(words) == 2 and words[0] == key and (value := int_of(words[1])) is not None:
+            return Known(value, Cite(PATH, section.line + offset, line))
+    return Unknown(PATH, f"{section.name} has no {key}")
+
+
+def _pressure(found: Mapping[str, Section], kind: str, absent: Unknown) -> Fact[Pressure]:
+    section = found.get(f"/proc/pressure/{kind}") or _ending(found, f"{kind}.pressure")
+    if section is None or section.error:
+        return absent
+    averages = {name: float(value) for name, value in AVERAGE.findall(text(section))}
+    if not averages:
+        return Unknown(PATH, f"{section.name} could not be read")
+    cite = Cite(PATH, section.line, " ".join(text(section).splitlines()[:2])[:160])
+    return Known(Pressure(averages.get("some", 0.0), averages.get("full", 0.0), cite), cite)
+
+
+def _memory(found: Mapping[str, Section], absent: Unknown) -> Fact[str]:
+    """Return how the VM's memory group stands: `at its high limit`, `at its limit`, or empty where it has room."""
+    current, high, most = (_ending(found, f"memory.{name}") for name in ("current", "high", "max"))
+    if current is None:
+        return absent
+    cite = Cite(PATH, current.line, f"{current.name}: {text(current).strip()}")
+    used = int_of(text(current).strip()) or 0
+    for section, words in ((most, "at its limit"), (high, "at its high limit")):
+        limit = int_of(text(section).strip()) if section else None
+        if limit and used >= limit * 0.98:
+            return Known(words, cite)
+    return Known("", cite)
+
+
+def _aio(evidence: Evidence, found: Mapping[str, Section]) -> Fact[tuple[int, int]]:
+    """Return how many Linux AIO events are reserved on the host, and how many may be."""
+    taken = section_map(evidence, names.PROC_AIO, names.AIO)
+    used = taken.get("sys/fs/aio-nr") or taken.get("/proc/sys/fs/aio-nr") or found.get("/proc/sys/fs/aio-nr")
+    most = (
+        taken.get("sys/fs/aio-max-nr") or taken.get("/proc/sys/fs/aio-max-nr") or found.get("/proc/sys/fs/aio-max-nr")
+    )
+    if used is None or most is None:
+        return missing(evidence, names.PROC_AIO, names.AIO)
+    numbers = int_of(text(used).strip()), int_of(text(most).strip())
+    path = names.evidence(names.PROC_AIO, names.AIO)
+    if numbers[0] is None or numbers[1] is None:
+        return Unknown(path, "aio-nr could not be read")
+    return Known((numbers[0], numbers[1]), Cite(path, used.line, "aio-nr"))
+
+
+def _block_devices(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[BlockDevice, ...]]:
+    suspended = {
+        match[1]: text(section).strip() == "1"
+        for name, section in found.items()
+        if (match := SUSPENDED.fullmatch(name))
+    }
+    devices = []
+    for name, section in found.items():
+        if match := INFLIGHT.fullmatch(name):
+            counts = [value for word in text(section).split() if (value := int_of(word)) is not None]
+            cite = Cite(PATH, section.line, f"{name}: {text(section).strip()}")
+            devices.append(
+                BlockDevice(name=match[1], in_flight=sum(counts), suspended=suspended.get(match[1], False), cite=cite)
+            )
+    return Known(tuple(devices), Cite(PATH)) if devices else absent
+
+
+def _mounts(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[Mount, ...]]:
+    for name, section in found.items():
+        if section.error or not name.endswith(("/mountinfo", "/mounts")):
+            continue
+        read = _mountinfo if name.endswith("/mountinfo") else _mount_table
+        return Known(tuple(read(section)), Cite(PATH, section.line, name))
+    return absent
+
+
+def _mountinfo(section: Section) -> Iterator[Mount]:
+    for offset, line in enumerate(text(section).splitlines()):
+        left, dash, right = line.partition(" - ")
+        place, words = left.split(), right.split()
+        if dash and len(place) > 4 and len(words) > 1:
+            cite = Cite(PATH, section.line + offset, line[:200])
+            yield Mount(path=_unescape(place[4]), fstype=words[0], source=words[1], cite=cite)
+
+
+def _mount_table(section: Section) -> Iterator[Mount]:
+    for offset, line in enumerate(text(section).splitlines()):
+        words = line.split()
+        if len(words) > 2:
+            cite = Cite(PATH, section.line + offset, line[:200])
+            yield Mount(path=_unescape(words[1]), fstype=words[2], source=words[0], cite=cite)
+
+
+def _unescape(path: str) -> str:
+    return path.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+
+
+def _log(evidence: Evidence, step: str, files: tuple[str, ...], words: re.Pattern[str]) -> Iterator[LogLine]:
+    for file in files:
+        path = names.evidence(step, file)
+        lines = evidence.read(path).decode("utf-8", "replace").splitlines()
+        speaking = [(number, line) for number, line in enumerate(lines, start=1) if words.search(line)]
+        for number, line in speaking[-MOST_LINES:]:
+            yield LogLine(line[:400], Cite(path, number, line[:200]))

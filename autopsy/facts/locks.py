@@ -1,0 +1,169 @@
+"""Who holds which mutex, and what the main thread is doing because of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autopsy.bundle import heap_records, names, records
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
+from autopsy.facts.evidence import Evidence
+from autopsy.facts.evidence import records as decode
+from autopsy.facts.model import Exposure, Locks, MainLoopFact, MutexFact, Role, Thread
+from autopsy.facts.syscalls import POLL_CALLS
+
+LOCKS = names.evidence(names.GDB_THREADS, names.LOCKS)
+FUTEX_WAIT_PRIVATE = 0x80
+LOCKED_WITH_WAITERS = 2
+MUTEX_BYTES = 40
+
+
+def gather(evidence: Evidence, heap: Fact[heap_records.Exposure], threads: Fact[tuple[Thread, ...]]) -> Fact[Locks]:
+    """Return the lock graph as it was examined; without that, what the futex words alone tell."""
+    found = decode(evidence, names.GDB_THREADS, names.LOCKS, records.LockGraph)
+    if isinstance(found, Known):
+        graph = found.value
+        mutexes = tuple(_mutex(mutex, heap) for mutex in graph.mutexes)
+        owner: Fact[int] = (
+            Known(graph.bql_owner, Cite(LOCKS, 0, f"BQL found {graph.bql_how_found}"))
+            if graph.bql_address
+            else Unknown(LOCKS, "the BQL's address is not known: nobody waited for it, and no symbol names it")
+        )
+        return Known(Locks(mutexes=mutexes, cycles=graph.cycles, bql_owner=owner, cite=found.cite), found.cite)
+    waits = decode(evidence, names.WITNESS, names.FUTEXES, tuple[records.FutexWait, ...])
+    if isinstance(waits, Unknown):
+        return found
+    return Known(_from_futexes(waits.value, waits.cite, threads), waits.cite)
+
+
+def _mutex(mutex: records.Mutex, heap: Fact[heap_records.Exposure]) -> MutexFact:
+    return MutexFact(
+        address=mutex.address,
+        owner=mutex.owner,
+        kind=mutex.kind,
+        waiters=mutex.waiters,
+        place=mutex.place,
+        name=mutex.symbol or ("the BQL" if mutex.is_bql else ""),
+        is_bql=mutex.is_bql,
+        in_object=_inside(mutex.address, heap),
+        cite=Cite(LOCKS, 0, f"mutex {mutex.address:#x}, owner {mutex.owner}"),
+    )
+
+
+def _inside(address: int, heap: Fact[heap_records.Exposure]) -> str:
+    """Name the heap object that a mutex lies in."""
+    if isinstance(heap, Unknown):
+        return ""
+    for group in heap.value.throttle_groups:
+        if group.lock.address <= address < group.lock.address + MUTEX_BYTES:
+            return f"throttle group {group.name}"
+    for device in heap.value.scsi_devices:
+        if device.address <= address < device.address + device.size:
+            return f"SCSI device {device.device}"
+    return ""
+
+
+def _from_futexes(waits: Sequence[records.FutexWait], cite: Cite, threads: Fact[tuple[Thread, ...]]) -> Locks:
+    """Read pthread mutexes straight from the words that threads sleep on."""
+    roles = {thread.tid: thread.role for thread in threads.value} if isinstance(threads, Known) else {}
+    mutexes: dict[int, MutexFact] = {}
+    waits_on: dict[int, int] = {}
+    for wait in waits:
+        if wait.operation != FUTEX_WAIT_PRIVATE or wait.value != LOCKED_WITH_WAITERS:
+            continue
+        waiters = tuple(
+            each.tid
+            for each in waits
+            if each.address == wait.address
+            and each.operation == FUTEX_WAIT_PRIVATE
+            and each.value == LOCKED_WITH_WAITERS
+        )
+        waits_on[wait.tid] = wait.owner
+        mutexes[wait.address] = MutexFact(
+            address=wait.address,
+            owner=wait.owner,
+            kind={0: "normal", 1: "recursive"}.get(wait.kind, "other"),
+            waiters=waiters,
+            place="",
+            name="",
+            # Nothing else in QEMU has a vCPU thread wait for it as a matter of course.
+            is_bql=wait.kind == 0
+            and sum(roles.get(tid) is Role.VCPU for tid in waiters) > 0
+            and wait.owner not in waiters,
+            in_object="",
+            cite=Cite(cite.file, 0, f"thread {wait.tid} waits at {wait.address:#x}, owner {wait.owner}"),
+        )
+    bql = next((mutex for mutex in mutexes.values() if mutex.is_bql), None)
+    owner: Fact[int] = (
+        Known(bql.owner, bql.cite) if bql else Unknown(LOCKS, "the BQL's address is not known: no vCPU waited for it")
+    )
+    return Locks(mutexes=tuple(mutexes.values()), cycles=cycles(waits_on), bql_owner=owner, cite=cite)
+
+
+def cycles(waits_on: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
+    """Return each ring of threads that wait for one another once, from its smallest tid."""
+    found: set[tuple[int, ...]] = set()
+    for start in waits_on:
+        path: list[int] = []
+        at = start
+        while at in waits_on and at not in path:
+            path.append(at)
+            at = waits_on[at]
+        if at in path:
+            ring = path[path.index(at) :]
+            least = ring.index(min(ring))
+            found.add(tuple(ring[least:] + ring[:least]))
+    return tuple(sorted(found))
+
+
+def main_loop(
+    evidence: Evidence, threads: Fact[tuple[Thread, ...]], locks: Fact[Locks], ours: str
+) -> Fact[MainLoopFact]:
+    """Return what the main thread was doing, as it was examined; without that, by /proc and the BQL's owner."""
+    found = decode(evidence, names.GDB_THREADS, names.MAIN_LOOP, records.MainLoop)
+    if isinstance(found, Known):
+        seen = found.value
+        return Known(
+            MainLoopFact(
+                tid=seen.tid,
+                state=seen.state,
+                under=seen.under,
+                waits_on_tid=seen.waits_on_tid,
+                command=seen.command,
+                ours=ours,
+                why=seen.why,
+                cite=Cite(found.cite.file, 0, f"main thread {seen.tid}: {seen.state}"),
+            ),
+            found.cite,
+        )
+    main = (
+        next((each for each in threads.value if each.role is Role.MAIN), None) if isinstance(threads, Known) else None
+    )
+    if main is None or isinstance(main.first, Unknown):
+        return found
+    return Known(_by_proc(main, main.first.value, locks, ours), main.first.value.cite)
+
+
+def _by_proc(main: Thread, seen: Exposure, locks: Fact[Locks], ours: str) -> MainLoopFact:
+    owner = locks.value.bql_owner if isinstance(locks, Known) else Unknown(LOCKS, "no lock graph")
+    mutex = next((m for m in locks.value.mutexes if main.tid in m.waiters), None) if isinstance(locks, Known) else None
+    state, under, why = "unknown", "", "its stack was not examined"
+    if seen.state in {"T", "t"}:
+        state, why = "stopped", f"State {seen.state}"
+    elif seen.state == "D":
+        state, under, why = "blocked in a system call", seen.syscall.name, f"State D in {seen.wchan or 'the kernel'}"
+    elif mutex is not None:
+        state, why = "waits for a mutex", f"futex {mutex.address:#x} is held by {mutex.owner}"
+    elif seen.syscall.name in POLL_CALLS and isinstance(owner, Known):
+        nested = owner.value == main.tid
+        state = "nested poll" if nested else "idle"
+        why = "it sleeps in poll and holds the BQL" if nested else "it sleeps in poll without the BQL"
+    return MainLoopFact(
+        tid=main.tid,
+        state=state,  # type: ignore[arg-type]  # one of the words above
+        under=under,
+        waits_on_tid=mutex.owner if mutex else 0,
+        command="",
+        ours=ours,
+        why=why,
+        cite=seen.cite,
+    )

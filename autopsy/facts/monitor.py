@@ -1,0 +1,93 @@
+"""What QEMU answered to which question, and where it fell silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autopsy.bundle import names
+from autopsy.bundle.records import QmpExchange
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
+from autopsy.facts.evidence import Evidence, lines, missing
+from autopsy.facts.model import Asked, MonitorFact, RunState
+
+GREETING = "(greeting)"
+CAPABILITIES = "qmp_capabilities"
+STEPS = (names.QUERY_STATUS, names.QUERY_BLOCK, names.THROTTLE_GROUPS, names.SECOND_EXPOSURE)
+
+
+def gather(evidence: Evidence) -> MonitorFact:
+    """Return the conversation in the order in which it was held."""
+    asked: list[Asked] = []
+    for step in STEPS:
+        path = names.evidence(step, names.QMP)
+        for number, exchange in lines(evidence, step, names.QMP, QmpExchange):
+            cite = Cite(path, number, f"{exchange.question}: {exchange.outcome}")
+            asked.append(Asked(exchange=exchange, again=step == names.SECOND_EXPOSURE, cite=cite))
+    absent = missing(evidence, names.QUERY_STATUS, names.QMP)
+    greetings = [each for each in asked if each.exchange.question == GREETING and not each.again]
+    silent = [each for each in asked if each.exchange.outcome == "no answer"]
+    silent.sort(key=lambda each: each.exchange.asked_ns)
+    return MonitorFact(
+        greeting=Known(greetings[0].exchange.outcome, greetings[0].cite) if greetings else absent,
+        holder=next((each.exchange.peer for each in greetings if each.exchange.peer), ""),
+        asked=tuple(asked),
+        died_at=Known(silent[0], silent[0].cite) if silent else Unknown(absent.evidence, "no question went unanswered"),
+        alive=_alive([each for each in asked if not each.again], absent),
+        alive_again=_alive([each for each in asked if each.again], missing(evidence, names.SECOND_EXPOSURE, names.QMP)),
+    )
+
+
+def _alive(asked: list[Asked], absent: Unknown) -> Fact[bool]:
+    """Tell whether the main loop answered: False only if a question was put and never answered."""
+    questions = [each for each in asked if each.exchange.question != GREETING]
+    for each in questions:
+        if each.exchange.outcome == "no answer":
+            return Known(value=False, cite=each.cite)
+    for each in questions:
+        if each.exchange.outcome in {"answered", "error"}:
+            return Known(value=True, cite=each.cite)
+    return absent if not asked else Unknown(absent.evidence, "no question was put to the monitor")
+
+
+def answers(monitor: MonitorFact, question: str, *, again: bool) -> tuple[Asked, ...]:
+    """Return every answered exchange of one question in one exposure."""
+    return tuple(
+        each
+        for each in monitor.asked
+        if each.exchange.question == question and each.again is again and each.answer is not None
+    )
+
+
+def answer(monitor: MonitorFact, question: str, *, again: bool = False) -> Fact[Any]:
+    """Return the first answer to a question, or why there is none."""
+    for each in answers(monitor, question, again=again):
+        return Known(each.answer, each.cite)
+    for each in monitor.asked:
+        if each.exchange.question == question and each.again is again:
+            why = f": {each.exchange.why}" if each.exchange.why else ""
+            return Unknown(each.cite.file, f"{question}: {each.exchange.outcome}{why}")
+    where = names.SECOND_EXPOSURE if again else names.QUERY_STATUS
+    return Unknown(names.evidence(where, names.QMP), f"{question} was not asked")
+
+
+def run_state(monitor: MonitorFact, *, again: bool = False) -> Fact[RunState]:
+    """Return what query-status said."""
+    found = answer(monitor, "query-status", again=again)
+    if isinstance(found, Unknown):
+        return found
+    value = found.value
+    if not isinstance(value, dict) or not isinstance(value.get("status"), str):
+        return Unknown(found.cite.file, "query-status gave an answer that is none")
+    return Known(
+        RunState(value["status"], running=value.get("running") is True),
+        Cite(found.cite.file, found.cite.line, f"status {value['status']}"),
+    )
+
+
+def migration(monitor: MonitorFact) -> Fact[str]:
+    """Return the migration's status, `none` where there never was one."""
+    found = answer(monitor, "query-migrate")
+    if isinstance(found, Unknown):
+        return found
+    status = found.value.get("status", "none") if isinstance(found.value, dict) else "none"
+    return Known(str(status), found.cite)

@@ -1,0 +1,201 @@
+"""Threads: what /proc said of each at both looks, and the frames that gdb found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autopsy.bundle import names, records
+from autopsy.bundle.sections import Section
+from autopsy.facts import syscalls
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
+from autopsy.facts.evidence import Evidence, missing, section_map, text
+from autopsy.facts.evidence import records as decode
+from autopsy.facts.model import Exposure, Movement, Role, Syscall, Thread
+
+KVM_RUN = 0xAE80
+IOCTL = 16
+STOP_SIGNAL = 19
+
+# A line of /proc/TID/stack looks like: [<0>] percpu_rwsem_wait+0x11a/0x140 [ext4].
+STACK_LINE = re.compile(r"\[<[0-9a-fx]*>\]\s+([A-Za-z0-9_.]+)")
+
+KERNEL_NAMES = ("kvm-nx-lpage-re", "kvm-pit", "iou-wrk-", "iou-sqp-", "vhost-")
+MIGRATION_NAMES = ("live_migration", "multifd", "mig/", "migration", "postcopy")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One thread in one reading of /proc, with the counters that grow."""
+
+    comm: str
+    exposure: Exposure
+    cpu_ns: int | None
+    waited_ns: int | None
+    voluntary: int | None
+    involuntary: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Every thread that one step read, and when it did."""
+
+    step: str
+    at_ns: int
+    looks: Mapping[int, Look]
+
+
+def gather(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[Thread, ...]]:
+    """Return every thread; `roles` holds what QMP said of some of them, by tid."""
+    first = reading(evidence, names.WITNESS)
+    again = reading(evidence, names.SECOND_EXPOSURE)
+    if not again.looks:
+        again = reading(evidence, names.PROC_STACKS)
+    stacks = decode(evidence, names.GDB_THREADS, names.THREADS, tuple[records.ThreadStack, ...])
+    by_tid = {stack.tid: stack for stack in stacks.value} if isinstance(stacks, Known) else {}
+    tids = sorted({*first.looks, *again.looks, *by_tid})
+    if not tids:
+        return missing(evidence, names.WITNESS, names.TASKS)
+    pid = evidence.manifest.target.pid
+    threads = []
+    for tid in tids:
+        before, after, stack = first.looks.get(tid), again.looks.get(tid), by_tid.get(tid)
+        comm = (before.comm if before else "") or (stack.comm if stack else "") or (after.comm if after else "")
+        frames = tuple(stack.frames) if stack else ()
+        seen = before or after
+        call = seen.exposure.syscall if seen else Syscall(None, "")
+        threads.append(
+            Thread(
+                tid=tid,
+                comm=comm,
+                role=roles.get(tid) or role(is_main=tid == pid, comm=comm, call=call, frames=frames),
+                first=_exposure(evidence, first, before),
+                again=_exposure(evidence, again, after),
+                frames=_frames(stacks, stack),
+                movement=_movement(evidence, first, again, tid),
+            )
+        )
+    return Known(tuple(threads), Cite(names.evidence(names.WITNESS, names.TASKS)))
+
+
+def role(*, is_main: bool, comm: str, call: Syscall, frames: tuple[records.Frame, ...]) -> Role:
+    """Tell what a thread is for; names need debug-threads=on, so the system call and the frames speak too."""
+    functions = {frame.function for frame in frames}
+    tests: tuple[tuple[bool, Role], ...] = (
+        (is_main, Role.MAIN),
+        (comm.startswith(KERNEL_NAMES), Role.KERNEL),
+        (comm.startswith("CPU ") or (call.number == IOCTL and KVM_RUN in call.arguments[1:2]), Role.VCPU),
+        (bool(functions & {"qemu_kvm_cpu_thread_fn", "kvm_vcpu_thread_fn", "mttcg_cpu_thread_fn"}), Role.VCPU),
+        (comm.startswith("IO mon_iothread"), Role.MONITOR),
+        (comm.startswith("IO ") or "iothread_run" in functions, Role.IOTHREAD),
+        (comm == "worker" or comm.startswith("pool-") or "worker_thread" in functions, Role.WORKER),
+        (comm == "call_rcu" or "call_rcu_thread" in functions, Role.CALL_RCU),
+        (comm.startswith(MIGRATION_NAMES), Role.MIGRATION),
+    )
+    return next((found for holds, found in tests if holds), Role.OTHER)
+
+
+def reading(evidence: Evidence, step: str) -> Reading:
+    """Read one step's tasks.txt."""
+    path = names.evidence(step, names.TASKS)
+    found = section_map(evidence, step, names.TASKS)
+    tids = {int(part) for name in found if name.startswith("task/") and (part := name.split("/")[1]).isdecimal()}
+    looks = {tid: look for tid in sorted(tids) if (look := _look(path, tid, found)) is not None}
+    at = next((record.start_ns for record in evidence.manifest.steps if record.name == step), 0)
+    return Reading(step, at, looks)
+
+
+def _look(path: str, tid: int, found: Mapping[str, Section]) -> Look | None:
+    def part(name: str) -> str:
+        section = found.get(f"task/{tid}/{name}")
+        return "" if section is None or section.error else text(section)
+
+    status, stat = fields(part("status")), part("stat")
+    state = (status.get("State") or stat.rpartition(")")[2].strip())[:1]
+    if not state:
+        return None
+    stack = found.get(f"task/{tid}/stack")
+    anchor = next(section for name in ("status", "stat") if (section := found.get(f"task/{tid}/{name}")))
+    pending = int_of(status.get("SigPnd", ""), 16) or 0
+    schedule = part("schedstat").split()
+    exposure = Exposure(
+        state=state,
+        wchan=part("wchan").strip().strip("0"),
+        syscall=syscall(part("syscall")),
+        kernel_stack=tuple(STACK_LINE.findall(part("stack"))),
+        tracer=int_of(status.get("TracerPid", "")) or 0,
+        stop_pending=bool(pending >> (STOP_SIGNAL - 1) & 1),
+        cite=Cite(path, anchor.line, f"task {tid}: State {state}"),
+        stack_cite=Cite(path, stack.line if stack else anchor.line, f"task {tid}: kernel stack"),
+    )
+    return Look(
+        comm=part("comm").rstrip("\n") or stat.partition("(")[2].rpartition(")")[0],
+        exposure=exposure,
+        cpu_ns=int_of(schedule[0]) if schedule else None,
+        waited_ns=int_of(schedule[1]) if len(schedule) > 1 else None,
+        voluntary=int_of(status.get("voluntary_ctxt_switches", "")),
+        involuntary=int_of(status.get("nonvoluntary_ctxt_switches", "")),
+    )
+
+
+def fields(status: str) -> dict[str, str]:
+    """Return /proc/.../status as a mapping."""
+    pairs = (line.partition(":") for line in status.splitlines())
+    return {name.strip(): value.strip() for name, colon, value in pairs if colon}
+
+
+def int_of(word: str, base: int = 10) -> int | None:
+    """Return the number a word holds, or None where it holds none."""
+    try:
+        return int(word, base)
+    except ValueError:
+        return None
+
+
+def syscall(line: str) -> Syscall:
+    """Read /proc/TID/syscall: `running`, `-1 SP PC`, or `NUMBER ARG… SP PC`."""
+    words = line.split()
+    number = int_of(words[0]) if words else None
+    if number is None or number < 0:
+        return Syscall(None, words[0] if words else "")
+    arguments = tuple(value for word in words[1:7] if (value := int_of(word, 16)) is not None)
+    return Syscall(number, syscalls.NAMES.get(number, str(number)), arguments)
+
+
+def _exposure(evidence: Evidence, source: Reading, look: Look | None) -> Fact[Exposure]:
+    if look is not None:
+        return Known(look.exposure, look.exposure.cite)
+    if source.looks:
+        return Unknown(names.evidence(source.step, names.TASKS), "the thread was not there then, or could not be read")
+    return missing(evidence, source.step, names.TASKS)
+
+
+def _frames(
+    stacks: Fact[tuple[records.ThreadStack, ...]], stack: records.ThreadStack | None
+) -> Fact[tuple[records.Frame, ...]]:
+    path = names.evidence(names.GDB_THREADS, names.BACKTRACE)
+    if isinstance(stacks, Unknown):
+        return stacks
+    if stack is None or not stack.frames:
+        return Unknown(path, (stack.cut_short if stack else "") or "gdb gave no frames for this thread")
+    return Known(stack.frames, Cite(path, stack.line, f"thread {stack.tid} ({stack.comm})"))
+
+
+def _movement(evidence: Evidence, first: Reading, again: Reading, tid: int) -> Fact[Movement]:
+    before, after = first.looks.get(tid), again.looks.get(tid)
+    if before is None or after is None:
+        return missing(evidence, again.step if before else first.step, names.TASKS)
+    path = names.evidence(again.step, names.TASKS)
+    if before.cpu_ns is None or after.cpu_ns is None:
+        return Unknown(path, "no schedstat")
+    return Known(
+        Movement(
+            seconds=max(0.0, (again.at_ns - first.at_ns) / 1e9),
+            cpu_ns=max(0, after.cpu_ns - before.cpu_ns),
+            waited_ns=max(0, (after.waited_ns or 0) - (before.waited_ns or 0)),
+            voluntary_switches=max(0, (after.voluntary or 0) - (before.voluntary or 0)),
+            involuntary_switches=max(0, (after.involuntary or 0) - (before.involuntary or 0)),
+        ),
+        after.exposure.cite,
+    )
