@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import lab
 import pytest
+
+import lab
 
 LABELS = ("7.2", "10.0.2", "10.0.2-debug")
 
@@ -24,15 +27,19 @@ def stock() -> lab.Build:
 
 
 @pytest.fixture
-def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def short() -> Iterator[Path]:
     """Return a folder whose path is short enough for a UNIX socket."""
-    del tmp_path_factory
     with lab.folder() as place:
         yield place
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    """Fail the run when a QEMU, a mount or a loop device of ours is left at its end."""
-    yield
-    assert lab.leftovers() == []
+    """Fail the run when a process, a mount or a loop device of ours is left at its end."""
+    tempfile.gettempdir()  # remembered here, so that pytest's own folders stay where they are
+    run = Path(tempfile.mkdtemp(prefix="at-", dir="/var/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(run))
+        yield
+        assert lab.leftovers(run) == []
+    shutil.rmtree(run)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from autopsy.drill import storage
 from autopsy.drill.machine import Machine, start_machine
 from autopsy.drill.machine import of_device as of_device  # noqa: PLC0414 - tests read it from here
 from autopsy.drill.process import Process, states
+from autopsy.drill.site import Site, site
 from autopsy.drill.storage import FileSystem, FuseExport, NbdServer
 
 HERE = Path(__file__).resolve().parent
@@ -45,7 +43,7 @@ class Build:
 
 
 def qemu_builds() -> tuple[Build, ...]:
-    """Return every QEMU that tests know, present or not: AUTOPSY_QEMU, AUTOPSY_QEMU_10 and AUTOPSY_QEMU_DEBUG override."""
+    """Return every QEMU that tests know, present or not; AUTOPSY_QEMU, _10 and _DEBUG name others."""
     backport = LAB / "qemu-10"
     return (
         _build("7.2", "AUTOPSY_QEMU", Path("/usr/bin/qemu-system-x86_64"), None, "apt install qemu-system-x86"),
@@ -117,20 +115,19 @@ def qemu(
     name: str = "t",
     memory: int = 64,
     accelerate: tuple[str, ...] = TCG,
-    place: Path | None = None,
+    at: Site | None = None,
 ) -> Iterator[Machine]:
     """Run a QEMU: `.pid`, `.monitor` (the socket for the code under test), `.qmp(command, **arguments)`,
     `.hmp(line)`, `.qemu_io("disk0", "aio_write 0 4k")` for a -drive's id, `.qemu_io(of_device("vd0"), …)` for a
     -blockdev behind a virtio disk; `.process.stop()`, `.process.log`.
 
     Our own questions go to a second monitor. Always killed and waited for on the way out.
-    Storage that it hangs on must be set free first: enter `frozen()` or `stopped()` inside this context.
+    Storage that it hangs on must be set free first: enter `frozen` or `stopped` inside this context.
     """
     chosen = build(which) if isinstance(which, str) else which
-    with ExitStack() as stack:
+    with site() if at is None else nullcontext(at) as there:
         yield start_machine(
-            stack,
-            place or storage.make_folder(stack),
+            there,
             *chosen.firmware_arguments,
             "-name",
             f"guest={name},debug-threads=on",
@@ -143,33 +140,47 @@ def qemu(
         )
 
 
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Make a folder whose path is short enough for a UNIX socket; it goes away with everything in it."""
+    with site() as there:
+        yield there.folder
 
 
-folder = storage.folder
 disk = storage.disk
 
 
 @contextmanager
 def file_system(kind: str = "ext4") -> Iterator[FileSystem]:
-    """Mount a new ext4 or xfs from a loop file: `.mount`, `.device`, `with .frozen():`; thawed and unmounted always."""
+    """Mount a new ext4 or xfs from a loop file: `.mount`, `.device`; thawed and unmounted always. See `frozen`."""
     need_root()
-    with storage.file_system(kind) as mounted:
-        yield mounted
+    with site() as there:
+        yield storage.mount_file_system(there, kind)
+
+
+@contextmanager
+def frozen(mounted: FileSystem) -> Iterator[None]:
+    """Freeze a file system for a while."""
+    try:
+        mounted.freeze()
+        yield
+    finally:
+        mounted.thaw()
 
 
 @contextmanager
 def nbd(image: Path, *, tcp: bool = False) -> Iterator[NbdServer]:
     """Run a real qemu-nbd: `driver=nbd,{.server}`, `.process.stop()`."""
-    with ExitStack() as stack:
-        yield storage.serve_nbd(stack, storage.make_folder(stack), image, tcp=tcp)
+    with site() as there:
+        yield storage.serve_nbd(there, image, tcp=tcp)
 
 
 @contextmanager
 def fuse(image: Path) -> Iterator[FuseExport]:
     """Run a real FUSE daemon that serves `.file`; `.process.stop()` makes it a daemon that hangs."""
     need_root()
-    with ExitStack() as stack:
-        yield storage.serve_fuse(stack, storage.make_folder(stack), image)
+    with site() as there:
+        yield storage.serve_fuse(there, image)
 
 
 @contextmanager
@@ -260,21 +271,23 @@ def guest(
     """
     kernel, initrd = guest_files()
     words = ["console=ttyS0", "quiet", "mitigations=off", *([f"lab.dev={device}", f"lab.io={load}"] if load else [])]
-    with storage.folder() as place:
-        with qemu(
+    with (
+        site() as there,
+        qemu(
             which,
             *("-kernel", str(kernel), "-initrd", str(initrd), "-append", " ".join(words)),
-            *("-serial", f"file:{place}/console"),
+            *("-serial", f"file:{there.folder}/console"),
             *arguments,
             name=name,
             memory=512,
             accelerate=accelerate,
-            place=place,
-        ) as running:
-            running.process.wait_until(
-                "the guest was up", lambda: "LAB-GUEST-UP" in console(running), seconds=GUEST_SECONDS
-            )
-            yield running
+            at=there,
+        ) as running,
+    ):
+        running.process.wait_until(
+            "the guest was up", lambda: "LAB-GUEST-UP" in console(running), seconds=GUEST_SECONDS
+        )
+        yield running
 
 
 def console(machine: Machine) -> str:
@@ -301,8 +314,8 @@ def throttle_deadlock(which: Build | str = "10.0.2") -> Iterator[Machine]:
     """
     threads = [f"iothread{number}" for number in range(1, 5)]
     mapping = ",".join(f'{{"iothread":"{thread}"}}' for thread in threads)
-    with storage.folder() as place:
-        image = storage.disk(place / "d.raw", mebibytes=256)
+    with folder() as place:
+        image = disk(place / "d.raw", mebibytes=256)
         with guest(
             which,
             *(word for thread in threads for word in ("-object", f"iothread,id={thread}")),
@@ -313,11 +326,18 @@ def throttle_deadlock(which: Build | str = "10.0.2") -> Iterator[Machine]:
             load="8,16,4096,w,rand,100000",
             name="throttled",
         ) as running:
-            until("the guest has done 20000 writes", lambda: writes_done(running, "vd0") >= 20000, seconds=GUEST_SECONDS)
+            until(
+                "the guest has done 20000 writes", lambda: writes_done(running, "vd0") >= 20000, seconds=GUEST_SECONDS
+            )
             running.qmp(
                 "block_set_io_throttle",
                 id="/machine/peripheral/vd0/virtio-backend",
-                **{"bps": 0, "bps_rd": 0, "bps_wr": 40000000, "iops": 0, "iops_rd": 0, "iops_wr": 0},
+                bps=0,
+                bps_rd=0,
+                bps_wr=40_000_000,
+                iops=0,
+                iops_rd=0,
+                iops_wr=0,
             )
             until("a thread waits for a mutex that is its own", lambda: bool(self_deadlocked(running.pid)), seconds=30)
             yield running
@@ -336,27 +356,19 @@ def self_deadlocked(pid: int) -> list[int]:
     return found
 
 
-def leftovers() -> list[str]:
-    """Return what tests have left behind: QEMUs, mounts and loop devices of ours."""
-    found = [line for line in Path("/proc/self/mounts").read_text().splitlines() if re.search(r"/autopsy-\w+/", line)]
+def leftovers(run: Path) -> list[str]:
+    """Return what is left below the folder of a test run: processes, mounts and loop devices."""
+    mark = f"{run}/"
+    found = [line for line in Path("/proc/self/mounts").read_text().splitlines() if mark in line]
     for each in Path("/sys/block").glob("loop*/loop/backing_file"):
         backing = each.read_text().strip()
-        if re.search(r"/autopsy-\w+/", backing):
+        if backing.startswith(mark):
             found.append(f"{each.parent.parent.name} on {backing}")
-    for child in children():
-        found.append(f"process {child}")
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = each.read_bytes().replace(bytes(1), b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if mark in command:
+            found.append(f"process {each.parent.name}: {command[:200]}")
     return found
-
-
-def children() -> list[str]:
-    """Return the command lines of our own children that are still there (by PID, oldest first)."""
-    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [
-        f"{pid}: {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')[:200]}"
-        for pid in listed
-    ]
-
-
-def interrupt(child: subprocess.Popen[bytes]) -> None:
-    """Press Ctrl-C for one child."""
-    child.send_signal(signal.SIGINT)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autopsy.drill.process import Process, start
+from autopsy.drill.site import Site
 from autopsy.errors import AutopsyError
 
 BINARIES = ("qemu-system-x86_64", "kvm", "/usr/libexec/qemu-kvm", "/usr/bin/kvm")
@@ -85,34 +84,26 @@ def find_qemu() -> Path:
     )
 
 
-@contextmanager
-def machine(folder: Path, *arguments: str, qemu: Path | None = None, own_control: bool = False) -> Iterator[Machine]:
-    """Run a QEMU whose files lie in `folder`; it is killed on the way out."""
-    with ExitStack() as stack:
-        yield start_machine(stack, folder, *arguments, qemu=qemu, own_control=own_control)
-
-
 def start_machine(
-    stack: ExitStack,
-    folder: Path,
+    site: Site,
     *arguments: str,
     qemu: Path | None = None,
     accelerate: tuple[str, ...] = ACCELERATE,
     own_control: bool = False,
 ) -> Machine:
-    """Run a QEMU and wait until its monitor answers; closing the stack kills it.
+    """Run a QEMU and wait until its monitor answers; the site's end kills it.
 
     With `own_control` our questions go to a second monitor, so that the first is free for whoever is tested.
 
     Raises:
-        AutopsyError: It did not come up; its last words are in the remedy.
+        AutopsyError: It did not come up; its last words are in the cause.
     """
-    monitor = folder / "qmp"
-    control = folder / "control" if own_control else monitor
+    monitor = site.folder / "qmp"
+    control = site.folder / "control" if own_control else monitor
     command: list[str | Path] = [qemu or find_qemu(), *QUIET, *accelerate]
     for path in dict.fromkeys((monitor, control)):
         command += ["-qmp", f"unix:{path},server=on,wait=off"]
-    started = Machine(start(stack, [*command, *arguments], log=folder / "qemu.log"), monitor, control)
+    started = Machine(start(site, [*command, *arguments], log="qemu.log"), monitor, control)
     started.process.wait_until("its monitor answered", lambda: _answers(control))
     return started
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-import select
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.drill.site import Site, undisturbed
 from autopsy.errors import AutopsyError
 
 READY_SECONDS = 20.0  # a QEMU under TCG on a loaded machine is up in 2
 END_SECONDS = 10.0
+TOOL_SECONDS = 30.0
 TAIL_BYTES = 2000
+
+PACKAGES = {
+    "qemu-nbd": "apt install qemu-utils",
+    "qemu-storage-daemon": "apt install qemu-system-common (Debian 12), qemu-utils (later)",
+    "fsfreeze": "apt install util-linux",
+    "mkfs.ext4": "apt install e2fsprogs",
+    "mkfs.xfs": "apt install xfsprogs",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +81,13 @@ class Process:
         Raises:
             AutopsyError: It cannot die: a thread of it waits in the kernel.
         """
-        if self.alive():
-            self.send(signal.SIGCONT)
-            self.send(signal.SIGKILL)
-            try:
-                self.child.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                raise self._broken(f"is still there {END_SECONDS:g} s after SIGKILL") from None
+        if not self.alive():
+            return
+        self.send(signal.SIGKILL)  # it ends a stopped process as well
+        try:
+            self.child.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise self._broken(f"is still there {END_SECONDS:g} s after SIGKILL") from None
 
     def _broken(self, cause: str) -> AutopsyError:
         tail = self.log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()
@@ -101,32 +110,51 @@ def states(pid: int) -> set[str]:
     return found
 
 
-@contextmanager
-def process(command: Sequence[str | Path], *, log: Path) -> Iterator[Process]:
-    """Run a command in a session of its own; it is killed and waited for on the way out."""
-    with ExitStack() as stack:
-        yield start(stack, command, log=log)
+def start(site: Site, command: Sequence[str | Path], *, log: str) -> Process:
+    """Run a command in a session of its own; the site's end kills it and waits for it.
 
-
-def start(stack: ExitStack, command: Sequence[str | Path], *, log: Path) -> Process:
-    """Run a command in a session of its own; closing the stack kills it and waits for it."""
-    with log.open("ab") as output:
+    Unless the site is kept, the kernel kills it too should we be killed ourselves (setpriv becomes the command).
+    """
+    words = [str(word) for word in command]
+    path = site.folder / log
+    with path.open("ab") as output, undisturbed():
         child = subprocess.Popen(
-            [str(word) for word in command],
+            words if site.keep else [tool("setpriv"), "--pdeathsig", "KILL", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C on our terminal is for us; we end it in order
         )
-    pidfd = os.pidfd_open(child.pid)
-    stack.callback(os.close, pidfd)
-    started = Process(child, pidfd, log)
-    stack.callback(started.end)
+        site.undo.callback(child.wait, END_SECONDS)
+        pidfd = os.pidfd_open(child.pid)
+        started = Process(child, pidfd, path)
+        site.undo.callback(os.close, pidfd)
+        site.undo.callback(started.end)
     return started
 
 
-def gone(pidfd: int, *, seconds: float) -> bool:
-    """Wait for a process to end; return whether it has."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
+def tool(name: str) -> str:
+    """Return the path of a program, /sbin included.
+
+    Raises:
+        AutopsyError: It is not installed.
+    """
+    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if found is None:
+        raise AutopsyError(name, "not found on this host", remedy=PACKAGES.get(name, f"install {name}"))
+    return found
+
+
+def run(*command: str | Path) -> str:
+    """Run a small tool to its end, out of a Ctrl-C's reach.
+
+    Raises:
+        AutopsyError: It failed; its own words are the cause.
+    """
+    words = [tool(str(command[0])), *map(str, command[1:])]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False, start_new_session=True
+    )
+    if done.returncode:
+        raise AutopsyError(" ".join(words), done.stderr.strip() or f"exit {done.returncode}", remedy="see its manual")
+    return done.stdout

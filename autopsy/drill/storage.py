@@ -3,80 +3,39 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autopsy.drill.process import Process, start
-from autopsy.errors import AutopsyError
+from autopsy.drill.process import Process, run, start, tool
+from autopsy.drill.site import Site, undisturbed
+from autopsy.errors import AutopsyError, NotPermitted
 
-TOOL_SECONDS = 30.0
 UNMOUNT_SECONDS = 10.0
 MEBIBYTE = 1024 * 1024
 SMALLEST = {"ext4": 32 * MEBIBYTE, "xfs": 320 * MEBIBYTE}  # sparse: what is written takes a tenth of it
 
-PACKAGES = {
-    "qemu-nbd": "apt install qemu-utils",
-    "qemu-storage-daemon": "apt install qemu-system-common (QEMU 7.2), qemu-utils (later)",
-    "fsfreeze": "apt install util-linux",
-    "mkfs.ext4": "apt install e2fsprogs",
-    "mkfs.xfs": "apt install xfsprogs",
-}
-
-
-def tool(name: str) -> str:
-    """Return the path of a program, /sbin included.
-
-    Raises:
-        AutopsyError: It is not installed.
-    """
-    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-    if found is None:
-        raise AutopsyError(name, "not found on this host", remedy=PACKAGES.get(name, f"install {name}"))
-    return found
+# Waits for the end of its stdin, which is our end however it comes, SIGKILL included; then sets the file system free.
+GUARD = """
+PATH=$PATH:/usr/sbin:/sbin
+cat >/dev/null
+fsfreeze --unfreeze "$1"
+umount --lazy "$1"
+rm -r --one-file-system "$2"
+"""
 
 
 def need_root(what: str) -> None:
     """Refuse to begin what only root can end.
 
     Raises:
-        AutopsyError: We are not root.
+        NotPermitted: We are not root.
     """
     if os.geteuid() != 0:
-        raise AutopsyError(what, "needs root", remedy="run it with sudo, or choose another scenario")
-
-
-def run(*command: str | Path) -> str:
-    """Run a small tool to its end.
-
-    Raises:
-        AutopsyError: It failed; its own words are the cause.
-    """
-    words = [tool(str(command[0])), *map(str, command[1:])]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False)
-    if done.returncode:
-        raise AutopsyError(" ".join(words), done.stderr.strip() or f"exit {done.returncode}", remedy="see above")
-    return done.stdout
-
-
-@contextmanager
-def folder(prefix: str = "autopsy-") -> Iterator[Path]:
-    """Make a folder with a short path (a socket's has 107 bytes) that goes away with everything in it."""
-    with ExitStack() as stack:
-        yield make_folder(stack, prefix)
-
-
-def make_folder(stack: ExitStack, prefix: str = "autopsy-") -> Path:
-    """Make a folder; closing the stack removes it with everything in it."""
-    path = Path(tempfile.mkdtemp(prefix=prefix))
-    stack.callback(shutil.rmtree, path, ignore_errors=True)
-    return path
+        raise NotPermitted(what, "needs root", remedy="run it with sudo, or choose another scenario")
 
 
 def disk(path: Path, *, mebibytes: int = 64) -> Path:
@@ -99,51 +58,50 @@ class FileSystem:
 
     def thaw(self) -> None:
         """Let the writes go on; one that is not frozen is left as it is."""
-        subprocess.run([tool("fsfreeze"), "--unfreeze", self.mount], capture_output=True, timeout=TOOL_SECONDS, check=False)
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Freeze it for a while."""
-        try:
-            self.freeze()
-            yield
-        finally:
-            self.thaw()
+        with suppress(AutopsyError):  # EINVAL: it was not frozen
+            run("fsfreeze", "--unfreeze", self.mount)
 
 
-@contextmanager
-def file_system(kind: str = "ext4") -> Iterator[FileSystem]:
-    """Mount a new file system from a loop file; thawed, unmounted and detached on the way out."""
-    with ExitStack() as stack:
-        yield mount_file_system(stack, make_folder(stack), kind)
-
-
-def mount_file_system(stack: ExitStack, place: Path, kind: str = "ext4") -> FileSystem:
-    """Mount a new file system below `place`; closing the stack thaws, unmounts and detaches it."""
+def mount_file_system(site: Site, kind: str = "ext4") -> FileSystem:
+    """Mount a new file system from a loop file; the site's end thaws, unmounts and detaches it."""
     need_root("a loop mount")
-    image = place / f"{kind}.img"
-    mount = place / kind
+    image = site.folder / f"{kind}.img"
+    mount = site.folder / kind
     mount.mkdir()
     with image.open("xb") as stream:
         stream.truncate(SMALLEST[kind])
     run(f"mkfs.{kind}", "-q", image)
-    run("mount", "-o", "loop", image, mount)  # mount's own loop device detaches itself at the unmount
-    made = FileSystem(mount, run("findmnt", "--noheadings", "--output", "SOURCE", mount).strip())
-    stack.callback(_unmount, mount)
-    stack.callback(made.thaw)
+    with undisturbed():
+        site.undo.callback(_unmount, mount)
+        if not site.keep:
+            _guard(site, mount)
+        run("mount", "-o", "loop", image, mount)  # mount's own loop device detaches itself at the unmount
+        made = FileSystem(mount, run("findmnt", "--noheadings", "--output", "SOURCE", mount).strip())
+        site.undo.callback(made.thaw)
     return made
+
+
+def _guard(site: Site, mount: Path) -> None:
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, "guard", str(mount), str(site.folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    site.undo.push(guard)  # closes its stdin, then waits for it
+    site.undo.callback(guard.kill)
 
 
 def _unmount(mount: Path) -> None:
     deadline = time.monotonic() + UNMOUNT_SECONDS
-    while True:
-        done = subprocess.run([tool("umount"), mount], capture_output=True, text=True, timeout=TOOL_SECONDS, check=False)
-        if done.returncode == 0 or "not mounted" in done.stderr:
-            return
-        if time.monotonic() > deadline:
-            run("umount", "--lazy", mount)
-            return
-        time.sleep(0.05)  # a process that was killed holds its files until its last thread has gone
+    while mount.is_mount():
+        try:
+            run("umount", mount)
+        except AutopsyError:
+            if time.monotonic() > deadline:
+                run("umount", "--lazy", mount)
+            time.sleep(0.05)  # a process that was killed holds its files until its last thread has gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +112,17 @@ class NbdServer:
     server: str
 
 
-def serve_nbd(stack: ExitStack, place: Path, image: Path, *, tcp: bool = False) -> NbdServer:
+def serve_nbd(site: Site, image: Path, *, tcp: bool = False) -> NbdServer:
     """Export a raw image by qemu-nbd, on a UNIX socket or on a TCP port of 127.0.0.1."""
     command: list[str | Path] = [tool("qemu-nbd"), "--format=raw", "--persistent", "--shared=8"]
     if tcp:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        served = start(stack, [*command, "--bind=127.0.0.1", f"--port={port}", image], log=place / "nbd.log")
+        served = start(site, [*command, "--bind=127.0.0.1", f"--port={port}", image], log="nbd.log")
         served.wait_until("it listened", lambda: _listens(socket.AF_INET, ("127.0.0.1", port)))
         return NbdServer(served, f"server.type=inet,server.host=127.0.0.1,server.port={port}")
-    path = place / "nbd.sock"
-    served = start(stack, [*command, f"--socket={path}", image], log=place / "nbd.log")
+    path = site.folder / "nbd.sock"
+    served = start(site, [*command, f"--socket={path}", image], log="nbd.log")
     served.wait_until("it listened", lambda: _listens(socket.AF_UNIX, str(path)))
     return NbdServer(served, f"server.type=unix,server.path={path}")
 
@@ -182,24 +140,27 @@ class FuseExport:
     file: Path
 
 
-def serve_fuse(stack: ExitStack, place: Path, image: Path, *, binary: str | None = None) -> FuseExport:
+def serve_fuse(site: Site, image: Path) -> FuseExport:
     """Export a raw image as a FUSE file by qemu-storage-daemon."""
     need_root("a FUSE mount")
-    file = place / "fuse.raw"
+    file = site.folder / "fuse.raw"
     file.touch()
+    site.undo.callback(_forget_mount, file)  # the daemon's death leaves the mount there: every access says ENOTCONN
     daemon = start(
-        stack,
+        site,
         [
-            binary or tool("qemu-storage-daemon"),
+            tool("qemu-storage-daemon"),
             "--blockdev",
             f"driver=file,node-name=file0,filename={image}",
             "--export",
             f"type=fuse,id=export0,node-name=file0,mountpoint={file},writable=on",
         ],
-        log=place / "fuse.log",
+        log="fuse.log",
     )
-    # The daemon unmounts nothing when it is killed: the mount is left, and every access to it says ENOTCONN.
-    stack.callback(subprocess.run, [tool("umount"), "--lazy", file], capture_output=True, timeout=TOOL_SECONDS, check=False)
-    stack.callback(daemon.end)
     daemon.wait_until("its file was there", lambda: file.stat().st_size > 0)
     return FuseExport(daemon, file)
+
+
+def _forget_mount(file: Path) -> None:
+    with suppress(AutopsyError):  # it never came to the mount
+        run("umount", "--lazy", file)
