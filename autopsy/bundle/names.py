@@ -37,7 +37,7 @@ STEPS = (
 
 # Files inside evidence/<step>/.
 TASKS = "tasks.txt"  # sections task/<tid>/{comm,stat,status,wchan,syscall,stack,schedstat}, and the process's own
-FDS = "fds.txt"  # sections fd/<n> (the link), fdinfo/<n>
+FDS = "fds.txt"  # sections fd/<n> (the link), fdinfo/<n>, mountinfo
 FUTEXES = "futexes.json"  # records.FutexWait[]
 POLLS = "polls.json"  # records.PollSet[]
 MAPS = "maps"
@@ -55,9 +55,10 @@ MAIN_LOOP = "main-loop.json"  # records.MainLoop
 MODULES = "modules.json"  # records.Module[]
 HEAP = "heap.json"  # records.Heap
 GDB_LOG = "gdb.log"
-SOCKETS = "sockets.txt"  # sections net/unix, net/tcp, net/tcp6, ss
-AIO = "aio.txt"  # sections sys/fs/aio-nr, io, and io_uring fdinfo
-RINGS = "rings.json"  # records.AioRing[]
+SOCKETS = "sockets.txt"  # sections net/unix, net/tcp, net/tcp6, ss, peer/<pid>/{status,wchan,stack,…}, fuse/<minor>/…
+SOCKET_ENDS = "sockets.json"  # records.SocketEnd[]
+AIO = "aio.txt"  # sections sys/fs/aio-nr, sys/fs/aio-max-nr, io, status, and fdinfo/<n> of each io_uring
+RINGS = "rings.json"  # records.Rings
 HOST_FILES = "host.txt"  # sections named by their absolute path
 DMESG = "dmesg.txt"
 JOURNAL = "journal.txt"

@@ -264,3 +264,23 @@ class Rings(msgspec.Struct, frozen=True, kw_only=True):
     aio: tuple[AioRing, ...]
     uring: tuple[UringState, ...]
     taken_ns: int
+
+
+class SocketEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """One socket of the VM and, where it is on this host, the other end of it.
+
+    `state` is the kernel's word (ESTAB, LISTEN, SYN-SENT, …). `local` and `remote` are paths (`@name` for an abstract
+    one) or address:port. Queues are bytes: `receive_queue` waits to be read by the VM, `send_queue` to be read or
+    acknowledged by the other end; absent where the kernel did not tell. `peer_pids` hold the other end.
+    """
+
+    fd: int
+    inode: int
+    family: Literal["unix", "tcp", "other"]
+    state: str = ""
+    local: str = ""
+    remote: str = ""
+    receive_queue: int | None = None
+    send_queue: int | None = None
+    peer_inode: int | None = None
+    peer_pids: tuple[int, ...] = ()
