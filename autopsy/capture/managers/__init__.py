@@ -1,1 +1,1 @@
-"""Who runs the VM: Proxmox VE, libvirt, or nobody."""
+"""Who runs a VM: Proxmox VE, libvirt, or its own command line alone. Files are asked, never a daemon."""

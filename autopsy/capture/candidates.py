@@ -1,0 +1,206 @@
+"""The processes that an operator's word may mean."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from autopsy.capture import monitors
+from autopsy.capture.answers import Unanswered, ask
+from autopsy.capture.commandline import last, options, vm_name
+from autopsy.capture.files import NotPlain
+from autopsy.capture.managers import libvirt, process, proxmox
+from autopsy.capture.managers.claim import Claim, Roots
+from autopsy.capture.managers.process import Told
+from autopsy.capture.slot import names
+from autopsy.capture.unix import listeners_seen_by
+from autopsy.errors import NoSuchVm, NotQemu, UsageError
+
+LIST = "`autopsy ps` lists this host's virtual machines"
+MOST_PID = 1 << 22  # the kernel's own limit on pid_max
+
+FORMS = ("pve", "libvirt", "pid", "qmp")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A process that may be meant, the manager that claims it, and the word that means it alone."""
+
+    pid: int
+    explicit: str
+    claim: Claim | None = None
+
+
+def meant_by(word: str, roots: Roots) -> tuple[Candidate, ...]:
+    """Return every process that a word means, in order of PID; none when it means nothing.
+
+    Raises:
+        UsageError: the word cannot be meant.
+        NoSuchVm: it means one thing, and that is not there.
+        NotQemu: it means one thing, and that is no QEMU.
+    """
+    form, colon, rest = word.partition(":")
+    if colon and form in FORMS:
+        if not rest:
+            raise UsageError(word, f"nothing stands after {form}:", remedy="say for example pve:102 or pid:4242")
+        return _explicit(form, rest, word, roots)
+    return _bare(word, roots)
+
+
+def _explicit(form: str, rest: str, word: str, roots: Roots) -> tuple[Candidate, ...]:
+    if form == "pid":
+        pid = _pid(rest)
+        if pid is None:
+            raise UsageError(word, f"{rest!r} is no process id", remedy=LIST)
+        return (_claimed(pid, roots),)
+    if form == "qmp":
+        return tuple(_claimed(pid, roots) for pid in listening_at(rest, word))
+    if form == "pve":
+        claim = proxmox.claim_of(rest, roots)
+        claims = [claim] if claim else []
+    else:
+        claims = [claim for claim in libvirt.claims(roots) if libvirt.answers_to(claim, rest)]
+    told = process.tell([claim.pid for claim in claims])
+    alive = [claim for claim in claims if is_true(claim, told[claim.pid])]
+    if not alive:
+        raise _nothing(word, claims)
+    return _distinct(Candidate(claim.pid, claim.explicit, claim) for claim in alive)
+
+
+def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
+    claims = (*proxmox.claims(roots), *libvirt.claims(roots))
+    answering = [claim for claim in claims if _answers_to(claim, word)]
+    named = process.suspects()
+    told = process.tell(sorted({*named, *(claim.pid for claim in answering)}))
+    found = {claim.pid for claim in answering if is_true(claim, told[claim.pid])}
+    found |= {pid for pid in named if process.is_qemu(told[pid]) and _goes_by(word, told[pid])}
+    pid = _pid(word)
+    if pid is not None and os.path.exists(f"/proc/{pid}"):
+        alone = not found
+        if alone or process.is_qemu(told.get(pid) or process.tell([pid])[pid]):
+            found.add(pid)
+    if not found:
+        raise _nothing(word, answering)
+    for late in found - told.keys():
+        told |= process.tell([late])
+    return _distinct(_with_claim(each, told[each], claims) for each in sorted(found))
+
+
+def _answers_to(claim: Claim, word: str) -> bool:
+    return claim.name == word if claim.manager == "proxmox" else libvirt.answers_to(claim, word)
+
+
+def _goes_by(word: str, told: Told) -> bool:
+    """Return whether a command line gives the VM that name or uuid."""
+    if isinstance(told.arguments, Unanswered):
+        return False
+    given = options(told.arguments)
+    return word in (vm_name(given), last(given, "uuid"))
+
+
+def _pid(word: str) -> int | None:
+    number = int(word) if word.isascii() and word.isdecimal() and len(word) < 10 else 0
+    return number if 0 < number <= MOST_PID else None
+
+
+def _claimed(pid: int, roots: Roots) -> Candidate:
+    claims = [claim for claim in (*proxmox.claims(roots), *libvirt.claims(roots)) if claim.pid == pid]
+    return _with_claim(pid, process.tell([pid])[pid], claims) if claims else Candidate(pid, f"pid:{pid}")
+
+
+def _with_claim(pid: int, told: Told, claims: Iterable[Claim]) -> Candidate:
+    true = next((claim for claim in claims if claim.pid == pid and is_true(claim, told)), None)
+    return Candidate(pid, true.explicit if true else f"pid:{pid}", true)
+
+
+def _distinct(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Return one candidate a process, each with a word that no other has: two users may each have a libvirt `web1`."""
+    by_pid = {each.pid: each for each in candidates}
+    words = [each.explicit for each in by_pid.values()]
+    return tuple(
+        each if words.count(each.explicit) == 1 else replace(each, explicit=f"pid:{each.pid}")
+        for _, each in sorted(by_pid.items())
+    )
+
+
+def _nothing(word: str, claims: list[Claim]) -> NoSuchVm:
+    if not claims:
+        return NoSuchVm(word, "no running virtual machine answers to it", remedy=LIST)
+    dead = ", ".join(f"{claim.pidfile} names process {claim.pid}" for claim in claims)
+    return NoSuchVm(word, f"it does not run: {dead}, which is not (or no longer) that VM", remedy=LIST)
+
+
+def is_true(claim: Claim, told: Told) -> bool:
+    """Return whether a manager's claim holds: the process is a QEMU, and was started as that VM.
+
+    Where the command line could not be read, a listening socket in the place of the VM's own monitor tells as much.
+    """
+    if not process.is_qemu(told):
+        return False
+    if isinstance(told.arguments, Unanswered):
+        paths = [listener.path for listener in monitors.ears_of(claim.pid).listeners]
+        own = proxmox.is_its_monitor if claim.manager == "proxmox" else libvirt.is_its_monitor
+        return any(own(claim, path) for path in paths)
+    match claim.manager:
+        case "proxmox":
+            return proxmox.is_alive(claim, told.arguments)
+        case "libvirt":
+            return libvirt.is_alive(claim, told.arguments)
+        case "process":
+            return True
+
+
+def listening_at(path: str, word: str) -> tuple[int, ...]:
+    """Return the QEMUs that listen on a UNIX socket, whatever mount or network namespace they live in.
+
+    Raises:
+        NotQemu: another program listens there.
+        NoSuchVm: nobody does, or there is no such socket.
+    """
+    place = path if path.startswith("@") else os.path.abspath(path)
+    pids = process.suspects()
+    (ours,) = ask([partial(_identity_of, place)], each=process.EACH, overall=process.EACH)
+    file = None if isinstance(ours, Unanswered) else tuple(int(number) for number in ours.split())
+    answers = ask([partial(_listens, pid, place, file) for pid in pids], each=process.EACH, overall=process.OVERALL)
+    found = tuple(pid for pid, answer in zip(pids, answers, strict=True) if answer == b"yes")
+    if found:
+        return found
+    if isinstance(ours, Unanswered) and "NotPlain" in ours.why:
+        raise NoSuchVm(word, "that is no socket", remedy=LIST)
+    if file is None:
+        raise NoSuchVm(word, f"there is no such socket, and no QEMU listens on one of that name ({place})", remedy=LIST)
+    (owner,) = ask([partial(_other_owner, place)], each=process.EACH, overall=process.EACH)
+    if isinstance(owner, Unanswered) or not owner:
+        raise NoSuchVm(word, "nobody listens on that socket", remedy=LIST)
+    raise NotQemu(word, f"{owner.decode()} listens on that socket, and is no QEMU", remedy=LIST)
+
+
+def _identity_of(place: str) -> bytes:
+    status = os.stat(place)
+    if not stat.S_ISSOCK(status.st_mode):
+        raise NotPlain(place)
+    return b"%d %d" % (status.st_dev, status.st_ino)
+
+
+def _listens(pid: int, place: str, file: tuple[int, ...] | None) -> bytes:
+    for listener in monitors.ears_of(pid).listeners:
+        if file is None:
+            same = listener.path == place
+        else:
+            try:
+                theirs = os.stat(f"/proc/{pid}/root{monitors.place_of(pid, listener.path)}")
+                same = (theirs.st_dev, theirs.st_ino) == file
+            except OSError:
+                same = False
+        if same:
+            return b"yes"
+    return b"no"
+
+
+def _other_owner(place: str) -> bytes:
+    """Return who listens on a socket, by the path that it was bound to."""
+    inodes = [each.inode for each in listeners_seen_by(os.getpid()) if each.path == place]
+    return ", ".join(filter(None, (names((inode,)) for inode in inodes))).encode("utf-8", "replace")

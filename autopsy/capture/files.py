@@ -1,0 +1,86 @@
+"""Small files that somebody else may have laid for us: symbolic links, FIFOs, endless ones."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+MOST_LINKS = 40  # as the kernel itself counts
+
+
+class NotPlain(Exception):
+    """The file is not what it must be: a link, a FIFO, a device, or far too large."""
+
+
+def read_plain(path: str | Path, most: int) -> bytes:
+    """Read a regular file that must not be a symbolic link.
+
+    Raises:
+        NotPlain: it is something else, or larger than `most` bytes.
+        OSError: as open(2) and read(2) give it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a socket
+            raise NotPlain(f"{path} is not a regular file") from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotPlain(f"{path} is not a regular file")
+        data = _read(descriptor, most + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > most:
+        raise NotPlain(f"{path} is larger than {most} bytes")
+    return data
+
+
+def read_kernel(path: str, most: int = 1 << 20) -> bytes:
+    """Read a file of /proc or /sys, `most` bytes of it at most."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _read(descriptor, most)
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int, most: int) -> bytes:
+    parts = []
+    left = most
+    while left > 0 and (part := os.read(descriptor, min(left, 1 << 18))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def real_path_in(root: str, path: str) -> str:
+    """Return what `path` means to a process whose root directory is `root`, without any link, told from that root.
+
+    Needed because the kernel follows an absolute link below /proc/PID/root back into our own tree.
+
+    Raises:
+        OSError: a part is missing, or there are too many links.
+    """
+    left = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    done: list[str] = []
+    links = 0
+    while left:
+        part = left.pop()
+        if part == "..":
+            done = done[:-1]
+            continue
+        here = "/".join((root.rstrip("/"), *done, part))
+        if not stat.S_ISLNK(os.lstat(here).st_mode):
+            done.append(part)
+            continue
+        links += 1
+        if links > MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        aim = os.readlink(here)
+        if aim.startswith("/"):
+            done = []
+        left.extend(part for part in reversed(aim.split("/")) if part not in ("", "."))
+    return "/" + "/".join(done)

@@ -1,0 +1,70 @@
+"""A manager's word that a process is one of its virtual machines; to be believed only once it is verified."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autopsy.capture.files import NotPlain, read_plain
+
+Manager = Literal["proxmox", "libvirt", "process"]
+
+PID_LINE = re.compile(rb"\s*([0-9]{1,10})\s*")
+MOST_PIDFILE = 64
+MOST_VMS = 4096  # files looked at in one folder: a bound on our time
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """Where the managers keep their files."""
+
+    run: Path = Path("/run")
+
+    @property
+    def proxmox(self) -> Path:
+        """Return the folder of Proxmox VE's pidfiles and sockets."""
+        return self.run / "qemu-server"
+
+    @property
+    def libvirt(self) -> tuple[Path, ...]:
+        """Return the folders of libvirt's pidfiles and status XML: the system's, then each user's session."""
+        sessions = sorted(self.run.glob("user/*/libvirt/qemu/run"))
+        return (self.run / "libvirt" / "qemu", *sessions)
+
+
+ROOTS = Roots()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One manager says: this process is my VM. `name` is the manager's own name for it (a VMID, a domain's name)."""
+
+    manager: Manager
+    name: str
+    pid: int
+    pidfile: Path
+
+    @property
+    def explicit(self) -> str:
+        """Return the form on the command line that means this VM and no other."""
+        return f"{'pve' if self.manager == 'proxmox' else 'libvirt'}:{self.name}"
+
+
+def pid_in(pidfile: Path) -> int | None:
+    """Return the process id in a pidfile, None when there is no sound one."""
+    try:
+        found = PID_LINE.fullmatch(read_plain(pidfile, MOST_PIDFILE))
+    except (OSError, NotPlain):
+        return None
+    return int(found[1]) if found and int(found[1]) > 0 else None
+
+
+def listed(folder: Path, ending: str) -> tuple[str, ...]:
+    """Return the names of a folder's files without their ending, none where the folder is missing or closed to us."""
+    try:
+        found = sorted(entry.name.removesuffix(ending) for entry in folder.iterdir() if entry.name.endswith(ending))
+    except OSError:
+        return ()
+    return tuple(found[:MOST_VMS])

@@ -1,0 +1,154 @@
+"""What a process must show to be taken for a QEMU, and what is said when it does not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from autopsy.bundle.schema import Monitor, TargetRecord
+from autopsy.capture import identity, monitors
+from autopsy.capture.answers import Answer, Unanswered, ask
+from autopsy.capture.candidates import LIST, is_true
+from autopsy.capture.commandline import options, vm_name
+from autopsy.capture.identity import Binary, clean
+from autopsy.capture.managers import process
+from autopsy.capture.managers.claim import Claim
+from autopsy.capture.managers.process import Told
+from autopsy.capture.words import printable
+from autopsy.errors import NoSuchVm, NotPermitted, NotQemu
+
+
+def recognise(pid: int, *, asked: str, claim: Claim | None = None) -> TargetRecord:
+    """Return what is to be recorded of a QEMU. `asked` is what the operator typed, for the error's words.
+
+    The caller makes sure that the number means one process all the while.
+
+    Raises:
+        NoSuchVm: the process ended, or is about to.
+        NotQemu: it is something else.
+        NotPermitted: the kernel does not show it to us.
+    """
+    try:
+        stat = identity.stat_of(f"/proc/{pid}")
+        link = identity.exe_link(pid)
+    except PermissionError as error:
+        raise _not_permitted(pid, asked) from error
+    except OSError as error:
+        raise _without_binary(pid, asked) from error
+    told = process.tell([pid])[pid]
+    access, found = _reach(pid, told)
+    if isinstance(access, Unanswered) and "PermissionError" in access.why:
+        raise _not_permitted(pid, asked)
+    if claim is not None and not is_true(claim, told):
+        raise NoSuchVm(asked, f"{claim.pidfile} names process {pid}, which is no longer that VM", remedy=LIST)
+    binary = _as_named(link) if isinstance(told.binary, Unanswered) else told.binary
+    if binary is None or not (binary.qemu_version or isinstance(told.binary, Unanswered)):
+        raise _not_qemu(pid, asked, stat.comm, link)
+    given = None if isinstance(told.arguments, Unanswered) else options(told.arguments)
+    return TargetRecord(
+        pid=pid,
+        name=clean(claim.name if claim else (vm_name(given or ()) or f"pid{pid}")),
+        manager=claim.manager if claim else "process",
+        start_ticks=stat.start_ticks,
+        exe=binary.path,
+        exe_deleted=binary.deleted,
+        build_id=binary.build_id,
+        qemu_version=binary.qemu_version,
+        monitors=found,
+    )
+
+
+def _as_named(link: str) -> Binary | None:
+    """Take a process for the QEMU it is named as, where its binary's file system hangs."""
+    path = link.removesuffix(identity.DELETED)
+    if not process.named_like_qemu(link):
+        return None
+    return Binary(path=clean(path), deleted=path != link, replaced=False, qemu_version="", build_id="")
+
+
+def _try_access(pid: int) -> bytes:
+    """Open the process's memory: the same question to the kernel as ptrace(2) would put, with no effect at all."""
+    os.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
+    return b""
+
+
+def _reach(pid: int, told: Told) -> tuple[Answer, tuple[Monitor, ...]]:
+    """Ask whether we may look into the process, and which of its monitors can be reached, in one child."""
+    ears = monitors.ears_of(pid)
+    given = None if isinstance(told.arguments, Unanswered) else options(told.arguments)
+    found = monitors.found_listening(given, ears)
+    questions = [partial(_encoded, monitors.reached, monitor, ears) for monitor in found]
+    held = [partial(_encoded, monitors.reached_and_held, monitor, ears) for monitor in found]
+    access, *answers = ask([partial(_try_access, pid), *questions, *held], each=process.EACH, overall=process.OVERALL)
+    best = zip(found, answers[: len(found)], answers[len(found) :], strict=True)
+    return access, tuple(_storable(_last_of(*each)) for each in best)
+
+
+def _encoded(what: Callable[[Monitor, monitors.Ears], Monitor], monitor: Monitor, ears: monitors.Ears) -> bytes:
+    return msgspec.msgpack.encode(what(monitor, ears))
+
+
+def _last_of(told: Monitor, *answers: Answer) -> Monitor:
+    """Return the fullest of what is known of a monitor."""
+    good = [answer for answer in answers if not isinstance(answer, Unanswered)]
+    return msgspec.msgpack.decode(good[-1], type=Monitor) if good else told
+
+
+def _storable(monitor: Monitor) -> Monitor:
+    """Return the monitor in words that JSON can hold; a path that is no UTF-8 is told, but not connected to."""
+    address = clean(monitor.address)
+    reachable = monitor.reachable if address == monitor.address else ""
+    return msgspec.structs.replace(monitor, address=address, reachable=reachable)
+
+
+def _not_qemu(pid: int, asked: str, comm: str, link: str) -> NotQemu:
+    return NotQemu(
+        asked, f"process {pid} is {printable(comm)} ({printable(link)}), which is no QEMU system emulator", remedy=LIST
+    )
+
+
+def _without_binary(pid: int, asked: str) -> NoSuchVm:
+    """Say why a process shows no binary: it is dying, dead, or the kernel's own."""
+    try:
+        stat = identity.stat_of(f"/proc/{pid}")
+    except OSError:
+        return NoSuchVm(asked, f"process {pid} has just ended", remedy=LIST)
+    if stat.state not in ("Z", "X"):
+        return NotQemu(asked, f"process {pid} is the kernel's own thread {stat.comm}", remedy=LIST)
+    stuck = identity.in_uninterruptible_sleep(pid)
+    if not stuck:
+        return NoSuchVm(
+            asked, f"process {pid} ({printable(stat.comm)}) has ended and waits for its parent", remedy=LIST
+        )
+    threads = ", ".join(f"{thread.tid} in {thread.wchan or 'the kernel'}" for thread in stuck)
+    return NoSuchVm(
+        asked,
+        f"process {pid} ({printable(stat.comm)}) is killed already and cannot die: thread {threads} sleeps for good",
+        remedy="free the storage it waits for; there is nothing left in it to capture",
+    )
+
+
+def _not_permitted(pid: int, asked: str) -> NotPermitted:
+    cause = f"the kernel does not let us look into process {pid}"
+    if _yama() == "3":
+        return NotPermitted(
+            asked, f"{cause} (kernel.yama.ptrace_scope=3)", remedy="this setting lasts until the host restarts"
+        )
+    if os.geteuid() != 0:
+        return NotPermitted(asked, cause, remedy="run as root (`sudo autopsy ...`), or with CAP_SYS_PTRACE")
+    return NotPermitted(
+        asked,
+        f"{cause}, though we are root",
+        remedy="give CAP_SYS_PTRACE to this container, and ask the kernel's log for AppArmor's or SELinux's denial",
+    )
+
+
+def _yama() -> str:
+    try:
+        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as stream:
+            return stream.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,170 @@
+"""UNIX sockets of other processes: who listens where, who is connected to whom."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from autopsy.capture.files import read_kernel
+
+MOST_TABLE = 16 << 20  # of /proc/PID/net/unix
+SEARCH_SECONDS = 0.5  # for the owner of a socket, among all processes of the host
+
+# Num RefCount Protocol Flags Type St Inode Path (net/unix/af_unix.c); the path is printed as it is, newlines and all.
+ROW = re.compile(
+    rb"^[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) ([0-9A-F]{4}) [0-9A-F]{2} +(\d+)(?: (.*))?$", re.MULTILINE
+)
+ACCEPTS = 1 << 16  # __SO_ACCEPTCON
+STREAM = 1
+
+NETLINK_SOCK_DIAG = 4
+SOCK_DIAG_BY_FAMILY = 20
+NLM_F_REQUEST_DUMP = 0x301
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+UDIAG_SHOW_NAME_PEER = 0x05
+UNIX_DIAG_NAME, UNIX_DIAG_PEER = 0, 2
+TCP_ESTABLISHED = 1  # sock_diag tells the states of UNIX sockets in TCP's numbers
+DUMP_SECONDS = 1.0
+CLONE_NEWNET = 0x40000000
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket: its inode, and the path that it was bound to (`@name` for an abstract one)."""
+
+    inode: int
+    path: str
+
+
+def parse_listeners(table: bytes) -> tuple[Listener, ...]:
+    """Return the listening stream sockets of a /proc/net/unix.
+
+    A path may hold a newline and so forge a row: an inode that appears twice is believed in neither.
+    """
+    rows = [(int(row[3]), row) for row in ROW.finditer(table)]
+    seen: dict[int, int] = {}
+    for inode, _ in rows:
+        seen[inode] = seen.get(inode, 0) + 1
+    return tuple(
+        Listener(inode, (row[4] or b"").decode("utf-8", "surrogateescape"))
+        for inode, row in rows
+        if int(row[1], 16) & ACCEPTS and int(row[2], 16) == STREAM and seen[inode] == 1
+    )
+
+
+def listeners_seen_by(pid: int) -> tuple[Listener, ...]:
+    """Return every listener in the network namespace of a process.
+
+    Raises:
+        OSError: the process is gone, or the kernel does not show it to us.
+    """
+    return parse_listeners(read_kernel(f"/proc/{pid}/net/unix", MOST_TABLE))
+
+
+def socket_of(pid: int, fd: int) -> int | None:
+    """Return the inode of the socket that a descriptor is, None when it is something else."""
+    try:
+        link = os.readlink(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return None
+    return int(link[8:-1]) if link.startswith("socket:[") else None
+
+
+def sockets_of(pid: int) -> frozenset[int]:
+    """Return the inodes of every socket that a process holds, none when the kernel does not show them."""
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return frozenset()
+    return frozenset(inode for number in numbers if (inode := socket_of(pid, int(number))) is not None)
+
+
+def owners_of(inode: int, seconds: float = SEARCH_SECONDS) -> tuple[int, ...]:
+    """Return the processes that hold a socket, as far as they can be searched in the time."""
+    return tuple(_search(inode, time.monotonic() + seconds))
+
+
+def _search(inode: int, give_up: float) -> Iterator[int]:
+    for entry in os.listdir("/proc"):
+        if time.monotonic() > give_up:
+            return
+        if entry.isdecimal() and inode in sockets_of(int(entry)):
+            yield int(entry)
+
+
+def clients_of(pid: int, path: str) -> tuple[int, ...]:
+    """Return the inodes of the sockets that are connected to the listener bound at `path` in a process.
+
+    Asks the kernel's socket diagnosis (sock_diag(7)), as `ss -xp` does, in the process's own network namespace: it
+    enters that for good, so call it in a child. Nothing reaches the process.
+
+    Raises:
+        OSError: the kernel has no such diagnosis, or refuses it.
+    """
+    _enter_network_of(pid)
+    ours = sockets_of(pid)
+    name = b"\0" + os.fsencode(path[1:]) if path.startswith("@") else os.fsencode(path)
+    return tuple(peer for inode, bound, peer in _connected() if peer and bound == name and inode in ours)
+
+
+def _enter_network_of(pid: int) -> None:
+    theirs = f"/proc/{pid}/ns/net"
+    if os.readlink(theirs) == os.readlink("/proc/self/ns/net"):
+        return
+    descriptor = os.open(theirs, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(descriptor, CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), theirs)
+    finally:
+        os.close(descriptor)
+
+
+def _connected() -> Iterator[tuple[int, bytes, int]]:
+    """Yield inode, bound name and peer's inode of every connected UNIX socket of this network namespace."""
+    # struct nlmsghdr, then struct unix_diag_req {family, protocol, pad, states, inode, show, cookie[2]}
+    request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 1 << TCP_ESTABLISHED, 0, UDIAG_SHOW_NAME_PEER, 0, 0)
+    header = struct.pack("=IHHII", 16 + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, 1, 0)
+    with contextlib.closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)) as kernel:
+        kernel.settimeout(DUMP_SECONDS)
+        kernel.send(header + request)
+        while True:
+            for kind, body in _messages(kernel.recv(1 << 18)):
+                if kind == NLMSG_DONE:
+                    return
+                if kind == NLMSG_ERROR:
+                    number = -struct.unpack_from("=i", body)[0]
+                    raise OSError(number, os.strerror(number), "sock_diag")
+                # struct unix_diag_msg {family, type, state, pad, inode, cookie[2]}
+                (inode,) = struct.unpack_from("=I", body, 4)
+                found = dict(_attributes(body[16:]))
+                peer = found.get(UNIX_DIAG_PEER, b"\0\0\0\0")
+                yield inode, found.get(UNIX_DIAG_NAME, b""), struct.unpack("=I", peer)[0]
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    place = 0
+    while place + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, place)
+        if length < 16:
+            return
+        yield kind, data[place + 16 : place + length]
+        place += -(-length // 4) * 4
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    place = 0
+    while place + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, place)
+        if length < 4:
+            return
+        yield kind, data[place + 4 : place + length]
+        place += -(-length // 4) * 4
