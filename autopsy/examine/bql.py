@@ -15,12 +15,12 @@ from autopsy.examine.symbols import Image, Symbols
 VARIABLES = ("bql", "qemu_global_mutex")
 # Exported functions that hand the lock to another function, and the argument's register that they hand it in.
 ACCESSORS = (
-    ("bql_unlock", "rdi"),
-    ("bql_lock_impl", "rdi"),
-    ("qemu_cond_wait_bql", "rsi"),
-    ("qemu_mutex_unlock_iothread", "rdi"),
-    ("qemu_mutex_lock_iothread_impl", "rdi"),
-    ("qemu_cond_wait_iothread", "rsi"),
+    (("bql_unlock", "rdi"), ("bql_lock_impl", "rdi"), ("qemu_cond_wait_bql", "rsi")),
+    (
+        ("qemu_mutex_unlock_iothread", "rdi"),
+        ("qemu_mutex_lock_iothread_impl", "rdi"),
+        ("qemu_cond_wait_iothread", "rsi"),
+    ),
 )
 MOST_CODE = 512  # an accessor has some 160 bytes, assertions included
 VCPU = re.compile(r"CPU \d+/(KVM|TCG)")
@@ -41,7 +41,8 @@ class Bql:
 
 def find_bql(symbols: Symbols, waits: Iterable[FutexWait], comms: dict[int, str]) -> Bql:
     """Return the lock's address by its symbol, by the code of what takes and drops it, or by who waits for it."""
-    for name in VARIABLES:
+    best = symbols.main.named_by if symbols.main else None
+    for name in VARIABLES if best and best.has_symtab else ():
         for address in symbols.find(name):
             if _is_data(symbols, address):
                 return Bql(address, f"symbol {name}")
@@ -52,20 +53,18 @@ def find_bql(symbols: Symbols, waits: Iterable[FutexWait], comms: dict[int, str]
 
 def _by_code(symbols: Symbols) -> Bql | None:
     """Take the variable that most accessors hand on: the mutex is theirs all, a format string or a counter is not."""
-    votes: Counter[int] = Counter()
-    voters: dict[int, list[str]] = {}
-    for name, register in ACCESSORS:
-        for function in symbols.find(name):
-            size = _size(symbols, function)
-            for address in set(_handed_on(symbols.read(function, size), function, register)):
-                if _is_data(symbols, address):
-                    votes[address] += 1
-                    voters.setdefault(address, []).append(name)
-    ranking = votes.most_common(2)
-    if not ranking or (len(ranking) > 1 and ranking[0][1] == ranking[1][1]):
-        return None
-    address = ranking[0][0]
-    return Bql(address, f"code of {', '.join(voters[address])}")
+    for generation in ACCESSORS:
+        voters: dict[int, list[str]] = {}
+        for name, register in generation:
+            for function in symbols.find(name)[:1]:
+                code = symbols.read(function, _size(symbols, function))
+                for address in set(_handed_on(code, function, register)):
+                    if _is_data(symbols, address):
+                        voters.setdefault(address, []).append(name)
+        ranking = sorted(voters.items(), key=lambda item: -len(item[1]))
+        if ranking and (len(ranking) == 1 or len(ranking[0][1]) > len(ranking[1][1])):
+            return Bql(ranking[0][0], f"code of {', '.join(ranking[0][1])}")
+    return None
 
 
 def _handed_on(code: bytes, start: int, register: str) -> Iterator[int]:
