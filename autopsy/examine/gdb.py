@@ -28,6 +28,7 @@ MOST_OUTPUT = 128 << 20
 LARGEST_FILE = 1 << 30  # what gdb may write: a log, an index of QEMU's debug information
 GOODBYE_SECONDS = 0.2
 PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
 
 # Nothing that lies beside a binary, in it, or on the network is run, loaded or asked.
 RAILS = (
@@ -100,6 +101,8 @@ class Gdb:
         self._stdin = self._process.stdin
         self._stdout = self._process.stdout
         os.set_blocking(self._stdout.fileno(), False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._stdout, selectors.EVENT_READ)
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +119,7 @@ class Gdb:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        self._selector.close()
         self._stdout.close()
 
     def run(self, command: str) -> Answer:
@@ -164,17 +168,15 @@ class Gdb:
     def _line(self) -> bytes | None:
         """Return gdb's next line; None at the deadline or when gdb has gone."""
         scanned = 0
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._stdout, selectors.EVENT_READ)
-            while (end := self._buffer.find(b"\n", scanned)) < 0:
-                scanned = len(self._buffer)
-                left = self._ends_at - time.monotonic()
-                if left <= 0 or scanned > MOST_OUTPUT or not selector.select(left):
-                    return None
-                piece = self._stdout.read(1 << 20)
-                if not piece:
-                    return None
-                self._buffer += piece
+        while (end := self._buffer.find(b"\n", scanned)) < 0:
+            scanned = len(self._buffer)
+            left = self._ends_at - time.monotonic()
+            if left <= 0 or scanned > MOST_OUTPUT or not self._selector.select(left):
+                return None
+            piece = self._stdout.read(1 << 20)
+            if not piece:
+                return None
+            self._buffer += piece
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return line
@@ -208,6 +210,6 @@ def _index_cache() -> tuple[str, ...]:
 
 def _bound_to_us() -> None:
     """Die with the examination, and never fill a disk or leave a core of its own."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

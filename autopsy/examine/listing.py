@@ -1,0 +1,60 @@
+"""Write coroutines for eyes: identical stacks once, with their count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from autopsy.bundle.records import Coroutine, Frame
+
+ADDRESSES_PER_LINE = 8
+
+
+def render(coroutines: Iterable[Coroutine]) -> tuple[str, tuple[Coroutine, ...]]:
+    """Return the text, and the coroutines with the line at which each one's group begins."""
+    everyone = tuple(coroutines)
+    groups: dict[tuple[object, ...], list[Coroutine]] = {}
+    for each in everyone:
+        if each.state in ("parked", "unclear"):
+            groups.setdefault((each.state, each.since_first, each.frames), []).append(each)
+    counts = Counter(each.state for each in everyone)
+    lines = [", ".join(f"{counts[state]} {state}" for state in ("parked", "running", "pooled", "unclear")), ""]
+    begins: dict[int, int] = {}
+    for group in sorted(groups.values(), key=len, reverse=True):
+        for each in group:
+            begins[each.address] = len(lines) + 1
+        lines += [*_group(group), ""]
+    placed = tuple(msgspec.structs.replace(each, line=begins.get(each.address, 0)) for each in everyone)
+    return "\n".join(lines), placed
+
+
+def frame_line(level: int, frame: Frame) -> str:
+    """Return one frame as a debugger would print it, with what is known of a nameless one."""
+    module = frame.module.rsplit("/", 1)[-1]
+    if frame.function:
+        words = frame.function
+    elif frame.module:
+        words = f"?? (static near {frame.near or 'nothing exported'}, begins at {module}+{frame.unwind_start:#x})"
+    else:
+        words = "??"
+    where = f" at {frame.file}:{frame.line}" if frame.file else f" ({module}+{frame.offset:#x})" if module else ""
+    return f"#{level:<3} {frame.pc:#018x} in {words}{where}{' (inlined)' if frame.inlined else ''}"
+
+
+def _group(group: list[Coroutine]) -> list[str]:
+    first = group[0]
+    noun = "coroutine" if len(group) == 1 else "coroutines"
+    since = "" if first.since_first == "unknown" else f", {first.since_first} since the first exposure"
+    lines = [
+        f"{len(group)} {noun} {first.state} alike{since}:" if len(group) > 1 else f"1 {noun} {first.state}{since}:"
+    ]
+    addresses = [f"{each.address:#x}" for each in group]
+    rows = range(0, len(addresses), ADDRESSES_PER_LINE)
+    lines += ["  " + " ".join(addresses[start : start + ADDRESSES_PER_LINE]) for start in rows]
+    holders = [each for each in group if each.locks_held]
+    lines += [f"  {each.address:#x} holds {each.locks_held} CoMutexes" for each in holders]
+    lines += [f"  {each.address:#x} was scheduled by {each.scheduled_by}" for each in group if each.scheduled_by]
+    lines += [f"  {each.address:#x}: {each.why_unclear}" for each in group if each.why_unclear]
+    return lines + [frame_line(level, frame) for level, frame in enumerate(first.frames)]

@@ -1,0 +1,168 @@
+"""Examine a capture's frozen bytes, part by part, so that no part's failure costs another."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from autopsy.bundle import names
+from autopsy.bundle.records import Coroutine, Module, ThreadStack
+from autopsy.errors import ExaminationFailed
+from autopsy.examine import coroutines, exposures, heap, listing, locks, unwind
+from autopsy.examine.core import Core, CoreError
+from autopsy.examine.frozen import Frozen
+from autopsy.examine.symbols import Symbols
+from autopsy.examine.tasks import tasks
+from autopsy.examine.unwind import Parked, Unwound
+from autopsy.examine.view import View
+
+__all__ = ["ExaminationFailed", "examine"]
+
+GDB_SHARE = 0.6  # of the time that is given: locks, rings and the heap come after it
+
+# What is read out of the opened process once its stacks are known, in this order.
+PARTS: tuple[tuple[str, Callable[[View], object]], ...] = (
+    ("locks", locks.examine),
+    ("heap", heap.examine),
+)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What went wrong on the way: `notes` are told, `fatal` fails the step once everything else is written."""
+
+    notes: list[str] = field(default_factory=list)
+    fatal: list[ExaminationFailed] = field(default_factory=list)
+
+    def attempt(self, name: str, part: Callable[[], object]) -> None:
+        """Run one part; its failure is a note."""
+        try:
+            part()
+        except ExaminationFailed as error:
+            self.fatal.append(error)
+        except Exception as error:  # noqa: BLE001 - a bug in one part must not cost the others their evidence
+            self.notes.append(f"{name}: {type(error).__name__}: {error}")
+
+
+@dataclass(slots=True, kw_only=True)
+class Opened:
+    """The frozen process as it becomes known: each part adds what it found, and writes it at once."""
+
+    frozen: Frozen
+    core: Core
+    symbols: Symbols
+    comms: dict[int, str]
+    second: Core | None = None
+    parked: list[Parked] = field(default_factory=list)
+    threads: tuple[ThreadStack, ...] = ()
+    coroutines: tuple[Coroutine, ...] = ()
+
+    def store(self, file: str, records: object) -> None:
+        """Write records as indented JSON, for eyes as much as for the analyzer."""
+        self.frozen.write(file, msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n")
+
+    def look_again(self) -> None:
+        """Open the second exposure over the first."""
+        if self.frozen.second_core is not None:
+            self.second = Core.over(self.core, Core(self.frozen.second_core))
+
+    def stand(self) -> None:
+        """Tell where each thread stood: all that is known without a debugger."""
+        self.threads = tuple(unwind.bare(each, self.symbols, self.comms, "not unwound") for each in self.core.threads)
+        self.store(names.THREADS, self.threads)
+
+    def find_coroutines(self) -> None:
+        """Find the coroutines, and what became of each until the second exposure."""
+        found = [Parked(self.core, saved) for saved in coroutines.find(self.core, self.symbols)]
+        if self.second is not None:
+            later = coroutines.find(self.second, self.symbols)
+            compared = exposures.compare(self.core, [each.saved for each in found], self.second, later)
+            found = [Parked(self.core, saved) for saved in compared.first]
+            found += [Parked(self.second, saved) for saved in compared.new]
+        self.parked = [each for each in found if each.saved.coroutine.state == "parked"]
+        self.show(_standing(each.saved.coroutine, self.symbols) for each in found)
+
+    def show(self, found: Iterable[Coroutine]) -> None:
+        """Write the coroutines, for the analyzer and for eyes."""
+        text, self.coroutines = listing.render(found)
+        self.store(names.COROUTINES, self.coroutines)
+        self.frozen.write(names.COROUTINES_TEXT, text.encode("utf-8", "backslashreplace"))
+
+    def unwind(self) -> Unwound:
+        """Unwind threads and coroutines with gdb."""
+        unwound = unwind.unwind(
+            self.core,
+            self.symbols,
+            self.parked,
+            comms=self.comms,
+            scratch=self.frozen.scratch,
+            ends_at=time.monotonic() + self.frozen.seconds * GDB_SHARE,
+        )
+        self.threads = unwound.threads
+        self.frozen.write(names.BACKTRACE, unwound.backtrace.encode("utf-8", "backslashreplace"))
+        self.frozen.write(names.GDB_LOG, unwound.log)
+        self.store(names.THREADS, self.threads)
+        self.show(unwind.with_frames(each, unwound.coroutines) for each in self.coroutines)
+        return unwound
+
+
+def examine(frozen: Frozen) -> str:
+    """Work out everything that the frozen bytes tell, write it, and return a line about it.
+
+    Raises ExaminationFailed, after everything that could be told was written, if there is no core or no gdb.
+    """
+    ends_at = time.monotonic() + frozen.seconds
+    try:
+        core = Core(frozen.core)
+    except CoreError as error:
+        raise ExaminationFailed("core", str(error), remedy="capture again; see the outcome of freeze") from error
+    symbols = Symbols(core, frozen)
+    comms = {tid: task.comm for tid, task in tasks(frozen.read).items()}
+    opened = Opened(frozen=frozen, core=core, symbols=symbols, comms=comms)
+    progress = Progress()
+    modules = symbols.modules
+    opened.store(names.MODULES, modules)
+    progress.attempt("second core", opened.look_again)
+    progress.attempt("threads", opened.stand)
+    progress.attempt("coroutines", opened.find_coroutines)
+
+    def by_gdb() -> None:
+        if note := opened.unwind().note:
+            progress.notes.append(note)
+
+    progress.attempt("gdb", by_gdb)
+    view = View(
+        frozen=frozen,
+        core=core,
+        second=opened.second,
+        symbols=symbols,
+        threads=opened.threads,
+        coroutines=opened.coroutines,
+        ends_at=ends_at,
+    )
+    for name, part in PARTS:
+        progress.attempt(name, lambda part=part: part(view))  # type: ignore[misc]  # mypy cannot infer a lambda's default
+    for failure in progress.fatal:
+        raise failure
+    return "; ".join([_summary(opened, modules), *progress.notes])
+
+
+def _standing(coroutine: Coroutine, symbols: Symbols) -> Coroutine:
+    """Return the coroutine with the one frame that its saved pc tells."""
+    if coroutine.state not in ("parked", "unclear") or not coroutine.pc:
+        return coroutine
+    return msgspec.structs.replace(coroutine, frames=(symbols.frame(coroutine.pc),))
+
+
+def _summary(opened: Opened, modules: tuple[Module, ...]) -> str:
+    states = Counter(each.state for each in opened.coroutines)
+    main = opened.symbols.main
+    best = next((module.symbols for module in modules if main and module.path == main.path), "none")
+    return (
+        f"{len(opened.threads)} threads, {states['parked']} parked coroutines"
+        f" ({states['running']} running, {states['pooled']} pooled, {states['unclear']} unclear); symbols: {best}"
+    )

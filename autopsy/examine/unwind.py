@@ -1,0 +1,234 @@
+"""Unwind every thread and every parked coroutine in one run of gdb.
+
+gdb is given a core of our own making: the frozen stacks, and one thread for each thread and each parked coroutine. Only
+modules that some stack leads into are loaded, which is most of what makes it quick.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from autopsy.bundle.records import Coroutine, Frame, ThreadStack
+from autopsy.examine import synthetic
+from autopsy.examine.backtrace import Block, blocks, frames
+from autopsy.examine.core import Core, CoreError, CoreThread, Extent
+from autopsy.examine.coroutines import Saved, returns
+from autopsy.examine.gdb import Gdb, GdbError
+from autopsy.examine.symbols import Image, Symbols
+
+AT_SYSINFO_EHDR = 33
+NT_AUXV = 6
+RED_ZONE = 256
+MOST_STACK = 1 << 20
+FIRST_LWP = 1 << 28  # beyond any thread id that Linux gives (PID_MAX_LIMIT is 1 << 22)
+TRAMPOLINE = "coroutine_trampoline"
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A parked coroutine and the exposure whose memory holds its stack."""
+
+    core: Core
+    saved: Saved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unwound:
+    """The stacks: `backtrace` is gdb's own words for the threads, `coroutines` the frames by coroutine address."""
+
+    backtrace: str
+    threads: tuple[ThreadStack, ...]
+    coroutines: Mapping[int, tuple[Frame, ...]]
+    log: bytes
+    note: str
+
+
+def unwind(
+    core: Core,
+    symbols: Symbols,
+    parked: Iterable[Parked],
+    *,
+    comms: Mapping[int, str],
+    scratch: Path,
+    ends_at: float,
+) -> Unwound:
+    """Return the frames of every thread and coroutine. Raises ExaminationFailed when gdb cannot be had at all."""
+    groups: dict[tuple[object, ...], list[Parked]] = {}
+    for each in parked:
+        groups.setdefault(_signature(symbols, each), []).append(each)
+    alike = list(groups.values())
+    pieces = [_stack(core, thread.registers.rsp, MOST_STACK) for thread in core.threads]
+    pieces += [_stack(group[0].core, group[0].saved.registers.rsp, group[0].saved.top) for group in alike]
+    pieces.append(_vdso(core))
+    extents = _joined(piece for several in pieces for piece in several)
+    threads = list(core.threads)
+    threads += [CoreThread(FIRST_LWP + index, group[0].saved.registers) for index, group in enumerate(alike)]
+    path = scratch / "stacks.core"
+    path.unlink(missing_ok=True)
+    synthetic.write(path, threads, extents, [note for note in core.note_bytes if note[0] == NT_AUXV][:1])
+    images = led_into(symbols, extents, threads)
+    text, log, note = _run(path, images, scratch, ends_at)
+    by_lwp = {block.lwp: block for block in blocks(text)}
+    backtrace, stacks = _threads(core, symbols, by_lwp, comms, note)
+    found: dict[int, tuple[Frame, ...]] = {}
+    for index, group in enumerate(alike):
+        block = by_lwp.get(FIRST_LWP + index)
+        for each in group if block else ():
+            assert block is not None  # noqa: S101 - the loop is empty otherwise
+            found[each.saved.coroutine.address] = _inside(frames(block, symbols), symbols)
+    return Unwound(backtrace=backtrace, threads=stacks, coroutines=found, log=log, note=note)
+
+
+def led_into(symbols: Symbols, extents: Iterable[Extent], threads: Iterable[CoreThread]) -> list[Image]:
+    """Return the images that a pc or a word on a stack points into: no frame can lie in another."""
+    words = {thread.registers.rip for thread in threads}
+    for extent in extents:
+        skip = -extent.start % 8
+        size = (extent.end - extent.start - skip) & -8
+        data = extent.source[extent.offset + skip : extent.offset + skip + size]
+        words.update(memoryview(data).cast("Q"))
+    return [
+        image
+        for image in symbols.images
+        if image.file and any(start <= word < end for start, end in image.code for word in _within(words, image))
+    ]
+
+
+def commands(images: Iterable[Image], scratch: Path) -> list[str]:
+    """Return the gdb commands that load these images at their addresses, by names that need no quoting."""
+    folder = scratch / "modules"
+    debug = scratch / "debug" / ".build-id"
+    lines = [f"set debug-file-directory {scratch / 'debug'}:/usr/lib/debug"]
+    for number, image in enumerate(images):
+        if image.file is None:
+            continue
+        name = "".join(letter for letter in image.path.rsplit("/", 1)[-1] if letter.isalnum() or letter in "-_.+")
+        link = folder / str(number) / (name or "module")
+        _link(link, image.file.path)
+        if image.debug and image.build_id:
+            _link(debug / image.build_id[:2] / f"{image.build_id[2:]}.debug", image.debug.path)
+        lines.append(f"add-symbol-file {link} -o {image.bias:#x}")
+    return lines
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(target)
+
+
+def _within(words: set[int], image: Image) -> list[int]:
+    return [word for word in words if image.start <= word < image.end]
+
+
+def _run(path: Path, images: list[Image], scratch: Path, ends_at: float) -> tuple[str, bytes, str]:
+    notes: list[str] = []
+    with Gdb(scratch, ends_at=ends_at) as gdb:
+        for command in (f"core-file {path}", *commands(images, scratch)):
+            try:
+                answer = gdb.run(command)
+            except GdbError as error:
+                notes.append(f"gdb: {error}")
+            else:
+                if not answer.whole:
+                    break
+        printed = gdb.run("thread apply all -ascending -c bt")
+        if not printed.whole:
+            late = time.monotonic() >= ends_at
+            notes.append("gdb was ended at its deadline" if late else f"gdb ended by itself: {gdb.last_words()}")
+        return printed.text, gdb.log(), "; ".join(notes)
+
+
+def _threads(
+    core: Core, symbols: Symbols, by_lwp: Mapping[int, Block], comms: Mapping[int, str], note: str
+) -> tuple[str, tuple[ThreadStack, ...]]:
+    lines: list[str] = []
+    stacks: list[ThreadStack] = []
+    for thread in core.threads:
+        block = by_lwp.get(thread.tid)
+        if block is None:
+            stacks.append(bare(thread, symbols, comms, note or "gdb printed nothing for it"))
+            continue
+        if lines:
+            lines.append("")
+        stacks.append(
+            ThreadStack(
+                tid=thread.tid,
+                comm=comms.get(thread.tid, ""),
+                frames=frames(block, symbols),
+                line=len(lines) + 1,
+                cut_short=block.cut_short,
+            )
+        )
+        lines += block.lines
+    return "\n".join([*lines, ""]), tuple(stacks)
+
+
+def bare(thread: CoreThread, symbols: Symbols, comms: Mapping[int, str], why: str) -> ThreadStack:
+    """Return the stack of a thread that was not unwound: where it stood."""
+    frame = symbols.frame(thread.registers.rip, called=False)
+    return ThreadStack(tid=thread.tid, comm=comms.get(thread.tid, ""), frames=(frame,), cut_short=why)
+
+
+def with_frames(coroutine: Coroutine, found: Mapping[int, tuple[Frame, ...]]) -> Coroutine:
+    """Return the coroutine with the frames that were found for it, if any were."""
+    if coroutine.address not in found:
+        return coroutine
+    return msgspec.structs.replace(coroutine, frames=found[coroutine.address])
+
+
+def _inside(all_frames: tuple[Frame, ...], symbols: Symbols) -> tuple[Frame, ...]:
+    """Return the frames up to coroutine_trampoline: the outermost of QEMU's own, nameless in a stripped binary.
+
+    What lies beyond it is the context that makecontext() made up.
+    """
+    last = 0
+    for index, frame in enumerate(all_frames):
+        if frame.function == TRAMPOLINE:
+            return all_frames[: index + 1]
+        if symbols.main and frame.module == symbols.main.path:
+            last = index
+    return all_frames[: last + 1]
+
+
+def _signature(symbols: Symbols, each: Parked) -> tuple[object, ...]:
+    """Return what decides how a stack unwinds: coroutines that share it share their frames."""
+    saved = each.saved
+    return (saved.coroutine.pc, saved.top - saved.coroutine.sp, returns(each.core, symbols, saved))
+
+
+def _stack(core: Core, sp: int, end: int) -> list[Extent]:
+    start = max(0, (sp - RED_ZONE) & -8)
+    end = sp + MOST_STACK if end <= MOST_STACK else end
+    return [_clipped(extent, start, end) for extent in core.extents_within(start, end)]
+
+
+def _vdso(core: Core) -> list[Extent]:
+    base = core.auxv.get(AT_SYSINFO_EHDR, 0)
+    try:
+        core.word(base)
+    except CoreError:
+        return []
+    return [_clipped(extent, base, base + (8 << 12)) for extent in core.extents_within(base, base + (8 << 12))]
+
+
+def _clipped(extent: Extent, start: int, end: int) -> Extent:
+    first = max(start, extent.start)
+    return Extent(first, min(end, extent.end), extent.offset + first - extent.start, extent.source)
+
+
+def _joined(pieces: Iterable[Extent]) -> list[Extent]:
+    """Return the pieces by address, without the bytes that an earlier one has already given."""
+    joined: list[Extent] = []
+    free_from = 0
+    for piece in sorted(pieces, key=lambda piece: (piece.start, -piece.end)):
+        if piece.end <= free_from:
+            continue
+        joined.append(_clipped(piece, max(piece.start, free_from), piece.end))
+        free_from = piece.end
+    return joined
