@@ -46,6 +46,7 @@ CMDLINE = "cmdline"  # NUL-separated as the kernel gives it
 AUXV = "auxv"
 FREEZE_RECORD = "freeze.json"  # records.FreezeRecord
 QMP = "qmp.jsonl"  # records.QmpExchange, one a line
+GUARD = "guard.json"  # records.GuardLook, of a step that may block
 BACKTRACE = "backtrace.txt"  # what gdb printed for `thread apply all bt`
 THREADS = "threads.json"  # records.ThreadStack[]
 COROUTINES = "coroutines.json"  # records.Coroutine[]

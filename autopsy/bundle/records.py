@@ -113,6 +113,26 @@ class QmpExchange(msgspec.Struct, frozen=True, kw_only=True):
     peer: str = ""
 
 
+class MainGlance(msgspec.Struct, frozen=True, kw_only=True):
+    """The main thread at one moment. `owned` are mutexes that were its own while others were known to want them."""
+
+    state: str
+    call: str = ""
+    waits_for_mutex: bool = False
+    owned: tuple[int, ...] = ()
+
+
+class GuardLook(msgspec.Struct, frozen=True, kw_only=True):
+    """What the guard saw just before a question that can block; `moved` have run since the witness looked.
+
+    `reasons` are why it refused; there are none when it let the question pass.
+    """
+
+    moved: tuple[int, ...]
+    main: tuple[MainGlance, ...]
+    reasons: tuple[str, ...] = ()
+
+
 class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One frame, innermost first in its stack.
 
