@@ -40,11 +40,16 @@ class Waits:
 
 def examine(view: View) -> LockGraph:
     """Write locks.json, and return what it says."""
-    comms = {tid: task.comm for tid, task in tasks(view.frozen.read).items()}
-    comms |= {thread.tid: thread.comm for thread in view.threads if thread.comm}
-    graph = lock_graph(view.core, view.symbols, waits(view), comms)
+    graph = of(view)
     view.frozen.write(names.LOCKS, msgspec.json.format(msgspec.json.encode(graph), indent=1) + b"\n")
     return graph
+
+
+def of(view: View) -> LockGraph:
+    """Return who waits for whom in the frozen process."""
+    comms = {tid: task.comm for tid, task in tasks(view.frozen.read).items()}
+    comms |= {thread.tid: thread.comm for thread in view.threads if thread.comm}
+    return lock_graph(view.core, view.symbols, waits(view), comms)
 
 
 def lock_graph(core: Core, symbols: Symbols, sleeps: Waits, comms: dict[int, str]) -> LockGraph:
