@@ -29,9 +29,10 @@ SHT_NOBITS = 8
 SHT_SYMTAB = 2
 SHT_DYNSYM = 11
 FUNCTIONS = frozenset((2, 10))  # STT_FUNC, STT_GNU_IFUNC
-OBJECTS = frozenset((1,))  # STT_OBJECT; thread-local ones are offsets, not addresses
+OBJECT = 1  # STT_OBJECT; thread-local ones are offsets, not addresses
 MOST_SYMBOLS = 4_000_000
 MOST_STRING = 4096
+MOST_PLACES = 64  # where one name lies in a string table, alone or as a tail
 MOST_SECTION = 1 << 30
 MOST_MINI = 64 << 20  # a .gnu_debugdata unpacks to a few MB
 MINI_START = b"\xfd7zXZ"
@@ -113,17 +114,23 @@ class Table:
 
     def named(self, name: str) -> tuple[Symbol, ...]:
         """Return every symbol of that name."""
-        wanted = name.encode()
-        found = []
-        position = self._strings.find(wanted + b"\0")
-        places: set[int] = set()
-        while position >= 0 and len(places) < 64:
-            places.add(position)
-            position = self._strings.find(wanted + b"\0", position + 1)
-        for index, (_, _, place) in enumerate(self._entries):
-            if place in places and (symbol := self._symbol(index)).name == name:
-                found.append(symbol)
+        wanted = name.encode() + b"\0"
+        found: list[Symbol] = []
+        position = self._strings.find(wanted)
+        for _ in range(MOST_PLACES):
+            if position < 0:
+                break
+            # A string table may keep a name as the tail of a longer one: only a symbol that begins here bears it.
+            found += [self._symbol(index) for index in self._by_place.get(position, ())]
+            position = self._strings.find(wanted, position + 1)
         return tuple(found)
+
+    @cached_property
+    def _by_place(self) -> dict[int, list[int]]:
+        places: dict[int, list[int]] = {}
+        for index, (_, _, place) in enumerate(self._entries):
+            places.setdefault(place, []).append(index)
+        return places
 
     def _symbol(self, index: int) -> Symbol:
         address, size, place = self._entries[index]
@@ -177,15 +184,15 @@ class Elf:
         place = self.sections.get(".dynstr")
         return self._section(place) if place else b""
 
-    @cached_property
+    @property
     def functions(self) -> Table:
         """Return the functions that .symtab, .gnu_debugdata and .dynsym name."""
-        return self._table(FUNCTIONS)
+        return self._tables[0]
 
-    @cached_property
+    @property
     def objects(self) -> Table:
-        """Return the variables that .symtab and .dynsym name."""
-        return self._table(OBJECTS)
+        """Return the variables that they name."""
+        return self._tables[1]
 
     @cached_property
     def unwind_starts(self) -> list[int]:
@@ -211,9 +218,11 @@ class Elf:
                 return self._data[place : place + min(size, left)]
         return b""
 
-    def _table(self, kinds: frozenset[int]) -> Table:
+    @cached_property
+    def _tables(self) -> tuple[Table, Table]:
         strings = b"\0"
-        entries: list[tuple[int, int, int]] = []
+        functions: list[tuple[int, int, int]] = []
+        objects: list[tuple[int, int, int]] = []
         for name in (".symtab", ".dynsym"):
             place = self.sections.get(name)
             if place is None or place.kind not in (SHT_SYMTAB, SHT_DYNSYM):
@@ -221,15 +230,14 @@ class Elf:
             linked = [each for each in self.sections.values() if each.index == place.link]
             if not linked:
                 continue
-            entries += _symbols(self._section(place), kinds, len(strings))
+            _symbols(self._section(place), len(strings), functions, objects)
             strings += self._section(linked[0]) + b"\0"
-            if name == ".symtab" and entries:
+            if name == ".symtab" and functions:
                 break  # .dynsym says nothing that .symtab does not
         if mini := self._mini():
-            more = mini._table(kinds)  # noqa: SLF001 - the same class
-            entries += more.shifted(len(strings))
-            strings += more.strings
-        return Table(entries, strings)
+            functions += mini.functions.shifted(len(strings))
+            strings += mini.functions.strings
+        return Table(functions, strings), Table(objects, strings)
 
     def _mini(self) -> Elf | None:
         """Return the file inside .gnu_debugdata: how Fedora and RHEL keep the names of static functions."""
@@ -311,10 +319,13 @@ def _sections(data: mmap.mmap | bytes, *, at: int, count: int, names_in: int) ->
     return found
 
 
-def _symbols(table: bytes, kinds: frozenset[int], shift: int) -> list[tuple[int, int, int]]:
+def _symbols(
+    table: bytes, shift: int, functions: list[tuple[int, int, int]], objects: list[tuple[int, int, int]]
+) -> None:
     whole = table[: min(len(table) // SYM.size, MOST_SYMBOLS) * SYM.size]
-    return [
-        (value, size, name + shift)
-        for name, info, _, section, value, size in SYM.iter_unpack(whole)
-        if info & 15 in kinds and section and value
-    ]
+    for name, info, _, section, value, size in SYM.iter_unpack(whole):
+        if section and value:
+            if info & 15 in FUNCTIONS:
+                functions.append((value, size, name + shift))
+            elif info & 15 == OBJECT:
+                objects.append((value, size, name + shift))
