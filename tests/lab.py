@@ -115,12 +115,14 @@ def qemu(
     name: str = "t",
     memory: int = 64,
     accelerate: tuple[str, ...] = TCG,
+    boots: bool = False,
     at: Site | None = None,
 ) -> Iterator[Machine]:
     """Run a QEMU: `.pid`, `.monitor` (the socket for the code under test), `.qmp(command, **arguments)`,
     `.hmp(line)`, `.qemu_io("disk0", "aio_write 0 4k")` for a -drive's id, `.qemu_io(of_device("vd0"), …)` for a
     -blockdev behind a virtio disk; `.process.stop()`, `.process.log`.
 
+    Its vCPU halts at once unless it `boots`: a firmware would reset, drain and read the disks in its first seconds.
     Our own questions go to a second monitor. Always killed and waited for on the way out.
     Storage that it hangs on must be set free first: enter `frozen` or `stopped` inside this context.
     """
@@ -136,6 +138,7 @@ def qemu(
             *arguments,
             qemu=chosen.binary,
             accelerate=accelerate,
+            boots=boots,
             own_control=True,
         )
 
@@ -281,6 +284,7 @@ def guest(
             name=name,
             memory=512,
             accelerate=accelerate,
+            boots=True,
             at=there,
         ) as running,
     ):

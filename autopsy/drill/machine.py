@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autopsy.drill.guests import write_halting_firmware
 from autopsy.drill.process import Process, start
 from autopsy.drill.site import Site
 from autopsy.errors import AutopsyError
@@ -16,9 +17,8 @@ from autopsy.errors import AutopsyError
 BINARIES = ("qemu-system-x86_64", "kvm", "/usr/libexec/qemu-kvm", "/usr/bin/kvm")
 ANSWER_SECONDS = 10.0
 
-# As little machine as there can be: nothing is shown, nothing is configured from outside, nothing is booted from
-# (strict without a bootindex: otherwise the firmware would read the disks and spin on the answer that never comes).
-QUIET = ("-no-user-config", "-nodefaults", "-display", "none", "-boot", "strict=on")
+# As little machine as there can be: nothing is shown, nothing is configured from outside.
+QUIET = ("-no-user-config", "-nodefaults", "-display", "none")
 ACCELERATE = ("-accel", "kvm", "-accel", "tcg")
 
 
@@ -89,10 +89,12 @@ def start_machine(
     *arguments: str,
     qemu: Path | None = None,
     accelerate: tuple[str, ...] = ACCELERATE,
+    boots: bool = False,
     own_control: bool = False,
 ) -> Machine:
     """Run a QEMU and wait until its monitor answers; the site's end kills it.
 
+    Unless it `boots`, its vCPU halts at the first instruction, and what its disks do is our doing alone.
     With `own_control` our questions go to a second monitor, so that the first is free for whoever is tested.
 
     Raises:
@@ -101,6 +103,10 @@ def start_machine(
     monitor = site.folder / "qmp"
     control = site.folder / "control" if own_control else monitor
     command: list[str | Path] = [qemu or find_qemu(), *QUIET, *accelerate]
+    if not boots:
+        rom = site.folder / "halt.rom"
+        write_halting_firmware(rom)
+        command += ["-bios", rom]
     for path in dict.fromkeys((monitor, control)):
         command += ["-qmp", f"unix:{path},server=on,wait=off"]
     started = Machine(start(site, [*command, *arguments], log="qemu.log"), monitor, control)

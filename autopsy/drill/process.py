@@ -130,6 +130,7 @@ def start(site: Site, command: Sequence[str | Path], *, log: str) -> Process:
         started = Process(child, pidfd, path)
         site.undo.callback(os.close, pidfd)
         site.undo.callback(started.end)
+        site.by_hand.append(("kill", "-KILL", str(child.pid)))
     return started
 
 

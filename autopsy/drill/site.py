@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -19,11 +19,20 @@ PREFIX = "autopsy-"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """`undo` is closed last thing first. With `keep`, what is set up outlives us if all goes well."""
+    """`undo` is closed last thing first. With `keep`, what is set up outlives us if all goes well.
+
+    `by_hand` gathers the commands that undo it, in the order in which things were set up.
+    """
 
     folder: Path
     undo: ExitStack
     keep: bool = False
+    by_hand: list[tuple[str, ...]] = field(default_factory=list)
+
+    @property
+    def endings(self) -> tuple[tuple[str, ...], ...]:
+        """Return the commands that undo everything by hand, in the order in which to run them."""
+        return tuple(reversed(self.by_hand))
 
 
 @contextmanager
@@ -34,7 +43,7 @@ def site(*, keep: bool = False) -> Iterator[Site]:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=os.environ.get("TMPDIR", "/var/tmp")))  # noqa: S108 - mkdtemp
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
     try:
-        yield Site(folder, undo, keep)
+        yield Site(folder, undo, keep, [("rm", "-r", str(folder))])
         if keep:
             undo.pop_all()
     finally:

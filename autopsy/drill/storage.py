@@ -56,6 +56,13 @@ class FileSystem:
         """Make every write to it wait."""
         run("fsfreeze", "--freeze", self.mount)
 
+    def freeze_until_the_end(self, site: Site) -> None:
+        """Freeze it; the site's end thaws it ahead of everything else, for in D a process cannot die."""
+        with undisturbed():
+            site.undo.callback(self.thaw)
+            site.by_hand.append(("fsfreeze", "--unfreeze", str(self.mount)))
+            self.freeze()
+
     def thaw(self) -> None:
         """Let the writes go on; one that is not frozen is left as it is."""
         with suppress(AutopsyError):  # EINVAL: it was not frozen
@@ -73,6 +80,7 @@ def mount_file_system(site: Site, kind: str = "ext4") -> FileSystem:
     run(f"mkfs.{kind}", "-q", image)
     with undisturbed():
         site.undo.callback(_unmount, mount)
+        site.by_hand.append(("umount", str(mount)))
         if not site.keep:
             _guard(site, mount)
         run("mount", "-o", "loop", image, mount)  # mount's own loop device detaches itself at the unmount
@@ -145,6 +153,7 @@ def serve_fuse(site: Site, image: Path) -> FuseExport:
     need_root("a FUSE mount")
     file = site.folder / "fuse.raw"
     file.touch()
+    site.by_hand.append(("umount", "--lazy", str(file)))
     site.undo.callback(_forget_mount, file)  # the daemon's death leaves the mount there: every access says ENOTCONN
     daemon = start(
         site,
