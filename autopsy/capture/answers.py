@@ -19,9 +19,10 @@ RECORD = struct.Struct("<I?I")  # which question, answered or not, how many byte
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """A question that got no answer, and why."""
+    """A question that got no answer, and why; `hung` where it did not end in its time."""
 
     why: str
+    hung: bool = False
 
 
 Answer = bytes | Unanswered
@@ -43,9 +44,9 @@ def ask(questions: Sequence[Callable[[], bytes]], *, each: float, overall: float
         left = give_up - time.monotonic()
         if left <= 0 or hung >= MOST_HUNG:
             break
-        why = _one_child(questions, answers, first, min(each, left), left)
-        if why and (stuck := _first_open(answers)) is not None:
-            answers[stuck] = Unanswered(why)
+        trouble = _one_child(questions, answers, first, min(each, left), left)
+        if trouble is not None and (stuck := _first_open(answers)) is not None:
+            answers[stuck] = trouble
             hung += 1
     return tuple(Unanswered("not asked: too many others hung") if answer is None else answer for answer in answers)
 
@@ -56,20 +57,20 @@ def _first_open(answers: list[Answer | None]) -> int | None:
 
 def _one_child(
     questions: Sequence[Callable[[], bytes]], answers: list[Answer | None], first: int, each: float, overall: float
-) -> str:
-    """Let one child go through the questions from `first` on; return why it did not reach the end, or nothing."""
+) -> Unanswered | None:
+    """Let one child go through the questions from `first` on; return why it did not reach the end, if it did not."""
     with mmap.mmap(-1, BOARD_BYTES) as board:
         END.pack_into(board, 0, END.size)
         watch = _Watch(board, each)
-        why = ""
+        trouble = None
         try:
             collect(spawn(lambda: _work(board, questions, first)), overall, watch.tick)
         except (ChildTimedOut, _Stalled):
-            why = f"no answer in {each:.1f} s"
+            trouble = Unanswered(f"no answer in {each:.1f} s", hung=True)
         except ChildFailed as error:
-            why = str(error)
+            trouble = Unanswered(str(error))
         _read_board(board, answers)
-        return why
+        return trouble
 
 
 class _Watch:

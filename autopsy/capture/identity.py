@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -68,11 +69,12 @@ class Asleep:
 
 def in_uninterruptible_sleep(pid: int) -> tuple[Asleep, ...]:
     """Return the threads in state D."""
-    return tuple(
-        Asleep(tid=stat.pid, comm=stat.comm, wchan=wchan_of(pid, stat.pid))
-        for stat in threads(pid)
-        if stat.state == "D"
-    )
+    return asleep_among(pid, threads(pid))
+
+
+def asleep_among(pid: int, among: Iterable[Stat]) -> tuple[Asleep, ...]:
+    """Return those threads of a process that were in state D, and where they sleep."""
+    return tuple(Asleep(each.pid, each.comm, wchan_of(pid, each.pid)) for each in among if each.state == "D")
 
 
 def threads(pid: int) -> tuple[Stat, ...]:

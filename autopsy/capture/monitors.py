@@ -13,6 +13,7 @@ from autopsy.bundle.schema import Monitor
 from autopsy.capture import slot
 from autopsy.capture.commandline import Option, settings
 from autopsy.capture.files import real_path_in
+from autopsy.capture.identity import clean
 from autopsy.capture.unix import Listener, listeners_seen_by, socket_of, sockets_of
 
 Protocol = Literal["qmp", "hmp"]
@@ -181,3 +182,10 @@ def reached_and_held(monitor: Monitor, ears: Ears) -> Monitor:
     if not monitor.reachable:
         return monitor
     return msgspec.structs.replace(monitor, held_by=slot.names(slot.clients(monitor.address, ears.pid)))
+
+
+def storable(monitor: Monitor) -> Monitor:
+    """Return the monitor in words that JSON can hold; a path that is no UTF-8 is told, but not connected to."""
+    address = clean(monitor.address)
+    reachable = monitor.reachable if address == monitor.address else ""
+    return msgspec.structs.replace(monitor, address=address, reachable=reachable)

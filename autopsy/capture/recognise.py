@@ -84,7 +84,7 @@ def _reach(pid: int, told: Told) -> tuple[Answer, tuple[Monitor, ...]]:
     held = [partial(_encoded, monitors.reached_and_held, monitor, ears) for monitor in found]
     access, *answers = ask([partial(_try_access, pid), *questions, *held], each=process.EACH, overall=process.OVERALL)
     best = zip(found, answers[: len(found)], answers[len(found) :], strict=True)
-    return access, tuple(_storable(_last_of(*each)) for each in best)
+    return access, tuple(monitors.storable(_last_of(*each)) for each in best)
 
 
 def _encoded(what: Callable[[Monitor, monitors.Ears], Monitor], monitor: Monitor, ears: monitors.Ears) -> bytes:
@@ -95,13 +95,6 @@ def _last_of(told: Monitor, *answers: Answer) -> Monitor:
     """Return the fullest of what is known of a monitor."""
     good = [answer for answer in answers if not isinstance(answer, Unanswered)]
     return msgspec.msgpack.decode(good[-1], type=Monitor) if good else told
-
-
-def _storable(monitor: Monitor) -> Monitor:
-    """Return the monitor in words that JSON can hold; a path that is no UTF-8 is told, but not connected to."""
-    address = clean(monitor.address)
-    reachable = monitor.reachable if address == monitor.address else ""
-    return msgspec.structs.replace(monitor, address=address, reachable=reachable)
 
 
 def _not_qemu(pid: int, asked: str, comm: str, link: str) -> NotQemu:

@@ -18,9 +18,10 @@ MOST_VMS = 4096  # files looked at in one folder: a bound on our time
 
 @dataclass(frozen=True, slots=True)
 class Roots:
-    """Where the managers keep their files."""
+    """Where the managers keep their files, and where the journal listens."""
 
     run: Path = Path("/run")
+    log: Path = Path("/dev/log")
 
     @property
     def proxmox(self) -> Path:

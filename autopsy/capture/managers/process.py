@@ -30,7 +30,14 @@ def _looks_like(pid: int) -> bool:
     except PermissionError:
         return _comm_like_qemu(pid)
     except OSError:
-        return False  # a kernel thread, a zombie, or gone
+        return _is_dead(pid) and _comm_like_qemu(pid)  # or a kernel thread, or gone
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        return identity.stat_of(f"/proc/{pid}").state == "Z"
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def named_like_qemu(exe: str) -> bool:

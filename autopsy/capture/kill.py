@@ -1,0 +1,213 @@
+"""Kills a VM whose evidence is sealed, and makes sure that it is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
+from autopsy.bundle.seal import Sealed
+from autopsy.capture import identity, killnote
+from autopsy.capture.child import ChildFailed, ChildTimedOut, die_with_parent, in_child
+from autopsy.capture.identity import Asleep
+from autopsy.capture.killnote import StuckThread
+from autopsy.capture.managers import libvirt
+from autopsy.capture.managers.claim import ROOTS, Roots
+from autopsy.capture.target import Target
+from autopsy.capture.words import printable
+from autopsy.errors import NoSuchVm, NotPermitted, StillThere
+
+DEATH_SECONDS = 10.0
+ALONE_SECONDS = 2.0  # for `virsh destroy` by itself: it sends SIGTERM, and SIGKILL only 10 s later
+BOOKS_SECONDS = 5.0  # for libvirt to finish its books once the process is gone
+LOOK_SECONDS = 0.05
+BINARY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """What became of the process. `stuck` are the threads that keep it, where it is not gone."""
+
+    how: str
+    gone: bool
+    ms: float = 0.0
+    stuck: tuple[Asleep, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """Return it as one line for the operator."""
+        if self.gone:
+            return f"{self.how}; gone after {self.ms:.0f} ms" if self.ms else self.how
+        threads = ", ".join(f"{each.tid} ({printable(each.comm)}) in {each.wchan or '?'}" for each in self.stuck)
+        why = f"thread {threads} sleeps uninterruptibly" if threads else "the kernel is still taking it apart"
+        return f"{self.how}; still there after {self.ms / 1e3:.0f} s: {why}"
+
+
+def kill(
+    target: Target, sealed: Sealed, *, seconds: float = DEATH_SECONDS, virsh: str = "virsh", roots: Roots = ROOTS
+) -> Killed:
+    """Kill the VM whose evidence is sealed: through libvirt if it is libvirt's, by SIGKILL in any case.
+
+    The seal is the licence: there is no calling this without one. SIGTERM is left out: a wedged QEMU does not heed it.
+
+    Raises:
+        NoSuchVm: the number means another program by now; nothing was killed.
+        NotPermitted: the kernel does not let us.
+    """
+    if _has_ended(target):
+        return Killed("it had ended by itself before the kill", gone=True)
+    _make_sure(target)
+    note = killnote.begun(target, sealed)
+    notes = list(killnote.write(note, sealed.path, roots.log))
+    begun = time.monotonic()
+    how = _end(target, begun + seconds, virsh, roots)
+    gone = _wait(target, begun + seconds)
+    ms = (time.monotonic() - begun) * 1e3
+    killed = Killed(how, gone, ms, () if gone else identity.in_uninterruptible_sleep(target.pid))
+    stuck = tuple(StuckThread(tid=each.tid, comm=each.comm, wchan=each.wchan) for each in killed.stuck)
+    done = msgspec.structs.replace(note, how=killed.words, gone=gone, ms=round(ms, 1), stuck=stuck)
+    notes += killnote.write(done, sealed.path, roots.log)
+    return Killed(how, gone, ms, killed.stuck, tuple(dict.fromkeys(notes)))
+
+
+def still_there(target: Target, killed: Killed) -> StillThere:
+    """Return the error that says why a killed process has not gone, and what would let it go."""
+    return StillThere(
+        target.record.name,
+        killed.words,
+        remedy="the signal is pending: it ends by itself once the storage that those threads wait for answers or fails",
+    )
+
+
+def _make_sure(target: Target) -> None:
+    """Compare the process with the one that was captured: its start, and what it runs.
+
+    Raises:
+        NoSuchVm: it is another one.
+    """
+    captured = target.record
+    try:
+        started = identity.stat_of(f"/proc/{target.pid}").start_ticks
+        path = identity.clean(identity.exe_link(target.pid)).removesuffix(identity.DELETED)
+    except FileNotFoundError:
+        return  # its memory is gone already: it is dying, and the pidfd cannot mean another process
+    except PermissionError as error:
+        raise _not_permitted(target) from error
+    if started == captured.start_ticks and path == captured.exe.removesuffix(identity.DELETED):
+        return
+    # A binary may have been moved; a process that runs another program has another build-id.
+    if started == captured.start_ticks and captured.build_id and _build_id(target.pid) == captured.build_id:
+        return
+    raise NoSuchVm(
+        captured.name,
+        f"process {target.pid} is no longer what was captured (it runs {printable(path)}); nothing was killed",
+        remedy="`autopsy ps` shows what runs now",
+    )
+
+
+def _build_id(pid: int) -> str:
+    try:
+        return in_child(partial(_read_build_id, pid), BINARY_SECONDS).decode()
+    except (ChildTimedOut, ChildFailed):
+        return ""
+
+
+def _read_build_id(pid: int) -> bytes:
+    return identity.binary_of(pid).build_id.encode()
+
+
+def _end(target: Target, give_up: float, virsh: str, roots: Roots) -> str:
+    """Have the process ended, and return by what means."""
+    if not _is_libvirts(target, roots):
+        _send(target)
+        return "SIGKILL"
+    try:
+        with _destroying(virsh, target.record.name) as destroy:
+            alone = min(time.monotonic() + ALONE_SECONDS, give_up)
+            while not _wait(target, min(time.monotonic() + LOOK_SECONDS, alone)) and time.monotonic() < alone:
+                if destroy.poll() not in (None, 0):
+                    break
+            if _has_ended(target):
+                how = "virsh destroy"
+            else:
+                _send(target)
+                how = "virsh destroy and SIGKILL" if destroy.poll() in (None, 0) else "SIGKILL (virsh destroy failed)"
+                _wait(target, give_up)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                destroy.wait(BOOKS_SECONDS if _has_ended(target) else 0)
+            return how
+    except OSError as error:
+        _send(target)
+        return f"SIGKILL (no virsh: {error.strerror})"
+
+
+@contextlib.contextmanager
+def _destroying(virsh: str, domain: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `virsh destroy`, and end it with what it started on the way out."""
+    destroy = subprocess.Popen(
+        [virsh, "-q", "-c", "qemu:///system", "destroy", f"--domain={domain}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "LC_ALL": "C"},
+        start_new_session=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
+    )
+    try:
+        yield destroy
+    finally:
+        if destroy.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(destroy.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # asleep in the kernel: its parent's end reaps it
+                destroy.wait(LOOK_SECONDS)
+
+
+def _is_libvirts(target: Target, roots: Roots) -> bool:
+    """Return whether the system's libvirt still means this very process by that name.
+
+    A domain that was started anew meanwhile has another pid, and must not be destroyed in its place. The domains of a
+    user's session have a daemon of their own, which notices the end by itself.
+    """
+    record = target.record
+    return record.manager == "libvirt" and any(
+        (claim.name, claim.pid, claim.pidfile.parent) == (record.name, record.pid, roots.libvirt[0])
+        for claim in libvirt.claims(roots)
+    )
+
+
+def _send(target: Target) -> None:
+    try:
+        signal.pidfd_send_signal(target.pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended meanwhile
+    except PermissionError as error:
+        raise _not_permitted(target) from error
+
+
+def _not_permitted(target: Target) -> NotPermitted:
+    return NotPermitted(
+        target.record.name,
+        f"the kernel does not let us kill process {target.pid}",
+        remedy="run as root, or as the user that it runs as",
+    )
+
+
+def _has_ended(target: Target) -> bool:
+    return _wait(target, 0)
+
+
+def _wait(target: Target, until: float) -> bool:
+    """Wait for the end of every thread of the process; its pidfd is readable from then on."""
+    poller = select.poll()
+    poller.register(target.pidfd, select.POLLIN)
+    return bool(poller.poll(max(0.0, until - time.monotonic()) * 1000))
