@@ -11,6 +11,7 @@ is left of it is a coroutine whose registers lie in a jmpbuf on the heap. The re
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -198,7 +199,7 @@ def _settled(core: Core, symbols: Symbols, saved: Saved, occupied: list[int], *,
     """Return the coroutine with its state told from the links it holds and the stack it uses."""
     coroutine = saved.coroutine
     state = coroutine.state
-    if coroutine.caller or any(coroutine.stack <= sp < saved.top for sp in occupied):
+    if coroutine.caller or bisect_left(occupied, coroutine.stack) != bisect_left(occupied, saved.top):
         state = "running"
     elif state == "parked" and saved.top - coroutine.sp <= POOLED_DEPTH and not coroutine.scheduled_by:
         into_qemu = [word for _, word in returns(core, symbols, saved) if symbols.image_at(word) is symbols.main]

@@ -84,6 +84,8 @@ class Symbols:
         )
         self._starts = [image.start for image in self.images]
         self.main = self._main()
+        # The same few frames are on most stacks.
+        self._frames: dict[tuple[int, bool, str, str, int], Frame] = {}
 
     @property
     def modules(self) -> tuple[Module, ...]:
@@ -152,6 +154,12 @@ class Symbols:
 
     def frame(self, pc: int, *, called: bool = True, function: str = "", file: str = "", line: int = 0) -> Frame:
         """Return the frame at a pc. A debugger's `function` is believed only where a symbol or DWARF covers the pc."""
+        key = (pc, called, function, file, line)
+        if key not in self._frames:
+            self._frames[key] = self._frame(pc, called=called, function=function, file=file, line=line)
+        return self._frames[key]
+
+    def _frame(self, pc: int, *, called: bool, function: str, file: str, line: int) -> Frame:
         image = self.image_at(pc)
         if image is None:
             return Frame(pc=pc, function=function, file=file, line=line)

@@ -7,6 +7,7 @@ modules that some stack leads into are loaded, which is most of what makes it qu
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +78,9 @@ def unwind(
     backtrace, stacks = _threads(core, symbols, by_lwp, comms, note)
     found: dict[int, tuple[Frame, ...]] = {}
     for index, group in enumerate(alike):
-        block = by_lwp.get(FIRST_LWP + index)
-        for each in group if block else ():
-            assert block is not None  # noqa: S101 - the loop is empty otherwise
-            found[each.saved.coroutine.address] = _inside(frames(block, symbols), symbols)
+        if block := by_lwp.get(FIRST_LWP + index):
+            shared = _inside(frames(block, symbols), symbols)
+            found.update((each.saved.coroutine.address, shared) for each in group)
     return Unwound(backtrace=backtrace, threads=stacks, coroutines=found, log=log, note=note)
 
 
@@ -92,10 +92,11 @@ def led_into(symbols: Symbols, extents: Iterable[Extent], threads: Iterable[Core
         size = (extent.end - extent.start - skip) & -8
         data = extent.source[extent.offset + skip : extent.offset + skip + size]
         words.update(memoryview(data).cast("Q"))
+    ordered = sorted(words)
     return [
         image
         for image in symbols.images
-        if image.file and any(start <= word < end for start, end in image.code for word in _within(words, image))
+        if image.file and any(bisect_left(ordered, start) != bisect_left(ordered, end) for start, end in image.code)
     ]
 
 
@@ -120,10 +121,6 @@ def _link(link: Path, target: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(target)
-
-
-def _within(words: set[int], image: Image) -> list[int]:
-    return [word for word in words if image.start <= word < image.end]
 
 
 def _run(path: Path, images: list[Image], scratch: Path, ends_at: float) -> tuple[str, bytes, str]:
