@@ -241,6 +241,22 @@ class MainLoop(msgspec.Struct, frozen=True, kw_only=True):
     command: str = ""
 
 
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """One thread that does blocking I/O for QEMU: its own thread pool's, or io_uring's in the kernel (`iou-wrk`).
+
+    `call` is the system call it was in, empty when it was in none or it is a kernel thread; `function` is QEMU's
+    function for the work, where its stack names one.
+    """
+
+    tid: int
+    comm: str
+    doing: Literal["idle", "in a system call", "waits for a mutex", "running", "in the kernel"]
+    call: str = ""
+    state: str = ""
+    wchan: str = ""
+    function: str = ""
+
+
 class Module(msgspec.Struct, frozen=True, kw_only=True):
     """One ELF file mapped by the target, and how well its names are known.
 
