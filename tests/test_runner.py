@@ -11,7 +11,7 @@ import pytest
 
 from autopsy.bundle.schema import StepRecord, TargetRecord
 from autopsy.capture import staging as staging_module
-from autopsy.capture.runner import Interrupted, Run, run
+from autopsy.capture.runner import INTERRUPTED, Interrupted, Run, run
 from autopsy.capture.staging import Staging, prepare
 from autopsy.capture.step import Collected, Deadline, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
 from autopsy.capture.target import Target
@@ -126,8 +126,8 @@ def test_an_interrupted_capture_skips_the_rest_and_keeps_what_it_has(stage: Stag
 
     records = run((step("one", hang), step("two", good)), around(stage, watcher=Quiet(tick)))
     assert [(record.outcome, record.why) for record in records] == [
-        ("Failed", "interrupted"),
-        ("Skipped", "the capture was interrupted"),
+        ("Failed", INTERRUPTED),
+        ("Skipped", INTERRUPTED),
     ]
 
 

@@ -15,6 +15,7 @@ from autopsy.capture.staging import Staging
 from autopsy.capture.step import Collected, Deadline, Failed, Options, Outcome, Scene, Skipped, Step, TimedOut
 from autopsy.capture.target import Target
 
+INTERRUPTED = "interrupted by a person"
 LEAST_SECONDS = 0.2  # with less left of the budget a step is not begun
 
 
@@ -72,7 +73,7 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
         it.watcher.began(step)
         start = time.monotonic_ns()
         if interrupted:
-            answer = _Answer(Skipped("the capture was interrupted"))
+            answer = _Answer(Skipped(INTERRUPTED))
         elif it.budget.left() < LEAST_SECONDS:
             answer = _Answer(Skipped("the budget is spent"))
         else:
@@ -80,7 +81,7 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
                 answer = _run(step, it)
             except Interrupted:
                 interrupted = True
-                answer = _Answer(Failed("interrupted"))
+                answer = _Answer(Failed(INTERRUPTED))
         record = _record(step, answer, start)
         records.append(record)
         it.note(tuple(records))

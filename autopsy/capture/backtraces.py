@@ -1,0 +1,50 @@
+"""The step gdb.threads: the frozen core examined while the VM's own binary and libraries are still at hand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from autopsy.bundle import names
+from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
+from autopsy.errors import ExaminationFailed
+from autopsy.examine.frozen import Frozen
+from autopsy.examine.run import examine
+
+SPARE_SECONDS = 1.0  # for what was found to be written before the step's deadline
+
+
+def look(scene: Scene) -> Outcome:
+    """Examine the core. Nothing is asked of the VM: only its files are opened."""
+    core = scene.staging / names.CORE
+    if not core.exists():
+        return Skipped("there is no core: see freeze")
+    scratch = scene.staging / "scratch"
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    try:
+        note = examine(frozen(scene, core, scratch))
+    except ExaminationFailed as error:
+        return Failed(f"{error}: {error.remedy}")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Collected(note)
+
+
+def frozen(scene: Scene, core: Path, scratch: Path, second_core: Path | None = None) -> Frozen:
+    """Return what the examination is given while the VM is alive."""
+
+    def read(path: str) -> bytes:
+        try:
+            return (scene.staging / path).read_bytes()
+        except OSError:
+            return b""
+
+    return Frozen(
+        core=core,
+        read=read,
+        write=scene.write,
+        scratch=scratch,
+        second_core=second_core,
+        process=Path(f"/proc/{scene.target.pid}"),
+        seconds=max(1.0, scene.deadline.left() - SPARE_SECONDS),
+    )

@@ -1,0 +1,240 @@
+"""Parses arguments, calls one function, chooses the exit code; the only printer."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autopsy.errors import AutopsyError, ExitCode
+
+app = typer.Typer(
+    name="autopsy",
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Freeze the evidence of a wedged QEMU before anybody kills it, and say where its disk I/O is stuck.",
+    epilog="Exit codes: 0 done, 2 usage, 3 no such VM, 4 not permitted, 5 evidence not stored (nothing was killed), "
+    "6 killed but still there, 7 verify or replay mismatch, 130 interrupted, 1 a bug of autopsy's.",
+)
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a .tar.zst bundle, or its folder")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+def main() -> None:
+    """Run the command line; an error that a person can act on is told in three short lines."""
+    try:
+        app(standalone_mode=False)
+    except AutopsyError as error:
+        from autopsy.terminal import plain
+
+        say(f"autopsy: {plain(str(error))}\n         {plain(error.remedy)}")
+        sys.exit(error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(ExitCode.INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:  # whoever read our result has enough of it
+        sys.stderr.close()
+        sys.exit(ExitCode.DONE)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own usage errors; its error class lives in click
+            say(f"autopsy: {error.format_message()}\n         autopsy --help shows what can be said")
+            sys.exit(ExitCode.USAGE)
+        raise
+
+
+def say(text: str) -> None:
+    """Tell the story: on stderr, whether or not anybody still listens."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print the result: on stdout."""
+    print(text, flush=True)
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="print the version and leave", is_eager=True)] = False,
+) -> None:
+    """Hold the options that belong to no command."""
+    if version:
+        from autopsy import __version__
+
+        show(f"autopsy {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def capture(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="VMID, libvirt name, PID; or pve:102, libvirt:web1, pid:4242, qmp:/path"),
+    ],
+    then_kill: Annotated[
+        bool, typer.Option("--then-kill", help="kill the VM once its evidence is sealed and read back")
+    ] = False,
+    even_if_healthy: Annotated[
+        bool, typer.Option("--even-if-healthy", help="let --then-kill end a VM that is healthy or paused")
+    ] = False,
+    require: Annotated[
+        list[str] | None, typer.Option("--require", metavar="STEP", help="no kill without this step's evidence")
+    ] = None,
+    out: Annotated[
+        list[Path] | None, typer.Option("--out", metavar="DIR", help="where the bundle goes; may be repeated")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="0.5 s between the two exposures instead of 5 s")] = False,
+    gap: Annotated[float | None, typer.Option("--gap", metavar="S", min=0.1, help="seconds between exposures")] = None,
+    budget: Annotated[float, typer.Option("--budget", metavar="S", min=5, help="seconds for everything")] = 60.0,
+    max_stop: Annotated[float, typer.Option("--max-stop", metavar="MS", min=1, help="longest stop of the VM")] = 50.0,
+    no_core: Annotated[bool, typer.Option("--no-core", help="leave the core out of the bundle")] = False,
+    no_binary: Annotated[bool, typer.Option("--no-binary", help="never store QEMU's binary in the bundle")] = False,
+    ask_anyway: Annotated[
+        bool, typer.Option("--ask-anyway", help="ask QMP even what may block (can make a half-dead VM a dead one)")
+    ] = False,
+    live_gdb: Annotated[
+        bool, typer.Option("--live-gdb", help="attach gdb where the VM cannot be frozen (stops it for longer)")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Freeze the evidence of one VM, seal it, say where its I/O is stuck; with --then-kill, end it after that."""
+    from autopsy import session, terminal
+    from autopsy.answer import answer
+    from autopsy.capture.step import Options
+
+    wish = session.Wish(
+        name=target,
+        options=Options(
+            fast=fast,
+            gap=gap if gap is not None else (0.5 if fast else 5.0),
+            budget=budget,
+            core=not no_core,
+            ask_anyway=ask_anyway,
+            live_gdb=live_gdb,
+            max_stop=max_stop / 1e3,
+            binary=not no_binary,
+        ),
+        places=tuple(out or (Path(),)),
+        then_kill=then_kill,
+        even_if_healthy=even_if_healthy,
+        require=tuple(require or ()),
+        words=tuple(sys.argv[1:]),
+    )
+    with terminal.watcher() as watcher:
+        ended = session.fulfil(wish, watcher)
+    for line in terminal.story(ended):
+        say(line)
+    if json:
+        show(answer(ended))
+    else:
+        for line in terminal.five_lines(ended):
+            show(line)
+    raise typer.Exit(ended.exit_code)
+
+
+@app.command()
+def analyze(bundle: BundlePath, json: Json = False) -> None:
+    """Say where the I/O is stuck, from a stored bundle."""
+    from autopsy import terminal
+    from autopsy.answer import verdict_json
+    from autopsy.bundle.reader import open_bundle
+    from autopsy.diagnose.verdict import diagnose
+    from autopsy.facts.gather import gather
+
+    diagnosis = diagnose(gather(open_bundle(bundle)))
+    if json:
+        show(verdict_json(diagnosis))
+    else:
+        for line in terminal.diagnosis_lines(diagnosis):
+            show(line)
+
+
+@app.command()
+def report(
+    bundle: BundlePath,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="instead of stdout")] = None,
+    format: Annotated[  # noqa: A002 - the option's name is a contract
+        str, typer.Option("--format", metavar="html|md|bug|json", help="bug: for QEMU's tracker, redacted")
+    ] = "html",
+) -> None:
+    """Render a stored bundle's report."""
+    from autopsy.report.render import render, store
+
+    text = render(bundle, format)
+    if output is None:
+        show(text.rstrip("\n"))
+    else:
+        store(text, output)
+        say(f"written to {output}")
+
+
+@app.command()
+def verify(bundle: BundlePath) -> None:
+    """Compare every file of a bundle with what was sealed."""
+    from autopsy.bundle.verify import verify as compare
+
+    verified = compare(bundle)
+    show(f"{bundle}: whole, {verified.files} files" + (f", sha256 {verified.sha256}" if verified.sha256 else ""))
+
+
+@app.command()
+def seal(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a staging folder (.partial or .work)")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")] = None,
+) -> None:
+    """Seal the evidence that a killed capture left behind."""
+    from autopsy.session import seal_leftover
+
+    sealed = seal_leftover(folder, out)
+    show(f"{sealed.path} (sha256 {sealed.sha256})")
+
+
+@app.command()
+def ps(json: Json = False) -> None:
+    """List the VMs of this host without asking or stopping any."""
+    from autopsy import terminal
+    from autopsy.answer import census_json
+    from autopsy.capture.census import census
+
+    found = census()
+    if json:
+        show(census_json(found))
+    else:
+        for line in terminal.census_lines(found):
+            show(line)
+
+
+@app.command()
+def drill(
+    scenario: Annotated[str, typer.Argument(metavar="[SCENARIO]", help="see --list")] = "throttle",
+    list_them: Annotated[bool, typer.Option("--list", help="show the scenarios and what each needs")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="leave the wedged QEMU running and say how to end it")] = False,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")] = None,
+) -> None:
+    """Wedge a QEMU of our own, capture it, say where it is stuck, and kill it."""
+    from autopsy import exercise, terminal
+
+    if list_them:
+        for line in exercise.listing():
+            show(line)
+        return
+    with terminal.watcher() as watcher:
+        drilled = exercise.run(scenario, keep=keep, place=out or Path(), watcher=watcher, say=say)
+    for line in terminal.five_lines(drilled.ended):
+        show(line)
+    say(drilled.verdict_line)
+    raise typer.Exit(drilled.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Lays the second exposure over the first, and says of each coroutine whether it moved in between."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from autopsy.bundle import names
+from autopsy.bundle.records import Coroutine
+from autopsy.errors import ExaminationFailed
+from autopsy.examine import coroutines, exposures
+from autopsy.examine.core import Core, CoreError
+from autopsy.examine.frozen import Frozen
+from autopsy.examine.symbols import Symbols
+
+
+def examine_again(frozen: Frozen) -> str:
+    """Write coroutines.json once more, with `since_first` and the frames that the first examination unwound.
+
+    Raises:
+        ExaminationFailed: one of the exposures cannot be read.
+    """
+    if frozen.second_core is None:
+        raise ExaminationFailed("second exposure", "there is no second core", remedy="see the outcome of freeze")
+    try:
+        core = Core(frozen.core)
+        second = Core.over(core, Core(frozen.second_core))
+    except CoreError as error:
+        raise ExaminationFailed("second exposure", str(error), remedy="see the outcome of freeze") from error
+    symbols = Symbols(core, frozen)
+    compared = exposures.compare(core, coroutines.find(core, symbols), second, coroutines.find(second, symbols))
+    unwound = _unwound(frozen)
+    told = [_with_frames(saved.coroutine, unwound) for saved in (*compared.first, *compared.new)]
+    frozen.write(names.COROUTINES, msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
+    counts = Counter(each.since_first for each in told if each.state == "parked")
+    return ", ".join(f"{count} coroutines {word}" for word, count in sorted(counts.items()))
+
+
+def _unwound(frozen: Frozen) -> dict[int, Coroutine]:
+    try:
+        known = msgspec.json.decode(
+            frozen.read(names.evidence(names.GDB_THREADS, names.COROUTINES)), type=tuple[Coroutine, ...]
+        )
+    except msgspec.DecodeError:
+        return {}
+    return {each.address: each for each in known}
+
+
+def _with_frames(now: Coroutine, unwound: dict[int, Coroutine]) -> Coroutine:
+    """Return the coroutine with its frames, where it still stands where they were unwound."""
+    known = unwound.get(now.address)
+    if known is None or (known.pc, known.sp) != (now.pc, now.sp):
+        return now
+    return msgspec.structs.replace(now, frames=known.frames, line=known.line)

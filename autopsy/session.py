@@ -1,0 +1,282 @@
+"""One capture from a name to a sealed bundle, its report and, if asked, the kill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from autopsy import __version__
+from autopsy.bundle import names
+from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.readme import readme
+from autopsy.bundle.schema import SCHEMA, Clocks, Manifest, StepRecord
+from autopsy.bundle.seal import Sealed, encode_manifest, seal
+from autopsy.capture import clocks, target
+from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.capture.kill import kill
+from autopsy.capture.plan import PLAN
+from autopsy.capture.runner import INTERRUPTED, Run, Watcher, run
+from autopsy.capture.staging import Staging, prepare
+from autopsy.capture.step import Deadline, Options
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.errors import ExitCode, NotStored, UsageError
+from autopsy.licence import licence
+from autopsy.report.html import html
+from autopsy.write import write_diagnosis, write_report
+
+RESERVE = 0.25  # of the budget, kept for diagnosis, report and seal
+MOST_RESERVE = 12.0
+DIAGNOSE_SECONDS = 8.0
+REPORT_SECONDS = 8.0
+SEAL_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What `autopsy capture` was asked for. `words` is the command line, for the manifest."""
+
+    name: str
+    options: Options
+    places: tuple[Path, ...]
+    words: tuple[str, ...]
+    then_kill: bool = False
+    even_if_healthy: bool = False
+    require: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """A capture that was sealed. `report` stands beside the bundle and inside it; empty notes mean nothing to tell."""
+
+    target: target.Target
+    sealed: Sealed
+    report: Path | None
+    diagnosis: Diagnosis | None
+    steps: tuple[StepRecord, ...]
+    notes: tuple[str, ...]
+    interrupted: bool = False
+
+    @property
+    def stop_ms(self) -> float:
+        """Return how long the VM stood still for us, all stops together."""
+        return sum(step.stop_ns for step in self.steps) / 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A capture and what became of the kill."""
+
+    captured: Captured
+    kill_asked: bool
+    kill_done: bool
+    kill_words: str
+    exit_code: ExitCode
+
+
+def fulfil(wish: Wish, watcher: Watcher) -> Ended:
+    """Find the VM, capture it and, if that was asked for and may be done, kill it.
+
+    Raises:
+        AutopsyError: no such VM, not permitted, or not stored; then nothing was killed.
+    """
+    unknown = [step for step in wish.require if step not in names.STEPS]
+    if unknown:
+        raise UsageError(unknown[0], "there is no such step", remedy=f"--require takes one of {', '.join(names.STEPS)}")
+    vm = target.find(wish.name)
+    captured = capture(vm, options=wish.options, places=wish.places, words=wish.words, watcher=watcher)
+    if not wish.then_kill:
+        code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.DONE
+        return Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code)
+    refusal = licence(captured.diagnosis, captured.steps, wish.require, even_if_healthy=wish.even_if_healthy)
+    if refusal:
+        return Ended(
+            captured=captured,
+            kill_asked=True,
+            kill_done=False,
+            kill_words=f"not killed: {refusal.words}",
+            exit_code=refusal.exit_code,
+        )
+    killed = kill(vm, captured.sealed)
+    words = "; ".join((killed.words, *killed.notes))
+    _tell_in_report(captured, f"{clocks.now().utc}: {words}")
+    return Ended(
+        captured=captured,
+        kill_asked=True,
+        kill_done=killed.gone,
+        kill_words=words,
+        exit_code=ExitCode.DONE if killed.gone else ExitCode.STILL_THERE,
+    )
+
+
+def capture(
+    vm: target.Target, *, options: Options, places: tuple[Path, ...], words: tuple[str, ...], watcher: Watcher
+) -> Captured:
+    """Freeze, examine, diagnose, render and seal; nothing is killed here.
+
+    Raises:
+        NotStored: no place could be written to, or the bundle could not be sealed; the message says where the
+            evidence lies.
+    """
+    began = clocks.now()
+    budget = Deadline(options.budget)
+    staging = prepare(_bundle_name(vm.record.name, began), places)
+    manifest = Manifest(
+        schema=SCHEMA,
+        autopsy=__version__,
+        options=words,
+        began=began,
+        ended=began,
+        host=clocks.host(),
+        target=vm.record,
+        steps=(),
+    )
+    (staging.work / names.README).write_text(readme(__version__, vm.record, began), encoding="utf-8")
+
+    def note(records: tuple[StepRecord, ...]) -> None:
+        nonlocal manifest
+        manifest = msgspec.structs.replace(manifest, steps=records, ended=clocks.now(), notes=tuple(staging.notes))
+        (staging.work / names.MANIFEST).write_bytes(encode_manifest(manifest))
+
+    note(())
+    reserve = min(MOST_RESERVE, options.budget * RESERVE)
+    steps = run(
+        PLAN,
+        Run(
+            target=vm,
+            options=options,
+            staging=staging,
+            budget=Deadline(options.budget - reserve),
+            watcher=watcher,
+            note=note,
+        ),
+    )
+    diagnosis = _diagnose(staging, budget)
+    note(steps)
+    sealed = _seal(staging, manifest, budget, options)
+    report = _beside(staging.work / names.REPORT, report_path(sealed.path))
+    staging.clear()
+    return Captured(
+        target=vm,
+        sealed=sealed,
+        report=report,
+        diagnosis=diagnosis,
+        steps=steps,
+        notes=tuple(staging.notes),
+        interrupted=any(step.why == INTERRUPTED for step in steps),
+    )
+
+
+def _tell_in_report(captured: Captured, kill: str) -> None:
+    """Write the kill into the report that stands beside the bundle; the sealed one stays as it was."""
+    if captured.report is None:
+        return
+    place = captured.report
+
+    def work() -> bytes:
+        temporary = place.with_name(f".{place.name}.partial")
+        temporary.write_text(html(open_bundle(captured.sealed.path), kill=kill), encoding="utf-8")
+        temporary.chmod(0o600)
+        temporary.rename(place)
+        return b""
+
+    with contextlib.suppress(ChildTimedOut, ChildFailed):  # the report from before the kill is as good as ever
+        in_child(work, REPORT_SECONDS)
+
+
+def _bundle_name(vm: str, began: Clocks) -> str:
+    """Return `autopsy-<name>-<UTC time>`, whatever the guest's owner chose to call it."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", vm).strip("._-")[:60] or "vm"
+    moment = datetime.fromisoformat(began.utc)
+    return f"autopsy-{plain}-{moment:%Y%m%dT%H%M%SZ}"
+
+
+def report_path(bundle: Path) -> Path:
+    """Return where the report of a sealed bundle stands: beside it, under its name."""
+    return bundle.with_name(bundle.name.removesuffix(".tar.zst") + ".html")
+
+
+def _diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
+    """Diagnose and render inside children: a bug or a hang there must not cost the seal."""
+    found: Diagnosis | None = None
+    try:
+        data = in_child(lambda: write_diagnosis(staging.work), min(DIAGNOSE_SECONDS, max(1.0, budget.left())))
+        found = msgspec.json.decode(data, type=Diagnosis)
+        in_child(lambda: write_report(staging.work), min(REPORT_SECONDS, max(1.0, budget.left())))
+    except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
+        what = "report" if found else "diagnosis"
+        staging.notes.append(f"the {what} could not be made: {error}; `autopsy {what[:7]} BUNDLE` tries again")
+    return found
+
+
+def _seal(staging: Staging, manifest: Manifest, budget: Deadline, options: Options) -> Sealed:
+    """Seal in the best place that still answers.
+
+    Raises:
+        NotStored: none does.
+    """
+    leave_out = frozenset() if options.core else frozenset({names.CORE})
+    last_words = "no place left"
+    while staging.places:
+        destination = staging.places[0] / f"{staging.name}.tar.zst"
+        try:
+            data = in_child(
+                lambda path=destination: _sealed_bytes(seal(staging.work, path, manifest, leave_out=leave_out)),
+                max(3.0, min(SEAL_SECONDS, budget.left())),
+            )
+        except (ChildTimedOut, ChildFailed) as error:
+            last_words = str(error)
+            staging.give_up_place(last_words)
+        else:
+            return msgspec.json.decode(data, type=Sealed, dec_hook=_path)
+    raise NotStored(
+        f"{staging.name}.tar.zst",
+        f"the bundle could not be stored anywhere ({last_words})",
+        remedy=f"nothing was killed; the evidence lies in {staging.work}: free some space, then `autopsy seal` it",
+    )
+
+
+def _sealed_bytes(sealed: Sealed) -> bytes:
+    return msgspec.json.encode(sealed, enc_hook=str)
+
+
+def _path(_: type, value: object) -> Path:
+    return Path(str(value))
+
+
+def _beside(source: Path, copy: Path) -> Path | None:
+    """Put the report beside the bundle, for those who will not unpack anything; in a child, for the disk may hang."""
+
+    def work() -> bytes:
+        temporary = copy.with_name(f".{copy.name}.partial")
+        shutil.copyfile(source, temporary)
+        os.chmod(temporary, 0o600)
+        temporary.rename(copy)
+        return b""
+
+    try:
+        in_child(work, REPORT_SECONDS)
+    except (ChildTimedOut, ChildFailed):
+        return None
+    return copy
+
+
+def seal_leftover(folder: Path, place: Path | None) -> Sealed:
+    """Seal the staging folder of a capture that was killed; the folder stays as it is.
+
+    Raises:
+        UsageError: it is sealed already.
+        DamagedBundle: it is no staging folder.
+        NotStored: the bundle could not be written.
+    """
+    manifest = open_bundle(folder).manifest
+    if not folder.is_dir() or manifest.files:
+        raise UsageError(str(folder), "is sealed already", remedy="`autopsy verify` tells whether it is whole")
+    name = folder.name.removesuffix(".partial").removesuffix(".work")
+    return seal(folder, (place or folder.parent).absolute() / f"{name}.tar.zst", manifest)

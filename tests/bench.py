@@ -1,0 +1,190 @@
+"""Measures what a capture costs the VM and the operator, beside `gdb -p` on the same processes in the same run.
+
+Run it with `make bench`. Machines are noisy: the ratios are what counts, each from medians taken in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import lab
+
+RUNS = 5
+IDLE_THREADS = 6  # a QEMU of one vCPU has about as many without any iothread
+THREADS = (16, 100, 500)
+BUILDS = ("7.2", "10.0.2-debug")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One way to look at one VM: seconds in all, ms of stop, MB of peak memory, MB of bundle."""
+
+    seconds: float
+    stop_ms: float
+    peak_mb: float = 0.0
+    bundle_mb: float = 0.0
+    core_mb: float = 0.0
+
+
+def stop_of(pid: int, work: Callable[[], None]) -> float:
+    """Return for how many ms the main thread of `pid` was seen stopped by a tracer while `work` ran."""
+    seen: list[float] = []
+    done = threading.Event()
+
+    def sample() -> None:
+        with open(f"/proc/{pid}/task/{pid}/stat", "rb", buffering=0) as stream:
+            last = time.perf_counter()
+            while not done.is_set():
+                state = os.pread(stream.fileno(), 128, 0).rpartition(b")")[2][1:2]
+                now = time.perf_counter()
+                if state in b"tT":
+                    seen.append(now - last)
+                last = now
+                time.sleep(0.0002)
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    work()
+    done.set()
+    sampler.join()
+    return sum(seen) * 1e3
+
+
+def with_gdb(pid: int) -> Cost:
+    """Do what an operator without autopsy would do."""
+    began = time.perf_counter()
+
+    def attach() -> None:
+        subprocess.run(
+            ["gdb", "-nx", "-p", str(pid), "-batch", "-ex", "thread apply all bt"],
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+
+    stop = stop_of(pid, attach)
+    return Cost(time.perf_counter() - began, stop)
+
+
+def with_autopsy(pid: int) -> Cost:
+    """Capture the same VM with --fast, everything included."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as out:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "autopsy", "capture", f"pid:{pid}", "--fast", "--json", "--out", out],
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            raise SystemExit(done.stderr.decode())
+        answer = json.loads(done.stdout)
+        peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+        bundle = Path(answer["bundle"])
+        listing = subprocess.run(["tar", "--zstd", "-tvf", bundle, "core"], capture_output=True, check=True).stdout
+        return Cost(
+            seconds, answer["stop_ms"], peak / 1024, bundle.stat().st_size / 1e6, int(listing.split()[2]) / 1e6
+        )
+
+
+def median(costs: list[Cost], field: str) -> float:
+    """Return the median of one figure."""
+    return statistics.median(getattr(cost, field) for cost in costs)
+
+
+def captures() -> None:
+    """Print one row for each size and build."""
+    print("stop: ms that the VM stood still (both exposures of autopsy together); total: s; medians of", RUNS)
+    print(f"{'VM':<18} {'gdb stop':>9} {'total':>6}   {'autopsy stop':>12} {'total':>6}   {'stop ratio':>10}  "
+          f"{'peak MB':>7} {'core MB':>7} {'bundle MB':>9}")
+    for label in BUILDS:
+        build = lab.build(label)
+        if not build.present:
+            print(f"{label}: not here ({build.why_missing})")
+            continue
+        for threads in THREADS:
+            arguments = [
+                word for number in range(threads - IDLE_THREADS) for word in ("-object", f"iothread,id=io{number}")
+            ]
+            with lab.qemu(build, *arguments) as machine:
+                time.sleep(1)
+                count = len(list(Path(f"/proc/{machine.pid}/task").iterdir()))
+                with_autopsy(machine.pid)  # one warm-up each: page cache, gdb's index
+                with_gdb(machine.pid)
+                ours, theirs = [], []
+                for _ in range(RUNS):
+                    ours.append(with_autopsy(machine.pid))
+                    theirs.append(with_gdb(machine.pid))
+                stop, gdb_stop = median(ours, "stop_ms"), median(theirs, "stop_ms")
+                print(
+                    f"{label + ' ' + str(count):<18} {gdb_stop:>9.0f} {median(theirs, 'seconds'):>6.2f}   {stop:>12.2f} "
+                    f"{median(ours, 'seconds'):>6.2f}   {'1/' + str(round(gdb_stop / stop)) if stop else '-':>10}  "
+                    f"{median(ours, 'peak_mb'):>7.0f} {median(ours, 'core_mb'):>7.0f} {median(ours, 'bundle_mb'):>9.2f}",
+                    flush=True,
+                )
+
+
+def round_trips() -> None:
+    """Print what another monitor feels while a VM of 100 threads is captured."""
+    build = lab.build("7.2")
+    arguments = [word for number in range(100 - IDLE_THREADS) for word in ("-object", f"iothread,id=io{number}")]
+    with lab.folder() as folder, lab.qemu(
+        build, *arguments, "-qmp", f"unix:{folder}/second.qmp,server=on,wait=off"
+    ) as machine:
+        idle = worst_round_trip(machine, lambda: time.sleep(3))
+        during = worst_round_trip(machine, lambda: with_autopsy(machine.pid))
+    print(f"worst QMP round trip from another monitor, 100 threads: idle {idle:.1f} ms, during a capture {during:.1f} ms")
+
+
+def worst_round_trip(machine: lab.Machine, work: Callable[[], object]) -> float:
+    """Return the slowest of many query-status answers while `work` runs, in ms."""
+    worst = 0.0
+    done = threading.Event()
+
+    def ask() -> None:
+        nonlocal worst
+        while not done.is_set():
+            began = time.perf_counter()
+            machine.qmp("query-status")
+            worst = max(worst, (time.perf_counter() - began) * 1e3)
+            time.sleep(0.005)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        work()
+    finally:
+        done.set()
+        asker.join()
+    return worst
+
+
+def help_time() -> None:
+    """Print how long `autopsy --help` takes."""
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "autopsy", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - began)
+    print(f"autopsy --help: {statistics.median(times):.3f} s")
+
+
+if __name__ == "__main__":
+    help_time()
+    captures()
+    round_trips()
