@@ -46,7 +46,10 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class BlockNode(msgspec.Struct, frozen=True, kw_only=True):
-    """A BlockDriverState. `flush_waiters` are the coroutines that wait for another's flush."""
+    """A BlockDriverState. `flush_waiters` are the coroutines that wait for another's flush.
+
+    `format_lock` is the lock that a format driver (qcow2) takes around its metadata.
+    """
 
     address: int
     node_name: str
@@ -62,6 +65,7 @@ class BlockNode(msgspec.Struct, frozen=True, kw_only=True):
     children: tuple[Edge, ...]
     requests: tuple[TrackedRequest, ...]
     plugged: int | None = None
+    format_lock: CoLock | None = None
 
 
 class BlockBackend(msgspec.Struct, frozen=True, kw_only=True):

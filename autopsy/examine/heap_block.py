@@ -5,7 +5,7 @@ from __future__ import annotations
 import drgn
 
 from autopsy.bundle.heap_devices import NbdClient, NbdRequest
-from autopsy.bundle.heap_loops import GraphLock
+from autopsy.bundle.heap_loops import CoLock, GraphLock
 from autopsy.bundle.heap_records import BlockBackend, BlockNode, Edge, TrackedRequest
 from autopsy.examine.heap_shape import Walk, cast, co_lock, flag, member, number, object_type, pointer, string, word
 
@@ -146,7 +146,16 @@ def _node(walk: Walk, state: drgn.Object) -> BlockNode:
         requests=tuple(requests),
         # Gone since requests are batched by defer_call (in v8.2).
         plugged=number(state, "io_plugged"),
+        format_lock=_format_lock(walk, state),
     )
+
+
+def _format_lock(walk: Walk, state: drgn.Object) -> CoLock | None:
+    if driver(state) != "qcow2" or not pointer(state.opaque):
+        return None
+    with walk.reading(f"qcow2 state of the node at {pointer(state):#x}"):
+        return co_lock(member(cast(walk.program, "BDRVQcow2State", pointer(state.opaque)), "lock"))
+    return None
 
 
 def _request(request: drgn.Object) -> TrackedRequest:

@@ -16,9 +16,12 @@ BH_FLAGS = ("pending", "scheduled", "deleted", "oneshot", "idle")  # BH_* of uti
 def contexts(walk: Walk, runners: dict[int, int]) -> tuple[Context, ...]:
     """Return every AioContext; `runners` says which thread runs which."""
     found: list[Context] = []
-    for address in _addresses(walk):
+    addresses = _addresses(walk)
+    main = next((runners[each] for each in addresses if walk.context_names.get(each) == "main" and each in runners), 0)
+    for address in addresses:
+        runner = main if walk.context_names.get(address) == "iohandler" else runners.get(address, 0)
         with walk.reading(f"AioContext at {address:#x}"):
-            found.append(_context(walk, cast(walk.program, "AioContext", address), runners.get(address, 0)))
+            found.append(_context(walk, cast(walk.program, "AioContext", address), runner))
     return tuple(found)
 
 

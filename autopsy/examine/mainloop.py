@@ -13,57 +13,11 @@ import msgspec
 from autopsy.bundle import names
 from autopsy.bundle.records import Frame, LockGraph, MainLoop
 from autopsy.examine import locks
+from autopsy.examine.calls import POLLS, RESTART, system_call
 from autopsy.examine.core import Core, CoreThread
 from autopsy.examine.tasks import Task, tasks
 from autopsy.examine.view import View
 
-# x86-64's system calls that a main thread has been seen to sleep in; another is told by its number.
-SYSTEM_CALLS = {
-    0: "read",
-    1: "write",
-    3: "close",
-    5: "fstat",
-    7: "poll",
-    8: "lseek",
-    16: "ioctl",
-    17: "pread64",
-    18: "pwrite64",
-    19: "readv",
-    20: "writev",
-    23: "select",
-    35: "nanosleep",
-    42: "connect",
-    44: "sendto",
-    45: "recvfrom",
-    46: "sendmsg",
-    47: "recvmsg",
-    61: "wait4",
-    72: "fcntl",
-    74: "fsync",
-    75: "fdatasync",
-    77: "ftruncate",
-    202: "futex",
-    209: "io_submit",
-    208: "io_getevents",
-    230: "clock_nanosleep",
-    232: "epoll_wait",
-    247: "waitid",
-    257: "openat",
-    262: "newfstatat",
-    270: "pselect6",
-    271: "ppoll",
-    281: "epoll_pwait",
-    285: "fallocate",
-    295: "preadv",
-    296: "pwritev",
-    332: "statx",
-    426: "io_uring_enter",
-    441: "epoll_pwait2",
-}
-FUTEX = 202
-POLLS = frozenset((7, 23, 232, 270, 271, 281, 426, 441))
-RESTART = 219  # restart_syscall: what a poll or a futex with a timeout becomes after a stop
-NO_CALL = (1 << 64) - 1
 NT_PRPSINFO = 3
 PRPSINFO_PID = struct.Struct("<I")
 PRPSINFO_PID_AT = 24  # LP64
@@ -143,9 +97,9 @@ def what_it_does(thread: CoreThread | None, task: Task | None, frames: Sequence[
                 waits_on_tid=mutex.owner,
             )
     call = thread.registers.orig_rax
-    if call == NO_CALL or call >= 1 << 31:
+    name = system_call(call)
+    if not name:
         return Doing("running", f"it was in no system call{_at(frames)}", under="")
-    name = SYSTEM_CALLS.get(call, f"system call {call}")
     if call in POLLS or (call == RESTART and not _asleep_elsewhere(task)):
         return _polls(thread.tid, name, frames, graph)
     return _blocked(name, task, frames)
