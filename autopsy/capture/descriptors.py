@@ -26,11 +26,10 @@ def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]
 
     fdinfo's `mnt_id` leads to a line of mountinfo, which tells the file system without a stat(2) that could hang.
     """
-    links = _links(process)
-    told = dict(sorted(links.items())[:MOST_LINKS])
-    found: list[Section] = [Section(f"fd/{number}", link) for number, link in told.items()]
-    if len(told) < len(links):
-        found.append(Section("fd (rest)", b"", error=f"{len(links) - len(told)} more descriptors were not read"))
+    told = dict(_links(process))
+    found = [Section(f"fd/{number}", link) for number, link in told.items()]
+    if (left := len(process.numbers("fd")) - MOST_LINKS) > 0:
+        found.append(Section("fd (rest)", b"", error=f"{left} more descriptors were not read"))
     ordered = sorted(told, key=lambda number: (_rank(told[number]), number))
     with SectionFile(scene, names.FDS) as stored:
         stored.append(found)
@@ -42,15 +41,18 @@ def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]
     return {section.name: section for section in found}
 
 
-def _links(process: Process) -> dict[int, bytes]:
+def links(process: Process) -> dict[str, Section]:
+    """Return the sections `fd/<n>` alone."""
+    return {f"fd/{number}": Section(f"fd/{number}", link) for number, link in _links(process)}
+
+
+def _links(process: Process) -> Iterator[tuple[int, bytes]]:
     """Read every link; that takes no lock and asks no file system."""
-    found = {}
-    for number in process.numbers("fd"):
+    for number in process.numbers("fd")[:MOST_LINKS]:
         try:
-            found[number] = process.link(f"fd/{number}")
+            yield number, process.link(f"fd/{number}")
         except OSError:
             continue  # closed meanwhile
-    return found
 
 
 def _rank(link: bytes) -> int:
@@ -59,9 +61,9 @@ def _rank(link: bytes) -> int:
     return next((rank for rank, start in enumerate(ORDER) if link.startswith(start)), len(ORDER))
 
 
-def _reads(process: Process, links: Mapping[int, bytes], ordered: list[int]) -> Iterator[Read]:
+def _reads(process: Process, told: Mapping[int, bytes], ordered: list[int]) -> Iterator[Read]:
     for number in ordered:
-        link = links[number]
+        link = told[number]
         fate = link.decode("utf-8", "replace") if link.startswith(RISKY) else ""
         yield Read(f"fdinfo/{number}", partial(process.read, f"fdinfo/{number}"), fate=fate)
     yield Read("mountinfo", partial(process.read, "mountinfo", MOST_MOUNTINFO))

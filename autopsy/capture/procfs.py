@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat as stat_mode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from autopsy.capture.readers import Cut
+from autopsy.capture.readers import Cut, Unreadable
 from autopsy.capture.target import Target
 
 MOST_BYTES = 1 << 20
@@ -43,12 +44,19 @@ class Process:
         return os.readlink(path.encode(), dir_fd=self.folder)
 
     def numbers(self, path: str) -> list[int]:
-        """Return the numbered entries of a folder below /proc/PID (`task`, `fd`), in order."""
-        folder = os.open(path, OPEN | os.O_DIRECTORY, dir_fd=self.folder)
+        """Return the numbered entries of a folder below /proc/PID (`task`, `fd`), in order.
+
+        Raises:
+            Gone: the process has ended.
+        """
         try:
-            return sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
-        finally:
-            os.close(folder)
+            folder = os.open(path, OPEN | os.O_DIRECTORY, dir_fd=self.folder)
+            try:
+                return sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
+            finally:
+                os.close(folder)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise Gone(f"process {self.pid} ended while it was looked at") from error
 
 
 @contextmanager
@@ -105,10 +113,17 @@ def read_open(descriptor: int, most: int) -> bytes | Cut:
 
 
 def read_tail(path: str, most: int) -> bytes | Cut:
-    """Return the last `most` bytes of a regular file, from the start of a line on."""
+    """Return the last `most` bytes of a file, from the start of a line on.
+
+    Raises:
+        Unreadable: it is no regular file; to read a pipe would take its bytes from whoever they are meant for.
+    """
     descriptor = os.open(path, OPEN)
     try:
-        size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        if not stat_mode.S_ISREG(status.st_mode):
+            raise Unreadable("no regular file")
+        size = status.st_size
         data = os.pread(descriptor, most, max(0, size - most))
     finally:
         os.close(descriptor)

@@ -34,8 +34,8 @@ def look(scene: Scene) -> Outcome:
             descriptors.take(scene, process, trouble)
             sleeps.look(scene, process, found, trouble)
             _mapped(scene, process, trouble)
-    except (Gone, ProcessLookupError, FileNotFoundError) as error:
-        return Failed(f"the process ended while it was looked at: {error}")
+    except Gone as error:
+        return Failed(str(error))
     return trouble.outcome()
 
 

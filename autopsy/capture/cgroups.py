@@ -1,0 +1,101 @@
+"""The control groups that the VM is in, from its own up to the top: a limit or a freeze above it counts too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from autopsy.capture.mounts import Mount, mounts_of
+from autopsy.capture.procfs import Process, read_file
+from autopsy.capture.readers import Read
+
+UNIFIED: tuple[str, ...] = (
+    "cgroup.freeze",
+    "cgroup.events",
+    "cgroup.type",
+    "cpu.max",
+    "cpu.stat",
+    "cpu.pressure",
+    "cpu.weight",
+    "cpuset.cpus.effective",
+    "io.max",
+    "io.stat",
+    "io.pressure",
+    "io.latency",
+    "io.weight",
+    "memory.current",
+    "memory.events",
+    "memory.high",
+    "memory.max",
+    "memory.pressure",
+    "memory.stat",
+    "memory.swap.current",
+    "memory.swap.max",
+)
+# The files of the older hierarchies, by controller.
+OLDER = {
+    "freezer": ("freezer.state", "freezer.self_freezing", "freezer.parent_freezing"),
+    "memory": (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "memory.failcnt",
+        "memory.oom_control",
+        "memory.stat",
+    ),
+    "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.stat", "cpu.rt_runtime_us", "cpu.shares"),
+    "cpuset": ("cpuset.cpus", "cpuset.effective_cpus"),
+    "blkio": (
+        "blkio.throttle.read_bps_device",
+        "blkio.throttle.write_bps_device",
+        "blkio.throttle.read_iops_device",
+        "blkio.throttle.write_iops_device",
+        "blkio.throttle.io_serviced",
+        "blkio.throttle.io_service_bytes",
+    ),
+}
+MOST_LEVELS = 16
+MOST_GROUPS = 64
+
+
+def reads(process: Process, mountinfo: bytes) -> Iterator[Read]:
+    """Yield the files of every group of the process and of its threads; a file that a kernel lacks gives ENOENT.
+
+    `mountinfo` is our own, because it is our own view of the hierarchies that we read.
+    """
+    mounts = [mount for mount in mounts_of(mountinfo).values() if mount.kind in {"cgroup", "cgroup2"}]
+    seen: set[str] = set()
+    for membership in _memberships(process):
+        for line in membership.splitlines():
+            _, controllers, path = line.split(":", 2)
+            for mount in mounts:
+                for folder, files in _levels(mount, controllers.split(","), path):
+                    if folder not in seen and len(seen) < MOST_GROUPS:
+                        seen.add(folder)
+                        yield from (Read(f"{folder}/{file}", partial(read_file, f"{folder}/{file}")) for file in files)
+
+
+def _memberships(process: Process) -> Iterator[str]:
+    """Yield each different /proc/TID/cgroup: libvirt gives emulator, vCPUs and iothreads groups of their own."""
+    texts = [process.small("cgroup"), *(process.small(f"task/{tid}/cgroup") for tid in process.numbers("task"))]
+    yield from dict.fromkeys(text.decode("utf-8", "surrogateescape") for text in texts if text)
+
+
+def _levels(mount: Mount, controllers: list[str], path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if mount.kind == "cgroup2":
+        files = UNIFIED if controllers == [""] else ()
+    else:
+        mounted = set(mount.options.split(","))
+        ours = [name for name in controllers if name in mounted]
+        files = tuple(file for name in ours for file in OLDER.get(name, ()))
+    if not files or "/.." in path:  # outside of our own view
+        return
+    inside = path.removeprefix(mount.root.rstrip("/")) if path.startswith(mount.root) else path
+    parts = [part for part in inside.split("/") if part]
+    for depth in range(len(parts), max(0, len(parts) - MOST_LEVELS), -1):
+        yield "/".join((mount.point.rstrip("/"), *parts[:depth])), files
+
+
+def scopes(membership: bytes) -> tuple[str, ...]:
+    """Return the systemd units that a /proc/PID/cgroup names, such as `102.scope` of Proxmox."""
+    parts = {part for line in membership.decode("utf-8", "replace").splitlines() for part in line.split("/")}
+    return tuple(sorted(part for part in parts if part.endswith((".scope", ".service"))))

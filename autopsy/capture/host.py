@@ -1,0 +1,124 @@
+"""The host around the VM: pressure, limits, block devices, file systems, logs, and the VM's own configuration."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from autopsy.bundle import names
+from autopsy.bundle.sections import Section, parse
+from autopsy.capture import cgroups, devices, logs, vmfiles
+from autopsy.capture.mounts import mounts_in_use
+from autopsy.capture.procfs import Gone, Process, held, read_file
+from autopsy.capture.readers import Read, SectionFile, Trouble, sections, store, take
+from autopsy.capture.step import Failed, Outcome, Scene
+
+FILES = (
+    "/proc/loadavg",
+    "/proc/uptime",
+    "/proc/version",
+    "/proc/cmdline",
+    "/etc/os-release",
+    "/proc/pressure/cpu",
+    "/proc/pressure/io",
+    "/proc/pressure/memory",
+    "/proc/meminfo",
+    "/proc/vmstat",
+    "/proc/swaps",
+    "/proc/diskstats",
+    "/proc/mdstat",
+    "/proc/locks",
+    "/proc/sys/fs/aio-max-nr",
+    "/proc/sys/fs/aio-nr",
+    "/proc/sys/fs/file-nr",
+    "/proc/sys/kernel/io_uring_disabled",
+    "/proc/sys/kernel/tainted",
+    "/proc/sys/kernel/yama/ptrace_scope",
+    "/proc/sys/vm/swappiness",
+    "/sys/kernel/mm/ksm/run",
+    "/sys/kernel/mm/transparent_hugepage/defrag",
+    "/sys/kernel/mm/transparent_hugepage/enabled",
+)
+SETTINGS = ("/proc/sys/kernel/hung_task*", "/proc/sys/vm/dirty_*")
+OF_THE_PROCESS = ("cgroup", "mountinfo")
+OWN_MOUNTS = "/proc/self/mountinfo"
+MOST_FILE = 4 << 20
+
+
+def look(scene: Scene) -> Outcome:
+    """Take what the host says of itself, the surest first; every file that could hang hangs alone."""
+    trouble = Trouble()
+    try:
+        with held(scene.target) as process:
+            table = _descriptors(scene)
+            with SectionFile(scene, names.HOST_FILES) as stored:
+                mountinfo = _files(scene, process, stored, trouble)
+                for batch in sections(cgroups.reads(process, mountinfo), scene.deadline, trouble):
+                    stored.append(section for section in batch if section.error != "ENOENT")
+                devices.collect(scene, process, table, stored, trouble)
+                for batch in sections(_room(process, table), scene.deadline, trouble):
+                    stored.append(batch)
+            _logs(scene, process, trouble)
+    except Gone as error:
+        return Failed(str(error))
+    return trouble.outcome()
+
+
+def _descriptors(scene: Scene) -> Mapping[str, Section]:
+    """Return the newest descriptor table that was stored."""
+    raw = scene.earlier(names.PROC_FDS, names.FDS) or scene.earlier(names.WITNESS, names.FDS)
+    return {section.name: section for section in parse(raw)}
+
+
+def _files(scene: Scene, process: Process, stored: SectionFile, trouble: Trouble) -> bytes:
+    """Store the fixed files, and return our own mountinfo."""
+    mountinfo = b""
+    reads = [Read(path, partial(read_file, path)) for path in (*FILES, *_settings())]
+    reads += [Read(f"/proc/{process.pid}/{file}", partial(process.read, file, MOST_FILE)) for file in OF_THE_PROCESS]
+    reads.append(Read(OWN_MOUNTS, partial(read_file, OWN_MOUNTS, MOST_FILE)))
+    for batch in sections(reads, scene.deadline, trouble):
+        stored.append(batch)
+        mountinfo += b"".join(section.data for section in batch if section.name == OWN_MOUNTS)
+    return mountinfo
+
+
+def _settings() -> list[str]:
+    return sorted(path for pattern in SETTINGS for path in glob.glob(pattern))
+
+
+def _room(process: Process, table: Mapping[str, Section]) -> Iterator[Read]:
+    """Yield statvfs of each file system that the target has files on, through a descriptor: no path, no symlink."""
+    for mount in mounts_in_use(table):
+        if mount.fds and mount.kind not in {"proc", "sysfs", "devtmpfs", "devpts"}:
+            yield Read(
+                f"statvfs {mount.point}", partial(_statvfs, f"/proc/{process.pid}/fd/{mount.fds[0]}"), mount.point
+            )
+
+
+def _statvfs(path: str) -> bytes:
+    told = os.statvfs(path)
+    fields = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail", "f_flag")
+    return "".join(f"{field} {getattr(told, field)}\n" for field in fields).encode()
+
+
+def _logs(scene: Scene, process: Process, trouble: Trouble) -> None:
+    """Store dmesg.txt, vm-config.txt, vm.log and journal.txt; each is left out where there is nothing of it."""
+    record = scene.target.record
+    cmdline = scene.earlier(names.WITNESS, names.CMDLINE)
+    _plainly(scene, names.DMESG, [Read(logs.KMSG, logs.kernel_log, seconds=2)], trouble)
+    if configuration := vmfiles.configuration(cmdline, record.name, record.manager):
+        store(scene, names.VM_CONFIG, configuration, trouble)
+    _plainly(scene, names.VM_LOG, vmfiles.log(process, record.name, record.manager), trouble)
+    store(scene, names.JOURNAL, logs.journal(cgroups.scopes(process.small("cgroup"))), trouble)
+
+
+def _plainly(scene: Scene, file: str, reads: list[Read], trouble: Trouble) -> None:
+    """Store the first of the reads that gives anything, as a file without headers."""
+    for name, section in take(reads, scene.deadline, trouble).items():
+        if section.data:
+            scene.write(file, section.data)
+            return
+        if section.error not in {"", "ENOENT"}:
+            trouble.notes.append(f"{name}: {section.error}")

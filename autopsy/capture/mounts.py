@@ -1,0 +1,77 @@
+"""Which file system a descriptor's file is on, told from fdinfo and mountinfo, because stat(2) of a dead one hangs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from autopsy.bundle.sections import Section
+
+MNT_ID = re.compile(rb"^mnt_id:\s*(\d+)$", re.MULTILINE)
+OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of /proc/PID/mountinfo.
+
+    `device` is MAJ:MIN of the file system, `root` the folder of it that is mounted, `fds` the target's that lie on it.
+    """
+
+    id: int
+    device: str
+    root: str
+    point: str
+    kind: str
+    source: str
+    options: str
+    line: str
+    fds: tuple[int, ...] = ()
+
+    @property
+    def is_fuse(self) -> bool:
+        """Return whether a process answers for this file system."""
+        return self.kind in {"fuse", "fuseblk", "virtiofs"} or self.kind.startswith("fuse.")
+
+
+def mounts_of(raw: bytes) -> dict[int, Mount]:
+    """Read a mountinfo, by mount id; lines that are damaged are left out."""
+    found = {}
+    for line in raw.decode("utf-8", "surrogateescape").split("\n"):
+        left, dash, right = line.partition(" - ")
+        place, words = left.split(" "), right.split(" ")
+        if dash and len(place) > 5 and len(words) > 1 and place[0].isdecimal():
+            found[int(place[0])] = Mount(
+                id=int(place[0]),
+                device=place[2],
+                root=_unescaped(place[3]),
+                point=_unescaped(place[4]),
+                kind=words[0],
+                source=_unescaped(words[1]),
+                options=words[2] if len(words) > 2 else "",
+                line=line,
+            )
+    return found
+
+
+def mounts_in_use(descriptors: Mapping[str, Section]) -> tuple[Mount, ...]:
+    """Return the mounts that the sections of a fds.txt show files of, each with its descriptors."""
+    table = descriptors.get("mountinfo")
+    mounts = mounts_of(table.data) if table else {}
+    fds: dict[int, list[int]] = {}
+    for name, section in descriptors.items():
+        number = name.removeprefix("fdinfo/")
+        link = descriptors.get(f"fd/{number}")
+        if (
+            name.startswith("fdinfo/")
+            and link
+            and link.data.startswith(b"/")
+            and (found := MNT_ID.search(section.data))
+        ):
+            fds.setdefault(int(found[1]), []).append(int(number))
+    return tuple(replace(mount, fds=tuple(sorted(fds[mount.id]))) for mount in mounts.values() if mount.id in fds)
+
+
+def _unescaped(word: str) -> str:
+    return OCTAL.sub(lambda code: chr(int(code[1], 8)), word)
