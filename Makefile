@@ -1,0 +1,68 @@
+# `make drill` shows the whole path on a really wedged QEMU; `make test` is what CI runs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help drill test lint bench lab dist clean packages-for-drill packages-for-tests
+
+SCENARIO ?= throttle
+PYTEST ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+FOR_DRILL := qemu-system-x86 qemu-utils gdb
+FOR_TESTS := $(FOR_DRILL) e2fsprogs xfsprogs zstd xz-utils iproute2
+
+help:
+	@echo 'make drill [SCENARIO=throttle]  wedge a QEMU, capture it, diagnose it, kill it'
+	@echo 'make test  [PYTEST="-k qmp"]    lint, then every test on real QEMUs'
+	@echo 'make lint | bench | lab | dist | clean'
+
+drill: packages-for-drill $(VENV)/installed
+	$(BIN)/autopsy drill $(SCENARIO)
+
+test: lint packages-for-tests lab
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/installed-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/installed-for-tests packages-for-tests lab
+	$(BIN)/python -m tests.bench
+
+lab: packages-for-tests
+	.ci/lab
+
+dist: $(VENV)/installed-for-tests
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+packages-for-drill:
+	@.ci/packages $(FOR_DRILL)
+
+packages-for-tests:
+	@.ci/packages $(FOR_TESTS)
+
+# The newest Python that can make a virtual environment; on a bare Debian, its own is completed first.
+$(VENV)/bin/python:
+	@find_python() { for each in python3.14 python3.13 python3.12 python3.11 python3; do \
+	  if $$each -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo $$each; return; fi; done; return 1; }; \
+	find_python >/dev/null || .ci/packages python3-venv; \
+	python=$$(find_python) || { echo 'autopsy needs Python 3.11 or newer, with venv' >&2; exit 1; }; \
+	$$python -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[heap]'
+	touch $@
+
+# Dependency groups need a pip of 2025.
+$(VENV)/installed-for-tests: pyproject.toml | $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --group test --group lint
+	touch $@
