@@ -1,0 +1,187 @@
+"""The steps that ask QEMU's monitor: politely, one question at a time, and never again after one was not answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from autopsy.bundle import names
+from autopsy.bundle.records import QmpExchange
+from autopsy.capture import guard, interview, questions, reception
+from autopsy.capture.interview import Interview
+from autopsy.capture.monitor import NoAnswer, NotAsked
+from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped, TimedOut
+
+Talk = Callable[[Interview], Awaitable[None]]
+
+# The steps that come before each, whose silence forbids it.
+BEFORE = (names.QUERY_STATUS, names.QUERY_BLOCK, names.THROTTLE_GROUPS)
+
+
+def query_status(scene: Scene) -> Outcome:
+    """Ask what only reads QEMU's memory."""
+
+    async def talk(ask: Interview) -> None:
+        for question in questions.FIRST:
+            await ask.ask(question)
+        qemu = interview.qemu_of(interview.earlier(scene, scene.step))
+        for question in questions.COUNTERS:
+            lock = questions.takes_lock(question, qemu)
+            await ask.ask(
+                question, why_not=_lacks(question, qemu) or (lock and f"asked in {names.QUERY_BLOCK}: {lock}")
+            )
+        await _ask_queues(ask, qemu)
+        for question in questions.MEMORY:
+            await ask.ask(question, why_not=_lacks(question, qemu))
+        await ask.ask(questions.QOM_LIST, {"path": questions.OBJECTS})
+
+    return _converse(scene, talk)
+
+
+async def _ask_queues(ask: Interview, qemu: questions.Qemu) -> None:
+    """Ask for the rings of each virtio disk and SCSI controller: `inuse` is how many requests QEMU owes the guest."""
+    devices = await ask.ask(questions.VIRTIO, why_not=_lacks(questions.VIRTIO, qemu))
+    for path in questions.ringed_devices(devices):
+        status = await ask.ask(questions.VIRTIO_STATUS, {"path": path})
+        for queue in questions.queues(status):
+            await ask.ask(questions.QUEUE_STATUS, {"path": path, "queue": queue})
+
+
+def _lacks(question: str, qemu: questions.Qemu) -> str:
+    return "this QEMU does not know it" if qemu.lacks(question) else ""
+
+
+def query_block(scene: Scene) -> Outcome:
+    """Ask for disks and nodes, which can take locks and ask the storage, if the guard lets us."""
+    told = interview.earlier(scene, names.QUERY_STATUS)
+    qemu = interview.qemu_of(told)
+
+    async def talk(ask: Interview) -> None:
+        for question in questions.COUNTERS:
+            if questions.takes_lock(question, qemu) and not qemu.lacks(question):
+                await ask.ask(question)
+        await ask.ask(questions.NAMED_NODES, {"flat": True})
+        await ask.ask(questions.BLOCK)
+
+    return _guarded(scene, talk, questions.BLOCK)
+
+
+def throttle_groups(scene: Scene) -> Outcome:
+    """Ask each throttle-group object for its limits, if the guard lets us; legacy limits came with query-block."""
+    told = interview.earlier(scene, names.QUERY_STATUS)
+    paths = questions.throttle_groups(interview.answer_to(told, questions.QOM_LIST))
+
+    async def talk(ask: Interview) -> None:
+        for path in paths:
+            await ask.ask(questions.QOM_GET, {"path": path, "property": "limits"})
+
+    if silent := _silence(scene):
+        return silent
+    if not paths:
+        if interview.answer_to(told, questions.QOM_LIST) is None:
+            return Skipped(f"{questions.QOM_LIST} of {questions.OBJECTS} was not answered: no throttle group is known")
+        return Collected("this VM has no throttle-group objects; limits of disks are in query-block's answer")
+    return _guarded(scene, talk, f"{questions.QOM_GET} of a throttle group")
+
+
+def ask_again(scene: Scene) -> Outcome:
+    """Ask again what was answered before and moves when I/O does: what stands still is stuck."""
+    if silent := _silence(scene):
+        return silent
+    before = [each for step in BEFORE for each in interview.earlier(scene, step) if each.outcome == "answered"]
+    again = [each for each in before if each.question in questions.AGAIN]
+    if not again:
+        return Skipped("nothing was answered the first time")
+    qemu = interview.qemu_of(interview.earlier(scene, names.QUERY_STATUS))
+    refusal = _refusal_of(scene, again, qemu)
+
+    async def talk(ask: Interview) -> None:
+        for each in again:
+            await ask.ask(
+                each.question, each.arguments, why_not=refusal if questions.takes_lock(each.question, qemu) else ""
+            )
+
+    return _converse(scene, talk)
+
+
+def _refusal_of(scene: Scene, again: list[QmpExchange], qemu: questions.Qemu) -> str:
+    """Return why those that take a lock are not asked again, empty when they may be, or there are none."""
+    if not any(questions.takes_lock(each.question, qemu) for each in again):
+        return ""
+    match guard.look(scene):
+        case guard.Refusal(reasons):
+            return "" if scene.options.ask_anyway else "; ".join(reasons)
+        case guard.Permit():
+            return ""
+
+
+def _guarded(scene: Scene, talk: Talk, question: str) -> Outcome:
+    """Converse if nothing that was seen says that an answer may never come."""
+    if silent := _silence(scene):
+        return silent
+    match guard.look(scene):
+        case guard.Permit():
+            return _converse(scene, talk)
+        case guard.Refusal(reasons):
+            why = f"{'; '.join(reasons)}: {question} could block the main loop"
+            if not scene.options.ask_anyway:
+                return Skipped(why)
+            return _converse(scene, talk, note=f"asked anyway, although {why}")
+
+
+def _silence(scene: Scene) -> Skipped | None:
+    """Return why no more is asked: QEMU owes us an answer already, or never greeted us."""
+    for step in BEFORE:
+        if step == scene.step:
+            break
+        if question := interview.unanswered(interview.earlier(scene, step)):
+            return Skipped(f"{question} was not answered in {step}")
+    told = interview.earlier(scene, names.QUERY_STATUS)
+    if not any(each.outcome == "greeted" for each in told):
+        return Skipped(f"no monitor greeted us in {names.QUERY_STATUS}")
+    if interview.answer_to(told, questions.STATUS) is None:
+        return Skipped(f"{questions.STATUS} has no answer from {names.QUERY_STATUS}")
+    return None
+
+
+def _converse(scene: Scene, talk: Talk, note: str = "") -> Outcome:
+    return asyncio.run(_session(scene, talk, note))
+
+
+async def _session(scene: Scene, talk: Talk, note: str) -> Outcome:
+    """Hold one conversation, and hang up however it goes."""
+    asyncio.get_running_loop().set_exception_handler(_ignore)
+    reached = await reception.reach(scene)
+    if isinstance(reached, Collected | TimedOut | Failed | Skipped):
+        return reached
+    ask = Interview(scene, reached)
+    try:
+        negotiated = "" if reached.negotiates else "libvirtd said it when it connected"
+        await ask.ask(questions.CAPABILITIES, why_not=negotiated)
+        await talk(ask)
+    finally:
+        await reached.close()
+    return _outcome(ask, note)
+
+
+def _ignore(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None:
+    """Say nothing of a connection that broke: the exchange that it broke under has said it."""
+
+
+def _outcome(ask: Interview, note: str) -> Outcome:
+    match ask.ended:
+        case NoAnswer(why):
+            if why:
+                return Failed(_joined(f"{ask.ended_at}: {why}", note))
+            return TimedOut(_joined(f"{ask.ended_at}: no answer in {ask.ended_after:.1f} s", note))
+        case NotAsked(why):
+            return Skipped(_joined(f"{ask.ended_at}: {why}", note))
+        case None:
+            if ask.late:
+                return TimedOut(_joined(f"the step's time was up after {ask.answered} answers", note))
+            return Collected(_joined(f"{ask.answered} answers", note))
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(filter(None, parts))

@@ -1,0 +1,135 @@
+"""Which questions are asked of a QEMU, and which of them can take a lock inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+GREETING = "(greeting)"
+CAPABILITIES = "qmp_capabilities"
+STATUS = "query-status"
+VERSION = "query-version"
+COMMANDS = "query-commands"
+IOTHREADS = "query-iothreads"
+BLOCKSTATS = "query-blockstats"
+JOBS = "query-jobs"
+BLOCK_JOBS = "query-block-jobs"
+NAMED_NODES = "query-named-block-nodes"
+BLOCK = "query-block"
+QOM_LIST = "qom-list"
+QOM_GET = "qom-get"
+VIRTIO = "x-query-virtio"
+VIRTIO_STATUS = "x-query-virtio-status"
+QUEUE_STATUS = "x-query-virtio-queue-status"
+
+OBJECTS = "/objects"
+
+# They tell what this QEMU is, and with it which of the others only read memory.
+FIRST = (STATUS, VERSION, COMMANDS, IOTHREADS)
+
+# They only read memory, in every version: the main loop and the BQL are all that they need.
+MEMORY = (
+    "query-name",
+    "query-uuid",
+    "query-kvm",
+    "query-cpus-fast",
+    "query-chardev",
+    "query-migrate",
+    "query-memory-size-summary",
+    "query-yank",
+    "x-debug-query-block-graph",
+)
+
+# They take the lock of an AioContext in some versions; see `takes_lock`.
+COUNTERS = (BLOCKSTATS, JOBS, BLOCK_JOBS)
+
+# Worth a second answer: they move when I/O does.
+AGAIN = frozenset({STATUS, *COUNTERS, QUEUE_STATUS})
+
+MOST_DEVICES = 64
+MOST_QUEUES = 16
+MOST_GROUPS = 64
+RINGED = ("virtio-blk", "virtio-scsi")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """QEMU's version; 0.0.0 when it has not been told, which is older than everything."""
+
+    major: int = 0
+    minor: int = 0
+    micro: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Qemu:
+    """What the first answers told. `commands` is empty when it was not told; so is `iothreads` when there is none."""
+
+    version: Version = Version()
+    commands: frozenset[str] = field(default_factory=frozenset)
+    without_iothreads: bool = False
+
+    def lacks(self, question: str) -> bool:
+        """Return whether this QEMU has told that it does not know the question."""
+        return bool(self.commands) and question not in self.commands
+
+
+def takes_lock(question: str, qemu: Qemu) -> str:
+    """Return why the question can block the main loop of this QEMU, empty when it only reads memory.
+
+    There is no shape to see this by from outside; the version decides, and an unknown one is taken for old.
+    """
+    if question == BLOCKSTATS and qemu.version < Version(9) and not qemu.without_iothreads:
+        # Since QEMU 9.0 (AioContext lock removal) it takes none; before that, aio_context_acquire() for each device.
+        return "before QEMU 9.0 it takes the AioContext lock of every disk"
+    if question in {JOBS, BLOCK_JOBS} and qemu.version < Version(7, 2) and not qemu.without_iothreads:
+        # Since QEMU 7.2 (job_mutex) it takes only that; before that, the AioContext lock of each job.
+        return "before QEMU 7.2 it takes the AioContext lock of every job"
+    return ""
+
+
+def version(answer: Any) -> Version:  # noqa: ANN401 - JSON
+    """Return the version inside a greeting or an answer to query-version."""
+    match answer:
+        case {"QMP": {"version": inner}}:
+            return version(inner)
+        case {"qemu": {"major": int(major), "minor": int(minor), "micro": int(micro)}}:
+            return Version(major, minor, micro)
+        case _:
+            return Version()
+
+
+def named(answer: Any) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 - JSON
+    """Yield the objects of a list that have a name."""
+    if isinstance(answer, list):
+        yield from (each for each in answer if isinstance(each, dict) and isinstance(each.get("name"), str))
+
+
+def commands(answer: Any) -> frozenset[str]:  # noqa: ANN401 - JSON
+    """Return the names in an answer to query-commands."""
+    return frozenset(each["name"] for each in named(answer))
+
+
+def ringed_devices(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON
+    """Return the QOM paths of the virtio disks and SCSI controllers in an answer to x-query-virtio."""
+    paths = [each.get("path") for each in named(answer) if each["name"] in RINGED]
+    return tuple(path for path in paths if isinstance(path, str))[:MOST_DEVICES]
+
+
+def queues(answer: Any) -> range:  # noqa: ANN401 - JSON
+    """Return the numbers of a device's queues that can be asked for without harm, from its x-query-virtio-status.
+
+    Where a vhost back end holds the rings, asking for a queue sends it GET_VRING_BASE, and that stops the ring.
+    """
+    match answer:
+        case {"vhost-started": False, "num-vqs": int(number)}:
+            return range(max(0, min(number, MOST_QUEUES)))
+        case _:
+            return range(0)
+
+
+def throttle_groups(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON
+    """Return the QOM paths of the throttle-group objects in an answer to qom-list of /objects."""
+    names = [each["name"] for each in named(answer) if each.get("type") == "child<throttle-group>"]
+    return tuple(f"{OBJECTS}/{name}" for name in names if "/" not in name)[:MOST_GROUPS]
