@@ -43,6 +43,8 @@ RAILS = (
     "set startup-with-shell off",
     "set may-call-functions off",
     "set auto-solib-add off",
+    "set libthread-db-search-path /nonexistent",
+    "set sysroot /",
 )
 # Arguments are what makes a backtrace exponentially slow, and what fills it with a guest's data.
 BACKTRACE = (
@@ -76,7 +78,7 @@ class Gdb:
         self._buffer = bytearray()
         self._log = scratch / "gdb.log"
         arguments = ["gdb", "--interpreter=mi3", "-nx", "-q"]
-        for setting in (*RAILS, *BACKTRACE, *_index_cache()):
+        for setting in (*RAILS, *BACKTRACE, *index_cache()):
             arguments += ["-iex", setting]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DEBUGINFOD")}
         environment |= {"LC_ALL": "C.UTF-8", "TERM": "dumb"}
@@ -201,7 +203,8 @@ def cache_directory() -> Path | None:
     return folder if private and os.access(folder, os.W_OK) else None
 
 
-def _index_cache() -> tuple[str, ...]:
+def index_cache() -> tuple[str, ...]:
+    """Return the settings that let gdb keep its indexes from one capture to the next, none where it may not."""
     folder = cache_directory()
     if folder is None or any(character in str(folder) for character in "\n\"'\\"):
         return ()

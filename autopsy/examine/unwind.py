@@ -6,6 +6,8 @@ modules that some stack leads into are loaded, which is most of what makes it qu
 
 from __future__ import annotations
 
+import os
+import struct
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
@@ -17,13 +19,13 @@ import msgspec
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
 from autopsy.examine import synthetic
 from autopsy.examine.backtrace import Block, blocks, frames
-from autopsy.examine.core import Core, CoreError, CoreThread, Extent
+from autopsy.examine.core import NT_AUXV, NT_FILE, PAGE, Core, CoreError, CoreThread, Extent
 from autopsy.examine.coroutines import Saved, returns
+from autopsy.examine.files import DELETED
 from autopsy.examine.gdb import Gdb, GdbError
 from autopsy.examine.symbols import Image, Symbols
 
 AT_SYSINFO_EHDR = 33
-NT_AUXV = 6
 RED_ZONE = 256
 MOST_STACK = 1 << 20
 FIRST_LWP = 1 << 28  # beyond any thread id that Linux gives (PID_MAX_LIMIT is 1 << 22)
@@ -71,9 +73,10 @@ def unwind(
     threads += [CoreThread(FIRST_LWP + index, group[0].saved.registers) for index, group in enumerate(alike)]
     path = scratch / "stacks.core"
     path.unlink(missing_ok=True)
-    synthetic.write(path, threads, extents, [note for note in core.note_bytes if note[0] == NT_AUXV][:1])
     images = led_into(symbols, extents, threads)
-    text, log, note = _run(path, images, scratch, ends_at)
+    links = link(images, scratch)
+    synthetic.write(path, threads, extents, notes(core, links))
+    text, log, note = _run((f"core-file {path}", *commands(images, links, scratch)), scratch, ends_at)
     by_lwp = {block.lwp: block for block in blocks(text)}
     backtrace, stacks = _threads(core, symbols, by_lwp, comms, note)
     found: dict[int, tuple[Frame, ...]] = {}
@@ -100,45 +103,65 @@ def led_into(symbols: Symbols, extents: Iterable[Extent], threads: Iterable[Core
     ]
 
 
-def commands(images: Iterable[Image], scratch: Path) -> list[str]:
-    """Return the gdb commands that load these images at their addresses, by names that need no quoting."""
+def link(images: Iterable[Image], scratch: Path) -> dict[str, Path]:
+    """Give each image's file, and its debug file, a name in scratch that needs no quoting; return them by path.
+
+    A deleted file, one in another mount namespace, and one that somebody else holds the place of, are all found so.
+    """
     folder = scratch / "modules"
     debug = scratch / "debug" / ".build-id"
-    lines = [f"set debug-file-directory {scratch / 'debug'}:/usr/lib/debug"]
+    names: dict[str, Path] = {}
     for number, image in enumerate(images):
         if image.file is None:
             continue
-        name = "".join(letter for letter in image.path.rsplit("/", 1)[-1] if letter.isalnum() or letter in "-_.+")
-        link = folder / str(number) / (name or "module")
-        _link(link, image.file.path)
+        letters = [
+            each for each in image.path.rsplit("/", 1)[-1] if each.isascii() and (each.isalnum() or each in "-_.+")
+        ]
+        names[image.path] = folder / str(number) / ("".join(letters) or "module")
+        _symlink(names[image.path], image.file.path)
         if image.debug and image.build_id:
-            _link(debug / image.build_id[:2] / f"{image.build_id[2:]}.debug", image.debug.path)
-        lines.append(f"add-symbol-file {link} -o {image.bias:#x}")
+            _symlink(debug / image.build_id[:2] / f"{image.build_id[2:]}.debug", image.debug.path)
+    return names
+
+
+def commands(images: Iterable[Image], links: Mapping[str, Path], scratch: Path) -> list[str]:
+    """Return the gdb commands that load these images at their addresses."""
+    lines = [f"set debug-file-directory {scratch / 'debug'}:/usr/lib/debug"]
+    lines += [f"add-symbol-file {links[image.path]} -o {image.bias:#x}" for image in images if image.path in links]
     return lines
 
 
-def _link(link: Path, target: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(target)
+def notes(core: Core, links: Mapping[str, Path]) -> list[tuple[int, bytes]]:
+    """Return the auxiliary vector and the mapped files, by their names in scratch, for a core of our making."""
+    parts = [part for part in core.files if part.path.removesuffix(DELETED) in links]
+    ranges = [struct.pack("<QQQ", part.start, part.end, part.offset // PAGE) for part in parts]
+    paths = [os.fsencode(links[part.path.removesuffix(DELETED)]) + b"\0" for part in parts]
+    mapped = struct.pack("<QQ", len(parts), PAGE) + b"".join(ranges) + b"".join(paths)
+    return [*[note for note in core.note_bytes if note[0] == NT_AUXV][:1], (NT_FILE, mapped)]
 
 
-def _run(path: Path, images: list[Image], scratch: Path, ends_at: float) -> tuple[str, bytes, str]:
-    notes: list[str] = []
+def _symlink(name: Path, target: Path) -> None:
+    name.parent.mkdir(parents=True, exist_ok=True)
+    name.unlink(missing_ok=True)
+    name.symlink_to(target.absolute())
+
+
+def _run(preparation: Iterable[str], scratch: Path, ends_at: float) -> tuple[str, bytes, str]:
+    trouble: list[str] = []
     with Gdb(scratch, ends_at=ends_at) as gdb:
-        for command in (f"core-file {path}", *commands(images, scratch)):
+        for command in preparation:
             try:
                 answer = gdb.run(command)
             except GdbError as error:
-                notes.append(f"gdb: {error}")
+                trouble.append(f"gdb: {error}")
             else:
                 if not answer.whole:
                     break
         printed = gdb.run("thread apply all -ascending -c bt")
         if not printed.whole:
             late = time.monotonic() >= ends_at
-            notes.append("gdb was ended at its deadline" if late else f"gdb ended by itself: {gdb.last_words()}")
-        return printed.text, gdb.log(), "; ".join(notes)
+            trouble.append("gdb was ended at its deadline" if late else f"gdb ended by itself: {gdb.last_words()}")
+        return printed.text, gdb.log(), "; ".join(trouble)
 
 
 def _threads(

@@ -1,0 +1,84 @@
+"""Prepare an interactive gdb on a frozen core, in which every parked coroutine is a thread."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from autopsy.errors import ExaminationFailed
+from autopsy.examine import coroutines, synthetic
+from autopsy.examine.core import Core, CoreError, CoreThread
+from autopsy.examine.coroutines import Saved
+from autopsy.examine.frozen import Frozen
+from autopsy.examine.gdb import BACKTRACE, RAILS, index_cache
+from autopsy.examine.listing import frame_line
+from autopsy.examine.symbols import Symbols
+from autopsy.examine.unwind import FIRST_LWP, commands, link, notes
+
+COMMANDS = """\
+define coroutine
+  if $argc == 1
+    thread {before} + $arg0
+    backtrace
+  else
+    echo coroutine N: select parked coroutine N of `info coroutines`\\n
+  end
+end
+document coroutine
+Select a parked coroutine, by its number in `info coroutines`, and show its backtrace.
+end
+define info coroutines
+  shell cat {listing}
+end
+document info coroutines
+List the parked coroutines: number, address, where each waits.
+end
+define coroutines-backtrace
+  thread apply {first}-{last} -q -c -- backtrace
+end
+document coroutines-backtrace
+Show the backtrace of every parked coroutine.
+end
+"""
+WELCOME = "Parked coroutines are threads here: `info coroutines`, `coroutine N`, `coroutines-backtrace`."
+
+
+def argv(frozen: Frozen) -> list[str]:
+    """Return the command line of a gdb with the right files at the right addresses; `scratch` must outlive it.
+
+    Raises ExaminationFailed if there is no core to open.
+    """
+    try:
+        core = Core(frozen.core)
+    except CoreError as error:
+        raise ExaminationFailed("core", str(error), remedy="capture again; see the outcome of freeze") from error
+    symbols = Symbols(core, frozen)
+    parked = [saved for saved in coroutines.find(core, symbols) if saved.coroutine.state == "parked"]
+    combined = frozen.scratch / "combined.core"
+    combined.unlink(missing_ok=True)
+    others = [CoreThread(FIRST_LWP + number, saved.registers) for number, saved in enumerate(parked)]
+    images = [image for image in symbols.images if image.file]
+    links = link(images, frozen.scratch)
+    synthetic.write(combined, [*core.threads, *others], list(core.extents), notes(core, links))
+    script = frozen.scratch / "commands.gdb"
+    script.write_text(_script(frozen.scratch, parked, symbols, threads=len(core.threads)), encoding="utf-8")
+    words = ["gdb", "-nx", "-q"]
+    for setting in (*RAILS, *BACKTRACE, *index_cache()):
+        words += ["-iex", setting]
+    loads = commands(images, links, frozen.scratch)
+    # Each by itself: a module that gdb does not like must not cost the others.
+    for command in (f"core-file {combined}", *loads, f"source {script}", f"echo {WELCOME}\\n"):
+        words += ["-ex", command]
+    return words
+
+
+def _script(scratch: Path, parked: list[Saved], symbols: Symbols, *, threads: int) -> str:
+    listing = scratch / "coroutines.txt"
+    rows = [
+        f"{number:>5}  {saved.coroutine.address:#x}  {frame_line(0, symbols.frame(saved.coroutine.pc))}"
+        for number, saved in enumerate(parked, start=1)
+    ]
+    listing.write_text("\n".join([*rows, f"{len(parked)} parked coroutines", ""]), encoding="utf-8")
+    return COMMANDS.format(
+        before=threads, first=threads + 1, last=threads + len(parked), listing=shlex.quote(str(listing))
+    )
