@@ -12,7 +12,7 @@ import msgspec
 from autopsy.bundle import names
 from autopsy.bundle.records import Coroutine, Module, ThreadStack
 from autopsy.errors import ExaminationFailed
-from autopsy.examine import coroutines, exposures, heap, listing, locks, mainloop, unwind
+from autopsy.examine import coroutines, exposures, heap, listing, locks, mainloop, rings, unwind
 from autopsy.examine.core import Core, CoreError
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.symbols import Symbols
@@ -28,6 +28,7 @@ GDB_SHARE = 0.6  # of the time that is given: locks, rings and the heap come aft
 PARTS: tuple[tuple[str, Callable[[View], object]], ...] = (
     ("locks", locks.examine),
     ("main loop", mainloop.examine),
+    ("rings", rings.examine),
     ("heap", heap.examine),
 )
 
