@@ -147,7 +147,10 @@ def _connected() -> Iterator[tuple[int, bytes, int]]:
                 (inode,) = struct.unpack_from("=I", body, 4)
                 found = dict(_attributes(body[16:]))
                 peer = found.get(UNIX_DIAG_PEER, b"\0\0\0\0")
-                yield inode, found.get(UNIX_DIAG_NAME, b""), struct.unpack("=I", peer)[0]
+                bound = found.get(UNIX_DIAG_NAME, b"")
+                # The kernel counts the NUL that ends a path as part of it; an abstract name has none.
+                name = bound if bound.startswith(b"\0") else bound.removesuffix(b"\0")
+                yield inode, name, struct.unpack("=I", peer)[0]
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
