@@ -121,11 +121,19 @@ def _stack_words(core: Core) -> Iterator[int]:
 
 def _is_guarded(core: Core, stack: int) -> bool:
     """Return whether a page that cannot be read lies at `stack`, and a writable mapping above it."""
-    if not stack or stack % PAGE or core.holds(stack):
+    if not stack or stack % PAGE:
+        return False
+    above = core.load_at(stack + STACK_SIZE - PAGE)
+    if above is None or not above.writable:
         return False
     below = core.load_at(stack)
-    above = core.load_at(stack + STACK_SIZE - PAGE)
-    return (below is None or not below.readable) and above is not None and above.writable
+    if below is None or not below.readable:
+        return True
+    # gdb's own gcore reads through protections: there a guard page is one of zeros.
+    try:
+        return not any(core.read(stack, PAGE))
+    except CoreError:
+        return False
 
 
 def _read(core: Core, symbols: Symbols, place: int, guards: tuple[int, ...]) -> Saved | None:

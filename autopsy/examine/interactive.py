@@ -48,24 +48,25 @@ def argv(frozen: Frozen) -> list[str]:
 
     Raises ExaminationFailed if there is no core to open.
     """
+    scratch = frozen.scratch.absolute()
     try:
         core = Core(frozen.core)
     except CoreError as error:
         raise ExaminationFailed("core", str(error), remedy="capture again; see the outcome of freeze") from error
     symbols = Symbols(core, frozen)
     parked = [saved for saved in coroutines.find(core, symbols) if saved.coroutine.state == "parked"]
-    combined = frozen.scratch / "combined.core"
+    combined = scratch / "combined.core"
     combined.unlink(missing_ok=True)
     others = [CoreThread(FIRST_LWP + number, saved.registers) for number, saved in enumerate(parked)]
     images = [image for image in symbols.images if image.file]
-    links = link(images, frozen.scratch)
+    links = link(images, scratch)
     synthetic.write(combined, [*core.threads, *others], list(core.extents), notes(core, links))
-    script = frozen.scratch / "commands.gdb"
-    script.write_text(_script(frozen.scratch, parked, symbols, threads=len(core.threads)), encoding="utf-8")
+    script = scratch / "commands.gdb"
+    script.write_text(_script(scratch, parked, symbols, threads=len(core.threads)), encoding="utf-8")
     words = ["gdb", "-nx", "-q"]
     for setting in (*RAILS, *BACKTRACE, *index_cache()):
         words += ["-iex", setting]
-    loads = commands(images, links, frozen.scratch)
+    loads = commands(images, links, scratch)
     # Each by itself: a module that gdb does not like must not cost the others.
     for command in (f"core-file {combined}", *loads, f"source {script}", f"echo {WELCOME}\\n"):
         words += ["-ex", command]

@@ -71,6 +71,7 @@ def unwind(
     extents = _joined(piece for several in pieces for piece in several)
     threads = list(core.threads)
     threads += [CoreThread(FIRST_LWP + index, group[0].saved.registers) for index, group in enumerate(alike)]
+    scratch = scratch.absolute()  # gdb looks at files from a directory of its own
     path = scratch / "stacks.core"
     path.unlink(missing_ok=True)
     images = led_into(symbols, extents, threads)
