@@ -59,6 +59,7 @@ def gather(evidence: Evidence) -> Facts:
         descriptors=descriptors.gather(evidence),
         polls=descriptors.poll_sets(evidence),
         sockets=sockets.gather(evidence),
+        fuse=sockets.fuse(evidence),
         rings=rings.gather(evidence),
         host=host.gather(evidence),
         run_state=monitor.run_state(talk),

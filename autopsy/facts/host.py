@@ -45,7 +45,7 @@ def gather(evidence: Evidence) -> HostFacts:
         memory_pressed=_memory(found, absent),
         aio_in_use=_aio(evidence, found),
         block_devices=_block_devices(found, absent),
-        mounts=_mounts(found, absent),
+        mounts=_mounts(evidence, found, absent),
         log=tuple(_log(evidence, names.HOST, (names.DMESG, names.JOURNAL), STORAGE_WORDS)),
         vm_log=tuple(_log(evidence, names.HOST, (names.VM_LOG,), VM_WORDS)),
     )
@@ -155,30 +155,26 @@ def _block_devices(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[
     return Known(tuple(devices), Cite(PATH)) if devices else absent
 
 
-def _mounts(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[Mount, ...]]:
+def _mounts(evidence: Evidence, found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[Mount, ...]]:
+    """Return the mounts of the VM's own namespace: from the descriptors' step, else from the host's."""
+    for step in (names.WITNESS, names.PROC_FDS):
+        own = section_map(evidence, step, names.FDS).get("mountinfo")
+        if own is not None and not own.error:
+            path = names.evidence(step, names.FDS)
+            return Known(tuple(_mountinfo(path, own)), Cite(path, own.line, "mountinfo"))
     for name, section in found.items():
-        if section.error or not name.endswith(("/mountinfo", "/mounts")):
-            continue
-        read = _mountinfo if name.endswith("/mountinfo") else _mount_table
-        return Known(tuple(read(section)), Cite(PATH, section.line, name))
+        if not section.error and name.endswith("/mountinfo"):
+            return Known(tuple(_mountinfo(PATH, section)), Cite(PATH, section.line, name))
     return absent
 
 
-def _mountinfo(section: Section) -> Iterator[Mount]:
+def _mountinfo(path: str, section: Section) -> Iterator[Mount]:
     for offset, line in enumerate(text(section).splitlines()):
         left, dash, right = line.partition(" - ")
         place, words = left.split(), right.split()
         if dash and len(place) > 4 and len(words) > 1:
-            cite = Cite(PATH, section.line + offset, line[:200])
+            cite = Cite(path, section.line + offset, line[:200])
             yield Mount(path=_unescape(place[4]), fstype=words[0], source=words[1], cite=cite)
-
-
-def _mount_table(section: Section) -> Iterator[Mount]:
-    for offset, line in enumerate(text(section).splitlines()):
-        words = line.split()
-        if len(words) > 2:
-            cite = Cite(PATH, section.line + offset, line[:200])
-            yield Mount(path=_unescape(words[1]), fstype=words[2], source=words[0], cite=cite)
 
 
 def _unescape(path: str) -> str:

@@ -288,8 +288,20 @@ class Descriptor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A program on this host that the VM depends on, as /proc told of it."""
+
+    pid: int
+    comm: str
+    state: str
+    wchan: str
+    kernel_stack: tuple[str, ...]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SocketFact:
-    """One socket of the process with its queues. `peer` is the program at the other end, where it is on this host."""
+    """One socket of the process. Queues are bytes: what the VM has not read, and what the other end has not."""
 
     fd: int
     inode: int
@@ -297,11 +309,20 @@ class SocketFact:
     state: str
     local: str
     remote: str
-    received_queue: int
-    send_queue: int
-    peer: str
-    peer_pid: int
-    peer_state: str
+    received_queue: int | None
+    send_queue: int | None
+    peers: tuple[Peer, ...]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FuseMount:
+    """A FUSE file system that the VM has files on; `sure` says whether the daemons are known to be its own."""
+
+    path: str
+    waiting: int
+    sure: bool
+    daemons: tuple[Peer, ...]
     cite: Cite
 
 
@@ -447,6 +468,7 @@ class Facts:
     descriptors: Fact[tuple[Descriptor, ...]]
     polls: Fact[tuple[PollSet, ...]]
     sockets: Fact[tuple[SocketFact, ...]]
+    fuse: Fact[tuple[FuseMount, ...]]
     rings: Fact[RingsFact]
     host: HostFacts
     run_state: Fact[RunState]

@@ -1,112 +1,90 @@
-"""Sockets of the process with their queues, and the programs at their other ends."""
+"""Sockets of the process with their queues, FUSE mounts below its files, and the programs that answer for them."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from autopsy.bundle import names
+from autopsy.bundle import names, records
 from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
-from autopsy.facts.model import SocketFact
-from autopsy.facts.threads import fields
+from autopsy.facts.evidence import records as decode
+from autopsy.facts.model import FuseMount, Peer, SocketFact
+from autopsy.facts.threads import STACK_LINE, fields, int_of
 
-LINE = re.compile(
-    r"(?:(?P<kind>u_\w+|tcp|udp|mptcp)\s+)?(?P<state>[A-Z][A-Z0-9-]+)\s+(?P<received>\d+)\s+(?P<sent>\d+)\s+(?P<rest>\S.*)"
-)
-USER = re.compile(r'\("(?P<program>[^"]*)",pid=(?P<pid>\d+),fd=(?P<fd>\d+)\)')
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One socket as ss told of it."""
-
-    family: str
-    state: str
-    local: str
-    remote: str
-    inode: str
-    peer_inode: str
-    received: int
-    sent: int
-    users: tuple[tuple[str, int, int], ...]
-    cite: Cite
+TEXT = names.evidence(names.PROC_FDS, names.SOCKETS)
+ENDS = names.evidence(names.PROC_FDS, names.SOCKET_ENDS)
+FUSE = re.compile(r"fuse/(\d+)/mount")
 
 
 def gather(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
-    """Return the target's sockets that ss knew."""
+    """Return the target's sockets, each with the programs at its other end where they are on this host."""
+    ends = decode(evidence, names.PROC_FDS, names.SOCKET_ENDS, tuple[records.SocketEnd, ...])
+    if not isinstance(ends, Known):
+        return ends
     found = section_map(evidence, names.PROC_FDS, names.SOCKETS)
-    if not found:
-        return missing(evidence, names.PROC_FDS, names.SOCKETS)
-    path = names.evidence(names.PROC_FDS, names.SOCKETS)
-    lines = [line for name, section in found.items() if name.startswith("ss") for line in _lines(path, section)]
-    pid = evidence.manifest.target.pid
-    sockets = []
-    for line in lines:
-        for _, owner, fd in line.users:
-            if owner == pid:
-                sockets.append(_socket(line, fd, pid, lines, found))
-    return Known(tuple(sockets), Cite(path))
+    sockets = (
+        SocketFact(
+            fd=end.fd,
+            inode=end.inode,
+            family=end.family,
+            state=end.state,
+            local=end.local,
+            remote=end.remote,
+            received_queue=end.receive_queue,
+            send_queue=end.send_queue,
+            peers=tuple(peer(pid, found) for pid in end.peer_pids),
+            cite=Cite(ENDS, 0, f"fd {end.fd}: {end.family} {end.state} {end.local} to {end.remote}"),
+        )
+        for end in ends.value
+    )
+    return Known(tuple(sockets), ends.cite)
 
 
-def _socket(line: Line, fd: int, pid: int, lines: list[Line], found: dict[str, Section]) -> SocketFact:
-    program, peer_pid = "", 0
-    for other in lines:
-        unix = line.family == "unix" and line.peer_inode not in {"", "0"} and other.inode == line.peer_inode
-        tcp = line.family == "tcp" and (other.local, other.remote) == (line.remote, line.local)
-        if unix or tcp:
-            program, peer_pid = next(((name, who) for name, who, _ in other.users if who != pid), (program, peer_pid))
-    status = found.get(f"peer/{peer_pid}/status")
-    state = fields(text(status)).get("State", "")[:1] if status else ""
-    if not state and (stat := found.get(f"peer/{peer_pid}/stat")):
-        state = text(stat).rpartition(")")[2].strip()[:1]
-    return SocketFact(
-        fd=fd,
-        inode=int(line.inode) if line.inode.isdecimal() else 0,
-        family=line.family if line.family in {"unix", "tcp"} else "other",  # type: ignore[arg-type]  # one of three words
-        state=line.state,
-        local=line.local,
-        remote=line.remote,
-        received_queue=line.received,
-        send_queue=line.sent,
-        peer=program,
-        peer_pid=peer_pid,
-        peer_state=state,
-        cite=line.cite,
+def peer(pid: int, found: Mapping[str, Section]) -> Peer:
+    """Return what /proc told of a program that the VM depends on."""
+
+    def part(name: str) -> str:
+        section = found.get(f"peer/{pid}/{name}")
+        return "" if section is None or section.error else text(section)
+
+    status = found.get(f"peer/{pid}/status")
+    stack = STACK_LINE.findall(part("stack"))
+    return Peer(
+        pid=pid,
+        comm=part("comm").rstrip("\n"),
+        state=fields(part("status")).get("State", "")[:1] or part("stat").rpartition(")")[2].strip()[:1],
+        wchan=part("wchan").strip().strip("0"),
+        kernel_stack=tuple(stack),
+        cite=Cite(TEXT, status.line if status else 0, f"peer {pid}"),
     )
 
 
-def _lines(path: str, section: Section) -> list[Line]:
-    found = []
-    for number, raw in enumerate(text(section).splitlines()):
-        match = LINE.match(raw)
-        if match is None:
+def fuse(evidence: Evidence) -> Fact[tuple[FuseMount, ...]]:
+    """Return the FUSE mounts that the VM's files lie on, with how many requests wait and who should answer."""
+    found = section_map(evidence, names.PROC_FDS, names.SOCKETS)
+    if not found:
+        return missing(evidence, names.PROC_FDS, names.SOCKETS)
+    mounts = []
+    for name, section in found.items():
+        if not (match := FUSE.fullmatch(name)):
             continue
-        words = match["rest"].split()
-        users = tuple((user["program"], int(user["pid"]), int(user["fd"])) for user in USER.finditer(match["rest"]))
-        unix = (match["kind"] or "").startswith("u_") or (
-            len(words) > 3 and words[1].isdecimal() and words[3].isdecimal()
-        )
-        if unix and len(words) >= 4:
-            local, inode, remote, peer = words[:4]
-        elif len(words) >= 2:
-            local, remote = words[:2]
-            inode, peer = next((word[4:] for word in words if word.startswith("ino:")), ""), ""
-        else:
-            continue
-        found.append(
-            Line(
-                family="unix" if unix else "tcp" if match["kind"] in {None, "tcp", "mptcp"} else "other",
-                state=match["state"],
-                local=local,
-                remote=remote,
-                inode=inode,
-                peer_inode=peer,
-                received=int(match["received"]),
-                sent=int(match["sent"]),
-                users=users,
-                cite=Cite(path, section.line + number, raw.strip()[:200]),
+        place = text(section).partition(" - ")[0].split()
+
+        def part(file: str, minor: str = match[1]) -> str:
+            told = found.get(f"fuse/{minor}/{file}")
+            return "" if told is None or told.error else text(told)
+
+        daemons = part("daemon")
+        pids = [pid for line in daemons.splitlines() if (pid := int_of(line)) is not None]
+        mounts.append(
+            FuseMount(
+                path=place[4] if len(place) > 4 else "",
+                waiting=int_of(part("waiting").strip()) or 0,
+                sure="one of" not in daemons,
+                daemons=tuple(peer(pid, found) for pid in pids),
+                cite=Cite(TEXT, section.line, name),
             )
         )
-    return found
+    return Known(tuple(mounts), Cite(TEXT))

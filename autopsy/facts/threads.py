@@ -48,10 +48,12 @@ class Reading:
 
 def gather(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[Thread, ...]]:
     """Return every thread; `roles` holds what QMP said of some of them, by tid."""
-    first = reading(evidence, names.WITNESS)
-    again = reading(evidence, names.SECOND_EXPOSURE)
-    if not again.looks:
-        again = reading(evidence, names.PROC_STACKS)
+    readings = [reading(evidence, step) for step in (names.WITNESS, names.PROC_STACKS, names.SECOND_EXPOSURE)]
+    taken = [each for each in readings if each.looks]
+    first = taken[0] if taken else readings[0]
+    again = taken[-1] if len(taken) > 1 else readings[-1]
+    if not again.looks or again is first:
+        again = Reading(names.SECOND_EXPOSURE, 0, {})
     stacks = decode(evidence, names.GDB_THREADS, names.THREADS, tuple[records.ThreadStack, ...])
     by_tid = {stack.tid: stack for stack in stacks.value} if isinstance(stacks, Known) else {}
     tids = sorted({*first.looks, *again.looks, *by_tid})
@@ -102,7 +104,10 @@ def reading(evidence: Evidence, step: str) -> Reading:
     found = section_map(evidence, step, names.TASKS)
     tids = {int(part) for name in found if name.startswith("task/") and (part := name.split("/")[1]).isdecimal()}
     looks = {tid: look for tid in sorted(tids) if (look := _look(path, tid, found)) is not None}
-    at = next((record.start_ns for record in evidence.manifest.steps if record.name == step), 0)
+    began = found.get("clock/begin")
+    at = (int_of(text(began).strip()) if began else None) or next(
+        (record.start_ns for record in evidence.manifest.steps if record.name == step), 0
+    )
     return Reading(step, at, looks)
 
 

@@ -1,0 +1,70 @@
+"""The three answers that a signature can give, and what a signature is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autopsy.diagnose.diagnosis import Claim, Confidence, Where
+from autopsy.facts.cite import Cite
+from autopsy.facts.model import Facts
+
+# What one wedge holds and another waits for. Disks and threads have tokens of their own: `disk scsi0`, `thread 42`.
+PROCESS = "the process"
+MAIN_LOOP = "the main loop"
+STORAGE = "the storage"
+REQUESTS = "requests in flight"
+THROTTLE_LOCK = "a throttle group's lock"
+GUEST = "the guest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """The signature is seen. `effect` says that it is only ever the consequence of something else.
+
+    `holds` and `waits_for` are tokens: whoever waits for what another match holds is secondary to it.
+    `weight` counts the requests or threads that it explains.
+    """
+
+    headline: str
+    objects: tuple[str, ...]
+    confidence: Confidence
+    claims: tuple[Claim, ...]
+    holds: frozenset[str] = frozenset()
+    waits_for: frozenset[str] = frozenset()
+    effect: bool = False
+    weight: int = 0
+    where: Where | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuledOut:
+    """The signature is not it, and this is what speaks against it."""
+
+    why: str
+    cites: tuple[Cite, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CannotTell:
+    """It could be or not be: `missing` is the evidence that would decide."""
+
+    missing: str
+
+
+Judgement = Match | RuledOut | CannotTell
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One class of wedge. `id` names its runbook too; `title` is a clause that can follow "not:"."""
+
+    id: str
+    where: Where
+    title: str
+    judge: Callable[[Facts], Judgement]
+
+
+def claim(text: str, *cites: Cite) -> Claim:
+    """Return a sentence with its cites, each once."""
+    return Claim(text=text, cites=tuple(dict.fromkeys(cites)))

@@ -1,0 +1,174 @@
+"""Questions that many signatures put to the facts: which requests and threads stand still, and whose they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from autopsy.diagnose.diagnosis import Confidence
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
+from autopsy.facts.model import CoroutineFact, Disk, Exposure, Facts, Park, Role, Thread
+from autopsy.facts.requests import can_wait
+
+# A thread that sleeps in the kernel without being able to be stopped gains no switch from our capture.
+FEW_SWITCHES = 2
+MOST_CITES = 6
+MOST_NAMES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The requests that wait at some places. `moving` came from there or go on; `proven` needs two exposures."""
+
+    requests: tuple[CoroutineFact, ...]
+    moving: tuple[CoroutineFact, ...]
+    proven: bool
+
+    @property
+    def cites(self) -> tuple[Cite, ...]:
+        """Return where the first few are written."""
+        return tuple(each.cite for each in self.requests[:MOST_CITES])
+
+
+def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
+    """Return the requests parked at these places that nothing shows to go on."""
+    if isinstance(facts.coroutines, Unknown):
+        return facts.coroutines
+    wanted = frozenset(parks)
+    here = [each for each in facts.coroutines.value if each.park in wanted]
+    moving = tuple(each for each in here if moves(facts, each))
+    still = tuple(each for each in here if each not in moving)
+    proven = any(isinstance(each.stuck, Known) and each.stuck.value for each in still)
+    return Standing(still, moving, proven)
+
+
+def moves(facts: Facts, coroutine: CoroutineFact) -> bool:
+    """Tell whether a request goes on: it left its place, or its disk completed others while it was looked at.
+
+    On a busy disk a new request stands where the last one stood, at the same address with the same registers: only
+    the counters tell the two apart.
+    """
+    if isinstance(coroutine.stuck, Known) and not coroutine.stuck.value:
+        return True
+    disks = disks_of(facts, coroutine)
+    return bool(disks) and all(isinstance(disk.completed, Known) and disk.completed.value > 0 for disk in disks)
+
+
+def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[Disk, ...]:
+    """Return the disk whose request it is, or all those that it could be of."""
+    if isinstance(facts.disks, Unknown):
+        return ()
+    if isinstance(coroutine.disk, Known):
+        return tuple(disk for disk in facts.disks.value if disk.name == coroutine.disk.value)
+    possible = [disk for disk in facts.disks.value if disk.inserted and can_wait(disk, coroutine.park)]
+    if isinstance(coroutine.stuck, Known) and coroutine.stuck.value:
+        still = [disk for disk in possible if not (isinstance(disk.completed, Known) and disk.completed.value > 0)]
+        possible = still or possible
+    return tuple(possible)
+
+
+def disk_names(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[str, ...]:
+    """Return the disks that these requests belong to, by name, those with most requests first.
+
+    Where a request could be of several disks and nothing tells which, none is named.
+    """
+    counted: Counter[str] = Counter()
+    for request in requests:
+        disks = disks_of(facts, request)
+        if len(disks) == 1:
+            counted[title(disks[0])] += 1
+    return tuple(name for name, _ in counted.most_common())
+
+
+def title(disk: Disk) -> str:
+    """Return a disk's name, with the drive's beside it where that is another."""
+    return disk.name if disk.backend in {"", disk.name} else f"{disk.name} ({disk.backend})"
+
+
+def of_disks(names: tuple[str, ...]) -> str:
+    """Say whose requests they are."""
+    if not names:
+        return "of a disk that cannot be named"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"of {'disk' if len(names) == 1 else 'disks'} {', '.join(names[:MOST_NAMES])}{more}"
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """Say a number with its noun."""
+    return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
+
+
+def confidence(*, proven: bool, otherwise: Confidence = "likely") -> Confidence:
+    """Return `proven` only for what was seen in both exposures."""
+    return "proven" if proven else otherwise
+
+
+def disk_tokens(facts: Facts, requests: Iterable[CoroutineFact]) -> frozenset[str]:
+    """Return the tokens of the disks that these requests hold up."""
+    return frozenset(f"disk {disk.name}" for request in requests for disk in disks_of(facts, request))
+
+
+def threads(facts: Facts) -> tuple[Thread, ...]:
+    """Return the threads, none where they are unknown."""
+    return facts.threads.value if isinstance(facts.threads, Known) else ()
+
+
+def looks(thread: Thread) -> tuple[Exposure, ...]:
+    """Return what is known of a thread, earliest first."""
+    return tuple(each.value for each in (thread.first, thread.again) if isinstance(each, Known))
+
+
+def same_sleep(thread: Thread) -> Fact[bool]:
+    """Tell whether a thread slept through from the first look to the last, in one and the same system call."""
+    if isinstance(thread.first, Unknown):
+        return thread.first
+    if isinstance(thread.again, Unknown):
+        return thread.again
+    first, again = thread.first.value, thread.again.value
+    same = first.syscall == again.syscall and first.kernel_stack == again.kernel_stack
+    if isinstance(thread.movement, Known):
+        same = same and thread.movement.value.voluntary_switches <= FEW_SWITCHES
+    return Known(same, again.cite)
+
+
+def by_role(facts: Facts, *roles: Role) -> tuple[Thread, ...]:
+    """Return the threads of some roles."""
+    return tuple(thread for thread in threads(facts) if thread.role in roles)
+
+
+def named(thread: Thread) -> str:
+    """Return a thread as people speak of it."""
+    words = {Role.MAIN: "the main thread", Role.KERNEL: "kernel worker"}.get(thread.role, "thread")
+    return f"{words} {thread.tid}" if thread.role is Role.MAIN else f"{words} {thread.tid} ({thread.comm})"
+
+
+def owns_bql(facts: Facts, tid: int) -> bool:
+    """Tell whether a thread is known to hold the BQL."""
+    owner = facts.locks.value.bql_owner if isinstance(facts.locks, Known) else None
+    return isinstance(owner, Known) and owner.value == tid and tid != 0
+
+
+def main_tid(facts: Facts) -> int:
+    """Return the main thread's id: the process's own."""
+    return facts.vm.pid
+
+
+def blocks_main_loop(facts: Facts, tids: Iterable[int]) -> bool:
+    """Tell whether one of these threads is the main thread, or holds the BQL that it needs."""
+    return any(tid == main_tid(facts) or owns_bql(facts, tid) for tid in tids)
+
+
+def known(fact: Fact[str]) -> str:
+    """Return a text fact, empty where it is unknown."""
+    return fact.value if isinstance(fact, Known) else ""
+
+
+def functions(thread: Thread) -> tuple[str, ...]:
+    """Return the names of a thread's frames, innermost first."""
+    return tuple(frame.function for frame in thread.frames.value) if isinstance(thread.frames, Known) else ()
+
+
+def missing(unknown: Unknown) -> str:
+    """Say which evidence is missing and why."""
+    return f"{unknown.evidence} ({unknown.why})"

@@ -1,0 +1,97 @@
+"""The process itself does not run: stopped, traced, or its control group is frozen."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.judgement import PROCESS, CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.seen import count, looks, missing, threads
+from autopsy.facts.cite import Cite, Known, Unknown
+from autopsy.facts.model import Exposure, Facts, Role, Thread
+
+HOLDS = frozenset({PROCESS})
+FREEZER = frozenset({"do_freezer_trap", "__refrigerator", "refrigerator"})
+
+
+def _seen(facts: Facts) -> tuple[tuple[Thread, Exposure], ...]:
+    """Return the process's own threads (not the kernel's workers in it) at the first look."""
+    return tuple(
+        (thread, looks(thread)[0]) for thread in threads(facts) if thread.role is not Role.KERNEL and looks(thread)
+    )
+
+
+def _stopped(facts: Facts) -> Judgement:
+    seen = _seen(facts)
+    if not seen:
+        return CannotTell("every thread's State in /proc (evidence/witness/tasks.txt)")
+    stopped = [(thread, look) for thread, look in seen if look.state == "T"]
+    cites = tuple(look.cite for _, look in (stopped or seen)[:4])
+    if len(stopped) < len(seen):
+        return RuledOut(f"{len(seen) - len(stopped)} of {count(len(seen), 'thread')} are not in State T", cites)
+    return Match(
+        headline=f"The process is stopped (SIGSTOP or SIGTSTP): all {count(len(seen), 'thread')} are in State T",
+        objects=(f"process {facts.vm.pid}",),
+        confidence="proven",
+        claims=(
+            claim(f"All {count(len(seen), 'thread')} were in State T before anything was asked of the VM.", *cites),
+            claim("No thread is traced (TracerPid is 0): a signal stopped it, no debugger.", *cites),
+        ),
+        holds=HOLDS,
+        weight=len(seen),
+    )
+
+
+def _traced(facts: Facts) -> Judgement:
+    seen = _seen(facts)
+    if not seen:
+        return CannotTell("every thread's TracerPid in /proc (evidence/witness/tasks.txt)")
+    stopped = [(thread, look) for thread, look in seen if look.tracer and look.state == "t"]
+    if not stopped:
+        traced = [look.cite for _, look in seen if look.tracer]
+        why = "a tracer is attached, but no thread is stopped by it" if traced else "no thread has a tracer"
+        return RuledOut(why, tuple(traced[:4]) or (seen[0][1].cite,))
+    tracer = stopped[0][1].tracer
+    return Match(
+        headline=f"A debugger holds the VM: {count(len(stopped), 'thread')} stopped by tracer {tracer}",
+        objects=(f"process {facts.vm.pid}", f"tracer {tracer}"),
+        confidence="proven",
+        claims=(
+            claim(
+                f"{len(stopped)} of {count(len(seen), 'thread')} are in State t with TracerPid {tracer}.",
+                *(look.cite for _, look in stopped[:4]),
+            ),
+        ),
+        holds=HOLDS,
+        weight=len(stopped),
+    )
+
+
+def _frozen(facts: Facts) -> Judgement:
+    seen = _seen(facts)
+    trapped = [(thread, look) for thread, look in seen if FREEZER & {look.wchan, *look.kernel_stack}]
+    group = facts.host.cgroup.value if isinstance(facts.host.cgroup, Known) else "its control group"
+    frozen = facts.host.frozen
+    says_frozen = isinstance(frozen, Known) and frozen.value
+    told: list[Cite] = [frozen.cite] if isinstance(frozen, Known) else []
+    if says_frozen or len(trapped) * 2 > len(seen):
+        cites = (*(told if says_frozen else ()), *(look.cite for _, look in trapped[:4]))
+        return Match(
+            headline=f"The control group of the VM is frozen: {group}",
+            objects=(f"cgroup {group}", f"process {facts.vm.pid}"),
+            confidence="proven",
+            claims=(
+                claim(f"The freezer holds {group}: nothing in it runs.", *cites),
+                claim(f"{count(len(trapped), 'thread')} of {len(seen)} sleep in the freezer.", *cites),
+            ),
+            holds=HOLDS,
+            weight=len(seen),
+        )
+    if isinstance(frozen, Unknown) and not seen:
+        return CannotTell(missing(frozen))
+    words = " and cgroup.events says frozen 0" if told else ""
+    return RuledOut(f"no thread sleeps in the freezer{words}", tuple(told) or (seen[0][1].cite,))
+
+
+SIGNATURES = (
+    Signature("process-stopped", "process", "the process is stopped by a signal", _stopped),
+    Signature("process-traced", "process", "a debugger holds the process", _traced),
+    Signature("cgroup-frozen", "process", "the control group is frozen", _frozen),
+)

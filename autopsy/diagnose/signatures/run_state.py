@@ -1,0 +1,151 @@
+"""The VM does not run because it was told so, or because QEMU paused it after an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.bundle import names
+from autopsy.diagnose.diagnosis import Where
+from autopsy.diagnose.judgement import GUEST, CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.seen import missing, title
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
+from autopsy.facts.model import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """One family of run states, with the words that fit it."""
+
+    id: str
+    where: Where
+    statuses: tuple[str, ...]
+    words: str
+    title: str
+
+    def judge(self, facts: Facts) -> Judgement:
+        """Judge by query-status, else by QEMU's own variable in the heap."""
+        state = status(facts)
+        if isinstance(state, Unknown):
+            return CannotTell(f"the run state: {missing(state)}")
+        if state.value not in self.statuses:
+            return RuledOut(f"the run state is {state.value}", (state.cite,))
+        objects = [f"VM {facts.vm.name}"]
+        claims = [claim(f"The run state is {state.value}: {self.words}.", state.cite)]
+        for disk in facts.disks.value if isinstance(facts.disks, Known) and "io-error" in self.statuses else ():
+            if isinstance(disk.io_status, Known) and disk.io_status.value not in {"", "ok"}:
+                objects.insert(0, title(disk))
+                words = "is out of space" if disk.io_status.value == "nospace" else "failed a request"
+                claims.append(
+                    claim(f"Disk {title(disk)} {words} (io-status {disk.io_status.value}).", disk.io_status.cite)
+                )
+        again = facts.run_state_again
+        if isinstance(again, Known) and again.value.status == state.value:
+            claims.append(claim("It was the same at the second exposure.", again.cite))
+        return Match(
+            headline=f"{self.words[0].upper()}{self.words[1:]} (run state {state.value})",
+            objects=tuple(objects),
+            confidence="proven",
+            claims=tuple(claims),
+            holds=frozenset({GUEST}),
+        )
+
+
+def status(facts: Facts) -> Fact[str]:
+    """Return the run state's name by the best source."""
+    if isinstance(facts.run_state, Known):
+        return Known(facts.run_state.value.status, facts.run_state.cite)
+    if isinstance(facts.heap, Known) and facts.heap.value.run_state:
+        return Known(facts.heap.value.run_state, Cite(names.evidence(names.GDB_THREADS, names.HEAP), 0, "run_state"))
+    if isinstance(facts.run_state_again, Known):
+        return Known(facts.run_state_again.value.status, facts.run_state_again.cite)
+    return facts.run_state
+
+
+FAMILIES = (
+    Paused(
+        "vm-paused",
+        "vm-state",
+        ("paused",),
+        "the VM is paused on purpose",
+        "the VM is paused by its operator or its manager",
+    ),
+    Paused(
+        "vm-prelaunch",
+        "vm-state",
+        ("prelaunch", "preconfig"),
+        "the VM was never started: QEMU waits for `cont`",
+        "QEMU waits for its first `cont`",
+    ),
+    Paused(
+        "vm-io-error",
+        "vm-state",
+        ("io-error",),
+        "QEMU paused the VM because a disk request failed",
+        "QEMU paused the VM after an I/O error",
+    ),
+    Paused(
+        "vm-internal-error",
+        "vm-state",
+        ("internal-error",),
+        "KVM could not go on with the VM",
+        "KVM gave up on an instruction or a state",
+    ),
+    Paused(
+        "vm-watchdog",
+        "vm-state",
+        ("watchdog",),
+        "the guest's watchdog fired, and QEMU is set to pause",
+        "the guest's watchdog fired",
+    ),
+    Paused(
+        "guest-panicked",
+        "guest",
+        ("guest-panicked",),
+        "the guest's kernel panicked and said so through pvpanic",
+        "the guest's kernel panicked",
+    ),
+    Paused(
+        "vm-shutdown",
+        "vm-state",
+        ("shutdown",),
+        "the guest has shut down; QEMU stays because of -no-shutdown",
+        "the guest shut itself down",
+    ),
+    Paused(
+        "vm-suspended",
+        "vm-state",
+        ("suspended",),
+        "the guest sleeps (ACPI S3)",
+        "the guest is in suspend to RAM",
+    ),
+    Paused(
+        "vm-inmigrate",
+        "migration",
+        ("inmigrate",),
+        "the VM waits for an incoming migration",
+        "the VM waits for an incoming migration",
+    ),
+    Paused(
+        "vm-migrated",
+        "migration",
+        ("finish-migrate", "postmigrate", "colo"),
+        "the VM has handed over to its migration's destination",
+        "the VM was paused by its migration",
+    ),
+    Paused(
+        "vm-saving",
+        "migration",
+        ("save-vm", "restore-vm"),
+        "the VM is paused while its state is saved or loaded",
+        "the VM's state is being saved or loaded",
+    ),
+    Paused(
+        "vm-debug",
+        "vm-state",
+        ("debug",),
+        "the VM stopped for a debugger at the gdb stub",
+        "a debugger at QEMU's gdb stub stopped the guest",
+    ),
+)
+
+SIGNATURES = tuple(Signature(family.id, family.where, family.title, family.judge) for family in FAMILIES)

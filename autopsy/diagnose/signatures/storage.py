@@ -1,0 +1,187 @@
+"""Threads that sleep in the host's kernel for storage, memory or a network file system: one signature a family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.diagnose import kernel_stacks
+from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.judgement import (
+    MAIN_LOOP,
+    REQUESTS,
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
+from autopsy.diagnose.kernel_stacks import Family
+from autopsy.diagnose.seen import (
+    blocks_main_loop,
+    count,
+    looks,
+    named,
+    same_sleep,
+    threads,
+    title,
+)
+from autopsy.facts.cite import Cite, Known, Unknown
+from autopsy.facts.model import Descriptor, Disk, Exposure, Facts, Mount, Thread
+
+MOST_NAMED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeper:
+    """A thread that waits in the kernel, and whether it slept through both looks."""
+
+    thread: Thread
+    look: Exposure
+    family: Family
+    through: bool | None
+
+
+def sleepers(facts: Facts) -> tuple[Sleeper, ...]:
+    """Return the threads that wait in the kernel for something that a family names, movers left out."""
+    found = []
+    for thread in threads(facts):
+        for look in looks(thread)[:1]:
+            kind = kernel_stacks.family(look)
+            if kind is None:
+                continue
+            same = same_sleep(thread)
+            through = same.value if isinstance(same, Known) else None
+            if through is not False:
+                found.append(Sleeper(thread, look, kind, through))
+    return tuple(found)
+
+
+def file_of(facts: Facts, look: Exposure) -> Descriptor | None:
+    """Return the descriptor that a thread's system call works on: its first argument in all those that matter."""
+    if isinstance(facts.descriptors, Unknown) or not look.syscall.arguments:
+        return None
+    number = look.syscall.arguments[0]
+    kinds = {"file", "block device"}
+    return next((each for each in facts.descriptors.value if each.fd == number and each.kind in kinds), None)
+
+
+def disks_on(facts: Facts, paths: frozenset[str]) -> tuple[Disk, ...]:
+    """Return the disks whose image lies at one of these paths."""
+    if isinstance(facts.disks, Unknown) or not paths:
+        return ()
+    return tuple(disk for disk in facts.disks.value if any(_same_file(node.filename, paths) for node in disk.nodes))
+
+
+def _same_file(name: str, paths: frozenset[str]) -> bool:
+    """Compare an image's name as QEMU was given it, which may be relative, with what a descriptor links to."""
+    if not name or name.startswith("json:"):
+        return False
+    return name in paths or any(path.endswith("/" + name.removeprefix("./")) for path in paths)
+
+
+def mount_of(facts: Facts, path: str) -> Mount | None:
+    """Return the mount that a path lies on."""
+    if isinstance(facts.host.mounts, Unknown):
+        return None
+    on = [
+        mount
+        for mount in facts.host.mounts.value
+        if path == mount.path or path.startswith(mount.path.rstrip("/") + "/")
+    ]
+    return max(on, key=lambda mount: len(mount.path), default=None)
+
+
+def _judge(kind: Family, facts: Facts) -> Judgement:
+    if isinstance(facts.threads, Unknown):
+        return CannotTell("the kernel stacks of QEMU's threads (evidence/witness/tasks.txt)")
+    found = [each for each in sleepers(facts) if each.family.id == kind.id]
+    if not found:
+        return _not_seen(kind, facts)
+    files = {each.thread.tid: file_of(facts, each.look) for each in found}
+    paths = frozenset(file.target for file in files.values() if file is not None)
+    disks = disks_on(facts, paths)
+    mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
+    proven = any(each.through for each in found)
+    tids = [each.thread.tid for each in found]
+    tokens = {*kind.holds, *(f"thread {tid}" for tid in tids), *(f"disk {disk.name}" for disk in disks)}
+    if kind.only_requests:
+        tokens.add(REQUESTS)
+    if blocks_main_loop(facts, tids):
+        tokens.add(MAIN_LOOP)
+    where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()] or sorted(paths)
+    return Match(
+        headline=_headline(kind, found, where, tuple(title(disk) for disk in disks)),
+        objects=(
+            *(title(disk) for disk in disks),
+            *(f"file system {mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()),
+            *(named(each.thread) for each in found[:MOST_NAMED]),
+        ),
+        confidence="proven" if proven else "likely",
+        claims=tuple(_claims(facts, kind, found, files, proven=proven)),
+        holds=frozenset(tokens),
+        weight=len(found),
+    )
+
+
+def _headline(kind: Family, found: list[Sleeper], where: list[str], disks: tuple[str, ...]) -> str:
+    place = f": {', '.join(where[:2])}" if where else ""
+    whose = f" (disk {', '.join(disks[:3])})" if disks else ""
+    verb = "waits" if len(found) == 1 else "wait"
+    return f"{count(len(found), 'thread')} of QEMU {verb} for {kind.words}{place}{whose}"
+
+
+def _claims(
+    facts: Facts, kind: Family, found: list[Sleeper], files: dict[int, Descriptor | None], *, proven: bool
+) -> list[Claim]:
+    claims = []
+    for each in found[:MOST_NAMED]:
+        file = files[each.thread.tid]
+        on = f" on {file.target}" if file else ""
+        cites = [each.look.cite, each.look.stack_cite] + ([file.cite] if file else [])
+        claims.append(
+            claim(
+                f"{named(each.thread)} is in {each.look.syscall.name or 'the kernel'}{on}, State {each.look.state}, "
+                f"under {kernel_stacks.deepest(each.look, kind)}.",
+                *cites,
+            )
+        )
+    if len(found) > MOST_NAMED:
+        claims.append(
+            claim(f"{len(found) - MOST_NAMED} more threads sleep there too.", *(f.look.cite for f in found[4:8]))
+        )
+    if proven:
+        through = [each for each in found if each.through]
+        again = [each.thread.again.value.cite for each in through if isinstance(each.thread.again, Known)]
+        claims.append(
+            claim(f"{count(len(through), 'thread')} slept through from the first look to the last.", *again[:4])
+        )
+    claims += [claim(f"The host's log says: {line.text}", line.cite) for line in facts.host.log[-2:]]
+    return claims
+
+
+def _not_seen(kind: Family, facts: Facts) -> Judgement:
+    seen = [look for thread in threads(facts) for look in looks(thread)[:1]]
+    if not seen:
+        return CannotTell("the kernel stacks of QEMU's threads (evidence/witness/tasks.txt)")
+    blind = [look for look in seen if look.state == "D" and not look.kernel_stack and not look.wchan]
+    if blind:
+        return CannotTell("the kernel stacks of the threads in State D (reading them needs root)")
+    cites: tuple[Cite, ...] = (facts.threads.cite,) if isinstance(facts.threads, Known) else ()
+    moved = [thread for thread in threads(facts) for look in looks(thread)[:1] if _is(kind, look)]
+    if moved:
+        words = f"{count(len(moved), 'thread')} waited for {kind.words}, and went on"
+        return RuledOut(words, tuple(look.cite for thread in moved[:4] for look in looks(thread)[:1]))
+    return RuledOut(f"none of {count(len(seen), 'thread')} waits for {kind.words}", cites)
+
+
+def _is(kind: Family, look: Exposure) -> bool:
+    found = kernel_stacks.family(look)
+    return found is not None and found.id == kind.id
+
+
+def _signature(kind: Family) -> Signature:
+    return Signature(kind.id, kind.where, kind.title, lambda facts: _judge(kind, facts))
+
+
+SIGNATURES = tuple(_signature(kind) for kind in kernel_stacks.FAMILIES)

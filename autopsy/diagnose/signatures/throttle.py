@@ -1,0 +1,308 @@
+"""Requests that QEMU's own limits hold: behind their timer, a stale or lost one, or a lock that waits for itself."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.judgement import (
+    REQUESTS,
+    THROTTLE_LOCK,
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
+from autopsy.diagnose.seen import (
+    Standing,
+    confidence,
+    count,
+    disk_names,
+    disk_tokens,
+    disks_of,
+    functions,
+    known,
+    missing,
+    named,
+    of_disks,
+    standing,
+    threads,
+)
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model import Facts, MutexFact, Park, Thread, ThrottleGroup
+
+SECOND = 1_000_000_000
+# The largest request that QEMU makes of a guest's, in bytes: a timer never has to wait for more at once.
+LARGEST_REQUEST = 32 << 20
+NOT_PARKED = "no request is parked in a throttle group"
+
+
+def _groups(facts: Facts, parked: Standing) -> tuple[ThrottleGroup, ...]:
+    """Return the groups that the parked requests can be in."""
+    if isinstance(facts.throttle_groups, Unknown):
+        return ()
+    names = {known(disk.throttle_group) for request in parked.requests for disk in disks_of(facts, request)} - {""}
+    groups = facts.throttle_groups.value
+    return tuple(group for group in groups if group.name in names) or (groups if len(groups) == 1 else ())
+
+
+def _limits(group: ThrottleGroup) -> str:
+    if isinstance(group.limits, Unknown):
+        return "limits unknown"
+    return ", ".join(f"{name} {value}" for name, value in group.limits.value.values) or "no limit is set now"
+
+
+def _seconds(nanoseconds: int) -> str:
+    seconds = nanoseconds / SECOND
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 3600:.1f} h" if seconds > 7200 else f"{seconds / 60:.0f} min"
+
+
+def _parked(facts: Facts) -> Standing | RuledOut | CannotTell:
+    parked = standing(facts, (Park.THROTTLE,))
+    if isinstance(parked, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(parked)}")
+    if parked.requests:
+        return parked
+    if parked.moving:
+        return RuledOut(
+            (
+                f"requests are throttled, but they go on: {count(len(parked.moving), 'request')} of those parked there "
+                "moved on"
+            ),
+            tuple(each.cite for each in parked.moving[:4]),
+        )
+    return RuledOut(NOT_PARKED, (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ())
+
+
+def _why_overdue(facts: Facts, groups: tuple[ThrottleGroup, ...]) -> str:
+    """Say why the present limits cannot explain the wait, empty where they can."""
+    for group in groups:
+        if isinstance(group.timer_ns, Known) and isinstance(group.due_ns, Known):
+            timer, due = group.timer_ns.value, group.due_ns.value
+            if timer is not None and timer > max(SECOND, due * 2 + SECOND):
+                return (
+                    f"its timer fires in {_seconds(timer)}, but under the limits set now it would in "
+                    f"{_seconds(max(0, due))}"
+                )
+            return ""
+        gap = facts.times.gap_seconds
+        if gap and isinstance(group.limits, Known) and group.limits.value.values:
+            rates = dict(group.limits.value.values)
+            slow = [
+                rates[name] * gap < LARGEST_REQUEST for name in rates if name.startswith("bps-") and "max" not in name
+            ]
+            slow += [
+                rates[name] * gap < 16 for name in rates if name.startswith("iops-") and name[-3:] not in {"max", "ize"}
+            ]
+            if slow and not any(slow):
+                return (
+                    f"the limits set now ({_limits(group)}) would have let a request go within the {gap:.1f} s of "
+                    "watching"
+                )
+    return ""
+
+
+def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) -> tuple[Claim, ...]:
+    disks = disk_names(facts, parked.requests)
+    claims = [
+        claim(
+            f"{count(len(parked.requests), 'request')} {of_disks(disks)} "
+            f"{'is' if len(parked.requests) == 1 else 'are'} parked in "
+            "throttle_group_co_io_limits_intercept: below the device, above every block driver.",
+            *parked.cites,
+        )
+    ]
+    if parked.proven:
+        claims.append(claim("They stood at the same place, with the same registers, at both exposures.", *parked.cites))
+    for group in groups:
+        cite = group.limits.cite if isinstance(group.limits, Known) else group.cite
+        claims.append(claim(f"Throttle group {group.name}: {_limits(group)}.", cite))
+        if isinstance(group.timer_ns, Known):
+            timer = group.timer_ns.value
+            claims.append(
+                claim(
+                    f"Throttle group {group.name} has no timer pending."
+                    if timer is None
+                    else f"The timer of throttle group {group.name} was due {_seconds(timer)} after the freeze."
+                    if timer >= 0
+                    else f"The timer of throttle group {group.name} was overdue by {_seconds(-timer)} at the freeze.",
+                    group.timer_ns.cite,
+                )
+            )
+    return tuple(claims)
+
+
+def _timer_wait(facts: Facts) -> Judgement:
+    parked = _parked(facts)
+    if not isinstance(parked, Standing):
+        return parked
+    groups = _groups(facts, parked)
+    if why := _why_overdue(facts, groups):
+        return RuledOut(f"the limits do not explain it: {why}", parked.cites)
+    if any(isinstance(group.timer_ns, Known) and _lost(group) for group in groups):
+        return RuledOut("no timer is pending that could end the wait", parked.cites)
+    disks = disk_names(facts, parked.requests)
+    group = groups[0] if groups else None
+    limits = f" (group {group.name}: {_limits(group)})" if group else ""
+    return Match(
+        headline=f"{count(len(parked.requests), 'request')} {of_disks(disks)} "
+        f"{'waits' if len(parked.requests) == 1 else 'wait'} for QEMU's own I/O limit{limits}",
+        objects=(*disks, *(f"throttle group {each.name}" for each in groups)),
+        confidence=confidence(proven=parked.proven, otherwise="likely" if group else "possible"),
+        claims=_chain(facts, parked, groups),
+        holds=frozenset({REQUESTS}) | disk_tokens(facts, parked.requests),
+        waits_for=frozenset({THROTTLE_LOCK}),
+        weight=len(parked.requests),
+    )
+
+
+def _stale(facts: Facts) -> Judgement:
+    parked = _parked(facts)
+    if not isinstance(parked, Standing):
+        return parked
+    groups = _groups(facts, parked)
+    why = _why_overdue(facts, groups)
+    seen = any(isinstance(group.timer_ns, Known) for group in groups)
+    if not why:
+        if not seen and not groups:
+            return CannotTell("the group's limits and its timer (heap.json, or qom-get of the limits)")
+        words = (
+            "the timer fits the limits that are set"
+            if seen
+            else "the limits that are set are low enough to explain the wait"
+        )
+        return RuledOut(words, tuple(group.cite for group in groups))
+    if any(_lost(group) for group in groups):
+        return RuledOut("there is no timer at all", tuple(group.cite for group in groups))
+    disks = disk_names(facts, parked.requests)
+    return Match(
+        headline=f"{count(len(parked.requests), 'request')} {of_disks(disks)} "
+        f"{'waits' if len(parked.requests) == 1 else 'wait'} for a throttle timer that is older than the limits: {why}",
+        objects=(*disks, *(f"throttle group {group.name}" for group in groups)),
+        confidence="proven" if seen else "likely",
+        claims=(
+            *_chain(facts, parked, groups),
+            claim(f"The limits do not explain the wait: {why}.", *(group.cite for group in groups)),
+        ),
+        holds=frozenset({REQUESTS}) | disk_tokens(facts, parked.requests),
+        waits_for=frozenset({THROTTLE_LOCK}),
+        weight=len(parked.requests),
+    )
+
+
+def _lost(group: ThrottleGroup) -> bool:
+    if not isinstance(group.timer_ns, Known) or not isinstance(group.pending, Known):
+        return False
+    restarting = isinstance(group.restarting, Known) and group.restarting.value
+    timer = group.timer_ns.value
+    return group.pending.value > 0 and not restarting and (timer is None or timer < -SECOND)
+
+
+def _lost_timer(facts: Facts) -> Judgement:
+    parked = _parked(facts)
+    if not isinstance(parked, Standing):
+        return parked
+    groups = _groups(facts, parked)
+    if not any(isinstance(group.timer_ns, Known) for group in groups):
+        return CannotTell("the group's timer: heap.json (QEMU's DWARF: `autopsy examine BUNDLE --debug-file F`)")
+    lost = [group for group in groups if _lost(group)]
+    if not lost:
+        return RuledOut("the group's timer is pending", tuple(group.cite for group in groups))
+    disks = disk_names(facts, parked.requests)
+    return Match(
+        headline=(
+            f"{count(len(parked.requests), 'request')} {of_disks(disks)} wait for a throttle timer that nobody "
+            "will fire"
+        ),
+        objects=(*disks, *(f"throttle group {group.name}" for group in lost)),
+        confidence=confidence(proven=parked.proven),
+        claims=_chain(facts, parked, groups),
+        holds=frozenset({REQUESTS}) | disk_tokens(facts, parked.requests),
+        waits_for=frozenset({THROTTLE_LOCK}),
+        weight=len(parked.requests),
+    )
+
+
+def _self_deadlock(facts: Facts) -> Judgement:
+    if isinstance(facts.locks, Unknown):
+        return CannotTell(f"who holds which mutex: {missing(facts.locks)}")
+    by_tid = {thread.tid: thread for thread in threads(facts)}
+    selves = [mutex for mutex in facts.locks.value.mutexes if mutex.owner in mutex.waiters]
+    if not selves:
+        return RuledOut("no thread waits for a mutex that it holds itself", (facts.locks.cite,))
+    lock_parked = standing(facts, (Park.THROTTLE_LOCK,))
+    for mutex in selves:
+        thread = by_tid.get(mutex.owner)
+        by_frames = thread is not None and any("throttle_group" in name for name in functions(thread))
+        by_heap = mutex.in_object.startswith("throttle group")
+        by_coroutine = isinstance(lock_parked, Standing) and bool(lock_parked.requests)
+        if by_frames or by_heap or by_coroutine:
+            return _deadlock(facts, mutex, thread, lock_parked, seen=by_frames or by_heap)
+    if isinstance(lock_parked, Unknown) and all(not functions(by_tid[m.owner]) for m in selves if m.owner in by_tid):
+        return CannotTell("the frames of the thread that waits for itself (threads.json)")
+    return RuledOut("the mutex that its owner waits for is no throttle group's", tuple(mutex.cite for mutex in selves))
+
+
+def _deadlock(
+    facts: Facts, mutex: MutexFact, thread: Thread | None, parked: Standing | Unknown, *, seen: bool
+) -> Match:
+    who = named(thread) if thread else f"thread {mutex.owner}"
+    others = [tid for tid in mutex.waiters if tid != mutex.owner]
+    waiting = standing(facts, (Park.THROTTLE, Park.THROTTLE_LOCK))
+    requests = waiting.requests if isinstance(waiting, Standing) else ()
+    disks = disk_names(facts, requests)
+    group = mutex.in_object.removeprefix("throttle group ") if mutex.in_object.startswith("throttle group") else ""
+    claims = [
+        claim(
+            f"{who[0].upper()}{who[1:]} waits for the mutex at {mutex.address:#x}, and that mutex's owner is "
+            f"{mutex.owner}: itself. "
+            "It is not recursive: it can never be had.",
+            mutex.cite,
+        )
+    ]
+    if thread is not None and isinstance(thread.frames, Known):
+        place = next((name for name in functions(thread) if "throttle_group" in name), "")
+        claims.append(claim(f"Its stack goes through {place or 'QEMU code without a name'}.", thread.frames.cite))
+    if group:
+        claims.append(claim(f"The mutex lies inside throttle group {group}.", mutex.cite))
+    if isinstance(parked, Standing) and parked.requests:
+        claims.append(
+            claim(
+                (
+                    "A coroutine waits for the member's coroutine lock: it yielded while its thread held the group's "
+                    "mutex."
+                ),
+                *parked.cites,
+            )
+        )
+    if others:
+        claims.append(claim(f"{count(len(others), 'other thread')} wait for the same mutex.", mutex.cite))
+    if requests:
+        claims.append(
+            claim(
+                f"{count(len(requests), 'request')} {of_disks(disks)} wait behind it.", *(r.cite for r in requests[:6])
+            )
+        )
+    tokens = frozenset({THROTTLE_LOCK, REQUESTS, f"mutex {mutex.address:#x}"})
+    tokens |= frozenset(f"thread {tid}" for tid in mutex.waiters) | disk_tokens(facts, requests)
+    return Match(
+        headline=(
+            f"{who[0].upper()}{who[1:]} waits for a throttle group's mutex that it holds itself: every disk of "
+            "the group is dead"
+        ),
+        objects=(*(() if not group else (f"throttle group {group}",)), who, *disks),
+        confidence="proven" if seen else "likely",
+        claims=tuple(claims),
+        holds=tokens,
+        weight=len(mutex.waiters) + len(requests),
+    )
+
+
+SIGNATURES = (
+    Signature("throttle-lock-self-deadlock", "throttle", "a throttle group's mutex waits for itself", _self_deadlock),
+    Signature("throttle-stale-timer", "throttle", "a throttle timer is older than the limits", _stale),
+    Signature("throttle-lost-timer", "throttle", "a throttle queue has no timer", _lost_timer),
+    Signature("throttle-timer-wait", "throttle", "requests wait for QEMU's I/O limits", _timer_wait),
+)
