@@ -1,0 +1,284 @@
+"""Takes one exposure of a process: its memory while it runs, its registers and stacks in an instant."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autopsy.bundle.records import FreezeRecord, FrozenThread
+from autopsy.capture import unstopped
+from autopsy.capture.corefile import Thread
+from autopsy.capture.cut import Caught, Cut, Fate, Process, hold
+from autopsy.capture.memory import PAGE, Choice, Mapping, choose, parse_smaps
+from autopsy.capture.ptrace import RSP
+from autopsy.capture.snapshot import Chunk, Snapshot
+from autopsy.capture.step import Deadline
+
+ARCHITECTURE = "x86_64"
+MOST_TORN = 4096  # pages that are listed one by one
+SECOND_COPY_SECONDS = 0.5  # with less time left the core is worth more than a list of torn pages
+
+# A wait for the lock of the memory map: the semaphore's slow path, under what changes, looks up or faults in mappings.
+# The same semaphore guards inodes, where a thread that waits for it is no reason not to stop.
+_SEMAPHORE = re.compile(r"\b(?:rwsem_|down_(?:read|write))")
+_OF_THE_MAP = re.compile(
+    r"\b\w*(?:mmap|munmap|mprotect|madvise|mremap|mlock|brk|lock_mm|user_addr_fault|exc_page_fault|get_user_pages"
+    r"|gup_|pin_user|access_remote_vm|process_vm_rw|userfaultfd|exit_mm|dup_mm)"
+)
+
+
+class ProcessGone(Exception):
+    """The process ended while it was looked at."""
+
+
+@dataclass(slots=True)
+class Phases:
+    """How long each part of the work took, in ms."""
+
+    ms: dict[str, float] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+
+    def done(self, phase: str) -> None:
+        """End the phase that has just been."""
+        now = time.monotonic()
+        self.ms[phase] = round((now - self.since) * 1000, 3)
+        self.since = now
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thread before anything was done to it."""
+
+    tid: int
+    comm: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What was taken. `chunks` are in order of address and do not overlap; `threads` begin with the main thread."""
+
+    mappings: tuple[Mapping, ...]
+    choice: Choice
+    cut: Cut
+    threads: tuple[Thread, ...]
+    told: tuple[FrozenThread, ...]
+    chunks: tuple[Chunk, ...]
+    copied_bytes: int
+    torn: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def stop_ns(self) -> int:
+        """Return how long the process stood still."""
+        return 0 if self.cut.stop is None else self.cut.stop.end_ns - self.cut.stop.start_ns
+
+    def record(self, phases: Phases, core_bytes: int = 0) -> FreezeRecord:
+        """Return what the bundle says of it."""
+        notes = (*self.notes, *self.cut.notes)
+        if len(self.torn) > MOST_TORN:
+            notes = (*notes, f"{len(self.torn)} pages changed while they were copied; {MOST_TORN} are listed")
+        return FreezeRecord(
+            architecture=ARCHITECTURE,
+            page_size=PAGE,
+            frozen_at_ns=self.cut.at_ns,
+            stops=() if self.cut.stop is None else (self.cut.stop,),
+            threads=self.told,
+            left_out=self.choice.left_out,
+            copied_bytes=self.copied_bytes,
+            core_bytes=core_bytes,
+            torn_pages=self.torn[:MOST_TORN],
+            phases_ms=phases.ms,
+            notes=notes,
+        )
+
+
+def tasks(pid: int) -> tuple[Task, ...]:
+    """Return the threads of a process, the main thread first. These files take no lock of the memory map.
+
+    Raises:
+        ProcessGone: there is none.
+    """
+    found = []
+    try:
+        tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")))
+    except OSError as error:
+        raise ProcessGone(f"process {pid} is gone") from error
+    for tid in sorted(tids, key=lambda tid: (tid != pid, tid)):
+        with contextlib.suppress(OSError, ValueError):
+            stat = _read(f"/proc/{pid}/task/{tid}/stat")
+            comm, _, rest = stat.partition(b"(")[2].rpartition(b")")
+            found.append(Task(tid, comm.decode("utf-8", "replace"), rest.split()[0].decode()))
+    return tuple(found)
+
+
+def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop: float, deadline: Deadline) -> Exposure:
+    """Expose a process once.
+
+    Raises:
+        ProcessGone: it ended meanwhile.
+        OSError: its maps cannot be read.
+    """
+    mappings = parse_smaps(_read(f"/proc/{process.pid}/smaps"))
+    phases.done("maps")
+    choice = choose(mappings, process.pagemap)
+    phases.done("pagemap")
+    snapshot = Snapshot(process.memory, choice.wanted)
+    phases.done("copy before")
+    stacks = _stacks(choice)
+    waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.pid, task.tid)]
+    if waiting:
+        names = ", ".join(f"{task.tid} ({task.comm})" for task in waiting[:4])
+        why = f"not stopped, for the lock of the memory map is waited for by {names}: a stop could have become long"
+        cut = Cut(
+            tuple(Caught(task.tid, Fate.MOVING, 0, 0, b"") for task in known), (), None, time.monotonic_ns(), (why,)
+        )
+    else:
+        why = ""
+        cut = hold(process, stacks, max_stop)
+    phases.done("stop")
+    comms = {task.tid: task.comm for task in known}
+    if any(caught.tid not in comms for caught in cut.threads):
+        comms = {task.tid: task.comm for task in tasks(process.pid)} | comms
+    threads, told, read_after = _threads(process, cut, stacks, comms, why)
+    if not threads:
+        raise ProcessGone(f"no thread of process {process.pid} could be read: it has ended, or is ending")
+    phases.done("threads that were not stopped")
+    pieces = (*cut.stacks, *read_after)
+    notes = []
+    torn: list[int] = []
+    if deadline.left() > SECOND_COPY_SECONDS:
+        torn = snapshot.torn(frozenset(page for piece in pieces for page in range(piece.address, piece.end, PAGE)))
+    else:
+        notes.append("memory was not read a second time, for want of time: torn pages are not known")
+    phases.done("copy after")
+    extra = list(snapshot.lay_over(pieces))
+    return Exposure(
+        mappings=mappings,
+        choice=choice,
+        cut=cut,
+        threads=tuple(threads),
+        told=tuple(told),
+        chunks=tuple(_apart([*snapshot.chunks(), *extra])),
+        copied_bytes=snapshot.size + sum(len(chunk.data) for chunk in extra),
+        torn=tuple(torn),
+        notes=tuple(notes),
+    )
+
+
+def _stacks(choice: Choice) -> tuple[Mapping, ...]:
+    """Return where a stack may lie: never in memory that was left out."""
+    return tuple(each.mapping for each in choice.wanted if "w" in each.mapping.permissions)
+
+
+def _apart(chunks: list[Chunk]) -> Iterable[Chunk]:
+    """Yield the chunks in order of address, without what an earlier one holds already."""
+    last = 0
+    for chunk in sorted(chunks, key=lambda each: each.address):
+        start = max(last, chunk.address)
+        if start < chunk.end:
+            yield Chunk(start, chunk.data[start - chunk.address :])
+            last = chunk.end
+
+
+def _threads(
+    process: Process, cut: Cut, stacks: tuple[Mapping, ...], comms: dict[int, str], not_stopped: str
+) -> tuple[list[Thread], list[FrozenThread], list[Chunk]]:
+    """Return every thread as the core has it and as the record tells it, and the stacks that are read only now."""
+    threads: list[Thread] = []
+    told: list[FrozenThread] = []
+    pieces: list[Chunk] = []
+    for caught in sorted(cut.threads, key=lambda each: (each.tid != process.pid, each.tid)):
+        comm = comms.get(caught.tid, "")
+        if caught.fate is Fate.HELD:
+            threads.append(Thread(caught.tid, caught.registers))
+            told.append(_told(threads[-1], comm, "stopped", caught.stack_bytes))
+            continue
+        why = not_stopped or _why(process.pid, caught)
+        if caught.fate in {Fate.GONE, Fate.KERNEL}:
+            told.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=why))
+            continue
+        if caught.fate is Fate.STANDING and not _within(stacks, _sp(caught.registers)):
+            with contextlib.suppress(OSError):  # the thread is younger than the maps that we have
+                stacks = _stacks(choose(parse_smaps(_read(f"/proc/{process.pid}/smaps")), process.pagemap))
+        match unstopped.read(process, caught.tid, stacks):
+            case unstopped.Read(registers=registers, stack=stack):
+                threads.append(Thread(caught.tid, registers))
+                pieces += stack
+                told.append(_told(threads[-1], comm, "from-proc", sum(len(chunk.data) for chunk in stack), why))
+            case unstopped.Unreadable(why=reason) if caught.fate is Fate.STANDING:
+                threads.append(Thread(caught.tid, caught.registers))
+                told.append(_told(threads[-1], comm, "stopped", 0, f"{why}; {reason}"))
+            case unstopped.Unreadable(why=reason):
+                told.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=f"{why}; {reason}"))
+    return threads, told, pieces
+
+
+def _told(thread: Thread, comm: str, how: Literal["stopped", "from-proc"], size: int, why: str = "") -> FrozenThread:
+    start = _sp(thread.registers) & -PAGE if size else 0
+    return FrozenThread(tid=thread.tid, comm=comm, how=how, why=why, stack_start=start, stack_bytes=size)
+
+
+def _why(pid: int, caught: Caught) -> str:  # noqa: PLR0911 - one answer for each fate
+    match caught.fate:
+        case Fate.MOVING:
+            return "it did not come to a stand in the time that a stop may take"
+        case Fate.REFUSED:
+            return _who_traces(pid, caught)
+        case Fate.KERNEL:
+            return "a thread of the kernel's own"
+        case Fate.ASLEEP:
+            return "uninterruptible sleep (D): it cannot be stopped"
+        case Fate.GONE:
+            return "it ended meanwhile"
+        case Fate.STANDING:
+            return "its stack was not copied in the stop"
+        case Fate.HELD:
+            return ""
+
+
+def _who_traces(pid: int, caught: Caught) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        status = _read(f"/proc/{pid}/task/{caught.tid}/status")
+        tracer = int(status.partition(b"\nTracerPid:")[2].split(None, 1)[0])
+        if tracer:
+            comm = _read(f"/proc/{tracer}/comm").decode("utf-8", "replace").strip()
+            return f"process {tracer} ({comm}) traces it already"
+    return (
+        f"the kernel does not let us trace it: {os.strerror(caught.detail)} ({errno.errorcode.get(caught.detail, '?')})"
+    )
+
+
+def _waits_for_the_map(pid: int, tid: int) -> bool:
+    """Return whether a thread waits for the lock of the memory map, by its kernel stack, or its wchan without one."""
+    try:
+        stack = _read(f"/proc/{pid}/task/{tid}/stack").decode("ascii", "replace")
+    except OSError:
+        stack = ""
+    if stack:
+        return bool(_SEMAPHORE.search(stack) and _OF_THE_MAP.search(stack))
+    with contextlib.suppress(OSError):
+        # The semaphore's functions are hidden from wchan; what called them shows.
+        return bool(_OF_THE_MAP.search(_read(f"/proc/{pid}/task/{tid}/wchan").decode("ascii", "replace")))
+    return False
+
+
+def _within(stacks: Sequence[Mapping], sp: int) -> bool:
+    index = bisect_right(stacks, sp, key=lambda each: each.start) - 1
+    return index >= 0 and sp < stacks[index].end
+
+
+def _sp(registers: bytes) -> int:
+    return int.from_bytes(registers[RSP * 8 : RSP * 8 + 8], "little")
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()

@@ -1,0 +1,159 @@
+"""Freezes a running VM's memory, registers and stacks into a core, with a stop too short to be felt."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import select
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from autopsy.bundle import names
+from autopsy.bundle.records import FreezeRecord, FrozenThread
+from autopsy.capture import corefile, differences
+from autopsy.capture.cut import Process
+from autopsy.capture.exposure import ARCHITECTURE, Exposure, Phases, ProcessGone, Task, take, tasks
+from autopsy.capture.memory import PAGE, modules
+from autopsy.capture.snapshot import Chunk
+from autopsy.capture.step import Collected, Failed, Outcome, Scene
+from autopsy.examine.core import Core, CoreError
+
+AT_PHENT = 4
+PHENT_64 = 56  # sizeof(Elf64_Phdr)
+
+
+def expose(scene: Scene) -> Outcome:
+    """Write `core` and evidence/freeze/freeze.json."""
+    return _expose(scene, second=False)
+
+
+def expose_again(scene: Scene) -> Outcome:
+    """Write evidence/second-exposure/core, of what differs from `core`, and freeze.json beside it."""
+    return _expose(scene, second=True)
+
+
+def _expose(scene: Scene, *, second: bool) -> Outcome:  # noqa: PLR0911 - each way to fail is told apart
+    if platform.machine() != ARCHITECTURE:
+        return Failed(f"freeze needs x86-64; {platform.machine()} is not supported: use --live-gdb")
+    phases = Phases()
+    try:
+        auxv = _read(scene.target.pid, "auxv")
+        if not _is_64_bit(auxv):
+            return Failed("freeze needs x86-64; a 32-bit process is not supported: use --live-gdb")
+        with _opened(scene) as process:
+            known = tasks(process.pid)
+            phases.done("threads")
+            # Should the next reads hang on the lock of the memory map, this much is told.
+            scene.write_json(names.FREEZE_RECORD, _begun(known, phases))
+            taken = take(process, known, phases, max_stop=scene.options.max_stop, deadline=scene.deadline)
+    except ProcessGone as error:
+        return Failed(str(error))
+    except PermissionError as error:
+        return Failed(f"{error.filename or 'ptrace'}: not permitted: run as root or with CAP_SYS_PTRACE; {_yama()}")
+    except (FileNotFoundError, ProcessLookupError):
+        return Failed(f"process {scene.target.pid} is gone")
+    scene.write_json(names.FREEZE_RECORD, taken.record(phases))
+    notes = corefile.Notes(
+        pid=scene.target.pid,
+        comm=taken.told[0].comm.encode(),
+        arguments=_arguments(scene.target.pid),
+        auxv=auxv,
+        threads=taken.threads,
+        files=modules(taken.mappings),
+    )
+    try:
+        size = _write_delta(scene, taken, notes) if second else _write_core(scene, taken, notes)
+    except OSError as error:
+        return Failed(f"the core could not be written: {error.strerror}")
+    phases.done("write")
+    scene.write_json(names.FREEZE_RECORD, taken.record(phases, core_bytes=size))
+    return Collected(_summary(taken), stop_ns=taken.stop_ns)
+
+
+def _begun(known: tuple[Task, ...], phases: Phases) -> FreezeRecord:
+    return FreezeRecord(
+        architecture=ARCHITECTURE,
+        page_size=PAGE,
+        frozen_at_ns=time.monotonic_ns(),
+        stops=(),
+        threads=tuple(FrozenThread(tid=each.tid, comm=each.comm, how="absent", why="not reached") for each in known),
+        left_out=(),
+        copied_bytes=0,
+        core_bytes=0,
+        phases_ms=phases.ms,
+        notes=("begun, and not ended: reading the memory map may have hung",),
+    )
+
+
+def _write_core(scene: Scene, taken: Exposure, notes: corefile.Notes) -> int:
+    return corefile.write(scene.staging / names.CORE, notes, taken.mappings, taken.chunks, fill=True)
+
+
+def _write_delta(scene: Scene, taken: Exposure, notes: corefile.Notes) -> int:
+    path = scene.folder / names.CORE
+    try:
+        first = Core(scene.staging / names.CORE)
+    except CoreError:  # there was no first exposure: this one stands for itself
+        return corefile.write(path, notes, taken.mappings, taken.chunks, fill=True)
+    whole = [each.mapping for each in taken.choice.wanted]
+    chunks: list[Chunk] = [
+        *differences.changed(taken.chunks, first),
+        *differences.vanished(whole, taken.chunks, first),
+    ]
+    return corefile.write(path, notes, taken.mappings, chunks, fill=False)
+
+
+def _summary(taken: Exposure) -> str:
+    stopped = sum(each.how == "stopped" for each in taken.told)
+    unstopped = sum(each.how == "from-proc" for each in taken.told)
+    words = [f"{stopped} threads stopped for {taken.stop_ns / 1e6:.1f} ms" if stopped else "no thread stopped"]
+    if unstopped:
+        words.append(f"{unstopped} read without a stop")
+    return "; ".join((*words, *taken.cut.notes))
+
+
+@contextmanager
+def _opened(scene: Scene) -> Iterator[Process]:
+    """Hold the process's memory open; it is the target's own, for the target is alive after it was opened."""
+    pid = scene.target.pid
+    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            poller = select.poll()
+            poller.register(scene.target.pidfd, select.POLLIN)
+            if poller.poll(0):
+                raise ProcessGone(f"process {pid} has ended")
+            yield Process(pid, memory, pagemap)
+        finally:
+            os.close(pagemap)
+    finally:
+        os.close(memory)
+
+
+def _is_64_bit(auxv: bytes) -> bool:
+    """Return whether the kernel told the program so at its start; a look at its file could hang on storage."""
+    words = dict(struct.iter_unpack("<QQ", auxv[: len(auxv) & -16]))
+    return words.get(AT_PHENT) == PHENT_64
+
+
+def _arguments(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return _read(pid, "cmdline").replace(b"\0", b" ").strip()
+    return b""
+
+
+def _yama() -> str:
+    try:
+        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as stream:
+            return f"yama ptrace_scope={stream.read().strip()}"
+    except OSError:
+        return "yama is not in this kernel"
+
+
+def _read(pid: int, file: str) -> bytes:
+    with open(f"/proc/{pid}/{file}", "rb") as stream:
+        return stream.read()
