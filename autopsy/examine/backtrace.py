@@ -64,8 +64,11 @@ def blocks(text: str) -> Iterator[Block]:
         yield block
 
 
-def frames(block: Block, symbols: Symbols) -> tuple[Frame, ...]:
-    """Return the frames, each named only by what covers its pc."""
+def frames(block: Block, symbols: Symbols) -> tuple[tuple[Frame, ...], str]:
+    """Return the frames, each named only by what covers its pc, and why the outer ones are left out if they are.
+
+    Beyond a frame without unwind information (code made at run time, a file that is not at hand) gdb can only guess.
+    """
     named: list[Frame] = []
     called = False
     for index, each in enumerate(block.frames):
@@ -73,10 +76,12 @@ def frames(block: Block, symbols: Symbols) -> tuple[Frame, ...]:
         frame = symbols.frame(each.pc, called=called, function=each.function, file=each.file, line=each.line)
         inlined = outer is not None and bool(each.file) and outer.pc == each.pc and outer.function != each.function
         named.append(msgspec.structs.replace(frame, inlined=True) if inlined else frame)
+        if outer is not None and not symbols.can_unwind(each.pc):
+            return tuple(named), f"no unwind information at {each.pc:#x}: gdb's outer frames are guesses"
         # The pc behind a signal's trampoline is where the signal came, not a return address; an inlined frame's is
         # the same as its caller's.
         called = called if inlined else not each.function.startswith("<signal")
-    return tuple(named)
+    return tuple(named), ""
 
 
 def _printed(line: str) -> Printed | None:

@@ -210,7 +210,9 @@ def _settled(core: Core, symbols: Symbols, saved: Saved, occupied: list[int], *,
     if coroutine.caller or bisect_left(occupied, coroutine.stack) != bisect_left(occupied, saved.top):
         state = "running"
     elif state == "parked" and saved.top - coroutine.sp <= POOLED_DEPTH and not coroutine.scheduled_by:
-        into_qemu = [word for _, word in returns(core, symbols, saved) if symbols.image_at(word) is symbols.main]
+        words = [word for _, word in returns(core, symbols, saved) if symbols.image_at(word) is symbols.main]
+        # A word that is a function's first byte is a pointer to it in a saved register, not a way back into it.
+        into_qemu = [word for word in words if not symbols.is_start(word)]
         state = "pooled" if len(into_qemu) < POOLED_RETURNS else "parked"
     backend = "sigaltstack" if sigaltstack and coroutine.backend == "ucontext" else coroutine.backend
     return Saved(registers=saved.registers, coroutine=msgspec.structs.replace(coroutine, state=state, backend=backend))

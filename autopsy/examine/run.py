@@ -108,7 +108,7 @@ class Opened:
         self.frozen.write(names.BACKTRACE, unwound.backtrace.encode("utf-8", "backslashreplace"))
         self.frozen.write(names.GDB_LOG, unwound.log)
         self.store(names.THREADS, self.threads)
-        self.show(unwind.with_frames(each, unwound.coroutines) for each in self.coroutines)
+        self.show(unwind.with_frames(each, unwound.coroutines, self.symbols) for each in self.coroutines)
         return unwound
 
 

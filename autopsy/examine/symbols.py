@@ -16,6 +16,8 @@ from autopsy.examine.frozen import Frozen
 
 AT_PHDR = 3
 AT_ENTRY = 9
+AT_SYSINFO_EHDR = 33
+MOST_VDSO = 8 * PAGE
 MOST_IMAGES = 4096
 
 
@@ -103,6 +105,19 @@ class Symbols:
         """Return whether the address lies among an image's instructions."""
         image = self.image_at(address)
         return image is not None and any(start <= address < end for start, end in image.code)
+
+    def is_start(self, address: int) -> bool:
+        """Return whether .eh_frame says that a function starts at the address."""
+        image = self.image_at(address)
+        return image is not None and _unwind_start(image, address - image.bias) == address - image.bias
+
+    def can_unwind(self, pc: int) -> bool:
+        """Return whether a caller can be told from here: the file's unwind tables are at hand, or the vDSO's."""
+        image = self.image_at(pc)
+        if image is None:
+            vdso = self._core.auxv.get(AT_SYSINFO_EHDR, 0)
+            return not pc or vdso <= pc < vdso + MOST_VDSO
+        return image.file is not None
 
     def place(self, address: int) -> str:
         """Return `file+0xoffset` for an address of an image, else the empty string."""

@@ -30,6 +30,7 @@ RED_ZONE = 256
 MOST_STACK = 1 << 20
 FIRST_LWP = 1 << 28  # beyond any thread id that Linux gives (PID_MAX_LIMIT is 1 << 22)
 TRAMPOLINE = "coroutine_trampoline"
+ENDED_FRAMES = 2  # qemu_coroutine_switch() and the trampoline
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def unwind(
     found: dict[int, tuple[Frame, ...]] = {}
     for index, group in enumerate(alike):
         if block := by_lwp.get(FIRST_LWP + index):
-            shared = _inside(frames(block, symbols), symbols)
+            shared = _inside(frames(block, symbols)[0], symbols)
             found.update((each.saved.coroutine.address, shared) for each in group)
     return Unwound(backtrace=backtrace, threads=stacks, coroutines=found, log=log, note=note)
 
@@ -177,13 +178,14 @@ def _threads(
             continue
         if lines:
             lines.append("")
+        named, doubt = frames(block, symbols)
         stacks.append(
             ThreadStack(
                 tid=thread.tid,
                 comm=comms.get(thread.tid, ""),
-                frames=frames(block, symbols),
+                frames=named,
                 line=len(lines) + 1,
-                cut_short=block.cut_short,
+                cut_short=doubt or block.cut_short,
             )
         )
         lines += block.lines
@@ -196,11 +198,19 @@ def bare(thread: CoreThread, symbols: Symbols, comms: Mapping[int, str], why: st
     return ThreadStack(tid=thread.tid, comm=comms.get(thread.tid, ""), frames=(frame,), cut_short=why)
 
 
-def with_frames(coroutine: Coroutine, found: Mapping[int, tuple[Frame, ...]]) -> Coroutine:
-    """Return the coroutine with the frames that were found for it, if any were."""
+def with_frames(coroutine: Coroutine, found: Mapping[int, tuple[Frame, ...]], symbols: Symbols) -> Coroutine:
+    """Return the coroutine with the frames that were found for it, if any were.
+
+    One in which coroutine_trampoline() itself switches away has ended, and waits in the pool.
+    """
     if coroutine.address not in found:
         return coroutine
-    return msgspec.structs.replace(coroutine, frames=found[coroutine.address])
+    stack = found[coroutine.address]
+    in_qemu = {frame.pc for frame in stack if symbols.main and frame.module == symbols.main.path}
+    whole = symbols.main is not None and symbols.main.file is not None
+    if whole and len(in_qemu) == len({frame.pc for frame in stack}) == ENDED_FRAMES and not coroutine.scheduled_by:
+        return msgspec.structs.replace(coroutine, state="pooled", frames=())
+    return msgspec.structs.replace(coroutine, frames=stack)
 
 
 def _inside(all_frames: tuple[Frame, ...], symbols: Symbols) -> tuple[Frame, ...]:
