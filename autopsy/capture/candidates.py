@@ -27,11 +27,15 @@ FORMS = ("pve", "libvirt", "pid", "qmp")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A process that may be meant, the manager that claims it, and the word that means it alone."""
+    """A process that may be meant, the manager that claims it, and the word that means it alone.
+
+    `hangs` when its command line did not answer: it need not be asked a second time.
+    """
 
     pid: int
     explicit: str
     claim: Claim | None = None
+    hangs: bool = False
 
 
 def meant_by(word: str, roots: Roots) -> tuple[Candidate, ...]:
@@ -42,6 +46,8 @@ def meant_by(word: str, roots: Roots) -> tuple[Candidate, ...]:
         NoSuchVm: it means one thing, and that is not there.
         NotQemu: it means one thing, and that is no QEMU.
     """
+    if not word:
+        raise UsageError("TARGET", "it is empty", remedy=LIST)
     form, colon, rest = word.partition(":")
     if colon and form in FORMS:
         if not rest:
@@ -67,7 +73,7 @@ def _explicit(form: str, rest: str, word: str, roots: Roots) -> tuple[Candidate,
     alive = [claim for claim in claims if is_true(claim, told[claim.pid])]
     if not alive:
         raise _nothing(word, claims)
-    return _distinct(Candidate(claim.pid, claim.explicit, claim) for claim in alive)
+    return _distinct(_with_claim(claim.pid, told[claim.pid], [claim]) for claim in alive)
 
 
 def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
@@ -113,7 +119,8 @@ def _claimed(pid: int, roots: Roots) -> Candidate:
 
 def _with_claim(pid: int, told: Told, claims: Iterable[Claim]) -> Candidate:
     true = next((claim for claim in claims if claim.pid == pid and is_true(claim, told)), None)
-    return Candidate(pid, true.explicit if true else f"pid:{pid}", true)
+    hangs = isinstance(told.arguments, Unanswered) and told.arguments.hung
+    return Candidate(pid, true.explicit if true else f"pid:{pid}", true, hangs)
 
 
 def _distinct(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
@@ -67,16 +67,17 @@ def kill(
         return Killed("it had ended by itself before the kill", gone=True)
     _make_sure(target)
     note = killnote.begun(target, sealed)
-    notes = list(killnote.write(note, sealed.path, roots.log))
+    unwritten, untold = killnote.store(note, sealed.path), killnote.tell_journal(note, roots.log)
     begun = time.monotonic()
-    how = _end(target, begun + seconds, virsh, roots)
-    gone = _wait(target, begun + seconds)
-    ms = (time.monotonic() - begun) * 1e3
-    killed = Killed(how, gone, ms, () if gone else identity.in_uninterruptible_sleep(target.pid))
+    how, ended = _end(target, begun + seconds, virsh, roots)
+    gone = _has_ended(target)
+    stuck_now = () if gone else identity.in_uninterruptible_sleep(target.pid)
+    killed = Killed(how, gone, (ended - begun) * 1e3, stuck_now)
     stuck = tuple(StuckThread(tid=each.tid, comm=each.comm, wchan=each.wchan) for each in killed.stuck)
-    done = msgspec.structs.replace(note, how=killed.words, gone=gone, ms=round(ms, 1), stuck=stuck)
-    notes += killnote.write(done, sealed.path, roots.log)
-    return Killed(how, gone, ms, killed.stuck, tuple(dict.fromkeys(notes)))
+    done = msgspec.structs.replace(note, how=killed.words, gone=gone, ms=round(killed.ms, 1), stuck=stuck)
+    unwritten = unwritten or killnote.store(done, sealed.path)  # what failed once is not waited for again
+    untold = untold or killnote.tell_journal(done, roots.log)
+    return replace(killed, notes=tuple(filter(None, (unwritten, untold))))
 
 
 def still_there(target: Target, killed: Killed) -> StillThere:
@@ -93,12 +94,14 @@ def _make_sure(target: Target) -> None:
 
     Raises:
         NoSuchVm: it is another one.
+        NotPermitted: it is not ours to signal.
     """
     captured = target.record
     try:
+        signal.pidfd_send_signal(target.pidfd, 0)  # asks for permission, and sends nothing
         started = identity.stat_of(f"/proc/{target.pid}").start_ticks
         path = identity.clean(identity.exe_link(target.pid)).removesuffix(identity.DELETED)
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return  # its memory is gone already: it is dying, and the pidfd cannot mean another process
     except PermissionError as error:
         raise _not_permitted(target) from error
@@ -125,29 +128,35 @@ def _read_build_id(pid: int) -> bytes:
     return identity.binary_of(pid).build_id.encode()
 
 
-def _end(target: Target, give_up: float, virsh: str, roots: Roots) -> str:
-    """Have the process ended, and return by what means."""
-    if not _is_libvirts(target, roots):
-        _send(target)
-        return "SIGKILL"
+def _end(target: Target, give_up: float, virsh: str, roots: Roots) -> tuple[str, float]:
+    """Have the process ended; return by what means, and when it was gone or given up."""
+    how = "SIGKILL"
     try:
-        with _destroying(virsh, target.record.name) as destroy:
-            alone = min(time.monotonic() + ALONE_SECONDS, give_up)
-            while not _wait(target, min(time.monotonic() + LOOK_SECONDS, alone)) and time.monotonic() < alone:
-                if destroy.poll() not in (None, 0):
-                    break
-            if _has_ended(target):
-                how = "virsh destroy"
-            else:
-                _send(target)
-                how = "virsh destroy and SIGKILL" if destroy.poll() in (None, 0) else "SIGKILL (virsh destroy failed)"
-                _wait(target, give_up)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                destroy.wait(BOOKS_SECONDS if _has_ended(target) else 0)
-            return how
+        if _is_libvirts(target, roots):
+            with _destroying(virsh, target.record.name) as destroy:
+                return _end_with(destroy, target, give_up)
     except OSError as error:
+        how = f"SIGKILL (no virsh: {error.strerror})"
+    _send(target)
+    _wait(target, give_up)
+    return how, time.monotonic()
+
+
+def _end_with(destroy: subprocess.Popen[bytes], target: Target, give_up: float) -> tuple[str, float]:
+    """Leave libvirt a moment to do it, then do it ourselves while libvirt keeps its books of a domain destroyed."""
+    alone = min(time.monotonic() + ALONE_SECONDS, give_up)
+    while not _wait(target, min(time.monotonic() + LOOK_SECONDS, alone)):
+        if time.monotonic() >= alone or destroy.poll() not in (None, 0):
+            break
+    how = "virsh destroy"
+    if not _has_ended(target):
+        how = "virsh destroy and SIGKILL" if destroy.poll() in (None, 0) else "SIGKILL (virsh destroy failed)"
         _send(target)
-        return f"SIGKILL (no virsh: {error.strerror})"
+        _wait(target, give_up)
+    ended = time.monotonic()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        destroy.wait(BOOKS_SECONDS if _has_ended(target) else 0)
+    return how, ended
 
 
 @contextlib.contextmanager

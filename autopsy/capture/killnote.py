@@ -6,6 +6,8 @@ import contextlib
 import os
 import pwd
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -87,22 +89,23 @@ def begun(target: Target, sealed: Sealed) -> KillNote:
     )
 
 
-def write(kill_note: KillNote, bundle: Path, log: Path) -> tuple[str, ...]:
-    """Store the note beside the bundle and send it to the journal, and return what did not work.
-
-    Either can hang, so both are done by children that are given up.
-    """
+def store(kill_note: KillNote, bundle: Path) -> str:
+    """Write the note beside the bundle, durably, and return what went wrong; a disk that hangs is given up."""
     path = note_path(bundle)
-    failed = []
-    for what, work, seconds in (
-        (f"{path.name} could not be written", lambda: _store(kill_note, path), FILE_SECONDS),
-        ("the journal was not told", lambda: _log(kill_note, log), LOG_SECONDS),
-    ):
-        try:
-            in_child(work, seconds)
-        except (ChildTimedOut, ChildFailed) as error:
-            failed.append(f"{what}: {error}")
-    return tuple(failed)
+    return _failure(f"{path.name} could not be written", partial(_store, kill_note, path), FILE_SECONDS)
+
+
+def tell_journal(kill_note: KillNote, log: Path) -> str:
+    """Send the note to the journal as one line, and return what went wrong; a journal that hangs is given up."""
+    return _failure("the journal was not told", partial(_log, kill_note, log), LOG_SECONDS)
+
+
+def _failure(what: str, work: Callable[[], bytes], seconds: float) -> str:
+    try:
+        in_child(work, seconds)
+    except (ChildTimedOut, ChildFailed) as error:
+        return f"{what}: {error}"
+    return ""
 
 
 def _store(kill_note: KillNote, path: Path) -> bytes:

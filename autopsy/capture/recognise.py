@@ -11,17 +11,18 @@ import msgspec
 from autopsy.bundle.schema import Monitor, TargetRecord
 from autopsy.capture import identity, monitors
 from autopsy.capture.answers import Answer, Unanswered, ask
-from autopsy.capture.candidates import LIST, is_true
+from autopsy.capture.candidates import LIST, Candidate, is_true
 from autopsy.capture.commandline import options, vm_name
 from autopsy.capture.identity import Binary, clean
 from autopsy.capture.managers import process
-from autopsy.capture.managers.claim import Claim
 from autopsy.capture.managers.process import Told
 from autopsy.capture.words import printable
 from autopsy.errors import NoSuchVm, NotPermitted, NotQemu
 
+PATIENCE = 0.2  # seconds for what has hung before
 
-def recognise(pid: int, *, asked: str, claim: Claim | None = None) -> TargetRecord:
+
+def recognise(candidate: Candidate, *, asked: str) -> TargetRecord:
     """Return what is to be recorded of a QEMU. `asked` is what the operator typed, for the error's words.
 
     The caller makes sure that the number means one process all the while.
@@ -31,6 +32,7 @@ def recognise(pid: int, *, asked: str, claim: Claim | None = None) -> TargetReco
         NotQemu: it is something else.
         NotPermitted: the kernel does not show it to us.
     """
+    pid, claim = candidate.pid, candidate.claim
     try:
         stat = identity.stat_of(f"/proc/{pid}")
         link = identity.exe_link(pid)
@@ -38,7 +40,7 @@ def recognise(pid: int, *, asked: str, claim: Claim | None = None) -> TargetReco
         raise _not_permitted(pid, asked) from error
     except OSError as error:
         raise _without_binary(pid, asked) from error
-    told = process.tell([pid])[pid]
+    told = process.tell([pid], each=PATIENCE if candidate.hangs else process.EACH)[pid]
     access, found = _reach(pid, told)
     if isinstance(access, Unanswered) and "PermissionError" in access.why:
         raise _not_permitted(pid, asked)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from autopsy.bundle.schema import TargetRecord
 from autopsy.capture import candidates, identity
-from autopsy.capture.candidates import LIST
-from autopsy.capture.managers.claim import ROOTS, Claim, Roots
+from autopsy.capture.candidates import LIST, Candidate
+from autopsy.capture.managers.claim import ROOTS, Roots
 from autopsy.capture.recognise import recognise
 from autopsy.errors import AmbiguousVm, NoSuchVm, NotQemu
 
@@ -46,10 +46,10 @@ def find(word: str, roots: Roots = ROOTS) -> Target:
         raise AmbiguousVm(
             word, f"{len(found)} virtual machines answer to it: {listed}", remedy=f"say which: {found[0].explicit}"
         )
-    return hold(found[0].pid, asked=word, claim=found[0].claim)
+    return hold(found[0], asked=word)
 
 
-def hold(pid: int, *, asked: str, claim: Claim | None = None) -> Target:
+def hold(candidate: Candidate, *, asked: str) -> Target:
     """Take hold of one process: open its pidfd, and tell who it is while nobody else can take its number.
 
     `asked` is what the operator typed, for the error's words.
@@ -59,9 +59,10 @@ def hold(pid: int, *, asked: str, claim: Claim | None = None) -> Target:
         NotQemu: it is something else.
         NotPermitted: the kernel does not show it to us.
     """
+    pid = candidate.pid
     pidfd = _open(pid, asked)
     try:
-        record = recognise(pid, asked=asked, claim=claim)
+        record = recognise(candidate, asked=asked)
         if not _same(pid, pidfd, record.start_ticks):
             raise NoSuchVm(asked, f"process {pid} ended while it was looked at", remedy=LIST)  # noqa: TRY301 - see below
     except BaseException:  # whatever it is: a descriptor that nobody knows of would stay open

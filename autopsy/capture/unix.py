@@ -87,7 +87,7 @@ def sockets_of(pid: int) -> frozenset[int]:
 
 
 def owners_of(inode: int, seconds: float = SEARCH_SECONDS) -> tuple[int, ...]:
-    """Return the processes that hold a socket, as far as they can be searched in the time."""
+    """Return the processes that hold a socket, as far as they can be searched in the time, but for ourselves."""
     return tuple(_search(inode, time.monotonic() + seconds))
 
 
@@ -95,7 +95,7 @@ def _search(inode: int, give_up: float) -> Iterator[int]:
     for entry in os.listdir("/proc"):
         if time.monotonic() > give_up:
             return
-        if entry.isdecimal() and inode in sockets_of(int(entry)):
+        if entry.isdecimal() and int(entry) != os.getpid() and inode in sockets_of(int(entry)):
             yield int(entry)
 
 
