@@ -152,7 +152,8 @@ def test_a_binary_that_was_deleted_is_still_told(short: Path) -> None:
     binary = short / "vm-emulator"  # nor does it matter what it is called
     shutil.copy(lab.build("7.2").binary, binary)
     with lab.site() as there, small(there, binary, "-qmp", f"unix:{short}/q,server=on,wait=off") as pid:
-        lab.until("it is up", (short / "q").exists)
+        lab.until("its monitor is there", (short / "q").exists)
+        assert connects(str(short / "q"))  # from now on it needs none of its modules
         binary.unlink()
         with found(str(pid)) as held:
             assert held.record.exe == str(binary)
