@@ -149,7 +149,9 @@ def test_one_name_for_two_machines_is_refused_with_both() -> None:
 
 @pytest.mark.live
 def test_a_binary_that_was_deleted_is_still_told(short: Path) -> None:
-    binary = short / "vm-emulator"  # nor does it matter what it is called
+    (short / "bin").mkdir()
+    (short / "lib").symlink_to("/usr/lib")  # a QEMU looks for its modules beside the folder that it lies in
+    binary = short / "bin" / "vm-emulator"  # nor does it matter what it is called
     shutil.copy(lab.build("7.2").binary, binary)
     with lab.site() as there, small(there, binary, "-qmp", f"unix:{short}/q,server=on,wait=off") as pid:
         lab.until("its monitor is there", (short / "q").exists)
