@@ -142,7 +142,10 @@ def capture(
     def note(records: tuple[StepRecord, ...]) -> None:
         nonlocal manifest
         manifest = msgspec.structs.replace(manifest, steps=records, ended=clocks.now(), notes=tuple(staging.notes))
-        (staging.work / names.MANIFEST).write_bytes(encode_manifest(manifest))
+        whole = staging.work / names.MANIFEST
+        half = whole.with_suffix(".half")
+        half.write_bytes(encode_manifest(manifest))
+        half.rename(whole)  # a copy of it is made at any moment
 
     note(())
     reserve = min(MOST_RESERVE, options.budget * RESERVE)

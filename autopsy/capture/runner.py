@@ -86,8 +86,9 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
         records.append(record)
         it.note(tuple(records))
         if not interrupted and not isinstance(answer.outcome, Skipped):
-            it.staging.settle(max(LEAST_SECONDS, it.budget.left()))
+            it.staging.settle()
         it.watcher.ended(record)
+    it.staging.settled()
     return tuple(records)
 
 

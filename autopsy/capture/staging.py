@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autopsy.bundle import names
-from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.capture.child import Child, ChildFailed, ChildTimedOut, collect, in_child, spawn
 from autopsy.errors import NotStored
 
 PROBE_SECONDS = 2.0
@@ -36,6 +36,7 @@ class Staging:
     work: Path
     places: list[Path]
     notes: list[str] = field(default_factory=list)
+    settling: Child | None = None
 
     @property
     def durable(self) -> Path:
@@ -52,18 +53,30 @@ class Staging:
         """Stop using the best place. The next one gets everything at the next settling."""
         self.notes.append(f"{self.places.pop(0)}: {why}; the evidence goes elsewhere")
 
-    def settle(self, seconds: float = SETTLE_SECONDS) -> None:
-        """Copy what is new to a durable place and fsync it. Moves on to the next place when one hangs or refuses."""
-        while self.places:
+    def settle(self) -> None:
+        """Begin to copy what is new to a durable place and fsync it, beside the next step."""
+        self.settled()
+        if self.places:
+            self.settling = spawn(self._copying())
+
+    def settled(self, seconds: float = SETTLE_SECONDS) -> None:
+        """Wait until what was begun is durable. Moves on to the next place when one hangs or refuses."""
+        while self.settling is not None:
+            child, self.settling = self.settling, None
             try:
-                in_child(lambda: _copy_new(self.work, self.durable), min(seconds, SETTLE_SECONDS))
+                collect(child, seconds)
             except (ChildTimedOut, ChildFailed) as error:
                 self.give_up_place(str(error))
-            else:
-                return
+                if self.places:
+                    self.settling = spawn(self._copying())
+
+    def _copying(self) -> Callable[[], bytes]:
+        work, durable = self.work, self.durable
+        return lambda: _copy_new(work, durable)
 
     def clear(self) -> None:
         """Remove the folders of a capture that was sealed. A folder that cannot be removed stays; nothing waits."""
+        self.settled()
         for folder in {self.work, self.durable}:
             attempt(_removal(folder), PROBE_SECONDS)
 
@@ -91,21 +104,15 @@ def prepare(name: str, wanted: tuple[Path, ...]) -> Staging:
     Raises:
         NotStored: neither the wanted places nor any fallback can be written to.
     """
-    places: list[Path] = []
+    asked_for = tuple(path.absolute() for path in wanted)
+    places = list(dict.fromkeys((*asked_for, *FALLBACKS)))
     notes: list[str] = []
-    for place in dict.fromkeys((*(path.absolute() for path in wanted), *FALLBACKS)):
-        trouble = _probe(place, name)
-        if not trouble:
-            places.append(place)
-            if place not in wanted and len(places) == 1:
-                notes.append(f"the bundle goes to {place}")
-        elif place in wanted or not places:
-            notes.append(f"{place}: {trouble}")
-        if places and place in wanted:
-            places += [path for path in FALLBACKS if path not in places]
-            break
+    while places and (trouble := _probe(places[0], name)):
+        notes.append(f"{places.pop(0)}: {trouble}")
     if not places:
         raise NotStored(str(wanted[0]), "; ".join(notes), remedy="give a directory that can be written to: --out DIR")
+    if places[0] not in asked_for:
+        notes.append(f"the bundle goes to {places[0]}")
     work = next((made for place in MEMORY if (made := _workplace(place, name))), None)
     if work is None:
         work = places[0] / f"{name}.partial"
