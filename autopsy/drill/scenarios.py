@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from autopsy.diagnose.diagnosis import Where
 from autopsy.drill import wedges
 from autopsy.drill.machine import Machine
 from autopsy.drill.site import Site, ended_in_order, site
@@ -17,14 +18,19 @@ DEFAULT = "throttle"
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`where` is the verdict's, from the closed vocabulary; `effect` is what stands beside it as secondary."""
+    """`where` is the verdict's, from the closed vocabulary; `effect` is what stands beside it as secondary.
+
+    One that `survives_kill` has a thread that only the storage can set free: SIGKILL is sent, and the process stays
+    until the scenario is taken down. On FUSE it is the flush of every close, which the kernel waits out.
+    """
 
     name: str
     description: str
-    where: str
+    where: Where
     set_up: Callable[[Site], Machine]
     needs: tuple[str, ...] = ()
-    effect: str = ""
+    effect: Where | None = None
+    survives_kill: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ SCENARIOS = (
         "peer",
         wedges.stuck_fuse_daemon,
         needs=("root", "qemu-storage-daemon", "/dev/fuse"),
+        survives_kill=True,
     ),
     Scenario(
         "frozen-fs",
@@ -79,6 +86,7 @@ SCENARIOS = (
         "host",
         wedges.frozen_file_system,
         needs=("root", "mkfs.ext4", "fsfreeze", "/dev/loop-control"),
+        survives_kill=True,
     ),
     Scenario(
         "frozen-fs-native",
@@ -86,6 +94,7 @@ SCENARIOS = (
         "host",
         wedges.frozen_file_system_native,
         needs=("root", "mkfs.ext4", "fsfreeze", "/dev/loop-control"),
+        survives_kill=True,
         effect="control",
     ),
     Scenario(

@@ -15,7 +15,7 @@ from autopsy.errors import AutopsyError
 WRITES = 8
 WRITE = "64k"
 ALREADY_STUCK_SECONDS = 0.5  # what a monitor gets whose main loop is about to go under
-MOVING_WRITES = 100
+MOVING_WRITES = 10
 
 
 def behind_a_throttle_timer(site: Site) -> Machine:
