@@ -6,6 +6,10 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,92 +18,131 @@ import autopsy
 from autopsy.bundle import names
 from autopsy.bundle.heap_loops import Context
 from autopsy.bundle.heap_records import Exposure, Heap
-from autopsy.bundle.records import FreezeRecord
+from autopsy.bundle.records import ThreadStack
 from autopsy.examine.files import Found
+from autopsy.examine.frozen import Frozen
 from autopsy.examine.polls import polled
+from autopsy.examine.symbols import Symbols
+from autopsy.examine.tasks import freeze_record, tasks
 from autopsy.examine.view import View
 
 MOST_SECONDS = 15.0
-MOST_ANSWER = 256 << 20
-ENDED_BY_US = "the heap walk was ended after {:.0f} s"
+MOST_WORDS = 300
+GOODBYE_SECONDS = 0.5
 
 
-def examine(view: View) -> None:
+@dataclass(frozen=True, slots=True)
+class Walking:
+    """A walk that may be under way. `found` are the symbols, `why` tells why there is no walk."""
+
+    frozen: Frozen
+    found: Found | None
+    why: str
+    child: subprocess.Popen[bytes] | None
+    answer: Path
+    errors: Path
+    ends_at: float
+
+
+def examine(view: View) -> Heap:
     """Write heap.json: the heap, or why it could not be walked."""
-    record = walk(view)
-    view.frozen.write(names.HEAP, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    return finish(start(view.frozen, view.symbols, view.left()), view.threads)
 
 
-def walk(view: View) -> Heap:
-    """Return the heap by DWARF, or a record that says what was missing."""
-    found = _debug_information(view)
+def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
+    """Begin a walk that ends by itself, or `seconds` from now: it runs beside whatever else is examined."""
+    found = _debug_information(symbols)
+    seconds = min(MOST_SECONDS, seconds)
+    answer, errors = frozen.scratch / "heap.json", frozen.scratch / "heap.log"
+    child = None
     if found is None:
-        return Heap(why="no debug information (DWARF) for the QEMU binary is at hand")
-    if importlib.util.find_spec("drgn") is None:
-        return Heap(symbols=found.source, why="drgn is not installed (pip install autopsy[heap])")
-    seconds = min(MOST_SECONDS, view.left())
-    request = {
-        "core": str(view.frozen.core),
-        "debug": str(found.path),
-        "frozen_at_ns": _frozen_at(view, names.FREEZE),
-        "seconds": seconds,
-        "second_core": str(view.frozen.second_core or ""),
-        "second_at_ns": _frozen_at(view, names.SECOND_EXPOSURE),
-        "polled": sorted(fds) if (fds := polled(view.frozen.read)) is not None else None,
-    }
-    heap, trouble = _ask(msgspec.json.encode(request), view.frozen.scratch / "heap.json", seconds)
-    if heap is None:
-        return Heap(symbols=found.source, why=trouble)
-    heap = msgspec.structs.replace(heap, symbols=found.source, first=_named(heap.first, view), why=trouble)
-    return msgspec.structs.replace(heap, second=_named(heap.second, view))
+        why = "no debug information (DWARF) for the QEMU binary is at hand"
+    elif importlib.util.find_spec("drgn") is None:
+        why = "drgn is not installed (pip install autopsy[heap])"
+    else:
+        try:
+            child, why = _spawn(_request(frozen, found, seconds), answer, errors), ""
+        except OSError as error:
+            why = f"the heap walk could not be started: {error.strerror}"
+    return Walking(frozen, found, why, child, answer, errors, time.monotonic() + seconds)
 
 
-def _debug_information(view: View) -> Found | None:
-    main = view.symbols.main
+def finish(walking: Walking, threads: Iterable[ThreadStack] = ()) -> Heap:
+    """Wait for the walk, write heap.json, and return what it says."""
+    heap = _collect(walking)
+    comms = {thread.tid: thread.comm for thread in threads}
+    comms |= {tid: task.comm for tid, task in tasks(walking.frozen.read).items()}
+    heap = msgspec.structs.replace(
+        heap,
+        symbols=walking.found.source if walking.found else "",
+        first=_named(heap.first, comms),
+        second=_named(heap.second, comms),
+    )
+    walking.frozen.write(names.HEAP, msgspec.json.format(msgspec.json.encode(heap), indent=1) + b"\n")
+    return heap
+
+
+def _request(frozen: Frozen, found: Found, seconds: float) -> bytes:
+    fds = polled(frozen.read)
+    return msgspec.json.encode(
+        {
+            "core": str(frozen.core),
+            "debug": str(found.path),
+            "frozen_at_ns": freeze_record(frozen.read).frozen_at_ns,
+            "seconds": seconds,
+            "second_core": str(frozen.second_core or ""),
+            "second_at_ns": freeze_record(frozen.read, names.SECOND_EXPOSURE).frozen_at_ns,
+            "polled": None if fds is None else sorted(fds),
+        }
+    )
+
+
+def _spawn(request: bytes, answer: Path, errors: Path) -> subprocess.Popen[bytes]:
+    """Start the walk with files for its ends, so that neither side ever waits for the other's pipe."""
+    with open(answer.with_suffix(".request"), "w+b") as asked, open(answer, "wb") as told, open(errors, "wb") as log:
+        asked.write(request)
+        asked.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "autopsy.examine.heap_walk"],
+            stdin=asked,
+            stdout=told,
+            stderr=log,
+            env=_environment(),
+            start_new_session=True,
+        )
+
+
+def _collect(walking: Walking) -> Heap:
+    """Return the walk's last whole line, which is the best it could do, and in `why` what ended it early."""
+    if walking.child is None:
+        return Heap(why=walking.why)
+    why = ""
+    try:
+        code = walking.child.wait(max(0.0, walking.ends_at - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        walking.child.kill()
+        with suppress(subprocess.TimeoutExpired):
+            walking.child.wait(GOODBYE_SECONDS)
+        why = "the heap walk was ended: it took longer than it may"
+    else:
+        if code:
+            words = walking.errors.read_bytes()[-MOST_WORDS:].decode("utf-8", "replace").strip().rpartition("\n")[2]
+            why = f"the heap walk ended with {code}: {words}"
+    lines = walking.answer.read_bytes().split(b"\n")
+    for line in reversed([each for each in lines if each]):
+        try:
+            return msgspec.structs.replace(msgspec.json.decode(line, type=Heap), why=why)
+        except msgspec.DecodeError:
+            continue
+    return Heap(why=why or "the heap walk gave no answer")
+
+
+def _debug_information(symbols: Symbols) -> Found | None:
+    main = symbols.main
     for found in (main.debug, main.file) if main else ():
         if found and found.elf.has_dwarf:
             return found
     return None
-
-
-def _frozen_at(view: View, step: str) -> int:
-    data = view.frozen.read(names.evidence(step, names.FREEZE_RECORD))
-    try:
-        return msgspec.json.decode(data, type=FreezeRecord).frozen_at_ns
-    except msgspec.DecodeError:
-        return 0
-
-
-def _ask(request: bytes, answer: Path, seconds: float) -> tuple[Heap | None, str]:
-    """Run the walk. Its last whole line is the best it could do; what ended it early is the second value."""
-    trouble = ""
-    with open(answer, "w+b") as output:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-P", "-m", "autopsy.examine.heap_walk"],
-                input=request,
-                stdout=output,
-                stderr=subprocess.PIPE,
-                timeout=seconds,
-                env=_environment(),
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            trouble = ENDED_BY_US.format(seconds)
-        except OSError as error:
-            return None, f"the heap walk could not be started: {error.strerror}"
-        else:
-            if done.returncode:
-                words = done.stderr.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
-                trouble = f"the heap walk ended with {done.returncode}: {words[:300]}"
-        output.seek(0)
-        lines = [line for line in output.read(MOST_ANSWER).split(b"\n") if line]
-    for line in reversed(lines):
-        try:
-            return msgspec.json.decode(line, type=Heap), trouble
-        except msgspec.DecodeError:
-            continue
-    return None, trouble or "the heap walk gave no answer"
 
 
 def _environment() -> dict[str, str]:
@@ -109,11 +152,10 @@ def _environment() -> dict[str, str]:
     return {**inherited, "PYTHONPATH": house, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _named(exposure: Exposure | None, view: View) -> Exposure | None:
+def _named(exposure: Exposure | None, comms: Mapping[int, str]) -> Exposure | None:
     """Name the contexts of QEMU's own iothreads, which no object names, by the threads that run them."""
     if exposure is None:
         return None
-    comms = {thread.tid: thread.comm for thread in view.threads}
 
     def named(context: Context) -> Context:
         if context.name or context.tid not in comms:

@@ -69,6 +69,7 @@ def _confine(seconds: float) -> None:
     """Give this process nothing but what it needs, and end it with its parent."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     logging.disable(logging.CRITICAL)  # drgn warns of every DWARF operation that it does not know
+    signal.alarm(int(seconds) + 2)
     cpu = int(seconds * (os.cpu_count() or 1)) + 1
     for limit, most in (
         (resource.RLIMIT_CORE, 0),

@@ -12,9 +12,10 @@ import msgspec
 from autopsy.bundle import names
 from autopsy.bundle.records import Coroutine, Module, ThreadStack
 from autopsy.errors import ExaminationFailed
-from autopsy.examine import coroutines, exposures, heap, listing, locks, mainloop, rings, unwind
+from autopsy.examine import coroutines, exposures, heap, listing, locks, mainloop, rings, unwind, workers
 from autopsy.examine.core import Core, CoreError
 from autopsy.examine.frozen import Frozen
+from autopsy.examine.heap import Walking
 from autopsy.examine.symbols import Symbols
 from autopsy.examine.tasks import tasks
 from autopsy.examine.unwind import Parked, Unwound
@@ -29,7 +30,7 @@ PARTS: tuple[tuple[str, Callable[[View], object]], ...] = (
     ("locks", locks.examine),
     ("main loop", mainloop.examine),
     ("rings", rings.examine),
-    ("heap", heap.examine),
+    ("workers", workers.examine),
 )
 
 
@@ -62,6 +63,7 @@ class Opened:
     parked: list[Parked] = field(default_factory=list)
     threads: tuple[ThreadStack, ...] = ()
     coroutines: tuple[Coroutine, ...] = ()
+    walking: Walking | None = None
 
     def store(self, file: str, records: object) -> None:
         """Write records as indented JSON, for eyes as much as for the analyzer."""
@@ -93,6 +95,15 @@ class Opened:
         text, self.coroutines = listing.render(found)
         self.store(names.COROUTINES, self.coroutines)
         self.frozen.write(names.COROUTINES_TEXT, text.encode("utf-8", "backslashreplace"))
+
+    def start_heap(self, seconds: float) -> None:
+        """Begin to walk the heap, in a process of its own beside gdb."""
+        self.walking = heap.start(self.frozen, self.symbols, seconds)
+
+    def finish_heap(self) -> None:
+        """Wait for the heap."""
+        if self.walking is not None:
+            heap.finish(self.walking, self.threads)
 
     def unwind(self) -> Unwound:
         """Unwind threads and coroutines with gdb."""
@@ -130,6 +141,7 @@ def examine(frozen: Frozen) -> str:
     opened.store(names.MODULES, modules)
     progress.attempt("second core", opened.look_again)
     progress.attempt("threads", opened.stand)
+    progress.attempt("heap", lambda: opened.start_heap(ends_at - time.monotonic()))
     progress.attempt("coroutines", opened.find_coroutines)
 
     def by_gdb() -> None:
@@ -148,6 +160,7 @@ def examine(frozen: Frozen) -> str:
     )
     for name, part in PARTS:
         progress.attempt(name, lambda part=part: part(view))  # type: ignore[misc]  # mypy cannot infer a lambda's default
+    progress.attempt("heap", opened.finish_heap)
     for failure in progress.fatal:
         raise failure
     return "; ".join([_summary(opened, modules), *progress.notes])
