@@ -1,0 +1,92 @@
+"""The rules of the house that no linter holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).resolve().parent.parent
+MOST_LINES = 400
+VAGUE = re.compile(r"\w(Manager|Helper|Util|Utils|Handler)$")
+UNREASONED = re.compile(r"#\s*(noqa(?!: [A-Z]+\d+(, ?[A-Z]+\d+)* - \S)|type: ignore(?!\[[a-z-]+\] {2}# \S))")
+# Places that exist on somebody's machine only, and hosts that packages come from.
+FOREIGN = re.compile(
+    r"(?<![\w.])/(work|opt/lab|root|home)/|\b(pypi\.org|pythonhosted\.org|deb\.debian\.org|snapshot\.debian\.org)\b"
+)
+
+
+def tracked() -> list[Path]:
+    """Return every file that is or will be committed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=HOUSE,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.decode().split("\0") if name and (path := HOUSE / name).is_file()]
+
+
+def sources() -> list[Path]:
+    return [path for path in tracked() if path.suffix == ".py"]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(HOUSE))
+
+
+def test_every_file_is_under_400_lines() -> None:
+    long = {name(path): count for path in sources() if (count := len(path.read_text().splitlines())) >= MOST_LINES}
+    assert long == {}
+
+
+def test_every_file_of_the_package_says_its_job_in_its_first_line() -> None:
+    silent = [
+        name(path)
+        for path in sources()
+        if path.is_relative_to(HOUSE / "autopsy") and not re.match(r'"""[^"\n]+\."""\n', path.read_text())
+    ]
+    assert silent == []
+
+
+def test_no_class_has_a_name_that_says_nothing() -> None:
+    vague = [
+        f"{name(path)}: {node.name}"
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and VAGUE.search(node.name)
+    ]
+    assert vague == []
+
+
+def test_every_exception_to_the_linters_has_its_reason() -> None:
+    bare = [
+        f"{name(path)}:{number}: {line.strip()}"
+        for path in sources()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if path.name != Path(__file__).name and UNREASONED.search(line)
+    ]
+    assert bare == []
+
+
+def test_nothing_of_one_machine_is_committed() -> None:
+    found = []
+    for path in tracked():
+        if path.name == Path(__file__).name or "fixtures" in path.relative_to(HOUSE).parts:
+            continue
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        found += [f"{name(path)}: {match.group()}" for match in FOREIGN.finditer(text)]
+    assert found == []
+
+
+def test_nothing_big_is_committed() -> None:
+    big = {name(path): path.stat().st_size for path in tracked() if path.stat().st_size > 5_000_000}
+    assert big == {}
