@@ -31,7 +31,7 @@ lint: $(VENV)/installed-for-tests
 	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/installed-for-tests packages-for-tests lab
-	$(BIN)/python -m tests.bench
+	$(BIN)/python tests/bench.py
 
 lab: packages-for-tests
 	.ci/lab
