@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 from autopsy.capture.mounts import Mount, mounts_of
@@ -57,27 +57,29 @@ MOST_LEVELS = 16
 MOST_GROUPS = 64
 
 
-def reads(process: Process, mountinfo: bytes) -> Iterator[Read]:
-    """Yield the files of every group of the process and of its threads; a file that a kernel lacks gives ENOENT.
+def membership_reads(process: Process) -> list[Read]:
+    """Return reads of /proc/PID/cgroup and of each thread's: libvirt gives vCPUs and iothreads groups of their own.
+
+    They take cgroup_mutex, which a stuck cgroup holds.
+    """
+    files = ["cgroup", *(f"task/{tid}/cgroup" for tid in process.numbers("task"))]
+    return [Read(f"/proc/{process.pid}/{file}", partial(process.read, file), "cgroup_mutex") for file in files]
+
+
+def reads(memberships: Iterable[bytes], mountinfo: bytes) -> Iterator[Read]:
+    """Yield the files of every such group; a file that a kernel lacks gives ENOENT.
 
     `mountinfo` is our own, because it is our own view of the hierarchies that we read.
     """
     mounts = [mount for mount in mounts_of(mountinfo).values() if mount.kind in {"cgroup", "cgroup2"}]
     seen: set[str] = set()
-    for membership in _memberships(process):
-        for line in membership.splitlines():
-            _, controllers, path = line.split(":", 2)
-            for mount in mounts:
-                for folder, files in _levels(mount, controllers.split(","), path):
-                    if folder not in seen and len(seen) < MOST_GROUPS:
-                        seen.add(folder)
-                        yield from (Read(f"{folder}/{file}", partial(read_file, f"{folder}/{file}")) for file in files)
-
-
-def _memberships(process: Process) -> Iterator[str]:
-    """Yield each different /proc/TID/cgroup: libvirt gives emulator, vCPUs and iothreads groups of their own."""
-    texts = [process.small("cgroup"), *(process.small(f"task/{tid}/cgroup") for tid in process.numbers("task"))]
-    yield from dict.fromkeys(text.decode("utf-8", "surrogateescape") for text in texts if text)
+    for line in dict.fromkeys(line for text in memberships for line in text.decode("utf-8", "replace").splitlines()):
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        for mount in mounts:
+            for folder, files in _levels(mount, controllers.split(","), path):
+                if folder not in seen and len(seen) < MOST_GROUPS:
+                    seen.add(folder)
+                    yield from (Read(f"{folder}/{file}", partial(read_file, f"{folder}/{file}")) for file in files)
 
 
 def _levels(mount: Mount, controllers: list[str], path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -95,7 +97,7 @@ def _levels(mount: Mount, controllers: list[str], path: str) -> Iterator[tuple[s
         yield "/".join((mount.point.rstrip("/"), *parts[:depth])), files
 
 
-def scopes(membership: bytes) -> tuple[str, ...]:
-    """Return the systemd units that a /proc/PID/cgroup names, such as `102.scope` of Proxmox."""
-    parts = {part for line in membership.decode("utf-8", "replace").splitlines() for part in line.split("/")}
+def scopes(memberships: Iterable[bytes]) -> tuple[str, ...]:
+    """Return the systemd units that /proc/PID/cgroup files name, such as `102.scope` of Proxmox."""
+    parts = {part for text in memberships for part in text.decode("utf-8", "replace").replace("\n", "/").split("/")}
     return tuple(sorted(part for part in parts if part.endswith((".scope", ".service"))))

@@ -23,7 +23,8 @@ from autopsy.capture.step import Scene
 BLOCK = "/sys/class/block"
 DEBUG = "/sys/kernel/debug/block"
 MOST_DEVICES = 64
-MOST_QUEUES = 16
+BUSY = ("state", "requeue_list", "hctx*/busy")
+MOST_BUSY_FILES = 32
 MOST_BUSY = 64 << 10
 FIND_SECONDS = 2.0
 PROGRAM_SECONDS = 2.0
@@ -61,11 +62,15 @@ DMSETUP = (("dmsetup", "info", "-c"), ("dmsetup", "table"), ("dmsetup", "status"
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """One block device, and what lies on it: descriptors of the target (`fd 12`), or another device."""
+    """One block device, and what lies on it: descriptors of the target (`fd 12`), or another device.
+
+    `debug` are files of debugfs where blk-mq tells of the requests themselves.
+    """
 
     name: str
     number: str
-    holds: str
+    holds: tuple[str, ...]
+    debug: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +80,9 @@ class Found:
     devices: tuple[Device, ...]
 
     def listing(self) -> bytes:
-        """Return a line for each: its name, MAJ:MIN, what lies on it."""
-        return "".join(f"{each.name} {each.number} below {each.holds}\n" for each in self.devices).encode()
+        """Return a line for each thing that lies on each of them: name, MAJ:MIN, what."""
+        lines = (f"{each.name} {each.number} below {holds}\n" for each in self.devices for holds in each.holds)
+        return "".join(lines).encode("utf-8", "surrogateescape")
 
 
 def collect(
@@ -125,11 +131,8 @@ def _reads(found: Found, files: tuple[str, ...]) -> Iterator[Read]:
 
 
 def _debug(found: Found) -> Iterator[Read]:
-    """Yield what blk-mq tells of the requests themselves, where debugfs is mounted."""
     for device in found.devices:
-        folder = f"{DEBUG}/{device.name}"
-        queues = sorted(glob.glob(f"{glob.escape(folder)}/hctx*"))[:MOST_QUEUES]
-        for path in (f"{folder}/state", f"{folder}/requeue_list", *(f"{queue}/busy" for queue in queues)):
+        for path in device.debug:
             yield Read(path, partial(read_file, path, MOST_BUSY), fate=device.name)
 
 
@@ -142,8 +145,11 @@ def _walk(process: Process, descriptors: Mapping[str, Section]) -> bytes:
         with contextlib.suppress(OSError):
             folder = os.path.realpath(f"/sys/dev/block/{number}", strict=True)
             name = os.path.basename(folder)
-            if name not in found:
-                found[name] = Device(name=name, number=number, holds=holds)
+            if name in found:
+                found[name] = msgspec.structs.replace(found[name], holds=(*found[name].holds, holds))
+            else:
+                debug = sorted(path for pattern in BUSY for path in glob.glob(f"{DEBUG}/{glob.escape(name)}/{pattern}"))
+                found[name] = Device(name=name, number=number, holds=(holds,), debug=tuple(debug[:MOST_BUSY_FILES]))
                 left += [(below, name) for below in _below(folder)]
     return msgspec.json.encode(tuple(found.values()))
 

@@ -42,7 +42,6 @@ FILES = (
     "/sys/kernel/mm/transparent_hugepage/enabled",
 )
 SETTINGS = ("/proc/sys/kernel/hung_task*", "/proc/sys/vm/dirty_*")
-OF_THE_PROCESS = ("cgroup", "mountinfo")
 OWN_MOUNTS = "/proc/self/mountinfo"
 MOST_FILE = 4 << 20
 
@@ -55,12 +54,11 @@ def look(scene: Scene) -> Outcome:
             table = _descriptors(scene)
             with SectionFile(scene, names.HOST_FILES) as stored:
                 mountinfo = _files(scene, process, stored, trouble)
-                for batch in sections(cgroups.reads(process, mountinfo), scene.deadline, trouble):
-                    stored.append(section for section in batch if section.error != "ENOENT")
+                groups = _groups(scene, process, mountinfo, stored, trouble)
                 devices.collect(scene, process, table, stored, trouble)
                 for batch in sections(_room(process, table), scene.deadline, trouble):
                     stored.append(batch)
-            _logs(scene, process, trouble)
+            _logs(scene, process, cgroups.scopes(groups), trouble)
     except Gone as error:
         return Failed(str(error))
     return trouble.outcome()
@@ -76,12 +74,26 @@ def _files(scene: Scene, process: Process, stored: SectionFile, trouble: Trouble
     """Store the fixed files, and return our own mountinfo."""
     mountinfo = b""
     reads = [Read(path, partial(read_file, path)) for path in (*FILES, *_settings())]
-    reads += [Read(f"/proc/{process.pid}/{file}", partial(process.read, file, MOST_FILE)) for file in OF_THE_PROCESS]
+    reads.append(Read(f"/proc/{process.pid}/mountinfo", partial(process.read, "mountinfo", MOST_FILE)))
     reads.append(Read(OWN_MOUNTS, partial(read_file, OWN_MOUNTS, MOST_FILE)))
     for batch in sections(reads, scene.deadline, trouble):
         stored.append(batch)
         mountinfo += b"".join(section.data for section in batch if section.name == OWN_MOUNTS)
     return mountinfo
+
+
+def _groups(
+    scene: Scene, process: Process, mountinfo: bytes, stored: SectionFile, trouble: Trouble
+) -> tuple[bytes, ...]:
+    """Store the control groups of the process and its threads, and return what their `cgroup` files say."""
+    told = take(cgroups.membership_reads(process), scene.deadline, trouble)
+    # Hundreds of threads are in the same group: their files are stored only where they tell something else.
+    different = {section.data or section.error.encode(): section for section in reversed(told.values())}
+    stored.append(section for section in told.values() if different[section.data or section.error.encode()] is section)
+    memberships = tuple(section.data for section in different.values())
+    for batch in sections(cgroups.reads(memberships, mountinfo), scene.deadline, trouble):
+        stored.append(section for section in batch if section.error != "ENOENT")
+    return memberships
 
 
 def _settings() -> list[str]:
@@ -103,7 +115,7 @@ def _statvfs(path: str) -> bytes:
     return "".join(f"{field} {getattr(told, field)}\n" for field in fields).encode()
 
 
-def _logs(scene: Scene, process: Process, trouble: Trouble) -> None:
+def _logs(scene: Scene, process: Process, units: tuple[str, ...], trouble: Trouble) -> None:
     """Store dmesg.txt, vm-config.txt, vm.log and journal.txt; each is left out where there is nothing of it."""
     record = scene.target.record
     cmdline = scene.earlier(names.WITNESS, names.CMDLINE)
@@ -111,14 +123,18 @@ def _logs(scene: Scene, process: Process, trouble: Trouble) -> None:
     if configuration := vmfiles.configuration(cmdline, record.name, record.manager):
         store(scene, names.VM_CONFIG, configuration, trouble)
     _plainly(scene, names.VM_LOG, vmfiles.log(process, record.name, record.manager), trouble)
-    store(scene, names.JOURNAL, logs.journal(cgroups.scopes(process.small("cgroup"))), trouble)
+    store(scene, names.JOURNAL, logs.journal(units), trouble)
 
 
 def _plainly(scene: Scene, file: str, reads: list[Read], trouble: Trouble) -> None:
-    """Store the first of the reads that gives anything, as a file without headers."""
-    for name, section in take(reads, scene.deadline, trouble).items():
-        if section.data:
-            scene.write(file, section.data)
-            return
-        if section.error not in {"", "ENOENT"}:
-            trouble.notes.append(f"{name}: {section.error}")
+    """Store the first of the reads that gives anything, as a file without headers; an empty one if all are empty."""
+    told = take(reads, scene.deadline, trouble).values()
+    hung = {hang.name for hang in trouble.hangs}
+    trouble.notes += [
+        f"{section.name}: {section.error}"
+        for section in told
+        if section.error not in {"", "ENOENT"} and section.name not in hung
+    ]
+    read = [section.data for section in told if not section.error]
+    if read:
+        scene.write(file, next((data for data in read if data), b""))
