@@ -1,0 +1,89 @@
+"""Who waits for whom, drawn from the locks, the main loop and the parked requests."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from autopsy.diagnose import kernel_stacks
+from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
+from autopsy.diagnose.seen import count, disk_names, looks, named, threads
+from autopsy.diagnose.signatures.storage import sleepers
+from autopsy.facts.cite import Known
+from autopsy.facts.coroutines import DISK_PARKS
+from autopsy.facts.model import CoroutineFact, Facts, Park
+
+MOST = 60
+
+
+def draw(facts: Facts) -> WaitGraph:
+    """Return the graph without the idle: identical parked requests are one node with their count."""
+    nodes: dict[str, WaitNode] = {}
+    edges: list[WaitEdge] = []
+    _locks(facts, nodes, edges)
+    _kernel(facts, nodes, edges)
+    _requests(facts, nodes, edges)
+    return WaitGraph(nodes=tuple(nodes.values())[:MOST], edges=tuple(edges)[: 2 * MOST])
+
+
+def _thread(facts: Facts, tid: int, nodes: dict[str, WaitNode]) -> str:
+    identity = f"thread {tid}"
+    if identity not in nodes:
+        found = next((each for each in threads(facts) if each.tid == tid), None)
+        cites = tuple(look.cite for look in looks(found)[:1]) if found else ()
+        nodes[identity] = WaitNode(id=identity, kind="thread", label=named(found) if found else identity, cites=cites)
+    return identity
+
+
+def _locks(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) -> None:
+    if not isinstance(facts.locks, Known):
+        return
+    rings = [set(ring) for ring in facts.locks.value.cycles]
+    for mutex in facts.locks.value.mutexes:
+        lock = f"mutex {mutex.address:#x}"
+        label = mutex.in_object or mutex.name or "a mutex"
+        nodes[lock] = WaitNode(id=lock, kind="lock", label=label, detail=f"{mutex.address:#x}", cites=(mutex.cite,))
+        for tid in mutex.waiters:
+            circular = any({tid, mutex.owner} <= ring for ring in rings)
+            edges.append(WaitEdge(waiter=_thread(facts, tid, nodes), holder=lock, label="waits for", in_cycle=circular))
+        if mutex.owner:
+            circular = any(mutex.owner in ring and ring & set(mutex.waiters) for ring in rings)
+            edges.append(
+                WaitEdge(waiter=lock, holder=_thread(facts, mutex.owner, nodes), label="held by", in_cycle=circular)
+            )
+
+
+def _kernel(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) -> None:
+    for each in sleepers(facts):
+        resource = f"kernel {each.family.id}"
+        place = kernel_stacks.deepest(each.look, each.family)
+        nodes.setdefault(
+            resource,
+            WaitNode(
+                id=resource, kind="resource", label=each.family.words, detail=place, cites=(each.look.stack_cite,)
+            ),
+        )
+        edges.append(WaitEdge(waiter=_thread(facts, each.thread.tid, nodes), holder=resource, label="sleeps in"))
+
+
+def _requests(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) -> None:
+    if not isinstance(facts.coroutines, Known):
+        return
+    waiting: list[CoroutineFact] = [each for each in facts.coroutines.value if each.park in DISK_PARKS]
+    for park, number in Counter(each.park for each in waiting).items():
+        mine = [each for each in waiting if each.park is park]
+        identity, resource = f"requests {park.name}", f"place {park.name}"
+        disks = ", ".join(disk_names(facts, mine)[:3])
+        nodes[identity] = WaitNode(
+            id=identity,
+            kind="coroutine",
+            label=count(number, "request"),
+            detail=f"of {disks}" if disks else "",
+            cites=tuple(each.cite for each in mine[:3]),
+        )
+        kind = "peer" if park.name.startswith(("NBD", "RBD", "ISCSI", "NFS", "CURL", "SSH", "GLUSTER")) else "resource"
+        nodes[resource] = WaitNode(id=resource, kind=kind, label=_what(park))  # type: ignore[arg-type]  # one of two words
+        edges.append(WaitEdge(waiter=identity, holder=resource, label="parked"))
+
+
+def _what(park: Park) -> str:
+    return park.value.removeprefix("waits for ").removeprefix("waits in ")

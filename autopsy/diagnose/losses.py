@@ -1,0 +1,89 @@
+"""What a kill makes unknowable, what our own capture did to the VM, and what came back while it was looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autopsy.bundle import names
+from autopsy.diagnose.diagnosis import CannotTell, Claim
+from autopsy.diagnose.judgement import claim
+from autopsy.diagnose.seen import count, looks, threads
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model import Facts, MonitorFact
+
+# What is in the frozen core can be asked of it later, with better symbols; the rest dies with the process.
+IN_THE_CORE = (names.HEAP, names.COROUTINES, names.LOCKS, names.MAIN_LOOP, names.THREADS)
+
+
+def lost_by_kill(facts: Facts, undecided: Iterable[CannotTell]) -> tuple[str, ...]:
+    """Return the questions that nobody can answer any more once the process is gone."""
+    lost = []
+    for each in undecided:
+        later = any(file in each.missing for file in IN_THE_CORE) and "freeze" not in each.missing
+        if not later:
+            lost.append(f"Whether {each.text}: {each.missing}")
+    skipped = [each for each in facts.monitor.asked if each.exchange.outcome == "skipped"]
+    if skipped:
+        questions = ", ".join(dict.fromkeys(each.exchange.question for each in skipped))
+        lost.append(f"What QEMU itself would have answered to {questions}")
+    return tuple(dict.fromkeys(lost))[:12]
+
+
+def footprint(facts: Facts) -> tuple[str, ...]:
+    """Return what this capture did to the VM, in sentences."""
+    told = []
+    if facts.times.stopped_ns:
+        told.append(f"The VM stood still for {facts.times.stopped_ns / 1e6:.2f} ms in all while it was frozen.")
+    asked = [each for each in facts.monitor.asked if each.exchange.outcome in {"answered", "error", "no answer"}]
+    if asked:
+        told.append(f"{count(len(asked), 'question')} were put to its monitor.")
+    if isinstance(facts.monitor.died_at, Known):
+        question = facts.monitor.died_at.value.exchange.question
+        told.append(
+            f"Our question {question} was never answered: it may still wait inside QEMU, and what the main thread does "
+            "after it was asked is our own footprint."
+        )
+    return tuple(told)
+
+
+def side_effects(facts: Facts) -> tuple[Claim, ...]:
+    """Tell of a VM that came back while it was looked at, and of what else our look changed."""
+    claims = []
+    monitor = facts.monitor
+    if _came_back(monitor) and isinstance(monitor.alive, Known) and isinstance(monitor.alive_again, Known):
+        claims.append(
+            claim(
+                "QEMU's monitor did not answer at first, and answered at the second exposure: something set it free in "
+                "between. A stop's EINTR or a question can kick a lost wake-up, so this is evidence for one.",
+                monitor.alive.cite,
+                monitor.alive_again.cite,
+            )
+        )
+    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        stats, later = disk.stats, disk.stats_again
+        if isinstance(stats, Unknown) or isinstance(later, Unknown) or stats.value.idle_ns is None:
+            continue
+        if stats.value.idle_ns > 10_000_000_000 and later.value.completed > stats.value.completed:
+            claims.append(
+                claim(
+                    f"Disk {disk.name} had completed nothing for {stats.value.idle_ns / 1e9:.0f} s, and then "
+                    f"{later.value.completed - stats.value.completed} requests during the capture.",
+                    stats.cite,
+                    later.cite,
+                )
+            )
+    stopping = [look for thread in threads(facts) for look in looks(thread)[:1] if look.stop_pending]
+    if stopping:
+        claims.append(
+            claim(
+                "A SIGSTOP was already pending when this capture began: another tool left it, and the VM will stop when "
+                "its storage answers. `kill -CONT` while it is pending clears it.",
+                *(look.cite for look in stopping[:3]),
+            )
+        )
+    return tuple(claims)
+
+
+def _came_back(monitor: MonitorFact) -> bool:
+    first, again = monitor.alive, monitor.alive_again
+    return isinstance(first, Known) and isinstance(again, Known) and not first.value and again.value

@@ -1,0 +1,15 @@
+"""Every signature there is, in the order in which they are judged and shown."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.judgement import Signature
+from autopsy.diagnose.signatures import healthy, peers, process, run_state, storage, throttle
+
+SIGNATURES: tuple[Signature, ...] = (
+    *process.SIGNATURES,
+    *run_state.SIGNATURES,
+    *throttle.SIGNATURES,
+    *storage.SIGNATURES,
+    *peers.SIGNATURES,
+    *healthy.SIGNATURES,
+)

@@ -1,0 +1,87 @@
+"""Nothing is wrong: QEMU answers, and no request or thread stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.judgement import CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.seen import Standing, by_role, count, missing, same_sleep, standing, threads
+from autopsy.diagnose.signatures.storage import sleepers
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.coroutines import DISK_PARKS
+from autopsy.facts.model import Facts, Role
+
+
+def _healthy(facts: Facts) -> Judgement:
+    """Healthy needs proof too: threads, coroutines and an answer from QMP, and nothing among them that stands still."""
+    for needed in (facts.threads, facts.coroutines, facts.monitor.alive):
+        if isinstance(needed, Unknown):
+            return CannotTell(missing(needed))
+    return next(_against(facts), None) or Match(
+        headline=_headline(facts),
+        objects=(),
+        confidence="proven" if _both(facts) else "likely",
+        claims=tuple(_claims(facts)),
+    )
+
+
+def _against(facts: Facts) -> Iterator[RuledOut]:
+    """Yield whatever speaks against a healthy VM."""
+    stuck = standing(facts, DISK_PARKS)
+    if isinstance(stuck, Standing) and stuck.requests:
+        yield RuledOut(f"{count(len(stuck.requests), 'request')} stand still", stuck.cites)
+    for alive, when in ((facts.monitor.alive, ""), (facts.monitor.alive_again, " at the second exposure")):
+        if isinstance(alive, Known) and not alive.value:
+            yield RuledOut(f"QEMU's monitor did not answer{when}", (alive.cite,))
+    if isinstance(facts.run_state, Known) and not facts.run_state.value.running:
+        yield RuledOut(f"the run state is {facts.run_state.value.status}", (facts.run_state.cite,))
+    if found := sleepers(facts):
+        yield RuledOut(f"{count(len(found), 'thread')} wait in the kernel", tuple(each.look.cite for each in found[:4]))
+
+
+def _both(facts: Facts) -> bool:
+    """Tell whether both exposures were there to compare."""
+    return any(isinstance(same_sleep(thread), Known) for thread in threads(facts)) and isinstance(
+        facts.monitor.alive_again, Known
+    )
+
+
+def _headline(facts: Facts) -> str:
+    disks = facts.disks.value if isinstance(facts.disks, Known) else ()
+    done = sum(disk.completed.value for disk in disks if isinstance(disk.completed, Known))
+    if done:
+        seconds = f" in {facts.times.gap_seconds:.1f} s" if facts.times.gap_seconds else ""
+        return f"Nothing is stuck: QEMU answers, and its disks completed {count(done, 'request')}{seconds}"
+    return "Nothing is stuck: QEMU answers, no request is in flight, no thread waits in the kernel"
+
+
+def _claims(facts: Facts) -> list[Claim]:
+    claims = []
+    alive = facts.monitor.alive
+    if isinstance(alive, Known):
+        claims.append(claim("QEMU's main loop answered its monitor.", alive.cite))
+    if isinstance(facts.coroutines, Known):
+        total = len([each for each in facts.coroutines.value if each.park in DISK_PARKS])
+        words = f"{count(total, 'request')} were in flight, and all moved on" if total else "No request was in flight"
+        claims.append(claim(f"{words}.", facts.coroutines.cite, *(c.cite for c in facts.coroutines.value[:2])))
+    if isinstance(facts.threads, Known):
+        claims.append(
+            claim(
+                f"None of {count(len(threads(facts)), 'thread')} waits in the kernel for storage.", facts.threads.cite
+            )
+        )
+    claims += [
+        claim(f"Disk {disk.name} completed {disk.completed.value} requests.", disk.completed.cite)
+        for disk in (facts.disks.value if isinstance(facts.disks, Known) else ())
+        if isinstance(disk.completed, Known) and disk.completed.value > 0
+    ]
+    for thread in by_role(facts, Role.VCPU):
+        if isinstance(thread.movement, Known) and thread.movement.value.seconds > 0:
+            share = thread.movement.value.cpu_ns / 1e9 / thread.movement.value.seconds
+            if share > 0.5:
+                claims.append(claim(f"{thread.comm} used {share:.0%} of a CPU meanwhile.", thread.movement.cite))
+    return claims[:12]
+
+
+SIGNATURES = (Signature("healthy", "none", "nothing is wrong", _healthy),)

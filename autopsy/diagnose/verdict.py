@@ -1,0 +1,164 @@
+"""Judges the facts by every signature and says which one is the cause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.diagnose import advice, graph, known_bugs, losses, paths
+from autopsy.diagnose.diagnosis import CannotTell, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
+from autopsy.diagnose.judgement import CannotTell as Undecided
+from autopsy.diagnose.judgement import Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.signatures.catalogue import SIGNATURES
+from autopsy.diagnose.waits import Order, Seen, order
+from autopsy.facts.cite import Cite, Known
+from autopsy.facts.model import Facts
+
+MOST_CITES = 24
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A signature with its answer."""
+
+    signature: Signature
+    answer: Judgement
+
+
+def diagnose(facts: Facts) -> Diagnosis:
+    """Return where the I/O is stuck and why, with everything that speaks for it, against it, and that is missing."""
+    judged = tuple(Judged(signature, _judge(signature, facts)) for signature in SIGNATURES)
+    seen = [
+        Seen(each.signature, each.answer, place) for place, each in enumerate(judged) if isinstance(each.answer, Match)
+    ]
+    found = order(seen)
+    primary = found.primary
+    if primary is None:
+        return _unknown(facts, judged, found)
+    match = primary.match
+    return _diagnosis(
+        facts,
+        judged,
+        found,
+        where=primary.where,
+        signature=primary.signature.id,
+        confidence=match.confidence,
+        headline=match.headline,
+        objects=match.objects,
+        chain=match.claims + _standstill(facts, primary.where, match.objects),
+    )
+
+
+def _judge(signature: Signature, facts: Facts) -> Judgement:
+    try:
+        return signature.judge(facts)
+    except Exception as error:  # noqa: BLE001 - a bug in one signature must not cost the other sixty their say
+        return Undecided(f"nothing: this signature failed on the evidence ({type(error).__name__}: {error})")
+
+
+def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order) -> Diagnosis:
+    """Say what is known when no cause is: the effects that were seen, and what would tell their cause."""
+    effects = [each for each, _ in found.others]
+    headline = "The evidence is not enough to tell"
+    if effects:
+        headline = f"{effects[0].match.headline}; what holds it up cannot be told from this evidence"
+    return _diagnosis(
+        facts,
+        judged,
+        found,
+        where="unknown",
+        signature=UNKNOWN,
+        confidence="possible",
+        headline=headline,
+        objects=effects[0].match.objects if effects else (),
+        chain=tuple(each for effect in effects for each in effect.match.claims),
+    )
+
+
+def _diagnosis(
+    facts: Facts,
+    judged: tuple[Judged, ...],
+    found: Order,
+    *,
+    where: Where,
+    signature: str,
+    confidence: Confidence,
+    headline: str,
+    objects: tuple[str, ...],
+    chain: tuple[Claim, ...],
+) -> Diagnosis:
+    steps = advice.ADVICE.get(signature, advice.UNKNOWN)
+    words = {"pid": str(facts.vm.pid), "name": facts.vm.name}
+    undecided = tuple(
+        CannotTell(signature=each.signature.id, text=each.signature.title, missing=each.answer.missing)
+        for each in judged
+        if isinstance(each.answer, Undecided)
+    )
+    return Diagnosis(
+        where=where,
+        signature=signature,
+        confidence=confidence,
+        headline=headline,
+        objects=tuple(dict.fromkeys(objects)),
+        secondary=tuple(
+            Secondary(
+                where=each.where,
+                signature=each.signature.id,
+                headline=each.match.headline,
+                because_of=holder.signature.id if holder else "",
+                cites=_cites(each.match.claims)[:6],
+            )
+            for each, holder in found.others
+        ),
+        cites=_cites(chain)[:MOST_CITES],
+        ruled_out=tuple(
+            RuledOutBy(
+                signature=each.signature.id,
+                text=each.signature.title,
+                why=each.answer.why,
+                cites=each.answer.cites,
+            )
+            for each in judged
+            if isinstance(each.answer, RuledOut)
+        ),
+        cannot_tell=undecided,
+        chain=chain,
+        next_steps=tuple(_filled(step, words) for step in steps.steps),
+        lost_by_kill=(*(_filled(each, words) for each in steps.lost), *losses.lost_by_kill(facts, undecided)),
+        footprint=losses.footprint(facts),
+        side_effects=losses.side_effects(facts),
+        known_bugs=known_bugs.about(signature, facts),
+        runbook=f"runbooks/{signature}.md",
+        paths=paths.paths(facts, where, objects),
+        waits=graph.draw(facts),
+    )
+
+
+def _filled(text: str, words: dict[str, str]) -> str:
+    """Fill in the VM's names, which are hostile: no format string, only the two words that advice knows."""
+    return text.replace("{pid}", words["pid"]).replace("{name}", words["name"])
+
+
+def _cites(claims: tuple[Claim, ...]) -> tuple[Cite, ...]:
+    return tuple(dict.fromkeys(cite for each in claims for cite in each.cites))
+
+
+def _standstill(facts: Facts, where: Where, objects: tuple[str, ...]) -> tuple[Claim, ...]:
+    """Say of each disk that the diagnosis names how its counters stood between the two exposures."""
+    if where == "none" or not isinstance(facts.disks, Known):
+        return ()
+    named = " ".join(objects)
+    claims = []
+    for disk in facts.disks.value:
+        if disk.name not in named or not isinstance(disk.completed, Known) or not isinstance(disk.stats, Known):
+            continue
+        done = disk.completed.value
+        words = (
+            f"completed {done} requests"
+            if done
+            else f"completed none (its count stood at {disk.stats.value.completed})"
+        )
+        claims.append(
+            claim(f"Between the two exposures disk {disk.name} {words}.", disk.stats.cite, disk.completed.cite)
+        )
+    return tuple(claims[:8])
