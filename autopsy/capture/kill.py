@@ -27,7 +27,7 @@ from autopsy.errors import NoSuchVm, NotPermitted, StillThere
 
 DEATH_SECONDS = 10.0
 ALONE_SECONDS = 2.0  # for `virsh destroy` by itself: it sends SIGTERM, and SIGKILL only 10 s later
-BOOKS_SECONDS = 5.0  # for libvirt to finish its books once the process is gone
+BOOKS_SECONDS = 3.0  # for libvirt to finish its books once the process is gone
 LOOK_SECONDS = 0.05
 BINARY_SECONDS = 2.0
 

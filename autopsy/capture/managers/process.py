@@ -25,12 +25,22 @@ def suspects() -> tuple[int, ...]:
 
 
 def _looks_like(pid: int) -> bool:
+    """Return whether the binary or the process has such a name: an upgrade may rename the one, `-name` the other."""
     try:
-        return named_like_qemu(identity.exe_link(pid))
+        if named_like_qemu(identity.exe_link(pid)):
+            return True
     except PermissionError:
-        return _comm_like_qemu(pid)
+        pass  # not ours to see; its name is
     except OSError:
-        return _is_dead(pid) and _comm_like_qemu(pid)  # or a kernel thread, or gone
+        if not _is_dead(pid):
+            return False  # a kernel thread, or gone
+    return _comm_like_qemu(pid)
+
+
+def named_like_qemu(exe: str) -> bool:
+    """Return whether a binary's path is named as distributions name QEMU: qemu-system-*, qemu-kvm, kvm."""
+    name = os.path.basename(exe)
+    return "qemu" in name or "kvm" in name
 
 
 def _is_dead(pid: int) -> bool:
@@ -40,18 +50,12 @@ def _is_dead(pid: int) -> bool:
         return False
 
 
-def named_like_qemu(exe: str) -> bool:
-    """Return whether a binary's path is named as distributions name QEMU: qemu-system-*, qemu-kvm, kvm."""
-    name = os.path.basename(exe)
-    return "qemu" in name or "kvm" in name
-
-
 def _comm_like_qemu(pid: int) -> bool:
     try:
-        comm = identity.stat_of(f"/proc/{pid}").comm
-    except (OSError, ValueError, IndexError):
+        comm = read_kernel(f"/proc/{pid}/comm", 64)
+    except OSError:
         return False
-    return comm.startswith(("qemu-system", "qemu-kvm", "kvm"))
+    return comm.startswith((b"qemu-system", b"qemu-kvm", b"kvm"))
 
 
 @dataclass(frozen=True, slots=True)
