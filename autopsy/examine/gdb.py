@@ -26,6 +26,7 @@ from autopsy.errors import ExaminationFailed
 
 MOST_OUTPUT = 128 << 20
 LARGEST_FILE = 1 << 30  # what gdb may write: a log, an index of QEMU's debug information
+ROOTS_CACHE = Path("/var/cache/autopsy")
 GOODBYE_SECONDS = 0.2
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
@@ -76,6 +77,7 @@ class Gdb:
         self._ends_at = ends_at
         self._token = 0
         self._buffer = bytearray()
+        self._gone = False
         self._log = scratch / "gdb.log"
         arguments = ["gdb", "--interpreter=mi3", "-nx", "-q"]
         for setting in (*RAILS, *BACKTRACE, *index_cache()):
@@ -135,7 +137,7 @@ class Gdb:
             self._stdin.write(f'{self._token}-interpreter-exec console "{escaped}"\n'.encode())
             self._stdin.flush()
         except OSError as error:
-            raise ExaminationFailed("gdb", f"ended by itself: {self.last_words()}", remedy="see gdb.log") from error
+            raise self._ended() from error
         return self._answer()
 
     def log(self, most: int = 1 << 20) -> bytes:
@@ -165,7 +167,12 @@ class Gdb:
                     payload = record["payload"]
                     raise GdbError(str(payload.get("msg", "")) if isinstance(payload, dict) else "")
                 return Answer("".join(printed), whole=True)
+        if self._gone and not printed:
+            raise self._ended()
         return Answer("".join(printed), whole=False)
+
+    def _ended(self) -> ExaminationFailed:
+        return ExaminationFailed("gdb", f"ended by itself: {self.last_words()}", remedy="see gdb.log")
 
     def _line(self) -> bytes | None:
         """Return gdb's next line; None at the deadline or when gdb has gone."""
@@ -177,6 +184,7 @@ class Gdb:
                 return None
             piece = self._stdout.read(1 << 20)
             if not piece:
+                self._gone = True
                 return None
             self._buffer += piece
         line = bytes(self._buffer[:end])
@@ -190,7 +198,7 @@ def cache_directory() -> Path | None:
     It must be a directory of ours that nobody else can write: gdb maps the indexes it finds there.
     """
     if os.geteuid() == 0:
-        folder = Path("/var/cache/autopsy")
+        folder = ROOTS_CACHE
     else:
         base = os.environ.get("XDG_CACHE_HOME", "")
         folder = Path(base if base.startswith("/") else os.path.expanduser("~/.cache")) / "autopsy"

@@ -18,7 +18,8 @@ from autopsy.examine.unwind import FIRST_LWP, commands, link, notes
 COMMANDS = """\
 define coroutine
   if $argc == 1
-    thread {before} + $arg0
+    set $autopsy_thread = {before} + $arg0
+    thread $autopsy_thread
     backtrace
   else
     echo coroutine N: select parked coroutine N of `info coroutines`\\n
@@ -40,6 +41,9 @@ document coroutines-backtrace
 Show the backtrace of every parked coroutine.
 end
 """
+# Fifty modules are fifty times "Reading symbols from": nobody reads on from there.
+QUIET = ("set logging file /dev/null", "set logging redirect on", "set logging on")
+ALOUD = ("set logging off", "set logging redirect off", "set logging file gdb.txt")
 WELCOME = "Parked coroutines are threads here: `info coroutines`, `coroutine N`, `coroutines-backtrace`."
 
 
@@ -68,7 +72,7 @@ def argv(frozen: Frozen) -> list[str]:
         words += ["-iex", setting]
     loads = commands(images, links, scratch)
     # Each by itself: a module that gdb does not like must not cost the others.
-    for command in (f"core-file {combined}", *loads, f"source {script}", f"echo {WELCOME}\\n"):
+    for command in (*QUIET, f"core-file {combined}", *loads, *ALOUD, f"source {script}", f"echo {WELCOME}\\n"):
         words += ["-ex", command]
     return words
 
