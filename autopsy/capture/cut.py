@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import errno
 import gc
-import mmap
 import os
 import select
 import signal
@@ -20,21 +19,21 @@ import traceback
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
-from enum import IntEnum
 
 from autopsy.bundle.records import Stop
 from autopsy.capture import ptrace
+from autopsy.capture.board import STACK_CAP, Board, Caught, Fate
 from autopsy.capture.child import die_with_parent
 from autopsy.capture.memory import IN_MEMORY, PAGE, Mapping, parse_smaps, runs
 from autopsy.capture.snapshot import Chunk, read_pages
 
 PREPARE_SECONDS = 2.0  # to list and seize some thousand threads; none of them stands
-STACK_CAP = 128 << 10
 COROUTINE_STACK = (1 << 20) + PAGE  # of QEMU, guard page included: copied as far as it is used
 RED_ZONE = 256  # twice what the ABI lets a function use below its stack pointer
 QUIET_SECONDS = 0.001
 D_SECONDS = 0.005  # a short disk wait ends within this; a longer one is not waited for
 ROUNDS = 16
+REHEARSALS = 3
 POLL_SECONDS = 0.005
 REAP_SECONDS = 1.0
 KERNELS_OWN = 0x200000 | 0x4000  # PF_KTHREAD, PF_USER_WORKER (Linux 6.3; before that tracing one is refused)
@@ -42,29 +41,6 @@ KERNELS_OWN = 0x200000 | 0x4000  # PF_KTHREAD, PF_USER_WORKER (Linux 6.3; before
 _libc = ctypes.PyDLL(None)
 _mlock = _libc.mlock
 _mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-
-
-class Fate(IntEnum):
-    """What became of one thread."""
-
-    MOVING = 1  # seized; had not come to a stand when time was up
-    REFUSED = 2  # the kernel does not let us trace it: `detail` is the errno
-    KERNEL = 3  # a thread of the kernel's own (vhost, io_uring, KVM's page recovery), listed among the process's
-    ASLEEP = 4  # uninterruptibly: never touched, or let go again
-    GONE = 5
-    STANDING = 6  # its registers are copied; `detail` is the signal that it was about to take
-    HELD = 7  # its stack too
-
-
-@dataclass(frozen=True, slots=True)
-class Caught:
-    """One thread as the tracer found it."""
-
-    tid: int
-    fate: Fate
-    detail: int
-    stack_bytes: int
-    registers: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,71 +63,13 @@ class Process:
     pagemap: int
 
 
-class _Board:
-    """The memory that the tracer writes to and we read: a header, a row for each thread, a row for each stack piece."""
-
-    START, AT, END, ROWS, PIECES, USED, CROWDED = range(7)
-    HEADER_WORDS = 16
-    ROW_WORDS = 32
-    REGISTERS_AT = 4  # in a row, after tid, fate, detail, stack bytes
-    PIECE_WORDS = 3
-    WORDS_BYTES = 1000  # of the tracer's last words
-
-    def __init__(self, threads: int) -> None:
-        self.most_rows = threads * 2 + 512
-        self.most_pieces = self.most_rows * 4
-        self.rows_at = self.HEADER_WORDS
-        self.pieces_at = self.rows_at + self.most_rows * self.ROW_WORDS
-        self.last_words_at = (self.pieces_at + self.most_pieces * self.PIECE_WORDS) * 8
-        self.stacks_at = -(-(self.last_words_at + self.WORDS_BYTES) // PAGE) * PAGE
-        self.stack_bytes = self.most_rows * STACK_CAP  # address space; only what is written to becomes memory
-        self.bytes = memoryview(mmap.mmap(-1, self.stacks_at + self.stack_bytes))
-        self.words = self.bytes[: self.stacks_at].cast("Q")
-        self.stacks = self.bytes[self.stacks_at :]
-
-    def row(self, index: int) -> int:
-        return self.rows_at + index * self.ROW_WORDS
-
-    def threads(self) -> tuple[Caught, ...]:
-        found = []
-        for index in range(self.words[self.ROWS]):
-            row = self.row(index)
-            registers = (row + self.REGISTERS_AT) * 8
-            found.append(
-                Caught(
-                    tid=self.words[row],
-                    fate=Fate(self.words[row + 1]),
-                    detail=self.words[row + 2],
-                    stack_bytes=self.words[row + 3],
-                    registers=bytes(self.bytes[registers : registers + ptrace.REGISTER_BYTES]),
-                )
-            )
-        return tuple(found)
-
-    def pieces(self) -> tuple[Chunk, ...]:
-        found = []
-        for index in range(self.words[self.PIECES]):
-            at = self.pieces_at + index * self.PIECE_WORDS
-            address, size, offset = self.words[at : at + self.PIECE_WORDS]
-            found.append(Chunk(address, self.stacks[offset : offset + size]))
-        return tuple(found)
-
-    def say(self, text: str) -> None:
-        words = text.encode("utf-8", "replace")[-self.WORDS_BYTES :]
-        self.bytes[self.last_words_at : self.last_words_at + len(words)] = words
-
-    def last_words(self) -> str:
-        said = bytes(self.bytes[self.last_words_at : self.last_words_at + self.WORDS_BYTES])
-        return said.rstrip(b"\0").decode("utf-8", "replace")
-
-
 def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
     """Stop the process for an instant. `stacks` are the mappings in which a stack may be read, in order of address.
 
     Threads that do not stand after `max_stop` seconds are let go; in twice that time the stop is over, come what may.
     Concurrency: call it only from a process with one thread.
     """
-    board = _Board(len(os.listdir(f"/proc/{process.pid}/task")))
+    board = Board(len(os.listdir(f"/proc/{process.pid}/task")))
     gc.freeze()
     pid = os.fork()
     if pid == 0:
@@ -166,15 +84,15 @@ def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
     if said := board.last_words():
         notes.append(f"the tracer failed: {said.strip().splitlines()[-1]}")
     words = board.words
-    if words[_Board.CROWDED]:
+    if words[Board.CROWDED]:
         notes.append("not every stack found room in the tracer's memory")
     stop = None
-    if start := words[_Board.START]:
-        stop = Stop(start_ns=start, end_ns=words[_Board.END] or time.monotonic_ns())
-    return Cut(board.threads(), board.pieces(), stop, words[_Board.AT] or words[_Board.START], tuple(notes))
+    if start := words[Board.START]:
+        stop = Stop(start_ns=start, end_ns=words[Board.END] or time.monotonic_ns())
+    return Cut(board.threads(), board.pieces(), stop, words[Board.AT] or words[Board.START], tuple(notes))
 
 
-def _await(pid: int, board: _Board, limit: float) -> list[str]:
+def _await(pid: int, board: Board, limit: float) -> list[str]:
     """Wait for the tracer's end, and bring it about if the tracer's own timer has not. Return what is worth telling."""
     notes: list[str] = []
     pidfd = os.pidfd_open(pid)
@@ -189,7 +107,7 @@ def _await(pid: int, board: _Board, limit: float) -> list[str]:
                 if now - killed_at > REAP_SECONDS:
                     return [*notes, f"the tracer, process {pid}, cannot be killed: it sleeps in the kernel"]
                 continue
-            started = board.words[_Board.START]
+            started = board.words[Board.START]
             if now - began > PREPARE_SECONDS or (started and now - started / 1e9 > limit + POLL_SECONDS):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 killed_at = now
@@ -207,7 +125,7 @@ def _await(pid: int, board: _Board, limit: float) -> list[str]:
 class _Tracer:
     """The life of the tracer, which ends with `run`."""
 
-    def __init__(self, board: _Board, process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> None:
+    def __init__(self, board: Board, process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> None:
         die_with_parent()
         self.board = board
         self.words = board.words
@@ -231,7 +149,7 @@ class _Tracer:
             return
         _run_before_others()
         signal.setitimer(signal.ITIMER_REAL, 2 * self.max_stop)
-        self.words[_Board.START] = start = time.monotonic_ns()
+        self.words[Board.START] = start = time.monotonic_ns()
         deadline = start + int(self.max_stop * 1e9)
         for _ in range(ROUNDS):
             for tid, _ in newcomers:
@@ -241,19 +159,19 @@ class _Tracer:
             newcomers = self._seize_newcomers()
             if not newcomers or time.monotonic_ns() > deadline:
                 break
-        self.words[_Board.AT] = time.monotonic_ns()
-        for row, pieces in self.stacks:
-            self._copy_stack(row, pieces)
+        self.words[Board.AT] = time.monotonic_ns()
+        self._copy_stacks()
         for tid, row in self.standing:
             ptrace.detach(tid, self.words[row + 2])
-        self.words[_Board.END] = time.monotonic_ns()
+        self.words[Board.END] = time.monotonic_ns()
 
     def _be_quick(self) -> None:
         """Leave nothing for the stop that can be done before it: no page fault of ours, no wait for a CPU."""
         for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        pages = min(self.board.stack_bytes, self.board.most_rows * 2 * PAGE)
-        for offset in range(0, pages, PAGE):
+        for offset in range(0, self.board.stacks_at, PAGE):
+            self.board.bytes[offset] = 0
+        for offset in range(0, min(self.board.stack_bytes, (2 * self.board.threads_expected + 32) * PAGE), PAGE):
             self.board.stacks[offset] = 0
         # Faults in and copies what the fork shares with our parent, and keeps it: a host short of memory, or one whose
         # root file system hangs, cannot make us wait for a page while the VM stands. What is shared with the parent on
@@ -263,6 +181,25 @@ class _Tracer:
         for each in own:
             if each.permissions.startswith("r") and each.permissions.endswith("p"):
                 _mlock(each.start, each.size)
+        self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Run what the stop will run, on no thread: what runs for the first time costs several times as much."""
+        row = self.board.row(self.board.most_rows - 1)
+        nobody = os.getpid()  # nobody can trace itself: every request is refused
+        for _ in range(REHEARSALS):
+            ptrace.interrupt(nobody)
+            self._settled(nobody, row)
+            ptrace.next_stop(0)
+            self.registers.read(nobody, (row + Board.REGISTERS_AT) * 8)
+            self.words[row + Board.REGISTERS_AT + ptrace.RSP] = self.ends[-1] - PAGE
+            self._find_stack(row)
+            os.listdir(self.tasks)
+            self._copy_stacks()
+            ptrace.detach(nobody, 0)
+        self.stacks.clear()
+        for word in (Board.PIECES, Board.USED, Board.CROWDED):
+            self.words[word] = 0
 
     def _seize_newcomers(self) -> list[tuple[int, int]]:
         """Seize every thread that we have not met, but those that cannot stand still. Return them, in their rows."""
@@ -271,15 +208,15 @@ class _Tracer:
             if name in self.known:
                 continue
             self.known.add(name)
-            index = self.words[_Board.ROWS]
+            index = self.words[Board.ROWS]
             if index == self.board.most_rows:
-                self.words[_Board.CROWDED] = 1
+                self.words[Board.CROWDED] = 1
                 break
             tid = int(name)
             row = self.board.row(index)
             self.words[row] = tid
             self.words[row + 1] = Fate.MOVING
-            self.words[_Board.ROWS] = index + 1
+            self.words[Board.ROWS] = index + 1
             state, kernels_own = self._state(tid)
             if kernels_own:
                 self.words[row + 1] = Fate.KERNEL
@@ -338,7 +275,7 @@ class _Tracer:
             case ptrace.Standing(signal=number):
                 self.words[row + 2] = number
                 self.standing.append((tid, row))
-                if self.registers.read(tid, (row + _Board.REGISTERS_AT) * 8):
+                if self.registers.read(tid, (row + Board.REGISTERS_AT) * 8):
                     self.words[row + 1] = Fate.STANDING
                     self._find_stack(row)
         return True
@@ -354,7 +291,7 @@ class _Tracer:
 
         What is swapped out, or lies beyond the cap, is in the first copy.
         """
-        sp = self.words[row + _Board.REGISTERS_AT + ptrace.RSP]
+        sp = self.words[row + Board.REGISTERS_AT + ptrace.RSP]
         index = bisect_right(self.starts, sp) - 1
         if index < 0 or sp >= self.ends[index]:
             return
@@ -364,21 +301,23 @@ class _Tracer:
             end = min(end, start + STACK_CAP)
         self.stacks.append((row, tuple(runs(self.process.pagemap, start, end, IN_MEMORY))))
 
-    def _copy_stack(self, row: int, pieces: tuple[tuple[int, int], ...]) -> None:
+    def _copy_stacks(self) -> None:
         words = self.words
-        for address, size in pieces:
-            used = words[_Board.USED]
-            piece = words[_Board.PIECES]
-            if used + size > self.board.stack_bytes or piece == self.board.most_pieces:
-                words[_Board.CROWDED] = 1
-                return
-            copied = read_pages(self.process.memory, address, self.board.stacks[used : used + size])
-            at = self.board.pieces_at + piece * _Board.PIECE_WORDS
-            words[at], words[at + 1], words[at + 2] = address, copied, used
-            words[_Board.USED] = used + copied
-            words[_Board.PIECES] = piece + 1
-            words[row + 3] += copied
-        words[row + 1] = Fate.HELD
+        board = self.board
+        for row, pieces in self.stacks:
+            for address, size in pieces:
+                used = words[Board.USED]
+                piece = words[Board.PIECES]
+                if used + size > board.stack_bytes or piece == board.most_pieces:
+                    words[Board.CROWDED] = 1
+                    return
+                copied = read_pages(self.process.memory, address, board.stacks[used : used + size])
+                at = board.pieces_at + piece * Board.PIECE_WORDS
+                words[at], words[at + 1], words[at + 2] = address, copied, used
+                words[Board.USED] = used + copied
+                words[Board.PIECES] = piece + 1
+                words[row + 3] += copied
+            words[row + 1] = Fate.HELD
 
 
 def _run_before_others() -> None:

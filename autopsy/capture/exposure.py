@@ -14,8 +14,9 @@ from typing import Literal
 
 from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture import unstopped
+from autopsy.capture.board import Caught, Fate
 from autopsy.capture.corefile import Thread
-from autopsy.capture.cut import Caught, Cut, Fate, Process, hold
+from autopsy.capture.cut import Cut, Process, hold
 from autopsy.capture.memory import PAGE, Choice, Mapping, choose, parse_smaps
 from autopsy.capture.ptrace import RSP
 from autopsy.capture.snapshot import Chunk, Snapshot

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autopsy.capture import ptrace
-from autopsy.capture.cut import RED_ZONE, STACK_CAP, Process
+from autopsy.capture.board import STACK_CAP
+from autopsy.capture.cut import RED_ZONE, Process
 from autopsy.capture.memory import IN_MEMORY, PAGE, Mapping, runs
 from autopsy.capture.snapshot import Chunk, read_pages
 
