@@ -66,7 +66,7 @@ def side_effects(facts: Facts) -> tuple[Claim, ...]:
         if stats.value.idle_ns > 10_000_000_000 and later.value.completed > stats.value.completed:
             claims.append(
                 claim(
-                    f"Disk {disk.name} had completed nothing for {stats.value.idle_ns / 1e9:.0f} s, and then "
+                    f"Disk {disk.name} had completed nothing for {stats.value.idle_ns / 1e9:.0f} s, then "
                     f"{later.value.completed - stats.value.completed} requests during the capture.",
                     stats.cite,
                     later.cite,

@@ -1,0 +1,128 @@
+"""The typed facts about what surrounds QEMU: its descriptors, the programs it talks to, rings, the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from autopsy.bundle.records import AioRing, UringState
+from autopsy.facts.cite import Cite, Fact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptor:
+    """One open file descriptor. `counter` is an eventfd's count, `socket` a socket's inode."""
+
+    fd: int
+    kind: Literal["file", "block device", "socket", "eventfd", "epoll", "timerfd", "io_uring", "kvm", "pipe", "other"]
+    target: str
+    counter: int | None = None
+    socket: int | None = None
+    polled_by: tuple[int, ...] = ()
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A program on this host that the VM depends on, as /proc told of it."""
+
+    pid: int
+    comm: str
+    state: str
+    wchan: str
+    kernel_stack: tuple[str, ...]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketFact:
+    """One socket of the process. Queues are bytes: what the VM has not read, and what the other end has not."""
+
+    fd: int
+    inode: int
+    family: Literal["unix", "tcp", "other"]
+    state: str
+    local: str
+    remote: str
+    received_queue: int | None
+    send_queue: int | None
+    peers: tuple[Peer, ...]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FuseMount:
+    """A FUSE file system that the VM has files on; `sure` says whether the daemons are known to be its own."""
+
+    path: str
+    waiting: int
+    sure: bool
+    daemons: tuple[Peer, ...]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingsFact:
+    """Completion rings at two moments, as far as both were read."""
+
+    aio: tuple[AioRing, ...]
+    aio_again: tuple[AioRing, ...]
+    uring: tuple[UringState, ...]
+    uring_again: tuple[UringState, ...]
+    both: bool
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """One line of PSI: the share of the last 10 s in which tasks were stalled, in per cent."""
+
+    some: float
+    full: float
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDevice:
+    """One block device of the host. `completed` counts between two looks, where there were two."""
+
+    name: str
+    in_flight: int
+    suspended: bool
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """One mount that the VM has files on."""
+
+    path: str
+    fstype: str
+    source: str
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a log that speaks of storage, memory or this VM."""
+
+    text: str
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """The host and the VM's control group."""
+
+    cgroup: Fact[str]
+    frozen: Fact[bool]
+    cpu_limited: Fact[int]
+    pressure_cpu: Fact[Pressure]
+    pressure_io: Fact[Pressure]
+    pressure_memory: Fact[Pressure]
+    memory_pressed: Fact[str]
+    aio_in_use: Fact[tuple[int, int]]
+    block_devices: Fact[tuple[BlockDevice, ...]]
+    mounts: Fact[tuple[Mount, ...]]
+    log: tuple[LogLine, ...]
+    vm_log: tuple[LogLine, ...]
