@@ -247,13 +247,13 @@ def _main(seen: Witnessed, now: GuardLook) -> Iterator[str]:
         yield f"{main} was not seen again"
         return
     last = now.main[-1]
-    if last.waits_for_mutex:
+    if last.state in STOPPED:
+        yield f"{main} is stopped or traced"
+    elif last.waits_for_mutex:
         yield f"{main} waits for a mutex"
     elif last.owned:
         waiter = next(each.tid for each in seen.mutex_waits if each.address in last.owned)
         yield f"{main} polls inside another wait: it owns a mutex that {_who(seen, waiter)} waited for"
-    elif last.state in STOPPED:
-        yield f"{main} is stopped or traced"
     else:
         yield f"{main} is in {last.call or 'a system call'} (state {last.state or '?'}), not in its loop"
 

@@ -81,7 +81,7 @@ def throttle_groups(scene: Scene) -> Outcome:
     if not paths:
         if interview.answer_to(told, questions.QOM_LIST) is None:
             return Skipped(f"{questions.QOM_LIST} of {questions.OBJECTS} was not answered: no throttle group is known")
-        return Collected("this VM has no throttle-group objects; limits of disks are in query-block's answer")
+        return Collected("this VM has no throttle-group objects; limits of a disk's own come with query-block")
     return _guarded(scene, talk, f"{questions.QOM_GET} of a throttle group")
 
 
