@@ -202,5 +202,6 @@ def census_lines(found: tuple[Vm, ...]) -> Iterator[str]:
     for vm in found:
         yield (
             f"{vm.manager:<9} {plain(vm.name)[:24]:<24} {vm.pid:>7}  {vm.qemu_version.partition(' ')[0] or '?':<10} "
-            f"{'?' if vm.disks is None else vm.disks:>5} {vm.threads_in_d:>3} {vm.cpu_percent:>5.0f}  {plain('; '.join(vm.signs))}"
+            f"{'?' if vm.disks is None else vm.disks:>5} {vm.threads_in_d:>3} {vm.cpu_percent:>5.0f}  "
+            f"{plain('; '.join(vm.signs))}"
         ).rstrip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -26,6 +27,8 @@ from autopsy.drill.site import Site
 from autopsy.errors import AmbiguousVm, AutopsyError, ExitCode, NoSuchVm, NotQemu, UsageError
 
 SMALL = ("-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-S")
+CLONE_NEWNS = 0x20000
+MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
 NOWHERE = Roots(run=Path("/nonexistent"))
 
 
@@ -299,6 +302,21 @@ def test_what_we_may_not_look_into_is_refused_with_how_to_get_there() -> None:
             said = in_child(partial(_as_nobody, word), 10).decode()
             assert said.startswith("NOT_PERMITTED")
             assert "root" in said
+
+
+@pytest.mark.live
+def test_a_process_that_proc_hides_is_not_permitted_rather_than_gone() -> None:
+    lab.need_root()
+    with lab.qemu("7.2") as vm:
+        assert in_child(partial(_behind_hidepid, vm.pid), 10).startswith(b"NOT_PERMITTED")
+
+
+def _behind_hidepid(pid: int) -> bytes:
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(CLONE_NEWNS) == 0
+    assert libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) == 0
+    assert libc.mount(b"proc", b"/proc", b"proc", 0, b"hidepid=2") == 0
+    return _as_nobody(f"pid:{pid}")
 
 
 def _as_nobody(word: str) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from autopsy.capture import monitors
+from autopsy.capture import identity, monitors
 from autopsy.capture.answers import Unanswered, ask
 from autopsy.capture.commandline import last, options, vm_name
 from autopsy.capture.files import NotPlain
@@ -84,7 +84,7 @@ def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
     found = {claim.pid for claim in answering if is_true(claim, told[claim.pid])}
     found |= {pid for pid in named if process.is_qemu(told[pid]) and _goes_by(word, told[pid])}
     pid = _pid(word)
-    if pid is not None and os.path.exists(f"/proc/{pid}"):
+    if pid is not None and identity.exists(pid):
         alone = not found
         if alone or process.is_qemu(told.get(pid) or process.tell([pid])[pid]):
             found.add(pid)

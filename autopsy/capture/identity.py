@@ -58,6 +58,17 @@ def stat_of(folder: str) -> Stat:
     )
 
 
+def exists(pid: int) -> bool:
+    """Return whether there is such a process, even where /proc does not show it to us."""
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Asleep:
     """A thread in an uninterruptible sleep, and the kernel function that it sleeps in."""

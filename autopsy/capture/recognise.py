@@ -105,11 +105,13 @@ def _not_qemu(pid: int, asked: str, comm: str, link: str) -> NotQemu:
     )
 
 
-def _without_binary(pid: int, asked: str) -> NoSuchVm:
-    """Say why a process shows no binary: it is dying, dead, or the kernel's own."""
+def _without_binary(pid: int, asked: str) -> NoSuchVm | NotPermitted:
+    """Say why a process shows no binary: it is dying, dead, hidden, or the kernel's own."""
     try:
         stat = identity.stat_of(f"/proc/{pid}")
     except OSError:
+        if identity.exists(pid):  # /proc is mounted with hidepid
+            return _not_permitted(pid, asked)
         return NoSuchVm(asked, f"process {pid} has just ended", remedy=LIST)
     if stat.state not in ("Z", "X"):
         return NotQemu(asked, f"process {pid} is the kernel's own thread {stat.comm}", remedy=LIST)
