@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -247,6 +248,35 @@ def test_another_process_with_the_same_number_is_not_looked_at(tmp_path: Path) -
         assert isinstance(outcome, Failed)
         assert "is not the one that was captured" in outcome.why
         assert list(at.folder.iterdir()) == []
+
+
+def test_a_process_that_is_not_ours_leaves_what_everybody_may_see() -> None:
+    lab.need_root()
+    code = """
+import os, ctypes, time
+ctypes.CDLL(None).prctl(4, 0)  # PR_SET_DUMPABLE: what it has is root's alone
+print("ready", flush=True)
+time.sleep(600)
+"""
+    with (
+        tempfile.TemporaryDirectory(dir="/var/tmp") as place,  # whose parents are everybody's
+        looking.python(code) as pid,
+        looking.scene(pid, Path(place)) as at,
+    ):
+
+        def as_nobody() -> bytes:
+            for file in (place, at.folder.parent, at.folder):
+                os.chown(file, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            return str(witness.look(at)).encode()
+
+        why = in_child(as_nobody, 10).decode()
+        told = looking.found(at, names.TASKS)
+        assert "kernel stacks: " in why
+        assert "descriptors: EACCES" in why
+        assert told[f"task/{pid}/stat"].data
+        assert told[f"task/{pid}/stack"].error
+        assert looking.found(at, names.FDS)["fd"].error == "EACCES"
 
 
 @given(st.binary(max_size=200))

@@ -36,6 +36,8 @@ def collect(scene: Scene, process: Process, descriptors: Mapping[str, Section], 
         int(name[3:]) for name, section in descriptors.items() if name.startswith("fd/") and section.data == IO_URING
     )
     found = store(scene, names.AIO, _reads(process, rings_of_uring), trouble)
+    if not maps:
+        trouble.notes.append("there are no maps, so no AIO ring could be looked for")
     addresses = [int(match[1], 16) for match in RING_LINE.finditer(maps)][:MOST_RINGS]
     memory = take([Read("rings", partial(_headers, process, addresses), MEMORY)], scene.deadline, trouble)["rings"]
     if memory.error and addresses:

@@ -26,9 +26,16 @@ def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]
 
     fdinfo's `mnt_id` leads to a line of mountinfo, which tells the file system without a stat(2) that could hang.
     """
-    told = dict(_links(process))
+    try:
+        numbers = process.numbers("fd")
+    except PermissionError:
+        with SectionFile(scene, names.FDS) as stored:
+            stored.append([Section("fd", b"", error="EACCES")])
+        trouble.notes.append("descriptors: EACCES")
+        return {}
+    told = dict(_links(process, numbers))
     found = [Section(f"fd/{number}", link) for number, link in told.items()]
-    if (left := len(process.numbers("fd")) - MOST_LINKS) > 0:
+    if (left := len(numbers) - MOST_LINKS) > 0:
         found.append(Section("fd (rest)", b"", error=f"{left} more descriptors were not read"))
     ordered = sorted(told, key=lambda number: (_rank(told[number]), number))
     with SectionFile(scene, names.FDS) as stored:
@@ -42,13 +49,17 @@ def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]
 
 
 def links(process: Process) -> dict[str, Section]:
-    """Return the sections `fd/<n>` alone."""
-    return {f"fd/{number}": Section(f"fd/{number}", link) for number, link in _links(process)}
+    """Return the sections `fd/<n>` alone, none where the kernel does not show them."""
+    try:
+        numbers = process.numbers("fd")
+    except PermissionError:
+        return {}
+    return {f"fd/{number}": Section(f"fd/{number}", link) for number, link in _links(process, numbers)}
 
 
-def _links(process: Process) -> Iterator[tuple[int, bytes]]:
+def _links(process: Process, numbers: list[int]) -> Iterator[tuple[int, bytes]]:
     """Read every link; that takes no lock and asks no file system."""
-    for number in process.numbers("fd")[:MOST_LINKS]:
+    for number in numbers[:MOST_LINKS]:
         try:
             yield number, process.link(f"fd/{number}")
         except OSError:

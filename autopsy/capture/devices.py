@@ -32,6 +32,8 @@ PROGRAM_SECONDS = 2.0
 # What tells whether requests are stuck in it, then how it is set up.
 COUNTERS = ("inflight", "stat", "dm/suspended", "device/state", "device/iorequest_cnt", "device/iodone_cnt")
 SETTINGS = (
+    "bcache/dirty_data",
+    "bcache/state",
     "device/ioerr_cnt",
     "device/timeout",
     "device/vendor",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from autopsy.bundle import names
 from autopsy.bundle.sections import Section, parse
-from autopsy.capture import cgroups, devices, logs, vmfiles
-from autopsy.capture.mounts import mounts_in_use
+from autopsy.capture import cgroups, devices, logs, storage, vmfiles
+from autopsy.capture.mounts import Mount, mounts_in_use
 from autopsy.capture.procfs import Gone, Process, held, read_file
 from autopsy.capture.readers import Read, SectionFile, Trouble, sections, store, take
 from autopsy.capture.step import Failed, Outcome, Scene
@@ -56,7 +56,9 @@ def look(scene: Scene) -> Outcome:
                 mountinfo = _files(scene, process, stored, trouble)
                 groups = _groups(scene, process, mountinfo, stored, trouble)
                 devices.collect(scene, process, table, stored, trouble)
-                for batch in sections(_room(process, table), scene.deadline, trouble):
+                mounts = mounts_in_use(table)
+                storage.collect(scene, process, mounts, stored, trouble)
+                for batch in sections(_room(process, mounts), scene.deadline, trouble):
                     stored.append(batch)
             _logs(scene, process, cgroups.scopes(groups), trouble)
     except Gone as error:
@@ -100,10 +102,10 @@ def _settings() -> list[str]:
     return sorted(path for pattern in SETTINGS for path in glob.glob(pattern))
 
 
-def _room(process: Process, table: Mapping[str, Section]) -> Iterator[Read]:
+def _room(process: Process, mounts: Sequence[Mount]) -> Iterator[Read]:
     """Yield statvfs of each file system that the target has files on, through a descriptor: no path, no symlink."""
-    for mount in mounts_in_use(table):
-        if mount.fds and mount.kind not in {"proc", "sysfs", "devtmpfs", "devpts"}:
+    for mount in mounts:
+        if mount.kind not in {"proc", "sysfs", "devtmpfs", "devpts"}:
             yield Read(
                 f"statvfs {mount.point}", partial(_statvfs, f"/proc/{process.pid}/fd/{mount.fds[0]}"), mount.point
             )
