@@ -86,6 +86,7 @@ class Symbols:
         )
         self._starts = [image.start for image in self.images]
         self.main = self._main()
+        self._vdso = self._whole_vdso()
         # The same few frames are on most stacks.
         self._frames: dict[tuple[int, bool, str, str, int], Frame] = {}
 
@@ -115,8 +116,7 @@ class Symbols:
         """Return whether a caller can be told from here: the file's unwind tables are at hand, or the vDSO's."""
         image = self.image_at(pc)
         if image is None:
-            vdso = self._core.auxv.get(AT_SYSINFO_EHDR, 0)
-            return not pc or vdso <= pc < vdso + MOST_VDSO
+            return not pc or self._vdso[0] <= pc < self._vdso[1]
         return image.file is not None
 
     def place(self, address: int) -> str:
@@ -222,6 +222,16 @@ class Symbols:
             file=file,
             debug=debug,
         )
+
+    def _whole_vdso(self) -> tuple[int, int]:
+        """Return where the kernel's own library lies, if all of it was frozen: gdb reads its unwind tables there."""
+        base = self._core.auxv.get(AT_SYSINFO_EHDR, 0)
+        try:
+            segments, _ = program_headers(self._core.read(base, PAGE))
+        except CoreError:
+            return 0, 0
+        size = max((segment.offset + segment.stored for segment in segments), default=0)
+        return (base, base + size) if 0 < size <= MOST_VDSO and self._core.holds(base, size) else (0, 0)
 
     def _main(self) -> Image | None:
         for kind in (AT_ENTRY, AT_PHDR):
