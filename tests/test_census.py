@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
 import lab
+from autopsy.capture import signs
+from autopsy.capture.answers import Unanswered
 from autopsy.capture.census import Vm, census
+from autopsy.capture.identity import Binary, Stat
 from autopsy.capture.managers.claim import Roots
+from autopsy.capture.managers.process import Told
+from autopsy.capture.signs import Glance
 from autopsy.drill.machine import Machine
 from autopsy.drill.process import start
 
 NOWHERE = Roots(run=Path("/nonexistent"))
+TOLD = Told(Binary(path="/q", deleted=False, replaced=False, qemu_version="7", build_id=""), ("q",), named=True)
 TRACER_OF_NOBODY = "TracerPid:\t0"
 
 
@@ -139,3 +146,35 @@ def test_one_vm_whose_memory_map_is_locked_does_not_hide_the_others() -> None:
                 assert found[vm.pid].qemu_version.startswith("7.2")
                 assert found[beside.pid].name == "beside"
             vm.process.send(signal.SIGKILL)
+
+
+def glance_of(**changes: object) -> Glance:
+    stat = Stat(pid=7, comm="qemu", state="S", threads=3, start_ticks=1, cpu_ticks=1)
+    calm = Glance(
+        at=1.0, stat=stat, threads=(), asleep=(), wchan="do_sys_poll", switches=9, tracer=0, killed=False
+    )  # fmt: skip
+    return replace(calm, **changes)  # type: ignore[arg-type]  # the names are Glance's own
+
+
+def test_a_main_thread_that_has_not_left_a_lock_between_two_looks_waits_for_it() -> None:
+    waits = glance_of(wchan="futex_do_wait")
+    assert signs.of(waits, waits, TOLD) == ("the main thread waits for a lock",)
+    assert signs.of(waits, glance_of(wchan="futex_do_wait", switches=10), TOLD) == ()
+    assert signs.of(glance_of(), waits, TOLD) == ()
+    assert signs.of(glance_of(), glance_of(), TOLD) == ()
+
+
+def test_what_cannot_be_read_is_a_sign_only_where_it_hangs() -> None:
+    hung, refused = Unanswered("no answer in 0.3 s", hung=True), Unanswered("PermissionError")
+    assert signs.of(glance_of(), glance_of(), Told(refused, refused, named=True)) == ()
+    assert signs.of(glance_of(), glance_of(), Told(hung, hung, named=True)) == (
+        "its binary's file system does not answer",
+        "its memory map is locked",
+    )
+
+
+def test_a_tracer_and_a_pending_sigkill_are_signs() -> None:
+    assert signs.of(glance_of(), glance_of(tracer=12, killed=True), TOLD) == (
+        "SIGKILL is pending",
+        "traced by process 12",
+    )
