@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
-import socket
-import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autopsy.capture.files import read_kernel
+from autopsy.capture.sockdiag import unix_sockets
 
 MOST_TABLE = 16 << 20  # of /proc/PID/net/unix
 SEARCH_SECONDS = 0.5  # for the owner of a socket, among all processes of the host
@@ -24,14 +22,7 @@ ROW = re.compile(
 ACCEPTS = 1 << 16  # __SO_ACCEPTCON
 STREAM = 1
 
-NETLINK_SOCK_DIAG = 4
-SOCK_DIAG_BY_FAMILY = 20
-NLM_F_REQUEST_DUMP = 0x301
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-UDIAG_SHOW_NAME_PEER = 0x05
-UNIX_DIAG_NAME, UNIX_DIAG_PEER = 0, 2
 TCP_ESTABLISHED = 1  # sock_diag tells the states of UNIX sockets in TCP's numbers
-DUMP_SECONDS = 1.0
 CLONE_NEWNET = 0x40000000
 
 
@@ -110,8 +101,8 @@ def clients_of(pid: int, path: str) -> tuple[int, ...]:
     """
     _enter_network_of(pid)
     ours = sockets_of(pid)
-    name = b"\0" + os.fsencode(path[1:]) if path.startswith("@") else os.fsencode(path)
-    return tuple(peer for inode, bound, peer in _connected() if peer and bound == name and inode in ours)
+    accepted = [each for each in unix_sockets().values() if each.state == TCP_ESTABLISHED and each.inode in ours]
+    return tuple(each.peer for each in accepted if each.peer and each.name == path)
 
 
 def _enter_network_of(pid: int) -> None:
@@ -126,48 +117,3 @@ def _enter_network_of(pid: int) -> None:
             raise OSError(number, os.strerror(number), theirs)
     finally:
         os.close(descriptor)
-
-
-def _connected() -> Iterator[tuple[int, bytes, int]]:
-    """Yield inode, bound name and peer's inode of every connected UNIX socket of this network namespace."""
-    # struct nlmsghdr, then struct unix_diag_req {family, protocol, pad, states, inode, show, cookie[2]}
-    request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 1 << TCP_ESTABLISHED, 0, UDIAG_SHOW_NAME_PEER, 0, 0)
-    header = struct.pack("=IHHII", 16 + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, 1, 0)
-    with contextlib.closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)) as kernel:
-        kernel.settimeout(DUMP_SECONDS)
-        kernel.send(header + request)
-        while True:
-            for kind, body in _messages(kernel.recv(1 << 18)):
-                if kind == NLMSG_DONE:
-                    return
-                if kind == NLMSG_ERROR:
-                    number = -struct.unpack_from("=i", body)[0]
-                    raise OSError(number, os.strerror(number), "sock_diag")
-                # struct unix_diag_msg {family, type, state, pad, inode, cookie[2]}
-                (inode,) = struct.unpack_from("=I", body, 4)
-                found = dict(_attributes(body[16:]))
-                peer = found.get(UNIX_DIAG_PEER, b"\0\0\0\0")
-                bound = found.get(UNIX_DIAG_NAME, b"")
-                # The kernel counts the NUL that ends a path as part of it; an abstract name has none.
-                name = bound if bound.startswith(b"\0") else bound.removesuffix(b"\0")
-                yield inode, name, struct.unpack("=I", peer)[0]
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    place = 0
-    while place + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, place)
-        if length < 16:
-            return
-        yield kind, data[place + 16 : place + length]
-        place += -(-length // 4) * 4
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    place = 0
-    while place + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, place)
-        if length < 4:
-            return
-        yield kind, data[place + 4 : place + length]
-        place += -(-length // 4) * 4
