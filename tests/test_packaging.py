@@ -68,7 +68,7 @@ def from_wheel(checkout: Path, work: Path) -> Path:
 
 def from_sdist(checkout: Path, work: Path) -> Path:
     with tarfile.open(build(checkout, "sdist", work / "sdist")) as archive:
-        archive.extractall(work / "unpacked", filter="data")
+        archive.extractall(work / "unpacked")  # noqa: S202 - we built it, and 3.11.2 knows no filter
     return from_wheel(next((work / "unpacked").iterdir()), work)
 
 
