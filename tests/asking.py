@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 import fake_qmp
 import lab
 from autopsy.bundle import names
 from autopsy.bundle.records import QmpExchange
 from autopsy.bundle.schema import Monitor, TargetRecord
-from autopsy.capture import qmp, witness
+from autopsy.capture import interview, qmp, reception, witness
 from autopsy.capture.step import Collected, Deadline, Options, Outcome, Scene
 from autopsy.capture.target import Target
 
@@ -142,3 +143,10 @@ def other_client_of(path: Path, seconds: float = 60) -> Iterator[int]:
         os.waitpid(pid, 0)
         os.close(ours)
         os.close(theirs)
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.3) -> None:
+    """Give answers less time, so that the tests of silence are quick."""
+    monkeypatch.setattr(interview, "QUESTION_SECONDS", seconds)
+    monkeypatch.setattr(reception, "GREETING_SECONDS", seconds)
+    monkeypatch.setattr(reception, "SLOT_SECONDS", seconds)

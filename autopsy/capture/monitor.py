@@ -192,12 +192,13 @@ class SocketMonitor:
         self._client = _Client()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(0)
+        ours = slot.inode_of(self._socket)
         try:
             await self._connect(self._socket, give_up)
             async with asyncio.timeout(max(0.0, give_up - time.monotonic())):
                 await self._client.connect(self._socket)
         except TimeoutError:
-            return self._silent_or_busy(self._socket)
+            return self._silent_or_busy(ours)
         except FileNotFoundError:
             return Closed("there is no such socket", absent=True)
         except OSError as error:
@@ -220,8 +221,8 @@ class SocketMonitor:
                 else:
                     return
 
-    def _silent_or_busy(self, connection: socket.socket) -> Welcome:
-        others = slot.clients(self._address, self._pid, ours=slot.inode_of(connection))
+    def _silent_or_busy(self, ours: int) -> Welcome:
+        others = slot.clients(self._address, self._pid, ours=ours)
         return Busy(slot.names(others)) if others else Silent()
 
     async def ask(self, question: str, arguments: Mapping[str, object], seconds: float) -> Reply:

@@ -68,6 +68,7 @@ class Lobby:
         self.write(transport, welcome, begun, seconds)
         self.turned.append(welcome)
         self.waiting.remove(transport)
+        self.held.pop(transport, None)
         return False
 
     def _waited_for(self, transport: Transport, now_ns: int) -> str:
