@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 
 import msgspec
 
 from autopsy.bundle import names
 from autopsy.bundle.records import Coroutine
 from autopsy.errors import ExaminationFailed
-from autopsy.examine import coroutines, exposures
+from autopsy.examine import coroutines, exposures, heap
 from autopsy.examine.core import Core, CoreError
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.symbols import Symbols
 
+HEAP_SECONDS = 5.0
+
 
 def examine_again(frozen: Frozen) -> str:
-    """Write coroutines.json once more, with `since_first` and the frames that the first examination unwound.
+    """Write coroutines.json once more, with `since_first` and the frames that were unwound, and with DWARF heap.json.
 
     Raises:
         ExaminationFailed: one of the exposures cannot be read.
@@ -29,10 +32,14 @@ def examine_again(frozen: Frozen) -> str:
     except CoreError as error:
         raise ExaminationFailed("second exposure", str(error), remedy="see the outcome of freeze") from error
     symbols = Symbols(core, frozen)
+    walking = heap.start(frozen, symbols, min(HEAP_SECONDS, frozen.seconds))
     compared = exposures.compare(core, coroutines.find(core, symbols), second, coroutines.find(second, symbols))
     unwound = _unwound(frozen)
     told = [_with_frames(saved.coroutine, unwound) for saved in (*compared.first, *compared.new)]
     frozen.write(names.COROUTINES, msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
+    if walking.child is not None:  # without debug information there is nothing to compare
+        with suppress(OSError):  # the coroutines are written already
+            heap.finish(walking)
     counts = Counter(each.since_first for each in told if each.state == "parked")
     return ", ".join(f"{count} coroutines {word}" for word, count in sorted(counts.items()))
 

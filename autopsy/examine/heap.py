@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -53,7 +54,7 @@ def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
     """Begin a walk that ends by itself, or `seconds` from now: it runs beside whatever else is examined."""
     found = _debug_information(symbols)
     seconds = min(MOST_SECONDS, seconds)
-    answer, errors = frozen.scratch / "heap.json", frozen.scratch / "heap.log"
+    answer, errors = frozen.scratch / "heap-walk.answer", frozen.scratch / "heap-walk.log"
     child = None
     if found is None:
         why = "no debug information (DWARF) for the QEMU binary is at hand"
@@ -61,7 +62,7 @@ def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
         why = "drgn is not installed (pip install autopsy[heap])"
     else:
         try:
-            child, why = _spawn(_request(frozen, found, seconds), answer, errors), ""
+            child, why = _spawn(_request(frozen, symbols, found, seconds), answer, errors), ""
         except OSError as error:
             why = f"the heap walk could not be started: {error.strerror}"
     return Walking(frozen, found, why, child, answer, errors, time.monotonic() + seconds)
@@ -70,6 +71,8 @@ def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
 def finish(walking: Walking, threads: Iterable[ThreadStack] = ()) -> Heap:
     """Wait for the walk, write heap.json, and return what it says."""
     heap = _collect(walking)
+    for left in (walking.answer, walking.errors):
+        left.unlink(missing_ok=True)
     comms = {thread.tid: thread.comm for thread in threads}
     comms |= {tid: task.comm for tid, task in tasks(walking.frozen.read).items()}
     heap = msgspec.structs.replace(
@@ -82,12 +85,13 @@ def finish(walking: Walking, threads: Iterable[ThreadStack] = ()) -> Heap:
     return heap
 
 
-def _request(frozen: Frozen, found: Found, seconds: float) -> bytes:
+def _request(frozen: Frozen, symbols: Symbols, found: Found, seconds: float) -> bytes:
     fds = polled(frozen.read)
     return msgspec.json.encode(
         {
             "core": str(frozen.core),
             "debug": str(found.path),
+            "images": [{"path": str(each.file.path), "bias": each.bias} for each in symbols.images if each.file],
             "frozen_at_ns": freeze_record(frozen.read).frozen_at_ns,
             "seconds": seconds,
             "second_core": str(frozen.second_core or ""),
@@ -99,7 +103,7 @@ def _request(frozen: Frozen, found: Found, seconds: float) -> bytes:
 
 def _spawn(request: bytes, answer: Path, errors: Path) -> subprocess.Popen[bytes]:
     """Start the walk with files for its ends, so that neither side ever waits for the other's pipe."""
-    with open(answer.with_suffix(".request"), "w+b") as asked, open(answer, "wb") as told, open(errors, "wb") as log:
+    with tempfile.TemporaryFile(dir=answer.parent) as asked, open(answer, "wb") as told, open(errors, "wb") as log:
         asked.write(request)
         asked.seek(0)
         return subprocess.Popen(

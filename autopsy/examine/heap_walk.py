@@ -23,11 +23,19 @@ from autopsy.bundle.heap_loops import ThreadLocals
 from autopsy.bundle.heap_records import BlockNode, Exposure, Heap, TrackedRequest
 from autopsy.examine import heap_block, heap_control, heap_device, heap_loop, heap_objects, heap_throttle
 from autopsy.examine.core import Core, CoreError, Extent
+from autopsy.examine.elf import Elf, ElfError
 from autopsy.examine.heap_shape import Walk
 
 MOST_MEMORY = 4 << 30
 MOST_OUTPUT = 256 << 20
 PR_SET_PDEATHSIG = 1
+
+
+class MappedImage(msgspec.Struct, frozen=True, kw_only=True):
+    """An ELF file of the process; `bias` turns an address of the file into one of the process."""
+
+    path: str
+    bias: int
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +45,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     debug: str
     frozen_at_ns: int
     seconds: float
+    images: tuple[MappedImage, ...] = ()
     second_core: str = ""
     second_at_ns: int = 0
     polled: tuple[int, ...] | None = None
@@ -49,6 +58,8 @@ def main() -> None:
     began = time.monotonic()
     program, notes = _program(request)
     core = Core(Path(request.core))
+    for image in request.images:
+        _fill_from(program, core, image)
     first = _exposure(program, core, request, request.frozen_at_ns, notes)
     _tell(Heap(first=first, symbols=request.debug, ms=_since(began)))
     if not request.second_core:
@@ -101,6 +112,29 @@ def _lay_over(program: drgn.Program, extent: Extent) -> None:
         return extent.source[extent.offset + offset : extent.offset + offset + count]
 
     program.add_memory_segment(extent.start, extent.end - extent.start, read)
+
+
+def _fill_from(program: drgn.Program, core: Core, image: MappedImage) -> None:
+    """Let the file's bytes stand where the core has none: its constants are in no core, and names lie among them."""
+    try:
+        elf = Elf(Path(image.path))
+    except ElfError:
+        return
+    for segment in elf.segments:
+        position = image.bias + segment.address
+        end = position + segment.stored
+        for extent in (*core.extents_within(position, end), None):
+            stop = min(end, extent.start) if extent else end
+            if stop > position:
+                _lay_file(program, elf, image.bias, position, stop - position)
+            position = max(position, extent.end) if extent else end
+
+
+def _lay_file(program: drgn.Program, elf: Elf, bias: int, start: int, size: int) -> None:
+    def read(address: int, count: int, _offset: int, _physical: bool) -> bytes:  # noqa: FBT001 - drgn's signature
+        return elf.read(address - bias, count).ljust(count, b"\0")
+
+    program.add_memory_segment(start, size, read)
 
 
 def _exposure(program: drgn.Program, core: Core, request: Request, taken_ns: int, notes: list[str]) -> Exposure:
