@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+MOST_NAME = 512  # a mount point or a cgroup may have a longer path: its start is enough to cite it
 HEADER = re.compile(rb"==> ([^\n]{1,512}?) \((?:(\d{1,12}) bytes|unreadable: ([^\n)]{0,200}))\) <==\n")
 
 
@@ -35,7 +36,7 @@ def render(sections: Iterable[Section]) -> bytes:
     """Return the sections as one file. Names must hold no newline."""
     parts: list[bytes] = []
     for section in sections:
-        name = section.name.replace("\n", "\\n").encode("utf-8", "surrogateescape")
+        name = section.name.replace("\n", "\\n").encode("utf-8", "surrogateescape")[:MOST_NAME]
         if section.error:
             parts.append(b"==> %b (unreadable: %b) <==\n" % (name, section.error.replace("\n", " ").encode()))
             continue
