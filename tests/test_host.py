@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import lab
 import looking
 from autopsy.bundle import names
-from autopsy.capture import cgroups, host, logs, vmfiles, witness
+from autopsy.capture import cgroups, host, logs, storage, vmfiles, witness
 from autopsy.capture.readers import Read
 from autopsy.capture.step import Collected, Scene, TimedOut
 
@@ -180,3 +180,14 @@ def test_a_limit_above_the_group_counts_too() -> None:
     assert folders == {"/sys/fs/cgroup/qemu.slice/102.scope", "/sys/fs/cgroup/qemu.slice"}
     assert list(cgroups.reads([b"0::/../../elsewhere\n", b"damaged\n"], mountinfo)) == []
     assert cgroups.scopes([b"0::/qemu.slice/102.scope\n"]) == ("102.scope",)
+
+
+def test_what_network_storage_says_of_itself_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pool in ("rpool", "tank"):
+        (tmp_path / pool).mkdir()
+        (tmp_path / pool / "state").write_text("SUSPENDED\n")
+    monkeypatch.setattr(storage, "PATTERNS", (f"{tmp_path}/*/state", "/no/such/file"))
+    with looking.scene(os.getpid(), tmp_path, names.HOST) as at:
+        look(at)
+        told = looking.found(at, names.HOST_FILES)
+    assert told[f"{tmp_path}/tank/state"].data == told[f"{tmp_path}/rpool/state"].data == b"SUSPENDED\n"

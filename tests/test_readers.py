@@ -232,3 +232,13 @@ def test_a_file_of_sections_is_ours_alone(tmp_path: Path) -> None:
         (at.folder / "link").symlink_to("/etc/passwd")
         with pytest.raises(OSError, match="symbolic link"):
             SectionFile(at, "link")
+
+
+def test_a_section_with_an_endless_name_hides_none_after_it(tmp_path: Path) -> None:
+    with looking.scene(os.getpid(), tmp_path) as at:
+        with SectionFile(at, "x.txt") as stored:
+            stored.append([files.Section("/mnt/" + "x" * 4000, b"1"), files.Section("y (3 bytes) <==\n", b"2")])
+            stored.append([files.Section("after", b"3")])
+        got = looking.found(at, "x.txt")
+    assert [section.data for section in got.values()] == [b"1", b"2", b"3"]
+    assert list(got)[2] == "after"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from autopsy.capture.programs import output
-from autopsy.capture.readers import Read, Unreadable
+from autopsy.capture.readers import Read
 
 KMSG = "/dev/kmsg"
 KMSG_LINES = 500
@@ -51,14 +51,11 @@ def journal(units: Iterable[str]) -> list[Read]:
     matches = [f"{field}={unit}" for unit in units for field in ("_SYSTEMD_UNIT", "UNIT", "OBJECT_SYSTEMD_UNIT")]
     own = (*tail, "SYSLOG_IDENTIFIER=QEMU", *(word for match in matches for word in ("+", match)))
     return [
-        Read(" ".join(words), partial(_journal, words), "the journal", JOURNAL_SECONDS + 1) for words in (own, tail)
+        Read(
+            " ".join(words),
+            partial(output, words, seconds=JOURNAL_SECONDS, most=MOST_JOURNAL),
+            "the journal",
+            JOURNAL_SECONDS + 1,
+        )
+        for words in (own, tail)
     ]
-
-
-def _journal(words: tuple[str, ...]) -> bytes:
-    found = output(words, seconds=JOURNAL_SECONDS, most=MOST_JOURNAL)
-    if isinstance(found, bytes):
-        return found
-    if not found.data:
-        raise Unreadable(found.why)
-    return found.data

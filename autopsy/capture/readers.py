@@ -26,6 +26,8 @@ PIPE_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031  # linux/fcntl.h
 MOST_WHY = 200  # what a section's header holds
 TOLD_HANGS = 8
+MANY = 256  # reads to come: then we let the pipe fill, for waking up for each of thousands takes the reader's CPU
+GATHER_SECONDS = 0.004
 
 FRAME = struct.Struct("<BHI")  # what kind, bytes of why, bytes of data
 
@@ -88,7 +90,7 @@ class Trouble:
 
     def outcome(self) -> Outcome:
         """Return TimedOut if any read was cut off by a deadline of ours, Collected otherwise, with everything told."""
-        told = [f"{hang.name} {hang.why}" for hang in self.hangs[:TOLD_HANGS]]
+        told = [f"{_fits_a_header(hang.name)} {hang.why}" for hang in self.hangs[:TOLD_HANGS]]
         if len(self.hangs) > TOLD_HANGS:
             told.append(f"so did {len(self.hangs) - TOLD_HANGS} more")
         if self.unread:
@@ -147,6 +149,8 @@ def sections(reads: Iterable[Read], deadline: Deadline, trouble: Trouble) -> Ite
                 done += len(answers)
                 if done == len(pending):
                     break
+                if len(pending) - done >= MANY:
+                    time.sleep(GATHER_SECONDS)
         except _Silent as silent:
             hang = Hang(pending[done].name, silent.seconds, silent.wchan)
         finally:
