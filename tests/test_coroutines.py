@@ -18,7 +18,8 @@ from autopsy.drill.machine import Machine
 from autopsy.examine import exposures, listing, run
 from autopsy.examine.again import examine_again
 from autopsy.examine.core import MACHINE_X86_64, PAGE, Core
-from autopsy.examine.coroutines import STACK_SIZE, demangle, find, mangle
+from autopsy.examine.coroutines import STACK_SIZE, demangle, find, mangle, switches_by_signal
+from autopsy.examine.elf import Elf
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.symbols import Symbols
 from copies import copied
@@ -216,6 +217,12 @@ DEEP = STACK + STACK_SIZE - 0x400
 def test_a_coroutine_is_told_from_memory_alone(tmp_path: Path, bytes_there: bytes, state: str, backend: str) -> None:
     (coroutine,) = found_in(process(bytes_there), tmp_path)
     assert (coroutine.address, coroutine.state, coroutine.backend) == (HEAP, state, backend)
+
+
+def test_the_back_end_is_told_by_what_the_binary_imports(build: lab.Build) -> None:
+    assert not switches_by_signal(Elf(build.binary).imports)
+    assert switches_by_signal(b"\0sigaltstack\0sigaction\0")
+    assert not switches_by_signal(b"\0sigaltstack\0makecontext\0")
 
 
 def test_two_words_that_only_look_like_a_stack_are_no_coroutine(tmp_path: Path) -> None:

@@ -72,6 +72,16 @@ def test_every_thread_is_unwound_named_and_cited(build: lab.Build) -> None:
             assert any(frame.file.endswith("iothread.c") and frame.line for frame in frames)
 
 
+def test_a_vcpu_inside_kvm_is_unwound(stock: lab.Build) -> None:
+    if not lab.kvm_works():
+        pytest.skip("/dev/kvm does not open here")
+    with lab.qemu(stock, accelerate=lab.KVM) as machine, exposure.exposed(machine) as found:
+        run.examine(found.frozen)
+        frames = [frame.function for frame in threads(found)["CPU 0/KVM"].frames]
+        assert "kvm_cpu_exec" in frames
+        assert "ioctl" in frames
+
+
 def test_without_gdb_the_raw_facts_are_there_and_the_remedy_is_told(
     stock: lab.Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

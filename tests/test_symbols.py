@@ -19,6 +19,7 @@ from autopsy.examine import run
 from autopsy.examine.core import Core
 from autopsy.examine.elf import SHDR, SYM, Elf, ElfError
 from autopsy.examine.symbols import Symbols
+from copies import copied
 
 
 def elf(*symbols: tuple[int, int, int, bytes], mini: bytes = b"", kind: int = 11, build_id: bytes = b"") -> bytes:
@@ -175,3 +176,22 @@ def test_a_bundle_keeps_the_binary_for_a_machine_that_has_none(stock: lab.Build)
         modules: list[Module] = found.record(names.MODULES, list[Module])
         main = next(each for each in modules if each.path == str(stock.binary))
         assert (main.symbols, main.source) == ("dynsym", "bundle")
+
+
+def test_a_debuginfod_server_is_asked_for_what_is_not_at_hand(
+    stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = short / "bin" / "debuginfod-find"
+    client.parent.mkdir()
+    client.write_text(
+        f'#!/bin/sh\necho "$DEBUGINFOD_URLS $*" >> {short}/asked\n[ $1 = executable ] && echo {short}/away\n'
+    )
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{client.parent}:{os.environ['PATH']}")
+    with lab.qemu(copied(stock, short, monkeypatch)) as machine, exposure.exposed(machine, alive=False) as found:
+        (short / "qemu-system-x86_64").rename(short / "away")
+        symbols = Symbols(Core(found.frozen.core), replace(found.frozen, debuginfod="http://127.0.0.1:1"))
+        assert symbols.main is not None
+        assert symbols.main.record().source == "debuginfod"
+        asked = [f"http://127.0.0.1:1 {kind} {symbols.main.build_id}" for kind in ("executable", "debuginfo")]
+        assert (short / "asked").read_text().splitlines() == asked

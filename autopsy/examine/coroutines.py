@@ -60,7 +60,7 @@ def find(core: Core, symbols: Symbols) -> tuple[Saved, ...]:
     guards = tuple(pointer_guards(core))
     occupied = sorted(thread.registers.rsp for thread in core.threads)
     imports = symbols.main.file.elf.imports if symbols.main and symbols.main.file else b""
-    sigaltstack = b"\0sigaltstack\0" in imports and b"\0makecontext\0" not in imports
+    sigaltstack = switches_by_signal(imports)
     by_stack: dict[int, Saved] = {}
     for place in _stack_words(core):
         saved = _read(core, symbols, place, guards)
@@ -73,6 +73,11 @@ def find(core: Core, symbols: Symbols) -> tuple[Saved, ...]:
             break
     found = (_settled(core, symbols, saved, occupied, sigaltstack=sigaltstack) for saved in by_stack.values())
     return tuple(sorted(found, key=lambda saved: saved.coroutine.address))
+
+
+def switches_by_signal(imports: bytes) -> bool:
+    """Return whether QEMU was built with coroutine-sigaltstack: it imports what makes a stack there, and only that."""
+    return b"\0sigaltstack\0" in imports and b"\0makecontext\0" not in imports
 
 
 def pointer_guards(core: Core) -> Iterator[int]:

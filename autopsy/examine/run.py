@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -159,7 +160,7 @@ def examine(frozen: Frozen) -> str:
         ends_at=ends_at,
     )
     for name, part in PARTS:
-        progress.attempt(name, lambda part=part: part(view))  # type: ignore[misc]  # mypy cannot infer a lambda's default
+        progress.attempt(name, partial(part, view))
     progress.attempt("heap", opened.finish_heap)
     for failure in progress.fatal:
         raise failure

@@ -182,7 +182,9 @@ class Symbols:
         symbol = self.function(pc, called=called)
         covered = symbol is not None and symbol.covers(pc - called)
         if covered or file:
-            name = function or (symbol.name if symbol else "")
+            name = function
+            if symbol and covered and (not function or _bare(function) == _bare(symbol.name)):
+                name = symbol.name
             return Frame(pc=pc, function=name, module=image.path, offset=offset, file=file, line=line)
         return Frame(
             pc=pc,
@@ -195,13 +197,19 @@ class Symbols:
     def _image(self, parts: list[MappedFile], deleted: frozenset[str]) -> Image:
         first = parts[0]
         segments, build_id = _header(self._core, first.start)
-        file = self._files.mapped(first, build_id) or self._files.fetched("executable", build_id)
+        file = self._files.mapped(first, build_id)
+        debug = None
+        # A server is asked for QEMU alone: each question may take a minute.
+        is_main = any(part.start <= self._core.auxv.get(AT_ENTRY, 0) < part.end for part in parts)
+        if is_main and file is None:
+            file = self._files.fetched("executable", build_id)
         if file:
             segments = file.elf.segments or segments
             build_id = build_id or file.elf.build_id
-        debug = None
         if not (file and file.elf.has_dwarf):
             debug = self._files.debug(build_id)
+            if is_main and debug is None:
+                debug = self._files.fetched("debuginfo", build_id)
         lowest = min((segment.address for segment in segments), default=0) & -PAGE
         bias = first.start - lowest
         end = max([part.end for part in parts] + [bias + each.address + each.size for each in segments])
@@ -282,6 +290,11 @@ def _deleted_paths(frozen: Frozen) -> frozenset[str]:
     lines: Iterable[bytes] = frozen.read(names.evidence(names.WITNESS, names.MAPS)).splitlines()
     rows = (line.split(None, 5) for line in lines if line.endswith(suffix))
     return frozenset(row[5].removesuffix(suffix).decode("utf-8", "surrogateescape") for row in rows if len(row) == 6)
+
+
+def _bare(name: str) -> str:
+    """Return a name without glibc's marks: DWARF says `__GI___ioctl`, .dynsym `ioctl`, and readers want one of them."""
+    return name.removeprefix("__GI_").lstrip("_")
 
 
 def _unwind_start(image: Image, offset: int) -> int:
