@@ -159,6 +159,8 @@ def test_a_binary_that_was_deleted_is_still_told(short: Path) -> None:
     with lab.site() as there, small(there, binary, "-qmp", f"unix:{short}/q,server=on,wait=off") as pid:
         lab.until("its monitor is there", (short / "q").exists)
         assert connects(str(short / "q"))  # from now on it needs none of its modules
+        with found(f"qmp:{short}/q") as held:
+            assert held.pid == pid
         binary.unlink()
         with found(str(pid)) as held:
             assert held.record.exe == str(binary)

@@ -15,8 +15,8 @@ from autopsy.capture.files import NotPlain
 from autopsy.capture.managers import libvirt, process, proxmox
 from autopsy.capture.managers.claim import Claim, Roots
 from autopsy.capture.managers.process import Told
-from autopsy.capture.slot import names
-from autopsy.capture.unix import listeners_seen_by
+from autopsy.capture.unix import listeners_seen_by, owners_of
+from autopsy.capture.words import printable
 from autopsy.errors import NoSuchVm, NotQemu, UsageError
 
 LIST = "`autopsy ps` lists this host's virtual machines"
@@ -179,10 +179,16 @@ def listening_at(path: str, word: str) -> tuple[int, ...]:
         raise NoSuchVm(word, "that is no socket", remedy=LIST)
     if file is None:
         raise NoSuchVm(word, f"there is no such socket, and no QEMU listens on one of that name ({place})", remedy=LIST)
-    (owner,) = ask([partial(_other_owner, place)], each=process.EACH, overall=process.EACH)
-    if isinstance(owner, Unanswered) or not owner:
+    (owners,) = ask([partial(_owners, place)], each=process.EACH, overall=process.EACH)
+    others = () if isinstance(owners, Unanswered) else tuple(int(pid) for pid in owners.split())
+    if not others:
         raise NoSuchVm(word, "nobody listens on that socket", remedy=LIST)
-    raise NotQemu(word, f"{owner.decode()} listens on that socket, and is no QEMU", remedy=LIST)
+    told = process.tell(others)
+    if found := tuple(pid for pid in others if process.is_qemu(told[pid])):
+        return found  # a QEMU by its binary, though nothing is named so
+    raise NotQemu(
+        word, f"{', '.join(_described(pid) for pid in others)} listens on that socket, and is no QEMU", remedy=LIST
+    )
 
 
 def _identity_of(place: str) -> bytes:
@@ -207,7 +213,14 @@ def _listens(pid: int, place: str, file: tuple[int, ...] | None) -> bytes:
     return b"no"
 
 
-def _other_owner(place: str) -> bytes:
+def _owners(place: str) -> bytes:
     """Return who listens on a socket, by the path that it was bound to."""
     inodes = [each.inode for each in listeners_seen_by(os.getpid()) if each.path == place]
-    return ", ".join(filter(None, (names((inode,)) for inode in inodes))).encode("utf-8", "replace")
+    return b" ".join(b"%d" % pid for inode in inodes for pid in owners_of(inode))
+
+
+def _described(pid: int) -> str:
+    try:
+        return f"{printable(identity.stat_of(f'/proc/{pid}').comm)} (pid {pid})"
+    except (OSError, ValueError, IndexError):
+        return f"a process that has ended (pid {pid})"
