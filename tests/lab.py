@@ -35,7 +35,7 @@ class Build:
     label: str
     binary: Path
     firmware_arguments: tuple[str, ...]
-    missing: str
+    why_missing: str
 
     @property
     def present(self) -> bool:
@@ -77,7 +77,7 @@ def build(label: str) -> Build:
     """Return one QEMU; the test is skipped where it is missing, and fails in CI."""
     found = next(each for each in qemu_builds() if each.label == label)
     if not found.present:
-        missing(found.missing)
+        missing(found.why_missing)
     return found
 
 

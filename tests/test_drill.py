@@ -188,6 +188,7 @@ def test_a_wedged_qemu_dies_at_once_unless_its_scenario_says_otherwise(name: str
 
 
 def test_no_qemu_is_an_error_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("AUTOPSY_QEMU", raising=False)
     monkeypatch.setattr("autopsy.drill.machine.BINARIES", ("no-such-qemu",))
     with pytest.raises(AutopsyError, match="not found") as refused, wedged("stopped"):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 from dataclasses import dataclass
@@ -68,11 +69,14 @@ def of_device(name: str) -> str:
 
 
 def find_qemu() -> Path:
-    """Return the QEMU of this host.
+    """Return the QEMU of this host, or the one that AUTOPSY_QEMU names.
 
     Raises:
         AutopsyError: There is none.
     """
+    named = os.environ.get("AUTOPSY_QEMU")
+    if named:
+        return Path(named)
     for name in BINARIES:
         found = shutil.which(name)
         if found:
