@@ -18,4 +18,4 @@ def copied(which: lab.Build, folder: Path, patch: pytest.MonkeyPatch) -> lab.Bui
     for module in prefix.glob("lib*/**/qemu/accel-tcg-x86_64.so"):
         patch.setenv("QEMU_MODULE_DIR", str(module.parent))
     firmware = ("-L", f"{prefix}/share/qemu", "-L", f"{prefix}/share/seabios")
-    return lab.Build(which.label, copy, firmware, which.missing)
+    return lab.Build(which.label, copy, firmware, which.why_missing)
