@@ -20,13 +20,13 @@ from autopsy.bundle.schema import SCHEMA, Clocks, Manifest, StepRecord
 from autopsy.bundle.seal import Sealed, encode_manifest, seal
 from autopsy.capture import clocks, target
 from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
-from autopsy.capture.kill import kill
+from autopsy.capture.kill import kill, still_there
 from autopsy.capture.plan import PLAN
 from autopsy.capture.runner import INTERRUPTED, Run, Watcher, run
 from autopsy.capture.staging import Staging, prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.diagnose.diagnosis import Diagnosis
-from autopsy.errors import ExitCode, NotStored, UsageError
+from autopsy.errors import AutopsyError, ExitCode, NotStored, UsageError
 from autopsy.licence import licence
 from autopsy.report.html import html
 from autopsy.write import write_diagnosis, write_report
@@ -91,28 +91,29 @@ def fulfil(wish: Wish, watcher: Watcher) -> Ended:
         raise UsageError(unknown[0], "there is no such step", remedy=f"--require takes one of {', '.join(names.STEPS)}")
     vm = target.find(wish.name)
     captured = capture(vm, options=wish.options, places=wish.places, words=wish.words, watcher=watcher)
-    if not wish.then_kill:
-        code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.DONE
-        return Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code)
+    if wish.then_kill:
+        return _kill(vm, captured, wish)
+    code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.DONE
+    return Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code)
+
+
+def _kill(vm: target.Target, captured: Captured, wish: Wish) -> Ended:
+    """Kill the VM if it may be, and write that into the report. Whatever happens, the capture's result is kept."""
+    done = False
     refusal = licence(captured.diagnosis, captured.steps, wish.require, even_if_healthy=wish.even_if_healthy)
     if refusal:
-        return Ended(
-            captured=captured,
-            kill_asked=True,
-            kill_done=False,
-            kill_words=f"not killed: {refusal.words}",
-            exit_code=refusal.exit_code,
-        )
-    killed = kill(vm, captured.sealed)
-    words = "; ".join((killed.words, *killed.notes))
+        words, code = f"not killed: {refusal.words}", refusal.exit_code
+    else:
+        try:
+            killed = kill(vm, captured.sealed)
+        except AutopsyError as error:
+            words, code = f"not killed: {error}; {error.remedy}", error.exit_code
+        else:
+            done, code = killed.gone, ExitCode.DONE if killed.gone else ExitCode.STILL_THERE
+            remedy = () if killed.gone else (still_there(vm, killed).remedy,)
+            words = "; ".join((killed.words, *remedy, *killed.notes))
     _tell_in_report(captured, f"{clocks.now().utc}: {words}")
-    return Ended(
-        captured=captured,
-        kill_asked=True,
-        kill_done=killed.gone,
-        kill_words=words,
-        exit_code=ExitCode.DONE if killed.gone else ExitCode.STILL_THERE,
-    )
+    return Ended(captured=captured, kill_asked=True, kill_done=done, kill_words=words, exit_code=code)
 
 
 def capture(
