@@ -105,6 +105,10 @@ def test_every_throttled_request_is_a_tracked_request_of_a_queued_coroutine() ->
     assert one(first.lsi, device="lsi0").waiting == "nothing"
     assert first.lsi[0].reentrancy_level == 0
 
+    assert {"lock of throttle group tg0", "requests_lock of SCSI device sd0", "rq_lock of vd0"} <= {
+        each.name for each in first.locks
+    }
+
     contexts = {each.name: each for each in first.contexts}
     assert {"main", "iohandler", "io0", "mon_iothread"} <= contexts.keys()
     assert contexts["main"].tid == machine.pid
@@ -199,6 +203,7 @@ def test_the_throttle_deadlock_lies_in_the_group_named_like_its_disk() -> None:
     assert group.lock.address == held.address
     assert group.lock.owner == stuck
     assert group.name == "/machine/peripheral/vd0/virtio-backend"
+    assert one(found.locks, address=held.address).name == f"lock of throttle group {group.name}"
     (member,) = group.members
     assert member.owner == "vd0"
     assert member.pending_requests[1] >= len(member.queued[1]) > 0

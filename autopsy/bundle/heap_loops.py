@@ -15,6 +15,14 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True):
     owner: int
 
 
+class NamedLock(msgspec.Struct, frozen=True, kw_only=True):
+    """A mutex inside a heap object, so that locks.json's address can be named: `throttle group tg0`."""
+
+    name: str
+    address: int
+    owner: int
+
+
 class CoLock(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A CoMutex: `locked` counts its holder and those who wait; `holder` is a coroutine."""
 

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from autopsy.bundle.heap_devices import Job, Lsi, MonitorState, NbdClient, ScsiDevice, VirtQueue
-from autopsy.bundle.heap_loops import CoLock, Context, GraphLock, Lock, ThreadLocals, Timer
+from autopsy.bundle.heap_loops import CoLock, Context, GraphLock, Lock, NamedLock, ThreadLocals, Timer
 
 SinceFirst = Literal["stuck", "gone", "unknown"]
 
@@ -156,6 +156,7 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     scsi_devices: tuple[ScsiDevice, ...] = ()
     lsi: tuple[Lsi, ...] = ()
     monitors: tuple[MonitorState, ...] = ()
+    locks: tuple[NamedLock, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -95,6 +95,7 @@ def backend_label(walk: Walk, backend: drgn.Object) -> str:
 
 
 def _backend(walk: Walk, backend: drgn.Object) -> BlockBackend:
+    walk.knows(f"block back end {backend_label(walk, backend)}", backend, "queued_requests_lock")
     root = backend.root.bs if pointer(backend.root) else backend.root
     there = bool(pointer(root))
     device = cast(walk.program, "DeviceState", pointer(backend.dev))
@@ -121,6 +122,7 @@ def _backend(walk: Walk, backend: drgn.Object) -> BlockBackend:
 
 def _node(walk: Walk, state: drgn.Object) -> BlockNode:
     name = string(state.node_name)
+    walk.knows(f"block node {name}", state, "reqs_lock", "dirty_bitmap_mutex")
     requests: list[TrackedRequest] = []
     for request in walk.chain(f"requests of {name}", state.tracked_requests, "list"):
         with walk.reading(f"tracked request at {pointer(request):#x}"):
@@ -187,6 +189,7 @@ def _edge(child: drgn.Object) -> Edge:
 def _nbd(walk: Walk, state: drgn.Object) -> NbdClient:
     client = cast(walk.program, "BDRVNBDState", pointer(state.opaque))
     name = string(state.node_name)
+    walk.knows(f"NBD client {name}", client, "requests_lock")
     slots = [
         NbdRequest(
             index=index,

@@ -93,8 +93,12 @@ def _job(walk: Walk, job: drgn.Object) -> Job:
 def _monitor(walk: Walk, monitor: drgn.Object) -> MonitorState:
     output = monitor.outbuf  # glib's GString {char *str; gsize len; …} since v6.0
     is_qmp = bool(monitor.is_qmp)
-    queue = cast(walk.program, "MonitorQMP", pointer(monitor)).qmp_requests if is_qmp else None
-    length = None if queue is None else number(queue, "length")
+    walk.knows(f"monitor at {pointer(monitor):#x}", monitor, "mon_lock")
+    length = None
+    if is_qmp:
+        qmp = cast(walk.program, "MonitorQMP", pointer(monitor))
+        walk.knows(f"monitor at {pointer(monitor):#x}", qmp, "qmp_queue_lock")
+        length = number(qmp.qmp_requests, "length")
     return MonitorState(
         address=pointer(monitor),
         is_qmp=is_qmp,

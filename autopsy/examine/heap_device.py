@@ -58,6 +58,7 @@ def virtqueues(walk: Walk, devices: dict[int, tuple[str, ...]]) -> tuple[VirtQue
         if "virtio-device" in types:
             with walk.reading(f"virtqueues of the device at {address:#x}"):
                 found.extend(_queues(walk, cast(walk.program, "VirtIODevice", address), types[0]))
+                _know_locks(walk, address, types[0])
     return tuple(found)
 
 
@@ -106,6 +107,17 @@ def _queues(walk: Walk, device: drgn.Object, kind: str) -> Iterator[VirtQueue]:
         )
 
 
+def _know_locks(walk: Walk, address: int, kind: str) -> None:
+    name = device_of(walk, cast(walk.program, "DeviceState", address))
+    match kind:
+        case "virtio-blk-device":
+            walk.knows(name, cast(walk.program, "VirtIOBlock", address), "rq_lock")
+        case "virtio-scsi-device":
+            walk.knows(name, cast(walk.program, "VirtIOSCSI", address), "event_lock", "ctrl_lock", "tmf_bh_lock")
+        case _:
+            pass
+
+
 def _scsi(walk: Walk, device: drgn.Object, kind: str) -> ScsiDevice:
     address = pointer(device)
     requests: list[ScsiRequest] = []
@@ -122,6 +134,7 @@ def _scsi(walk: Walk, device: drgn.Object, kind: str) -> ScsiDevice:
                     in_block_layer=bool(pointer(request.aiocb)),
                 )
             )
+    walk.knows(f"SCSI device {device_of(walk, cast(walk.program, 'DeviceState', address))}", device, "requests_lock")
     bus = device.qdev.parent_bus
     requests_lock = member(device, "requests_lock")
     return ScsiDevice(

@@ -58,6 +58,7 @@ def _context(walk: Walk, context: drgn.Object, runner: int) -> Context:
     address = pointer(context)
     name = walk.context_names.get(address, "")
     what = f"AioContext {name or hex(address)}"
+    walk.knows(what, context, "lock")  # taken until v8.2; a member that nobody takes since
     graph = member(context, "bdrv_graph")
     ring = member(context, "fdmon_io_uring")
     loop = walk.function(pointer(context.fdmon_ops)).removeprefix("fdmon_").removesuffix("_ops")
@@ -81,9 +82,9 @@ def _context(walk: Walk, context: drgn.Object, runner: int) -> Context:
         ),
         timers=tuple(_timers(walk, context.tlg, address)),
         handlers=tuple(_handlers(walk, what, context)),
-        thread_pool=_thread_pool(walk, context),
-        linux_aio=_linux_aio(walk, context),
-        uring=_uring(walk, context),
+        thread_pool=walk.value(f"{what}: thread pool", lambda walk: _thread_pool(walk, context), None),
+        linux_aio=walk.value(f"{what}: Linux AIO", lambda walk: _linux_aio(walk, context), None),
+        uring=walk.value(f"{what}: io_uring", lambda walk: _uring(walk, context), None),
     )
 
 
@@ -119,6 +120,7 @@ def _timers(walk: Walk, group: drgn.Object, context: int) -> Iterator[Timer]:
         if not pointer(timers):
             continue
         with walk.reading(f"timers at {pointer(timers):#x}"):
+            walk.knows(f"timers of {walk.context_names.get(context, hex(context))}", timers, "active_timers_lock")
             timer = timers.active_timers
             seen: set[int] = set()
             while pointer(timer) and pointer(timer) not in seen and len(seen) < MOST_ELEMENTS:
@@ -148,6 +150,7 @@ def _thread_pool(walk: Walk, context: drgn.Object) -> ThreadPool | None:
     pool = context.thread_pool
     if not pointer(pool):
         return None
+    walk.knows(f"thread pool of {walk.context_names.get(pointer(context), hex(pointer(context)))}", pool, "lock")
     states = {"queued": 0, "active": 0, "done": 0}
     functions: dict[str, int] = {}
     for element in walk.chain("requests of a thread pool", pool.head, "all"):

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import drgn
 
-from autopsy.bundle.heap_loops import CoLock, Lock, Timer
+from autopsy.bundle.heap_loops import CoLock, Lock, NamedLock, Timer
 
 MOST_ELEMENTS = 10_000  # of one list; a VM with more disks or requests than this has not been seen
 MOST_NOTES = 200
@@ -40,6 +40,7 @@ class Walk:
     device_names: dict[int, str] = field(default_factory=dict)
     context_names: dict[int, str] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
+    locks: dict[int, NamedLock] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
         """Keep a remark for the reader, up to a bound."""
@@ -59,6 +60,16 @@ class Walk:
         with self.reading(what):
             return read(self)
         return otherwise
+
+    def knows(self, name: str, owner: drgn.Object, *members: str) -> None:
+        """Remember the mutexes that an object has under these names, newest layouts and older ones alike."""
+        for each in members:
+            mutex = member(owner, each)
+            if mutex is None or member(mutex, "locked") is not None:  # a CoMutex, as BlockDriverState's was until v8.1
+                continue
+            with self.reading(f"{each} of {name}"):
+                held = lock(mutex)
+                self.locks[held.address] = NamedLock(name=f"{each} of {name}", address=held.address, owner=held.owner)
 
     def variable(self, *names: str) -> drgn.Object | None:
         """Return the first global or static variable of these names that this QEMU has."""

@@ -42,6 +42,7 @@ def _owners(walk: Walk) -> dict[int, tuple[str, int]]:
 
 def _group(walk: Walk, group: drgn.Object, owners: dict[int, tuple[str, int]]) -> ThrottleGroup:
     name = string(group.name)
+    walk.knows(f"throttle group {name}", group, "lock")
     members: list[ThrottleMember] = []
     for element in walk.chain(f"members of throttle group {name}", group.head, "round_robin"):
         with walk.reading(f"throttle group member at {pointer(element):#x}"):

@@ -143,7 +143,7 @@ def _exposure(program: drgn.Program, core: Core, request: Request, taken_ns: int
     heap_objects.name_contexts(walk)
     runners = _runners(threads)
     devices = heap_device.disk_devices(walk)
-    return Exposure(
+    exposure = Exposure(
         taken_ns=taken_ns,
         run_state=walk.value("run state", heap_control.run_state, ""),
         migration=walk.value("migration", heap_control.migration, ""),
@@ -163,8 +163,8 @@ def _exposure(program: drgn.Program, core: Core, request: Request, taken_ns: int
         scsi_devices=heap_device.scsi_devices(walk, devices),
         lsi=heap_device.lsi(walk, devices),
         monitors=heap_control.monitors(walk),
-        notes=tuple(walk.notes),
     )
+    return msgspec.structs.replace(exposure, locks=tuple(walk.locks.values()), notes=tuple(walk.notes))
 
 
 def _compare(first: tuple[BlockNode, ...], second: tuple[BlockNode, ...]) -> tuple[BlockNode, ...]:
