@@ -24,6 +24,9 @@ app = typer.Typer(
 )
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a .tar.zst bundle, or its folder")]
+DebugFiles = Annotated[
+    list[Path] | None, typer.Option("--debug-file", metavar="F", help="QEMU's debug file or unstripped binary")
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
@@ -176,6 +179,32 @@ def report(
     else:
         store(text, output)
         say(f"written to {output}")
+
+
+@app.command()
+def examine(
+    bundle: BundlePath,
+    debug_file: DebugFiles = None,
+    debuginfod: Annotated[str, typer.Option("--debuginfod", metavar="URL", help="fetch symbols from this server")] = "",
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the new bundle goes")] = None,
+) -> None:
+    """Examine a stored core again with better symbols; the result is a new bundle beside the old one."""
+    from autopsy import terminal
+    from autopsy.reexamine import examine_bundle
+
+    examined = examine_bundle(bundle, debug_files=tuple(debug_file or ()), debuginfod=debuginfod, place=out)
+    say(terminal.plain(examined.note))
+    for line in terminal.diagnosis_lines(examined.diagnosis):
+        show(line)
+    show(f"bundle      {examined.sealed.path} (sha256 {examined.sealed.sha256})")
+
+
+@app.command()
+def gdb(bundle: BundlePath, debug_file: DebugFiles = None) -> None:
+    """Open an interactive gdb on a stored core; `info coroutines` lists the parked requests."""
+    from autopsy.reexamine import debug
+
+    raise typer.Exit(debug(bundle, tuple(debug_file or ())))
 
 
 @app.command()

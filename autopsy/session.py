@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -231,7 +232,7 @@ def _seal(staging: Staging, manifest: Manifest, budget: Deadline, options: Optio
         destination = staging.places[0] / f"{staging.name}.tar.zst"
         try:
             data = in_child(
-                lambda path=destination: _sealed_bytes(seal(staging.work, path, manifest, leave_out=leave_out)),
+                partial(_sealed_bytes, staging.work, destination, manifest, leave_out),
                 max(3.0, min(SEAL_SECONDS, budget.left())),
             )
         except (ChildTimedOut, ChildFailed) as error:
@@ -246,8 +247,8 @@ def _seal(staging: Staging, manifest: Manifest, budget: Deadline, options: Optio
     )
 
 
-def _sealed_bytes(sealed: Sealed) -> bytes:
-    return msgspec.json.encode(sealed, enc_hook=str)
+def _sealed_bytes(folder: Path, destination: Path, manifest: Manifest, leave_out: frozenset[str]) -> bytes:
+    return msgspec.json.encode(seal(folder, destination, manifest, leave_out=leave_out), enc_hook=str)
 
 
 def _path(_: type, value: object) -> Path:
