@@ -4,6 +4,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,18 @@ def test_what_has_not_moved_between_two_exposures_is_stuck(stock: lab.Build, sho
         assert [each.since_first for each in parked(found)] == ["stuck"] * REQUESTS
 
 
+def test_a_request_that_came_between_two_exposures_is_new_and_unwound(stock: lab.Build, short: Path) -> None:
+    with throttled(stock, short, requests=0) as machine, exposure.exposed(machine) as before:
+        run.examine(before.frozen)
+        machine.qemu_io("d0", "aio_write 0 4k")
+        with exposure.exposed(machine) as after:
+            examine_again(replace(before.frozen, second_core=after.frozen.core))
+            (request,) = parked(before)
+            assert request.since_first == "new"
+            assert INTERCEPT in functions(request)
+            assert list(before.frozen.scratch.glob("tmp*")) == []
+
+
 def test_requests_that_ended_between_two_exposures_are_gone(stock: lab.Build, short: Path) -> None:
     unlimited = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
     with throttled(stock, short) as machine, exposure.exposed(machine) as before:
@@ -148,13 +161,7 @@ def test_another_machine_without_the_binary_finds_the_coroutines_and_with_it_the
         assert len(bare) == REQUESTS + 1
         assert {len(each.frames) for each in bare} == {1}
         assert bare[0].frames[0].module == str(copy)
-        given = Frozen(
-            core=found.frozen.core,
-            read=found.frozen.read,
-            write=found.frozen.write,
-            scratch=found.frozen.scratch,
-            debug_files=(away,),
-        )
+        given = replace(found.frozen, debug_files=(away,))
         run.examine(given)
         assert [INTERCEPT in functions(each) for each in parked(found)] == [True] * REQUESTS
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,20 +18,7 @@ from autopsy.drill.machine import Machine
 from autopsy.errors import ExaminationFailed
 from autopsy.examine import gdb, interactive, run
 from autopsy.examine.backtrace import blocks
-from autopsy.examine.frozen import Frozen
 from copies import copied
-
-
-@contextmanager
-def with_seconds(frozen: Frozen, seconds: float) -> Iterator[Frozen]:
-    yield Frozen(
-        core=frozen.core,
-        read=frozen.read,
-        write=frozen.write,
-        scratch=frozen.scratch,
-        process=frozen.process,
-        seconds=seconds,
-    )
 
 
 def threads(found: exposure.Exposed) -> dict[str, ThreadStack]:
@@ -106,8 +92,7 @@ def test_a_gdb_that_never_answers_is_ended_at_its_deadline(
     fake.chmod(0o755)
     with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
         monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-        with with_seconds(found.frozen, 1.0) as hurried:
-            assert "gdb was ended at its deadline" in run.examine(hurried)
+        assert "gdb was ended at its deadline" in run.examine(replace(found.frozen, seconds=1.0))
         assert not Path(f"/proc/{(short / 'pid').read_text().strip()}").exists()
         assert {each.cut_short for each in threads(found).values()} == {"gdb was ended at its deadline"}
 
@@ -180,8 +165,7 @@ def test_scripts_beside_the_binary_never_run(stock: lab.Build, short: Path, monk
     monkeypatch.setenv("HOME", str(short))
     monkeypatch.chdir(short)
     with lab.qemu(ours) as machine, exposure.exposed(machine) as found:
-        for name in (".gdbinit",):
-            (found.frozen.scratch / name).write_text(f"shell touch {mark}\n")
+        (found.frozen.scratch / ".gdbinit").write_text(f"shell touch {mark}\n")
         run.examine(found.frozen)
         assert "main_loop_wait" in main_loop(machine, found)
         subprocess.run(interactive.argv(found.frozen), input="", text=True, capture_output=True, timeout=60, check=True)

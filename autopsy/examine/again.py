@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
 from autopsy.bundle import names
-from autopsy.bundle.records import Coroutine
+from autopsy.bundle.records import Coroutine, Frame
 from autopsy.errors import ExaminationFailed
 from autopsy.examine import coroutines, exposures, heap
 from autopsy.examine.core import Core, CoreError
+from autopsy.examine.coroutines import Saved
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.symbols import Symbols
+from autopsy.examine.unwind import Parked, unwind, with_frames
 
 HEAP_SECONDS = 5.0
+GDB_SECONDS = 5.0
 
 
 def examine_again(frozen: Frozen) -> str:
@@ -35,13 +42,28 @@ def examine_again(frozen: Frozen) -> str:
     walking = heap.start(frozen, symbols, min(HEAP_SECONDS, frozen.seconds))
     compared = exposures.compare(core, coroutines.find(core, symbols), second, coroutines.find(second, symbols))
     unwound = _unwound(frozen)
-    told = [_with_frames(saved.coroutine, unwound) for saved in (*compared.first, *compared.new)]
+    told = [_with_frames(saved.coroutine, unwound) for saved in compared.first]
+    told += _newcomers(frozen, second, symbols, compared.new)
     frozen.write(names.COROUTINES, msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
     if walking.child is not None:  # without debug information there is nothing to compare
         with suppress(OSError):  # the coroutines are written already
             heap.finish(walking)
     counts = Counter(each.since_first for each in told if each.state == "parked")
     return ", ".join(f"{count} coroutines {word}" for word, count in sorted(counts.items()))
+
+
+def _newcomers(frozen: Frozen, second: Core, symbols: Symbols, new: tuple[Saved, ...]) -> list[Coroutine]:
+    """Return the coroutines that were not parked before, unwound from the second exposure where gdb can be had."""
+    if not new:
+        return []
+    parked = [Parked(second, saved) for saved in new]
+    found: Mapping[int, tuple[Frame, ...]] = {}
+    with TemporaryDirectory(dir=frozen.scratch) as scratch, suppress(ExaminationFailed):
+        ends_at = time.monotonic() + min(GDB_SECONDS, frozen.seconds)
+        found = unwind(
+            second, symbols, parked, comms={}, scratch=Path(scratch), ends_at=ends_at, with_threads=False
+        ).coroutines
+    return [with_frames(saved.coroutine, found, symbols) for saved in new]
 
 
 def _unwound(frozen: Frozen) -> dict[int, Coroutine]:

@@ -60,17 +60,19 @@ def unwind(
     comms: Mapping[int, str],
     scratch: Path,
     ends_at: float,
+    with_threads: bool = True,
 ) -> Unwound:
     """Return the frames of every thread and coroutine. Raises ExaminationFailed when gdb cannot be had at all."""
+    standing = core.threads if with_threads else ()
     groups: dict[tuple[object, ...], list[Parked]] = {}
     for each in parked:
         groups.setdefault(_signature(symbols, each), []).append(each)
     alike = list(groups.values())
-    pieces = [_stack(core, thread.registers.rsp, MOST_STACK) for thread in core.threads]
+    pieces = [_stack(core, thread.registers.rsp, MOST_STACK) for thread in standing]
     pieces += [_stack(group[0].core, group[0].saved.registers.rsp, group[0].saved.top) for group in alike]
     pieces.append(_vdso(core))
     extents = _joined(piece for several in pieces for piece in several)
-    threads = list(core.threads)
+    threads = list(standing)
     threads += [CoreThread(FIRST_LWP + index, group[0].saved.registers) for index, group in enumerate(alike)]
     scratch = scratch.absolute()  # gdb looks at files from a directory of its own
     path = scratch / "stacks.core"
@@ -80,7 +82,7 @@ def unwind(
     synthetic.write(path, threads, extents, notes(core, links))
     text, log, note = _run((f"core-file {path}", *commands(images, links, scratch)), scratch, ends_at)
     by_lwp = {block.lwp: block for block in blocks(text)}
-    backtrace, stacks = _threads(core, symbols, by_lwp, comms, note)
+    backtrace, stacks = _threads(standing, symbols, by_lwp, comms, note)
     found: dict[int, tuple[Frame, ...]] = {}
     for index, group in enumerate(alike):
         if block := by_lwp.get(FIRST_LWP + index):
@@ -167,11 +169,11 @@ def _run(preparation: Iterable[str], scratch: Path, ends_at: float) -> tuple[str
 
 
 def _threads(
-    core: Core, symbols: Symbols, by_lwp: Mapping[int, Block], comms: Mapping[int, str], note: str
+    threads: Iterable[CoreThread], symbols: Symbols, by_lwp: Mapping[int, Block], comms: Mapping[int, str], note: str
 ) -> tuple[str, tuple[ThreadStack, ...]]:
     lines: list[str] = []
     stacks: list[ThreadStack] = []
-    for thread in core.threads:
+    for thread in threads:
         block = by_lwp.get(thread.tid)
         if block is None:
             stacks.append(bare(thread, symbols, comms, note or "gdb printed nothing for it"))
