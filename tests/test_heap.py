@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +162,39 @@ def test_a_silent_nbd_server_leaves_a_connected_client_with_requests_in_flight()
     assert {each.coroutine for each in client.requests} < {each.coroutine for each in node.requests}
     assert client.receive_lock is not None
     assert client.receive_lock.holder in {each.coroutine for each in client.requests}
+
+
+def test_a_core_whose_binary_is_gone_is_walked_with_a_debug_file(tmp_path: Path) -> None:
+    objcopy = shutil.which("objcopy")
+    if objcopy is None:
+        lab.missing("objcopy is not installed")
+    build = lab.build(DEBUG)
+    binary, debug = tmp_path / "qemu-system-x86_64", tmp_path / "qemu.debug"
+    shutil.copy(build.binary, binary)
+    with (
+        lab.folder() as place,
+        lab.qemu(
+            replace(build, binary=binary),
+            *("-object", "throttle-group,id=tg0,x-bps-total=1"),
+            *("-blockdev", f"driver=file,filename={lab.disk(place / 'd.raw')},node-name=file0"),
+            *("-blockdev", "driver=throttle,node-name=slow0,throttle-group=tg0,file=file0"),
+            *("-device", "virtio-blk-pci,id=vd0,drive=slow0"),
+        ) as machine,
+    ):
+        machine.qemu_io(lab.of_device("vd0"), "aio_write 0 4k")
+        machine.qemu_io(lab.of_device("vd0"), "aio_write 4k 4k")
+        with exposure.exposed(machine, alive=False) as exposed:
+            binary.unlink()
+            symbols = Symbols(Core(exposed.frozen.core), exposed.frozen)
+            without = heap.finish(heap.start(exposed.frozen, symbols, 15))
+            subprocess.run([objcopy, "--only-keep-debug", build.binary, debug], check=True)
+            frozen = replace(exposed.frozen, debug_files=(debug,))
+            found = heap.finish(heap.start(frozen, Symbols(Core(frozen.core), frozen), 15))
+    assert without.first is None
+    assert found.why == ""
+    assert found.first is not None
+    assert {each.driver for each in found.first.nodes} == {"file", "throttle"}
+    assert one(found.first.throttle_groups, name="tg0").members[0].pending_requests == (0, 2)
 
 
 def test_a_job_is_told_with_its_progress_and_its_coroutine() -> None:

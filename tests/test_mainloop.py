@@ -101,6 +101,12 @@ def test_a_stopped_process_is_stopped_before_anything_else() -> None:
     assert what_it_does(thread(PPOLL), Task(MAIN, state="T"), DRAINING, NOBODY).state == "stopped"
 
 
+def test_a_frozen_cgroup_is_a_stop() -> None:
+    assert (
+        what_it_does(thread(PPOLL), Task(MAIN, state="S", wchan="do_freezer_trap"), AT_REST, NOBODY).state == "stopped"
+    )
+
+
 def test_a_thread_outside_system_calls_runs() -> None:
     assert what_it_does(thread(-1), Task(MAIN, state="R"), frames("qemu_lsi_spin"), NOBODY).state == "running"
 

@@ -33,7 +33,7 @@ def nbd_clients(walk: Walk) -> tuple[NbdClient, ...]:
     found: list[NbdClient] = []
     for state in block_states(walk):
         with walk.reading(f"NBD client of the node at {pointer(state):#x}"):
-            if driver(state) == "nbd":
+            if driver(walk, state) == "nbd":
                 found.append(_nbd(walk, state))
     return tuple(found)
 
@@ -70,9 +70,17 @@ def block_backends(walk: Walk) -> list[drgn.Object]:
     return list(walk.chain("block back ends", head, "link"))
 
 
-def driver(state: drgn.Object) -> str:
-    """Return the name of a BlockDriverState's driver, empty when it has none (an ejected medium)."""
-    return string(state.drv.format_name) if pointer(state.drv) else ""
+def driver(walk: Walk, state: drgn.Object) -> str:
+    """Return the name of a BlockDriverState's driver, empty when it has none (an ejected medium).
+
+    The name is a constant of the binary; where that is gone, the driver's own symbol (`bdrv_nbd`) tells it.
+    """
+    if not pointer(state.drv):
+        return ""
+    try:
+        return string(state.drv.format_name)
+    except drgn.FaultError:
+        return walk.function(pointer(state.drv)).removeprefix("bdrv_")
 
 
 def device_of(walk: Walk, device: drgn.Object) -> str:
@@ -134,7 +142,7 @@ def _node(walk: Walk, state: drgn.Object) -> BlockNode:
     return BlockNode(
         address=pointer(state),
         node_name=name,
-        driver=driver(state),
+        driver=driver(walk, state),
         filename=string(state.filename),
         context=pointer(state.aio_context),
         in_flight=int(state.in_flight),
@@ -153,7 +161,7 @@ def _node(walk: Walk, state: drgn.Object) -> BlockNode:
 
 
 def _format_lock(walk: Walk, state: drgn.Object) -> CoLock | None:
-    if driver(state) != "qcow2" or not pointer(state.opaque):
+    if driver(walk, state) != "qcow2" or not pointer(state.opaque):
         return None
     with walk.reading(f"qcow2 state of the node at {pointer(state):#x}"):
         return co_lock(member(cast(walk.program, "BDRVQcow2State", pointer(state.opaque)), "lock"))

@@ -8,7 +8,7 @@ import drgn
 
 from autopsy.bundle.heap_loops import BottomHalf, Context, Handler, LinuxAio, ThreadPool, Timer, Uring
 from autopsy.examine.heap_block import block_backends, block_states
-from autopsy.examine.heap_shape import MOST_ELEMENTS, Walk, cast, flag, member, number, pointer, word
+from autopsy.examine.heap_shape import MOST_ELEMENTS, Walk, cast, flag, member, number, pointer, string, word
 
 BH_FLAGS = ("pending", "scheduled", "deleted", "oneshot", "idle")  # BH_* of util/async.c, bit by bit
 
@@ -111,8 +111,10 @@ def _name(half: drgn.Object) -> str:
     name = member(half, "name")
     if name is None or not pointer(name):
         return ""
-    data: bytes = half.prog_.read_c_string(pointer(name), max_size=80)
-    return data.decode("utf-8", "backslashreplace")
+    try:
+        return string(name)
+    except drgn.FaultError:  # a constant of a binary that is gone
+        return ""
 
 
 def _timers(walk: Walk, group: drgn.Object, context: int) -> Iterator[Timer]:

@@ -35,7 +35,7 @@ def _owners(walk: Walk) -> dict[int, tuple[str, int]]:
                 owners[inside] = (backend_label(walk, backend), pointer(backend))
     for state in block_states(walk):
         with walk.reading(f"throttling of the node at {pointer(state):#x}"):
-            if driver(state) == "throttle":
+            if driver(walk, state) == "throttle":
                 owners[pointer(state.opaque)] = (string(state.node_name), pointer(state))
     return owners
 

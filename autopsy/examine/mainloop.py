@@ -22,6 +22,7 @@ NT_PRPSINFO = 3
 PRPSINFO_PID = struct.Struct("<I")
 PRPSINFO_PID_AT = 24  # LP64
 
+FREEZER = re.compile(r"do_freezer_trap|__refrigerator|cgroup_freez")
 NESTED = "aio_poll"
 LOOP = "main_loop_wait"
 # What lies between main_loop_wait and the system call while the loop is at rest. They are static or the C library's, so
@@ -80,9 +81,8 @@ def main_tid(core: Core) -> int:
 
 def what_it_does(thread: CoreThread | None, task: Task | None, frames: Sequence[Frame], graph: LockGraph) -> Doing:
     """Judge the main thread by its state, its system call, its stack, and the BQL's owner."""
-    if task and task.state in ("T", "t"):
-        reason = "SIGSTOP, or a frozen group" if task.state == "T" else "a tracer"
-        return Doing("stopped", f"the thread's state is {task.state} ({reason})")
+    if task and (why := _stopped_by(task)):
+        return Doing("stopped", why)
     if thread is None:
         return Doing("unknown", "the core has no main thread")
     for mutex in graph.mutexes:
@@ -103,6 +103,14 @@ def what_it_does(thread: CoreThread | None, task: Task | None, frames: Sequence[
     if call in POLLS or (call == RESTART and not _asleep_elsewhere(task)):
         return _polls(thread.tid, name, frames, graph)
     return _blocked(name, task, frames)
+
+
+def _stopped_by(task: Task) -> str:
+    if task.state in ("T", "t"):
+        return f"the thread's state is {task.state} ({'SIGSTOP' if task.state == 'T' else 'a tracer'})"
+    if FREEZER.match(task.wchan):
+        return f"it sleeps in {task.wchan}: its cgroup is frozen"
+    return ""
 
 
 def _polls(tid: int, name: str, frames: Sequence[Frame], graph: LockGraph) -> Doing:
