@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,23 @@ time.sleep(600)
 
 IDLE = "import time; print('ready', flush=True); time.sleep(600)"
 
+# One thread faults on a frozen file system; another unmaps that page, and waits for it with mmap_lock in its hand.
+HOLDS_MMAP_LOCK = """
+import ctypes, os, sys, threading, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+file = os.open({path!r}, os.O_RDWR | os.O_CREAT)
+os.ftruncate(file, 4096)
+page = libc.mmap(None, 4096, 3, 1, file, 0)
+print("ready", flush=True)
+sys.stdin.readline()
+for work in (lambda: libc.memset(ctypes.c_void_p(page), 1, 1), lambda: libc.munmap(ctypes.c_void_p(page), 4096)):
+    threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.3)
+time.sleep(600)
+"""
+
 POLLERS = """
 import os, select, threading, time
 waiting, writing = os.pipe()
@@ -67,6 +86,10 @@ def look(at: Scene) -> Collected:
 
 def comm(pid: int, tid: str) -> str:
     return Path(f"/proc/{pid}/task/{tid}/comm").read_text()
+
+
+def in_state(pid: int, state: str) -> int:
+    return sum(procfs.state(file.read_bytes()) == state for file in Path(f"/proc/{pid}/task").glob("*/stat"))
 
 
 @pytest.mark.live
@@ -191,17 +214,48 @@ def hangs_at(stuck: str, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.3) 
         return real(self, path, most)
 
     monkeypatch.setattr(Process, "read", read)
-    monkeypatch.setattr(witness, "MAPPED", tuple((*row[:3], seconds) for row in witness.MAPPED))
+    monkeypatch.setattr(witness, "MAPPED", tuple(replace(each, seconds=seconds) for each in witness.MAPPED))
 
 
-def test_a_map_that_never_answers_leaves_the_rest_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hangs_at("maps", monkeypatch)
+def test_a_lock_of_the_memory_map_that_is_never_given_leaves_the_rest_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs_at("cmdline", monkeypatch)
     with looking.python(IDLE) as pid, looking.scene(pid, tmp_path) as at:
         outcome = witness.look(at)
         assert isinstance(outcome, TimedOut)
-        assert outcome.why.startswith("maps did not answer in 0.3 s")
+        assert outcome.why.startswith("cmdline did not answer in 0.3 s")
         stored = {file.name for file in at.folder.iterdir()}
-    assert stored == {names.TASKS, names.FDS, names.FUTEXES, names.POLLS, names.AUXV, names.CMDLINE}
+    assert stored == {names.TASKS, names.FDS, names.FUTEXES, names.POLLS, names.AUXV, names.MAPS}
+
+
+def test_a_lock_of_the_memory_map_that_is_really_held_costs_only_what_needs_it(tmp_path: Path) -> None:
+    with lab.file_system() as mounted:
+        code = HOLDS_MMAP_LOCK.format(path=str(mounted.mount / "mapped"))
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            with lab.frozen(mounted), looking.scene(child.pid, tmp_path) as at:
+                child.stdin.write(b"\n")
+                child.stdin.flush()
+                lab.until("both sleep", lambda: in_state(child.pid, "D") == 2)
+                outcome = witness.look(at)
+                told = looking.found(at, names.TASKS)
+                assert isinstance(outcome, TimedOut)
+                assert "cmdline did not answer in 1.0 s" in outcome.why
+                assert "left behind" not in outcome.why
+                assert (
+                    sum(procfs.state(section.data) == "D" for name, section in told.items() if name.endswith("/stat"))
+                    == 2
+                )
+                assert (at.folder / names.AUXV).exists()
+                assert not (at.folder / names.SMAPS).exists()
+                assert looking.found(at, names.FDS)["mountinfo"].data
+        finally:
+            child.kill()
+            child.communicate()
 
 
 def test_a_witness_that_is_killed_leaves_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

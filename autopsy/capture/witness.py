@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from autopsy.bundle import names
@@ -10,15 +11,26 @@ from autopsy.capture.procfs import Gone, Process, held
 from autopsy.capture.readers import Read, Trouble, sections
 from autopsy.capture.step import Failed, Outcome, Scene
 
-# These take mmap_lock, which a stuck thread may hold for ever (auxv does not; without it no coroutine can be read).
-# smaps walks the page tables of guest RAM, so it has the longest time, and comes last.
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A file of /proc/PID that may need mmap_lock, which a stuck thread can hold for ever."""
+
+    path: str
+    file: str
+    most: int
+    seconds: float
+    fate: str = ""
+
+
+# auxv takes no such lock; maps does not since Linux 6.17, and without it no stack can be read. smaps walks the page
+# tables of guest RAM, so it has the longest time, and comes last.
 MAPPED = (
-    ("auxv", names.AUXV, 1 << 16, 1.0),
-    ("cmdline", names.CMDLINE, 4 << 20, 1.0),
-    ("maps", names.MAPS, 32 << 20, 1.0),
-    ("smaps", names.SMAPS, 128 << 20, 3.0),
+    Mapped("auxv", names.AUXV, 1 << 16, 1.0),
+    Mapped("maps", names.MAPS, 32 << 20, 1.0),
+    Mapped("cmdline", names.CMDLINE, 4 << 20, 1.0, "mmap_lock"),
+    Mapped("smaps", names.SMAPS, 128 << 20, 2.5, "mmap_lock"),
 )
-MMAP_LOCK = "mmap_lock"
 
 
 def look(scene: Scene) -> Outcome:
@@ -40,8 +52,8 @@ def look(scene: Scene) -> Outcome:
 
 
 def _mapped(scene: Scene, process: Process, trouble: Trouble) -> None:
-    reads = (Read(name, partial(process.read, name, most), MMAP_LOCK, seconds) for name, _, most, seconds in MAPPED)
-    files = {name: file for name, file, _, _ in MAPPED}
+    reads = (Read(each.path, partial(process.read, each.path, each.most), each.fate, each.seconds) for each in MAPPED)
+    files = {each.path: each.file for each in MAPPED}
     for batch in sections(reads, scene.deadline, trouble):
         for section in batch:
             if not section.error:
