@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -37,9 +39,10 @@ def _compare(scene: Scene) -> Outcome:
     second_core = scene.folder / names.CORE
     if not second_core.exists():
         return Skipped("there is no second core")
-    frozen = backtraces.frozen(scene, scene.staging / names.CORE, scene.folder, second_core)
     try:
-        return Collected(examine_again(frozen))
+        with tempfile.TemporaryDirectory(prefix="scratch-", dir=scene.staging) as scratch:
+            frozen = backtraces.frozen(scene, scene.staging / names.CORE, Path(scratch), second_core)
+            return Collected(examine_again(frozen))
     except ExaminationFailed as error:
         return Failed(str(error))
 
