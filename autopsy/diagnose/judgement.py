@@ -16,12 +16,14 @@ STORAGE = "the storage"
 REQUESTS = "requests in flight"
 THROTTLE_LOCK = "a throttle group's lock"
 GUEST = "the guest"
+IOTHREAD = "an iothread"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
     """The signature is seen. `effect` says that it is only ever the consequence of something else.
 
+    `beside` says that it is true but keeps no request from its end: any other cause comes before it.
     `holds` and `waits_for` are tokens: whoever waits for what another match holds is secondary to it.
     `weight` counts the requests or threads that it explains.
     """
@@ -33,6 +35,7 @@ class Match:
     holds: frozenset[str] = frozenset()
     waits_for: frozenset[str] = frozenset()
     effect: bool = False
+    beside: bool = False
     weight: int = 0
     where: Where | None = None
 

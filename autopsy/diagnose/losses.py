@@ -76,7 +76,8 @@ def side_effects(facts: Facts) -> tuple[Claim, ...]:
     if stopping:
         claims.append(
             claim(
-                "A SIGSTOP was already pending when this capture began: another tool left it, and the VM will stop when "
+                "A SIGSTOP was already pending when this capture began: another tool left it, and the VM will stop "
+                "when "
                 "its storage answers. `kill -CONT` while it is pending clears it.",
                 *(look.cite for look in stopping[:3]),
             )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import Confidence
+from autopsy.diagnose.judgement import IOTHREAD, MAIN_LOOP
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.model import CoroutineFact, Disk, Exposure, Facts, Park, Role, Thread
 from autopsy.facts.requests import can_wait
@@ -157,6 +158,24 @@ def main_tid(facts: Facts) -> int:
 def blocks_main_loop(facts: Facts, tids: Iterable[int]) -> bool:
     """Tell whether one of these threads is the main thread, or holds the BQL that it needs."""
     return any(tid == main_tid(facts) or owns_bql(facts, tid) for tid in tids)
+
+
+def still(facts: Facts, *parks: Park) -> tuple[CoroutineFact, ...]:
+    """Return the requests that stand at these places, none where the coroutines are unknown."""
+    found = standing(facts, parks)
+    return found.requests if isinstance(found, Standing) else ()
+
+
+def thread_tokens(facts: Facts, tids: Iterable[int]) -> frozenset[str]:
+    """Return what blocked threads hold up: themselves, and the main loop or an iothread where they are that."""
+    blocked = set(tids)
+    roles = {thread.role for thread in threads(facts) if thread.tid in blocked}
+    tokens = {f"thread {tid}" for tid in blocked}
+    if blocks_main_loop(facts, blocked):
+        tokens.add(MAIN_LOOP)
+    if Role.IOTHREAD in roles:
+        tokens.add(IOTHREAD)
+    return frozenset(tokens)
 
 
 def known(fact: Fact[str]) -> str:

@@ -63,4 +63,5 @@ def _holds(holder: Seen, waiter: Seen) -> bool:
 
 
 def _importance(each: Seen) -> tuple[int, int, int, int]:
-    return RANK.get(each.where, 1), SURE[each.match.confidence], -each.match.weight, each.place
+    rank = max(RANK.get(each.where, 1), 2 if each.match.beside else 0)
+    return rank, SURE[each.match.confidence], -each.match.weight, each.place

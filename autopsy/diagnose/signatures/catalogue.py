@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from autopsy.diagnose.judgement import Signature
-from autopsy.diagnose.signatures import healthy, peers, process, run_state, storage, throttle
+from autopsy.diagnose.signatures import (
+    aio,
+    block,
+    control,
+    devices,
+    guest,
+    healthy,
+    jobs,
+    peers,
+    process,
+    run_state,
+    storage,
+    throttle,
+)
 
 SIGNATURES: tuple[Signature, ...] = (
     *process.SIGNATURES,
@@ -11,5 +24,11 @@ SIGNATURES: tuple[Signature, ...] = (
     *throttle.SIGNATURES,
     *storage.SIGNATURES,
     *peers.SIGNATURES,
+    *aio.SIGNATURES,
+    *block.SIGNATURES,
+    *jobs.SIGNATURES,
+    *devices.SIGNATURES,
+    *control.SIGNATURES,
+    *guest.SIGNATURES,
     *healthy.SIGNATURES,
 )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from autopsy.diagnose import kernel_stacks
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.judgement import (
-    MAIN_LOOP,
     REQUESTS,
     CannotTell,
     Judgement,
@@ -18,11 +17,11 @@ from autopsy.diagnose.judgement import (
 )
 from autopsy.diagnose.kernel_stacks import Family
 from autopsy.diagnose.seen import (
-    blocks_main_loop,
     count,
     looks,
     named,
     same_sleep,
+    thread_tokens,
     threads,
     title,
 )
@@ -104,11 +103,9 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
     proven = any(each.through for each in found)
     tids = [each.thread.tid for each in found]
-    tokens = {*kind.holds, *(f"thread {tid}" for tid in tids), *(f"disk {disk.name}" for disk in disks)}
+    tokens = {*kind.holds, *thread_tokens(facts, tids), *(f"disk {disk.name}" for disk in disks)}
     if kind.only_requests:
         tokens.add(REQUESTS)
-    if blocks_main_loop(facts, tids):
-        tokens.add(MAIN_LOOP)
     where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()] or sorted(paths)
     return Match(
         headline=_headline(kind, found, where, tuple(title(disk) for disk in disks)),

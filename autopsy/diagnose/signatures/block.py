@@ -1,0 +1,330 @@
+"""The block layer: drains, overlapping requests, the graph lock, qcow2's locks, flushes, blkdebug."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.diagnose.diagnosis import Claim, Confidence
+from autopsy.diagnose.judgement import (
+    IOTHREAD,
+    MAIN_LOOP,
+    REQUESTS,
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
+from autopsy.diagnose.seen import (
+    Standing,
+    by_role,
+    confidence,
+    count,
+    disk_names,
+    disk_tokens,
+    functions,
+    looks,
+    missing,
+    named,
+    of_disks,
+    owns_bql,
+    standing,
+    still,
+    thread_tokens,
+    threads,
+)
+from autopsy.facts.cite import Cite, Known, Unknown
+from autopsy.facts.coroutines import DISK_PARKS
+from autopsy.facts.model import Disk, Facts, Park, Role
+from autopsy.facts.syscalls import POLL_CALLS
+
+# Requests that stand here stand behind another request: that one's own place is the cause.
+BEHIND = frozenset(
+    {
+        Park.SERIALISING,
+        Park.FLUSH_QUEUE,
+        Park.GRAPH_LOCK,
+        Park.DRAINED,
+        Park.QCOW2_LOCK,
+        Park.QCOW2_DEPENDENCY,
+        Park.TASK_POOL,
+        Park.CO_MUTEX,
+        Park.COPY_BEFORE_WRITE,
+        Park.COPY_MEMORY,
+        Park.MIRROR,
+        Park.YIELD_TO_DRAIN,
+    }
+)
+LEAVES = DISK_PARKS - BEHIND | {Park.PVE_BACKUP, Park.SLEEP, Park.OTHER}
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A place where a request waits for another request of QEMU's own; `leaf` says what a missing leaf would mean."""
+
+    id: str
+    title: str
+    words: str
+    parks: frozenset[Park]
+    leaf: str
+
+    def judge(self, facts: Facts) -> Judgement:
+        """Judge by who waits there; it is the cause only if no other request stands that could hold it."""
+        waiting = standing(facts, self.parks)
+        if isinstance(waiting, Unknown):
+            return CannotTell(f"the parked coroutines: {missing(waiting)}")
+        if not waiting.requests:
+            cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
+            return RuledOut(f"no request stands {self.words}", tuple(each.cite for each in waiting.moving[:3]) or cites)
+        leaves = still(facts, *LEAVES)
+        disks = disk_names(facts, waiting.requests)
+        number = count(len(waiting.requests), "request")
+        claims = [claim(f"{number} {of_disks(disks)} stand {self.words}.", *waiting.cites)]
+        claims += _whom(facts, waiting)
+        if not leaves:
+            claims.append(claim(self.leaf, *waiting.cites[:2]))
+        return Match(
+            headline=f"{number} {of_disks(disks)} {'stands' if len(waiting.requests) == 1 else 'stand'} {self.words}",
+            objects=disks,
+            confidence=confidence(
+                proven=waiting.proven and bool(leaves), otherwise="likely" if waiting.proven else "possible"
+            ),
+            claims=tuple(claims),
+            holds=disk_tokens(facts, waiting.requests) | (frozenset() if leaves else {REQUESTS}),
+            waits_for=frozenset({REQUESTS, MAIN_LOOP, IOTHREAD}),
+            effect=bool(leaves),
+            weight=len(waiting.requests),
+        )
+
+
+def _whom(facts: Facts, waiting: Standing) -> list[Claim]:
+    """Say which request a waiting one waits for, where the heap tells it."""
+    if isinstance(facts.heap, Unknown):
+        return []
+    requests = {request.address: (node, request) for node in facts.heap.value.nodes for request in node.requests}
+    ours = {each.address for each in waiting.requests}
+    claims = []
+    for node, request in requests.values():
+        if request.coroutine in ours and request.waiting_for in requests:
+            _, holder = requests[request.waiting_for]
+            claims.append(
+                claim(
+                    f"The {request.type} of {request.bytes} bytes at {request.offset} of node {node.node_name} waits "
+                    "for the "
+                    f"{holder.type} of {holder.bytes} bytes at {holder.offset}.",
+                    facts.heap.cite,
+                )
+            )
+    return claims[:4]
+
+
+BEHINDS = (
+    Behind(
+        "serialising-wait",
+        "requests wait for an overlapping one",
+        "behind a request that overlaps them",
+        frozenset({Park.SERIALISING}),
+        (
+            "No other request of the disk stands elsewhere: the one they wait for has lost its wake-up, or they wait "
+            "in "
+            "a ring."
+        ),
+    ),
+    Behind(
+        "flush-queue-wait",
+        "flushes wait for another flush",
+        "behind another flush",
+        frozenset({Park.FLUSH_QUEUE}),
+        "No flush stands in an AIO engine: the active one has lost its wake-up.",
+    ),
+    Behind(
+        "qcow2-lock-wait",
+        "requests wait inside qcow2",
+        "behind a lock or an allocation of their qcow2 image",
+        frozenset({Park.QCOW2_LOCK, Park.QCOW2_DEPENDENCY, Park.QCOW2_THREADS}),
+        "No request of the image stands in an AIO engine: the lock's holder is not among the parked requests.",
+    ),
+    Behind(
+        "co-mutex-wait",
+        "requests wait for a coroutine mutex",
+        "behind a coroutine mutex",
+        frozenset({Park.CO_MUTEX, Park.TASK_POOL}),
+        "Its holder is not among the parked requests: the mutex may be orphaned.",
+    ),
+)
+
+
+def _blkdebug(facts: Facts) -> Judgement:
+    waiting = standing(facts, (Park.BLKDEBUG,))
+    if isinstance(waiting, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(waiting)}")
+    # A suspended request waits for an operator's word: others of its disk may well go on.
+    requests = waiting.requests or tuple(
+        each for each in waiting.moving if isinstance(each.stuck, Known) and each.stuck.value
+    )
+    if not requests:
+        cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
+        return RuledOut("no request is suspended by blkdebug", cites)
+    disks = disk_names(facts, requests)
+    return Match(
+        headline=(
+            f"{count(len(requests), 'request')} {of_disks(disks)} {'is' if len(requests) == 1 else 'are'} "
+            "suspended by blkdebug"
+        ),
+        objects=disks,
+        confidence="proven",
+        claims=(
+            claim(
+                "They are parked in blkdebug's suspend_request: only `qemu-io … resume` sets them free.",
+                *(each.cite for each in requests[:6]),
+            ),
+        ),
+        holds=frozenset({REQUESTS}) | disk_tokens(facts, requests),
+        weight=len(requests),
+    )
+
+
+def _nested_poll(facts: Facts) -> Judgement:
+    if isinstance(facts.main_loop, Unknown):
+        return CannotTell(f"what the main thread does: {missing(facts.main_loop)}")
+    loop = facts.main_loop.value
+    holder = next(
+        (each for each in by_role(facts, Role.VCPU, Role.IOTHREAD, Role.MIGRATION) if _polls_with_bql(facts, each.tid)),
+        None,
+    )
+    if loop.state != "nested poll" and holder is None:
+        if loop.state == "unknown":
+            return CannotTell(f"what the main thread does: {loop.why}")
+        return RuledOut(f"the main loop does not poll inside another call: it is {loop.state}", (loop.cite,))
+    who = "the main thread" if holder is None else named(holder)
+    under = loop.under if holder is None else _under(functions(holder))
+    command = f" for {loop.command}" if loop.command and holder is None else ""
+    tid = loop.tid if holder is None else holder.tid
+    return Match(
+        headline=f"The main loop is dead: {who} waits inside {under or 'a drain or a synchronous request'}{command}",
+        objects=(who,),
+        confidence="proven",
+        claims=(
+            claim(
+                (f"{who[0].upper()}{who[1:]} polls for events of the block layer while it holds the BQL."), loop.cite
+            ),
+        ),
+        holds=frozenset({MAIN_LOOP}) | thread_tokens(facts, (tid,)),
+        waits_for=frozenset({REQUESTS, IOTHREAD}),
+        effect=True,
+        weight=1,
+    )
+
+
+def _polls_with_bql(facts: Facts, tid: int) -> bool:
+    thread = next(each for each in threads(facts) if each.tid == tid)
+    polls = any(look.syscall.name in POLL_CALLS for look in looks(thread)[:1])
+    return polls and owns_bql(facts, tid)
+
+
+def _under(names: tuple[str, ...]) -> str:
+    inside = [
+        name for name in names if name.startswith(("bdrv_", "blk_", "virtio_", "scsi_", "ide_", "qmp_", "do_vm_stop"))
+    ]
+    return inside[0] if inside else ""
+
+
+def _quiesce_leak(facts: Facts) -> Judgement:
+    waiting = standing(facts, (Park.DRAINED,))
+    if isinstance(waiting, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(waiting)}")
+    if not waiting.requests:
+        cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
+        return RuledOut("no request is queued because of a drain", cites)
+    if isinstance(facts.main_loop, Unknown):
+        return CannotTell(f"whether a drain is under way: {missing(facts.main_loop)}")
+    draining = facts.main_loop.value.state == "nested poll"
+    disks = disk_names(facts, waiting.requests)
+    counted = [disk for disk in _disks(facts, disks) if isinstance(disk.quiesced, Known) and disk.quiesced.value > 0]
+    words = "a drain that is under way" if draining else "a drain that ended without letting them go"
+    return Match(
+        headline=f"{count(len(waiting.requests), 'request')} {of_disks(disks)} are queued behind {words}",
+        objects=disks,
+        confidence="proven" if counted and waiting.proven else confidence(proven=False),
+        claims=(
+            claim(f"{count(len(waiting.requests), 'request')} are parked in blk_wait_while_drained.", *waiting.cites),
+            claim(f"The main loop is {facts.main_loop.value.state}.", facts.main_loop.value.cite),
+            *(
+                claim(f"Disk {disk.name} is quiesced {disk.quiesced.value} times.", disk.quiesced.cite)
+                for disk in counted
+                if isinstance(disk.quiesced, Known)
+            ),
+        ),
+        holds=disk_tokens(facts, waiting.requests) | (frozenset() if draining else {REQUESTS}),
+        waits_for=frozenset({MAIN_LOOP}) if draining else frozenset(),
+        effect=draining,
+        weight=len(waiting.requests),
+    )
+
+
+def _disks(facts: Facts, names: tuple[str, ...]) -> list[Disk]:
+    whole = facts.disks.value if isinstance(facts.disks, Known) else ()
+    return [disk for disk in whole if any(name.split(" ")[0] == disk.name for name in names)]
+
+
+def _graph_lock(facts: Facts) -> Judgement:
+    waiting = standing(facts, (Park.GRAPH_LOCK,))
+    if isinstance(waiting, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(waiting)}")
+    if isinstance(facts.main_loop, Unknown):
+        return CannotTell(f"what the main thread does: {missing(facts.main_loop)}")
+    loop = facts.main_loop.value
+    writer = (
+        isinstance(facts.heap, Known)
+        and facts.heap.value.graph_lock is not None
+        and facts.heap.value.graph_lock.has_writer
+    )
+    missed = (
+        loop.state == "nested poll"
+        and "wrlock" in loop.under
+        and not waiting.requests
+        and not still(facts, *DISK_PARKS)
+    )
+    if missed and isinstance(facts.coroutines, Known):
+        return _graph_match(
+            facts, waiting, "the block graph's writer waits for readers that have gone", "likely", loop.cite
+        )
+    if not waiting.requests:
+        return RuledOut("no request waits for the block graph's lock", (loop.cite,))
+    leaves = still(facts, *LEAVES)
+    if loop.state == "nested poll" and not leaves:
+        words = "the block graph's writer drains requests that wait for the graph's lock"
+        return _graph_match(facts, waiting, words, "proven" if writer and waiting.proven else "likely", loop.cite)
+    return Match(
+        headline=f"{count(len(waiting.requests), 'request')} wait for the block graph's lock",
+        objects=disk_names(facts, waiting.requests),
+        confidence=confidence(proven=waiting.proven),
+        claims=(claim("They are parked in bdrv_graph_co_rdlock.", *waiting.cites),),
+        holds=disk_tokens(facts, waiting.requests),
+        waits_for=frozenset({MAIN_LOOP, REQUESTS}),
+        effect=True,
+        weight=len(waiting.requests),
+    )
+
+
+def _graph_match(facts: Facts, waiting: Standing, words: str, sure: Confidence, cite: Cite) -> Match:
+    return Match(
+        headline=f"{words[0].upper()}{words[1:]}",
+        objects=disk_names(facts, waiting.requests),
+        confidence=sure,
+        claims=(claim(f"The main thread: {words}.", cite, *waiting.cites),),
+        holds=frozenset({MAIN_LOOP, REQUESTS}) | disk_tokens(facts, waiting.requests),
+        weight=len(waiting.requests) + 1,
+    )
+
+
+SIGNATURES = (
+    Signature("blkdebug-suspended", "block", "blkdebug has suspended requests", _blkdebug),
+    *(Signature(each.id, "block", each.title, each.judge) for each in BEHINDS),
+    Signature("graph-lock-deadlock", "block", "the block graph's lock and a drain wait for each other", _graph_lock),
+    Signature("quiesce-leak", "block", "requests are queued behind a drain", _quiesce_leak),
+    Signature(
+        "main-loop-nested-poll", "block", ("the main loop waits inside a drain or a synchronous request"), _nested_poll
+    ),
+)

@@ -1,0 +1,333 @@
+"""The main loop, the BQL and the monitor themselves: rings of locks, a lock's owner that sleeps, a monitor held."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.judgement import (
+    IOTHREAD,
+    MAIN_LOOP,
+    REQUESTS,
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
+from autopsy.diagnose.seen import (
+    by_role,
+    confidence,
+    count,
+    functions,
+    looks,
+    missing,
+    named,
+    same_sleep,
+    still,
+    thread_tokens,
+    threads,
+)
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model import Facts, MutexFact, Park, Role, Thread
+from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
+
+BUSY_SHARE = 0.85
+LOCK_FAMILIES = (
+    ("virtio-scsi-tmf-deadlock", ("scsi_req_", "virtio_scsi_", "scsi_device_")),
+    ("throttle-lock-self-deadlock", ("throttle_group",)),
+)
+
+
+def _thread(facts: Facts, tid: int) -> Thread | None:
+    return next((each for each in threads(facts) if each.tid == tid), None)
+
+
+def _called(facts: Facts, tid: int) -> str:
+    thread = _thread(facts, tid)
+    return named(thread) if thread else f"thread {tid}"
+
+
+def _self_owned(facts: Facts) -> list[MutexFact]:
+    if isinstance(facts.locks, Unknown):
+        return []
+    return [mutex for mutex in facts.locks.value.mutexes if mutex.owner in mutex.waiters]
+
+
+def _family(facts: Facts, mutex: MutexFact) -> str:
+    """Say which signature a mutex that waits for itself belongs to, by its owner's frames and where it lies."""
+    thread = _thread(facts, mutex.owner)
+    names = functions(thread) if thread else ()
+    if mutex.in_object.startswith("SCSI device"):
+        return "virtio-scsi-tmf-deadlock"
+    if mutex.in_object.startswith("throttle group"):
+        return "throttle-lock-self-deadlock"
+    for signature, prefixes in LOCK_FAMILIES:
+        if any(name.startswith(prefixes) for name in names):
+            return signature
+    return "throttle-lock-self-deadlock" if still(facts, Park.THROTTLE_LOCK) else "mutex-self-deadlock"
+
+
+def _self_deadlock(facts: Facts, wanted: str, words: str) -> Judgement:
+    if isinstance(facts.locks, Unknown):
+        return CannotTell(f"who holds which mutex: {missing(facts.locks)}")
+    own = _self_owned(facts)
+    mine = [mutex for mutex in own if _family(facts, mutex) == wanted]
+    if not mine:
+        why = "the mutex that waits for itself is another one" if own else "no thread waits for a mutex that it holds"
+        return RuledOut(why, tuple(mutex.cite for mutex in own) or (facts.locks.cite,))
+    mutex = mine[0]
+    thread = _thread(facts, mutex.owner)
+    frames = (thread.frames.cite,) if thread and isinstance(thread.frames, Known) else ()
+    if wanted == "mutex-self-deadlock" and not frames:
+        return CannotTell("whose mutex waits for itself: the frames of its owner (evidence/gdb.threads/threads.json)")
+    who = _called(facts, mutex.owner)
+    return Match(
+        headline=f"{who[0].upper()}{who[1:]} waits for {words} that it holds itself",
+        objects=(who, *((mutex.in_object,) if mutex.in_object else ())),
+        confidence="proven",
+        claims=(
+            claim(f"The mutex at {mutex.address:#x} is owned by {mutex.owner}, who waits for it.", mutex.cite, *frames),
+            *(
+                (claim(f"{count(len(mutex.waiters) - 1, 'other thread')} wait for it too.", mutex.cite),)
+                if len(mutex.waiters) > 1
+                else ()
+            ),
+        ),
+        holds=thread_tokens(facts, mutex.waiters) | {REQUESTS},
+        weight=len(mutex.waiters),
+    )
+
+
+def _tmf(facts: Facts) -> Judgement:
+    return _self_deadlock(facts, "virtio-scsi-tmf-deadlock", "a SCSI device's mutex")
+
+
+def _own_mutex(facts: Facts) -> Judgement:
+    return _self_deadlock(facts, "mutex-self-deadlock", "a mutex")
+
+
+def _cycle(facts: Facts) -> Judgement:
+    if isinstance(facts.locks, Unknown):
+        return CannotTell(f"who holds which mutex: {missing(facts.locks)}")
+    rings = [ring for ring in facts.locks.value.cycles if len(ring) > 1]
+    if not rings:
+        return RuledOut("no ring of threads waits for one another's mutexes", (facts.locks.cite,))
+    ring = rings[0]
+    mutexes = [mutex for mutex in facts.locks.value.mutexes if mutex.owner in ring and set(mutex.waiters) & set(ring)]
+    kinds = ", ".join(dict.fromkeys(mutex.name or mutex.in_object or f"a {mutex.kind} mutex" for mutex in mutexes))
+    return Match(
+        headline=f"{count(len(ring), 'thread')} wait for one another's mutexes for ever: "
+        f"{', '.join(_called(facts, tid) for tid in ring[:4])}",
+        objects=tuple(_called(facts, tid) for tid in ring[:6]),
+        confidence="proven",
+        claims=(
+            *(
+                claim(
+                    f"{_called(facts, mutex.owner)} holds {mutex.name or 'the mutex'} at {mutex.address:#x}, which "
+                    f"{', '.join(_called(facts, tid) for tid in mutex.waiters if tid in ring)} wait for.",
+                    mutex.cite,
+                )
+                for mutex in mutexes[:6]
+            ),
+            claim(f"The ring closes over {kinds}: none of them can go on.", facts.locks.cite),
+        ),
+        holds=thread_tokens(facts, ring) | {REQUESTS},
+        weight=len(ring),
+    )
+
+
+def _bql_holder(facts: Facts) -> Judgement:
+    """The BQL's owner sleeps somewhere, and the rest of QEMU waits for it."""
+    if isinstance(facts.locks, Unknown):
+        return CannotTell(f"who holds the BQL: {missing(facts.locks)}")
+    owner = facts.locks.value.bql_owner
+    if isinstance(owner, Unknown):
+        return RuledOut("no vCPU and no main thread waits for the BQL", (facts.locks.cite,))
+    bql = [mutex for mutex in facts.locks.value.mutexes if mutex.is_bql]
+    holder = _thread(facts, owner.value)
+    if not owner.value or not bql or holder is None:
+        return RuledOut("nobody waits for a BQL that is held", (owner.cite,))
+    same = same_sleep(holder)
+    seen = looks(holder)
+    if isinstance(same, Known) and not same.value:
+        return RuledOut(f"{named(holder)} holds the BQL and goes on", (owner.cite,))
+    if not seen or seen[0].state == "R" or seen[0].syscall.name in POLL_CALLS:
+        where = "polls" if seen and seen[0].syscall.name in POLL_CALLS else "runs"
+        return RuledOut(f"{named(holder)} holds the BQL, and {where}", (owner.cite,))
+    waiters = tuple(tid for mutex in bql for tid in mutex.waiters)
+    call = seen[0].syscall.name or "the kernel"
+    mutex = next((each for each in facts.locks.value.mutexes if holder.tid in each.waiters), None)
+    return Match(
+        headline=f"{named(holder)} sleeps in {call} and holds the BQL, which {count(len(waiters), 'thread')} wait for",
+        objects=(named(holder),),
+        confidence=confidence(proven=isinstance(same, Known)),
+        claims=(
+            claim(f"The BQL's owner is {named(holder)}.", owner.cite),
+            claim(f"It sleeps in {call}, State {seen[0].state}, {seen[0].wchan or 'wchan unknown'}.", seen[0].cite),
+            claim(f"{count(len(waiters), 'thread')} wait for the BQL.", *(each.cite for each in bql)),
+        ),
+        holds=frozenset({MAIN_LOOP}) | thread_tokens(facts, waiters),
+        waits_for=frozenset({f"thread {holder.tid}"} | ({f"thread {mutex.owner}"} if mutex else set())),
+        effect=mutex is not None or seen[0].state == "D" or call in PEER_CALLS,
+        weight=len(waiters),
+    )
+
+
+def _spins(facts: Facts) -> Judgement:
+    if isinstance(facts.threads, Unknown):
+        return CannotTell("how much CPU the main thread used (evidence/witness/tasks.txt)")
+    busy = []
+    for thread in by_role(facts, Role.MAIN, Role.IOTHREAD):
+        if isinstance(thread.movement, Unknown):
+            if thread.role is Role.MAIN:
+                return CannotTell(f"how much CPU the main thread used: {missing(thread.movement)}")
+            continue
+        moved = thread.movement.value
+        if moved.seconds > 0 and moved.cpu_ns / 1e9 / moved.seconds > BUSY_SHARE and moved.voluntary_switches < 50:
+            busy.append((thread, moved, thread.movement.cite))
+    if not busy or _tcg(facts):
+        return RuledOut("neither the main thread nor an iothread used a whole CPU", (facts.threads.cite,))
+    thread, moved, cite = busy[0]
+    place = next((name for name in functions(thread) if name), "")
+    return Match(
+        headline=f"{named(thread)} runs without a pause: {moved.cpu_ns / 1e9 / moved.seconds:.0%} of a CPU",
+        objects=(named(thread),),
+        confidence="likely",
+        claims=(
+            claim(
+                f"{named(thread)} used {moved.cpu_ns / 1e9:.1f} s of CPU in {moved.seconds:.1f} s and hardly slept"
+                f"{f'; it was in {place}' if place else ''}.",
+                cite,
+            ),
+        ),
+        holds=thread_tokens(facts, (thread.tid,)),
+        weight=1,
+    )
+
+
+def _tcg(facts: Facts) -> bool:
+    """Tell whether one thread runs all vCPUs by TCG with the main thread: then burning CPU is its work."""
+    return isinstance(facts.vm.arguments, Known) and any("thread=single" in word for word in facts.vm.arguments.value)
+
+
+def _chardev(facts: Facts) -> Judgement:
+    if all(isinstance(thread.frames, Unknown) for thread in threads(facts)):
+        return CannotTell("the threads' frames (evidence/gdb.threads/threads.json)")
+    writing = ("qemu_chr_write_buffer", "qemu_chr_write", "qemu_chr_fe_write_all")
+    inside = [thread for thread in threads(facts) if any(name in writing for name in functions(thread))]
+    if not inside:
+        return RuledOut(
+            ("no thread writes to a character device"),
+            (facts.threads.cite,) if isinstance(facts.threads, Known) else (),
+        )
+    thread = inside[0]
+    cites = (thread.frames.cite,) if isinstance(thread.frames, Known) else ()
+    return Match(
+        headline=f"{named(thread)} waits for the reader of a character device (serial, debug console, monitor)",
+        objects=(named(thread),),
+        confidence="likely",
+        claims=(
+            claim((f"{named(thread)} is inside qemu_chr_fe_write_all: whoever reads the other end does not."), *cites),
+        ),
+        holds=thread_tokens(facts, (thread.tid,)),
+        weight=1,
+    )
+
+
+def _rcu(facts: Facts) -> Judgement:
+    main = next(iter(by_role(facts, Role.MAIN)), None)
+    if main is None or isinstance(main.frames, Unknown):
+        return CannotTell("the main thread's frames (evidence/gdb.threads/threads.json)")
+    if "drain_call_rcu" not in functions(main):
+        return RuledOut("the main thread does not wait for RCU", (main.frames.cite,))
+    return Match(
+        headline="The main thread waits for RCU callbacks (drain_call_rcu) that may need what it holds",
+        objects=(named(main),),
+        confidence="likely",
+        claims=(claim("The main thread is inside drain_call_rcu.", main.frames.cite),),
+        holds=frozenset({MAIN_LOOP}),
+        weight=1,
+    )
+
+
+def _monitor_held(facts: Facts) -> Judgement:
+    greeting = facts.monitor.greeting
+    if isinstance(greeting, Unknown):
+        return CannotTell(f"how the monitor greeted: {missing(greeting)}")
+    if greeting.value != "busy":
+        return RuledOut(f"the monitor's greeting: {greeting.value}", (greeting.cite,))
+    if facts.vm.manager == "libvirt" and "libvirt" in facts.monitor.holder:
+        return RuledOut("libvirt holds the monitor, as it always does", (greeting.cite,))
+    holder = facts.monitor.holder or "another client"
+    return Match(
+        headline=f"The monitor is held by {holder}: QEMU serves one client at a time",
+        objects=(holder,),
+        confidence="proven" if facts.monitor.holder else "likely",
+        claims=(claim(f"The socket accepted us and gave no greeting: {holder} has it.", greeting.cite),),
+        beside=True,
+    )
+
+
+def _unanswered(facts: Facts) -> Judgement:
+    alive = facts.monitor.alive
+    if isinstance(alive, Unknown):
+        greeting = facts.monitor.greeting
+        if isinstance(greeting, Known) and greeting.value == "silent":
+            return _dead(facts, "The monitor accepted us and said nothing", greeting.cite.text)
+        return CannotTell(f"whether QEMU answers: {missing(alive)}")
+    if alive.value:
+        return RuledOut("QEMU's main loop answered its monitor", (alive.cite,))
+    question = (
+        facts.monitor.died_at.value.exchange.question if isinstance(facts.monitor.died_at, Known) else ("our question")
+    )
+    return _dead(facts, f"QEMU did not answer {question}", "")
+
+
+def _dead(facts: Facts, words: str, detail: str) -> Match:
+    alive = facts.monitor.alive if isinstance(facts.monitor.alive, Known) else facts.monitor.greeting
+    cites = (alive.cite,) if isinstance(alive, Known) else ()
+    return Match(
+        headline=f"{words}: its main loop does not come round",
+        objects=(f"monitor of {facts.vm.name}",),
+        confidence="likely",
+        claims=(claim(f"{words}{f' ({detail})' if detail else ''}.", *cites),),
+        waits_for=frozenset({MAIN_LOOP, IOTHREAD, REQUESTS}),
+        effect=True,
+        weight=1,
+    )
+
+
+def _dispatcher(facts: Facts) -> Judgement:
+    if isinstance(facts.coroutines, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(facts.coroutines)}")
+    running = still(facts, Park.QMP_COMMAND)
+    if not running:
+        return RuledOut("no QMP command is under way in a coroutine", (facts.coroutines.cite,))
+    alive = facts.monitor.alive
+    if isinstance(alive, Known) and alive.value:
+        return RuledOut("QEMU answered its monitor meanwhile", (alive.cite,))
+    names = [frame.function for frame in running[0].frames if frame.function.startswith(("qmp_", "hmp_"))]
+    command = next((name for name in names if name != "qmp_dispatch"), "")
+    return Match(
+        headline=(
+            f"A QMP command is under way{f' ({command})' if command else ''}, and QMP answers nothing before it ends"
+        ),
+        objects=(f"monitor of {facts.vm.name}",),
+        confidence=confidence(proven=any(isinstance(each.stuck, Known) and each.stuck.value for each in running)),
+        claims=(claim("The dispatcher's coroutine is parked inside a command.", *(each.cite for each in running[:3])),),
+        waits_for=frozenset({REQUESTS}),
+        weight=len(running),
+    )
+
+
+SIGNATURES = (
+    Signature("virtio-scsi-tmf-deadlock", "device", "a SCSI device's mutex waits for itself (task management)", _tmf),
+    Signature("lock-cycle", "control", "threads wait for one another's mutexes", _cycle),
+    Signature("mutex-self-deadlock", "control", "a thread waits for a mutex that it holds", _own_mutex),
+    Signature("bql-holder-blocked", "control", "the BQL's owner sleeps", _bql_holder),
+    Signature("main-loop-spins", "control", "the main loop or an iothread spins", _spins),
+    Signature("chardev-blocked", "control", "a character device's reader does not read", _chardev),
+    Signature("rcu-drain-wait", "control", "the main loop waits for RCU", _rcu),
+    Signature("qmp-dispatcher-busy", "control", "a QMP command blocks all others", _dispatcher),
+    Signature("monitor-held", "control", "another client holds the monitor", _monitor_held),
+    Signature("monitor-unanswered", "control", "the monitor does not answer", _unanswered),
+)

@@ -1,0 +1,228 @@
+"""Device models: kicks that are not seen, interrupts that are not taken, the LSI controller, IDE's trim."""
+
+from __future__ import annotations
+
+from autopsy.bundle import heap_devices
+from autopsy.diagnose.judgement import (
+    IOTHREAD,
+    MAIN_LOOP,
+    REQUESTS,
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
+from autopsy.diagnose.seen import disk_names, functions, missing, still, threads
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model import Descriptor, Facts, Park
+
+HEAP_MISSING = "heap.json (QEMU's DWARF: `autopsy examine BUNDLE --debug-file F`)"
+
+
+def _queues(facts: Facts) -> tuple[heap_devices.VirtQueue, ...]:
+    """Return the queues of disks that stood still in both exposures, idle as far as QEMU knows."""
+    if isinstance(facts.heap, Unknown):
+        return ()
+    disks = [
+        queue for queue in facts.heap.value.virtqueues if queue.device_type.startswith(("virtio-blk", "virtio-scsi"))
+    ]
+    if isinstance(facts.heap_again, Unknown):
+        return ()
+    later = {(queue.device, queue.index): queue for queue in facts.heap_again.value.virtqueues}
+    return tuple(
+        queue
+        for queue in disks
+        if queue.inuse == 0
+        and (again := later.get((queue.device, queue.index)))
+        and again.last_avail_idx == queue.last_avail_idx
+        and again.notification == queue.notification
+    )
+
+
+def _eventfd(facts: Facts, fd: int) -> Descriptor | None:
+    if isinstance(facts.descriptors, Unknown) or fd < 0:
+        return None
+    return next((each for each in facts.descriptors.value if each.fd == fd and each.kind == "eventfd"), None)
+
+
+def _notify_off(facts: Facts) -> Judgement:
+    if isinstance(facts.heap, Unknown) or isinstance(facts.heap_again, Unknown):
+        return CannotTell(f"the virtqueues in both exposures: {HEAP_MISSING}")
+    polling = any(context.poll_started for context in facts.heap.value.contexts)
+    silent = [queue for queue in _queues(facts) if not queue.notification]
+    if not silent or polling:
+        return RuledOut("no idle disk queue has its notifications switched off", (facts.heap.cite,))
+    queue = silent[0]
+    return Match(
+        headline=f"Queue {queue.index} of {queue.device} has the guest's kicks switched off, and nobody polls it",
+        objects=tuple(dict.fromkeys(each.device for each in silent)),
+        confidence="likely",
+        claims=(
+            claim(
+                f"Virtqueue {queue.index} of {queue.device}: notification is off, nothing is in use, no loop polls; "
+                "the same in "
+                "both exposures.",
+                facts.heap.cite,
+                facts.heap_again.cite,
+            ),
+        ),
+        holds=frozenset({REQUESTS}),
+        waits_for=frozenset({MAIN_LOOP, IOTHREAD}),
+        weight=len(silent),
+    )
+
+
+def _kick_lost(facts: Facts) -> Judgement:
+    if isinstance(facts.heap, Unknown):
+        return CannotTell(f"which eventfds are the virtqueues' notifiers: {HEAP_MISSING}")
+    if isinstance(facts.polls, Unknown):
+        return CannotTell(f"the threads' poll sets: {missing(facts.polls)}")
+    lost = []
+    for queue in _queues(facts):
+        fd = _eventfd(facts, queue.host_notifier_fd)
+        if fd is not None and fd.counter and not fd.polled_by:
+            lost.append((queue, fd))
+    if not lost:
+        return RuledOut("no kick of a disk's queue lies in an eventfd that nobody polls", (facts.heap.cite,))
+    queue, fd = lost[0]
+    return Match(
+        headline=f"The guest kicked queue {queue.index} of {queue.device}, and no thread listens",
+        objects=tuple(dict.fromkeys(each.device for each, _ in lost)),
+        confidence="likely",
+        claims=(
+            claim(
+                (f"Eventfd {fd.fd} counts {fd.counter} kicks and is in no thread's poll set."),
+                fd.cite,
+                facts.polls.cite,
+            ),
+        ),
+        holds=frozenset({REQUESTS}),
+        waits_for=frozenset({MAIN_LOOP, IOTHREAD}),
+        weight=len(lost),
+    )
+
+
+def _interrupt(facts: Facts) -> Judgement:
+    if isinstance(facts.heap, Unknown):
+        return CannotTell(f"which eventfds are the virtqueues' interrupts: {HEAP_MISSING}")
+    pending = []
+    for queue in _queues(facts):
+        fd = _eventfd(facts, queue.guest_notifier_fd)
+        if fd is not None and fd.counter and queue.used_idx == queue.signalled_used:
+            pending.append((queue, fd))
+    if not pending:
+        return RuledOut("no interrupt of a disk's queue waits to be taken", (facts.heap.cite,))
+    queue, fd = pending[0]
+    return Match(
+        headline=(
+            f"QEMU ended the requests of queue {queue.index} of {queue.device}; the guest has not taken the interrupt"
+        ),
+        objects=tuple(dict.fromkeys(each.device for each, _ in pending)),
+        confidence="likely",
+        claims=(
+            claim(f"Eventfd {fd.fd} counts {fd.counter} interrupts that KVM has not delivered.", fd.cite),
+            claim("Nothing is in use in that queue: QEMU owes the guest nothing.", facts.heap.cite),
+        ),
+        weight=len(pending),
+    )
+
+
+def _lsi_leak(facts: Facts) -> Judgement:
+    if isinstance(facts.heap, Unknown):
+        return CannotTell(f"the LSI controller's state: {HEAP_MISSING}")
+    controllers = facts.heap.value.lsi
+    leaked = [each for each in controllers if each.reentrancy_level]
+    inside = any("lsi_execute_script" in functions(thread) for thread in threads(facts))
+    if not leaked or inside:
+        words = "there is no LSI controller" if not controllers else "its reentrancy counter is at rest"
+        return RuledOut(words, (facts.heap.cite,))
+    each = leaked[0]
+    return Match(
+        headline=f"LSI controller {each.device} has lost count of its own reentrancy ({each.reentrancy_level})",
+        objects=(each.device,),
+        confidence="likely" if (each.reentrancy_level or 0) <= 8 else "proven",
+        claims=(
+            claim(
+                f"lsi_execute_script's counter is {each.reentrancy_level} and no thread is inside of it: above 8 the "
+                "controller "
+                "runs no script any more.",
+                facts.heap.cite,
+            ),
+        ),
+        holds=frozenset({REQUESTS}),
+        beside=(each.reentrancy_level or 0) <= 8,
+        weight=1,
+    )
+
+
+def _lsi_waits(facts: Facts) -> Judgement:
+    if isinstance(facts.heap, Unknown):
+        return CannotTell(f"the LSI controller's state: {HEAP_MISSING}")
+    if not facts.heap.value.lsi:
+        return RuledOut("there is no LSI controller", (facts.heap.cite,))
+    idle = {backend.device for backend in facts.heap.value.backends if backend.in_flight == 0}
+    stuck = [each for each in facts.heap.value.lsi if each.current is None and any(one.pending for one in each.queue)]
+    if not stuck or not idle:
+        return RuledOut("no request of the LSI controller waits for a reselection", (facts.heap.cite,))
+    later = {each.device: each for each in facts.heap_again.value.lsi} if isinstance(facts.heap_again, Known) else {}
+    still_there = [each for each in stuck if each.device in later and later[each.device].queue == each.queue]
+    if not still_there:
+        return (
+            CannotTell("a second exposure with the heap: whether the controller goes on")
+            if not later
+            else RuledOut("the LSI controller's queue moved between the exposures", (facts.heap.cite,))
+        )
+    each = still_there[0]
+    return Match(
+        headline=(
+            f"LSI controller {each.device} has ended requests whose reselection never comes (it waits for "
+            f"{each.waiting})"
+        ),
+        objects=(each.device,),
+        confidence="likely",
+        claims=(
+            claim(
+                f"{len([one for one in each.queue if one.pending])} requests are pending in its queue, none is "
+                "current, and the "
+                "block layer holds none: the device model or the guest's driver owes the next step.",
+                facts.heap.cite,
+            ),
+        ),
+        holds=frozenset({REQUESTS}),
+        weight=len(each.queue),
+    )
+
+
+def _ide_trim(facts: Facts) -> Judgement:
+    if isinstance(facts.coroutines, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(facts.coroutines)}")
+    drained = [each for each in still(facts, Park.DRAINED) if any(f.function == "blk_co_pdiscard" for f in each.frames)]
+    if not drained:
+        return RuledOut("no discard is queued behind a drain", (facts.coroutines.cite,))
+    if isinstance(facts.main_loop, Unknown):
+        return CannotTell(f"what the main thread does: {missing(facts.main_loop)}")
+    if facts.main_loop.value.state != "nested poll":
+        return RuledOut("no drain is under way", (facts.main_loop.value.cite,))
+    return Match(
+        headline="A drain waits for a TRIM whose next discard is queued because of the drain",
+        objects=disk_names(facts, drained),
+        confidence="likely",
+        claims=(
+            claim("A discard is parked in blk_wait_while_drained.", *(each.cite for each in drained[:3])),
+            claim("The main thread drains.", facts.main_loop.value.cite),
+        ),
+        holds=frozenset({MAIN_LOOP, REQUESTS}),
+        weight=len(drained) + 1,
+    )
+
+
+SIGNATURES = (
+    Signature("ide-trim-drain-deadlock", "device", "an IDE or AHCI TRIM and a drain wait for each other", _ide_trim),
+    Signature("virtqueue-notify-off", "device", "a virtqueue's kicks are switched off", _notify_off),
+    Signature("virtqueue-kick-lost", "device", "a virtqueue's kick is heard by nobody", _kick_lost),
+    Signature("virtqueue-interrupt-lost", "guest", "the guest does not take a disk's interrupt", _interrupt),
+    Signature("lsi-reentrancy-leak", "device", "the LSI controller's reentrancy counter leaked", _lsi_leak),
+    Signature("lsi-reselect-lost", "device", "the LSI controller does not reselect", _lsi_waits),
+)

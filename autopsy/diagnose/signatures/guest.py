@@ -1,0 +1,119 @@
+"""The guest alone: QEMU owes it nothing, and it asks for nothing; or the host gives it no CPU."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.judgement import CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.seen import by_role, count, missing, still
+from autopsy.facts.cite import Cite, Known, Unknown
+from autopsy.facts.coroutines import DISK_PARKS
+from autopsy.facts.model import Disk, Facts, Movement, Role, Thread
+
+LONG_ENOUGH = 3.0
+SPIN_SHARE = 0.9
+STARVED_SHARE = 0.5
+
+
+def _spins(facts: Facts) -> Judgement:
+    """A vCPU that burns its CPU and asks no disk for anything, while QEMU owes it nothing."""
+    spinning = _burning(facts)
+    if not isinstance(spinning, list):
+        return spinning
+    completed = [disk for disk in _disks(facts) if isinstance(disk.completed, Known)]
+    if not completed:
+        return CannotTell("the disks' counters in both exposures (query-blockstats)")
+    done = [disk for disk in completed if isinstance(disk.completed, Known) and disk.completed.value > 0]
+    if done:
+        return RuledOut("the disks complete requests: the guest works", tuple(disk.cite for disk in done[:3]))
+    if isinstance(facts.coroutines, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(facts.coroutines)}")
+    if stuck := still(facts, *DISK_PARKS):
+        return RuledOut(
+            f"QEMU holds {count(len(stuck), 'request')} of the guest", tuple(each.cite for each in stuck[:3])
+        )
+    vcpus = by_role(facts, Role.VCPU)
+    thread, moves, cite = spinning[0]
+    return Match(
+        headline=f"QEMU owes the guest nothing: {thread.comm} burned {moves.cpu_ns / 1e9 / moves.seconds:.0%} of a CPU "
+        f"for {moves.seconds:.0f} s and asked no disk for anything",
+        objects=tuple(each.comm for each, _, _ in spinning[:8]),
+        confidence="possible",
+        claims=(
+            claim(
+                (
+                    f"{count(len(spinning), 'vCPU')} of {len(vcpus)} ran without a pause; a guest that computes looks "
+                    "the same."
+                ),
+                *(one for _, _, one in spinning[:4]),
+            ),
+            claim(
+                ("No disk completed a request meanwhile, and none is in flight."),
+                *(disk.cite for disk in completed[:3]),
+                cite,
+            ),
+        ),
+        weight=len(spinning),
+    )
+
+
+def _disks(facts: Facts) -> tuple[Disk, ...]:
+    return facts.disks.value if isinstance(facts.disks, Known) else ()
+
+
+def _burning(facts: Facts) -> list[tuple[Thread, Movement, Cite]] | RuledOut | CannotTell:
+    """Return the vCPUs that ran nearly all of the time between two looks that are far enough apart."""
+    vcpus = by_role(facts, Role.VCPU)
+    moved = [(each, each.movement.value, each.movement.cite) for each in vcpus if isinstance(each.movement, Known)]
+    if not moved:
+        return CannotTell("how much CPU the vCPUs used: a second exposure (evidence/second-exposure/tasks.txt)")
+    if max(each.seconds for _, each, _ in moved) < LONG_ENOUGH:
+        return CannotTell(f"a gap of at least {LONG_ENOUGH:.0f} s between the exposures: capture without --fast")
+    spinning = [one for one in moved if one[1].cpu_ns / 1e9 > SPIN_SHARE * one[1].seconds]
+    cites = tuple(cite for _, _, cite in moved[:3])
+    return spinning or RuledOut(f"none of {count(len(vcpus), 'vCPU')} used a whole CPU", cites)
+
+
+def _starved(facts: Facts) -> Judgement:
+    if isinstance(facts.threads, Unknown):
+        return CannotTell("how long the threads waited for a CPU (evidence/witness/tasks.txt)")
+    watched = by_role(facts, Role.MAIN, Role.IOTHREAD, Role.VCPU)
+    moved = [(each, each.movement.value, each.movement.cite) for each in watched if isinstance(each.movement, Known)]
+    if not moved:
+        return CannotTell("how long the threads waited for a CPU: a second exposure")
+    starved = [
+        one for one in moved if one[1].seconds >= 0.4 and one[1].waited_ns / 1e9 > STARVED_SHARE * one[1].seconds
+    ]
+    if not starved:
+        return RuledOut("no thread waited for a CPU for most of the time", tuple(cite for _, _, cite in moved[:3]))
+    limited = facts.host.cpu_limited
+    capped = isinstance(limited, Known) and limited.value > 0
+    return Match(
+        headline=f"{count(len(starved), 'thread')} of QEMU wait for a CPU of the host most of the time"
+        f"{': the control group is capped (cpu.max)' if capped else ''}",
+        objects=tuple(each.comm for each, _, _ in starved[:6]),
+        confidence="likely",
+        claims=(
+            *(
+                claim(
+                    (
+                        f"{each.comm} was ready to run and waited {moves.waited_ns / 1e9:.1f} of {moves.seconds:.1f} s "
+                        "for a CPU."
+                    ),
+                    cite,
+                )
+                for each, moves, cite in starved[:4]
+            ),
+            *(
+                (claim(("The control group was throttled."), limited.cite),)
+                if isinstance(limited, Known) and capped
+                else ()
+            ),
+        ),
+        beside=True,
+        weight=len(starved),
+    )
+
+
+SIGNATURES = (
+    Signature("guest-spins", "guest", "the guest burns CPU and asks for no I/O", _spins),
+    Signature("cpu-starved", "host", "the host gives the VM no CPU", _starved),
+)

@@ -1,0 +1,242 @@
+"""Block jobs, backups and migration: what copies data away while the guest runs."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.judgement import (
+    IOTHREAD,
+    MAIN_LOOP,
+    REQUESTS,
+    STORAGE,
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
+from autopsy.diagnose.seen import (
+    by_role,
+    confidence,
+    count,
+    disk_names,
+    disk_tokens,
+    functions,
+    looks,
+    missing,
+    named,
+    of_disks,
+    same_sleep,
+    standing,
+    still,
+    thread_tokens,
+    threads,
+)
+from autopsy.diagnose.signatures.block import LEAVES
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model import Facts, Park, Role, Thread
+from autopsy.facts.syscalls import PEER_CALLS
+
+WAITING = frozenset({"ready", "pending", "concluded"})
+SENDING = (
+    "qemu_fflush",
+    "qio_channel_socket_writev",
+    "qio_channel_file_writev",
+    "qio_channel_writev",
+    "qemu_put_buffer",
+)
+SAVING = ("qemu_savevm_state", "save_snapshot", "bdrv_save_vmstate", "qemu_savevm_state_", "migration_completion")
+
+
+def _stalled(facts: Facts) -> Judgement:
+    if isinstance(facts.jobs, Unknown):
+        return CannotTell(f"the block jobs: {missing(facts.jobs)}")
+    jobs = facts.jobs.value
+    if not jobs:
+        return RuledOut("there is no block job", (facts.jobs.cite,))
+    running = [job for job in jobs if job.status in {"running", "created", "aborting", "waiting"} or not job.status]
+    unknown = [job for job in running if isinstance(job.progressed, Unknown)]
+    stalled = [job for job in running if isinstance(job.progressed, Known) and job.progressed.value == 0]
+    stalled = [job for job in stalled if not job.paused and (job.total == 0 or job.current < job.total)]
+    if not stalled:
+        if unknown:
+            return CannotTell(f"whether job {unknown[0].id} goes on: the second exposure's query-jobs")
+        words = ", ".join(f"{job.id} ({job.status})" for job in jobs[:3])
+        return RuledOut(f"no running job stands still: {words}", tuple(job.cite for job in jobs[:3]))
+    job = stalled[0]
+    later = (job.progressed.cite,) if isinstance(job.progressed, Known) else ()
+    return Match(
+        headline=f"Job {job.id} ({job.kind}) does not go on: {job.current} of {job.total}",
+        objects=tuple(f"job {each.id}" for each in stalled),
+        confidence="likely",
+        claims=tuple(
+            claim(
+                (f"Job {each.id} ({each.kind}) stood at {each.current} of {each.total} in both exposures."),
+                each.cite,
+                *later,
+            )
+            for each in stalled[:4]
+        ),
+        waits_for=frozenset({REQUESTS, MAIN_LOOP, IOTHREAD}),
+        effect=bool(still(facts, *LEAVES)),
+        beside=not still(facts, *LEAVES),
+        weight=len(stalled),
+    )
+
+
+def _waits_for_manager(facts: Facts) -> Judgement:
+    if isinstance(facts.jobs, Unknown):
+        return CannotTell(f"the block jobs: {missing(facts.jobs)}")
+    held = [job for job in facts.jobs.value if job.paused or job.status in WAITING]
+    if not held:
+        return RuledOut("no job is paused or waits for its manager", (facts.jobs.cite,))
+    job = held[0]
+    return Match(
+        headline=f"Job {job.id} ({job.kind}) is {job.status or 'paused'} and waits for whoever started it",
+        objects=tuple(f"job {each.id}" for each in held),
+        confidence="likely",
+        claims=tuple(claim(f"Job {each.id} ({each.kind}): {each.status}.", each.cite) for each in held[:4]),
+        beside=True,
+        weight=0,
+    )
+
+
+def _copy_before_write(facts: Facts) -> Judgement:
+    waiting = standing(facts, (Park.COPY_BEFORE_WRITE, Park.COPY_MEMORY))
+    if isinstance(waiting, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(waiting)}")
+    if not waiting.requests:
+        cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
+        return RuledOut("no guest write waits for a backup", tuple(each.cite for each in waiting.moving[:3]) or cites)
+    leaves = still(facts, *LEAVES)
+    disks = disk_names(facts, waiting.requests)
+    return Match(
+        headline=(
+            f"{count(len(waiting.requests), 'guest write')} {of_disks(disks)} wait until a backup has copied "
+            "the old data"
+        ),
+        objects=disks,
+        confidence=confidence(proven=waiting.proven),
+        claims=(claim("They are parked under the copy-before-write filter.", *waiting.cites),),
+        holds=disk_tokens(facts, waiting.requests) | (frozenset() if leaves else {REQUESTS}),
+        waits_for=frozenset({REQUESTS, STORAGE}),
+        effect=bool(leaves),
+        weight=len(waiting.requests),
+    )
+
+
+def _pve_backup(facts: Facts) -> Judgement:
+    waiting = standing(facts, (Park.PVE_BACKUP,))
+    if isinstance(waiting, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(waiting)}")
+    if not waiting.requests:
+        return RuledOut("no coroutine waits for Proxmox backup")
+    return Match(
+        headline=f"{count(len(waiting.requests), 'request')} wait for the Proxmox backup's target",
+        objects=("Proxmox backup",),
+        confidence=confidence(proven=waiting.proven),
+        claims=(claim("They are parked in Proxmox's backup callbacks.", *waiting.cites),),
+        holds=frozenset({REQUESTS}),
+        weight=len(waiting.requests),
+    )
+
+
+def _mirror(facts: Facts) -> Judgement:
+    waiting = standing(facts, (Park.MIRROR,))
+    if isinstance(waiting, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(waiting)}")
+    if not waiting.requests:
+        return RuledOut("no coroutine waits inside a mirror")
+    return Match(
+        headline="A mirror waits for its own requests to its source or target",
+        objects=("mirror",),
+        confidence=confidence(proven=waiting.proven),
+        claims=(claim("Its coroutine is parked until a request in flight ends.", *waiting.cites),),
+        waits_for=frozenset({REQUESTS, STORAGE}),
+        effect=True,
+        weight=len(waiting.requests),
+    )
+
+
+def _migration(facts: Facts) -> Judgement:
+    """A thread that sends the VM's state to somebody who does not read it."""
+    if isinstance(facts.threads, Unknown):
+        return CannotTell("the threads (evidence/witness/tasks.txt)")
+    sending = [thread for thread in threads(facts) if _sends(thread)]
+    blocked = [thread for thread in sending if not _moved(thread)]
+    status = facts.migration.value if isinstance(facts.migration, Known) else ""
+    if not blocked:
+        if not by_role(facts, Role.MIGRATION) and all(isinstance(each.frames, Unknown) for each in threads(facts)):
+            return CannotTell("the threads' frames (evidence/gdb.threads/threads.json)")
+        return RuledOut(
+            (f"no thread is blocked while it sends the VM's state{f' (status {status})' if status else ''}"),
+            (facts.threads.cite,),
+        )
+    tids = [thread.tid for thread in blocked]
+    return Match(
+        headline=f"{named(blocked[0])} is blocked sending the VM's state: its reader does not read",
+        objects=tuple(named(thread) for thread in blocked[:3]),
+        confidence=confidence(proven=any(_slept(thread) for thread in blocked)),
+        claims=tuple(
+            claim(
+                f"{named(thread)} sleeps in {looks(thread)[0].syscall.name or 'the kernel'} while it sends.",
+                looks(thread)[0].cite,
+            )
+            for thread in blocked[:3]
+        ),
+        holds=thread_tokens(facts, tids) | {f"thread {tid}" for tid in tids},
+        waits_for=frozenset({STORAGE}),
+        weight=len(blocked),
+    )
+
+
+def _sends(thread: Thread) -> bool:
+    inside = any(look.syscall.name in PEER_CALLS for look in looks(thread)[:1])
+    frames = any(name.startswith((*SENDING, *SAVING)) for name in functions(thread))
+    return inside and (frames or thread.role is Role.MIGRATION)
+
+
+def _moved(thread: Thread) -> bool:
+    same = same_sleep(thread)
+    return isinstance(same, Known) and not same.value
+
+
+def _slept(thread: Thread) -> bool:
+    same = same_sleep(thread)
+    return isinstance(same, Known) and same.value
+
+
+def _savevm(facts: Facts) -> Judgement:
+    if isinstance(facts.main_loop, Unknown):
+        return CannotTell(f"what the main thread does: {missing(facts.main_loop)}")
+    loop = facts.main_loop.value
+    main = next(iter(by_role(facts, Role.MAIN)), None)
+    names = functions(main) if main else ()
+    found = [
+        name
+        for name in (*names, loop.under, loop.command)
+        if name.startswith(SAVING) or "vmstate" in name or "savevm" in name
+    ]
+    if not found:
+        if main is None or isinstance(main.frames, Unknown):
+            return CannotTell("the main thread's frames (evidence/gdb.threads/threads.json)")
+        return RuledOut("the main thread does not save the VM's state", (loop.cite,))
+    return Match(
+        headline=f"The main loop is dead while it saves the VM's state ({found[0]})",
+        objects=("the main thread",),
+        confidence=confidence(proven=loop.state in {"nested poll", "blocked in a system call"}),
+        claims=(claim(f"The main thread is inside {found[0]}: {loop.state}.", loop.cite),),
+        holds=frozenset({MAIN_LOOP}),
+        waits_for=frozenset({REQUESTS, STORAGE, IOTHREAD}),
+        weight=1,
+    )
+
+
+SIGNATURES = (
+    Signature("backup-holds-writes", "job", "a backup holds back the guest's writes", _copy_before_write),
+    Signature("pve-backup-stalled", "job", "Proxmox backup's target does not answer", _pve_backup),
+    Signature("mirror-waits", "job", "a mirror waits for its own requests", _mirror),
+    Signature("job-stalled", "job", "a block job does not go on", _stalled),
+    Signature("job-waits-for-manager", "job", "a block job waits for its manager", _waits_for_manager),
+    Signature("savevm-blocks-main-loop", "migration", "saving the VM's state blocks the main loop", _savevm),
+    Signature("migration-send-blocked", "migration", "the reader of the VM's state does not read", _migration),
+)
