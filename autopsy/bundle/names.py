@@ -61,9 +61,9 @@ SOCKETS = "sockets.txt"  # sections net/unix, net/tcp, net/tcp6, ss, peer/<pid>/
 SOCKET_ENDS = "sockets.json"  # records.SocketEnd[]
 AIO = "aio.txt"  # sections sys/fs/aio-nr, sys/fs/aio-max-nr, io, status, and fdinfo/<n> of each io_uring
 RINGS = "rings.json"  # records.Rings
-HOST_FILES = "host.txt"  # sections named by their absolute path
+HOST_FILES = "host.txt"  # sections named by their absolute path, and block-devices, statvfs <mount point>, dmsetup …
 DMESG = "dmesg.txt"
-JOURNAL = "journal.txt"
+JOURNAL = "journal.txt"  # sections named by the journalctl that gave them
 VM_CONFIG = "vm-config.txt"  # sections: domain XML or VMID.conf, redacted
 VM_LOG = "vm.log"
 
