@@ -23,8 +23,8 @@ class Mapped:
     fate: str = ""
 
 
-# auxv takes no such lock; maps does not since Linux 6.17, and without it no stack can be read. smaps walks the page
-# tables of guest RAM, so it has the longest time, and comes last.
+# auxv takes no such lock, nor does maps on newer kernels (seen on 6.18); no stack is read without it. smaps walks the
+# page tables of guest RAM, so it has the longest time, and comes last.
 MAPPED = (
     Mapped("auxv", names.AUXV, 1 << 16, 1.0),
     Mapped("maps", names.MAPS, 32 << 20, 1.0),
