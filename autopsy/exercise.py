@@ -35,10 +35,14 @@ class Drilled:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Return the capture's exit code, or a mismatch where the verdict is wrong."""
-        if self.ended.exit_code is ExitCode.DONE and not self.as_it_should:
-            return ExitCode.MISMATCH
-        return self.ended.exit_code
+        """Return the capture's exit code, or a mismatch where the verdict is wrong.
+
+        A QEMU on storage that is really stuck outlives its kill until the drill sets the storage free.
+        """
+        outlived = self.ended.exit_code is ExitCode.STILL_THERE and self.scenario.survives_kill
+        if self.ended.exit_code is not ExitCode.DONE and not outlived:
+            return self.ended.exit_code
+        return ExitCode.DONE if self.as_it_should else ExitCode.MISMATCH
 
 
 def listing() -> Iterator[str]:
