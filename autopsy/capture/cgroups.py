@@ -74,7 +74,7 @@ def reads(memberships: Iterable[bytes], mountinfo: bytes) -> Iterator[Read]:
     mounts = [mount for mount in mounts_of(mountinfo).values() if mount.kind in {"cgroup", "cgroup2"}]
     seen: set[str] = set()
     for line in dict.fromkeys(line for text in memberships for line in text.decode("utf-8", "replace").splitlines()):
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         for mount in mounts:
             for folder, files in _levels(mount, controllers.split(","), path):
                 if folder not in seen and len(seen) < MOST_GROUPS:
