@@ -256,14 +256,41 @@ def test_a_stripped_qemu_has_no_heap_and_says_why(stock: lab.Build) -> None:
     assert "DWARF" in found.why
 
 
-def test_without_drgn_the_heap_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_drgn_gdb_walks_the_same_heap(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    with (
+        lab.folder() as place,
+        lab.nbd(lab.disk(place / "d.raw")) as server,
+        lab.qemu(
+            DEBUG,
+            *("-object", "iothread,id=io0", "-object", "throttle-group,id=tg0,x-bps-total=1"),
+            *("-blockdev", f"driver=nbd,node-name=nbd0,{server.server}"),
+            *("-blockdev", "driver=throttle,node-name=slow0,throttle-group=tg0,file=nbd0"),
+            *("-device", "virtio-blk-pci,drive=slow0,id=vd0,iothread=io0"),
+        ) as machine,
+        exposure.exposed(machine) as exposed,
+    ):
+        whole = walked(exposed)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "drgn" else find(name))
+        symbols = Symbols(Core(exposed.frozen.core), exposed.frozen)
+        found = heap.finish(heap.start(exposed.frozen, symbols, 15))
+    assert "drgn is not installed" in found.why
+    assert found.first is not None
+    assert [note for note in found.first.notes if "threads" not in note] == []
+    for part in set(Exposure.__struct_fields__) - {"threads", "contexts", "notes"}:
+        assert getattr(found.first, part) == getattr(whole, part), part
+    assert [each.handlers for each in found.first.contexts] == [each.handlers for each in whole.contexts]
+
+
+def test_without_drgn_and_without_gdb_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "drgn" else find(name))
     with lab.qemu(DEBUG) as machine, exposure.exposed(machine) as exposed:
+        monkeypatch.setenv("PATH", str(tmp_path))
         symbols = Symbols(Core(exposed.frozen.core), exposed.frozen)
         found = heap.finish(heap.start(exposed.frozen, symbols, 15))
     assert found.first is None
-    assert "drgn is not installed" in found.why
+    assert "could not be started" in found.why
 
 
 def test_a_walk_that_takes_too_long_is_ended_and_says_so() -> None:

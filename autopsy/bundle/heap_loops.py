@@ -130,7 +130,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ThreadLocals(msgspec.Struct, frozen=True, kw_only=True):
-    """One thread's own variables: the context that it runs, the coroutine it is in, whether it has the BQL."""
+    """One thread's own variables: the context that it runs, the coroutine that it is in, QEMU's flag for the BQL.
+
+    `has_bql` stays set while the thread sleeps on a condition, which drops the lock: locks.json tells who owns it.
+    """
 
     tid: int
     context: int

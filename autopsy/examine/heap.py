@@ -22,6 +22,7 @@ from autopsy.bundle.heap_records import Exposure, Heap
 from autopsy.bundle.records import ThreadStack
 from autopsy.examine.files import Found
 from autopsy.examine.frozen import Frozen
+from autopsy.examine.gdb import RAILS
 from autopsy.examine.polls import polled
 from autopsy.examine.symbols import Symbols
 from autopsy.examine.tasks import freeze_record, tasks
@@ -30,6 +31,7 @@ from autopsy.examine.view import View
 MOST_SECONDS = 15.0
 MOST_WORDS = 300
 GOODBYE_SECONDS = 0.5
+WITHOUT_DRGN = "drgn is not installed (pip install autopsy[heap]): gdb walked the heap, of the first exposure only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,10 @@ def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
     child = None
     if found is None:
         why = "no debug information (DWARF) for the QEMU binary is at hand"
-    elif importlib.util.find_spec("drgn") is None:
-        why = "drgn is not installed (pip install autopsy[heap])"
     else:
+        command, why = _command(frozen, symbols, found)
         try:
-            child, why = _spawn(_request(frozen, symbols, found, seconds), answer, errors), ""
+            child = _spawn(command, _request(frozen, symbols, found, seconds), answer, errors)
         except OSError as error:
             why = f"the heap walk could not be started: {error.strerror}"
     return Walking(frozen, found, why, child, answer, errors, time.monotonic() + seconds)
@@ -101,18 +102,30 @@ def _request(frozen: Frozen, symbols: Symbols, found: Found, seconds: float) -> 
     )
 
 
-def _spawn(request: bytes, answer: Path, errors: Path) -> subprocess.Popen[bytes]:
+def _command(frozen: Frozen, symbols: Symbols, found: Found) -> tuple[list[str], str]:
+    """Return what walks: a Python with drgn, and where there is none the Python inside gdb, with what that costs."""
+    if importlib.util.find_spec("drgn") is not None:
+        return [sys.executable, "-P", "-m", "autopsy.examine.heap_walk"], ""
+    binary = symbols.main.file if symbols.main else None
+    walk = f"import sys; sys.path[:0] = {sys.path!r}; from autopsy.examine import heap_gdb; heap_gdb.walk()"
+    command = ["gdb", "-nx", "-q", "-batch"]
+    for rail in RAILS:
+        command += ["-iex", rail]
+    command += ["-e", str((binary or found).path), "-s", str(found.path), "-c", str(frozen.core)]
+    return [*command, "-ex", f"python {walk}"], WITHOUT_DRGN
+
+
+def _spawn(command: list[str], request: bytes, answer: Path, errors: Path) -> subprocess.Popen[bytes]:
     """Start the walk with files for its ends, so that neither side ever waits for the other's pipe."""
     with tempfile.TemporaryFile(dir=answer.parent) as asked, open(answer, "wb") as told, open(errors, "wb") as log:
         asked.write(request)
         asked.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "autopsy.examine.heap_walk"],
+            command,
             stdin=asked,
             stdout=told,
             stderr=log,
             env=_environment(),
-            start_new_session=True,
         )
 
 
@@ -120,7 +133,7 @@ def _collect(walking: Walking) -> Heap:
     """Return the walk's last whole line, which is the best it could do, and in `why` what ended it early."""
     if walking.child is None:
         return Heap(why=walking.why)
-    why = ""
+    why = walking.why
     try:
         code = walking.child.wait(max(0.0, walking.ends_at - time.monotonic()))
     except subprocess.TimeoutExpired:

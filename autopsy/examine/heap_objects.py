@@ -46,7 +46,7 @@ def thread_locals(walk: Walk, core: Core) -> tuple[ThreadLocals, ...]:
     found: list[ThreadLocals] = []
     for thread in core.threads:
         block = thread.registers.fs_base - size
-        if block <= 0:
+        if block <= 0 or not thread.registers.rsp:  # a kernel thread has none of its own
             continue
         with walk.reading(f"variables of thread {thread.tid}"):
             found.append(

@@ -53,16 +53,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 def main() -> None:
     """Answer one request."""
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    with open(0, "rb", closefd=False) as asked:  # inside gdb, sys.stdin and sys.stdout are not files
+        request = msgspec.json.decode(asked.read(), type=Request)
     _confine(request.seconds)
     began = time.monotonic()
     program, notes = _program(request)
     core = Core(Path(request.core))
-    for image in request.images:
+    can_overlay = hasattr(program, "add_memory_segment")  # gdb cannot, and reads the binary by itself
+    for image in request.images if can_overlay else ():
         _fill_from(program, core, image)
     first = _exposure(program, core, request, request.frozen_at_ns, notes)
     _tell(Heap(first=first, symbols=request.debug, ms=_since(began)))
-    if not request.second_core:
+    if not request.second_core or not can_overlay:
         return
     try:
         delta = Core(Path(request.second_core))
@@ -139,7 +141,9 @@ def _lay_file(program: drgn.Program, elf: Elf, bias: int, start: int, size: int)
 
 def _exposure(program: drgn.Program, core: Core, request: Request, taken_ns: int, notes: list[str]) -> Exposure:
     walk = Walk(program, taken_ns, None if request.polled is None else frozenset(request.polled), notes)
-    threads = heap_objects.thread_locals(walk, core)
+    threads: tuple[ThreadLocals, ...] = ()
+    with walk.reading("the threads' own variables"):
+        threads = heap_objects.thread_locals(walk, core)
     heap_objects.name_contexts(walk)
     runners = _runners(threads)
     devices = heap_device.disk_devices(walk)
@@ -195,8 +199,8 @@ def _runners(threads: tuple[ThreadLocals, ...]) -> dict[int, int]:
 
 
 def _tell(heap: Heap) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(heap) + b"\n")
-    sys.stdout.buffer.flush()
+    with open(1, "wb", closefd=False) as told:
+        told.write(msgspec.json.encode(heap) + b"\n")
 
 
 def _since(began: float) -> float:
