@@ -33,14 +33,12 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 def main() -> None:
     """Run the command line; an error that a person can act on is told in three short lines."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or ExitCode.DONE)  # typer returns the code of an Exit
     except AutopsyError as error:
         from autopsy.terminal import plain
 
         say(f"autopsy: {plain(str(error))}\n         {plain(error.remedy)}")
         sys.exit(error.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except typer.Abort:
         sys.exit(ExitCode.INTERRUPTED)
     except KeyboardInterrupt:
