@@ -64,16 +64,22 @@ def show(text: str) -> None:
     print(text, flush=True)
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", help="print the version and leave", is_eager=True)] = False,
-) -> None:
-    """Hold the options that belong to no command."""
-    if version:
+def tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    """Print the version and leave."""
+    if wanted:
         from autopsy import __version__
 
         show(f"autopsy {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[  # noqa: ARG001 - its callback has done the work
+        bool, typer.Option("--version", callback=tell_version, help="print the version and leave", is_eager=True)
+    ] = False,
+) -> None:
+    """Hold the options that belong to no command."""
 
 
 @app.command()
