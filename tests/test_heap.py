@@ -17,7 +17,7 @@ import exposure
 import lab
 from autopsy.bundle import names
 from autopsy.bundle.heap_records import Exposure, Heap
-from autopsy.bundle.records import Coroutine, LockGraph, MainLoop
+from autopsy.bundle.records import Coroutine, LockGraph, MainLoop, ThreadStack
 from autopsy.examine import again, heap, run
 from autopsy.examine.core import Core
 from autopsy.examine.frozen import Frozen
@@ -228,6 +228,7 @@ def test_the_throttle_deadlock_lies_in_the_group_named_like_its_disk() -> None:
         run.examine(exposed.frozen)
         locks = exposed.record(names.LOCKS, LockGraph)
         loop = exposed.record(names.MAIN_LOOP, MainLoop)
+        stacks = exposed.record(names.THREADS, tuple[ThreadStack, ...])
         found = exposed.record(names.HEAP, Heap).first
     assert (stuck,) in locks.cycles
     held = one(locks.mutexes, owner=stuck)
@@ -235,6 +236,7 @@ def test_the_throttle_deadlock_lies_in_the_group_named_like_its_disk() -> None:
     assert held.owner_comm.startswith("IO iothread")
     assert (held.place, held.kind, held.is_bql) == ("heap", "normal", False)
     assert (loop.state, loop.command) == ("idle", "")
+    assert any(frame.file.endswith("block/throttle-groups.c") for frame in one(stacks, tid=stuck).frames)
     (group,) = found.throttle_groups
     assert group.lock.address == held.address
     assert group.lock.owner == stuck
