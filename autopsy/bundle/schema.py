@@ -50,8 +50,21 @@ class Monitor(msgspec.Struct, frozen=True, kw_only=True):
     held_by: str = ""
 
 
+class Domain(msgspec.Struct, frozen=True, kw_only=True):
+    """A libvirt domain: what `virsh -c CONNECTION COMMAND --domain=WORD` must be told to mean it and no other.
+
+    `word` is its uuid; its name where there is no knowing better. `connection` is empty where no daemon can be reached
+    from here. `root` is the root directory that its daemon's files lie below, such as /proc/4242/root of a container;
+    empty for our own.
+    """
+
+    connection: str
+    word: str
+    root: str = ""
+
+
 class TargetRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The one process that was captured. `start_ticks` is field 22 of /proc/PID/stat."""
+    """The one process that was captured. `start_ticks` is field 22 of /proc/PID/stat; `domain` is absent without libvirt."""
 
     pid: int
     name: str
@@ -62,6 +75,7 @@ class TargetRecord(msgspec.Struct, frozen=True, kw_only=True):
     build_id: str
     qemu_version: str
     monitors: tuple[Monitor, ...] = ()
+    domain: Domain | None = None
 
 
 class LeftBehind(msgspec.Struct, frozen=True, kw_only=True):
