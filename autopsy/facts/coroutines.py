@@ -19,6 +19,7 @@ def gather(evidence: Evidence, heap: Fact[heap_records.Exposure]) -> Fact[tuple[
     found = decode(evidence, names.GDB_THREADS, names.COROUTINES, tuple[records.Coroutine, ...])
     if isinstance(found, Unknown):
         return found
+    later = _later(evidence)
     nodes = _nodes(heap)
     disks = _disks(heap)
     facts = []
@@ -33,7 +34,7 @@ def gather(evidence: Evidence, heap: Fact[heap_records.Exposure]) -> Fact[tuple[
                 park=park,
                 named_by=named_by,
                 frames=coroutine.frames,
-                stuck=_stuck(coroutine, cite),
+                stuck=_stuck(coroutine, cite, later),
                 context=coroutine.context,
                 locks_held=coroutine.locks_held,
                 scheduled_by=coroutine.scheduled_by,
@@ -45,14 +46,30 @@ def gather(evidence: Evidence, heap: Fact[heap_records.Exposure]) -> Fact[tuple[
     return Known(tuple(facts), found.cite)
 
 
-def _stuck(coroutine: records.Coroutine, cite: Cite) -> Fact[bool]:
-    match coroutine.since_first:
+def _later(evidence: Evidence) -> Fact[dict[int, records.Coroutine]]:
+    """Return the coroutines of the second exposure by address; they tell what became of those of the first."""
+    found = decode(evidence, names.SECOND_EXPOSURE, names.COROUTINES, tuple[records.Coroutine, ...])
+    if isinstance(found, Unknown):
+        return found
+    return Known({coroutine.address: coroutine for coroutine in found.value}, found.cite)
+
+
+def _stuck(coroutine: records.Coroutine, cite: Cite, later: Fact[dict[int, records.Coroutine]]) -> Fact[bool]:
+    told = coroutine.since_first
+    if told == "unknown":
+        if isinstance(later, Unknown):
+            return later
+        other = later.value.get(coroutine.address)
+        told = other.since_first if other is not None and other.state == "parked" else "gone"
+        line = other.line if other is not None else 0
+        cite = Cite(later.cite.file, line, f"coroutine {coroutine.address:#x}: {told}")
+    match told:
         case "stuck":
             return Known(value=True, cite=cite)
         case "moved" | "gone" | "new":
             return Known(value=False, cite=cite)
         case "unknown":
-            return Unknown(names.evidence(names.SECOND_EXPOSURE, names.FREEZE_RECORD), "there was one exposure only")
+            return Unknown(names.evidence(names.SECOND_EXPOSURE, names.COROUTINES), "there was one exposure only")
 
 
 def _by_address(found: Mapping[int, str], address: int, heap: Fact[heap_records.Exposure]) -> Fact[str]:
@@ -154,5 +171,6 @@ DISK_PARKS = frozenset(
         Park.QCOW2_THREADS,
         Park.TASK_POOL,
         Park.COPY_BEFORE_WRITE,
+        Park.DRIVER,
     }
 )

@@ -50,6 +50,7 @@ class Park(Enum):
     MIGRATION = "waits for migration data"
     PVE_BACKUP = "waits for Proxmox backup"
     NBD_SERVER = "serves an NBD client, waiting for a question"
+    DRIVER = "waits inside a block driver whose name is not known"
     CO_MUTEX = "waits for a coroutine mutex"
     OTHER = "waits somewhere this analyzer does not know"
 

@@ -125,6 +125,9 @@ IN_MUTEX = MappingProxyType(
 )
 IN_SLEEP = MappingProxyType({"bdrv_co_flush": Park.FLUSH, "qemu_co_sleep": Park.SLEEP, "qemu_co_sleep_ns": Park.SLEEP})
 
+# Exported names beside which the block layer's static functions lie: a request is under way.
+BLOCK_LAYER = ("bdrv_co_", "blk_co_", "blk_aio_")
+
 # A block driver that is a module of its own says by its file which library it waits for.
 MODULES = MappingProxyType(
     {
@@ -167,7 +170,11 @@ def park_point(frames: Sequence[Frame]) -> tuple[Park, tuple[str, ...]]:
             return park, (frame.module,)
         if park := _by_neighbour(wait, frame):
             return park, (WORDS[wait], f"near {frame.near}")
-    return (Park.CO_MUTEX if wait == "mutex" else Park.OTHER), (WORDS[wait],)
+    if wait == "mutex":
+        return Park.CO_MUTEX, (WORDS[wait],)
+    block = next((frame.function for frame in frames[start:] if frame.function.startswith(("bdrv_co_", "blk_co_"))), "")
+    block = block or next((f"near {frame.near}" for frame in frames[start:] if frame.near.startswith(BLOCK_LAYER)), "")
+    return (Park.DRIVER, (WORDS[wait], block)) if block else (Park.OTHER, (WORDS[wait],))
 
 
 def _wait(frames: Sequence[Frame]) -> tuple[str, int]:

@@ -38,11 +38,43 @@ ENGINES: Mapping[Park, str] = MappingProxyType(
 )
 
 
+# A request that stands in a driver without a name stands in the one of its disk's drivers that can make it wait.
+WAITING_DRIVERS: Mapping[str, Park] = MappingProxyType(
+    {
+        "blkdebug": Park.BLKDEBUG,
+        "nbd": Park.NBD_REPLY,
+        "rbd": Park.RBD,
+        "iscsi": Park.ISCSI,
+        "nfs": Park.NFS,
+        "ssh": Park.SSH,
+        "http": Park.CURL,
+        "https": Park.CURL,
+        "gluster": Park.GLUSTER,
+        "nvme": Park.NVME,
+    }
+)
+
+
 def link(coroutines: Fact[tuple[CoroutineFact, ...]], disks: Fact[tuple[Disk, ...]]) -> Fact[tuple[CoroutineFact, ...]]:
     """Return the coroutines with `disk` told by its disk's name wherever it can be told."""
     if isinstance(coroutines, Unknown) or isinstance(disks, Unknown):
         return coroutines
-    return Known(tuple(replace(each, disk=_disk(each, disks.value)) for each in coroutines.value), coroutines.cite)
+    named = (_driver(each, disks.value) for each in coroutines.value)
+    return Known(tuple(replace(each, disk=_disk(each, disks.value)) for each in named), coroutines.cite)
+
+
+def _driver(coroutine: CoroutineFact, disks: tuple[Disk, ...]) -> CoroutineFact:
+    """Name the driver that a request stands in, where the disks have only one that can make it wait."""
+    if coroutine.park is not Park.DRIVER:
+        return coroutine
+    found = {node.driver: node for disk in disks for node in disk.nodes if node.driver in WAITING_DRIVERS}
+    if isinstance(coroutine.node, Known):
+        found = {driver: node for driver, node in found.items() if node.name == coroutine.node.value}
+    if len(found) != 1:
+        return coroutine
+    driver, node = next(iter(found.items()))
+    why = f"the only driver that waits is {driver} (node {node.name})"
+    return replace(coroutine, park=WAITING_DRIVERS[driver], named_by=(*coroutine.named_by, why))
 
 
 def _disk(coroutine: CoroutineFact, disks: tuple[Disk, ...]) -> Fact[str]:

@@ -9,6 +9,7 @@ from autopsy.diagnose.judgement import (
     IOTHREAD,
     MAIN_LOOP,
     REQUESTS,
+    STORAGE,
     CannotTell,
     Judgement,
     Match,
@@ -56,7 +57,7 @@ BEHIND = frozenset(
         Park.YIELD_TO_DRAIN,
     }
 )
-LEAVES = DISK_PARKS - BEHIND | {Park.PVE_BACKUP, Park.SLEEP, Park.OTHER}
+LEAVES = (DISK_PARKS - BEHIND) | {Park.PVE_BACKUP, Park.SLEEP, Park.OTHER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +320,35 @@ def _graph_match(facts: Facts, waiting: Standing, words: str, sure: Confidence, 
     )
 
 
+def _driver(facts: Facts) -> Judgement:
+    """Requests that stand inside a driver that no name tells: an effect, whose cause better symbols would show."""
+    waiting = standing(facts, (Park.DRIVER,))
+    if isinstance(waiting, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(waiting)}")
+    if not waiting.requests:
+        cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
+        return RuledOut(
+            "no request stands in a nameless driver", tuple(each.cite for each in waiting.moving[:3]) or cites
+        )
+    disks = disk_names(facts, waiting.requests)
+    return Match(
+        headline=f"{count(len(waiting.requests), 'request')} {of_disks(disks)} stand inside a block driver without a name",
+        objects=disks,
+        confidence=confidence(proven=waiting.proven),
+        claims=(
+            claim(
+                "They are parked below the block layer, in functions that this build gives no names.", *waiting.cites
+            ),
+        ),
+        holds=disk_tokens(facts, waiting.requests),
+        waits_for=frozenset({REQUESTS, STORAGE, MAIN_LOOP, IOTHREAD}),
+        effect=True,
+        weight=len(waiting.requests),
+    )
+
+
 SIGNATURES = (
+    Signature("block-driver-wait", "block", "requests stand inside a nameless block driver", _driver),
     Signature("blkdebug-suspended", "block", "blkdebug has suspended requests", _blkdebug),
     *(Signature(each.id, "block", each.title, each.judge) for each in BEHINDS),
     Signature("graph-lock-deadlock", "block", "the block graph's lock and a drain wait for each other", _graph_lock),

@@ -305,6 +305,8 @@ def _dispatcher(facts: Facts) -> Judgement:
     alive = facts.monitor.alive
     if isinstance(alive, Known) and alive.value:
         return RuledOut("QEMU answered its monitor meanwhile", (alive.cite,))
+    if isinstance(facts.main_loop, Unknown):
+        return CannotTell(f"what the main thread does: {missing(facts.main_loop)}")
     names = [frame.function for frame in running[0].frames if frame.function.startswith(("qmp_", "hmp_"))]
     command = next((name for name in names if name != "qmp_dispatch"), "")
     return Match(
@@ -314,7 +316,8 @@ def _dispatcher(facts: Facts) -> Judgement:
         objects=(f"monitor of {facts.vm.name}",),
         confidence=confidence(proven=any(isinstance(each.stuck, Known) and each.stuck.value for each in running)),
         claims=(claim("The dispatcher's coroutine is parked inside a command.", *(each.cite for each in running[:3])),),
-        waits_for=frozenset({REQUESTS}),
+        waits_for=frozenset({REQUESTS, MAIN_LOOP, IOTHREAD}),
+        effect=facts.main_loop.value.state != "idle",
         weight=len(running),
     )
 
