@@ -22,7 +22,7 @@ from autopsy.bundle import names
 from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture import cut, exposure, freeze
 from autopsy.capture.child import in_child
-from autopsy.capture.memory import Mapping, parse_smaps
+from autopsy.capture.memory import Mapping, Process, parse_smaps
 from autopsy.capture.step import Collected, Failed, Options, Outcome
 from autopsy.drill.machine import Machine
 from autopsy.examine.core import Core
@@ -433,7 +433,7 @@ def test_a_tracer_killed_at_any_moment_leaves_nothing_behind(machine: Machine) -
         memory = os.open(f"/proc/{machine.pid}/mem", os.O_RDONLY)
         pagemap = os.open(f"/proc/{machine.pid}/pagemap", os.O_RDONLY)
         while True:
-            cut.hold(cut.Process(machine.pid, memory, pagemap), stacks, 0.05)
+            cut.hold(Process(machine.pid, memory, pagemap), stacks, 0.05)
 
     for number in range(60):
         holder = os.fork()

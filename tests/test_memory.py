@@ -3,6 +3,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -12,7 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopsy.capture.memory import HELD, PAGE, Mapping, Wanted, choose, modules, parse_smaps, refused, runs
+from autopsy.capture import snapshot
+from autopsy.capture.memory import (
+    IN_MEMORY,
+    PAGE,
+    SWAPPED_OUT,
+    Mapping,
+    Process,
+    Wanted,
+    choose,
+    modules,
+    parse_smaps,
+    refused,
+    runs,
+)
 from autopsy.capture.snapshot import Chunk, Snapshot
 
 MADV_GUARD_INSTALL = 102  # Linux 6.13
@@ -163,7 +178,8 @@ def test_only_touched_pages_are_found_in_a_large_arena() -> None:
         arena[page * PAGE] = 1
     with own("pagemap") as pagemap:
         found = [
-            ((address - start) // PAGE, size // PAGE) for address, size in runs(pagemap, start, start + (1 << 30), HELD)
+            ((address - start) // PAGE, size // PAGE)
+            for address, size in runs(pagemap, start, start + (1 << 30), IN_MEMORY)
         ]
     assert found == [(0, 3), (70_000, 1), (262_143, 1)]
 
@@ -178,7 +194,7 @@ def test_a_copy_leaves_absent_pages_absent() -> None:
         mine = next(each for each in mappings if each.start <= start < each.end)
         choice = choose((mine,), pagemap)
         before = resident()
-        taken = Snapshot(memory, choice.wanted)
+        taken = Snapshot(Process(os.getpid(), memory, -1), choice.wanted)
         assert resident() - before < (32 << 20) // PAGE
     assert any(extent.address <= start < extent.end for extent in taken.extents)
 
@@ -204,9 +220,11 @@ def test_a_page_that_cannot_be_read_splits_the_copy_and_is_not_in_it() -> None:
         pytest.skip("this kernel has no guard pages of its own")
     with own("mem") as memory, own("pagemap") as pagemap:
         found = [
-            ((address - start) // PAGE, size // PAGE) for address, size in runs(pagemap, start, start + 8 * PAGE, HELD)
+            ((address - start) // PAGE, size // PAGE)
+            for address, size in runs(pagemap, start, start + 8 * PAGE, IN_MEMORY)
         ]
-        taken = Snapshot(memory, [Wanted(mapping("ac"), ((start, 8 * PAGE),))])
+        taken = Snapshot(Process(os.getpid(), memory, -1), [Wanted(mapping("ac"), ((start, 8 * PAGE),))])
+        assert not list(runs(pagemap, start, start + 8 * PAGE, SWAPPED_OUT))
     assert (3, 1) not in found
     assert [((each.address - start) // PAGE, each.size // PAGE) for each in taken.extents] == [(0, 3), (4, 4)]
 
@@ -216,7 +234,7 @@ def test_a_page_that_changed_between_the_copies_is_torn_and_stays_as_it_was_firs
     arena.write(b"x" * 4 * PAGE)
     start = address_of(arena)
     with own("mem") as memory:
-        taken = Snapshot(memory, [Wanted(mapping("ac"), ((start, 4 * PAGE),))])
+        taken = Snapshot(Process(os.getpid(), memory, -1), [Wanted(mapping("ac"), ((start, 4 * PAGE),))])
         arena[PAGE] = arena[3 * PAGE] = 0
         assert taken.torn(frozenset()) == [start + PAGE, start + 3 * PAGE]
         assert taken.torn(frozenset({start + PAGE})) == [start + 3 * PAGE]
@@ -228,8 +246,55 @@ def test_what_was_read_in_the_stop_takes_the_place_of_the_copy() -> None:
     arena.write(b"x" * 4 * PAGE)
     start = address_of(arena)
     with own("mem") as memory:
-        taken = Snapshot(memory, [Wanted(mapping("ac"), ((start, PAGE), (start + 2 * PAGE, PAGE)))])
+        taken = Snapshot(
+            Process(os.getpid(), memory, -1), [Wanted(mapping("ac"), ((start, PAGE), (start + 2 * PAGE, PAGE)))]
+        )
     piece = Chunk(start - PAGE, memoryview(b"y" * 4 * PAGE))
     extra = [((each.address - start) // PAGE, len(each.data) // PAGE) for each in taken.lay_over([piece])]
     assert extra == [(-1, 1), (1, 1)]
     assert all(chunk.data.tobytes() == b"y" * PAGE for chunk in taken.chunks())
+
+
+def test_what_is_swapped_out_is_told_apart_from_what_is_in_memory(tmp_path: Path) -> None:
+    entries = {1: 1 << 63, 2: 1 << 62, 3: 1 << 62, 4: 1 << 63 | 1 << 61, 5: 1 << 62 | 1 << 58}  # the last: a guard
+    file = tmp_path / "pagemap"
+    file.write_bytes(struct.pack("<8Q", *(entries.get(page, 0) for page in range(8))))
+    with file.open("rb") as stream:
+        heap = Mapping(PAGE, 8 * PAGE, "rw-p", 0, "00:00", 0, "[heap]", frozenset({"rd", "wr"}))
+        (found,) = choose((heap,), stream.fileno()).wanted
+    assert found.runs == ((PAGE, PAGE), (4 * PAGE, PAGE))
+    assert found.swapped == ((2 * PAGE, 2 * PAGE),)
+
+
+def arena_of(*letters: bytes) -> tuple[mmap.mmap, int]:
+    arena = mmap.mmap(-1, len(letters) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    arena.write(b"".join(letter * PAGE for letter in letters))
+    return arena, address_of(arena)
+
+
+def test_swapped_pages_take_their_place_among_the_others() -> None:
+    arena, start = arena_of(b"a", b"b", b"c")
+    with own("mem") as memory:
+        wanted = Wanted(mapping("ac"), ((start, PAGE), (start + 2 * PAGE, PAGE)), ((start + PAGE, PAGE),))
+        taken = Snapshot(Process(os.getpid(), memory, -1), [wanted])
+    assert b"".join(chunk.data[:1].tobytes() for chunk in taken.chunks()) == b"abc"
+    assert taken.notes == []
+    del arena
+
+
+def test_a_swap_device_that_hangs_costs_no_more_than_what_lies_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, start = arena_of(b"a", b"b", b"c")
+    honest = snapshot.read_swapped
+
+    def hangs(pid: int, address: int, target: memoryview) -> int:
+        if address == start + 2 * PAGE:
+            time.sleep(100)
+        return honest(pid, address, target)
+
+    monkeypatch.setattr(snapshot, "read_swapped", hangs)
+    with own("mem") as memory:
+        wanted = Wanted(mapping("ac"), ((start, PAGE),), ((start + PAGE, PAGE), (start + 2 * PAGE, PAGE)))
+        taken = Snapshot(Process(os.getpid(), memory, -1), [wanted], swap_seconds=0.2)
+    assert b"".join(chunk.data[:1].tobytes() for chunk in taken.chunks()) == b"ab"
+    assert "swapped out" in taken.notes[0]
+    del arena

@@ -24,7 +24,7 @@ from autopsy.bundle.records import Stop
 from autopsy.capture import ptrace
 from autopsy.capture.board import STACK_CAP, Board, Caught, Fate
 from autopsy.capture.child import die_with_parent
-from autopsy.capture.memory import IN_MEMORY, PAGE, Mapping, parse_smaps, runs
+from autopsy.capture.memory import IN_MEMORY, PAGE, Mapping, Process, parse_smaps, runs
 from autopsy.capture.snapshot import Chunk, read_pages
 
 PREPARE_SECONDS = 2.0  # to list and seize some thousand threads; none of them stands
@@ -52,15 +52,6 @@ class Cut:
     stop: Stop | None
     at_ns: int
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """The process at hand: its id, and descriptors of its mem and pagemap."""
-
-    pid: int
-    memory: int
-    pagemap: int
 
 
 def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:

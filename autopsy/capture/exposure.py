@@ -16,10 +16,10 @@ from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture import unstopped
 from autopsy.capture.board import Caught, Fate
 from autopsy.capture.corefile import Thread
-from autopsy.capture.cut import Cut, Process, hold
-from autopsy.capture.memory import PAGE, Choice, Mapping, choose, parse_smaps
+from autopsy.capture.cut import Cut, hold
+from autopsy.capture.memory import PAGE, Choice, Mapping, Process, choose, parse_smaps
 from autopsy.capture.ptrace import RSP
-from autopsy.capture.snapshot import Chunk, Snapshot
+from autopsy.capture.snapshot import SWAP_SECONDS, Chunk, Snapshot
 from autopsy.capture.step import Deadline
 
 ARCHITECTURE = "x86_64"
@@ -131,7 +131,7 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
     phases.done("maps")
     choice = choose(mappings, process.pagemap)
     phases.done("pagemap")
-    snapshot = Snapshot(process.memory, choice.wanted)
+    snapshot = Snapshot(process, choice.wanted, min(SWAP_SECONDS, deadline.left() / 4))
     phases.done("copy before")
     stacks = _stacks(choice)
     waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.pid, task.tid)]
@@ -153,7 +153,7 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
         raise ProcessGone(f"no thread of process {process.pid} could be read: it has ended, or is ending")
     phases.done("threads that were not stopped")
     pieces = (*cut.stacks, *read_after)
-    notes = []
+    notes = list(snapshot.notes)
     torn: list[int] = []
     if deadline.left() > SECOND_COPY_SECONDS:
         torn = snapshot.torn(frozenset(page for piece in pieces for page in range(piece.address, piece.end, PAGE)))

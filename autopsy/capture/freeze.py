@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from autopsy.bundle import names
 from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture import corefile, differences
-from autopsy.capture.cut import Process
 from autopsy.capture.exposure import ARCHITECTURE, Exposure, Phases, ProcessGone, Task, take, tasks
-from autopsy.capture.memory import PAGE, modules
+from autopsy.capture.memory import PAGE, Process, modules
 from autopsy.capture.snapshot import Chunk
 from autopsy.capture.step import Collected, Failed, Outcome, Scene
 from autopsy.examine.core import Core, CoreError

@@ -29,13 +29,25 @@ _PRESENT, _SWAPPED, _FILE, _GUARD = 0x80, 0x40, 0x20, 0x04  # the last since Lin
 _CHUNK_PAGES = 1 << 16
 
 
+Run = tuple[int, int]
+
+
 def _table(wanted: int, refused: int) -> bytes:
     return bytes(1 if byte & wanted and not byte & refused else 0 for byte in range(256))
 
 
-HELD = _table(_PRESENT | _SWAPPED, _GUARD)
 IN_MEMORY = _table(_PRESENT, _GUARD)
-_OWN = _table(_PRESENT | _SWAPPED, _GUARD | _FILE)  # no longer the file's page: written to, as relro is by ld.so
+SWAPPED_OUT = _table(_SWAPPED, _GUARD | _PRESENT)
+_OWN = _table(_PRESENT, _GUARD | _FILE)  # no longer the file's page: written to, as relro is by ld.so
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The process at hand: its id, and descriptors of its mem and pagemap."""
+
+    pid: int
+    memory: int
+    pagemap: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +82,27 @@ class Mapping:
 class Take(Enum):
     """Which pages of a mapping are evidence."""
 
-    HELD = "whatever is present or swapped"
-    OWN = "what is no longer the file's"
+    HELD = "whatever is in memory or swapped out"
+    OWN = "what of it is no longer the file's"
     HEADER = "the ELF header's page"
     RING = "the whole, which the kernel keeps in memory"
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One mapping of which something is evidence, with the runs (address, bytes) of it that are there."""
+    """One mapping of which something is evidence, with the runs (address, bytes) of it that are there.
+
+    `runs` are in memory; to read those that are `swapped` is to wait for the swap device.
+    """
 
     mapping: Mapping
-    runs: tuple[tuple[int, int], ...]
+    runs: tuple[Run, ...]
+    swapped: tuple[Run, ...] = ()
 
     @property
     def size(self) -> int:
         """Return the bytes to copy."""
-        return sum(size for _, size in self.runs)
+        return sum(size for _, size in self.runs + self.swapped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +211,9 @@ def choose(mappings: tuple[Mapping, ...], pagemap: int, cap: int = CAP_BYTES) ->
             if take:
                 left_out.append(_region(mapping, take))
             continue
-        if runs := tuple(_runs(mapping, take, pagemap)):
-            wanted.append(Wanted(mapping, runs))
+        found = _look(mapping, take, pagemap)
+        if found.size:
+            wanted.append(found)
     total = sum(each.size for each in wanted)
     for each in sorted(wanted, key=lambda one: one.size, reverse=True):
         if total <= cap:
@@ -226,29 +243,44 @@ def _take(mapping: Mapping, *, is_module: bool) -> Take | str:  # noqa: PLR0911 
     return ""
 
 
-def _runs(mapping: Mapping, take: Take, pagemap: int) -> Iterator[tuple[int, int]]:
+def _look(mapping: Mapping, take: Take, pagemap: int) -> Wanted:
+    """Return what there is of a mapping that is worth taking."""
     match take:
         case Take.RING:
             # The one exception to pagemap's word: the kernel allocated these pages at io_setup and writes them through
             # its own mapping, so they are there though the process may never have touched them.
-            return iter(((mapping.start, mapping.size),))
+            return Wanted(mapping, ((mapping.start, mapping.size),))
         case Take.HEADER:
-            return runs(pagemap, mapping.start, min(mapping.end, mapping.start + HEADER_BYTES), HELD)
-        case Take.OWN:
-            return runs(pagemap, mapping.start, mapping.end, _OWN)
-        case Take.HELD:
-            return runs(pagemap, mapping.start, mapping.end, HELD)
+            end = min(mapping.end, mapping.start + HEADER_BYTES)
+            return Wanted(mapping, tuple(runs(pagemap, mapping.start, end, IN_MEMORY)))
+        case Take.OWN | Take.HELD:
+            table = _OWN if take is Take.OWN else IN_MEMORY
+            there: list[Run] = []
+            swapped: list[Run] = []
+            for start, tops in _tops(pagemap, mapping.start, mapping.end):
+                there += _found(start, tops, table)
+                swapped += _found(start, tops, SWAPPED_OUT)
+            return Wanted(mapping, tuple(there), tuple(swapped))
 
 
-def runs(pagemap: int, start: int, end: int, table: bytes) -> Iterator[tuple[int, int]]:
+def runs(pagemap: int, start: int, end: int, table: bytes) -> Iterator[Run]:
     """Yield the runs (address, bytes) of pages that the table wants, in order."""
+    for first, tops in _tops(pagemap, start, end):
+        yield from _found(first, tops, table)
+
+
+def _tops(pagemap: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield pagemap's top bytes, one a page, with the address that each lot begins at."""
     while start < end:
         pages = min(_CHUNK_PAGES, (end - start) // PAGE)
         # Every eighth byte is the top one of a little-endian entry: one slice instead of a loop over the pages.
-        tops = os.pread(pagemap, pages * 8, start // PAGE * 8)[7::8].translate(table)
-        for match in _RUNS.finditer(tops):
-            yield start + match.start() * PAGE, (match.end() - match.start()) * PAGE
+        yield start, os.pread(pagemap, pages * 8, start // PAGE * 8)[7::8]
         start += pages * PAGE
+
+
+def _found(start: int, tops: bytes, table: bytes) -> Iterator[Run]:
+    for match in _RUNS.finditer(tops.translate(table)):
+        yield start + match.start() * PAGE, (match.end() - match.start()) * PAGE
 
 
 def _region(mapping: Mapping, why: str) -> Region:

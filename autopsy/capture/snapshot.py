@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from autopsy.capture.memory import PAGE, Wanted
+from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.capture.memory import PAGE, Process, Run, Wanted
 
 SCRATCH_BYTES = 1 << 20
-MOST_TORN = 4096  # addresses that are told one by one
+SWAP_SECONDS = 1.0
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+_process_vm_readv = ctypes.CDLL(None, use_errno=True).process_vm_readv
+_process_vm_readv.restype = ctypes.c_ssize_t
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +57,23 @@ class Snapshot:
     The buffer is shared, so that a fork copies neither it nor its page tables.
     """
 
-    def __init__(self, memory: int, wanted: Iterable[Wanted]) -> None:
-        planned = [run for each in wanted for run in each.runs]
-        self._buffer = mmap.mmap(-1, max(PAGE, sum(size for _, size in planned)))
+    def __init__(self, process: Process, wanted: Iterable[Wanted], swap_seconds: float = SWAP_SECONDS) -> None:
+        known = tuple(wanted)
+        warm = [run for each in known for run in each.runs]
+        cold = [run for each in known for run in each.swapped]
+        self._buffer = mmap.mmap(-1, max(PAGE, sum(size for _, size in warm + cold)))
         self._view = memoryview(self._buffer)
-        self._memory = memory
-        self.extents: list[Extent] = []
+        self._memory = process.memory
+        self.notes: list[str] = []
+        self._warm: list[Extent] = []
         offset = 0
-        for address, size in planned:
+        for address, size in warm:
             self._copy(address, size, offset)
             offset += size
+        self.extents = list(self._warm)
+        if cold:
+            self.extents += self._copy_swapped(process.pid, cold, offset, swap_seconds)
+            self.extents.sort(key=lambda extent: extent.address)
         self._starts = [extent.address for extent in self.extents]
 
     @property
@@ -70,9 +87,32 @@ class Snapshot:
         while address < end:
             copied = read_pages(self._memory, address, self._view[offset : offset + end - address])
             if copied:
-                self.extents.append(Extent(address, copied, offset))
+                self._warm.append(Extent(address, copied, offset))
             address += copied + PAGE
             offset += copied + PAGE
+
+    def _copy_swapped(self, pid: int, cold: list[Run], offset: int, seconds: float) -> list[Extent]:
+        """Copy what is swapped out, as far as the swap device answers in time, in a child that may be abandoned."""
+        copied = memoryview(mmap.mmap(-1, len(cold) * 8)).cast("Q")
+        places = []
+        for address, size in cold:
+            places.append(Extent(address, size, offset))
+            offset += size
+
+        def work() -> bytes:
+            for index, place in enumerate(places):
+                copied[index] = read_swapped(pid, place.address, self._view[place.offset : place.offset + place.size])
+            return b""
+
+        try:
+            in_child(work, seconds)
+        except ChildTimedOut as error:
+            self.notes.append(f"what is swapped out was not all read in {seconds:g} s")
+            if error.left_behind is not None:
+                self.notes.append(f"left behind at the swap device: process {error.left_behind.pid}")
+        except ChildFailed as error:
+            self.notes.append(f"what is swapped out was not all read: {error}")
+        return [Extent(place.address, size, place.offset) for place, size in zip(places, copied, strict=True) if size]
 
     def torn(self, covered: frozenset[int]) -> list[int]:
         """Read everything once more and return the pages that are no longer as they were, without those in `covered`.
@@ -84,7 +124,7 @@ class Snapshot:
         found: list[int] = []
         scratch = bytearray(SCRATCH_BYTES)
         view = memoryview(scratch)
-        for extent in self.extents:
+        for extent in self._warm:  # what was swapped out has not been touched for long
             for start in range(0, extent.size, SCRATCH_BYTES):
                 size = min(SCRATCH_BYTES, extent.size - start)
                 offset = extent.offset + start
@@ -132,8 +172,8 @@ class Snapshot:
 def read_pages(memory: int, address: int, target: memoryview) -> int:
     """Read a process's memory until a page cannot be read; return how much was, in whole pages.
 
-    /proc/PID/mem waits for the mmap_lock killably; process_vm_readv does not, and a tracer that cannot be killed keeps
-    the VM standing.
+    It is for pages that are in memory. /proc/PID/mem waits for the lock of the memory map killably; process_vm_readv
+    does not, and a tracer that cannot be killed keeps the VM standing.
     """
     done = 0
     while done < len(target):
@@ -145,3 +185,15 @@ def read_pages(memory: int, address: int, target: memoryview) -> int:
             break
         done += got
     return done - done % PAGE
+
+
+def read_swapped(pid: int, address: int, target: memoryview) -> int:
+    """Read a process's memory that is swapped out; return how much was read, in whole pages.
+
+    /proc/PID/mem would wait for the swap device with the lock of the memory map held, and if the device hung, every
+    mmap in the VM with it. process_vm_readv drops the lock for such a wait, and can be killed in it.
+    """
+    local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(target)), len(target))
+    remote = _Iovec(address, len(target))
+    copied = int(_process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0))
+    return max(copied, 0) & -PAGE

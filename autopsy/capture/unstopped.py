@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from autopsy.capture import ptrace
 from autopsy.capture.board import STACK_CAP
-from autopsy.capture.cut import RED_ZONE, Process
-from autopsy.capture.memory import IN_MEMORY, PAGE, Mapping, runs
+from autopsy.capture.cut import RED_ZONE
+from autopsy.capture.memory import IN_MEMORY, PAGE, Mapping, Process, runs
 from autopsy.capture.snapshot import Chunk, read_pages
 
 TRIES = 5
