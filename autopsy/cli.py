@@ -75,7 +75,7 @@ def tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with th
 
 @app.callback()
 def root(
-    version: Annotated[  # noqa: ARG001 - its callback has done the work
+    version: Annotated[
         bool, typer.Option("--version", callback=tell_version, help="print the version and leave", is_eager=True)
     ] = False,
 ) -> None:
@@ -114,7 +114,7 @@ def capture(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Freeze the evidence of one VM, seal it, say where its I/O is stuck; with --then-kill, end it after that."""
+    """Freeze one VM's evidence and say where it is stuck."""
     from autopsy import session, terminal
     from autopsy.answer import answer
     from autopsy.capture.step import Options
@@ -192,7 +192,10 @@ def examine(
     debuginfod: Annotated[str, typer.Option("--debuginfod", metavar="URL", help="fetch symbols from this server")] = "",
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the new bundle goes")] = None,
 ) -> None:
-    """Examine a stored core again with better symbols; the result is a new bundle beside the old one."""
+    """Examine a stored core again, with better symbols.
+
+    The result is a new bundle beside the old one.
+    """
     from autopsy import terminal
     from autopsy.reexamine import examine_bundle
 
@@ -205,7 +208,10 @@ def examine(
 
 @app.command()
 def gdb(bundle: BundlePath, debug_file: DebugFiles = None) -> None:
-    """Open an interactive gdb on a stored core; `info coroutines` lists the parked requests."""
+    """Open an interactive gdb on a stored core.
+
+    `info coroutines` lists the parked requests.
+    """
     from autopsy.reexamine import debug
 
     raise typer.Exit(debug(bundle, tuple(debug_file or ())))
@@ -234,7 +240,7 @@ def seal(
 
 @app.command()
 def ps(json: Json = False) -> None:
-    """List the VMs of this host without asking or stopping any."""
+    """List this host's VMs without asking or stopping any."""
     from autopsy import terminal
     from autopsy.answer import census_json
     from autopsy.capture.census import census
@@ -254,7 +260,7 @@ def drill(
     keep: Annotated[bool, typer.Option("--keep", help="leave the wedged QEMU running and say how to end it")] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")] = None,
 ) -> None:
-    """Wedge a QEMU of our own, capture it, say where it is stuck, and kill it."""
+    """Wedge a QEMU of our own, capture it, kill it."""
     from autopsy import exercise, terminal
 
     if list_them:
