@@ -239,6 +239,36 @@ def seal(
 
 
 @app.command()
+def replay(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="bundles, their folders, folders of cases")],
+    update: Annotated[bool, typer.Option("--update", help="rewrite expected.json where the verdict changed")] = False,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="write JUnit XML, too")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=0, max=256, help="processes; 0: one a core")] = 0,
+) -> None:
+    """Diagnose stored bundles again: old verdict against new.
+
+    A case is a folder with a bundle and expected.json; a bundle alone is held against its own sealed diagnosis.
+    """
+    import os
+
+    from autopsy.replay import cases, words
+    from autopsy.replay import junit as xml
+    from autopsy.replay import replay as stored
+    from autopsy.terminal import plain
+
+    found = cases.find(tuple(paths))
+    replayed = []
+    for case in stored.replay(found, update=update, jobs=jobs or len(os.sched_getaffinity(0))):
+        replayed.append(case)
+        for line in words.lines(case):
+            show(plain(line))
+    if junit is not None:
+        xml.write_junit(junit, replayed)
+    show(words.summary(replayed))
+    raise typer.Exit(ExitCode.DONE if all(case.passed for case in replayed) else ExitCode.MISMATCH)
+
+
+@app.command()
 def ps(json: Json = False) -> None:
     """List this host's VMs without asking or stopping any."""
     from autopsy import terminal

@@ -1,0 +1,115 @@
+"""Replays stored cases: gathers their facts, diagnoses them, and says what has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from autopsy.bundle import names
+from autopsy.bundle.reader import Bundle, open_bundle
+from autopsy.diagnose.verdict import diagnose
+from autopsy.errors import AutopsyError, DamagedBundle
+from autopsy.facts.gather import gather
+from autopsy.replay.cases import Case, read_expected, write_expected
+from autopsy.replay.expected import Change, Expected, SealedAnswer, changes, renewed
+from autopsy.replay.workers import WORK_SECONDS, work_through
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """One case as it went.
+
+    `changes` are what is not as expected; `updated` says that expected.json was rewritten so that they are expected
+    from now on; `error` is why there is no diagnosis to compare, or nothing to compare it with.
+    """
+
+    name: str
+    seconds: float
+    changes: tuple[Change, ...] = ()
+    updated: bool = False
+    error: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Return whether the case is as it should be."""
+        return not self.error and (self.updated or not self.changes)
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker tells of a case: `expected` is what to write, where that is wanted."""
+
+    changes: tuple[Change, ...] = ()
+    error: str = ""
+    expected: Expected | None = None
+
+
+def replay(
+    cases: tuple[Case, ...], *, update: bool = False, jobs: int = 1, seconds: float = WORK_SECONDS
+) -> Iterator[Replayed]:
+    """Yield every case in order. With `update` a case that has a folder of its own is expected as it is now.
+
+    Nothing of a bundle is written anywhere. Whatever a bundle holds, its case ends within `seconds`.
+    Concurrency: call it only from a process with one thread.
+    """
+    early: dict[int, Replayed] = {}
+    following = 0
+    for done in work_through(
+        len(cases), lambda index: msgspec.json.encode(_judge(cases[index], update=update)), jobs=jobs, seconds=seconds
+    ):
+        case = cases[done.index]
+        answer = msgspec.json.decode(done.answer, type=Answer) if done.answer else Answer(error=done.error)
+        updated = update and answer.expected is not None and case.home is not None
+        if updated and case.home is not None and answer.expected is not None:
+            write_expected(case.home, answer.expected)
+        early[done.index] = Replayed(
+            name=case.name, seconds=done.seconds, changes=answer.changes, updated=updated, error=answer.error
+        )
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+def _judge(case: Case, *, update: bool) -> Answer:
+    try:
+        bundle = open_bundle(case.bundle)
+        expected = _expected(case, bundle, update=update)
+        found = diagnose(gather(bundle))
+    except AutopsyError as error:
+        return Answer(error=f"{error}; {error.remedy}")
+    changed = changes(expected, found) if expected is not None else ()
+    if not update or case.home is None or not (changed or expected is None):
+        return Answer(changes=changed)
+    old = expected if isinstance(expected, Expected) else None
+    return Answer(changes=changed, expected=renewed(old, found))
+
+
+def _expected(case: Case, bundle: Bundle, *, update: bool) -> Expected | SealedAnswer | None:
+    """Return what the diagnosis is compared with; None only where it is to be written for the first time.
+
+    Raises:
+        DamagedBundle: there is nothing to compare with.
+    """
+    if case.home is None:
+        return _sealed(case, bundle)
+    try:
+        found = read_expected(case.home)
+    except DamagedBundle:
+        if not update:
+            raise
+        return None
+    if found is None and not update:
+        raise DamagedBundle(case.name, "has no expected.json", remedy="`--update` writes what is diagnosed now")
+    return found
+
+
+def _sealed(case: Case, bundle: Bundle) -> SealedAnswer:
+    try:
+        return msgspec.json.decode(bundle.read(names.DIAGNOSIS), type=SealedAnswer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedBundle(
+            case.name,
+            f"holds no diagnosis to compare with ({error})",
+            remedy="put it into a folder of its own with provenance.md, then `--update` writes expected.json",
+        ) from error
