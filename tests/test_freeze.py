@@ -617,3 +617,11 @@ def test_a_disk_that_is_full_costs_the_core_and_not_the_record(machine: Machine,
         assert not (mount / names.CORE).exists()
     finally:
         subprocess.run(["umount", mount], check=True)
+
+
+def test_with_little_time_left_the_core_comes_before_the_second_copy(machine: Machine, tmp_path: Path) -> None:
+    with looking.scene(machine.pid, tmp_path, names.FREEZE, seconds=0.3) as at:
+        assert isinstance(freeze.expose(at), Collected)
+        record = looking.decoded(at, names.FREEZE_RECORD, FreezeRecord)
+    assert any("second time" in note for note in record.notes)
+    assert Core(tmp_path / names.CORE).threads

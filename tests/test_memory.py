@@ -199,16 +199,25 @@ def test_a_copy_leaves_absent_pages_absent() -> None:
     assert any(extent.address <= start < extent.end for extent in taken.extents)
 
 
-def test_beyond_the_cap_the_largest_mapping_is_left_out_and_named() -> None:
-    with own("smaps") as smaps, own("pagemap") as pagemap:
-        data = b""
-        while part := os.read(smaps, 1 << 16):
-            data += part
-        mappings = parse_smaps(data)
-        whole = choose(mappings, pagemap)
-        largest = max(whole.wanted, key=lambda each: each.size)
-        less = choose(mappings, pagemap, cap=sum(each.size for each in whole.wanted) - 1)
-    assert [each.start for each in less.left_out if "larger than" in each.why] == [largest.mapping.start]
+def test_beyond_the_cap_the_largest_mapping_is_cut_short_and_the_rest_is_named(tmp_path: Path) -> None:
+    entries = [1 << 63] * 16
+    entries[9] = 1 << 62
+    entries[5] = 0
+    file = tmp_path / "pagemap"
+    file.write_bytes(struct.pack("<16Q", *entries))
+    flags = frozenset({"rd", "wr"})
+    small = Mapping(PAGE, 4 * PAGE, "rw-p", 0, "00:00", 0, "[heap]", flags)
+    large = Mapping(4 * PAGE, 16 * PAGE, "rw-p", 0, "00:00", 0, "", flags)
+    with file.open("rb") as stream:
+        choice = choose((small, large), stream.fileno(), cap=8 * PAGE)
+        nothing = choose((small, large), stream.fileno(), cap=2 * PAGE)
+    assert [each.runs for each in choice.wanted] == [
+        ((PAGE, 3 * PAGE),),
+        ((4 * PAGE, PAGE), (6 * PAGE, 3 * PAGE), (10 * PAGE, PAGE)),
+    ]
+    assert [(each.start, each.size) for each in choice.left_out] == [(11 * PAGE, 5 * PAGE)]
+    assert [each.size for each in nothing.wanted] == [2 * PAGE, 0]
+    assert [(each.start, each.size) for each in nothing.left_out] == [(4 * PAGE, 12 * PAGE), (3 * PAGE, PAGE)]
 
 
 def test_a_page_that_cannot_be_read_splits_the_copy_and_is_not_in_it() -> None:

@@ -24,7 +24,7 @@ ET_CORE, EM_X86_64 = 4, 62
 PT_LOAD, PT_NOTE = 1, 4
 NT_PRSTATUS, NT_PRPSINFO, NT_AUXV, NT_FILE = 1, 3, 6, 0x46494C45
 PN_XNUM = 0xFFFF
-GAP_PAGES = 16  # absent pages of anonymous memory, which read as zeros, that are cheaper as a hole than as a segment
+GAP_PAGES = 4  # absent pages of anonymous memory, which read as zeros, that are cheaper as a hole than as a segment
 ZERO = bytes(PAGE)
 WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -24,7 +24,9 @@ from autopsy.capture.step import Deadline
 
 ARCHITECTURE = "x86_64"
 MOST_TORN = 4096  # pages that are listed one by one
-SECOND_COPY_SECONDS = 0.5  # with less time left the core is worth more than a list of torn pages
+WRITE_SECONDS = (
+    0.5  # and three times what the first copy took: with less time left the core is worth more than a second
+)
 
 # A wait for the lock of the memory map: the semaphore's slow path, under what changes, looks up or faults in mappings.
 # The same semaphore guards inodes, where a thread that waits for it is no reason not to stop.
@@ -155,7 +157,7 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
     pieces = (*cut.stacks, *read_after)
     notes = list(snapshot.notes)
     torn: list[int] = []
-    if deadline.left() > SECOND_COPY_SECONDS:
+    if deadline.left() > WRITE_SECONDS + 3 * phases.ms["copy before"] / 1000:
         torn = snapshot.torn(frozenset(page for piece in pieces for page in range(piece.address, piece.end, PAGE)))
     else:
         notes.append("memory was not read a second time, for want of time: torn pages are not known")

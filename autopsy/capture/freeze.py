@@ -108,7 +108,11 @@ def _write_delta(scene: Scene, taken: Exposure, notes: corefile.Notes) -> int:
 def _summary(taken: Exposure) -> str:
     stopped = sum(each.how == "stopped" for each in taken.told)
     unstopped = sum(each.how == "from-proc" for each in taken.told)
-    words = [f"{stopped} threads stopped for {taken.stop_ns / 1e6:.1f} ms" if stopped else "no thread stopped"]
+    words = [
+        f"{stopped} thread{'s' * (stopped != 1)} stopped for {taken.stop_ns / 1e6:.1f} ms"
+        if stopped
+        else "no thread stopped"
+    ]
     if unstopped:
         words.append(f"{unstopped} read without a stop")
     return "; ".join((*words, *taken.cut.notes))

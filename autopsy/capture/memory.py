@@ -200,7 +200,7 @@ def refused(mapping: Mapping) -> str:  # noqa: PLR0911 - a list of reasons reads
 def choose(mappings: tuple[Mapping, ...], pagemap: int, cap: int = CAP_BYTES) -> Choice:
     """Decide what is evidence, and look in pagemap (a descriptor) which pages of it there are.
 
-    A page that pagemap says is absent is never in a run. Beyond `cap` bytes the largest mappings are left out.
+    A page that pagemap says is absent is never in a run. Beyond `cap` bytes the largest mappings are cut short.
     """
     of_modules = {each.start for each in modules(mappings)}
     wanted: list[Wanted] = []
@@ -214,13 +214,14 @@ def choose(mappings: tuple[Mapping, ...], pagemap: int, cap: int = CAP_BYTES) ->
         found = _look(mapping, take, pagemap)
         if found.size:
             wanted.append(found)
-    total = sum(each.size for each in wanted)
-    for each in sorted(wanted, key=lambda one: one.size, reverse=True):
-        if total <= cap:
+    excess = sum(each.size for each in wanted) - cap
+    for index in sorted(range(len(wanted)), key=lambda index: wanted[index].size, reverse=True):
+        if excess <= 0:
             break
-        total -= each.size
-        wanted.remove(each)
-        left_out.append(_region(each.mapping, f"the core would be larger than {cap >> 20} MiB"))
+        whole = wanted[index]
+        wanted[index] = _shortened(whole, max(0, whole.size - excess))
+        excess -= whole.size - wanted[index].size
+        left_out.append(_rest(wanted[index], f"the core would be larger than {cap >> 20} MiB"))
     return Choice(tuple(wanted), tuple(left_out))
 
 
@@ -263,6 +264,22 @@ def _look(mapping: Mapping, take: Take, pagemap: int) -> Wanted:
             return Wanted(mapping, tuple(there), tuple(swapped))
 
 
+def _shortened(whole: Wanted, room: int) -> Wanted:
+    """Return the beginning of a mapping, where the oldest objects of a heap lie, and nothing that is swapped out."""
+    kept: list[Run] = []
+    for address, size in whole.runs:
+        if room < PAGE:
+            break
+        kept.append((address, min(size, room & -PAGE)))
+        room -= size
+    return Wanted(whole.mapping, tuple(kept))
+
+
+def _rest(kept: Wanted, why: str) -> Region:
+    start = sum(kept.runs[-1]) if kept.runs else kept.mapping.start
+    return Region(start=start, size=kept.mapping.end - start, path=_printable(kept.mapping.path), why=why)
+
+
 def runs(pagemap: int, start: int, end: int, table: bytes) -> Iterator[Run]:
     """Yield the runs (address, bytes) of pages that the table wants, in order."""
     for first, tops in _tops(pagemap, start, end):
@@ -284,6 +301,8 @@ def _found(start: int, tops: bytes, table: bytes) -> Iterator[Run]:
 
 
 def _region(mapping: Mapping, why: str) -> Region:
-    return Region(
-        start=mapping.start, size=mapping.size, path=mapping.path.encode("utf-8", "replace").decode(), why=why
-    )
+    return Region(start=mapping.start, size=mapping.size, path=_printable(mapping.path), why=why)
+
+
+def _printable(path: str) -> str:
+    return path.encode("utf-8", "replace").decode()
