@@ -42,7 +42,9 @@ def a_monitor(path: Path, *, reachable: bool = True) -> Monitor:
 class Capture:
     """One process, and a folder that the steps fill as a capture would."""
 
-    def __init__(self, folder: Path, pid: int, *monitors: Monitor, manager: Any = "process", name: str = "t") -> None:
+    def __init__(
+        self, folder: Path, pid: int, *monitors: Monitor, manager: Any = "process", name: str = "t", **more: Any
+    ) -> None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         self.folder = folder
         record = TargetRecord(
@@ -55,6 +57,7 @@ class Capture:
             build_id="",
             qemu_version="",
             monitors=monitors,
+            **more,
         )
         self.target = Target(record, os.pidfd_open(pid))
 

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 import lab
-from autopsy.bundle.schema import TargetRecord
+from autopsy.bundle.schema import Domain, TargetRecord
 from autopsy.bundle.seal import Sealed
 from autopsy.capture import target
 from autopsy.capture.child import in_child
@@ -195,7 +195,7 @@ def test_a_bundles_disk_that_hangs_does_not_hold_the_kill(roots: Roots, sealed: 
 
 def as_libvirts(found: Target, roots: Roots, pid: int | None = None) -> Target:
     (roots.libvirt[0] / "web1.pid").write_text(f"{pid or found.pid}\n")
-    return changed(found, manager="libvirt", name="web1")
+    return changed(found, manager="libvirt", name="web1", domain=Domain(connection="qemu:///system", word="web1"))
 
 
 @pytest.mark.live

@@ -19,10 +19,13 @@ from asking import (
     other_client_of,
 )
 from autopsy.bundle import names
+from autopsy.bundle.schema import Domain
 from autopsy.capture import questions
 from autopsy.capture.step import Collected, Outcome, Skipped, TimedOut
 
 # libvirt, with a stand-in for virsh on PATH: it asks a real QEMU's monitor as libvirtd would.
+
+WEB1 = Domain(connection="qemu:///system", word="web1")
 
 STAND_IN = """#!/usr/bin/env python3
 import json, socket, sys, time
@@ -57,7 +60,7 @@ def capture_through_virsh(place: Path, mode: str, monkeypatch: pytest.MonkeyPatc
         virsh.write_text(STAND_IN.format(settings=(mode, str(machine.control))))
         virsh.chmod(0o755)
         held = a_monitor(machine.monitor)
-        with capture_of(place, machine.pid, held, manager="libvirt", name="web1") as capture:
+        with capture_of(place, machine.pid, held, manager="libvirt", name="web1", domain=WEB1) as capture:
             yield capture
 
 

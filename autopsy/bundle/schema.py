@@ -64,7 +64,7 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TargetRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The one process that was captured. `start_ticks` is field 22 of /proc/PID/stat; `domain` is absent without libvirt."""
+    """The one process that was captured. `start_ticks` is field 22 of /proc/PID/stat; `domain` is libvirt's alone."""
 
     pid: int
     name: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,7 +12,7 @@ from autopsy.capture import identity, monitors
 from autopsy.capture.answers import Unanswered, ask
 from autopsy.capture.commandline import last, options, vm_name
 from autopsy.capture.files import NotPlain
-from autopsy.capture.managers import libvirt, process, proxmox
+from autopsy.capture.managers import containers, libvirt, process, proxmox
 from autopsy.capture.managers.claim import Claim, Roots
 from autopsy.capture.managers.process import Told
 from autopsy.capture.unix import listeners_seen_by, owners_of
@@ -68,7 +68,8 @@ def _explicit(form: str, rest: str, word: str, roots: Roots) -> tuple[Candidate,
         claim = proxmox.claim_of(rest, roots)
         claims = [claim] if claim else []
     else:
-        claims = [claim for claim in libvirt.claims(roots) if libvirt.answers_to(claim, rest)]
+        everywhere = (*libvirt.claims(roots), *containers.claims(process.suspects(), roots))
+        claims = [claim for claim in everywhere if libvirt.answers_to(claim, rest)]
     told = process.tell([claim.pid for claim in claims])
     alive = [claim for claim in claims if is_true(claim, told[claim.pid])]
     if not alive:
@@ -77,9 +78,9 @@ def _explicit(form: str, rest: str, word: str, roots: Roots) -> tuple[Candidate,
 
 
 def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
-    claims = (*proxmox.claims(roots), *libvirt.claims(roots))
-    answering = [claim for claim in claims if _answers_to(claim, word)]
     named = process.suspects()
+    claims = all_claims(named, roots)
+    answering = [claim for claim in claims if _answers_to(claim, word)]
     told = process.tell(sorted({*named, *(claim.pid for claim in answering)}))
     found = {claim.pid for claim in answering if is_true(claim, told[claim.pid])}
     found |= {pid for pid in named if process.is_qemu(told[pid]) and _goes_by(word, told[pid])}
@@ -93,6 +94,11 @@ def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
     for late in found - told.keys():
         told |= process.tell([late])
     return _distinct(_with_claim(each, told[each], claims) for each in sorted(found))
+
+
+def all_claims(pids: Sequence[int], roots: Roots) -> tuple[Claim, ...]:
+    """Return what this host's managers claim, and what those in the containers of the given processes do."""
+    return (*proxmox.claims(roots), *libvirt.claims(roots), *containers.claims(pids, roots))
 
 
 def _answers_to(claim: Claim, word: str) -> bool:
@@ -113,7 +119,7 @@ def _pid(word: str) -> int | None:
 
 
 def _claimed(pid: int, roots: Roots) -> Candidate:
-    claims = [claim for claim in (*proxmox.claims(roots), *libvirt.claims(roots)) if claim.pid == pid]
+    claims = [claim for claim in all_claims([pid], roots) if claim.pid == pid]
     return _with_claim(pid, process.tell([pid])[pid], claims) if claims else Candidate(pid, f"pid:{pid}")
 
 

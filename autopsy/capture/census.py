@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from autopsy.bundle.schema import Monitor
 from autopsy.capture import monitors, signs
 from autopsy.capture.answers import Unanswered
-from autopsy.capture.candidates import is_true
+from autopsy.capture.candidates import all_claims, is_true
 from autopsy.capture.commandline import Option, disks, options, vm_name
 from autopsy.capture.identity import clean
-from autopsy.capture.managers import libvirt, process, proxmox
+from autopsy.capture.managers import process
 from autopsy.capture.managers.claim import ROOTS, Claim, Manager, Roots
 from autopsy.capture.managers.process import Told
 from autopsy.capture.signs import Glance, glance
@@ -49,8 +49,9 @@ class Vm:
 
 def census(roots: Roots = ROOTS) -> tuple[Vm, ...]:
     """Return every VM that runs on this host, by PID; nothing is asked of any of them."""
-    claims = (*proxmox.claims(roots), *libvirt.claims(roots))
-    pids = sorted({*process.suspects(), *(claim.pid for claim in claims)})
+    named = process.suspects()
+    claims = all_claims(named, roots)
+    pids = sorted({*named, *(claim.pid for claim in claims)})
     begun = time.monotonic()
     first = {pid: seen for pid in pids if (seen := glance(pid, at_threads=False)) is not None}
     told = process.tell(tuple(first), each=EACH, overall=OVERALL)

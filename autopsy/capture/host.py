@@ -122,9 +122,10 @@ def _logs(scene: Scene, process: Process, units: tuple[str, ...], trouble: Troub
     record = scene.target.record
     cmdline = scene.earlier(names.WITNESS, names.CMDLINE)
     _plainly(scene, names.DMESG, [Read(logs.KMSG, logs.kernel_log, seconds=2)], trouble)
-    if configuration := vmfiles.configuration(cmdline, record.name, record.manager):
+    root = record.domain.root if record.domain else ""
+    if configuration := vmfiles.configuration(cmdline, record.name, record.manager, root):
         store(scene, names.VM_CONFIG, configuration, trouble)
-    _plainly(scene, names.VM_LOG, vmfiles.log(process, record.name, record.manager), trouble)
+    _plainly(scene, names.VM_LOG, vmfiles.log(process, record.name, record.manager, root), trouble)
     store(scene, names.JOURNAL, logs.journal(units), trouble)
 
 

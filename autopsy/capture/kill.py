@@ -14,6 +14,7 @@ from functools import partial
 
 import msgspec
 
+from autopsy.bundle.schema import Domain
 from autopsy.bundle.seal import Sealed
 from autopsy.capture import identity, killnote
 from autopsy.capture.child import ChildFailed, ChildTimedOut, die_with_parent, in_child
@@ -132,8 +133,8 @@ def _end(target: Target, give_up: float, virsh: str, roots: Roots) -> tuple[str,
     """Have the process ended; return by what means, and when it was gone or given up."""
     how = "SIGKILL"
     try:
-        if _is_libvirts(target, roots):
-            with _destroying(virsh, target.record.name) as destroy:
+        if (domain := _domain_of(target, roots)) is not None:
+            with _destroying(virsh, domain) as destroy:
                 return _end_with(destroy, target, give_up)
     except OSError as error:
         how = f"SIGKILL (no virsh: {error.strerror})"
@@ -160,10 +161,10 @@ def _end_with(destroy: subprocess.Popen[bytes], target: Target, give_up: float) 
 
 
 @contextlib.contextmanager
-def _destroying(virsh: str, domain: str) -> Iterator[subprocess.Popen[bytes]]:
+def _destroying(virsh: str, domain: Domain) -> Iterator[subprocess.Popen[bytes]]:
     """Run `virsh destroy`, and end it with what it started on the way out."""
     destroy = subprocess.Popen(
-        [virsh, "-q", "-c", "qemu:///system", "destroy", f"--domain={domain}"],
+        [virsh, "-q", "-c", domain.connection, "destroy", f"--domain={domain.word}"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -181,17 +182,17 @@ def _destroying(virsh: str, domain: str) -> Iterator[subprocess.Popen[bytes]]:
                 destroy.wait(LOOK_SECONDS)
 
 
-def _is_libvirts(target: Target, roots: Roots) -> bool:
-    """Return whether the system's libvirt still means this very process by that name.
+def _domain_of(target: Target, roots: Roots) -> Domain | None:
+    """Return the domain that libvirt still means this very process by, None when there is no such libvirt here.
 
-    A domain that was started anew meanwhile has another pid, and must not be destroyed in its place. The domains of a
-    user's session have a daemon of their own, which notices the end by itself.
+    A domain that was started anew meanwhile has another pid, and must not be destroyed in its place. A container's
+    libvirt is not asked: who owns the container could make our question mean another domain; it notices the end.
     """
-    record = target.record
-    return record.manager == "libvirt" and any(
-        (claim.name, claim.pid, claim.pidfile.parent) == (record.name, record.pid, roots.libvirt[0])
-        for claim in libvirt.claims(roots)
-    )
+    domain = target.record.domain
+    if domain is None or not domain.connection:
+        return None
+    mine = (claim for claim in libvirt.claims(roots) if claim.pid == target.pid)
+    return domain if any(libvirt.domain_of(claim, roots) == domain for claim in mine) else None
 
 
 def _send(target: Target) -> None:

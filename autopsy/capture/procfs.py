@@ -112,19 +112,15 @@ def read_open(descriptor: int, most: int) -> bytes | Cut:
     return b"".join(parts)
 
 
-def read_tail(path: str, most: int) -> bytes | Cut:
-    """Return the last `most` bytes of a file, from the start of a line on.
+def tail_of(descriptor: int, most: int) -> bytes:
+    """Return the last `most` bytes of an open file, from the start of a line on.
 
     Raises:
         Unreadable: it is no regular file; to read a pipe would take its bytes from whoever they are meant for.
     """
-    descriptor = os.open(path, OPEN)
-    try:
-        status = os.fstat(descriptor)
-        if not stat_mode.S_ISREG(status.st_mode):
-            raise Unreadable("no regular file")
-        size = status.st_size
-        data = os.pread(descriptor, most, max(0, size - most))
-    finally:
-        os.close(descriptor)
+    status = os.fstat(descriptor)
+    if not stat_mode.S_ISREG(status.st_mode):
+        raise Unreadable("no regular file")
+    size = status.st_size
+    data = os.pread(descriptor, most, max(0, size - most))
     return data if size <= most else data.partition(b"\n")[2]

@@ -136,10 +136,10 @@ def _candidates(scene: Scene) -> Iterator[Transport]:
     transports = [SocketMonitor(each.address, each.reachable, record.pid) for each in reachable]
     known = {each.monitor for each in interview.earlier(scene, QUERY_STATUS) if each.outcome == "greeted"}
     transports.sort(key=lambda each: (each.monitor not in known, each.held()))
-    if record.manager == "libvirt":
+    if record.domain is not None and record.domain.connection:
         # Whoever holds its socket is libvirtd, and it never lets go; it can be asked to ask.
         yield from (each for each in transports if not each.held())
-        yield VirshMonitor(record.name)
+        yield VirshMonitor(record.domain)
     else:
         yield from transports
 

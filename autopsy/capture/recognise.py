@@ -14,7 +14,8 @@ from autopsy.capture.answers import Answer, Unanswered, ask
 from autopsy.capture.candidates import LIST, Candidate, is_true
 from autopsy.capture.commandline import options, vm_name
 from autopsy.capture.identity import Binary, clean
-from autopsy.capture.managers import process
+from autopsy.capture.managers import libvirt, process
+from autopsy.capture.managers.claim import Roots
 from autopsy.capture.managers.process import Told
 from autopsy.capture.words import printable
 from autopsy.errors import NoSuchVm, NotPermitted, NotQemu
@@ -22,7 +23,7 @@ from autopsy.errors import NoSuchVm, NotPermitted, NotQemu
 PATIENCE = 0.2  # seconds for what has hung before
 
 
-def recognise(candidate: Candidate, *, asked: str) -> TargetRecord:
+def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord:
     """Return what is to be recorded of a QEMU. `asked` is what the operator typed, for the error's words.
 
     The caller makes sure that the number means one process all the while.
@@ -60,6 +61,7 @@ def recognise(candidate: Candidate, *, asked: str) -> TargetRecord:
         build_id=binary.build_id,
         qemu_version=binary.qemu_version,
         monitors=found,
+        domain=libvirt.domain_of(claim, roots) if claim and claim.manager == "libvirt" else None,
     )
 
 

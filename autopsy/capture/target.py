@@ -46,10 +46,10 @@ def find(word: str, roots: Roots = ROOTS) -> Target:
         raise AmbiguousVm(
             word, f"{len(found)} virtual machines answer to it: {listed}", remedy=f"say which: {found[0].explicit}"
         )
-    return hold(found[0], asked=word)
+    return hold(found[0], asked=word, roots=roots)
 
 
-def hold(candidate: Candidate, *, asked: str) -> Target:
+def hold(candidate: Candidate, *, asked: str, roots: Roots = ROOTS) -> Target:
     """Take hold of one process: open its pidfd, and tell who it is while nobody else can take its number.
 
     `asked` is what the operator typed, for the error's words.
@@ -62,7 +62,7 @@ def hold(candidate: Candidate, *, asked: str) -> Target:
     pid = candidate.pid
     pidfd = _open(pid, asked)
     try:
-        record = recognise(candidate, asked=asked)
+        record = recognise(candidate, asked=asked, roots=roots)
         if not _same(pid, pidfd, record.start_ticks):
             raise NoSuchVm(asked, f"process {pid} ended while it was looked at", remedy=LIST)  # noqa: TRY301 - see below
     except BaseException:  # whatever it is: a descriptor that nobody knows of would stay open

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from autopsy.capture import programs, words
+from autopsy.bundle.schema import Domain
+from autopsy.capture import programs
+from autopsy.capture import words as plain_words
 from autopsy.capture.monitor import (
     MOST_BYTES,
     Answered,
@@ -22,20 +24,19 @@ from autopsy.capture.monitor import (
 )
 from autopsy.capture.readers import Cut, Unreadable
 
-CONNECTION = "qemu:///system"
 NOTE = "asked through libvirtd: it marks the domain tainted (custom-monitor)"
 
 
 class VirshMonitor:
     """The monitor of a libvirt domain. libvirtd has said qmp_capabilities long ago."""
 
-    def __init__(self, domain: str) -> None:
+    def __init__(self, domain: Domain) -> None:
         self._domain = domain
 
     @property
     def monitor(self) -> str:
         """Return how the monitor is reached."""
-        return f"virsh -c {CONNECTION} qemu-monitor-command"
+        return f"virsh -c {self._domain.connection} qemu-monitor-command"
 
     @property
     def negotiates(self) -> bool:
@@ -53,11 +54,11 @@ class VirshMonitor:
     async def greet(self, seconds: float) -> Welcome:
         """Ask libvirtd whether its own monitor connection is free and well."""
         try:
-            said = words.printable(_virsh(seconds, "domcontrol", f"--domain={self._domain}").strip())
+            said = plain_words.printable(self._virsh(seconds, "domcontrol").strip())
         except TimeoutError:
             return Silent()
         except (Unreadable, OSError) as error:
-            return Closed(f"virsh domcontrol: {words.printable(str(error))}")
+            return Closed(f"virsh domcontrol: {plain_words.printable(str(error))}")
         if said.startswith("ok"):
             return Greeted({"domcontrol": said}, NOTE)
         if said.startswith("occupied"):
@@ -68,16 +69,29 @@ class VirshMonitor:
         """Ask one question, and give virsh up at the deadline."""
         message = json.dumps({"execute": question, **({"arguments": dict(arguments)} if arguments else {})})
         try:
-            printed = _virsh(seconds, "qemu-monitor-command", f"--domain={self._domain}", f"--cmd={message}")
+            printed = self._virsh(seconds, "qemu-monitor-command", f"--cmd={message}")
         except TimeoutError:
             return NoAnswer()
         except (Unreadable, OSError) as error:
             # QEMU's own errors are printed as its reply. This is libvirtd's, as of a stuck state change lock.
-            return NotAsked(f"virsh: {words.printable(str(error))}")
+            return NotAsked(f"virsh: {plain_words.printable(str(error))}")
         return _reply(printed)
 
     async def close(self) -> None:
         """Do nothing: each question was a connection of its own."""
+
+    def _virsh(self, seconds: float, command: str, *arguments: str) -> bytes:
+        """Return what virsh prints.
+
+        Raises:
+            TimeoutError: It had not ended in time; it was killed.
+            Unreadable: It is not installed, or it failed; its own words are in the message.
+        """
+        words = ["virsh", "-q", "-c", self._domain.connection, command, f"--domain={self._domain.word}", *arguments]
+        printed = programs.output(words, seconds=seconds, most=MOST_BYTES)
+        if isinstance(printed, Cut):
+            raise TimeoutError(printed.why)
+        return printed
 
 
 def _reply(printed: bytes) -> Reply:
@@ -91,17 +105,4 @@ def _reply(printed: bytes) -> Reply:
         case {"error": value}:
             return Refused(plain(value))
         case _:
-            return Refused({"class": "NotUnderstood", "desc": f"virsh printed {words.printable(printed)!r}"})
-
-
-def _virsh(seconds: float, *arguments: str) -> bytes:
-    """Return what virsh prints.
-
-    Raises:
-        TimeoutError: It had not ended in time; it was killed.
-        Unreadable: It is not installed, or it failed; its own words are in the message.
-    """
-    printed = programs.output(["virsh", "-q", "-c", CONNECTION, *arguments], seconds=seconds, most=MOST_BYTES)
-    if isinstance(printed, Cut):
-        raise TimeoutError(printed.why)
-    return printed
+            return Refused({"class": "NotUnderstood", "desc": f"virsh printed {plain_words.printable(printed)!r}"})

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 
-from autopsy.capture.procfs import Process, read_file, read_tail
+from autopsy.capture.files import open_below, read_below
+from autopsy.capture.procfs import OPEN, Process, read_file, tail_of
 from autopsy.capture.readers import Cut, Read
 
 MOST_CONFIG = 1 << 20
 MOST_LOG = 64 << 10
+DOMAINS = ("/run/libvirt/qemu", "/run/libvirt/qemu/run", "/etc/libvirt/qemu")
+PROXMOX = ("/etc/pve/storage.cfg",)
 REMOVED = rb"\1(removed)"
 
 # What may be a secret in VMID.conf, in a domain's XML and in QEMU arguments that either may hold.
@@ -23,6 +27,7 @@ SECRETS = (
         rb"(\b[\w-]*(?:passw(?:or)?d|passphrase|token)[\w-]*\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^\s,'\"<>]+)", re.IGNORECASE
     ),
     re.compile(rb"(\bsecret\b[^\s'\"]*,data=)[^\s,'\"<>]+", re.IGNORECASE),
+    re.compile(rb"(\"(?:[\w-]*(?:passw(?:or)?d|passphrase|token)[\w-]*|data)\"\s*:\s*\")[^\"]+", re.IGNORECASE),
     re.compile(rb"(<(?:secret|passwd|password|passphrase)\b[^>/]*>)[^<]+", re.IGNORECASE),
 )
 
@@ -34,25 +39,41 @@ def without_secrets(config: bytes) -> bytes:
     return config
 
 
-def configuration(cmdline: bytes, name: str, manager: str) -> list[Read]:
-    """Return reads of the VM's configuration; /etc/pve is a FUSE file system that hangs without quorum or disk."""
+def configuration(cmdline: bytes, name: str, manager: str, root: str = "") -> list[Read]:
+    """Return reads of the VM's configuration; /etc/pve is a FUSE file system that hangs without quorum or disk.
+
+    `root` is the root directory of the container that the manager lives in, empty for our own.
+    """
     match manager:
         case "proxmox":
             vmid = proxmox_id(cmdline)
-            paths = [f"/etc/pve/qemu-server/{vmid}.conf", "/etc/pve/storage.cfg"] if vmid else []
+            paths = [f"/etc/pve/qemu-server/{vmid}.conf", *PROXMOX] if vmid else []
         case "libvirt":
-            paths = [f"{folder}/{name}.xml" for folder in ("/run/libvirt/qemu", "/etc/libvirt/qemu") if _plain(name)]
+            paths = [f"{folder}/{name}.xml" for folder in DOMAINS if _plain(name)]
         case _:
             paths = []
     return [
-        Read(path, partial(_configuration, path), "pmxcfs" if path.startswith("/etc/pve") else "") for path in paths
+        Read(f"{root}{path}", partial(_configuration, path, root), "pmxcfs" if path.startswith("/etc/pve") else "")
+        for path in paths
     ]
 
 
-def log(process: Process, name: str, manager: str) -> list[Read]:
+def log(process: Process, name: str, manager: str, root: str = "") -> list[Read]:
     """Return reads of where QEMU's words go, the likeliest first; a manager may have kept them for itself."""
     paths = [f"/var/log/libvirt/qemu/{name}.log"] if manager == "libvirt" and _plain(name) else []
-    return [Read(path, partial(read_tail, path, MOST_LOG)) for path in (*paths, *_own_streams(process))]
+    return [
+        *(Read(f"{root}{path}", partial(_log, root, path)) for path in paths),
+        *(Read(path, partial(_log, "", path)) for path in _own_streams(process)),
+    ]
+
+
+def _log(root: str, path: str) -> bytes | Cut:
+    """Return a log's tail; libvirt's begins with the whole command line, secrets included."""
+    descriptor = open_below(root, path) if root else os.open(path, OPEN)
+    try:
+        return _clean(tail_of(descriptor, MOST_LOG))
+    finally:
+        os.close(descriptor)
 
 
 def proxmox_id(cmdline: bytes) -> str:
@@ -62,8 +83,11 @@ def proxmox_id(cmdline: bytes) -> str:
     return following.decode("ascii", "replace") if following.isdigit() else ""
 
 
-def _configuration(path: str) -> bytes | Cut:
-    found = read_file(path, MOST_CONFIG)
+def _configuration(path: str, root: str = "") -> bytes | Cut:
+    return _clean(read_below(root, path, MOST_CONFIG) if root else read_file(path, MOST_CONFIG))
+
+
+def _clean(found: bytes | Cut) -> bytes | Cut:
     if isinstance(found, Cut):
         return Cut(without_secrets(found.data), found.why)
     return without_secrets(found)

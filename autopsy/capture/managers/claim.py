@@ -30,22 +30,48 @@ class Roots:
 
     @property
     def libvirt(self) -> tuple[Path, ...]:
-        """Return the folders of libvirt's pidfiles and status XML: the system's, then each user's session."""
+        """Return the folders of libvirt's pidfiles and status XML: the system's, then each session's.
+
+        A session's is below XDG_RUNTIME_DIR, which is the user's, or /run itself in a container such as KubeVirt's.
+        """
         sessions = sorted(self.run.glob("user/*/libvirt/qemu/run"))
-        return (self.run / "libvirt" / "qemu", *sessions)
+        return (self.run / "libvirt" / "qemu", self.run / "libvirt" / "qemu" / "run", *sessions)
 
 
 ROOTS = Roots()
 
 
 @dataclass(frozen=True, slots=True)
+class Status:
+    """What a domain's status XML says of it. Absent words are empty."""
+
+    name: str
+    uuid: str
+    number: str
+    pid: int | None
+    monitor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """Where a manager lives that runs in a container: its root directory as seen from here, and what it says there."""
+
+    root: str
+    status: Status | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
-    """One manager says: this process is my VM. `name` is the manager's own name for it (a VMID, a domain's name)."""
+    """One manager says: this process is my VM. `name` is the manager's own name for it (a VMID, a domain's name).
+
+    `inside` a container, `pidfile` is told from the container's root; `pid` is ours in any case.
+    """
 
     manager: Manager
     name: str
     pid: int
     pidfile: Path
+    inside: Inside | None = None
 
     @property
     def explicit(self) -> str:
@@ -56,9 +82,14 @@ class Claim:
 def pid_in(pidfile: Path) -> int | None:
     """Return the process id in a pidfile, None when there is no sound one."""
     try:
-        found = PID_LINE.fullmatch(read_plain(pidfile, MOST_PIDFILE))
+        return pid_of(read_plain(pidfile, MOST_PIDFILE))
     except (OSError, NotPlain):
         return None
+
+
+def pid_of(line: bytes) -> int | None:
+    """Return the process id that a pidfile's bytes tell, None when they tell none."""
+    found = PID_LINE.fullmatch(line)
     return int(found[1]) if found and int(found[1]) > 0 else None
 
 

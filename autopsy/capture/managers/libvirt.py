@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from autopsy.bundle.schema import Domain
 from autopsy.capture.commandline import options, vm_name
 from autopsy.capture.files import NotPlain, read_plain
-from autopsy.capture.managers.claim import Claim, Roots, listed, pid_in
+from autopsy.capture.managers.claim import Claim, Roots, Status, listed, pid_in
 
 MOST_XML = 4 << 20
 UUID = re.compile(r"[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What a domain's status XML says of it. Absent words are empty."""
-
-    name: str
-    uuid: str
-    number: str
-    pid: int | None
-    monitor: str
+SYSTEM = "qemu:///system"
+SOCKETS = ("virtqemud-sock", "libvirt-sock")  # of the daemon of QEMU alone since libvirt 5.6; of the one for everything
 
 
 def claims(roots: Roots) -> tuple[Claim, ...]:
@@ -49,7 +40,7 @@ def answers_to(claim: Claim, word: str) -> bool:
         return True
     if not (word.isdecimal() or UUID.fullmatch(word)):
         return False
-    status = read_status(claim.pidfile.with_name(f"{claim.name}.xml"))
+    status = status_of(claim)
     return status is not None and (status.number == word or _bare(status.uuid) == _bare(word))
 
 
@@ -57,14 +48,47 @@ def _bare(uuid: str) -> str:
     return uuid.replace("-", "").lower()
 
 
+def status_of(claim: Claim) -> Status | None:
+    """Return what a domain's status file says, None when there is none, or none that can be trusted."""
+    return claim.inside.status if claim.inside else read_status(claim.pidfile.with_name(f"{claim.name}.xml"))
+
+
+def domain_of(claim: Claim, roots: Roots) -> Domain:
+    """Return how virsh is told of a domain from here.
+
+    virsh takes `3` for an id before it takes it for a name; a uuid means one domain alone.
+    """
+    status = status_of(claim)
+    word = status.uuid if status and UUID.fullmatch(status.uuid) else claim.name
+    if claim.inside:
+        return Domain(connection="", word=word, root=claim.inside.root)
+    folder = claim.pidfile.parent
+    if folder == roots.libvirt[0]:
+        return Domain(connection=SYSTEM, word=word)
+    return Domain(connection=_session(folder.parent.parent), word=word)
+
+
+def _session(folder: Path) -> str:
+    """Return the address of the daemon whose socket is in a user's runtime folder."""
+    socket = next((folder / name for name in SOCKETS if (folder / name).is_socket()), None)
+    return f"qemu+unix:///session?socket={socket}" if socket else ""
+
+
 def read_status(path: Path) -> Status | None:
     """Return what a status file says, None when there is none, or none that can be trusted."""
     try:
-        raw = read_plain(path, MOST_XML)
-        if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:  # libvirt writes none; entities can grow without bound
-            return None
+        return parse_status(read_plain(path, MOST_XML))
+    except (OSError, NotPlain):
+        return None
+
+
+def parse_status(raw: bytes) -> Status | None:
+    """Return what the bytes of a status file say, None when they are none that can be trusted."""
+    if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:  # libvirt writes none; entities can grow without bound
+        return None
+    try:
         root = ET.fromstring(raw)  # noqa: S314 - bounded, and without a DTD there is nothing to expand
-    except (OSError, NotPlain, ET.ParseError, ValueError):
+    except (ET.ParseError, ValueError):
         return None
     domain = root.find("domain")
     monitor = root.find("monitor")
@@ -87,5 +111,5 @@ def is_alive(claim: Claim, arguments: Sequence[str]) -> bool:
 
 def is_its_monitor(claim: Claim, path: str) -> bool:
     """Return whether a listening socket is the monitor that the domain's status file tells of."""
-    status = read_status(claim.pidfile.with_name(f"{claim.name}.xml"))
+    status = status_of(claim)
     return status is not None and bool(status.monitor) and status.monitor == path
