@@ -232,7 +232,7 @@ def seal(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")] = None,
 ) -> None:
     """Seal the evidence that a killed capture left behind."""
-    from autopsy.session import seal_leftover
+    from autopsy.recovery import seal_leftover
 
     sealed = seal_leftover(folder, out)
     show(f"{sealed.path} (sha256 {sealed.sha256})")

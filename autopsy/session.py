@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from autopsy.bundle.schema import SCHEMA, Clocks, Manifest, StepRecord
 from autopsy.bundle.seal import Sealed, encode_manifest, seal
 from autopsy.capture import clocks, target
 from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.capture.estimate import needs
 from autopsy.capture.kill import kill, still_there
 from autopsy.capture.plan import PLAN
 from autopsy.capture.runner import INTERRUPTED, Run, Watcher, run
@@ -29,6 +30,7 @@ from autopsy.capture.step import Deadline, Options
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import AutopsyError, ExitCode, NotStored, UsageError
 from autopsy.licence import licence
+from autopsy.recovery import rescue
 from autopsy.report.html import html
 from autopsy.write import write_diagnosis, write_report
 
@@ -93,9 +95,18 @@ def fulfil(wish: Wish, watcher: Watcher) -> Ended:
     vm = target.find(wish.name)
     captured = capture(vm, options=wish.options, places=wish.places, words=wish.words, watcher=watcher)
     if wish.then_kill:
-        return _kill(vm, captured, wish)
+        return _with_rescued(_kill(vm, captured, wish))
     code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.DONE
-    return Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code)
+    return _with_rescued(
+        Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code)
+    )
+
+
+def _with_rescued(ended: Ended) -> Ended:
+    """Seal what earlier captures, killed themselves, left in memory: now that this VM's own matter is settled."""
+    captured = ended.captured
+    told = () if captured.interrupted else rescue(captured.sealed.path.parent)
+    return replace(ended, captured=replace(captured, notes=captured.notes + told)) if told else ended
 
 
 def _kill(vm: target.Target, captured: Captured, wish: Wish) -> Ended:
@@ -128,7 +139,7 @@ def capture(
     """
     began = clocks.now()
     budget = Deadline(options.budget)
-    staging = prepare(_bundle_name(vm.record.name, began), places)
+    staging = prepare(_bundle_name(vm.record.name, began), places, needs(vm.record.pid))
     manifest = Manifest(
         schema=SCHEMA,
         autopsy=__version__,
@@ -139,15 +150,13 @@ def capture(
         target=vm.record,
         steps=(),
     )
-    (staging.work / names.README).write_text(readme(__version__, vm.record, began), encoding="utf-8")
+    staging.put(names.README, readme(__version__, vm.record, began).encode())
+    staging.claim()
 
     def note(records: tuple[StepRecord, ...]) -> None:
         nonlocal manifest
         manifest = msgspec.structs.replace(manifest, steps=records, ended=clocks.now(), notes=tuple(staging.notes))
-        whole = staging.work / names.MANIFEST
-        half = whole.with_suffix(".half")
-        half.write_bytes(encode_manifest(manifest))
-        half.rename(whole)  # a copy of it is made at any moment
+        staging.put(names.MANIFEST, encode_manifest(manifest))
 
     note(())
     reserve = min(MOST_RESERVE, options.budget * RESERVE)
@@ -165,7 +174,7 @@ def capture(
     diagnosis = _diagnose(staging, budget)
     note(steps)
     sealed = _seal(staging, manifest, budget, options)
-    report = _beside(staging.work / names.REPORT, report_path(sealed.path))
+    report = _beside(staging.work / names.REPORT, report_path(sealed.path), budget)
     staging.clear()
     return Captured(
         target=vm,
@@ -232,11 +241,13 @@ def _seal(staging: Staging, manifest: Manifest, budget: Deadline, options: Optio
         destination = staging.places[0] / f"{staging.name}.tar.zst"
         try:
             data = in_child(
-                partial(_sealed_bytes, staging.work, destination, manifest, leave_out),
+                partial(_sealed_bytes, staging.work, destination, _with_notes(manifest, staging), leave_out),
                 max(3.0, min(SEAL_SECONDS, budget.left())),
             )
         except (ChildTimedOut, ChildFailed) as error:
             last_words = str(error)
+            if "No space left" in last_words and staging.make_room():
+                continue
             staging.give_up_place(last_words)
         else:
             return msgspec.json.decode(data, type=Sealed, dec_hook=_path)
@@ -247,6 +258,10 @@ def _seal(staging: Staging, manifest: Manifest, budget: Deadline, options: Optio
     )
 
 
+def _with_notes(manifest: Manifest, staging: Staging) -> Manifest:
+    return msgspec.structs.replace(manifest, notes=tuple(staging.notes))
+
+
 def _sealed_bytes(folder: Path, destination: Path, manifest: Manifest, leave_out: frozenset[str]) -> bytes:
     return msgspec.json.encode(seal(folder, destination, manifest, leave_out=leave_out), enc_hook=str)
 
@@ -255,7 +270,7 @@ def _path(_: type, value: object) -> Path:
     return Path(str(value))
 
 
-def _beside(source: Path, copy: Path) -> Path | None:
+def _beside(source: Path, copy: Path, budget: Deadline) -> Path | None:
     """Put the report beside the bundle, for those who will not unpack anything; in a child, for the disk may hang."""
 
     def work() -> bytes:
@@ -266,22 +281,7 @@ def _beside(source: Path, copy: Path) -> Path | None:
         return b""
 
     try:
-        in_child(work, REPORT_SECONDS)
+        in_child(work, min(REPORT_SECONDS, max(1.0, budget.left())))
     except (ChildTimedOut, ChildFailed):
         return None
     return copy
-
-
-def seal_leftover(folder: Path, place: Path | None) -> Sealed:
-    """Seal the staging folder of a capture that was killed; the folder stays as it is.
-
-    Raises:
-        UsageError: it is sealed already.
-        DamagedBundle: it is no staging folder.
-        NotStored: the bundle could not be written.
-    """
-    manifest = open_bundle(folder).manifest
-    if not folder.is_dir() or manifest.files:
-        raise UsageError(str(folder), "is sealed already", remedy="`autopsy verify` tells whether it is whole")
-    name = folder.name.removesuffix(".partial").removesuffix(".work")
-    return seal(folder, (place or folder.parent).absolute() / f"{name}.tar.zst", manifest)

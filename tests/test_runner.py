@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autopsy.bundle.schema import StepRecord, TargetRecord
-from autopsy.capture import staging as staging_module
+from autopsy.capture import places
 from autopsy.capture.runner import INTERRUPTED, Interrupted, Run, run
 from autopsy.capture.staging import Staging, prepare
 from autopsy.capture.step import Collected, Deadline, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
@@ -148,7 +148,7 @@ def test_a_directory_that_cannot_be_written_is_passed_over_and_told(tmp_path: Pa
 
 
 def test_without_memory_to_work_in_the_disk_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging_module, "MEMORY", ())
+    monkeypatch.setattr(places, "MEMORY", ())
     made = prepare(f"autopsy-disk-{os.getpid()}", (tmp_path,))
     run((step("good", good),), around(made))
     assert made.work == made.durable

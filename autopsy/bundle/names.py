@@ -9,6 +9,10 @@ REPORT = "report.html"
 DIAGNOSIS = "diagnosis.json"
 BINARY = "binary.zst"
 
+# In a folder at work only, never in a bundle.
+SCRATCH = "scratch"  # how folders begin that a step needs for a while
+HALF = ".half"  # how files end that are being written
+
 WITNESS = "witness"
 FREEZE = "freeze"
 QUERY_STATUS = "qmp.query-status"

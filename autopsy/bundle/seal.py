@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import stat
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ import zstandard
 from autopsy.bundle import names
 from autopsy.bundle.schema import FileRecord, Manifest
 from autopsy.bundle.verify import verify
-from autopsy.errors import NotStored
+from autopsy.errors import DamagedBundle, NotStored
 
 LEVEL = 3
 # The core comes last, so that whoever wants only the small evidence can stop reading before it.
@@ -44,11 +46,10 @@ def seal(staging: Path, destination: Path, manifest: Manifest, *, leave_out: fro
     if destination.exists():
         raise NotStored(str(destination), "is there already", remedy=f"the evidence lies in {staging}")
     try:
-        files = tuple(_record(staging, name) for name in _in_order(staging) if name not in leave_out)
-        digest = _pack(staging, temporary, msgspec.structs.replace(manifest, files=files))
-        temporary.rename(destination)
-        _sync_folder(destination.parent)
-        _read_back(destination, digest)
+        try:
+            digest = _seal(staging, temporary, destination, manifest, leave_out)
+        except (ValueError, DamagedBundle):  # a child of ours that woke up late may have written meanwhile
+            digest = _seal(staging, temporary, destination, manifest, leave_out)
     except Exception as error:
         temporary.unlink(missing_ok=True)
         destination.unlink(missing_ok=True)
@@ -60,16 +61,31 @@ def seal(staging: Path, destination: Path, manifest: Manifest, *, leave_out: fro
     return Sealed(destination, digest, destination.stat().st_size)
 
 
+def _seal(staging: Path, temporary: Path, destination: Path, manifest: Manifest, leave_out: frozenset[str]) -> str:
+    destination.unlink(missing_ok=True)
+    files = tuple(_record(staging, name) for name in _in_order(staging) if name not in leave_out)
+    digest = _pack(staging, temporary, msgspec.structs.replace(manifest, files=files))
+    temporary.rename(destination)
+    _sync_folder(destination.parent)
+    _read_back(destination, digest)
+    return digest
+
+
 def _read_back(destination: Path, digest: str) -> None:
     if verify(destination, from_disk=True).sha256 != digest:
         raise ValueError("what was read back is not what was written")
 
 
 def _in_order(staging: Path) -> list[str]:
-    found = [str(Path(parent, file).relative_to(staging)) for parent, _, files in os.walk(staging) for file in files]
-    found = [name for name in found if name != names.MANIFEST]
+    """Return the plain files that belong into the bundle: no link that leads elsewhere, nothing half done."""
+    found = []
+    for parent, folders, files in os.walk(staging):
+        folders[:] = [folder for folder in folders if not folder.startswith(names.SCRATCH)]
+        found += [Path(parent, file) for file in files if not file.endswith(names.HALF)]
+    plain = [str(path.relative_to(staging)) for path in found if stat.S_ISREG(os.lstat(path).st_mode)]
+    plain = [name for name in plain if name != names.MANIFEST]
     rank = {name: place for place, name in enumerate(ORDER)}
-    return sorted(found, key=lambda name: (name in (names.CORE, names.BINARY), rank.get(name, len(ORDER)), name))
+    return sorted(plain, key=lambda name: (name in (names.CORE, names.BINARY), rank.get(name, len(ORDER)), name))
 
 
 def _record(staging: Path, name: str) -> FileRecord:
@@ -101,7 +117,7 @@ def _pack(staging: Path, temporary: Path, manifest: Manifest) -> str:
             ) as packed,
             tarfile.open(fileobj=packed, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 20) as tar,
         ):
-            _put_manifest(staging, tar, manifest)
+            _put_manifest(tar, manifest)
             for record in manifest.files:
                 with open(staging / record.path, "rb") as stream:
                     entry = _entry(record.path, record.size, manifest)
@@ -111,12 +127,9 @@ def _pack(staging: Path, temporary: Path, manifest: Manifest) -> str:
         return hashing.digest.hexdigest()
 
 
-def _put_manifest(staging: Path, tar: tarfile.TarFile, manifest: Manifest) -> None:
+def _put_manifest(tar: tarfile.TarFile, manifest: Manifest) -> None:
     data = encode_manifest(manifest)
-    path = staging / names.MANIFEST
-    path.write_bytes(data)
-    with open(path, "rb") as stream:
-        tar.addfile(_entry(names.MANIFEST, len(data), manifest), stream)
+    tar.addfile(_entry(names.MANIFEST, len(data), manifest), io.BytesIO(data))
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -25,11 +25,18 @@ HEADER = struct.Struct("<?Q")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def in_words(left_behind: LeftBehind | None) -> str:
+    """Return which process of ours stays behind, empty when none does."""
+    if left_behind is None:
+        return ""
+    return f"; process {left_behind.pid} of ours sleeps in {left_behind.wchan} (state {left_behind.state})"
+
+
 class ChildTimedOut(Exception):
     """The child did not answer in time. `left_behind` is set where even SIGKILL did not end it."""
 
     def __init__(self, seconds: float, left_behind: LeftBehind | None) -> None:
-        super().__init__(f"no answer in {seconds:.1f} s")
+        super().__init__(f"no answer in {seconds:.1f} s{in_words(left_behind)}")
         self.left_behind = left_behind
 
 
@@ -57,12 +64,24 @@ def die_with_parent() -> None:
 def spawn(work: Callable[[], bytes]) -> Child:
     """Fork a child in a session of its own that runs `work` and sends its bytes, or the error's words, back.
 
+    Raises:
+        ChildFailed: there is no room for another process, or no descriptor for it.
+
     Concurrency: call it only from a process with one thread.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    answers, sending = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more: no reason to stop
+            stream.flush()
+    try:
+        answers, sending = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(answers)
+            os.close(sending)
+            raise
+    except OSError as error:
+        raise ChildFailed(f"no process could be started: {error.strerror}") from error
     if pid == 0:
         _be_the_child(work, sending)
     os.close(sending)

@@ -10,8 +10,8 @@ from typing import Protocol
 import msgspec
 
 from autopsy.bundle.schema import LeftBehind, OutcomeName, StepRecord
-from autopsy.capture.child import ChildFailed, ChildTimedOut, collect, spawn
-from autopsy.capture.staging import Staging
+from autopsy.capture.child import ChildFailed, ChildTimedOut, collect, in_words, spawn
+from autopsy.capture.staging import SETTLE_SECONDS, Staging
 from autopsy.capture.step import Collected, Deadline, Failed, Options, Outcome, Scene, Skipped, Step, TimedOut
 from autopsy.capture.target import Target
 
@@ -88,7 +88,7 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
         if not interrupted and not isinstance(answer.outcome, Skipped):
             it.staging.settle()
         it.watcher.ended(record)
-    it.staging.settled()
+    it.staging.settled(max(1.0, min(SETTLE_SECONDS, it.budget.left())))
     return tuple(records)
 
 
@@ -96,18 +96,14 @@ def _run(step: Step, it: Run) -> _Answer:
     seconds = min(step.deadline, it.budget.left())
     it.staging.folder(step.name)
     scene = Scene(it.target, it.options, it.staging.work, step.name, Deadline(seconds))
-    child = spawn(lambda: msgspec.json.encode(_wire(_collect(step, scene))))
     try:
+        child = spawn(lambda: msgspec.json.encode(_wire(_collect(step, scene))))
         return _Answer(_from_wire(collect(child, seconds + LEAST_SECONDS, it.watcher.tick)))
     except ChildTimedOut as error:
         left = (error.left_behind,) if error.left_behind else ()
-        return _Answer(TimedOut(f"no end within {seconds:.1f} s" + _last_words(left)), left)
+        return _Answer(TimedOut(f"no end within {seconds:.1f} s{in_words(error.left_behind)}"), left)
     except ChildFailed as error:
         return _Answer(Failed(str(error)))
-
-
-def _last_words(left: tuple[LeftBehind, ...]) -> str:
-    return "".join(f"; process {one.pid} of ours sleeps in {one.wchan} (state {one.state})" for one in left)
 
 
 def _collect(step: Step, scene: Scene) -> Outcome:
