@@ -5,12 +5,13 @@ from __future__ import annotations
 from autopsy.bundle.reader import Bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather
+from autopsy.report import units
 from autopsy.report.environment import environment
+from autopsy.report.page import compose
 
 
 def html(bundle: Bundle, *, kill: str = "") -> str:
     """Return the report of a bundle; `kill` is what happened to the VM after the bundle was sealed."""
     facts = gather(bundle)
-    diagnosis = diagnose(facts)
-    page = environment().get_template("report.html")
-    return page.render(facts=facts, diagnosis=diagnosis, manifest=bundle.manifest, kill=kill)
+    page = compose(bundle, facts, diagnose(facts), kill)
+    return environment().get_template("report.html").render(page=page, units=units)

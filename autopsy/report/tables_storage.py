@@ -1,0 +1,185 @@
+"""The tables of what requests pass through: disks, throttle groups, jobs, locks, rings."""
+
+from __future__ import annotations
+
+from autopsy.bundle.records import AioRing, UringState
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.facts.cite import Cite, Known
+from autopsy.facts.model import BlockStats, Disk, Facts
+from autopsy.facts.model_storage import ThrottleGroup
+from autopsy.report.table import ABSENT, UNKNOWN, Row, Table, change, table, told, why
+from autopsy.report.units import count, duration, limit, milliseconds, size
+
+KINDS = ("reads", "writes", "flushes", "unmaps", "failed")
+
+
+def disks(facts: Facts, diagnosis: Diagnosis) -> Table:
+    """Return each disk with what completed at both exposures."""
+    found = facts.disks.value if isinstance(facts.disks, Known) else ()
+    named = " ".join(diagnosis.objects) if diagnosis.where != "none" else ""
+    rows = [_disk(disk, stuck=bool(disk.name) and disk.name in named) for disk in found]
+    columns = "Disk|Model|Thread|Format and file|In flight #|Completed, first #|Second #|Change #|Idle #|Failed #"
+    return table("disks", "Disks", columns, rows, why(facts.disks))
+
+
+def operations(facts: Facts) -> Table:
+    """Return what each disk completed, by kind of operation."""
+    rows = []
+    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        if not isinstance(disk.stats, Known):
+            continue
+        later = disk.stats_again.value if isinstance(disk.stats_again, Known) else None
+        cells = [disk.name]
+        for kind in KINDS:
+            first, second = getattr(disk.stats.value, kind), getattr(later, kind) if later else None
+            cells += [f"{first:,}", change(first, second)]
+        rows.append(Row(tuple(cells), _stats_cites(disk)))
+    columns = "Disk|Reads #|Change #|Writes #|Change #|Flushes #|Change #|Discards #|Change #|Failed #|Change #"
+    return table("operations", "Completed operations by kind", columns, rows)
+
+
+def throttle_groups(facts: Facts, diagnosis: Diagnosis) -> Table:
+    """Return each throttle group with its timer."""
+    found = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
+    named = " ".join(diagnosis.objects) if diagnosis.where == "throttle" else ""
+    rows = [
+        Row(
+            (
+                group.name,
+                ", ".join(group.members) or ABSENT,
+                ", ".join(limit(*each) for each in group.limits.value.values) or "none"
+                if isinstance(group.limits, Known)
+                else UNKNOWN,
+                told(group.pending),
+                _timer(group),
+                _due(group),
+            ),
+            (group.cite,),
+            stuck=bool(group.name) and group.name in named,
+        )
+        for group in found
+    ]
+    note = why(facts.throttle_groups)
+    return table("throttle", "Throttle groups", "Group|Members|Limits|Queued #|Timer|By its limits", rows, note)
+
+
+def jobs(facts: Facts) -> Table:
+    """Return each block job with its progress."""
+    rows = [
+        Row(
+            (
+                job.id,
+                job.kind,
+                job.status + (" (paused)" if job.paused else ""),
+                f"{size(job.current)} of {size(job.total)}" if job.kind != "create" else f"{job.current}/{job.total}",
+                f"{job.progressed.value:+,}" if isinstance(job.progressed, Known) else UNKNOWN,
+                job.error or ABSENT,
+            ),
+            (job.cite,),
+        )
+        for job in (facts.jobs.value if isinstance(facts.jobs, Known) else ())
+    ]
+    return table("jobs", "Block jobs", "Job|Type|Status|Progress #|Change #|Error", rows, why(facts.jobs))
+
+
+def locks(facts: Facts) -> Table:
+    """Return each mutex that somebody waits for."""
+    rows = []
+    for mutex in facts.locks.value.mutexes if isinstance(facts.locks, Known) else ():
+        own = mutex.owner in mutex.waiters
+        name = mutex.in_object or mutex.name or "a mutex"
+        waiters = ", ".join(map(str, mutex.waiters[:16])) + (", …" if len(mutex.waiters) > 16 else "")
+        owner = (str(mutex.owner) if mutex.owner else "nobody") + (", who waits for it too" if own else "")
+        rows.append(Row((name, f"{mutex.address:#x}", mutex.kind, owner, waiters), (mutex.cite,), own))
+    note = why(facts.locks)
+    if isinstance(facts.locks, Known):
+        owner_of = facts.locks.value.bql_owner
+        note = f"The BQL (QEMU's big lock): {_bql(owner_of.value)}." if isinstance(owner_of, Known) else why(owner_of)
+    return table("locks", "Locks that somebody waits for", "Lock|Address|Kind|Owner|Waiters", rows, note)
+
+
+def rings(facts: Facts) -> Table:
+    """Return each completion ring at both exposures: what is between head and tail is completed and not reaped."""
+    if not isinstance(facts.rings, Known):
+        return table("rings", "Completion rings", "Ring|Entries #", [], why(facts.rings))
+    found = facts.rings.value
+    rows = []
+    again = {ring.address: ring for ring in found.aio_again}
+    for ring in found.aio:
+        cells = (f"Linux AIO {ring.address:#x}", f"{ring.entries:,}", _reap(ring), _reap(again.get(ring.address)))
+        rows.append(Row(cells, (found.cite,)))
+    later = {state.fd: state for state in found.uring_again}
+    rows += [
+        Row((f"io_uring, fd {state.fd}", ABSENT, _queues(state), _queues(later.get(state.fd))), (found.cite,))
+        for state in found.uring
+    ]
+    columns = "Ring|Entries #|First exposure|Second exposure"
+    return table("rings", "Completion rings", columns, rows)
+
+
+def _disk(disk: Disk, *, stuck: bool) -> Row:
+    first = disk.stats.value if isinstance(disk.stats, Known) else None
+    second = disk.stats_again.value if isinstance(disk.stats_again, Known) else None
+    files = [f"{node.driver} {node.filename}".strip() for node in disk.nodes]
+    thread = told(disk.iothread)
+    return Row(
+        (
+            disk.name + (f" ({disk.backend})" if disk.backend not in {"", disk.name} else ""),
+            told(disk.model),
+            f"iothread {thread}" if thread and thread != UNKNOWN else (thread or "main loop"),
+            " on ".join(dict.fromkeys(files)) if disk.inserted else "no medium",
+            told(disk.in_flight),
+            f"{first.completed:,}" if first else UNKNOWN,
+            f"{second.completed:,}" if second else UNKNOWN,
+            change(first.completed if first else None, second.completed if second else None),
+            _idle(first),
+            f"{first.failed:,}" if first else UNKNOWN,
+        ),
+        (disk.cite, *_stats_cites(disk)),
+        stuck,
+    )
+
+
+def _stats_cites(disk: Disk) -> tuple[Cite, ...]:
+    return tuple(each.value.cite for each in (disk.stats, disk.stats_again) if isinstance(each, Known))
+
+
+def _idle(stats: BlockStats | None) -> str:
+    return ABSENT if stats is None or stats.idle_ns is None else duration(stats.idle_ns / 1e9)
+
+
+def _timer(group: ThrottleGroup) -> str:
+    if not isinstance(group.timer_ns, Known):
+        return UNKNOWN
+    ns = group.timer_ns.value
+    if ns is None:
+        return "none pending"
+    return f"overdue by {milliseconds(-ns / 1e6)}" if ns < 0 else f"fires in {milliseconds(ns / 1e6)}"
+
+
+def _due(group: ThrottleGroup) -> str:
+    return f"in {milliseconds(group.due_ns.value / 1e6)}" if isinstance(group.due_ns, Known) else UNKNOWN
+
+
+def _bql(owner: int) -> str:
+    return f"held by thread {owner}" if owner else "held by nobody"
+
+
+def _reap(ring: AioRing | None) -> str:
+    if ring is None:
+        return ABSENT
+    if not ring.valid:
+        return "not a valid ring"
+    waiting = (ring.tail - ring.head) % max(1, ring.entries)
+    return f"head {ring.head}, tail {ring.tail}: {count(waiting, 'completion')} not reaped"
+
+
+def _queues(state: UringState | None) -> str:
+    if state is None:
+        return ABSENT
+    told_of = []
+    if state.sq_head is not None and state.sq_tail is not None:
+        told_of.append(f"{(state.sq_tail - state.sq_head) % 2**32:,} not submitted")
+    if state.cq_head is not None and state.cq_tail is not None:
+        told_of.append(f"{(state.cq_tail - state.cq_head) % 2**32:,} not reaped")
+    return ", ".join(told_of) or UNKNOWN
