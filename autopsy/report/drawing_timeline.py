@@ -12,7 +12,7 @@ from autopsy.report.moments import Calendar
 from autopsy.report.units import milliseconds
 
 WIDTH = 960
-LEFT = 148
+LEFT = 168
 RIGHT = 24
 TOP = 46
 ROW = 24
@@ -95,7 +95,7 @@ def draw_timeline(
         Bar(*scale.span(stop.start_ns, stop.end_ns), y, "stop", f"{(stop.end_ns - stop.start_ns) / 1e6:.2f} ms")
         for stop in stops
     ]
-    lanes.append(Lane(y, "VM stood still", _stopped(steps), 0, left=False))
+    lanes.append(Lane(y, f"VM stood still {_stopped(steps)}", "", 0, left=False))
     y += ROW
     bars += _questions(facts.monitor.asked[:MOST_QUESTIONS], scale, y)
     lanes.append(Lane(y, "QMP", "", 0, left=False))
@@ -133,7 +133,7 @@ def _words(step: StepRecord, calendar: Calendar) -> str:
 
 
 def _stopped(steps: Iterable[StepRecord]) -> str:
-    return f"{sum(step.stop_ns for step in steps) / 1e6:.2f} ms in all"
+    return f"{sum(step.stop_ns for step in steps) / 1e6:.2f} ms"
 
 
 def _questions(asked: Iterable[Asked], scale: _Scale, y: int) -> list[Bar]:

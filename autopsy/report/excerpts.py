@@ -21,11 +21,17 @@ PLAIN = re.compile(r"[^A-Za-z0-9.]+")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Where a cite leads inside the report: `label` is the place, `text` the words found there."""
+    """Where a cite leads inside the report: `place` is `:328`, `text` the words found there."""
 
     target: str
-    label: str
+    file: str
+    place: str
     text: str
+
+    @property
+    def label(self) -> str:
+        """Return `witness/tasks.txt:328`."""
+        return self.file + self.place
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +82,9 @@ class Excerpts:
         label = cite.file.removeprefix("evidence/")
         number = _locate(file.lines, cite)
         if not number or (number not in file.cited and len(file.cited) >= MOST_LINES):
-            return Link(file.target, f"{label}:{cite.line}" if cite.line else label, cite.text)
+            return Link(file.target, label, f":{cite.line}" if cite.line else "", cite.text)
         file.cited.setdefault(number, cite.text)
-        return Link(f"{file.target}-{number}", f"{label}:{number}", cite.text)
+        return Link(f"{file.target}-{number}", label, f":{number}", cite.text)
 
     def all(self) -> tuple[Excerpt, ...]:
         """Return the excerpts of every file that was cited so far, by path."""

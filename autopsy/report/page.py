@@ -59,6 +59,15 @@ class Stalled:
     cites: tuple[Cite, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RuledOut:
+    """Signatures that one and the same reason speaks against."""
+
+    texts: tuple[str, ...]
+    why: str
+    cites: tuple[Cite, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """The report. Paths are sorted: those that are stuck come first, the others are folded."""
@@ -75,6 +84,7 @@ class Page:
     stuck_paths: tuple[PathDrawing, ...]
     other_paths: tuple[PathDrawing, ...]
     waits: WaitsDrawing | None
+    ruled_out: tuple[RuledOut, ...]
     timeline: TimelineDrawing | None
     threads: tuple[Group, ...]
     thread_count: int
@@ -117,6 +127,7 @@ def compose(bundle: Bundle, facts: Facts, diagnosis: Diagnosis, kill: str) -> Pa
         stuck_paths=tuple(each for each in drawings if each.stuck),
         other_paths=tuple(each for each in drawings if not each.stuck),
         waits=draw_waits(diagnosis.waits),
+        ruled_out=_ruled_out(diagnosis),
         timeline=draw_timeline(bundle.manifest, facts, _stops(bundle), when),
         threads=thread_groups(facts, diagnosis),
         thread_count=len(facts.threads.value) if isinstance(facts.threads, Known) else 0,
@@ -149,6 +160,14 @@ def _tables(facts: Facts, diagnosis: Diagnosis) -> tuple[Table, ...]:
         tables_around.mounts(facts),
         tables_around.log(facts),
     )
+
+
+def _ruled_out(diagnosis: Diagnosis) -> tuple[RuledOut, ...]:
+    """Gather what is not it by the reason, keeping the order in which each reason came first."""
+    texts: dict[tuple[str, tuple[Cite, ...]], list[str]] = {}
+    for each in diagnosis.ruled_out:
+        texts.setdefault((each.why, each.cites), []).append(each.text)
+    return tuple(RuledOut(tuple(them), why, cites) for (why, cites), them in texts.items())
 
 
 def _stalled(facts: Facts, diagnosis: Diagnosis) -> Stalled:

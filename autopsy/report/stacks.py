@@ -160,7 +160,9 @@ def _thread_group(group: list[Thread], *, stuck: bool, whole: bool) -> Group:
 def _coroutine_group(group: list[CoroutineFact], *, stuck: bool, whole: bool) -> Group:
     first = group[0]
     lines, more = _frames(first.frames, whole=whole)
-    disks = tuple(dict.fromkeys(each.disk.value for each in group if isinstance(each.disk, Known)))
+    ours = first.park in DISK_PARKS
+    who = count(len(group), "request" if ours else "coroutine")
+    disks = tuple(dict.fromkeys(each.disk.value for each in group if ours and isinstance(each.disk, Known)))
     stood = sum(isinstance(each.stuck, Known) and each.stuck.value for each in group)
     known = sum(isinstance(each.stuck, Known) for each in group)
     moved = f"{stood} of {len(group)} stood at the same place in both exposures"
@@ -170,9 +172,8 @@ def _coroutine_group(group: list[CoroutineFact], *, stuck: bool, whole: bool) ->
         moved = "gone on or ended by the second exposure"
     elif not known:
         moved = "seen in one exposure only: whether it moved cannot be told"
-    noun = "request" if first.park in DISK_PARKS else "coroutine"
     return Group(
-        title=f"{count(len(group), noun)}: {first.park.value}",
+        title=f"{who}{': each' if len(group) > 1 else ''} {first.park.value}",
         stuck=stuck,
         state=f"of {', '.join(disks[:4])}" if disks else "",
         moved=moved,

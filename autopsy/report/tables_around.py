@@ -102,11 +102,24 @@ def block_devices(facts: Facts) -> Table:
 def mounts(facts: Facts) -> Table:
     """Return the mounts that the VM's files lie on."""
     found = facts.host.mounts
+    used = _used(facts)
     rows = [
         Row((each.path, each.fstype, each.source), (each.cite,))
         for each in (found.value if isinstance(found, Known) else ())
+        if each.path in used
     ]
     return table("mounts", "Mounts that the VM has files on", "Mounted on|Type|Source", rows, why(found), most=60)
+
+
+def _used(facts: Facts) -> set[str]:
+    """Return the mount points that the VM's files lie below: for each file the longest."""
+    disks = facts.disks.value if isinstance(facts.disks, Known) else ()
+    files = {node.filename for disk in disks for node in disk.nodes}
+    if isinstance(facts.descriptors, Known):
+        files |= {each.target for each in facts.descriptors.value if each.kind == "file"}
+    points = {mount.path for mount in facts.host.mounts.value} if isinstance(facts.host.mounts, Known) else set()
+    below = [[point for point in points if file.startswith(point.rstrip("/") + "/")] for file in files]
+    return {max(each, key=len) for each in below if each}
 
 
 def log(facts: Facts) -> Table:
