@@ -252,7 +252,7 @@ class Case:
                     outcome=outcome,
                     start_ns=start,
                     end_ns=start + 1,
-                    why=why,  # type: ignore[arg-type]
+                    why=why,  
                 )
             )
         return schema.Manifest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from autopsy.diagnose import advice, graph, known_bugs, losses, paths
@@ -15,6 +16,7 @@ from autopsy.facts.model import Facts
 
 MOST_CITES = 24
 UNKNOWN = "unknown"
+PID = re.compile(r"\bPID\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,6 @@ def _diagnosis(
     chain: tuple[Claim, ...],
 ) -> Diagnosis:
     steps = advice.ADVICE.get(signature, advice.UNKNOWN)
-    words = {"pid": str(facts.vm.pid), "name": facts.vm.name}
     undecided = tuple(
         CannotTell(signature=each.signature.id, text=each.signature.title, missing=each.answer.missing)
         for each in judged
@@ -123,8 +124,8 @@ def _diagnosis(
         ),
         cannot_tell=undecided,
         chain=chain,
-        next_steps=tuple(_filled(step, words) for step in steps.steps),
-        lost_by_kill=(*(_filled(each, words) for each in steps.lost), *losses.lost_by_kill(facts, undecided)),
+        next_steps=tuple(_filled(step, facts.vm.pid) for step in steps.steps),
+        lost_by_kill=(*(_filled(each, facts.vm.pid) for each in steps.lost), *losses.lost_by_kill(facts, undecided)),
         footprint=losses.footprint(facts),
         side_effects=losses.side_effects(facts),
         known_bugs=known_bugs.about(signature, facts),
@@ -134,9 +135,9 @@ def _diagnosis(
     )
 
 
-def _filled(text: str, words: dict[str, str]) -> str:
-    """Fill in the VM's names, which are hostile: no format string, only the two words that advice knows."""
-    return text.replace("{pid}", words["pid"]).replace("{name}", words["name"])
+def _filled(text: str, pid: int) -> str:
+    """Fill in the process's number, and no name: names are chosen by strangers, and steps are pasted into shells."""
+    return PID.sub(str(pid), text)
 
 
 def _cites(claims: tuple[Claim, ...]) -> tuple[Cite, ...]:

@@ -332,7 +332,7 @@ def _driver(facts: Facts) -> Judgement:
         )
     disks = disk_names(facts, waiting.requests)
     return Match(
-        headline=f"{count(len(waiting.requests), 'request')} {of_disks(disks)} stand inside a block driver without a name",
+        headline=f"{count(len(waiting.requests), 'request')} {of_disks(disks)} stand in a block driver without a name",
         objects=disks,
         confidence=confidence(proven=waiting.proven),
         claims=(
