@@ -37,7 +37,7 @@ def test_every_signature_has_its_runbook_and_every_runbook_its_signature() -> No
     assert written == {*IDS, "unknown", "capture-before-kill"}
 
 
-@pytest.mark.parametrize("name", (*IDS, "unknown"))
+@pytest.mark.parametrize("name", [*IDS, "unknown"])
 def test_a_runbook_says_what_it_is_in_three_lines_and_has_all_its_parts(name: str) -> None:
     text = (RUNBOOKS / f"{name}.md").read_text()
     title, identity, what, *_ = text.split("\n\n")

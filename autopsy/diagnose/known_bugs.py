@@ -17,7 +17,7 @@ DISTRIBUTION = re.compile(r"el\d|pve|ubuntu|dfsg|\.fc\d|suse", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """One bug. `affected` are ranges of releases, first to last; `fixed` the first release of each branch with the fix."""
+    """One bug. `affected` are ranges of releases, first to last; `fixed` each branch's first release with the fix."""
 
     signatures: tuple[str, ...]
     title: str
@@ -225,14 +225,14 @@ def _told(bug: Bug, text: str) -> KnownBug:
     if verdict == "affected" and DISTRIBUTION.search(text):
         words += ", unless its distribution carries the fix"
     where = f"fixed in {', '.join(fixed)}" if fixed else "fixed in no release"
+    build_words = f" {bug.builds[0].upper()}{bug.builds[1:]}." if bug.builds else ""
     return KnownBug(
         title=bug.title,
         link=bug.link,
         affected=affected,
         fixed_in=fixed,
         in_this_build=verdict,
-        sentence=f"{bug.title}: {where}; {words}."
-        + (f" {bug.builds[0].upper()}{bug.builds[1:]}." if bug.builds else ""),
+        sentence=f"{bug.title}: {where}; {words}.{build_words}",
     )
 
 
