@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 from dataclasses import dataclass
 
 REGISTER_BYTES = 27 * 8  # struct user_regs_struct
@@ -105,13 +104,3 @@ def detach(tid: int, number: int) -> None:
     On a thread that is not standing this does nothing; the end of the tracer lets it go.
     """
     _ptrace(_DETACH, tid, None, number)
-
-
-def hold_child_signals() -> None:
-    """Block everything but what ends us: a stop announces itself by SIGCHLD, which `next_stop` takes."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
-
-
-def next_stop(seconds: float) -> bool:
-    """Wait for some tracee to change its state. Return False where none did in time."""
-    return signal.sigtimedwait({signal.SIGCHLD}, seconds) is not None
