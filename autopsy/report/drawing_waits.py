@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -10,13 +11,13 @@ from autopsy.facts.cite import Cite
 from autopsy.report.drawing_path import shorten
 from autopsy.report.units import count
 
-BOX_WIDTH = 216
+BOX_WIDTH = 264
 BOX_HEIGHT = 52
-COLUMN = 340
+COLUMN = 384
 ROW = 84
-MARGIN = 14
-LABEL_FITS = 29
-DETAIL_FITS = 33
+MARGIN = 4
+LABEL_FITS = 26
+DETAIL_FITS = 31
 NAMES_SHOWN = 6
 
 
@@ -27,7 +28,7 @@ class Box:
     x: int
     y: int
     kind: str
-    label: str
+    lines: tuple[str, ...]
     detail: str
     whole: str
     in_cycle: bool
@@ -128,11 +129,19 @@ def _place(clusters: list[_Cluster], links: list[tuple[_Cluster, _Cluster, str, 
     columns: dict[int, list[_Cluster]] = defaultdict(list)
     for cluster in clusters:
         columns[cluster.depth].append(cluster)
-    tallest = max(map(len, columns.values()))
-    for depth, column in columns.items():
-        shift = (tallest - len(column)) * ROW // 2
-        for row, cluster in enumerate(column):
-            cluster.x, cluster.y = MARGIN + depth * COLUMN, MARGIN + shift + row * ROW
+    rows: dict[int, int] = {}
+    for depth in sorted(columns):
+        free = 0
+        wanted = {
+            id(cluster): [
+                rows[id(waiter)] for waiter, holder, _, _ in links if holder is cluster and id(waiter) in rows
+            ]
+            for cluster in columns[depth]
+        }
+        for cluster in sorted(columns[depth], key=lambda each: min(wanted[id(each)], default=0)):
+            rows[id(cluster)] = row = max(free, min(wanted[id(cluster)], default=0))
+            cluster.x, cluster.y = MARGIN + depth * COLUMN, MARGIN + row * ROW
+            free = row + 1
 
 
 def _waiters_first(clusters: list[_Cluster], links: list[tuple[_Cluster, _Cluster, str, bool]]) -> list[_Cluster]:
@@ -167,11 +176,17 @@ def _box(cluster: _Cluster, circular: set[str]) -> Box:
         x=cluster.x,
         y=cluster.y,
         kind=first.kind,
-        label=shorten(label, LABEL_FITS),
+        lines=_lines(label, 1 if detail else 2),
         detail=shorten(detail, DETAIL_FITS),
         whole="; ".join(names[:40]) + (f" ({first.detail})" if first.detail and len(names) == 1 else ""),
         in_cycle=any(node.id in circular for node in cluster.nodes),
     )
+
+
+def _lines(text: str, most: int) -> tuple[str, ...]:
+    """Break a label into lines that fit into a box; what does not fit is cut at its end."""
+    found = textwrap.wrap(text, LABEL_FITS, max_lines=most, placeholder=" …")
+    return tuple(found) or (text[:LABEL_FITS],)
 
 
 def _arrow(waiter: _Cluster, holder: _Cluster, label: str, *, in_cycle: bool, both_ways: bool) -> Arrow:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from autopsy.bundle.reader import Bundle
 from autopsy.facts.cite import Cite
+from autopsy.facts.evidence import Evidence
 
 CONTEXT = 2  # lines on either side of a cited one
 WIDTH = 420  # characters of a line
@@ -68,7 +68,7 @@ class _File:
 class Excerpts:
     """Remembers each cite that the report shows; the excerpts come last, when all of them are known."""
 
-    bundle: Bundle
+    bundle: Evidence
     _files: dict[str, _File] = field(default_factory=dict)
     _targets: set[str] = field(default_factory=set)
 

@@ -29,6 +29,17 @@ class Calendar:
         moment = self._at(ns)
         return _words(moment.astimezone(timezone(self.offset)) if moment else None, digits)
 
+    def both(self, iso: str) -> str:
+        """Return a moment that is told in ISO 8601 on both clocks, or as it is told."""
+        try:
+            moment = datetime.fromisoformat(iso)
+        except ValueError:
+            return iso
+        if moment.tzinfo is None:
+            return iso
+        local = _words(moment.astimezone(timezone(self.offset)), 0)
+        return f"{_words(moment.astimezone(UTC), 0)} UTC ({local} {self.zone})"
+
     def _at(self, ns: int) -> datetime | None:
         if self.anchor is None:
             return None

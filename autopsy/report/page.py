@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from autopsy.bundle import names
-from autopsy.bundle.reader import LARGE, Bundle
+from autopsy.bundle.reader import LARGE
 from autopsy.bundle.records import FreezeRecord, Stop
 from autopsy.bundle.schema import FileRecord, Manifest, StepRecord
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.cite import Cite, Known
-from autopsy.facts.evidence import records
+from autopsy.facts.evidence import Evidence, records
 from autopsy.facts.model import Facts
 from autopsy.report import tables_around, tables_storage
 from autopsy.report.drawing_path import PathDrawing, draw_path
@@ -28,25 +29,30 @@ from autopsy.report.units import duration
 
 # Where it is, as a person would say it.
 PLACES = {
-    "guest": "in the guest: QEMU owes it nothing",
-    "device": "in QEMU's device model",
-    "throttle": "in QEMU's I/O limits",
-    "block": "in QEMU's block layer",
-    "job": "in a block job",
-    "aio": "in QEMU's asynchronous I/O",
-    "host": "in the host's storage",
-    "peer": "at a program that QEMU depends on",
-    "migration": "in a migration",
-    "control": "in QEMU's main loop or monitor",
-    "process": "nowhere: the whole process stands still",
-    "vm-state": "nowhere: the VM is paused",
-    "none": "nowhere: nothing is stuck",
-    "unknown": "where, cannot be told",
+    "guest": "Stuck in the guest: QEMU owes it nothing",
+    "device": "Stuck in QEMU's device model",
+    "throttle": "Stuck in QEMU's I/O limits",
+    "block": "Stuck in QEMU's block layer",
+    "job": "Stuck in a block job",
+    "aio": "Stuck in QEMU's asynchronous I/O",
+    "host": "Stuck in the host's storage or kernel",
+    "peer": "Stuck at a program that QEMU depends on",
+    "migration": "Stuck in a migration",
+    "control": "Stuck in QEMU's main loop or monitor",
+    "process": "The whole process stands still",
+    "vm-state": "The VM is paused, not stuck",
+    "none": "Nothing is stuck",
+    "unknown": "Where it is stuck cannot be told",
 }
 SURE = {
     "proven": "the mechanism itself was seen",
     "likely": "the evidence speaks for it, and for nothing else that was seen",
     "possible": "the evidence allows it, and does not decide",
+}
+SURE_OF_NOTHING = {
+    "proven": "QEMU answers, and no sign of trouble was found",
+    "likely": "no sign of trouble was found in what could be looked at",
+    "possible": "no sign of trouble was found in the little that could be looked at",
 }
 MOST_HASHED = 32 << 20  # of a bundle that is not sealed yet
 
@@ -60,8 +66,8 @@ class Stalled:
 
 
 @dataclass(frozen=True, slots=True)
-class RuledOut:
-    """Signatures that one and the same reason speaks against."""
+class Alike:
+    """Signatures that one and the same reason speaks against, or that one and the same evidence would decide."""
 
     texts: tuple[str, ...]
     why: str
@@ -84,7 +90,8 @@ class Page:
     stuck_paths: tuple[PathDrawing, ...]
     other_paths: tuple[PathDrawing, ...]
     waits: WaitsDrawing | None
-    ruled_out: tuple[RuledOut, ...]
+    ruled_out: tuple[Alike, ...]
+    cannot_tell: tuple[Alike, ...]
     timeline: TimelineDrawing | None
     threads: tuple[Group, ...]
     thread_count: int
@@ -109,7 +116,7 @@ class Page:
         return tuple(step for step in self.manifest.steps if step.outcome != "Collected")
 
 
-def compose(bundle: Bundle, facts: Facts, diagnosis: Diagnosis, kill: str) -> Page:
+def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> Page:
     """Return the page of a bundle."""
     when = calendar(bundle.manifest.began)
     drawings = tuple(draw_path(path, number) for number, path in enumerate(diagnosis.paths, start=1))
@@ -118,16 +125,17 @@ def compose(bundle: Bundle, facts: Facts, diagnosis: Diagnosis, kill: str) -> Pa
         manifest=bundle.manifest,
         diagnosis=diagnosis,
         place=PLACES[diagnosis.where],
-        sure=SURE[diagnosis.confidence],
+        sure=(SURE_OF_NOTHING if diagnosis.where == "none" else SURE)[diagnosis.confidence],
         utc=when.utc(began, digits=0),
         local=when.host(began, digits=0),
-        kill=kill,
+        kill=_kill(kill, when),
         stalled=_stalled(facts, diagnosis),
         calendar=when,
         stuck_paths=tuple(each for each in drawings if each.stuck),
         other_paths=tuple(each for each in drawings if not each.stuck),
         waits=draw_waits(diagnosis.waits),
-        ruled_out=_ruled_out(diagnosis),
+        ruled_out=_alike((each.text, each.why, each.cites) for each in diagnosis.ruled_out),
+        cannot_tell=_alike((each.text, each.missing, ()) for each in diagnosis.cannot_tell),
         timeline=draw_timeline(bundle.manifest, facts, _stops(bundle), when),
         threads=thread_groups(facts, diagnosis),
         thread_count=len(facts.threads.value) if isinstance(facts.threads, Known) else 0,
@@ -162,12 +170,18 @@ def _tables(facts: Facts, diagnosis: Diagnosis) -> tuple[Table, ...]:
     )
 
 
-def _ruled_out(diagnosis: Diagnosis) -> tuple[RuledOut, ...]:
-    """Gather what is not it by the reason, keeping the order in which each reason came first."""
+def _kill(words: str, when: Calendar) -> str:
+    """Put the moment of the kill, which leads its sentence, on both clocks."""
+    moment, colon, rest = words.partition(": ")
+    return f"{when.both(moment)}: {rest}" if colon else words
+
+
+def _alike(told: Iterable[tuple[str, str, tuple[Cite, ...]]]) -> tuple[Alike, ...]:
+    """Gather signatures by the reason, keeping the order in which each reason came first."""
     texts: dict[tuple[str, tuple[Cite, ...]], list[str]] = {}
-    for each in diagnosis.ruled_out:
-        texts.setdefault((each.why, each.cites), []).append(each.text)
-    return tuple(RuledOut(tuple(them), why, cites) for (why, cites), them in texts.items())
+    for text, why, cites in told:
+        texts.setdefault((why, cites), []).append(text)
+    return tuple(Alike(tuple(them), why, cites) for (why, cites), them in texts.items())
 
 
 def _stalled(facts: Facts, diagnosis: Diagnosis) -> Stalled:
@@ -192,7 +206,7 @@ def _stalled(facts: Facts, diagnosis: Diagnosis) -> Stalled:
     return Stalled(f"{duration(longest)} before the capture: since then disk {name} has completed nothing", (cite,))
 
 
-def _stops(bundle: Bundle) -> tuple[Stop, ...]:
+def _stops(bundle: Evidence) -> tuple[Stop, ...]:
     stops: list[Stop] = []
     for step in (names.FREEZE, names.SECOND_EXPOSURE):
         found = records(bundle, step, names.FREEZE_RECORD, FreezeRecord)
@@ -200,7 +214,7 @@ def _stops(bundle: Bundle) -> tuple[Stop, ...]:
     return tuple(stops)
 
 
-def _unsealed(bundle: Bundle) -> tuple[FileRecord, ...]:
+def _unsealed(bundle: Evidence) -> tuple[FileRecord, ...]:
     """List the evidence of a bundle whose seal comes after this report; the core is told of by its name alone."""
     found = []
     left = MOST_HASHED
