@@ -9,13 +9,16 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import select
 import selectors
 import signal
 import stat
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,6 +31,7 @@ MOST_OUTPUT = 128 << 20
 LARGEST_FILE = 1 << 30  # what gdb may write: a log, an index of QEMU's debug information
 ROOTS_CACHE = Path("/var/cache/autopsy")
 GOODBYE_SECONDS = 0.2
+ANSWER_SECONDS = 0.5  # of the cache's file system
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 
@@ -94,7 +98,7 @@ class Gdb:
                     cwd=scratch,
                     env=environment,
                     start_new_session=True,
-                    preexec_fn=_bound_to_us,  # noqa: PLW1509 - an examination runs in a process of one thread
+                    preexec_fn=partial(bound_to, os.getpid()),  # noqa: PLW1509 - an examination runs in a process of one thread
                 )
             except FileNotFoundError as error:
                 raise ExaminationFailed("gdb", "is not installed", remedy="apt install gdb") from error
@@ -202,13 +206,38 @@ def cache_directory() -> Path | None:
     else:
         base = os.environ.get("XDG_CACHE_HOME", "")
         folder = Path(base if base.startswith("/") else os.path.expanduser("~/.cache")) / "autopsy"
+    if not _answers(folder):
+        return None
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = os.lstat(folder)
     except OSError:
         return None
     private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
     return folder if private and os.access(folder, os.W_OK) else None
+
+
+def _answers(folder: Path) -> bool:
+    """Return whether a directory can be made and written to, as a child finds out: its file system may be stuck."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        with suppress(BaseException):
+            bound_to(parent)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                status = 0
+        os._exit(status)
+    pidfd = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        if not poller.poll(ANSWER_SECONDS * 1000):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # where it sleeps in the kernel, it dies when it wakes
+            return False
+    finally:
+        os.close(pidfd)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def index_cache() -> tuple[str, ...]:
@@ -219,8 +248,10 @@ def index_cache() -> tuple[str, ...]:
     return (f"set index-cache directory {folder}", "set index-cache enabled on")
 
 
-def _bound_to_us() -> None:
+def bound_to(parent: int) -> None:
     """Die with the examination, and never fill a disk or leave a core of its own."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended between the fork and the request
+        os._exit(1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

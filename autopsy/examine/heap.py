@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ from autopsy.bundle.heap_records import Exposure, Heap
 from autopsy.bundle.records import ThreadStack
 from autopsy.examine.files import Found
 from autopsy.examine.frozen import Frozen
-from autopsy.examine.gdb import RAILS
+from autopsy.examine.gdb import RAILS, bound_to
 from autopsy.examine.polls import polled
 from autopsy.examine.symbols import Symbols
 from autopsy.examine.tasks import freeze_record, tasks
@@ -126,6 +127,7 @@ def _spawn(command: list[str], request: bytes, answer: Path, errors: Path) -> su
             stdout=told,
             stderr=log,
             env=_environment(),
+            preexec_fn=partial(bound_to, os.getpid()),  # noqa: PLW1509 - an examination runs in a process of one thread
         )
 
 
