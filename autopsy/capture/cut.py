@@ -37,6 +37,7 @@ D_SECONDS = 0.005  # a short disk wait ends within this; a longer one is not wai
 ROUNDS = 16
 REHEARSALS = 3
 POLL_SECONDS = 0.005
+MARGIN_SECONDS = 0.02  # for the tracer's own timer to come first
 REAP_SECONDS = 1.0
 KERNELS_OWN = 0x200000 | 0x4000  # PF_KTHREAD, PF_USER_WORKER (Linux 6.3; before that tracing one is refused)
 
@@ -73,7 +74,7 @@ def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
         finally:
             os._exit(0)
     gc.unfreeze()
-    notes = list(_await(pid, board, 2 * max_stop))
+    notes = _await(pid, board, 2 * max_stop)
     if said := board.last_words():
         notes.append(f"the tracer failed: {said.strip().splitlines()[-1]}")
     words = board.words
@@ -87,32 +88,29 @@ def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
 
 def _await(pid: int, board: Board, limit: float) -> list[str]:
     """Wait for the tracer's end, and bring it about if the tracer's own timer has not. Return what is worth telling."""
-    notes: list[str] = []
     pidfd = os.pidfd_open(pid)
+    killed_at = 0.0
     try:
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)
         began = time.monotonic()
-        killed_at = 0.0
         while not poller.poll(POLL_SECONDS * 1000):
             now = time.monotonic()
+            started = board.words[Board.START]
             if killed_at:
                 if now - killed_at > REAP_SECONDS:
-                    return [*notes, f"the tracer, process {pid}, cannot be killed: it sleeps in the kernel"]
-                continue
-            started = board.words[Board.START]
-            if now - began > PREPARE_SECONDS or (started and now - started / 1e9 > limit + POLL_SECONDS):
+                    return [f"the tracer, process {pid}, cannot be killed: it sleeps in the kernel"]
+            elif now - began > PREPARE_SECONDS or (started and now - started / 1e9 > limit + MARGIN_SECONDS):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 killed_at = now
-                notes.append("the tracer was killed: its time was up")
     finally:
         os.close(pidfd)
     _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        notes.append("the tracer's own timer ended it: the stop would have taken too long")
-    elif os.WIFSIGNALED(status) and not killed_at:
-        notes.append(f"the tracer was killed by signal {os.WTERMSIG(status)}")
-    return notes
+    if not os.WIFSIGNALED(status):
+        return []
+    if os.WTERMSIG(status) == signal.SIGALRM:
+        return ["the tracer's own timer ended it: the stop would have taken too long"]
+    return ["the tracer was killed: " + ("its time was up" if killed_at else f"signal {os.WTERMSIG(status)}")]
 
 
 class _Tracer:
@@ -129,7 +127,8 @@ class _Tracer:
         self.max_stop = max_stop
         self.known: set[str] = set()
         self.registers = ptrace.RegisterReader(board.bytes)
-        self.standing: list[tuple[int, int]] = []  # tid, row
+        self.seized: list[tuple[int, int]] = []  # tid, row
+        self.standing: list[tuple[int, int]] = []  # likewise
         self.stacks: list[tuple[int, tuple[tuple[int, int], ...]]] = []  # row, runs of pages
 
     def run(self) -> None:
@@ -155,7 +154,18 @@ class _Tracer:
         self._copy_stacks()
         for tid, row in self.standing:
             ptrace.detach(tid, self.words[row + 2])
+        self._let_latecomers_go()
         self.words[Board.END] = time.monotonic_ns()
+
+    def _let_latecomers_go(self) -> None:
+        """Free those that came to a stand after we had given them up: our end would, but takes a while."""
+        for tid, row in self.seized:
+            if self.words[row + 1] in {Fate.MOVING, Fate.ASLEEP}:
+                match ptrace.look(tid):
+                    case ptrace.Standing(signal=number):
+                        ptrace.detach(tid, number)
+                    case ptrace.Moving() | ptrace.Gone():
+                        pass
 
     def _be_quick(self) -> None:
         """Leave nothing for the stop that can be done before it: no page fault of ours, no wait for a CPU."""
@@ -179,6 +189,8 @@ class _Tracer:
 
     def _rehearse(self) -> None:
         """Run what the stop will run, on no thread: what runs for the first time costs several times as much."""
+        if not self.ends:
+            return
         row = self.board.row(self.board.most_rows - 1)
         nobody = os.getpid()  # nobody can trace itself: every request is refused
         for _ in range(REHEARSALS):
@@ -223,6 +235,7 @@ class _Tracer:
                 self.words[row + 2] = error
             else:
                 found.append((tid, row))
+        self.seized += found
         return found
 
     def _state(self, tid: int) -> tuple[str, bool]:

@@ -137,15 +137,17 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
     phases.done("copy before")
     stacks = _stacks(choice)
     waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.pid, task.tid)]
+    why = ""
     if waiting:
         names = ", ".join(f"{task.tid} ({task.comm})" for task in waiting[:4])
         why = f"not stopped, for the lock of the memory map is waited for by {names}: a stop could have become long"
-        cut = Cut(
-            tuple(Caught(task.tid, Fate.MOVING, 0, 0, b"") for task in known), (), None, time.monotonic_ns(), (why,)
-        )
+        cut = _without_a_stop(known, why)
     else:
-        why = ""
-        cut = hold(process, stacks, max_stop)
+        try:
+            cut = hold(process, stacks, max_stop)
+        except OSError as error:  # a host that cannot even fork has a memory worth looking at
+            why = f"not stopped, for there could be no tracer: {error.strerror}"
+            cut = _without_a_stop(known, why)
     phases.done("stop")
     comms = {task.tid: task.comm for task in known}
     if any(caught.tid not in comms for caught in cut.threads):
@@ -174,6 +176,11 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
         torn=tuple(torn),
         notes=tuple(notes),
     )
+
+
+def _without_a_stop(known: tuple[Task, ...], why: str) -> Cut:
+    threads = tuple(Caught(task.tid, Fate.MOVING, 0, 0, b"") for task in known)
+    return Cut(threads, (), None, time.monotonic_ns(), (why,))
 
 
 def _stacks(choice: Choice) -> tuple[Mapping, ...]:
