@@ -37,6 +37,10 @@ def footprint(facts: Facts) -> tuple[str, ...]:
     asked = [each for each in facts.monitor.asked if each.exchange.outcome in {"answered", "error", "no answer"}]
     if asked:
         told.append(f"{count(len(asked), 'question')} were put to its monitor.")
+    if any("custom-monitor" in each.exchange.why for each in facts.monitor.asked if each.exchange.outcome == "greeted"):
+        told.append(
+            "They went through libvirtd, which has marked the domain as tainted (custom-monitor) until it ends."
+        )
     if isinstance(facts.monitor.died_at, Known):
         question = facts.monitor.died_at.value.exchange.question
         told.append(

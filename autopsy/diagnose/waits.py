@@ -37,6 +37,10 @@ class Order:
 
 def order(seen: Sequence[Seen]) -> Order:
     """Find the cause: a match that waits for nothing that another one holds."""
+    # Whatever is seen beside it, a VM with a cause is not healthy.
+    seen = [
+        each for each in seen if each.where != "none" or all(_is_pointer(other) for other in seen if other is not each)
+    ]
     causes = {each.place: [other for other in seen if _holds(other, each)] for each in seen}
     roots = [each for each in seen if not each.match.effect and not _is_behind(each, causes)]
     # Two that wait for each other are one deadlock: the more particular one, listed first, speaks for both.
@@ -46,6 +50,10 @@ def order(seen: Sequence[Seen]) -> Order:
         (each, next(iter(sorted(causes[each.place], key=_importance)), None)) for each in seen if each is not primary
     )
     return Order(primary, tuple(sorted(others, key=lambda pair: _importance(pair[0]))))
+
+
+def _is_pointer(each: Seen) -> bool:
+    return each.match.beside and each.match.confidence == "possible"
 
 
 def _is_behind(each: Seen, causes: dict[int, list[Seen]]) -> bool:
@@ -63,5 +71,8 @@ def _holds(holder: Seen, waiter: Seen) -> bool:
 
 
 def _importance(each: Seen) -> tuple[int, int, int, int]:
-    rank = max(RANK.get(each.where, 1), 2 if each.match.beside else 0)
+    rank = RANK.get(each.where, 1)
+    if each.match.beside:
+        # What keeps no request from its end comes after all that does; a mere pointer comes even after "healthy".
+        rank = 5 if each.match.confidence == "possible" else max(rank, 2)
     return rank, SURE[each.match.confidence], -each.match.weight, each.place

@@ -83,7 +83,10 @@ def _entries(talk: MonitorFact, heap: Fact[heap_records.Exposure], line: Command
             cite,
         )
     if line.drives or line.blockdevs:
-        drives = tuple(Entry(string(each, "id"), "", "", {}, "", line.cite) for each in line.drives)
+        drives = tuple(
+            Entry(name := string(each, "id"), string(line.device_of(name) or {}, "id"), "", {}, "", line.cite)
+            for each in line.drives
+        )
         used = {string(device, "drive") for device in line.devices} - {entry.backend for entry in drives} - {""}
         nodes = tuple(
             Entry("", string(line.device_of(name) or {}, "id"), name, {}, "", line.cite) for name in sorted(used)

@@ -17,17 +17,32 @@ AVERAGE = re.compile(r"^(some|full) avg10=([0-9.]+)", re.MULTILINE)
 INFLIGHT = re.compile(r"/sys/(?:class/)?block/([^/]+)/inflight")
 SUSPENDED = re.compile(r"/sys/(?:class/)?block/([^/]+)/dm/suspended")
 
-STORAGE_WORDS = re.compile(
-    r"I/O error|blocked for more than|hung.task|timing out|rejecting I/O|Out of memory|oom-kill|No space left"
-    r"|reset(?:ting)? (?:link|controller|adapter)|nfs: server .* not responding|EXT4-fs error|XFS .*(?:error|shutdown)"
-    r"|multipath|libceph: .*(?:down|lost|hung)|osd\d+ .*down|thin.*out of data|queue_if_no_path"
-    r"|task abort|soft lockup|rcu_sched|nvme .*timeout|blk_update_request|md/raid.*fail",
-    re.IGNORECASE,
+# Fragments first, in lower case: a regular expression of this length costs more on every line than all the rest.
+STORAGE_WORDS = (
+    "i/o error",
+    "blocked for more than",
+    "timing out",
+    "timeout",
+    "rejecting i/o",
+    "out of memory",
+    "oom-kill",
+    "no space left",
+    "resetting link",
+    "reset controller",
+    "not responding",
+    "ext4-fs error",
+    "xfs_force_shutdown",
+    "multipath",
+    "libceph",
+    "out of data",
+    "queue_if_no_path",
+    "task abort",
+    "soft lockup",
+    "rcu_sched",
+    "blk_update_request",
+    "hung_task",
 )
-VM_WORDS = re.compile(
-    r"unexpected disconnect|Blocked re-entrant IO|No space left|error|fail|assert|warn|abort|block I/O",
-    re.IGNORECASE,
-)
+VM_WORDS = ("unexpected disconnect", "re-entrant io", "no space left", "error", "fail", "assert", "warn", "abort")
 MOST_LINES = 40
 
 
@@ -181,10 +196,11 @@ def _unescape(path: str) -> str:
     return path.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
 
 
-def _log(evidence: Evidence, step: str, files: tuple[str, ...], words: re.Pattern[str]) -> Iterator[LogLine]:
+def _log(evidence: Evidence, step: str, files: tuple[str, ...], words: tuple[str, ...]) -> Iterator[LogLine]:
     for file in files:
         path = names.evidence(step, file)
         lines = evidence.read(path).decode("utf-8", "replace").splitlines()
-        speaking = [(number, line) for number, line in enumerate(lines, start=1) if words.search(line)]
+        lowered = ((number, line, line.lower()) for number, line in enumerate(lines, start=1))
+        speaking = [(number, line) for number, line, low in lowered if any(word in low for word in words)]
         for number, line in speaking[-MOST_LINES:]:
             yield LogLine(line[:400], Cite(path, number, line[:200]))

@@ -87,10 +87,10 @@ def _starved(facts: Facts) -> Judgement:
     limited = facts.host.cpu_limited
     capped = isinstance(limited, Known) and limited.value > 0
     return Match(
-        headline=f"{count(len(starved), 'thread')} of QEMU wait for a CPU of the host most of the time"
+        headline=f"{count(len(starved), 'thread')} of QEMU waited for a CPU of the host most of the time"
         f"{': the control group is capped (cpu.max)' if capped else ''}",
         objects=tuple(each.comm for each, _, _ in starved[:6]),
-        confidence="likely",
+        confidence="likely" if capped else "possible",
         claims=(
             *(
                 claim(

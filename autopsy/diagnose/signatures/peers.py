@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.judgement import MAIN_LOOP, REQUESTS, CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.seen import (
+    Standing,
     blocks_main_loop,
     confidence,
     count,
@@ -21,6 +22,7 @@ from autopsy.diagnose.seen import (
     of_disks,
     same_sleep,
     standing,
+    still,
     threads,
 )
 from autopsy.facts.cite import Known, Unknown
@@ -30,7 +32,10 @@ from autopsy.facts.syscalls import PEER_CALLS
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One kind of server that a block driver waits for; `ports` are where its TCP servers listen."""
+    """One kind of server that a block driver waits for; `ports` are where its TCP servers listen.
+
+    A disk with requests at one of `not_with` is another signature's; with `only_with` all of its requests are ours.
+    """
 
     id: str
     title: str
@@ -38,16 +43,18 @@ class Service:
     parks: frozenset[Park]
     drivers: frozenset[str]
     ports: tuple[str, ...] = ()
+    only_with: frozenset[Park] = frozenset()
+    not_with: frozenset[Park] = frozenset()
 
     def judge(self, facts: Facts) -> Judgement:
         """Judge by the coroutines that wait in this driver; the sockets say what state the server is in."""
-        waiting = standing(facts, self.parks)
+        waiting = self._standing(facts)
         if isinstance(waiting, Unknown):
             return CannotTell(f"the parked coroutines: {missing(waiting)}")
         if not waiting.requests:
             if waiting.moving:
                 cites = tuple(each.cite for each in waiting.moving[:4])
-                return RuledOut(f"requests wait for {self.words}, but they go on", cites)
+                return RuledOut(f"requests waited for {self.words}, and went on", cites)
             cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
             return RuledOut(f"no parked request waits for {self.words}", cites)
         disks = disk_names(facts, waiting.requests)
@@ -73,6 +80,19 @@ class Service:
             holds=frozenset({REQUESTS}) | disk_tokens(facts, waiting.requests),
             weight=len(waiting.requests),
         )
+
+    def _standing(self, facts: Facts) -> Standing | Unknown:
+        waiting = standing(facts, self.parks)
+        if isinstance(waiting, Unknown) or not (self.only_with or self.not_with):
+            return waiting
+        others = disk_tokens(facts, still(facts, *(self.only_with | self.not_with)))
+        wanted = bool(self.only_with)
+        mine = tuple(each for each in waiting.requests if bool(disk_tokens(facts, (each,)) & others) is wanted)
+        if self.only_with and not others:
+            mine = tuple(each for each in waiting.requests if each.park in self.only_with)
+        if self.not_with and not others and still(facts, *self.not_with):
+            mine = ()
+        return Standing(mine, waiting.moving, waiting.proven)
 
     def _sockets(self, facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[SocketFact, ...]:
         """Return the sockets that lead to the server: by the address of the node, else by the port."""
@@ -160,14 +180,16 @@ SERVICES = (
         frozenset({Park.NBD_REPLY, Park.NBD_SEND, Park.NBD_SLOT}),
         frozenset({"nbd"}),
         (":10809",),
+        not_with=frozenset({Park.NBD_CONNECT}),
     ),
     Service(
         "nbd-reconnecting",
         "QEMU tries to reach an NBD server again",
         "a new connection to the NBD server",
-        frozenset({Park.NBD_CONNECT}),
+        frozenset({Park.NBD_CONNECT, Park.NBD_REPLY, Park.NBD_SEND, Park.NBD_SLOT}),
         frozenset({"nbd"}),
         (":10809",),
+        only_with=frozenset({Park.NBD_CONNECT}),
     ),
     Service(
         "rbd-silent",
@@ -223,31 +245,31 @@ class Talk:
                 return CannotTell("the threads' frames (evidence/gdb.threads/threads.json)")
             return RuledOut(f"no thread is in a conversation with {self.words}", (facts.threads.cite,))
         waiting = [each for each in candidates if any(look.syscall.name in PEER_CALLS for look in looks(each)[:1])]
-        still = [each for each in waiting if _through(each) is not False]
-        if not still:
+        silent = [each for each in waiting if _through(each) is not False]
+        if not silent:
             return RuledOut(f"the conversation with {self.words} goes on", (facts.threads.cite,))
-        return self._match(facts, still)
+        return self._match(facts, silent)
 
-    def _match(self, facts: Facts, still: list[Thread]) -> Match:
-        proven = any(_through(each) for each in still)
-        sockets = tuple(socket for each in still for socket in _socket_of(facts, each))
-        held = frozenset({MAIN_LOOP}) if blocks_main_loop(facts, (each.tid for each in still)) else frozenset()
-        frames = [each.frames.cite for each in still if isinstance(each.frames, Known)]
+    def _match(self, facts: Facts, silent: list[Thread]) -> Match:
+        proven = any(_through(each) for each in silent)
+        sockets = tuple(socket for each in silent for socket in _socket_of(facts, each))
+        held = frozenset({MAIN_LOOP}) if blocks_main_loop(facts, (each.tid for each in silent)) else frozenset()
+        frames = [each.frames.cite for each in silent if isinstance(each.frames, Known)]
         claims = [
             claim(
                 f"{named(each)} waits in {looks(each)[0].syscall.name} under {self._frames_of(each)[0]}.",
                 looks(each)[0].cite,
                 *frames[:2],
             )
-            for each in still[:3]
+            for each in silent[:3]
         ]
         return Match(
-            headline=f"{named(still[0])} waits for {self.words}{_state(sockets)}",
-            objects=(*_peer_objects(sockets), *(named(each) for each in still[:3])),
+            headline=f"{named(silent[0])} waits for {self.words}{_state(sockets)}",
+            objects=(*_peer_objects(sockets), *(named(each) for each in silent[:3])),
             confidence=confidence(proven=proven),
             claims=(*claims, *_about_sockets(sockets)),
-            holds=held | {REQUESTS} | {f"thread {each.tid}" for each in still},
-            weight=len(still),
+            holds=held | {REQUESTS} | {f"thread {each.tid}" for each in silent},
+            weight=len(silent),
         )
 
     def _frames_of(self, thread: Thread) -> list[str]:

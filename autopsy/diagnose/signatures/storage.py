@@ -18,15 +18,17 @@ from autopsy.diagnose.judgement import (
 from autopsy.diagnose.kernel_stacks import Family
 from autopsy.diagnose.seen import (
     count,
+    disks_of,
     looks,
     named,
     same_sleep,
+    still,
     thread_tokens,
     threads,
     title,
 )
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model import Descriptor, Disk, Exposure, Facts, Mount, Thread
+from autopsy.facts.model import Descriptor, Disk, Exposure, Facts, Mount, Park, Peer, Role, Thread
 
 MOST_NAMED = 4
 
@@ -72,6 +74,31 @@ def disks_on(facts: Facts, paths: frozenset[str]) -> tuple[Disk, ...]:
     return tuple(disk for disk in facts.disks.value if any(_same_file(node.filename, paths) for node in disk.nodes))
 
 
+def disks_behind(facts: Facts, found: list[Sleeper]) -> tuple[Disk, ...]:
+    """Return the disks of threads whose system call names no file: io_submit's caller, the kernel's own workers."""
+    if isinstance(facts.disks, Unknown):
+        return ()
+    submits = any(each.look.syscall.name == "io_submit" for each in found)
+    uring = any(each.thread.role is Role.KERNEL for each in found)
+    engine = "native" if submits else "io_uring" if uring else ""
+    parked = still(facts, *((Park.LINUX_AIO,) if submits else (Park.IO_URING,) if uring else ()))
+    names = {disk.name for request in parked for disk in disks_of(facts, request)}
+    using = [disk for disk in facts.disks.value if engine and any(node.aio == engine for node in disk.nodes)]
+    named = [disk for disk in using if disk.name in names] or using
+    still_disks = [disk for disk in named if not (isinstance(disk.completed, Known) and disk.completed.value > 0)]
+    return tuple(still_disks) if len(still_disks) <= MOST_NAMED else ()
+
+
+def image_of(facts: Facts, disk: Disk) -> str:
+    """Return where a disk's image lies, as its descriptor tells it."""
+    if isinstance(facts.descriptors, Unknown):
+        return ""
+    names = [node.filename for node in disk.nodes if node.filename and not node.filename.startswith("json:")]
+    kinds = {"file", "block device"}
+    open_files = [each.target for each in facts.descriptors.value if each.kind in kinds]
+    return next((path for path in open_files if any(_same_file(name, frozenset({path})) for name in names)), "")
+
+
 def _same_file(name: str, paths: frozenset[str]) -> bool:
     """Compare an image's name as QEMU was given it, which may be relative, with what a descriptor links to."""
     if not name or name.startswith("json:"):
@@ -99,26 +126,47 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         return _not_seen(kind, facts)
     files = {each.thread.tid: file_of(facts, each.look) for each in found}
     paths = frozenset(file.target for file in files.values() if file is not None)
-    disks = disks_on(facts, paths)
+    disks = disks_on(facts, paths) if paths else disks_behind(facts, found)
+    paths = paths or frozenset(path for disk in disks if (path := image_of(facts, disk)))
     mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
     proven = any(each.through for each in found)
     tids = [each.thread.tid for each in found]
     tokens = {*kind.holds, *thread_tokens(facts, tids), *(f"disk {disk.name}" for disk in disks)}
     if kind.only_requests:
         tokens.add(REQUESTS)
+    daemons = _daemons(facts, frozenset(mounts)) if kind.id == "fuse-daemon-silent" else ()
     where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()] or sorted(paths)
     return Match(
         headline=_headline(kind, found, where, tuple(title(disk) for disk in disks)),
         objects=(
             *(title(disk) for disk in disks),
             *(f"file system {mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()),
+            *(f"{daemon.comm or 'daemon'} {daemon.pid}" for daemon in daemons),
             *(named(each.thread) for each in found[:MOST_NAMED]),
         ),
         confidence="proven" if proven else "likely",
-        claims=tuple(_claims(facts, kind, found, files, proven=proven)),
+        claims=(
+            *_claims(facts, kind, found, files, proven=proven),
+            *(
+                claim(
+                    f"The daemon is {daemon.comm} {daemon.pid}, State {daemon.state or 'unknown'}"
+                    f"{f', in {daemon.wchan}' if daemon.wchan else ''}.",
+                    daemon.cite,
+                )
+                for daemon in daemons
+            ),
+        ),
         holds=frozenset(tokens),
         weight=len(found),
     )
+
+
+def _daemons(facts: Facts, paths: frozenset[str]) -> tuple[Peer, ...]:
+    """Return the programs that should answer for these FUSE mounts."""
+    if isinstance(facts.fuse, Unknown):
+        return ()
+    here = [mount for mount in facts.fuse.value if mount.path in paths or not paths]
+    return tuple(daemon for mount in here if mount.sure or len(mount.daemons) == 1 for daemon in mount.daemons)[:3]
 
 
 def _headline(kind: Family, found: list[Sleeper], where: list[str], disks: tuple[str, ...]) -> str:
