@@ -93,8 +93,11 @@ def _from_graph_question(talk: MonitorFact, drivers: Mapping[str, str]) -> Itera
         for node in sequence(whole.get("nodes"))
         if mapping(node).get("type") == "block-driver"
     }
+    below: dict[int, list[dict[str, Any]]] = {}
+    for edge in map(mapping, sequence(whole.get("edges"))):
+        below.setdefault(number(edge.get("parent")), []).append(edge)
     for identity in sorted(drawn):
-        edges = [mapping(edge) for edge in sequence(whole.get("edges")) if mapping(edge).get("parent") == identity]
+        edges = below.get(identity, [])
         # "file" before "backing": the path that a request takes first.
         edges.sort(key=lambda edge: text(edge.get("name")) == "backing")
         children = tuple(names.get(number(edge.get("child")), "") for edge in edges)
