@@ -129,7 +129,7 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> 
         utc=when.utc(began, digits=0),
         local=when.host(began, digits=0),
         kill=_kill(kill, when),
-        stalled=_stalled(facts, diagnosis),
+        stalled=stalled_for(facts, diagnosis),
         calendar=when,
         stuck_paths=tuple(each for each in drawings if each.stuck),
         other_paths=tuple(each for each in drawings if not each.stuck),
@@ -184,7 +184,7 @@ def _alike(told: Iterable[tuple[str, str, tuple[Cite, ...]]]) -> tuple[Alike, ..
     return tuple(Alike(tuple(them), why, cites) for (why, cites), them in texts.items())
 
 
-def _stalled(facts: Facts, diagnosis: Diagnosis) -> Stalled:
+def stalled_for(facts: Facts, diagnosis: Diagnosis) -> Stalled:
     """Say for how long the disks that the diagnosis names have completed nothing, by QEMU's own counters."""
     if diagnosis.where == "none":
         return Stalled("nothing is")
@@ -204,6 +204,14 @@ def _stalled(facts: Facts, diagnosis: Diagnosis) -> Stalled:
         return Stalled("cannot be told: no counter says when the last request completed")
     longest, name, cite = max(found)
     return Stalled(f"{duration(longest)} before the capture: since then disk {name} has completed nothing", (cite,))
+
+
+def apart(facts: Facts) -> float:
+    """Return how many seconds lay between the two looks: those at the threads, for they were read at both."""
+    for thread in facts.threads.value if isinstance(facts.threads, Known) else ():
+        if isinstance(thread.movement, Known):
+            return thread.movement.value.seconds
+    return facts.times.gap_seconds
 
 
 def _stops(bundle: Evidence) -> tuple[Stop, ...]:

@@ -7,29 +7,40 @@ import os
 import tempfile
 from pathlib import Path
 
-import msgspec
-
 from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import UsageError
 from autopsy.facts.gather import gather
+from autopsy.report.document import document, schema
 from autopsy.report.html import html
+from autopsy.report.post_mortem import post_mortem
+from autopsy.report.sidecar import killed
+from autopsy.report.tracker import bug_report
 
-FORMATS = ("html", "json")
+FORMATS = ("html", "md", "bug", "json", "schema")
 
 
 def render(path: Path, format: str) -> str:  # noqa: A002 - the option's name is a contract
-    """Return a bundle's report.
+    """Return a bundle's report. `schema` is that of `json`, and reads no bundle.
 
     Raises:
-        UsageError: there is no such format.
+        UsageError: there is no such format, or nothing at that path.
+        DamagedBundle: it is no bundle, or only part of one.
     """
     if format not in FORMATS:
         raise UsageError(format, "there is no such format", remedy=f"one of {', '.join(FORMATS)}")
-    bundle = open_bundle(path)
+    if format == "schema":
+        return schema()
+    bundle, kill = open_bundle(path), killed(path)
     if format == "html":
-        return html(bundle)
-    return msgspec.json.format(msgspec.json.encode(diagnose(gather(bundle))), indent=2).decode() + "\n"
+        return html(bundle, kill=kill)
+    facts = gather(bundle)
+    diagnosis = diagnose(facts)
+    if format == "md":
+        return post_mortem(bundle.manifest, facts, diagnosis, kill=kill, bundle=path.name)
+    if format == "bug":
+        return bug_report(bundle.manifest, facts, diagnosis)
+    return document(bundle.manifest, diagnosis, kill=kill)
 
 
 def store(text: str, path: Path) -> None:

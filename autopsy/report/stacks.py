@@ -208,7 +208,17 @@ def _moved(group: list[Thread]) -> str:
 def _top(frames: Iterable[Frame]) -> str:
     """Return the innermost function that says something: not the system call's own wrapper."""
     names = [frame.function for frame in frames if frame.function]
-    dull = ("syscall", "__", "qemu_coroutine_switch", "qemu_coroutine_yield", "futex", "pthread_", "clone", "ioctl")
+    dull = (
+        "syscall",
+        "__",
+        "qemu_coroutine_",
+        "qemu_co_",
+        "qemu_mutex_",
+        "qemu_cond_",
+        "qemu_futex_",
+        "futex",
+        "pthread_",
+    )
     return next((name for name in names if not name.startswith(dull)), names[0] if names else "")
 
 

@@ -1,0 +1,170 @@
+"""Drafts a post-mortem: what the evidence tells is filled in, what only a person knows is marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopsy.bundle.schema import Manifest
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.facts.cite import Known
+from autopsy.facts.model import Facts
+from autopsy.report.markdown import cited, code, ours, plain, row
+from autopsy.report.moments import Calendar, calendar
+from autopsy.report.page import PLACES, SURE, SURE_OF_NOTHING, apart, stalled_for
+from autopsy.report.units import duration, milliseconds
+
+
+def post_mortem(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, *, kill: str, bundle: str) -> str:
+    """Return the draft as Markdown; `bundle` names the evidence, `kill` is what happened after the seal."""
+    when = calendar(manifest.began)
+    began = when.utc(manifest.began.monotonic_ns, digits=0)
+    parts = (
+        (f"# {began[:10]}: {plain(manifest.target.name)}: {plain(diagnosis.headline)}", ""),
+        (
+            f"> Draft by autopsy {plain(manifest.autopsy)} from the evidence in {code(bundle)}.",
+            "> Lines with **TO FILL IN** are for a person; everything else is read from the evidence.",
+            "",
+        ),
+        tuple(_impact(manifest, facts, diagnosis, kill, when)),
+        tuple(_timeline(manifest, facts, kill, when)),
+        tuple(_detection(facts)),
+        tuple(_root_cause(diagnosis)),
+        tuple(_ruled_out(diagnosis)),
+        tuple(_not_proved(diagnosis)),
+        tuple(_fixes(diagnosis)),
+        tuple(_follow_ups(diagnosis)),
+        tuple(_footprint(diagnosis)),
+    )
+    return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+
+
+def _impact(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, kill: str, when: Calendar) -> Iterator[str]:
+    target = manifest.target
+    yield from ("## Impact", "")
+    yield "- **TO FILL IN**: who and what was affected, from when to when (UTC), and what was lost."
+    version = plain(target.qemu_version) or "of unknown version"
+    yield f"- VM {plain(target.name)} ({target.manager}, pid {target.pid}) on host {plain(manifest.host.name)}."
+    yield f"- QEMU {version}, Linux {plain(manifest.host.kernel)}, {plain(manifest.host.distribution)}."
+    stalled = stalled_for(facts, diagnosis)
+    yield f"- Stalled: {plain(stalled.words)}{cited(stalled.cites)}."
+    yield f"- {_killed(kill, when)}"
+    yield ""
+
+
+def _killed(kill: str, when: Calendar) -> str:
+    moment, colon, rest = kill.partition(": ")
+    if not colon:
+        return "Not killed when this was drafted. **TO FILL IN**: how the VM was brought back."
+    return f"Recovery: {plain(when.both(moment))}: {plain(rest)}. **TO FILL IN**: when the guest was up again."
+
+
+def _timeline(manifest: Manifest, facts: Facts, kill: str, when: Calendar) -> Iterator[str]:
+    yield from (f"## Timeline (UTC; the host's own clock runs {plain(manifest.began.zone)})", "")
+    yield "- **TO FILL IN**: the last sign of life; changes to the VM or its storage before it (limits, snapshots,"
+    yield "  backups, migrations); the first alert; who noticed."
+    for step in manifest.steps:
+        told = f"- {when.utc(step.start_ns)[11:]}: {code(step.name)}: {step.outcome}, "
+        told += milliseconds((step.end_ns - step.start_ns) / 1e6)
+        told += f"; the VM stood still for {step.stop_ns / 1e6:.2f} ms" if step.stop_ns else ""
+        yield told + (f"; {plain(step.why)}" if step.why and step.outcome != "Collected" else "")
+    if isinstance(facts.monitor.died_at, Known):
+        asked = facts.monitor.died_at.value.exchange
+        yield f"- {when.utc(asked.asked_ns)[11:]}: QMP did not answer {code(asked.question)} any more"
+    moment, colon, rest = kill.partition(": ")
+    if colon:
+        yield f"- {plain(when.both(moment))}: {plain(rest)}"
+    yield from ("- **TO FILL IN**: the recovery, and the first sign of life after it.", "")
+
+
+def _detection(facts: Facts) -> Iterator[str]:
+    yield from ("## Detection", "")
+    yield "- **TO FILL IN**: how it was noticed, by whom or what, and how long after the stall began."
+    alive = facts.monitor.alive
+    if isinstance(alive, Known):
+        words = "answered QMP: a check that only asks for its status saw nothing"
+        yield f"- QEMU {words if alive.value else 'did not answer QMP'}{cited((alive.cite,))}."
+    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        if isinstance(disk.completed, Known):
+            yield (
+                f"- Disk {plain(disk.name)} completed {disk.completed.value} requests in "
+                f"{duration(apart(facts))} of looking{cited((disk.completed.cite,))}."
+            )
+    yield ""
+
+
+def _root_cause(diagnosis: Diagnosis) -> Iterator[str]:
+    sure = (SURE_OF_NOTHING if diagnosis.where == "none" else SURE)[diagnosis.confidence]
+    yield from ("## Root cause", "")
+    yield f"**{plain(diagnosis.headline)}.** {PLACES[diagnosis.where]} ({code(diagnosis.signature)})."
+    yield f"This is {diagnosis.confidence}: {sure}."
+    yield ""
+    for number, claim in enumerate(diagnosis.chain, start=1):
+        yield f"{number}. {ours(claim.text)}{cited(claim.cites)}"
+    if diagnosis.secondary:
+        yield from ("", "Effects of it, and what else is wrong:", "")
+        for each in diagnosis.secondary:
+            because = f" because of {code(each.because_of)}" if each.because_of else ""
+            yield f"- {plain(each.headline)} ({each.where}, {code(each.signature)}{because}){cited(each.cites)}"
+    for bug in diagnosis.known_bugs:
+        fixed = ", ".join(map(plain, bug.fixed_in)) or "no release yet"
+        yield from ("", f"Known bug: {plain(bug.title)}. {plain(bug.sentence)} Fixed in {fixed}. <{bug.link}>")
+    yield ""
+
+
+def _ruled_out(diagnosis: Diagnosis) -> Iterator[str]:
+    yield from ("## Ruled out (evidence, not vibes)", "")
+    reasons: dict[str, list[int]] = {}
+    for place, each in enumerate(diagnosis.ruled_out):
+        reasons.setdefault(each.why, []).append(place)
+    for why, places in reasons.items():
+        alike = [diagnosis.ruled_out[place] for place in places]
+        yield f"- **Not that {'; '.join(ours(each.text) for each in alike)}**: {ours(why)}{cited(alike[0].cites)}."
+    if not diagnosis.ruled_out:
+        yield "- Nothing could be ruled out."
+    yield ""
+
+
+def _not_proved(diagnosis: Diagnosis) -> Iterator[str]:
+    yield from ("## What we could not prove", "")
+    missing: dict[str, list[str]] = {}
+    for each in diagnosis.cannot_tell:
+        missing.setdefault(each.missing, []).append(ours(each.text))
+    for what, texts in missing.items():
+        yield f"- Whether {'; whether '.join(texts)}. It would be told by: {ours(what)}."
+    if not missing:
+        yield "- Every known signature could be either shown or ruled out."
+    if diagnosis.lost_by_kill:
+        yield from ("", "Once the VM is killed, nobody can tell:", "")
+        for lost in diagnosis.lost_by_kill:
+            yield f"- {ours(lost)}"
+    yield ""
+
+
+def _fixes(diagnosis: Diagnosis) -> Iterator[str]:
+    yield from ("## Fixes", "", row("Status", "Fix"), row("---", "---"))
+    for step in diagnosis.next_steps:
+        yield row("proposed by the evidence", ours(step))
+    for bug in diagnosis.known_bugs:
+        if bug.in_this_build != "fixed" and bug.fixed_in:
+            yield row(
+                "to be decided", f"upgrade QEMU to one of {', '.join(map(plain, bug.fixed_in))}: {plain(bug.title)}"
+            )
+    yield row("**TO FILL IN**", "what was done, by whom, and how it was verified")
+    yield ""
+
+
+def _follow_ups(diagnosis: Diagnosis) -> Iterator[str]:
+    yield from ("## Open follow-ups", "")
+    yield "- **TO FILL IN**: an alert that would have noticed it sooner (completed requests at 0 while QMP answers)."
+    if diagnosis.cannot_tell:
+        yield "- Have at hand, before it happens again, what could not be told this time (above)."
+    yield f"- Read the runbook: {code(diagnosis.runbook)}."
+    yield from ("- **TO FILL IN**: lessons.", "")
+
+
+def _footprint(diagnosis: Diagnosis) -> Iterator[str]:
+    yield from ("## What the capture did to the VM", "")
+    for each in diagnosis.footprint:
+        yield f"- {ours(each)}"
+    for claim in diagnosis.side_effects:
+        yield f"- {ours(claim.text)}{cited(claim.cites)}"
