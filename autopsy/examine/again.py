@@ -14,7 +14,7 @@ import msgspec
 from autopsy.bundle import names
 from autopsy.bundle.records import Coroutine, Frame
 from autopsy.errors import ExaminationFailed
-from autopsy.examine import coroutines, exposures, heap
+from autopsy.examine import coroutines, earlier, exposures, heap
 from autopsy.examine.core import Core, CoreError
 from autopsy.examine.coroutines import Saved
 from autopsy.examine.frozen import Frozen
@@ -42,12 +42,14 @@ def examine_again(frozen: Frozen) -> str:
     walking = heap.start(frozen, symbols, min(HEAP_SECONDS, frozen.seconds))
     compared = exposures.compare(core, coroutines.find(core, symbols), second, coroutines.find(second, symbols))
     unwound = _unwound(frozen)
-    told = [_with_frames(saved.coroutine, unwound) for saved in compared.first]
-    told += _newcomers(frozen, second, symbols, compared.new)
+    known = earlier.read(frozen.read, names.SECOND_EXPOSURE)
+    found = [_with_frames(saved.coroutine, unwound) for saved in compared.first]
+    found += _newcomers(frozen, second, symbols, compared.new)
+    told = known.best_coroutines(found, blind=symbols.main is None or symbols.main.file is None)
     frozen.write(names.COROUTINES, msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
     if walking.child is not None:  # without debug information there is nothing to compare
         with suppress(OSError):  # the coroutines are written already
-            heap.finish(walking)
+            heap.finish(walking, earlier=known)
     counts = Counter(each.since_first for each in told if each.state == "parked")
     return ", ".join(f"{count} coroutines {word}" for word, count in sorted(counts.items()))
 

@@ -21,6 +21,7 @@ from autopsy.bundle import names
 from autopsy.bundle.heap_loops import Context
 from autopsy.bundle.heap_records import Exposure, Heap
 from autopsy.bundle.records import ThreadStack
+from autopsy.examine.earlier import NOTHING, Earlier
 from autopsy.examine.files import Found
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.gdb import RAILS, bound_to
@@ -70,7 +71,7 @@ def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
     return Walking(frozen, found, why, child, answer, errors, time.monotonic() + seconds)
 
 
-def finish(walking: Walking, threads: Iterable[ThreadStack] = ()) -> Heap:
+def finish(walking: Walking, threads: Iterable[ThreadStack] = (), earlier: Earlier = NOTHING) -> Heap:
     """Wait for the walk, write heap.json, and return what it says."""
     heap = _collect(walking)
     for left in (walking.answer, walking.errors):
@@ -83,6 +84,7 @@ def finish(walking: Walking, threads: Iterable[ThreadStack] = ()) -> Heap:
         first=_named(heap.first, comms),
         second=_named(heap.second, comms),
     )
+    heap = earlier.best_heap(heap)
     walking.frozen.write(names.HEAP, msgspec.json.format(msgspec.json.encode(heap), indent=1) + b"\n")
     return heap
 

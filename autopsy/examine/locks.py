@@ -14,6 +14,7 @@ from autopsy.bundle import names
 from autopsy.bundle.records import FutexWait, LockGraph, Mutex, OtherWait
 from autopsy.examine.bql import find_bql, is_mutex
 from autopsy.examine.core import Core, CoreError
+from autopsy.examine.earlier import NOTHING, Earlier
 from autopsy.examine.symbols import Symbols
 from autopsy.examine.tasks import freeze_record, tasks
 from autopsy.examine.view import View
@@ -38,15 +39,17 @@ class Waits:
     doubtful: frozenset[int]
 
 
-def examine(view: View) -> LockGraph:
+def examine(view: View, earlier: Earlier = NOTHING) -> LockGraph:
     """Write locks.json, and return what it says."""
-    graph = of(view)
+    graph = earlier.best_graph(of(view))
     view.frozen.write(names.LOCKS, msgspec.json.format(msgspec.json.encode(graph), indent=1) + b"\n")
     return graph
 
 
 def of(view: View) -> LockGraph:
     """Return who waits for whom in the frozen process."""
+    if view.graph is not None:
+        return view.graph
     comms = {tid: task.comm for tid, task in tasks(view.frozen.read).items()}
     comms |= {thread.tid: thread.comm for thread in view.threads if thread.comm}
     return lock_graph(view.core, view.symbols, waits(view), comms)

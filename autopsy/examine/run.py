@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
 
 from autopsy.bundle import names
-from autopsy.bundle.records import Coroutine, Module, ThreadStack
+from autopsy.bundle.records import Coroutine, LockGraph, Module, ThreadStack
 from autopsy.errors import ExaminationFailed
-from autopsy.examine import coroutines, exposures, heap, listing, locks, mainloop, rings, unwind, workers
+from autopsy.examine import coroutines, earlier, exposures, heap, listing, locks, mainloop, rings, unwind, workers
 from autopsy.examine.core import Core, CoreError
+from autopsy.examine.earlier import Earlier
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.heap import Walking
 from autopsy.examine.symbols import Symbols
@@ -26,9 +27,8 @@ __all__ = ["ExaminationFailed", "examine"]
 
 GDB_SHARE = 0.6  # of the time that is given: locks, rings and the heap come after it
 
-# What is read out of the opened process once its stacks are known, in this order.
+# What is read out of the opened process once its stacks and its locks are known, in this order.
 PARTS: tuple[tuple[str, Callable[[View], object]], ...] = (
-    ("locks", locks.examine),
     ("main loop", mainloop.examine),
     ("rings", rings.examine),
     ("workers", workers.examine),
@@ -60,11 +60,13 @@ class Opened:
     core: Core
     symbols: Symbols
     comms: dict[int, str]
+    earlier: Earlier
     second: Core | None = None
     parked: list[Parked] = field(default_factory=list)
     threads: tuple[ThreadStack, ...] = ()
     coroutines: tuple[Coroutine, ...] = ()
     walking: Walking | None = None
+    graph: LockGraph | None = None
 
     def store(self, file: str, records: object) -> None:
         """Write records as indented JSON, for eyes as much as for the analyzer."""
@@ -77,7 +79,13 @@ class Opened:
 
     def stand(self) -> None:
         """Tell where each thread stood: all that is known without a debugger."""
-        self.threads = tuple(unwind.bare(each, self.symbols, self.comms, "not unwound") for each in self.core.threads)
+        self.tell([unwind.bare(each, self.symbols, self.comms, "not unwound") for each in self.core.threads], "")
+
+    def tell(self, threads: Sequence[ThreadStack], backtrace: str) -> None:
+        """Write the threads, and the backtrace that they cite."""
+        self.threads, text = self.earlier.best_threads(threads, backtrace)
+        if text:
+            self.frozen.write(names.BACKTRACE, text.encode("utf-8", "backslashreplace"))
         self.store(names.THREADS, self.threads)
 
     def find_coroutines(self) -> None:
@@ -93,7 +101,9 @@ class Opened:
 
     def show(self, found: Iterable[Coroutine]) -> None:
         """Write the coroutines, for the analyzer and for eyes."""
-        text, self.coroutines = listing.render(found)
+        main = self.symbols.main
+        best = self.earlier.best_coroutines(found, blind=main is None or main.file is None)
+        text, self.coroutines = listing.render(best)
         self.store(names.COROUTINES, self.coroutines)
         self.frozen.write(names.COROUTINES_TEXT, text.encode("utf-8", "backslashreplace"))
 
@@ -104,7 +114,7 @@ class Opened:
     def finish_heap(self) -> None:
         """Wait for the heap."""
         if self.walking is not None:
-            heap.finish(self.walking, self.threads)
+            heap.finish(self.walking, self.threads, self.earlier)
 
     def unwind(self) -> Unwound:
         """Unwind threads and coroutines with gdb."""
@@ -116,12 +126,14 @@ class Opened:
             scratch=self.frozen.scratch,
             ends_at=time.monotonic() + self.frozen.seconds * GDB_SHARE,
         )
-        self.threads = unwound.threads
-        self.frozen.write(names.BACKTRACE, unwound.backtrace.encode("utf-8", "backslashreplace"))
         self.frozen.write(names.GDB_LOG, unwound.log)
-        self.store(names.THREADS, self.threads)
+        self.tell(unwound.threads, unwound.backtrace)
         self.show(unwind.with_frames(each, unwound.coroutines, self.symbols) for each in self.coroutines)
         return unwound
+
+    def find_locks(self, view: View) -> None:
+        """Tell who waits for whom."""
+        self.graph = locks.examine(view, self.earlier)
 
 
 def examine(frozen: Frozen) -> str:
@@ -136,9 +148,9 @@ def examine(frozen: Frozen) -> str:
         raise ExaminationFailed("core", str(error), remedy="capture again; see the outcome of freeze") from error
     symbols = Symbols(core, frozen)
     comms = {tid: task.comm for tid, task in tasks(frozen.read).items()}
-    opened = Opened(frozen=frozen, core=core, symbols=symbols, comms=comms)
+    opened = Opened(frozen=frozen, core=core, symbols=symbols, comms=comms, earlier=earlier.read(frozen.read))
     progress = Progress()
-    modules = symbols.modules
+    modules = opened.earlier.best_modules(symbols.modules)
     opened.store(names.MODULES, modules)
     progress.attempt("second core", opened.look_again)
     progress.attempt("threads", opened.stand)
@@ -159,6 +171,8 @@ def examine(frozen: Frozen) -> str:
         coroutines=opened.coroutines,
         ends_at=ends_at,
     )
+    progress.attempt("locks", partial(opened.find_locks, view))
+    view = replace(view, graph=opened.graph)
     for name, part in PARTS:
         progress.attempt(name, partial(part, view))
     progress.attempt("heap", opened.finish_heap)

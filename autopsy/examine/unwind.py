@@ -205,7 +205,7 @@ def with_frames(coroutine: Coroutine, found: Mapping[int, tuple[Frame, ...]], sy
 
     One in which coroutine_trampoline() itself switches away has ended, and waits in the pool.
     """
-    if coroutine.address not in found:
+    if coroutine.address not in found or coroutine.state == "pooled":
         return coroutine
     stack = found[coroutine.address]
     in_qemu = {frame.pc for frame in stack if symbols.main and frame.module == symbols.main.path}

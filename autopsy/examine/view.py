@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from autopsy.bundle.records import Coroutine, ThreadStack
+from autopsy.bundle.records import Coroutine, LockGraph, ThreadStack
 from autopsy.examine.core import Core
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.symbols import Symbols
@@ -15,7 +15,8 @@ from autopsy.examine.symbols import Symbols
 class View:
     """The frozen process, opened. `second` is the second exposure, readable by itself; `ends_at` is on time.monotonic.
 
-    `threads` and `coroutines` are empty where they could not be unwound.
+    `threads` and `coroutines` are empty where they could not be unwound; `graph` is who waits for whom, once somebody
+    has worked it out.
     """
 
     frozen: Frozen
@@ -25,6 +26,7 @@ class View:
     threads: tuple[ThreadStack, ...]
     coroutines: tuple[Coroutine, ...]
     ends_at: float
+    graph: LockGraph | None = None
 
     def left(self) -> float:
         """Return the seconds that are left, never less than zero."""
