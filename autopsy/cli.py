@@ -269,6 +269,28 @@ def replay(
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="a bundle, or its folder")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="another one, of the same VM or not")],
+    json: Json = False,
+) -> None:
+    """Say what changed between two captures."""
+    from msgspec.json import encode
+    from msgspec.json import format as indented
+
+    from autopsy.diff.compare import difference, look
+    from autopsy.diff.words import lines
+    from autopsy.terminal import plain
+
+    found = difference(look(a), look(b))
+    if json:
+        show(indented(encode(found), indent=2).decode())
+    else:
+        for line in lines(found):
+            show(plain(line))
+
+
+@app.command()
 def ps(json: Json = False) -> None:
     """List this host's VMs without asking or stopping any."""
     from autopsy import terminal

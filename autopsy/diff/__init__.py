@@ -1,0 +1,1 @@
+"""Says what changed between two captures, of one VM or of two."""

@@ -1,0 +1,88 @@
+"""What `autopsy diff --json` prints: the differences of two captures, A and B."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the two captures."""
+
+    bundle: str
+    name: str
+    pid: int
+    manager: str
+    utc: str
+    autopsy: str
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that reads differently on the two sides; what could not be told says why."""
+
+    what: str
+    a: str
+    b: str
+
+
+class Count(msgspec.Struct, frozen=True, kw_only=True):
+    """How many there are on either side."""
+
+    what: str
+    a: int
+    b: int
+
+
+class StackCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How many threads have the same stack, innermost function first, and what these threads are for."""
+
+    functions: tuple[str, ...]
+    roles: tuple[str, ...]
+    a: int
+    b: int
+
+
+class ParkCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How many requests are parked at one point.
+
+    `stuck_in_both` are the addresses of coroutines that are parked with the same frames on both sides: only where both
+    are the same process.
+    """
+
+    park: str
+    words: str
+    a: int
+    b: int
+    stuck_in_both: tuple[str, ...] = ()
+
+
+class DiskChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One disk. `completed` is how many requests ended from A to B, only where both are the same process."""
+
+    name: str
+    completed: int | msgspec.UnsetType = msgspec.UNSET
+    in_flight_a: int | msgspec.UnsetType = msgspec.UNSET
+    in_flight_b: int | msgspec.UnsetType = msgspec.UNSET
+    told: tuple[Told, ...] = ()
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that differs; requests and disks are told where they do not, too, for there that is the news.
+
+    `seconds` lie between A and B, on the host's own clock where it is one host that did not start anew meanwhile.
+    """
+
+    a: Side
+    b: Side
+    same_process: bool
+    seconds: float
+    verdict: tuple[Told, ...]
+    target: tuple[Told, ...]
+    state: tuple[Told, ...]
+    threads: tuple[Count, ...]
+    moved: tuple[Told, ...]
+    stacks: tuple[StackCount, ...]
+    requests: tuple[ParkCount, ...]
+    disks: tuple[DiskChange, ...]
+    throttle: tuple[Told, ...]
+    jobs: tuple[Told, ...]
+    host: tuple[Told, ...]

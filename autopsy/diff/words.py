@@ -1,0 +1,108 @@
+"""What a person reads of the difference of two captures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from autopsy.diff.difference import Count, Difference, DiskChange, ParkCount, Side, StackCount, Told
+
+WIDTH = 22
+MOST_ROWS = 24  # of one kind; --json has them all
+MOST_FRAMES = 5
+
+
+def lines(found: Difference) -> Iterator[str]:
+    """Yield the differences, the verdict's first; what does not differ is said in one line at the end."""
+    yield from _heading(found)
+    same: list[str] = []
+    for title, rows in (
+        ("verdict", _told(found.verdict)),
+        ("state", _told(found.state)),
+        ("requests", _requests(found.requests, same_process=found.same_process)),
+        ("disks", _disks(found.disks)),
+        ("throttle groups", _told(found.throttle)),
+        ("jobs", _told(found.jobs)),
+        ("threads", (*_counts(found.threads), *_told(found.moved))),
+        ("stacks", _stacks(found.stacks)),
+        ("host", _told(found.host)),
+        ("build and arguments", _told(found.target)),
+    ):
+        told = tuple(rows)
+        if not told:
+            same.append(title)
+            continue
+        yield ""
+        yield title
+        yield from (f"  {row}" for row in told[:MOST_ROWS])
+        if len(told) > MOST_ROWS:
+            yield f"  … and {len(told) - MOST_ROWS} more (--json shows all)"
+    if same:
+        yield ""
+        yield f"no difference: {', '.join(same)}"
+
+
+def _heading(found: Difference) -> Iterator[str]:
+    yield f"A  {_side(found.a)}"
+    yield f"B  {_side(found.b)}"
+    later = f"{abs(found.seconds):.1f} s {'later' if found.seconds >= 0 else 'earlier'}"
+    if found.same_process:
+        yield f"   the same process, {later}"
+    else:
+        yield f"   another process, {later}: addresses and counters are not compared"
+
+
+def _side(side: Side) -> str:
+    return f"{side.name} (pid {side.pid}, {side.manager}) {side.utc[:19]}Z  {side.bundle}"
+
+
+def _told(rows: Iterable[Told]) -> Iterator[str]:
+    for row in rows:
+        if len(row.a) + len(row.b) > 70:
+            yield f"{row.what:<{WIDTH}} A: {row.a}"
+            yield f"{'':<{WIDTH}} B: {row.b}"
+        else:
+            yield f"{row.what:<{WIDTH}} {row.a} → {row.b}"
+
+
+def _counts(rows: Iterable[Count]) -> Iterator[str]:
+    for row in rows:
+        yield f"{row.what:<{WIDTH}} {row.a} → {row.b}"
+
+
+def _requests(rows: Iterable[ParkCount], *, same_process: bool) -> Iterator[str]:
+    for row in rows:
+        stuck = ""
+        if row.stuck_in_both:
+            shown = ", ".join(row.stuck_in_both[:3])
+            more = f" and {len(row.stuck_in_both) - 3} more" if len(row.stuck_in_both) > 3 else ""
+            stuck = f"; {len(row.stuck_in_both)} stuck in both: {shown}{more}"
+        elif same_process and row.a and row.b:
+            stuck = "; none of them the same"
+        count = f"{row.a} → {row.b}"
+        yield f"{count:<{WIDTH}} {row.words}{stuck}"
+
+
+def _disks(rows: Iterable[DiskChange]) -> Iterator[str]:
+    for row in rows:
+        parts = []
+        if row.completed is not msgspec.UNSET:
+            parts.append(f"completed {row.completed}")
+        if row.in_flight_a is not msgspec.UNSET or row.in_flight_b is not msgspec.UNSET:
+            parts.append(f"in flight {_number(row.in_flight_a)} → {_number(row.in_flight_b)}")
+        parts += [f"{each.what} {each.a} → {each.b}" for each in row.told]
+        if parts:
+            yield f"{row.name:<{WIDTH}} {'; '.join(parts)}"
+
+
+def _number(value: int | msgspec.UnsetType) -> str:
+    return "?" if isinstance(value, msgspec.UnsetType) else str(value)
+
+
+def _stacks(rows: Iterable[StackCount]) -> Iterator[str]:
+    for row in rows:
+        shown = " < ".join(row.functions[:MOST_FRAMES]) or "no frames"
+        more = " < …" if len(row.functions) > MOST_FRAMES else ""
+        count = f"{row.a} → {row.b} {'/'.join(row.roles)}"
+        yield f"{count:<{WIDTH}} {shown}{more}"
