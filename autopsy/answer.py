@@ -76,6 +76,14 @@ class KillAnswer(msgspec.Struct, frozen=True, kw_only=True):
     how: str
 
 
+class StartAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the VM was started again after its kill; `how` says by what means, or why it was not."""
+
+    asked: bool
+    done: bool
+    how: str
+
+
 class CaptureAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What `capture --json` prints."""
 
@@ -87,6 +95,7 @@ class CaptureAnswer(msgspec.Struct, frozen=True, kw_only=True):
     stop_ms: float
     verdict: VerdictAnswer | None
     kill: KillAnswer
+    start: StartAnswer
     notes: tuple[str, ...]
 
 
@@ -118,6 +127,7 @@ def answer(ended: Ended) -> str:
             stop_ms=round(captured.stop_ms, 3),
             verdict=verdict(captured.diagnosis) if captured.diagnosis else None,
             kill=KillAnswer(asked=ended.kill_asked, done=ended.kill_done, how=ended.kill_words),
+            start=StartAnswer(asked=ended.start_asked, done=ended.start_done, how=ended.start_words),
             notes=captured.notes,
         )
     )

@@ -20,7 +20,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Freeze the evidence of a wedged QEMU before anybody kills it, and say where its disk I/O is stuck.",
     epilog="Exit codes: 0 done, 2 usage, 3 no such VM, 4 not permitted, 5 evidence not stored (nothing was killed), "
-    "6 killed but still there, 7 verify or replay mismatch, 130 interrupted, 1 a bug of autopsy's.",
+    "6 killed but still there, 7 verify or replay mismatch, 8 killed but not started again, 130 interrupted, "
+    "1 a bug of autopsy's.",
 )
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a .tar.zst bundle, or its folder")]
@@ -91,6 +92,12 @@ def capture(
     then_kill: Annotated[
         bool, typer.Option("--then-kill", help="kill the VM once its evidence is sealed and read back")
     ] = False,
+    then_start: Annotated[
+        bool, typer.Option("--then-start", help="start it again after the kill, through the manager that owns it")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="with --then-kill: say what would be killed and how, and kill nothing")
+    ] = False,
     even_if_healthy: Annotated[
         bool, typer.Option("--even-if-healthy", help="let --then-kill end a VM that is healthy or paused")
     ] = False,
@@ -133,12 +140,14 @@ def capture(
         ),
         places=tuple(out or (Path(),)),
         then_kill=then_kill,
+        then_start=then_start,
+        dry_run=dry_run,
         even_if_healthy=even_if_healthy,
         require=tuple(require or ()),
         words=tuple(sys.argv[1:]),
     )
     with terminal.watcher() as watcher:
-        ended = session.fulfil(wish, watcher)
+        ended = session.fulfil(wish, watcher, lambda line: say(terminal.plain(line)))
     for line in terminal.story(ended):
         say(line)
     if json:

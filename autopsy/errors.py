@@ -16,6 +16,7 @@ class ExitCode(IntEnum):
     NOT_STORED = 5
     STILL_THERE = 6
     MISMATCH = 7
+    NOT_STARTED = 8
     INTERRUPTED = 130
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -22,14 +23,14 @@ from autopsy.bundle.seal import Sealed, encode_manifest, seal
 from autopsy.capture import clocks, target
 from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.capture.estimate import needs
-from autopsy.capture.kill import kill, still_there
+from autopsy.capture.managers import proxmox_tasks
 from autopsy.capture.plan import PLAN
 from autopsy.capture.runner import INTERRUPTED, Run, Watcher, run
 from autopsy.capture.staging import Staging, prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.diagnose.diagnosis import Diagnosis
-from autopsy.errors import AutopsyError, ExitCode, NotStored, UsageError
-from autopsy.licence import licence
+from autopsy.ending import Order, end
+from autopsy.errors import ExitCode, NotStored, UsageError
 from autopsy.recovery import rescue
 from autopsy.report.html import html
 from autopsy.write import write_diagnosis, write_report
@@ -39,6 +40,7 @@ MOST_RESERVE = 12.0
 DIAGNOSE_SECONDS = 8.0
 REPORT_SECONDS = 8.0
 SEAL_SECONDS = 20.0
+HURRIED_GAP = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,8 @@ class Wish:
     places: tuple[Path, ...]
     words: tuple[str, ...]
     then_kill: bool = False
+    then_start: bool = False
+    dry_run: bool = False
     even_if_healthy: bool = False
     require: tuple[str, ...] = ()
 
@@ -74,17 +78,26 @@ class Captured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A capture and what became of the kill."""
+    """A capture, and what became of the kill and of the start after it."""
 
     captured: Captured
     kill_asked: bool
     kill_done: bool
     kill_words: str
     exit_code: ExitCode
+    start_asked: bool = False
+    start_done: bool = False
+    start_words: str = ""
 
 
-def fulfil(wish: Wish, watcher: Watcher) -> Ended:
+def _quietly(_: str) -> None:
+    """Tell nobody."""
+
+
+def fulfil(wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) -> Ended:
     """Find the VM, capture it and, if that was asked for and may be done, kill it.
+
+    `say` is given what a person must know before it happens.
 
     Raises:
         AutopsyError: no such VM, not permitted, or not stored; then nothing was killed.
@@ -92,10 +105,14 @@ def fulfil(wish: Wish, watcher: Watcher) -> Ended:
     unknown = [step for step in wish.require if step not in names.STEPS]
     if unknown:
         raise UsageError(unknown[0], "there is no such step", remedy=f"--require takes one of {', '.join(names.STEPS)}")
+    if not wish.then_kill and (wish.then_start or wish.dry_run):
+        option = "--then-start" if wish.then_start else "--dry-run"
+        raise UsageError(option, "there is no kill for it to follow", remedy="say --then-kill as well")
     vm = target.find(wish.name)
-    captured = capture(vm, options=wish.options, places=wish.places, words=wish.words, watcher=watcher)
+    options = _hurried(vm, wish.options, say)
+    captured = capture(vm, options=options, places=wish.places, words=wish.words, watcher=watcher)
     if wish.then_kill:
-        return _with_rescued(_kill(vm, captured, wish))
+        return _with_rescued(_end(vm, captured, wish, say))
     code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.DONE
     return _with_rescued(
         Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code)
@@ -109,23 +126,36 @@ def _with_rescued(ended: Ended) -> Ended:
     return replace(ended, captured=replace(captured, notes=captured.notes + told)) if told else ended
 
 
-def _kill(vm: target.Target, captured: Captured, wish: Wish) -> Ended:
+def _end(vm: target.Target, captured: Captured, wish: Wish, say: Callable[[str], None]) -> Ended:
     """Kill the VM if it may be, and write that into the report. Whatever happens, the capture's result is kept."""
-    done = False
-    refusal = licence(captured.diagnosis, captured.steps, wish.require, even_if_healthy=wish.even_if_healthy)
-    if refusal:
-        words, code = f"not killed: {refusal.words}", refusal.exit_code
-    else:
-        try:
-            killed = kill(vm, captured.sealed)
-        except AutopsyError as error:
-            words, code = f"not killed: {error}; {error.remedy}", error.exit_code
-        else:
-            done, code = killed.gone, ExitCode.DONE if killed.gone else ExitCode.STILL_THERE
-            remedy = () if killed.gone else (still_there(vm, killed).remedy,)
-            words = "; ".join((killed.words, *remedy, *killed.notes))
-    _tell_in_report(captured, f"{clocks.now().utc}: {words}")
-    return Ended(captured=captured, kill_asked=True, kill_done=done, kill_words=words, exit_code=code)
+    order = Order(
+        then_start=wish.then_start,
+        dry_run=wish.dry_run,
+        even_if_healthy=wish.even_if_healthy,
+        require=wish.require,
+    )
+    ending = end(vm, captured.sealed, order, diagnosis=captured.diagnosis, steps=captured.steps, say=say)
+    told = "; ".join(filter(None, (ending.words, ending.start_words)))
+    _tell_in_report(captured, f"{clocks.now().utc}: {told}")
+    return Ended(
+        captured=captured,
+        kill_asked=True,
+        kill_done=ending.killed,
+        kill_words=ending.words,
+        exit_code=ending.exit_code,
+        start_asked=wish.then_start,
+        start_done=ending.started,
+        start_words=ending.start_words,
+    )
+
+
+def _hurried(vm: target.Target, options: Options, say: Callable[[str], None]) -> Options:
+    """Shorten the capture where somebody else is about to kill the VM."""
+    warning = proxmox_tasks.clock(vm.record.name) if vm.record.manager == "proxmox" else ""
+    if not warning:
+        return options
+    say(f"note: {warning}")
+    return replace(options, fast=True, gap=min(options.gap, HURRIED_GAP))
 
 
 def capture(

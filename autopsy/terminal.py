@@ -165,11 +165,13 @@ def watcher() -> Iterator[PlainLines | LiveList]:
 
 
 def story(ended: Ended) -> Iterator[str]:
-    """Yield what a person must know besides the result: notes, and what became of the kill."""
+    """Yield what a person must know besides the result: notes, what became of the kill and of the start."""
     for note in ended.captured.notes:
         yield f"note: {plain(note)}"
     if ended.kill_asked:
         yield plain(f"kill: {ended.kill_words}")
+    if ended.start_words:
+        yield plain(f"start: {ended.start_words}")
 
 
 def five_lines(ended: Ended) -> Iterator[str]:

@@ -43,6 +43,7 @@ DOMAIN = """
     <disk type='file' device='disk'>
       <driver name='qemu' type='raw' cache='none' io='threads'/>
       <source file='{image}'/><target dev='vda' bus='virtio'/>
+      <iotune><total_bytes_sec>1</total_bytes_sec></iotune>
     </disk>
     <graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1' passwd='{secret}'/>
     <memballoon model='none'/>
@@ -98,9 +99,10 @@ class Libvirt:
         """Run one line of the human monitor."""
         return self.virsh("qemu-monitor-command", name, "--hmp", line)
 
-    def write_halts(self, name: str) -> None:
-        """Put a write in flight that hangs where the image's file system is frozen."""
-        self.hmp(name, 'qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "aio_write 0 4k"')
+    def wedge(self, name: str) -> None:
+        """Park writes in the disk's throttle group: after the first, the next passes in more than an hour."""
+        for _ in range(4):
+            self.hmp(name, 'qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "aio_write 0 4k"')
 
 
 def answer(done: subprocess.CompletedProcess[str]) -> Any:
@@ -129,7 +131,7 @@ def libvirt() -> Iterator[Libvirt]:
         mounts = "\n".join(f"mount --bind {folder} {path}" for folder, path in ours)
         keeper = start(
             there,
-            ["unshare", "--mount", "--propagation=private", "sh", "-ec", f"{mounts}\necho ready\nexec sleep infinity"],
+            ["unshare", "--mount", "--propagation=slave", "sh", "-ec", f"{mounts}\necho ready\nexec sleep infinity"],
             log="keeper.log",
         )
         keeper.wait_until("its mounts are made", lambda: "ready" in keeper.log.read_text())

@@ -91,14 +91,14 @@ def test_a_libvirt_domain_is_asked_through_virsh_stand_in(short: Path, monkeypat
                 "cannot acquire state change lock (held by monitor=x)"
             ),
         ),
-        ("silent", TimedOut("query-status: no answer in 1.0 s")),
+        ("silent", TimedOut("query-status: no answer in 3.0 s")),
     ],
 )
 def test_a_stuck_libvirtd_is_told_and_not_waited_for_with_virsh_stand_in(
     short: Path, monkeypatch: pytest.MonkeyPatch, mode: str, outcome: Outcome
 ) -> None:
     lab.need_root()
-    impatient(monkeypatch, 1.0)
+    impatient(monkeypatch, 3.0)
     with capture_through_virsh(short, mode, monkeypatch) as capture:
         assert capture.query_status() == outcome
         assert isinstance(capture.query_block(), Skipped)

@@ -70,6 +70,8 @@ DMESG = "dmesg.txt"
 JOURNAL = "journal.txt"  # sections named by the journalctl that gave them
 VM_CONFIG = "vm-config.txt"  # sections: domain XML or VMID.conf, redacted
 VM_LOG = "vm.log"
+VM_TASKS = "vm-tasks.txt"  # sections: what the manager was told to do with the VM of late, newest first
+RRD = "rrd"  # the manager's own record of the VM's load, from before the incident (rrdtool)
 
 
 def evidence(step: str, file: str) -> str:

@@ -18,6 +18,7 @@ from autopsy.bundle.schema import Domain
 from autopsy.bundle.seal import Sealed
 from autopsy.capture import identity, killnote
 from autopsy.capture.child import ChildFailed, ChildTimedOut, die_with_parent, in_child
+from autopsy.capture.estate import Estate, estate_of, left_by
 from autopsy.capture.identity import Asleep
 from autopsy.capture.killnote import StuckThread
 from autopsy.capture.managers import libvirt
@@ -35,13 +36,17 @@ BINARY_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Killed:
-    """What became of the process. `stuck` are the threads that keep it, where it is not gone."""
+    """What became of the process. `stuck` are the threads that keep it, where it is not gone.
+
+    `left` is what it left behind: sockets, pidfiles, locks, processes in its cgroup.
+    """
 
     how: str
     gone: bool
     ms: float = 0.0
     stuck: tuple[Asleep, ...] = ()
     notes: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -67,18 +72,26 @@ def kill(
     if _has_ended(target):
         return Killed("it had ended by itself before the kill", gone=True)
     _make_sure(target)
+    estate = estate_of(target, _locks(target))
     note = killnote.begun(target, sealed)
     unwritten, untold = killnote.store(note, sealed.path), killnote.tell_journal(note, roots.log)
     begun = time.monotonic()
     how, ended = _end(target, begun + seconds, virsh, roots)
     gone = _has_ended(target)
+    left = _left(target, estate) if gone else ()
     stuck_now = () if gone else identity.in_uninterruptible_sleep(target.pid)
-    killed = Killed(how, gone, (ended - begun) * 1e3, stuck_now)
+    killed = Killed(how, gone, (ended - begun) * 1e3, stuck_now, left=left)
     stuck = tuple(StuckThread(tid=each.tid, comm=each.comm, wchan=each.wchan) for each in killed.stuck)
-    done = msgspec.structs.replace(note, how=killed.words, gone=gone, ms=round(killed.ms, 1), stuck=stuck)
+    done = msgspec.structs.replace(note, how=killed.words, gone=gone, ms=round(killed.ms, 1), stuck=stuck, left=left)
     unwritten = unwritten or killnote.store(done, sealed.path)  # what failed once is not waited for again
     untold = untold or killnote.tell_journal(done, roots.log)
     return replace(killed, notes=tuple(filter(None, (unwritten, untold))))
+
+
+def means(target: Target, roots: Roots = ROOTS) -> str:
+    """Return by what means a kill would end the VM, without doing it."""
+    domain = _domain_of(target, roots)
+    return f"virsh destroy --domain={domain.word}, then SIGKILL" if domain else "SIGKILL"
 
 
 def still_there(target: Target, killed: Killed) -> StillThere:
@@ -88,6 +101,25 @@ def still_there(target: Target, killed: Killed) -> StillThere:
         killed.words,
         remedy="the signal is pending: it ends by itself once the storage that those threads wait for answers or fails",
     )
+
+
+def _locks(target: Target) -> tuple[str, ...]:
+    if target.record.manager != "proxmox":
+        return ()
+    return (f"/var/lock/qemu-server/lock-{target.record.name}.conf",)
+
+
+def _left(target: Target, estate: Estate) -> tuple[str, ...]:
+    """Return what is left once its manager has had a moment to clean up: qmeventd runs `qm cleanup`, libvirtd its own.
+
+    A plain process has nobody who would: what it leaves is told at once.
+    """
+    give_up = time.monotonic() + (BOOKS_SECONDS if target.record.manager == "proxmox" else 0)
+    while left := left_by(estate):
+        if time.monotonic() >= give_up:
+            break
+        time.sleep(LOOK_SECONDS)
+    return left
 
 
 def _make_sure(target: Target) -> None:

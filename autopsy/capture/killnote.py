@@ -44,7 +44,10 @@ class StuckThread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KillNote(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands beside the bundle. Without `gone` the kill had begun, and nobody lived to write down its end."""
+    """What stands beside the bundle. Without `gone` the kill had begun, and nobody lived to write down its end.
+
+    `left` is what the VM left behind: sockets, pidfiles, locks, processes in its cgroup.
+    """
 
     autopsy: str
     when: Clocks
@@ -62,6 +65,7 @@ class KillNote(msgspec.Struct, frozen=True, kw_only=True):
     gone: bool | None = None
     ms: float = 0.0
     stuck: tuple[StuckThread, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 def note_path(bundle: Path) -> Path:

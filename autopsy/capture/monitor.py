@@ -102,6 +102,10 @@ class Transport(Protocol):
     def negotiates(self) -> bool:
         """Return whether qmp_capabilities is ours to say."""
 
+    @property
+    def footprint(self) -> str:
+        """Return what a question leaves behind in the VM's surroundings, empty when nothing."""
+
     def held(self) -> bool:
         """Return whether somebody else has the monitor now, without touching it; when it cannot be told, not."""
 
@@ -175,6 +179,11 @@ class SocketMonitor:
     def negotiates(self) -> bool:
         """Return that qmp_capabilities is ours to say."""
         return True
+
+    @property
+    def footprint(self) -> str:
+        """Return that nothing stays: the connection is closed afterwards."""
+        return ""
 
     def held(self) -> bool:
         """Return whether somebody is connected to the socket, by the kernel's word."""

@@ -162,7 +162,7 @@ async def _session(scene: Scene, talk: Talk, note: str) -> Outcome:
         await talk(ask)
     finally:
         await reached.close()
-    return _outcome(ask, note)
+    return _outcome(ask, _joined(note, reached.footprint if ask.answered else ""))
 
 
 def _ignore(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None:

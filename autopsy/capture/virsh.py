@@ -43,6 +43,11 @@ class VirshMonitor:
         """Return that qmp_capabilities is libvirtd's to say, not ours."""
         return False
 
+    @property
+    def footprint(self) -> str:
+        """Return the mark that libvirt sets on a domain whose monitor somebody else has used."""
+        return NOTE
+
     def held(self) -> bool:
         """Return that it is not: libvirtd lets its clients take turns."""
         return False

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
 
 from autopsy.capture.files import open_below, read_below
+from autopsy.capture.managers import proxmox_tasks
 from autopsy.capture.procfs import OPEN, Process, read_file, tail_of
 from autopsy.capture.readers import Cut, Read
 
 MOST_CONFIG = 1 << 20
 MOST_LOG = 64 << 10
 DOMAINS = ("/run/libvirt/qemu", "/run/libvirt/qemu/run", "/etc/libvirt/qemu")
-PROXMOX = ("/etc/pve/storage.cfg",)
+RRDS = ("/var/lib/rrdcached/db/pve-vm-9.0", "/var/lib/rrdcached/db/pve2-vm")  # since Proxmox VE 9; before that
+MOST_RRD = 8 << 20
+PROXMOX = ("/etc/pve/storage.cfg", "/etc/pve/ha/manager_status", "/etc/pve/ha/resources.cfg")
 REMOVED = rb"\1(removed)"
 
 # What may be a secret in VMID.conf, in a domain's XML and in QEMU arguments that either may hold.
@@ -74,6 +78,39 @@ def _log(root: str, path: str) -> bytes | Cut:
         return _clean(tail_of(descriptor, MOST_LOG))
     finally:
         os.close(descriptor)
+
+
+def tasks(cmdline: bytes, manager: str) -> list[Read]:
+    """Return reads of the manager's newest tasks with this VM, each with its own log."""
+    vmid = proxmox_id(cmdline) if manager == "proxmox" else ""
+    if not vmid:
+        return []
+    try:
+        recent = proxmox_tasks.recent(vmid)
+    except OSError as error:
+        return [Read(str(proxmox_tasks.TASKS), partial(_raise, error))]
+    return [Read(str(proxmox_tasks.TASKS / task.log), partial(_task, task)) for task in recent]
+
+
+def _task(task: proxmox_tasks.Task) -> bytes:
+    began = datetime.fromtimestamp(task.began, UTC).isoformat()
+    head = f"{task.kind} by {task.user}, begun {began}, {task.ended or 'still running'}\n"
+    try:
+        log = _log("", str(proxmox_tasks.TASKS / task.log))
+    except FileNotFoundError:
+        log = b""
+    return head.encode() + (log.data if isinstance(log, Cut) else log)
+
+
+def _raise(error: OSError) -> bytes:
+    raise error
+
+
+def rrd(cmdline: bytes, manager: str) -> list[Read]:
+    """Return reads of the round-robin database that holds the VM's load from before the incident."""
+    vmid = proxmox_id(cmdline) if manager == "proxmox" else ""
+    paths = [f"{folder}/{vmid}" for folder in RRDS] if vmid else []
+    return [Read(path, partial(read_file, path, MOST_RRD)) for path in paths]
 
 
 def proxmox_id(cmdline: bytes) -> str:

@@ -1,0 +1,98 @@
+"""Starts a VM again through whoever owns it, after its kill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from autopsy.capture.candidates import all_claims, is_true
+from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.capture.managers import process
+from autopsy.capture.managers.claim import ROOTS, Roots
+from autopsy.capture.programs import output
+from autopsy.capture.readers import Cut, Unreadable
+from autopsy.capture.target import Target
+from autopsy.capture.words import printable
+
+START_SECONDS = 60.0  # `qm start` waits for storage and network of its own; virsh takes a second
+LOOK_SECONDS = 5.0
+MARGIN_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Whether the VM runs again, and what is to be said of it. `words` tell why where it does not."""
+
+    done: bool
+    words: str
+
+
+def command_for(target: Target) -> tuple[str, ...]:
+    """Return the command that starts this VM again, empty when nobody here can."""
+    record = target.record
+    match record.manager:
+        case "proxmox":
+            return ("qm", "start", record.name)
+        case "libvirt":
+            domain = record.domain
+            if domain is None or not domain.connection:
+                return ()
+            return ("virsh", "-q", "-c", domain.connection, "start", f"--domain={domain.word}")
+        case "process":
+            return ()
+
+
+def start_again(target: Target, *, seconds: float = START_SECONDS, roots: Roots = ROOTS) -> Started:
+    """Start the VM again, wait until its process is there, and tell what happened. Never raises."""
+    command = command_for(target)
+    if not command:
+        return Started(done=False, words=f"not started again: {_why_not(target)}")
+    begun = time.monotonic()
+    said = _run(command, seconds)
+    pid = _wait_for(target, 0 if said else LOOK_SECONDS, roots)
+    took = time.monotonic() - begun
+    spoken = " ".join(command[:2]) if command[0] == "qm" else "virsh start"
+    if pid is None:
+        return Started(done=False, words=f"not started again: {spoken}: {said or 'no process of it was seen'}")
+    how = f"by {spoken}" if not said else f"by somebody else ({spoken}: {said})"
+    return Started(done=True, words=f"started again {how}: process {pid}, after {took:.1f} s")
+
+
+def _why_not(target: Target) -> str:
+    record = target.record
+    if record.manager == "libvirt":
+        return "its libvirt lives in a container; whoever runs that (KubeVirt: the VirtualMachine object) starts it"
+    return "nobody but its own command line speaks for it; that is in evidence/witness/cmdline of the bundle"
+
+
+def _run(command: Sequence[str], seconds: float) -> str:
+    """Run the command and return what it said of a failure, empty when it succeeded."""
+    try:
+        in_child(partial(_output, command, seconds), seconds + MARGIN_SECONDS)
+    except ChildTimedOut:
+        return f"no end in {seconds:.0f} s"
+    except ChildFailed as error:
+        return printable(str(error).partition(": ")[2] or str(error))
+    return ""
+
+
+def _output(command: Sequence[str], seconds: float) -> bytes:
+    printed = output(command, seconds=seconds)
+    if isinstance(printed, Cut):
+        raise Unreadable(printed.why)
+    return printed
+
+
+def _wait_for(target: Target, seconds: float, roots: Roots) -> int | None:
+    """Return the process that is this VM now, None when none has come in time."""
+    give_up = time.monotonic() + seconds
+    while True:
+        for claim in all_claims((), roots):
+            same = (claim.manager, claim.name) == (target.record.manager, target.record.name)
+            if same and claim.pid != target.pid and is_true(claim, process.tell([claim.pid])[claim.pid]):
+                return claim.pid
+        if time.monotonic() >= give_up:
+            return None
+        time.sleep(0.1)
