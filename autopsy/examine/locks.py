@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from autopsy.bundle import names
+from autopsy.bundle.numbers import Numbers, numbers
 from autopsy.bundle.records import FutexWait, LockGraph, Mutex, OtherWait
 from autopsy.examine.bql import find_bql, is_mutex
 from autopsy.examine.core import Core, CoreError
@@ -26,6 +27,7 @@ MUTEX_BYTES = 40
 FUTEX_WAIT_BITSET = 9
 COMMAND = 0x7F  # without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME
 EVENT_BUSY = 0xFFFFFFFF  # QemuEvent's EV_BUSY
+HOST_NUMBERS = Numbers()
 
 MutexKind = Literal["normal", "recursive", "errorcheck", "other"]
 WaitKind = Literal["condition or semaphore", "event", "rwlock or other"]
@@ -52,11 +54,14 @@ def of(view: View) -> LockGraph:
         return view.graph
     comms = {tid: task.comm for tid, task in tasks(view.frozen.read).items()}
     comms |= {thread.tid: thread.comm for thread in view.threads if thread.comm}
-    return lock_graph(view.core, view.symbols, waits(view), comms)
+    own = numbers(view.frozen.read(names.evidence(names.WITNESS, names.TASKS)))
+    return lock_graph(view.core, view.symbols, waits(view), comms, own)
 
 
-def lock_graph(core: Core, symbols: Symbols, sleeps: Waits, comms: dict[int, str]) -> LockGraph:
-    """Return who waits for whom."""
+def lock_graph(
+    core: Core, symbols: Symbols, sleeps: Waits, comms: dict[int, str], own: Numbers = HOST_NUMBERS
+) -> LockGraph:
+    """Return who waits for whom. `own` tells which threads the owners in the mutexes' words are."""
     mutex_waits = {tid: wait for tid, wait in sleeps.by_tid.items() if is_mutex(wait)}
     bql = find_bql(symbols, mutex_waits.values(), comms)
     alive = {thread.tid for thread in core.threads}
@@ -69,9 +74,10 @@ def lock_graph(core: Core, symbols: Symbols, sleeps: Waits, comms: dict[int, str
         by_address.setdefault(wait.address, []).append(wait)
     mutexes = []
     for address, waiters in sorted(by_address.items()):
-        owner = waiters[0].owner
-        if owner and owner not in alive:
-            notes.append(f"the mutex at {address:#x} says that {owner} owns it, which is no thread of this process")
+        written = waiters[0].owner
+        owner = own.tid(written)
+        if written and owner not in alive:
+            notes.append(f"the mutex at {address:#x} says that {written} owns it, which is no thread of this process")
         mutexes.append(
             Mutex(
                 address=address,
@@ -92,9 +98,11 @@ def lock_graph(core: Core, symbols: Symbols, sleeps: Waits, comms: dict[int, str
             for tid, wait in sorted(sleeps.by_tid.items())
             if tid not in mutex_waits
         ),
-        cycles=cycles({tid: wait.owner for tid, wait in mutex_waits.items() if tid not in sleeps.doubtful}),
+        cycles=cycles(
+            {tid: own.tid(wait.owner) for tid, wait in mutex_waits.items() if tid not in sleeps.doubtful}
+        ),
         bql_address=bql.address,
-        bql_owner=_owner(core, bql.address),
+        bql_owner=own.tid(_owner(core, bql.address)),
         bql_how_found=bql.how,
         notes=tuple(notes),
     )

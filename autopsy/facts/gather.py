@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopsy.bundle import heap_records, names, records
+from autopsy.bundle.numbers import Numbers, numbers
 from autopsy.facts import (
     commandline,
     coroutines,
@@ -31,7 +32,8 @@ def gather(evidence: Evidence) -> Facts:
     talk = monitor.gather(evidence)
     heap, heap_again = _heap(evidence)
     line = commandline.read(evidence)
-    found_threads = threads.gather(evidence, _roles(talk))
+    own = numbers(evidence.read(names.evidence(names.WITNESS, names.TASKS)))
+    found_threads = threads.gather(evidence, _roles(talk, own))
     found_disks = disks.gather(talk, heap, line, nodes.gather(talk, heap, line))
     found_locks = locks.gather(evidence, heap, found_threads)
     target = evidence.manifest.target
@@ -83,13 +85,13 @@ def _heap(evidence: Evidence) -> tuple[Fact[heap_records.Exposure], Fact[heap_re
     return first, second
 
 
-def _roles(talk: MonitorFact) -> dict[int, Role]:
-    """Return the roles that QEMU itself told: its thread ids are those of the host."""
+def _roles(talk: MonitorFact, own: Numbers) -> dict[int, Role]:
+    """Return the roles that QEMU itself told; its thread ids are those of its own PID namespace."""
     roles: dict[int, Role] = {}
     for question, role in (("query-iothreads", Role.IOTHREAD), ("query-cpus-fast", Role.VCPU)):
         found = monitor.answer(talk, question)
         for each in sequence(found.value) if isinstance(found, Known) else []:
-            roles[number(mapping(each).get("thread-id"))] = role
+            roles[own.tid(number(mapping(each).get("thread-id")))] = role
     roles.pop(0, None)
     return roles
 

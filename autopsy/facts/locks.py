@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from autopsy.bundle import heap_records, names, records
+from autopsy.bundle.numbers import numbers
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
@@ -32,7 +35,9 @@ def gather(evidence: Evidence, heap: Fact[heap_records.Exposure], threads: Fact[
     waits = decode(evidence, names.WITNESS, names.FUTEXES, tuple[records.FutexWait, ...])
     if isinstance(waits, Unknown):
         return found
-    return Known(_from_futexes(waits.value, waits.cite, threads), waits.cite)
+    own = numbers(evidence.read(names.evidence(names.WITNESS, names.TASKS)))
+    meant = [msgspec.structs.replace(wait, owner=own.tid(wait.owner)) for wait in waits.value]
+    return Known(_from_futexes(meant, waits.cite, threads), waits.cite)
 
 
 def _mutex(mutex: records.Mutex, heap: Fact[heap_records.Exposure]) -> MutexFact:
