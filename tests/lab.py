@@ -343,8 +343,15 @@ def throttle_deadlock(which: Build | str = "10.0.2") -> Iterator[Machine]:
                 iops_rd=0,
                 iops_wr=0,
             )
-            until("a thread waits for a mutex that is its own", lambda: bool(self_deadlocked(running.pid)), seconds=30)
+            until("a thread waits for a mutex that is its own", lambda: _for_good(running.pid), seconds=30)
             yield running
+
+
+def _for_good(pid: int) -> bool:
+    """Look twice: a thread that had just been given the lock looks like one that waits for itself."""
+    first = set(self_deadlocked(pid))
+    time.sleep(0.2)
+    return bool(first & set(self_deadlocked(pid)))
 
 
 def self_deadlocked(pid: int) -> list[int]:
