@@ -155,11 +155,9 @@ def out_of_space(build: lab.Build) -> Iterator[lab.Machine]:
         image = lab.disk(mounted.mount / "d.raw")
         write_boot_sector(image)
         run("sync")
-        room = os.statvfs(mounted.mount)
-        with (mounted.mount / "filler").open("wb") as filler, suppress(OSError):
-            for _ in range(room.f_bavail):
-                filler.write(bytes(room.f_frsize))
-                filler.flush()
+        with (mounted.mount / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while filler.write(bytes(4096)):  # until not even root may
+                pass
         with lab.qemu(build, *virtio(f"file={image}"), accelerate=lab.KVM, boots=True) as machine:
             lab.until("QEMU has paused it", lambda: machine.qmp("query-status")["status"] == "io-error")
             yield machine
