@@ -212,8 +212,32 @@ class OtherWait(msgspec.Struct, frozen=True, kw_only=True):
     place: str = ""
 
 
+class CoMutex(msgspec.Struct, frozen=True, kw_only=True):
+    """A coroutine mutex that parked coroutines wait for, by their addresses, first come first.
+
+    `locked` counts its holder and those who wait; `holder` is a coroutine, 0 while the mutex is handed over.
+    """
+
+    address: int
+    locked: int
+    holder: int
+    waiters: tuple[int, ...]
+    place: str = ""
+
+
+class Entered(msgspec.Struct, frozen=True, kw_only=True):
+    """A coroutine that runs, and the thread whose stack it is on, or whose stack it has entered another one on."""
+
+    coroutine: int
+    tid: int
+
+
 class LockGraph(msgspec.Struct, frozen=True, kw_only=True):
-    """Who waits for whom. A cycle is listed once, from its smallest tid; a cycle of one is a self-deadlock."""
+    """Who waits for whom. A cycle is listed once, from its smallest tid; a cycle of one is a self-deadlock.
+
+    `knots` are the cycles that coroutines are part of: threads by tid, coroutines by address, which no tid reaches. A
+    coroutine waits for the holder of its CoMutex, a running one for its thread.
+    """
 
     mutexes: tuple[Mutex, ...]
     others: tuple[OtherWait, ...]
@@ -222,6 +246,9 @@ class LockGraph(msgspec.Struct, frozen=True, kw_only=True):
     bql_owner: int = 0
     bql_how_found: str = ""
     notes: tuple[str, ...] = ()
+    comutexes: tuple[CoMutex, ...] = ()
+    entered: tuple[Entered, ...] = ()
+    knots: tuple[tuple[int, ...], ...] = ()
 
 
 class MainLoop(msgspec.Struct, frozen=True, kw_only=True):
