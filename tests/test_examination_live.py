@@ -14,7 +14,7 @@ import exposure
 import lab
 from autopsy.bundle import names
 from autopsy.bundle.heap_records import Exposure, Heap
-from autopsy.bundle.records import Coroutine, Frame, MainLoop, Rings, ThreadStack, Worker
+from autopsy.bundle.records import Coroutine, Frame, LockGraph, MainLoop, Rings, ThreadStack, Worker
 from autopsy.drill.machine import Machine
 from autopsy.examine import run
 
@@ -38,6 +38,7 @@ class Told:
     coroutines: tuple[Coroutine, ...]
     stacks: tuple[ThreadStack, ...]
     loop: MainLoop
+    locks: LockGraph
     heap: Exposure | None
     workers: tuple[Worker, ...]
     rings: Rings | None
@@ -66,6 +67,7 @@ def examined(machine: Machine, *, again: bool = False) -> Told:
             coroutines=found.record(names.COROUTINES, tuple[Coroutine, ...]),
             stacks=found.record(names.THREADS, tuple[ThreadStack, ...]),
             loop=found.record(names.MAIN_LOOP, MainLoop),
+            locks=found.record(names.LOCKS, LockGraph),
             heap=found.record(names.HEAP, Heap).first,
             workers=found.record(names.WORKERS, tuple[Worker, ...]),
             rings=found.record(names.RINGS, Rings) if (results / names.RINGS).exists() else None,
@@ -110,7 +112,7 @@ def test_whatever_is_in_flight_is_found_where_it_waits(build: lab.Build) -> None
                 many(machine, lab.of_device("vd1"), TO_NBD)
                 many(machine, "pooled", IN_THREADS)
                 many(machine, "ringed", IN_RING)
-                lab.until("the workers are in D", lambda: in_kernel(machine.pid, "worker") == IN_THREADS)
+                lab.until("a worker is in D", lambda: in_kernel(machine.pid, "worker") > 0)
                 lab.until("so are io_uring's", lambda: in_kernel(machine.pid, "iou-wrk") == IN_RING)
                 told = examined(machine, again=True)
                 alive(told, build)
@@ -151,9 +153,15 @@ def alive(told: Told, build: lab.Build) -> None:
     assert len(queued) == TO_NBD - NBD_SLOTS
     (held,) = [each for each in others if each not in queued]  # by blkdebug, whose functions are static
     assert {each.since_first for each in told.requests} == {"stuck"}
+    (channel,) = told.locks.comutexes  # one reads the replies for all, and holds their lock meanwhile
+    assert channel.holder == reading[0].address
+    assert set(channel.waiters) == {each.address for each in turned_away}
+    assert channel.locked == NBD_SLOTS
+    assert told.locks.knots == ()
 
     busy = [each for each in told.workers if each.state == "D" and each.doing == "in a system call"]
-    assert len(busy) == IN_THREADS
+    # QEMU counts on a worker that was idle a moment ago, so that requests may outnumber those that were started.
+    assert 0 < len(busy) <= IN_THREADS
     assert {each.call for each in busy} <= {"pwritev", "pwrite64"}
     assert sum(each.comm.startswith("iou-wrk") for each in told.workers if each.doing == "in the kernel") >= IN_RING
 
@@ -176,6 +184,8 @@ def alive(told: Told, build: lab.Build) -> None:
     assert (backends["pooled"].in_flight, backends["ringed"].in_flight) == (IN_THREADS, IN_RING)
     (client,) = told.heap.nbd_clients
     assert (client.in_flight, len(client.waiting_for_slot)) == (NBD_SLOTS, TO_NBD - NBD_SLOTS)
+    assert client.receive_lock is not None
+    assert (client.receive_lock.holder, client.receive_lock.locked) == (channel.holder, channel.locked)
     assert {each.queued + each.active for context in told.heap.contexts if (each := context.thread_pool)} == {
         IN_THREADS
     }
@@ -221,6 +231,7 @@ def test_native_aio_on_a_frozen_file_system_takes_the_main_loop_into_the_kernel(
     assert "laio_co_submit" in called(main.frames)
     (running,) = [each for each in told.coroutines if each.state == "running"]
     assert running.caller
+    assert [(each.coroutine, each.tid) for each in told.locks.entered] == [(running.address, told.loop.tid)]
     assert told.rings is not None
     assert all(each.valid and each.head == each.tail for each in told.rings.aio)
     if build.label == DEBUG:

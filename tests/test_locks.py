@@ -15,7 +15,8 @@ from autopsy.bundle.records import FutexWait, LockGraph
 from autopsy.examine import bql, locks, run
 from autopsy.examine.core import Core
 from autopsy.examine.frozen import Frozen
-from autopsy.examine.locks import Waits, core_waits, cycles, lock_graph, mutex_kind, wait_kind, witness_waits
+from autopsy.examine.knots import cycles
+from autopsy.examine.locks import Waits, core_waits, lock_graph, mutex_kind, wait_kind, witness_waits
 from autopsy.examine.symbols import Symbols
 from autopsy.examine.view import View
 
@@ -37,7 +38,6 @@ def view_of(core: bytes, place: Path, evidence: dict[str, object] | None = None,
         second=Core.of(second) if second else None,
         symbols=Symbols(opened, frozen),
         threads=(),
-        coroutines=(),
         ends_at=0,
     )
 

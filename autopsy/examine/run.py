@@ -15,6 +15,7 @@ from autopsy.bundle.records import Coroutine, LockGraph, Module, ThreadStack
 from autopsy.errors import ExaminationFailed
 from autopsy.examine import coroutines, earlier, exposures, heap, listing, locks, mainloop, rings, unwind, workers
 from autopsy.examine.core import Core, CoreError
+from autopsy.examine.coroutines import Saved
 from autopsy.examine.earlier import Earlier
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.heap import Walking
@@ -62,6 +63,7 @@ class Opened:
     comms: dict[int, str]
     earlier: Earlier
     second: Core | None = None
+    saved: tuple[Saved, ...] = ()
     parked: list[Parked] = field(default_factory=list)
     threads: tuple[ThreadStack, ...] = ()
     coroutines: tuple[Coroutine, ...] = ()
@@ -90,7 +92,8 @@ class Opened:
 
     def find_coroutines(self) -> None:
         """Find the coroutines, and what became of each until the second exposure."""
-        found = [Parked(self.core, saved) for saved in coroutines.find(self.core, self.symbols)]
+        self.saved = coroutines.find(self.core, self.symbols)
+        found = [Parked(self.core, saved) for saved in self.saved]
         if self.second is not None:
             later = coroutines.find(self.second, self.symbols)
             compared = exposures.compare(self.core, [each.saved for each in found], self.second, later)
@@ -168,7 +171,7 @@ def examine(frozen: Frozen) -> str:
         second=opened.second,
         symbols=symbols,
         threads=opened.threads,
-        coroutines=opened.coroutines,
+        saved=opened.saved,
         ends_at=ends_at,
     )
     progress.attempt("locks", partial(opened.find_locks, view))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from autopsy.bundle.records import Coroutine, LockGraph, ThreadStack
+from autopsy.bundle.records import LockGraph, ThreadStack
 from autopsy.examine.core import Core
+from autopsy.examine.coroutines import Saved
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.symbols import Symbols
 
@@ -15,8 +16,8 @@ from autopsy.examine.symbols import Symbols
 class View:
     """The frozen process, opened. `second` is the second exposure, readable by itself; `ends_at` is on time.monotonic.
 
-    `threads` and `coroutines` are empty where they could not be unwound; `graph` is who waits for whom, once somebody
-    has worked it out.
+    `threads` are empty where they could not be unwound; `saved` are the coroutines of the first exposure as memory
+    tells of them; `graph` is who waits for whom, once somebody has worked it out.
     """
 
     frozen: Frozen
@@ -24,8 +25,8 @@ class View:
     second: Core | None
     symbols: Symbols
     threads: tuple[ThreadStack, ...]
-    coroutines: tuple[Coroutine, ...]
     ends_at: float
+    saved: tuple[Saved, ...] = ()
     graph: LockGraph | None = None
 
     def left(self) -> float:
