@@ -172,21 +172,24 @@ def _box(cluster: _Cluster, circular: set[str]) -> Box:
     if len(names) > 1:
         label = count(len(names), first.kind)
         detail = ", ".join(name.removeprefix("thread ") for name in names)
+    lines = _lines(label)
     return Box(
         x=cluster.x,
         y=cluster.y,
         kind=first.kind,
-        lines=_lines(label, 1 if detail else 2),
-        detail=shorten(detail, DETAIL_FITS),
+        lines=lines,
+        detail=shorten(detail, DETAIL_FITS) if len(lines) == 1 else "",
         whole="; ".join(names[:40]) + (f" ({first.detail})" if first.detail and len(names) == 1 else ""),
         in_cycle=any(node.id in circular for node in cluster.nodes),
     )
 
 
-def _lines(text: str, most: int) -> tuple[str, ...]:
-    """Break a label into lines that fit into a box; what does not fit is cut at its end."""
-    found = textwrap.wrap(text, LABEL_FITS, max_lines=most, placeholder=" …")
-    return tuple(found) or (text[:LABEL_FITS],)
+def _lines(text: str) -> tuple[str, ...]:
+    """Break a label into two lines at most; a word that does not fit, such as a path, loses its middle."""
+    lines = textwrap.wrap(text, LABEL_FITS, break_long_words=False, break_on_hyphens=False)
+    if len(lines) > 2:
+        lines = [lines[0], " ".join(lines[1:])]
+    return tuple(shorten(line, LABEL_FITS) for line in lines)
 
 
 def _arrow(waiter: _Cluster, holder: _Cluster, label: str, *, in_cycle: bool, both_ways: bool) -> Arrow:

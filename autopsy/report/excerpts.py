@@ -101,7 +101,8 @@ class Excerpts:
             text = data.decode("utf-8", "replace")
             if b"\0" in data[:4096]:  # /proc/PID/cmdline ends each word with a NUL
                 text = text.replace("\0", "\n")
-            self._files[path] = _File(target, text.split("\n"), present=bool(data) or path in self.bundle.names())
+            lines = text.removesuffix("\n").split("\n") if text else []
+            self._files[path] = _File(target, lines, present=bool(data) or path in self.bundle.names())
         return self._files[path]
 
 
@@ -126,7 +127,7 @@ def _excerpt(path: str, file: _File) -> Excerpt:
     if not file.present:
         return Excerpt(path=path, target=file.target, pieces=(), note="This bundle does not hold it.")
     around = 0 if path.endswith(".jsonl") else CONTEXT
-    last = len(file.lines) - (not file.lines[-1])
+    last = len(file.lines)
     shown: set[int] = set()
     for number in file.cited:
         shown.update(range(max(1, number - around), min(last, number + around) + 1))

@@ -203,7 +203,7 @@ def stalled_for(facts: Facts, diagnosis: Diagnosis) -> Stalled:
     if not found:
         return Stalled("cannot be told: no counter says when the last request completed")
     longest, name, cite = max(found)
-    return Stalled(f"{duration(longest)} before the capture: since then disk {name} has completed nothing", (cite,))
+    return Stalled(f"for {duration(longest)} when the capture began: disk {name} has completed nothing since", (cite,))
 
 
 def apart(facts: Facts) -> float:

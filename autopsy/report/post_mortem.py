@@ -19,7 +19,7 @@ def post_mortem(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, *, kill:
     when = calendar(manifest.began)
     began = when.utc(manifest.began.monotonic_ns, digits=0)
     parts = (
-        (f"# {began[:10]}: {plain(manifest.target.name)}: {plain(diagnosis.headline)}", ""),
+        (f"# {began[:10]}: {plain(manifest.target.name)}: {ours(diagnosis.headline)}", ""),
         (
             f"> Draft by autopsy {plain(manifest.autopsy)} from the evidence in {code(bundle)}.",
             "> Lines with **TO FILL IN** are for a person; everything else is read from the evidence.",
@@ -95,7 +95,7 @@ def _detection(facts: Facts) -> Iterator[str]:
 def _root_cause(diagnosis: Diagnosis) -> Iterator[str]:
     sure = (SURE_OF_NOTHING if diagnosis.where == "none" else SURE)[diagnosis.confidence]
     yield from ("## Root cause", "")
-    yield f"**{plain(diagnosis.headline)}.** {PLACES[diagnosis.where]} ({code(diagnosis.signature)})."
+    yield f"**{ours(diagnosis.headline)}.** {PLACES[diagnosis.where]} ({code(diagnosis.signature)})."
     yield f"This is {diagnosis.confidence}: {sure}."
     yield ""
     for number, claim in enumerate(diagnosis.chain, start=1):
@@ -104,7 +104,7 @@ def _root_cause(diagnosis: Diagnosis) -> Iterator[str]:
         yield from ("", "Effects of it, and what else is wrong:", "")
         for each in diagnosis.secondary:
             because = f" because of {code(each.because_of)}" if each.because_of else ""
-            yield f"- {plain(each.headline)} ({each.where}, {code(each.signature)}{because}){cited(each.cites)}"
+            yield f"- {ours(each.headline)} ({each.where}, {code(each.signature)}{because}){cited(each.cites)}"
     for bug in diagnosis.known_bugs:
         fixed = ", ".join(map(plain, bug.fixed_in)) or "no release yet"
         yield from ("", f"Known bug: {plain(bug.title)}. {plain(bug.sentence)} Fixed in {fixed}. <{bug.link}>")

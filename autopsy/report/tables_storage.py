@@ -107,7 +107,8 @@ def rings(facts: Facts) -> Table:
     again = {ring.address: ring for ring in found.aio_again}
     for ring in found.aio:
         cells = (f"Linux AIO {ring.address:#x}", f"{ring.entries:,}", _reap(ring), _reap(again.get(ring.address)))
-        rows.append(Row(cells, (found.cite,)))
+        cite = Cite(found.cite.file, 0, f"ring {ring.address:#x}")
+        rows.append(Row(cells, (cite,), _lies(ring) and _lies(again.get(ring.address))))
     later = {state.fd: state for state in found.uring_again}
     rows += [
         Row((f"io_uring, fd {state.fd}", ABSENT, _queues(state), _queues(later.get(state.fd))), (found.cite,))
@@ -126,7 +127,7 @@ def _disk(disk: Disk, *, stuck: bool) -> Row:
         (
             disk.name + (f" ({disk.backend})" if disk.backend not in {"", disk.name} else ""),
             told(disk.model),
-            f"iothread {thread}" if thread and thread != UNKNOWN else (thread or "main loop"),
+            f"iothread {thread.replace(',', ', ')}" if thread and thread != UNKNOWN else (thread or "main loop"),
             " on ".join(dict.fromkeys(files)) if disk.inserted else "no medium",
             told(disk.in_flight),
             f"{first.completed:,}" if first else UNKNOWN,
@@ -172,6 +173,11 @@ def _reap(ring: AioRing | None) -> str:
         return "not a valid ring"
     waiting = (ring.tail - ring.head) % max(1, ring.entries)
     return f"head {ring.head}, tail {ring.tail}: {count(waiting, 'completion')} not reaped"
+
+
+def _lies(ring: AioRing | None) -> bool:
+    """Tell whether a completion lies in the ring and nobody has taken it."""
+    return ring is not None and ring.valid and ring.head != ring.tail
 
 
 def _queues(state: UringState | None) -> str:

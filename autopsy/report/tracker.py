@@ -69,12 +69,12 @@ def _guest(manifest: Manifest) -> Iterator[str]:
 
 def _problem(facts: Facts, diagnosis: Diagnosis, hide: Redaction) -> Iterator[str]:
     yield from ("## Description of problem", "")
-    yield f"{plain(hide.text(diagnosis.headline))} ({diagnosis.confidence}; {code(diagnosis.signature)})."
+    yield f"{ours(hide.text(diagnosis.headline))} ({diagnosis.confidence}; {code(diagnosis.signature)})."
     yield ""
     for claim in diagnosis.chain:
         yield f"- {ours(hide.text(claim.text))}"
     for each in diagnosis.secondary:
-        yield f"- Besides: {plain(hide.text(each.headline))}"
+        yield f"- Besides: {ours(hide.text(each.headline))}"
     for path in diagnosis.paths:
         if path.stuck_at is not None:
             hops = (hop.name if hop.kind != "host" else "host" for hop in path.hops)
