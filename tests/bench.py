@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import bench_replay
 import lab
 from autopsy.bundle.reader import open_bundle
 
@@ -190,5 +191,6 @@ def help_time() -> None:
 
 if __name__ == "__main__":
     help_time()
+    print(bench_replay.measure())
     captures()
     round_trips()

@@ -158,7 +158,7 @@ def out_of_space(build: lab.Build) -> Iterator[lab.Machine]:
         with (mounted.mount / "filler").open("wb", buffering=0) as filler, suppress(OSError):
             while filler.write(bytes(4096)):  # until not even root may
                 pass
-        with lab.qemu(build, *virtio(f"file={image}"), accelerate=lab.KVM, boots=True) as machine:
+        with lab.qemu(build, *virtio(f"file={image}"), boots=True) as machine:
             lab.until("QEMU has paused it", lambda: machine.qmp("query-status")["status"] == "io-error")
             yield machine
 
