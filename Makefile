@@ -11,7 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 FOR_DRILL := qemu-system-x86 qemu-utils gdb
-FOR_TESTS := $(FOR_DRILL) e2fsprogs xfsprogs zstd xz-utils iproute2 libvirt-daemon-system libvirt-clients
+FOR_TESTS := $(FOR_DRILL) e2fsprogs xfsprogs zstd xz-utils iproute2 libvirt-daemon-system libvirt-clients \
+  chromium fonts-dejavu-core npm
+AXE := build/node_modules/axe-core/axe.min.js
 
 help:
 	@echo 'make drill [SCENARIO=throttle]  wedge a QEMU, capture it, diagnose it, kill it'
@@ -21,7 +23,7 @@ help:
 drill: packages-for-drill $(VENV)/installed
 	$(BIN)/autopsy drill $(SCENARIO)
 
-test: lint packages-for-tests lab
+test: lint packages-for-tests lab $(AXE)
 	$(BIN)/python -m pytest $(PYTEST)
 
 lint: $(VENV)/installed-for-tests
@@ -41,6 +43,10 @@ dist: $(VENV)/installed-for-tests
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# What tells whether the report can be read by everybody.
+$(AXE): | packages-for-tests
+	npm install --silent --no-audit --no-fund --prefix build axe-core@4
 
 packages-for-drill:
 	@.ci/packages $(FOR_DRILL)
