@@ -149,15 +149,18 @@ def test_what_is_no_secret_stays() -> None:
     assert vmfiles.without_secrets(config) == config
 
 
-def test_the_id_is_told_by_the_command_line() -> None:
-    cmdline = b"/usr/bin/kvm\0-id\x00102\0-name\0web,debug-threads=on\0"
-    assert vmfiles.proxmox_id(cmdline) == "102"
-    assert [read.name for read in vmfiles.configuration(cmdline, "web", "proxmox")] == [
+def test_only_a_plain_name_becomes_part_of_a_path() -> None:
+    assert [read.name for read in vmfiles.configuration("102", "proxmox")] == [
         "/etc/pve/qemu-server/102.conf",
         "/etc/pve/storage.cfg",
+        "/etc/pve/ha/manager_status",
+        "/etc/pve/ha/resources.cfg",
     ]
-    assert vmfiles.proxmox_id(b"kvm\0-id\0../../etc/passwd\0") == ""
-    assert vmfiles.configuration(b"", "../../etc/shadow", "libvirt") == []
+    for manager in ("proxmox", "libvirt", "process"):
+        for name in ("../../etc/shadow", "a/b", "", ".."):
+            assert vmfiles.configuration(name, manager) == []
+            assert vmfiles.tasks(name, manager) == []
+            assert vmfiles.rrd(name, manager) == []
 
 
 def test_the_kernels_log_reads_as_dmesg_prints_it() -> None:

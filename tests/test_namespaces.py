@@ -70,7 +70,18 @@ class Contained:
 
     def autopsy(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """Run autopsy inside the same container."""
-        into = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--uts", "--ipc", f"--wd={ROOT}"]
+        into = [
+            "nsenter",
+            f"--target={self.pid}",
+            "--user",
+            "--preserve-credentials",
+            "--mount",
+            "--pid",
+            "--net",
+            "--uts",
+            "--ipc",
+            f"--wd={ROOT}",
+        ]
         return subprocess.run(
             [*into, sys.executable, "-m", "autopsy", *map(str, words)],
             capture_output=True,
@@ -82,7 +93,7 @@ class Contained:
 
 @contextmanager
 def contained(*arguments: str, name: str, setup: str = "") -> Iterator[Contained]:
-    """Run a QEMU as process 1 of its own PID, mount, network, UTS and IPC namespaces."""
+    """Run a QEMU as process 1 of its own user, PID, mount, network, UTS and IPC namespaces."""
     lab.need_root()
     stock = lab.build("7.2")
     with lab.folder() as place:
@@ -90,8 +101,8 @@ def contained(*arguments: str, name: str, setup: str = "") -> Iterator[Contained
         script = f'{setup}\nexec {stock.binary} "$@"'
         (place / "inner").write_text(script)
         wrapper.write_text(
-            "#!/bin/sh\nexec unshare --fork --kill-child=KILL --pid --mount --net --uts --ipc --mount-proc"
-            f' --propagation=private sh -e {place}/inner "$@"\n'
+            "#!/bin/sh\nexec unshare --user --map-root-user --fork --kill-child=KILL --pid --mount --net --uts --ipc"
+            f' --mount-proc --propagation=private sh -e {place}/inner "$@"\n'
         )
         wrapper.chmod(0o755)
         build = lab.Build("7.2", wrapper, stock.firmware_arguments, "")

@@ -120,14 +120,13 @@ def _statvfs(path: str) -> bytes:
 def _logs(scene: Scene, process: Process, units: tuple[str, ...], trouble: Trouble) -> None:
     """Store what the logs and the VM's manager tell; each file is left out where there is nothing of it."""
     record = scene.target.record
-    cmdline = scene.earlier(names.WITNESS, names.CMDLINE)
     _plainly(scene, names.DMESG, [Read(logs.KMSG, logs.kernel_log, seconds=2)], trouble)
     root = record.domain.root if record.domain else ""
-    if configuration := vmfiles.configuration(cmdline, record.name, record.manager, root):
+    if configuration := vmfiles.configuration(record.name, record.manager, root):
         store(scene, names.VM_CONFIG, configuration, trouble)
-    if tasks := vmfiles.tasks(cmdline, record.manager):
+    if tasks := vmfiles.tasks(record.name, record.manager):
         store(scene, names.VM_TASKS, tasks, trouble)
-    _plainly(scene, names.RRD, vmfiles.rrd(cmdline, record.manager), trouble)
+    _plainly(scene, names.RRD, vmfiles.rrd(record.name, record.manager), trouble)
     _plainly(scene, names.VM_LOG, vmfiles.log(process, record.name, record.manager, root), trouble)
     store(scene, names.JOURNAL, logs.journal(units), trouble)
 

@@ -49,17 +49,24 @@ class Lobby:
     held: dict[Transport, Held] = field(default_factory=dict)
     turned: list[Busy | Silent | Closed] = field(default_factory=list)
 
-    async def knock(self, transport: Transport) -> bool:
-        """Try one monitor and return whether it greeted us."""
+    async def knock(self, transport: Transport, patience: float) -> bool:
+        """Try one monitor and return whether it greeted us.
+
+        The only one is queued for while it is held, for at most `patience` seconds: whoever polls it (pvestatd does,
+        every few seconds) may never leave a gap that looking now and then would find.
+        """
         begun = time.monotonic_ns()
+        seconds = GREETING_SECONDS
         if transport.held():
             if transport not in self.held:
                 self.held[transport] = Held(begun, transport.holder())
-            return False
-        seconds = min(GREETING_SECONDS, self.scene.deadline.left())
+            if len(self.waiting) > 1:
+                return False
+            seconds = patience
+        seconds = min(seconds, self.scene.deadline.left())
         welcome = await transport.greet(seconds)
         if isinstance(welcome, Greeted):
-            self.write(transport, welcome, begun, seconds, self._waited_for(transport, begun))
+            self.write(transport, welcome, begun, seconds, self._waited_for(transport))
             return True
         await transport.close()
         if isinstance(welcome, Busy):
@@ -71,9 +78,9 @@ class Lobby:
         self.held.pop(transport, None)
         return False
 
-    def _waited_for(self, transport: Transport, now_ns: int) -> str:
+    def _waited_for(self, transport: Transport) -> str:
         held = self.held.pop(transport, None)
-        return f"waited {(now_ns - held.since_ns) / 1e9:.1f} s for {held.holder}" if held else ""
+        return f"waited {(time.monotonic_ns() - held.since_ns) / 1e9:.1f} s for {held.holder}" if held else ""
 
     def leave(self, why: str) -> None:
         """Write down those who still hold a monitor."""
@@ -119,7 +126,7 @@ async def reach(scene: Scene) -> Transport | Outcome:
     give_up = time.monotonic() + min(SLOT_SECONDS, max(0.0, scene.deadline.left() - RESERVE_SECONDS))
     while lobby.waiting:
         for transport in tuple(lobby.waiting):
-            if await lobby.knock(transport):
+            if await lobby.knock(transport, max(POLL_SECONDS, give_up - time.monotonic())):
                 lobby.leave("another monitor was free")
                 return transport
         if time.monotonic() >= give_up:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
-from itertools import pairwise
 
 from autopsy.capture.files import open_below, read_below
 from autopsy.capture.managers import proxmox_tasks
@@ -43,15 +42,14 @@ def without_secrets(config: bytes) -> bytes:
     return config
 
 
-def configuration(cmdline: bytes, name: str, manager: str, root: str = "") -> list[Read]:
+def configuration(name: str, manager: str, root: str = "") -> list[Read]:
     """Return reads of the VM's configuration; /etc/pve is a FUSE file system that hangs without quorum or disk.
 
     `root` is the root directory of the container that the manager lives in, empty for our own.
     """
     match manager:
         case "proxmox":
-            vmid = proxmox_id(cmdline)
-            paths = [f"/etc/pve/qemu-server/{vmid}.conf", *PROXMOX] if vmid else []
+            paths = [f"/etc/pve/qemu-server/{name}.conf", *PROXMOX] if _is_vmid(name) else []
         case "libvirt":
             paths = [f"{folder}/{name}.xml" for folder in DOMAINS if _plain(name)]
         case _:
@@ -80,13 +78,12 @@ def _log(root: str, path: str) -> bytes | Cut:
         os.close(descriptor)
 
 
-def tasks(cmdline: bytes, manager: str) -> list[Read]:
+def tasks(name: str, manager: str) -> list[Read]:
     """Return reads of the manager's newest tasks with this VM, each with its own log."""
-    vmid = proxmox_id(cmdline) if manager == "proxmox" else ""
-    if not vmid:
+    if manager != "proxmox" or not _is_vmid(name):
         return []
     try:
-        recent = proxmox_tasks.recent(vmid)
+        recent = proxmox_tasks.recent(name)
     except OSError as error:
         return [Read(str(proxmox_tasks.TASKS), partial(_raise, error))]
     return [Read(str(proxmox_tasks.TASKS / task.log), partial(_task, task)) for task in recent]
@@ -106,18 +103,14 @@ def _raise(error: OSError) -> bytes:
     raise error
 
 
-def rrd(cmdline: bytes, manager: str) -> list[Read]:
+def rrd(name: str, manager: str) -> list[Read]:
     """Return reads of the round-robin database that holds the VM's load from before the incident."""
-    vmid = proxmox_id(cmdline) if manager == "proxmox" else ""
-    paths = [f"{folder}/{vmid}" for folder in RRDS] if vmid else []
+    paths = [f"{folder}/{name}" for folder in RRDS] if manager == "proxmox" and _is_vmid(name) else []
     return [Read(path, partial(read_file, path, MOST_RRD)) for path in paths]
 
 
-def proxmox_id(cmdline: bytes) -> str:
-    """Return what follows `-id` on a QEMU command line that Proxmox wrote, empty when there is no number."""
-    words = cmdline.split(b"\0")
-    following = next((after for word, after in pairwise(words) if word == b"-id"), b"")
-    return following.decode("ascii", "replace") if following.isdigit() else ""
+def _is_vmid(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
 
 
 def _configuration(path: str, root: str = "") -> bytes | Cut:
