@@ -32,6 +32,7 @@ from autopsy.recovery import seal_leftover
 HOUSE = lab.HERE.parent
 PR_SET_CHILD_SUBREAPER = 36
 WHOLE_SECONDS = 60.0
+BEGUN: list[Capture] = []
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -149,7 +150,7 @@ def capture(
     words += [f"pid:{target}" if isinstance(target, int) else target, "--json"]
     words += [] if out is None else ["--out", str(out)]
     words += options
-    return Capture(
+    begun = Capture(
         subprocess.Popen(
             within.words(*words) if within else words,
             stdin=subprocess.DEVNULL,
@@ -161,6 +162,18 @@ def capture(
             start_new_session=True,
         )
     )
+    BEGUN.append(begun)
+    return begun
+
+
+@pytest.fixture(autouse=True)
+def _every_capture_ends() -> Iterator[None]:
+    """End what a failed test left running. A module that imports this has it."""
+    yield
+    while BEGUN:
+        process = BEGUN.pop().process
+        with process:
+            process.kill()
 
 
 @contextmanager

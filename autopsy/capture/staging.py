@@ -103,9 +103,9 @@ class Staging:
     def give_up(self, place: Path, why: str, *, clean: bool = False) -> None:
         """Stop using a place. The next one gets everything at the next settling. With `clean` our copy is removed."""
         self.places.remove(place)
-        self._note(f"{place}: {why}; the evidence goes elsewhere")
         if not self.places:
             self._fall_back()
+        self._note(f"{place}: {why}; the evidence goes to {self.places[0] if self.places else 'no other place'}")
         if clean and place / f"{self.name}.partial" != self.work:
             self._remove(place / f"{self.name}.partial")
 
