@@ -198,7 +198,7 @@ def _moved(group: list[Thread]) -> str:
         return "whether it moved cannot be told"
     seconds = duration(moves[0].seconds)
     cpu = max(move.cpu_ns for move in moves) / 1e6
-    switches = max(move.voluntary_switches + move.involuntary_switches for move in moves)
+    switches = max(move.voluntary_switches for move in moves)
     if not cpu and not switches:
         return f"did not run in {seconds}"
     most = "up to " if len(moves) > 1 else ""
