@@ -198,11 +198,11 @@ def _moved(group: list[Thread]) -> str:
         return "whether it moved cannot be told"
     seconds = duration(moves[0].seconds)
     cpu = max(move.cpu_ns for move in moves) / 1e6
-    switches = max(move.voluntary_switches for move in moves)
+    switches = max((move.voluntary_switches or 0 for move in moves), default=0)
     if not cpu and not switches:
         return f"did not run in {seconds}"
     most = "up to " if len(moves) > 1 else ""
-    return f"ran {most}{milliseconds(cpu)} in {seconds}, {most}{count(switches, 'switch', 'switches')}"
+    return f"ran {most}{milliseconds(cpu)} in {seconds}, slept {most}{count(switches, 'time')}"
 
 
 def _top(frames: Iterable[Frame]) -> str:
