@@ -211,7 +211,7 @@ class SocketMonitor:
         except FileNotFoundError:
             return Closed("there is no such socket", absent=True)
         except OSError as error:
-            return Closed(words.printable(error.strerror or str(error)))
+            return Closed(_refused(error))
         except ConnectError as error:
             return Closed(f"no QMP greeting: {_root(error)}")
         greeting = self._client.greeting
@@ -290,6 +290,12 @@ def _short(path: str) -> Iterator[str]:
         yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
     finally:
         os.close(folder)
+
+
+def _refused(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "permission denied: its socket is for the VM's own user, or CAP_DAC_OVERRIDE"
+    return words.printable(error.strerror or str(error))
 
 
 def _root(error: ConnectError) -> str:

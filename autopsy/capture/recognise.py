@@ -17,6 +17,7 @@ from autopsy.capture.identity import Binary, clean
 from autopsy.capture.managers import libvirt, process
 from autopsy.capture.managers.claim import Roots
 from autopsy.capture.managers.process import Told
+from autopsy.capture.refusals import explain, guards_of
 from autopsy.capture.words import printable
 from autopsy.errors import NoSuchVm, NotPermitted, NotQemu
 
@@ -131,23 +132,6 @@ def _without_binary(pid: int, asked: str) -> NoSuchVm | NotPermitted:
 
 
 def _not_permitted(pid: int, asked: str) -> NotPermitted:
+    reason, remedy = explain(guards_of(pid))
     cause = f"the kernel does not let us look into process {pid}"
-    if _yama() == "3":
-        return NotPermitted(
-            asked, f"{cause} (kernel.yama.ptrace_scope=3)", remedy="this setting lasts until the host restarts"
-        )
-    if os.geteuid() != 0:
-        return NotPermitted(asked, cause, remedy="run as root (`sudo autopsy ...`), or with CAP_SYS_PTRACE")
-    return NotPermitted(
-        asked,
-        f"{cause}, though we are root",
-        remedy="give CAP_SYS_PTRACE to this container, and ask the kernel's log for AppArmor's or SELinux's denial",
-    )
-
-
-def _yama() -> str:
-    try:
-        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as stream:
-            return stream.read().strip()
-    except OSError:
-        return ""
+    return NotPermitted(asked, f"{cause} ({reason})" if reason else cause, remedy=remedy)
