@@ -1,7 +1,8 @@
 """Keep what an earlier examination of the same core knew better: with the binary gone, a later one knows less.
 
-The rule is one for every record: the new one takes the old one's place unless the old one tells more. Of a stack, more
-source lines tell more than more names, and more names than more frames.
+The rule is one for every record: the new one takes the old one's place unless the old one tells more. A stack that was
+unwound tells more than where it stood; of two, more source lines tell more than more names, and more names than more
+frames.
 """
 
 from __future__ import annotations
@@ -143,5 +144,6 @@ def _stands_alike(one: ThreadStack, other: ThreadStack) -> bool:
     return bool(one.frames and other.frames) and one.frames[0].pc == other.frames[0].pc
 
 
-def _worth(frames: Sequence[Frame]) -> tuple[int, int, int]:
-    return sum(bool(each.line) for each in frames), sum(bool(each.function) for each in frames), len(frames)
+def _worth(frames: Sequence[Frame]) -> tuple[bool, int, int, int]:
+    lines, named = sum(bool(each.line) for each in frames), sum(bool(each.function) for each in frames)
+    return len(frames) > 1, lines, named, len(frames)

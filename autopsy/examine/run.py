@@ -19,6 +19,7 @@ from autopsy.examine.coroutines import Saved
 from autopsy.examine.earlier import Earlier
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.heap import Walking
+from autopsy.examine.lines import Lines
 from autopsy.examine.symbols import Symbols
 from autopsy.examine.tasks import tasks
 from autopsy.examine.unwind import Parked, Unwound
@@ -134,6 +135,15 @@ class Opened:
         self.show(unwind.with_frames(each, unwound.coroutines, self.symbols) for each in self.coroutines)
         return unwound
 
+    def find_lines(self) -> None:
+        """Name what an earlier examination unwound, where only a debug file is at hand."""
+        lines = Lines(self.symbols)
+        stacks = [*(each.frames for each in self.threads), *(each.frames for each in self.coroutines)]
+        lines.look_up(stacks, self.frozen.scratch, time.monotonic() + self.frozen.seconds * GDB_SHARE)
+        self.threads = tuple(msgspec.structs.replace(each, frames=lines.named(each.frames)) for each in self.threads)
+        self.store(names.THREADS, self.threads)
+        self.show([msgspec.structs.replace(each, frames=lines.named(each.frames)) for each in self.coroutines])
+
     def find_locks(self, view: View) -> None:
         """Tell who waits for whom."""
         self.graph = locks.examine(view, self.earlier)
@@ -165,6 +175,9 @@ def examine(frozen: Frozen) -> str:
             progress.notes.append(note)
 
     progress.attempt("gdb", by_gdb)
+    main = symbols.main
+    if main and main.debug and not main.file:
+        progress.attempt("lines", opened.find_lines)
     view = View(
         frozen=frozen,
         core=core,
