@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 
 FOR_DRILL := qemu-system-x86 qemu-utils gdb
 FOR_TESTS := $(FOR_DRILL) e2fsprogs xfsprogs zstd xz-utils iproute2 libvirt-daemon-system libvirt-clients \
-  chromium fonts-dejavu-core npm
+  chromium fonts-dejavu-core npm binutils debuginfod
 AXE := build/node_modules/axe-core/axe.min.js
 
 help:
