@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import bench_ps
 import bench_replay
 import lab
 from autopsy.bundle.reader import open_bundle
@@ -192,5 +193,6 @@ def help_time() -> None:
 if __name__ == "__main__":
     help_time()
     print(bench_replay.measure())
+    bench_ps.listing()
     captures()
     round_trips()
