@@ -19,6 +19,7 @@ from pathlib import Path
 
 import bench_ps
 import bench_replay
+import bench_report
 import lab
 from autopsy.bundle.reader import open_bundle
 
@@ -193,6 +194,7 @@ def help_time() -> None:
 if __name__ == "__main__":
     help_time()
     print(bench_replay.measure())
+    print(bench_report.measure())
     bench_ps.listing()
     captures()
     round_trips()
