@@ -57,6 +57,7 @@ COROUTINES = "coroutines.json"  # records.Coroutine[]
 COROUTINES_TEXT = "coroutines.txt"  # the same for eyes: identical stacks grouped, with their count
 LOCKS = "locks.json"  # records.LockGraph
 MAIN_LOOP = "main-loop.json"  # records.MainLoop
+EVENTFDS = "eventfds.json"  # records.EventFd[]
 WORKERS = "workers.json"  # records.Worker[]
 MODULES = "modules.json"  # records.Module[]
 HEAP = "heap.json"  # records.Heap

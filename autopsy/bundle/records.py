@@ -284,6 +284,19 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     function: str = ""
 
 
+class EventFd(msgspec.Struct, frozen=True, kw_only=True):
+    """One eventfd at both looks: how much nobody has read of it, and whether any thread's poll or epoll set has it.
+
+    None is not known. A thread that ran at the time polled nothing, and KVM reads an eventfd without polling it.
+    """
+
+    fd: int
+    count: int | None = None
+    polled: bool | None = None
+    count_again: int | None = None
+    polled_again: bool | None = None
+
+
 class Module(msgspec.Struct, frozen=True, kw_only=True):
     """One ELF file mapped by the target, and how well its names are known.
 
