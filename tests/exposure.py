@@ -14,7 +14,7 @@ import msgspec
 
 import lab
 from autopsy.bundle import names
-from autopsy.capture import freeze, witness
+from autopsy.capture import freeze, proc, witness
 from autopsy.capture.child import in_child
 from autopsy.capture.step import Collected, Deadline, Options, Scene
 from autopsy.capture.target import Target, find
@@ -45,7 +45,7 @@ def exposed(machine: Machine, *, again: bool = False, alive: bool = True) -> Ite
             _run(place, target, names.WITNESS, witness.look)
             _run(place, target, names.FREEZE, freeze.expose)
             if again:
-                _run(place, target, names.SECOND_EXPOSURE, freeze.expose_again)
+                _run(place, target, names.SECOND_EXPOSURE, proc.tasks_again, freeze.expose_again)
         finally:
             os.close(target.pidfd)
         results = place / "evidence" / names.GDB_THREADS
@@ -69,13 +69,16 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _run(place: Path, target: Target, step: str, collect: Any) -> None:
+def _run(place: Path, target: Target, step: str, *collectors: Any) -> None:
     (place / "evidence" / step).mkdir(parents=True)
     scene = Scene(target, replace(Options(), gap=0.5), place, step, Deadline(SECONDS))
 
     def work() -> bytes:
-        outcome = collect(scene)
-        return b"" if isinstance(outcome, Collected) else f"{type(outcome).__name__}: {outcome.why}".encode()
+        for collect in collectors:
+            outcome = collect(scene)
+            if not isinstance(outcome, Collected):
+                return f"{type(outcome).__name__}: {outcome.why}".encode()
+        return b""
 
     trouble = in_child(work, SECONDS)
     assert trouble == b"", trouble.decode()

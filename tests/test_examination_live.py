@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,7 +16,7 @@ import exposure
 import lab
 from autopsy.bundle import names
 from autopsy.bundle.heap_records import Exposure, Heap
-from autopsy.bundle.records import Coroutine, Frame, LockGraph, MainLoop, Rings, ThreadStack, Worker
+from autopsy.bundle.records import Coroutine, EventFd, Frame, LockGraph, MainLoop, Rings, ThreadStack, Worker
 from autopsy.drill.machine import Machine
 from autopsy.examine import run
 
@@ -239,3 +241,29 @@ def test_native_aio_on_a_frozen_file_system_takes_the_main_loop_into_the_kernel(
         assert any(frame.file.endswith("block/linux-aio.c") for frame in main.frames)
         (engine,) = [each for context in told.heap.contexts if (each := context.linux_aio)]
         assert engine.ring in {each.address for each in told.rings.aio}
+
+
+def test_an_eventfd_that_nobody_reads_is_told_with_its_count_at_both_looks(stock: lab.Build) -> None:
+    forgotten = os.eventfd(3)
+    try:
+        with lab.qemu(stock, "-object", "iothread,id=io0") as machine:
+            give(machine, forgotten)
+            with exposure.exposed(machine, again=True) as found:
+                run.examine(found.frozen)
+                told = found.record(names.EVENTFDS, tuple[EventFd, ...])
+    finally:
+        os.close(forgotten)
+    (unheard,) = [each for each in told if each.count == 3]
+    assert (unheard.polled, unheard.count_again, unheard.polled_again) == (False, 3, False)
+    assert sum(bool(each.polled and each.polled_again) for each in told) >= 2  # the notifiers of both event loops
+
+
+def give(machine: Machine, descriptor: int) -> None:
+    """Hand QEMU a descriptor to keep."""
+    with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rb") as answers:
+        connection.connect(str(machine.control))
+        answers.readline()
+        connection.sendall(b'{"execute": "qmp_capabilities"}')
+        answers.readline()
+        socket.send_fds(connection, [b'{"execute": "getfd", "arguments": {"fdname": "kept"}}'], [descriptor])
+        assert b"return" in answers.readline()

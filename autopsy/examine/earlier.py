@@ -19,6 +19,7 @@ from autopsy.bundle.records import Coroutine, Frame, LockGraph, Module, ThreadSt
 from autopsy.examine.backtrace import blocks
 
 KNOWLEDGE = ("none", "dynsym", "symtab", "dwarf")
+NOT_FOUND = "not found"
 
 Record = TypeVar("Record")
 
@@ -71,7 +72,7 @@ class Earlier:
 
         def better(module: Module) -> Module:
             old = known.get((module.path, module.base, module.build_id), module)
-            return old if KNOWLEDGE.index(old.symbols) > KNOWLEDGE.index(module.symbols) else module
+            return old if _knows(old) > _knows(module) else module
 
         return tuple(better(each) for each in now)
 
@@ -127,6 +128,10 @@ def read(stored: Callable[[str], bytes], step: str = names.GDB_THREADS) -> Earli
         graph=decoded(names.LOCKS, LockGraph | None, None),  # type: ignore[arg-type]  # a union is no type to mypy
         heap=decoded(names.HEAP, Heap | None, None),  # type: ignore[arg-type]  # likewise
     )
+
+
+def _knows(module: Module) -> tuple[int, bool]:
+    return KNOWLEDGE.index(module.symbols), module.source != NOT_FOUND
 
 
 def _better(old: Coroutine | None, now: Coroutine) -> Coroutine:

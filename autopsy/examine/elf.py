@@ -173,10 +173,15 @@ class Elf:
         """Return whether the file names its static functions."""
         return ".symtab" in self.sections and self.sections[".symtab"].kind == SHT_SYMTAB
 
-    @property
+    @cached_property
     def has_dynsym(self) -> bool:
-        """Return whether the file names what it exports."""
-        return ".dynsym" in self.sections and self.sections[".dynsym"].kind == SHT_DYNSYM
+        """Return whether the file names functions that it exports: one that was not linked for modules names none."""
+        place = self.sections.get(".dynsym")
+        if place is None or place.kind != SHT_DYNSYM:
+            return False
+        table = self._section(place)
+        rows = SYM.iter_unpack(table[: len(table) // SYM.size * SYM.size])
+        return any(section and value and info & 15 in FUNCTIONS for _, info, _, section, value, _ in rows)
 
     @cached_property
     def imports(self) -> bytes:

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from autopsy.bundle import names, sections
-from autopsy.bundle.records import PollSet
+from autopsy.bundle.records import EventFd, PollSet
+from autopsy.examine.frozen import Frozen
+from autopsy.examine.view import View
+
+FIRST = (names.WITNESS, names.PROC_FDS)
+INFO = re.compile(r"fdinfo/(\d{1,9})")
+COUNT = re.compile(rb"^eventfd-count:\s*([0-9a-f]{1,16})\s*$", re.MULTILINE)
 
 
-def sleeps(read: Callable[[str], bytes]) -> tuple[PollSet, ...]:
-    """Return the poll sets that the witness saw, empty when it saw none or they cannot be read."""
-    data = read(names.evidence(names.WITNESS, names.POLLS))
+def sleeps(read: Callable[[str], bytes], step: str = names.WITNESS) -> tuple[PollSet, ...]:
+    """Return the poll sets that a step saw, empty when it saw none or they cannot be read."""
+    data = read(names.evidence(step, names.POLLS))
     try:
         return msgspec.json.decode(data, type=tuple[PollSet, ...]) if data else ()
     except msgspec.DecodeError:
         return ()
 
 
-def polled(read: Callable[[str], bytes]) -> frozenset[int] | None:
-    """Return every fd that some thread polls, by itself or through an epoll set; None when that is not known."""
-    sets = sleeps(read)
+def polled(read: Callable[[str], bytes], *steps: str) -> frozenset[int] | None:
+    """Return every fd that some thread polls, by itself or through an epoll set; None when that is not known.
+
+    The first of `steps` tells what threads sleep on; all of them what is inside the epoll sets.
+    """
+    steps = steps or FIRST
+    sets = sleeps(read, steps[0])
     if not sets or any(each.truncated for each in sets):
         return None
     fds = {fd.fd for each in sets for fd in each.fds}
     waited = {each.epoll_fd for each in sets if each.epoll_fd is not None}
-    inside = epoll_sets(read)
+    inside = epoll_sets(read, *steps)
     if not waited <= inside.keys():
         return None
     for epoll in waited | (fds & inside.keys()):
@@ -34,18 +45,61 @@ def polled(read: Callable[[str], bytes]) -> frozenset[int] | None:
     return frozenset(fds)
 
 
-def epoll_sets(read: Callable[[str], bytes]) -> dict[int, frozenset[int]]:
+def epoll_sets(read: Callable[[str], bytes], *steps: str) -> dict[int, frozenset[int]]:
     """Return the fds inside each epoll fd, as /proc/PID/fdinfo printed them."""
     found: dict[int, frozenset[int]] = {}
-    for step in (names.WITNESS, names.PROC_FDS):
-        for section in sections.parse(read(names.evidence(step, names.FDS))):
-            kind, _, fd = section.name.partition("/")
-            if kind == "fdinfo" and fd.isdecimal() and b"\ntfd:" in b"\n" + section.data:
-                found.setdefault(int(fd), _targets(section.data))
+    for step in steps or FIRST:
+        for fd, data in _infos(read, step):
+            if b"\ntfd:" in b"\n" + data:
+                found.setdefault(fd, _targets(data))
     return found
+
+
+def eventfds(read: Callable[[str], bytes]) -> tuple[EventFd, ...]:
+    """Return every eventfd, with what both looks say of it."""
+    first, second = _counts(read, *FIRST), _counts(read, names.SECOND_EXPOSURE)
+    heard, heard_again = polled(read), polled(read, names.SECOND_EXPOSURE)
+    return tuple(
+        EventFd(
+            fd=fd,
+            count=first.get(fd),
+            polled=None if heard is None or fd not in first else fd in heard,
+            count_again=second.get(fd),
+            polled_again=None if heard_again is None or fd not in second else fd in heard_again,
+        )
+        for fd in sorted(first.keys() | second.keys())
+    )
+
+
+def examine(view: View) -> tuple[EventFd, ...]:
+    """Write eventfds.json, and return what it says."""
+    return write(view.frozen)
+
+
+def write(frozen: Frozen) -> tuple[EventFd, ...]:
+    """Write eventfds.json for what is at hand, without a core."""
+    found = eventfds(frozen.read)
+    frozen.write(names.EVENTFDS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    return found
+
+
+def _counts(read: Callable[[str], bytes], *steps: str) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for step in steps:
+        for fd, data in _infos(read, step):
+            if count := COUNT.search(data):
+                found.setdefault(fd, int(count[1], 16))
+    return found
+
+
+def _infos(read: Callable[[str], bytes], step: str) -> Iterator[tuple[int, bytes]]:
+    """Yield each fd whose fdinfo was read, with it."""
+    for section in sections.parse(read(names.evidence(step, names.FDS))):
+        if fd := INFO.fullmatch(section.name):
+            yield int(fd[1]), section.data
 
 
 def _targets(fdinfo: bytes) -> frozenset[int]:
     """Return the fds of lines such as `tfd:        5 events:       19 data: …`."""
     rows = (line.split() for line in fdinfo.splitlines() if line.startswith(b"tfd:"))
-    return frozenset(int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit())
+    return frozenset(int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit() and len(row[1]) < 10)

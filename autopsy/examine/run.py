@@ -13,7 +13,19 @@ import msgspec
 from autopsy.bundle import names
 from autopsy.bundle.records import Coroutine, LockGraph, Module, ThreadStack
 from autopsy.errors import ExaminationFailed
-from autopsy.examine import coroutines, earlier, exposures, heap, listing, locks, mainloop, rings, unwind, workers
+from autopsy.examine import (
+    coroutines,
+    earlier,
+    exposures,
+    heap,
+    listing,
+    locks,
+    mainloop,
+    polls,
+    rings,
+    unwind,
+    workers,
+)
 from autopsy.examine.core import Core, CoreError
 from autopsy.examine.coroutines import Saved
 from autopsy.examine.earlier import Earlier
@@ -34,6 +46,7 @@ PARTS: tuple[tuple[str, Callable[[View], object]], ...] = (
     ("main loop", mainloop.examine),
     ("rings", rings.examine),
     ("workers", workers.examine),
+    ("eventfds", polls.examine),
 )
 
 
