@@ -122,12 +122,18 @@ def test_a_cite_into_json_finds_the_line_that_holds_its_address() -> None:
     assert found.link(Cite("locks.json", 3, "coroutine 0x1000, number 1")).label == "locks.json:3"
 
 
+def test_a_cite_of_a_thread_s_state_leads_to_the_line_that_tells_it() -> None:
+    found = excerpts(tasks_txt=b"==> task/7/status (40 bytes) <==\nName:\tx\nUmask:\t0022\nState:\tD (disk sleep)\n")
+    assert found.link(Cite("tasks.txt", 2, "task 7: State D")).label == "tasks.txt:4"
+    assert found.link(Cite("tasks.txt", 2, "task 7: kernel stack")).label == "tasks.txt:2"
+
+
 def test_a_line_as_long_as_an_answer_is_cut_around_what_it_is_cited_for() -> None:
     found = excerpts(qmp_jsonl=b"x" * 5000 + b'"device":"drive-scsi0"' + b"y" * 5000 + b"\n")
     found.link(Cite("qmp.jsonl", 1, "blockstats of drive-scsi0"))
     line = found.all()[0].pieces[0][0]
-    assert "drive-scsi0" in line.text
-    assert len(line.text) < 500
+    assert "drive-scsi0" in line.rest
+    assert len(line.text + line.rest) < 500
     assert line.cut > 9000
 
 

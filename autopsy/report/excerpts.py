@@ -13,9 +13,12 @@ CONTEXT = 2  # lines on either side of a cited one
 WIDTH = 420  # characters of a line
 MOST_LINES = 160  # cited lines of one file
 MOST_BYTES = 8 << 20  # of a file that is cut into lines
+MARKED = 80  # characters of a long line
 OPENING = 6  # lines of a file that is cited as a whole
 HEX = re.compile(r"0x[0-9a-f]{4,16}")
 WORD = re.compile(r"[\w.:/@-]{4,}")
+FIELD = re.compile(r": (\w+) \S")
+NEAR = 60  # lines of /proc/TID/status
 PLAIN = re.compile(r"[^A-Za-z0-9.]+")
 
 
@@ -36,10 +39,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of an excerpt. `target` is the id that cites lead to, empty for a line that stands around."""
+    """One line of an excerpt. `target` is the id that cites lead to, empty for a line that stands around.
+
+    `rest` is what follows the marked text: of a long line only its beginning is marked. `cut` characters are left out.
+    """
 
     number: int
     text: str
+    rest: str = ""
     target: str = ""
     cut: int = 0
 
@@ -115,12 +122,21 @@ def _locate(lines: list[str], cite: Cite) -> int:
                 if line.rstrip(",").endswith(wanted):
                     return number
     if 0 < cite.line <= len(lines):
-        return cite.line
+        return _field(lines, cite) or cite.line
     for word in sorted(WORD.findall(cite.text), key=len, reverse=True)[:4]:
         for number, line in enumerate(lines, start=1):
             if word in line:
                 return number
     return 0
+
+
+def _field(lines: list[str], cite: Cite) -> int:
+    """Return the line of the field that a cite of a whole section speaks of: `task 42: State D` means `State:`."""
+    found = FIELD.search(cite.text)
+    if found is None:
+        return 0
+    near = enumerate(lines[cite.line - 1 : cite.line - 1 + NEAR], start=cite.line)
+    return next((number for number, line in near if line.startswith(f"{found[1]}:")), 0)
 
 
 def _excerpt(path: str, file: _File) -> Excerpt:
@@ -139,7 +155,9 @@ def _excerpt(path: str, file: _File) -> Excerpt:
     for number in sorted(shown):
         words = file.cited.get(number)
         text, cut = _cut(file.lines[number - 1].expandtabs(8), words or "")
-        line = Line(number, text, f"{file.target}-{number}" if words is not None else "", cut)
+        marked = len(text) if len(text) < 2 * MARKED else MARKED
+        target = f"{file.target}-{number}" if words is not None else ""
+        line = Line(number, text[:marked], text[marked:], target, cut)
         if pieces and pieces[-1][-1].number == number - 1:
             pieces[-1].append(line)
         else:
