@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ MARGIN = 4
 LABEL_FITS = 26
 DETAIL_FITS = 31
 NAMES_SHOWN = 6
+NUMBER = re.compile(r"thread (\d+)\b.*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +173,9 @@ def _box(cluster: _Cluster, circular: set[str]) -> Box:
     label, detail = first.label, first.detail
     if len(names) > 1:
         label = count(len(names), first.kind)
-        detail = ", ".join(name.removeprefix("thread ") for name in names)
+        detail = ", ".join(NUMBER.sub(r"\1", name) for name in names)
+        if len(detail) > DETAIL_FITS:
+            detail = detail[: DETAIL_FITS - 2].rpartition(", ")[0] + ", …"
     lines = _lines(label)
     return Box(
         x=cluster.x,

@@ -159,13 +159,14 @@ def _arguments(arguments: dict[str, object]) -> str:
 
 def _socket(socket: SocketFact) -> tuple[str, ...]:
     ends = "; ".join(f"{peer.comm} ({peer.pid}), State {peer.state}" for peer in socket.peers)
+    listens = socket.state == "LISTEN"  # its queues count connections, not bytes
     return (
         str(socket.fd),
         f"{socket.family} {socket.state}".strip(),
         socket.local or ABSENT,
         socket.remote or ABSENT,
-        ABSENT if socket.received_queue is None else size(socket.received_queue),
-        ABSENT if socket.send_queue is None else size(socket.send_queue),
+        ABSENT if socket.received_queue is None or listens else size(socket.received_queue),
+        ABSENT if socket.send_queue is None or listens else size(socket.send_queue),
         ends or ABSENT,
     )
 
