@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from autopsy.diagnose import flow
 from autopsy.diagnose.diagnosis import Confidence
 from autopsy.diagnose.judgement import IOTHREAD, MAIN_LOOP
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
@@ -45,7 +46,7 @@ def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
 
 
 def moves(facts: Facts, coroutine: CoroutineFact) -> bool:
-    """Tell whether a request goes on: it left its place, or its disk completed others while it was looked at.
+    """Tell whether a request goes on: it left its place, or its disk completed such as it while it was looked at.
 
     On a busy disk a new request stands where the last one stood, at the same address with the same registers: only
     the counters tell the two apart.
@@ -53,7 +54,7 @@ def moves(facts: Facts, coroutine: CoroutineFact) -> bool:
     if isinstance(coroutine.stuck, Known) and not coroutine.stuck.value:
         return True
     disks = disks_of(facts, coroutine)
-    return bool(disks) and all(isinstance(disk.completed, Known) and disk.completed.value > 0 for disk in disks)
+    return bool(disks) and all(flow.speaks_for(facts, disk, coroutine) for disk in disks)
 
 
 def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[Disk, ...]:
@@ -191,3 +192,8 @@ def functions(thread: Thread) -> tuple[str, ...]:
 def missing(unknown: Unknown) -> str:
     """Say which evidence is missing and why."""
     return f"{unknown.evidence} ({unknown.why})"
+
+
+def sentence(words: str) -> str:
+    """Return words with a capital letter at their beginning."""
+    return words[:1].upper() + words[1:]

@@ -25,6 +25,8 @@ class CommandLine:
     blockdevs: tuple[Options, ...] = ()
     devices: tuple[Options, ...] = ()
     objects: tuple[Options, ...] = ()
+    chardevs: tuple[Options, ...] = ()
+    tpmdevs: tuple[Options, ...] = ()
     cite: Cite = field(default_factory=lambda: Cite(CMDLINE))
 
     def device_of(self, *drives: str) -> Options | None:
@@ -42,8 +44,15 @@ def read(evidence: Evidence) -> CommandLine:
     if not data:
         return CommandLine()
     arguments = tuple(word.decode("utf-8", "replace") for word in data.split(b"\0"))
-    options: dict[str, list[Options]] = {"drive": [], "blockdev": [], "device": [], "object": []}
-    first = {"device": "driver", "object": "qom-type", "blockdev": "driver", "drive": "file"}
+    first = {
+        "device": "driver",
+        "object": "qom-type",
+        "blockdev": "driver",
+        "drive": "file",
+        "chardev": "backend",
+        "tpmdev": "type",
+    }
+    options: dict[str, list[Options]] = {name: [] for name in first}
     for name, value in _pairs(arguments):
         if name in options:
             options[name].append(parse(value, first[name]))
@@ -53,6 +62,8 @@ def read(evidence: Evidence) -> CommandLine:
         blockdevs=tuple(options["blockdev"]),
         devices=tuple(options["device"]),
         objects=tuple(options["object"]),
+        chardevs=tuple(options["chardev"]),
+        tpmdevs=tuple(options["tpmdev"]),
     )
 
 

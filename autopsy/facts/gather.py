@@ -9,6 +9,7 @@ from autopsy.facts import (
     coroutines,
     descriptors,
     disks,
+    helpers,
     host,
     jobs,
     locks,
@@ -36,6 +37,7 @@ def gather(evidence: Evidence) -> Facts:
     found_threads = threads.gather(evidence, _roles(talk, own))
     found_disks = disks.gather(talk, heap, line, nodes.gather(talk, heap, line))
     found_locks = locks.gather(evidence, heap, found_threads)
+    found_sockets = sockets.gather(evidence)
     target = evidence.manifest.target
     died = talk.died_at.value.exchange.question if isinstance(talk.died_at, Known) else ""
     arguments: Fact[tuple[str, ...]] = (
@@ -60,8 +62,9 @@ def gather(evidence: Evidence) -> Facts:
         main_loop=locks.main_loop(evidence, found_threads, found_locks, died),
         descriptors=descriptors.gather(evidence),
         polls=descriptors.poll_sets(evidence),
-        sockets=sockets.gather(evidence),
+        sockets=found_sockets,
         fuse=sockets.fuse(evidence),
+        helpers=helpers.gather(line, found_sockets),
         rings=rings.gather(evidence),
         host=host.gather(evidence),
         run_state=monitor.run_state(talk),

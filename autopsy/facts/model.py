@@ -13,6 +13,7 @@ from autopsy.facts.model_around import (
     BlockDevice,
     Descriptor,
     FuseMount,
+    Helper,
     HostFacts,
     LogLine,
     Mount,
@@ -42,6 +43,7 @@ __all__ = [
     "Exposure",
     "Facts",
     "FuseMount",
+    "Helper",
     "HostFacts",
     "Job",
     "Limits",
@@ -246,6 +248,7 @@ class Facts:
     polls: Fact[tuple[PollSet, ...]]
     sockets: Fact[tuple[SocketFact, ...]]
     fuse: Fact[tuple[FuseMount, ...]]
+    helpers: tuple[Helper, ...]
     rings: Fact[RingsFact]
     host: HostFacts
     run_state: Fact[RunState]

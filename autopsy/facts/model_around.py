@@ -51,6 +51,18 @@ class SocketFact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Helper:
+    """A program that one of the VM's devices hands its work to; QEMU holds none of a vhost-user disk's requests."""
+
+    kind: str
+    device: str
+    model: str
+    address: str
+    sockets: tuple[SocketFact, ...]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FuseMount:
     """A FUSE file system that the VM has files on; `sure` says whether the daemons are known to be its own."""
 

@@ -165,6 +165,8 @@ def park_point(frames: Sequence[Frame]) -> tuple[Park, tuple[str, ...]]:
     wait, start = _wait(frames)
     for frame in frames[start:]:
         if park := _by_name(wait, frame.function):
+            if park is Park.SLEEP and _is_request(frames[start:]):
+                return Park.DRIVER, (frame.function, "under the block layer")
             return park, (WORDS[wait], frame.function)
         if park := _by_module(frame):
             return park, (frame.module,)
@@ -175,6 +177,11 @@ def park_point(frames: Sequence[Frame]) -> tuple[Park, tuple[str, ...]]:
     block = next((frame.function for frame in frames[start:] if frame.function.startswith(("bdrv_co_", "blk_co_"))), "")
     block = block or next((f"near {frame.near}" for frame in frames[start:] if frame.near.startswith(BLOCK_LAYER)), "")
     return (Park.DRIVER, (WORDS[wait], block)) if block else (Park.OTHER, (WORDS[wait],))
+
+
+def _is_request(frames: Sequence[Frame]) -> bool:
+    """Tell whether a coroutine came through the block layer: a driver that sleeps holds a request meanwhile."""
+    return any(frame.function.startswith(BLOCK_LAYER) or frame.near.startswith(BLOCK_LAYER) for frame in frames)
 
 
 def _wait(frames: Sequence[Frame]) -> tuple[str, int]:

@@ -24,6 +24,7 @@ from autopsy.diagnose.seen import (
     count,
     disk_names,
     disk_tokens,
+    disks_of,
     functions,
     looks,
     missing,
@@ -37,7 +38,7 @@ from autopsy.diagnose.seen import (
 )
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
-from autopsy.facts.model import Disk, Facts, Park, Role
+from autopsy.facts.model import CoroutineFact, Disk, Facts, Node, Park, Role
 from autopsy.facts.syscalls import POLL_CALLS
 
 # Requests that stand here stand behind another request: that one's own place is the cause.
@@ -57,6 +58,8 @@ BEHIND = frozenset(
         Park.YIELD_TO_DRAIN,
     }
 )
+# Drivers that do a request by themselves: one that stands in them waits for nobody else.
+NOBODY_ELSE = frozenset({"null-co", "null-aio", "vvfat"})
 LEAVES = (DISK_PARKS - BEHIND) | {Park.PVE_BACKUP, Park.SLEEP, Park.OTHER}
 
 
@@ -321,7 +324,7 @@ def _graph_match(facts: Facts, waiting: Standing, words: str, sure: Confidence, 
 
 
 def _driver(facts: Facts) -> Judgement:
-    """Requests that stand inside a driver that no name tells: an effect, whose cause better symbols would show."""
+    """Requests that stand inside a driver: the cause where the disk's drivers are known, and wait for nobody else."""
     waiting = standing(facts, (Park.DRIVER,))
     if isinstance(waiting, Unknown):
         return CannotTell(f"the parked coroutines: {missing(waiting)}")
@@ -331,20 +334,40 @@ def _driver(facts: Facts) -> Judgement:
             "no request stands in a nameless driver", tuple(each.cite for each in waiting.moving[:3]) or cites
         )
     disks = disk_names(facts, waiting.requests)
+    at_its_end = [_last(facts, each) for each in waiting.requests]
+    named_ends = tuple(dict.fromkeys(f"{node.driver} (node {node.name})" for node in at_its_end if node is not None))
+    known_to_hold = None not in at_its_end
+    number = count(len(waiting.requests), "request")
+    verb = "stands" if len(waiting.requests) == 1 else "stand"
+    place = f"block driver {', '.join(named_ends[:3])}" if known_to_hold else "a block driver without a name"
     return Match(
-        headline=f"{count(len(waiting.requests), 'request')} {of_disks(disks)} stand in a block driver without a name",
-        objects=disks,
-        confidence=confidence(proven=waiting.proven),
+        headline=f"{number} {of_disks(disks)} {verb} inside {place}",
+        objects=(*disks, *(f"block driver {each}" for each in named_ends[:3] if known_to_hold)),
+        confidence=confidence(proven=False),
         claims=(
             claim(
                 "They are parked below the block layer, in functions that this build gives no names.", *waiting.cites
             ),
+            *(
+                claim(f"The disk's requests end in {node.driver}, which asks no other program.", node.cite)
+                for node in at_its_end[:1]
+                if node is not None and known_to_hold
+            ),
         ),
-        holds=disk_tokens(facts, waiting.requests),
-        waits_for=frozenset({REQUESTS, STORAGE, MAIN_LOOP, IOTHREAD}),
-        effect=True,
+        holds=disk_tokens(facts, waiting.requests) | (frozenset({REQUESTS}) if known_to_hold else frozenset()),
+        waits_for=frozenset() if known_to_hold else frozenset({REQUESTS, STORAGE, MAIN_LOOP, IOTHREAD}),
+        effect=not known_to_hold,
         weight=len(waiting.requests),
     )
+
+
+def _last(facts: Facts, request: CoroutineFact) -> Node | None:
+    """Return the driver at the end of a request's way, None unless it is known, alone, and asks nobody for its work."""
+    ends = {node.name: node for disk in disks_of(facts, request) for node in disk.nodes if not node.children}
+    if len(ends) != 1:
+        return None
+    node = next(iter(ends.values()))
+    return node if node.driver in NOBODY_ELSE else None
 
 
 SIGNATURES = (

@@ -1,33 +1,26 @@
-"""Requests that wait for another program: an NBD server, Ceph, iSCSI, a userspace NFS client, a vhost-user back end."""
+"""Requests that wait for another program: an NBD server, Ceph, iSCSI, a userspace NFS client."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from autopsy.diagnose.diagnosis import Claim
-from autopsy.diagnose.judgement import MAIN_LOOP, REQUESTS, CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.judgement import REQUESTS, CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.other_ends import about_sockets, peer_objects, state
 from autopsy.diagnose.seen import (
     Standing,
-    blocks_main_loop,
     confidence,
     count,
     disk_names,
     disk_tokens,
     disks_of,
-    functions,
-    looks,
     missing,
-    named,
     of_disks,
-    same_sleep,
     standing,
     still,
-    threads,
 )
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import CoroutineFact, Facts, Park, Peer, SocketFact, Thread
-from autopsy.facts.syscalls import PEER_CALLS
+from autopsy.facts.model import CoroutineFact, Facts, Park, SocketFact
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +52,7 @@ class Service:
             return RuledOut(f"no parked request waits for {self.words}", cites)
         disks = disk_names(facts, waiting.requests)
         sockets = self._sockets(facts, waiting.requests)
-        who, state = _server(facts, waiting.requests, self.drivers), _state(sockets)
+        who = _server(facts, waiting.requests, self.drivers)
         number = count(len(waiting.requests), "request")
         verb = "waits" if len(waiting.requests) == 1 else "wait"
         claims = [
@@ -71,10 +64,10 @@ class Service:
         ]
         if waiting.proven:
             claims.append(claim("They stood at the same place in both exposures: no reply came.", *waiting.cites))
-        claims += _about_sockets(sockets)
+        claims += about_sockets(sockets)
         return Match(
-            headline=f"{number} {of_disks(disks)} {verb} for {self.words}{f' {who}' if who else ''}{state}",
-            objects=(*disks, *((who,) if who else ()), *_peer_objects(sockets)),
+            headline=f"{number} {of_disks(disks)} {verb} for {self.words}{f' {who}' if who else ''}{state(sockets)}",
+            objects=(*disks, *((who,) if who else ()), *peer_objects(sockets)),
             confidence=confidence(proven=waiting.proven),
             claims=tuple(claims),
             holds=frozenset({REQUESTS}) | disk_tokens(facts, waiting.requests),
@@ -132,46 +125,6 @@ def _server(facts: Facts, requests: Iterable[CoroutineFact], drivers: frozenset[
     return ""
 
 
-def _state(sockets: tuple[SocketFact, ...]) -> str:
-    peers = [peer for each in sockets for peer in each.peers]
-    if stopped := next((peer for peer in peers if peer.state in {"T", "t"}), None):
-        return f": its process {stopped.pid} ({stopped.comm}) is stopped"
-    if stuck := next((peer for peer in peers if peer.state == "D"), None):
-        return (
-            f": its process {stuck.pid} ({stuck.comm}) sleeps in the kernel (State D, {stuck.wchan or 'wchan unknown'})"
-        )
-    if gone := next((each for each in sockets if each.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"}), None):
-        return f": the connection is half closed ({gone.state})"
-    if opening := next((each for each in sockets if each.state == "SYN-SENT"), None):
-        return f": {opening.remote} does not accept the connection"
-    return ": it is connected, and silent" if sockets else ""
-
-
-def _peer_objects(sockets: tuple[SocketFact, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_called(peer) for each in sockets for peer in each.peers))[:3]
-
-
-def _called(peer: Peer) -> str:
-    return f"{peer.comm or 'process'} {peer.pid}"
-
-
-def _about_sockets(sockets: tuple[SocketFact, ...]) -> list[Claim]:
-    claims = []
-    for each in sockets[:3]:
-        queues = ""
-        if each.received_queue is not None and each.send_queue is not None:
-            queues = f"; {each.received_queue} bytes unread by QEMU, {each.send_queue} unread by the other end"
-        claims.append(
-            claim(f"Socket fd {each.fd} to {each.remote or 'its peer'} is in state {each.state}{queues}.", each.cite)
-        )
-        for peer in each.peers[:2]:
-            where = f", in {peer.wchan}" if peer.wchan else ""
-            claims.append(
-                claim(f"The other end is {_called(peer)}, State {peer.state or 'unknown'}{where}.", peer.cite)
-            )
-    return claims
-
-
 SERVICES = (
     Service(
         "nbd-silent",
@@ -226,79 +179,4 @@ SERVICES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Talk:
-    """One kind of question that QEMU puts to a helper program and waits for, holding the BQL."""
-
-    id: str
-    title: str
-    words: str
-    frames: tuple[str, ...]
-
-    def judge(self, facts: Facts) -> Judgement:
-        """Judge by a thread that is in a socket call under this helper's functions."""
-        candidates = [each for each in threads(facts) if self._frames_of(each)]
-        if isinstance(facts.threads, Unknown):
-            return CannotTell("the threads (evidence/witness/tasks.txt)")
-        if not candidates:
-            if all(isinstance(each.frames, Unknown) for each in threads(facts)):
-                return CannotTell("the threads' frames (evidence/gdb.threads/threads.json)")
-            return RuledOut(f"no thread is in a conversation with {self.words}", (facts.threads.cite,))
-        waiting = [each for each in candidates if any(look.syscall.name in PEER_CALLS for look in looks(each)[:1])]
-        silent = [each for each in waiting if _through(each) is not False]
-        if not silent:
-            return RuledOut(f"the conversation with {self.words} goes on", (facts.threads.cite,))
-        return self._match(facts, silent)
-
-    def _match(self, facts: Facts, silent: list[Thread]) -> Match:
-        proven = any(_through(each) for each in silent)
-        sockets = tuple(socket for each in silent for socket in _socket_of(facts, each))
-        held = frozenset({MAIN_LOOP}) if blocks_main_loop(facts, (each.tid for each in silent)) else frozenset()
-        frames = [each.frames.cite for each in silent if isinstance(each.frames, Known)]
-        claims = [
-            claim(
-                f"{named(each)} waits in {looks(each)[0].syscall.name} under {self._frames_of(each)[0]}.",
-                looks(each)[0].cite,
-                *frames[:2],
-            )
-            for each in silent[:3]
-        ]
-        return Match(
-            headline=f"{named(silent[0])} waits for {self.words}{_state(sockets)}",
-            objects=(*_peer_objects(sockets), *(named(each) for each in silent[:3])),
-            confidence=confidence(proven=proven),
-            claims=(*claims, *_about_sockets(sockets)),
-            holds=held | {REQUESTS} | {f"thread {each.tid}" for each in silent},
-            weight=len(silent),
-        )
-
-    def _frames_of(self, thread: Thread) -> list[str]:
-        return [name for name in functions(thread) if name.startswith(self.frames)]
-
-
-def _through(thread: Thread) -> bool | None:
-    same = same_sleep(thread)
-    return same.value if isinstance(same, Known) else None
-
-
-def _socket_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
-    arguments = looks(thread)[0].syscall.arguments
-    if isinstance(facts.sockets, Unknown) or not arguments:
-        return ()
-    return tuple(each for each in facts.sockets.value if each.fd == arguments[0])
-
-
-TALKS = (
-    Talk(
-        "vhost-user-silent",
-        "a vhost-user back end does not answer",
-        "a vhost-user back end",
-        ("vhost_user_", "process_message_reply"),
-    ),
-    Talk("swtpm-silent", "the software TPM does not answer", "the software TPM", ("tpm_emulator_", "tpm_util_")),
-)
-
-SIGNATURES = (
-    *(Signature(service.id, "peer", service.title, service.judge) for service in SERVICES),
-    *(Signature(talk.id, "peer", talk.title, talk.judge) for talk in TALKS),
-)
+SIGNATURES = tuple(Signature(service.id, "peer", service.title, service.judge) for service in SERVICES)

@@ -1,0 +1,49 @@
+"""What the sockets tell of the programs at their other ends."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.judgement import claim
+from autopsy.facts.model import Peer, SocketFact
+
+
+def state(sockets: tuple[SocketFact, ...]) -> str:
+    """Say in a clause what the sockets tell of the program at their other end."""
+    peers = [peer for each in sockets for peer in each.peers]
+    if stopped := next((peer for peer in peers if peer.state in {"T", "t"}), None):
+        return f": its process {stopped.pid} ({stopped.comm}) is stopped"
+    if stuck := next((peer for peer in peers if peer.state == "D"), None):
+        return (
+            f": its process {stuck.pid} ({stuck.comm}) sleeps in the kernel (State D, {stuck.wchan or 'wchan unknown'})"
+        )
+    if gone := next((each for each in sockets if each.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"}), None):
+        return f": the connection is half closed ({gone.state})"
+    if opening := next((each for each in sockets if each.state == "SYN-SENT"), None):
+        return f": {opening.remote} does not accept the connection"
+    return ": it is connected, and silent" if sockets else ""
+
+
+def peer_objects(sockets: tuple[SocketFact, ...]) -> tuple[str, ...]:
+    """Return the programs at the other end, by name and number."""
+    return tuple(dict.fromkeys(called(peer) for each in sockets for peer in each.peers))[:3]
+
+
+def called(peer: Peer) -> str:
+    """Return a program as people speak of it."""
+    return f"{peer.comm or 'process'} {peer.pid}"
+
+
+def about_sockets(sockets: tuple[SocketFact, ...]) -> list[Claim]:
+    """Say of each socket how its queues stand, and what the program at its other end does."""
+    claims = []
+    for each in sockets[:3]:
+        queues = ""
+        if each.received_queue is not None and each.send_queue is not None:
+            queues = f"; {each.received_queue} bytes unread by QEMU, {each.send_queue} unread by the other end"
+        claims.append(
+            claim(f"Socket fd {each.fd} to {each.remote or 'its peer'} is in state {each.state}{queues}.", each.cite)
+        )
+        for peer in each.peers[:2]:
+            where = f", in {peer.wchan}" if peer.wchan else ""
+            claims.append(claim(f"The other end is {called(peer)}, State {peer.state or 'unknown'}{where}.", peer.cite))
+    return claims
