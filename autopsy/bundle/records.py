@@ -235,8 +235,8 @@ class Entered(msgspec.Struct, frozen=True, kw_only=True):
 class LockGraph(msgspec.Struct, frozen=True, kw_only=True):
     """Who waits for whom. A cycle is listed once, from its smallest tid; a cycle of one is a self-deadlock.
 
-    `knots` are the cycles that coroutines are part of: threads by tid, coroutines by address, which no tid reaches. A
-    coroutine waits for the holder of its CoMutex, a running one for its thread.
+    A coroutine waits for the holder of its CoMutex (`comutexes`), one that runs for its thread (`entered`), a thread
+    for the owner of its mutex. `knots` are the cycles of coroutines, by address: no thread waits for a CoMutex.
     """
 
     mutexes: tuple[Mutex, ...]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -15,24 +14,14 @@ from autopsy.examine.coroutines import Saved
 from autopsy.examine.symbols import Symbols
 
 
-def with_coroutines(
-    graph: LockGraph, core: Core, symbols: Symbols, saved: Sequence[Saved], doubtful: AbstractSet[int]
-) -> LockGraph:
-    """Return the graph with what coroutines wait for: one another, and the threads that they run on.
-
-    `doubtful` are threads whose sleep no cycle is built on.
-    """
+def with_coroutines(graph: LockGraph, core: Core, symbols: Symbols, saved: Sequence[Saved]) -> LockGraph:
+    """Return the graph with what coroutines wait for: one another, and the threads that they run on."""
     held = comutexes.find(core, symbols, saved)
-    running = entered(core, saved)
-    edges = {tid: mutex.owner for mutex in graph.mutexes for tid in mutex.waiters if tid not in doubtful}
-    edges |= {each.coroutine: each.tid for each in running}
-    edges |= {waiter: mutex.holder for mutex in held for waiter in mutex.waiters if mutex.holder}
-    coroutines = {*(each.coroutine for each in running), *(waiter for mutex in held for waiter in mutex.waiters)}
     return msgspec.structs.replace(
         graph,
         comutexes=held,
-        entered=running,
-        knots=tuple(ring for ring in cycles(edges) if not coroutines.isdisjoint(ring)),
+        entered=entered(core, saved),
+        knots=cycles({waiter: mutex.holder for mutex in held for waiter in mutex.waiters if mutex.holder}),
     )
 
 

@@ -56,9 +56,8 @@ def of(view: View) -> LockGraph:
     comms = {tid: task.comm for tid, task in tasks(view.frozen.read).items()}
     comms |= {thread.tid: thread.comm for thread in view.threads if thread.comm}
     own = numbers(view.frozen.read(names.evidence(names.WITNESS, names.TASKS)))
-    sleeps = waits(view)
-    graph = lock_graph(view.core, view.symbols, sleeps, comms, own)
-    return with_coroutines(graph, view.core, view.symbols, view.saved, sleeps.doubtful)
+    graph = lock_graph(view.core, view.symbols, waits(view), comms, own)
+    return with_coroutines(graph, view.core, view.symbols, view.saved)
 
 
 def lock_graph(
