@@ -88,6 +88,7 @@ class Case:
     locks: records.LockGraph | None = None
     main_loop: records.MainLoop | None = None
     heap: heap_records.Exposure | None = None
+    heap_again: heap_records.Exposure | None = None
     ends: list[records.SocketEnd] = field(default_factory=list)
     peer_sections: list[Section] = field(default_factory=list)
     host: list[Section] = field(default_factory=list)
@@ -196,13 +197,18 @@ class Case:
         for step, exchanges in self.exchanges.items():
             put(step, names.QMP, b"".join(msgspec.json.encode(each) + b"\n" for each in exchanges))
         put(names.GDB_THREADS, names.THREADS, msgspec.json.encode([stack(task) for task in self.tasks]))
-        put(names.GDB_THREADS, names.COROUTINES, msgspec.json.encode(self.coroutines))
+        first = [msgspec.structs.replace(each, since_first="unknown") for each in self.coroutines]
+        put(names.GDB_THREADS, names.COROUTINES, msgspec.json.encode(first))
+        if self.two:
+            later = [each for each in self.coroutines if each.since_first != "gone"]
+            put(names.SECOND_EXPOSURE, names.COROUTINES, msgspec.json.encode(later))
         if self.locks is not None:
             put(names.GDB_THREADS, names.LOCKS, msgspec.json.encode(self.locks))
         if self.main_loop is not None:
             put(names.GDB_THREADS, names.MAIN_LOOP, msgspec.json.encode(self.main_loop))
-        if self.heap is not None:
-            put(names.GDB_THREADS, names.HEAP, msgspec.json.encode(heap_records.Heap(first=self.heap)))
+        walk = heap_records.Heap(first=self.heap, second=self.heap_again, why="" if self.heap else "no DWARF")
+        put(names.GDB_THREADS, names.HEAP, msgspec.json.encode(walk))
+        put(names.GDB_THREADS, names.BACKTRACE, b"as gdb printed it\n" * (len(self.tasks) + 1))
         if self.host:
             put(names.HOST, names.HOST_FILES, render(self.host))
         put(names.HOST, names.DMESG, self.log.encode())
@@ -252,7 +258,7 @@ class Case:
                     outcome=outcome,
                     start_ns=start,
                     end_ns=start + 1,
-                    why=why,  
+                    why=why,
                 )
             )
         return schema.Manifest(
@@ -306,6 +312,7 @@ def disk(
     file: str = "disk.raw",
     io_status: str = "ok",
     node: str = "",
+    idle_ns: int | None = None,
     **limits: Any,
 ) -> dict[str, Any]:
     """Return one disk with its completed reads before and after, as QMP tells them."""
@@ -320,9 +327,19 @@ def disk(
         **limits,
     }
     block = {"device": backend, "qdev": qdev, "io-status": io_status, "type": "unknown", "inserted": inserted}
-    return {"block": block, "before": before, "after": after, "backend": backend, "qdev": qdev, "node": node}
+    return {
+        "block": block,
+        "before": before,
+        "after": after,
+        "backend": backend,
+        "qdev": qdev,
+        "node": node,
+        "idle": idle_ns,
+    }
 
 
 def stats(each: dict[str, Any], completed: int) -> dict[str, Any]:
-    counters = {"rd_operations": completed, "wr_operations": 0, "flush_operations": 0, "unmap_operations": 0}
+    counters = {"rd_operations": completed, "wr_operations": completed, "flush_operations": 0, "unmap_operations": 0}
+    if each["idle"] is not None:
+        counters["idle_time_ns"] = each["idle"]
     return {"device": each["backend"], "qdev": each["qdev"], "node-name": each["node"], "stats": counters}

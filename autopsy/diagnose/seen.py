@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from autopsy.bundle import names
 from autopsy.diagnose import flow
 from autopsy.diagnose.diagnosis import Confidence
 from autopsy.diagnose.judgement import IOTHREAD, MAIN_LOOP
@@ -15,6 +16,10 @@ from autopsy.facts.requests import can_wait
 
 # A thread that sleeps in the kernel without being able to be stopped gains no switch from our capture.
 FEW_SWITCHES = 2
+LITTLE_NS = 1_000_000
+LONG_IDLE_NS = 3_000_000_000
+# No request is met at these places in passing.
+NOT_IN_PASSING = frozenset({Park.BLKDEBUG, Park.THROTTLE_LOCK, Park.NBD_CONNECT})
 MOST_CITES = 6
 MOST_NAMES = 6
 
@@ -40,9 +45,23 @@ def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
     wanted = frozenset(parks)
     here = [each for each in facts.coroutines.value if each.park in wanted]
     moving = tuple(each for each in here if moves(facts, each))
-    still = tuple(each for each in here if each not in moving)
-    proven = any(isinstance(each.stuck, Known) and each.stuck.value for each in still)
-    return Standing(still, moving, proven)
+    waiting = tuple(each for each in here if each not in moving)
+    proven = any(isinstance(each.stuck, Known) and each.stuck.value for each in waiting)
+    sure = tuple(each for each in waiting if isinstance(each.stuck, Known) or _seems_still(facts, each))
+    if waiting and not sure:
+        words = f"{count(len(waiting), 'request')} waited there at the only look, as on any busy VM"
+        return Unknown(names.evidence(names.SECOND_EXPOSURE, names.COROUTINES), words)
+    return Standing(sure, moving, proven)
+
+
+def _seems_still(facts: Facts, coroutine: CoroutineFact) -> bool:
+    """Tell whether one look is enough: other requests of its disk ended long ago, or the monitor is dead."""
+    if coroutine.park in NOT_IN_PASSING:
+        return True
+    if isinstance(facts.monitor.alive, Known) and not facts.monitor.alive.value:
+        return True
+    idle = [disk.stats.value.idle_ns for disk in disks_of(facts, coroutine) if isinstance(disk.stats, Known)]
+    return bool(idle) and all(each is not None and each > LONG_IDLE_NS for each in idle)
 
 
 def moves(facts: Facts, coroutine: CoroutineFact) -> bool:
@@ -88,12 +107,12 @@ def title(disk: Disk) -> str:
     return disk.name if disk.backend in {"", disk.name} else f"{disk.name} ({disk.backend})"
 
 
-def of_disks(names: tuple[str, ...]) -> str:
+def of_disks(disks: tuple[str, ...]) -> str:
     """Say whose requests they are."""
-    if not names:
+    if not disks:
         return "of a disk that cannot be named"
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return f"of {'disk' if len(names) == 1 else 'disks'} {', '.join(names[:MOST_NAMES])}{more}"
+    more = f" and {len(disks) - MOST_NAMES} more" if len(disks) > MOST_NAMES else ""
+    return f"of {'disk' if len(disks) == 1 else 'disks'} {', '.join(disks[:MOST_NAMES])}{more}"
 
 
 def count(number: int, one: str, many: str = "") -> str:
@@ -127,10 +146,17 @@ def same_sleep(thread: Thread) -> Fact[bool]:
         return thread.first
     if isinstance(thread.again, Unknown):
         return thread.again
+    if isinstance(thread.movement, Unknown):
+        return thread.movement
     first, again = thread.first.value, thread.again.value
-    same = first.syscall == again.syscall and first.kernel_stack == again.kernel_stack
-    if isinstance(thread.movement, Known):
-        same = same and thread.movement.value.voluntary_switches <= FEW_SWITCHES
+    same = first.syscall == again.syscall or not (first.syscall.name and again.syscall.name)
+    if first.kernel_stack and again.kernel_stack:
+        same = same and first.kernel_stack == again.kernel_stack
+    elif first.wchan and again.wchan:
+        same = same and first.wchan == again.wchan
+    moved = thread.movement.value
+    switches = moved.voluntary_switches
+    same = same and (moved.cpu_ns < LITTLE_NS if switches is None else switches <= FEW_SWITCHES)
     return Known(same, again.cite)
 
 

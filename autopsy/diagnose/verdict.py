@@ -10,7 +10,7 @@ from autopsy.diagnose.diagnosis import CannotTell, Claim, Confidence, Diagnosis,
 from autopsy.diagnose.judgement import CannotTell as Undecided
 from autopsy.diagnose.judgement import Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.signatures.catalogue import SIGNATURES
-from autopsy.diagnose.waits import Order, Seen, order
+from autopsy.diagnose.waits import Order, Seen, is_pointer, order
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model import Facts
 
@@ -127,12 +127,18 @@ def _diagnosis(
         next_steps=tuple(_filled(step, facts.vm.pid) for step in steps.steps),
         lost_by_kill=(*(_filled(each, facts.vm.pid) for each in steps.lost), *losses.lost_by_kill(facts, undecided)),
         footprint=losses.footprint(facts),
-        side_effects=losses.side_effects(facts),
+        side_effects=(*losses.side_effects(facts), *_remarks(judged)),
         known_bugs=known_bugs.about(signature, facts),
         runbook=f"runbooks/{signature}.md",
         paths=paths.paths(facts, where, objects),
         waits=graph.draw(facts),
     )
+
+
+def _remarks(judged: tuple[Judged, ...]) -> tuple[Claim, ...]:
+    """Return what was seen that is no finding but may matter, such as a host without CPU to spare."""
+    seen = [Seen(each.signature, each.answer, 0) for each in judged if isinstance(each.answer, Match)]
+    return tuple(one for each in seen if is_pointer(each) for one in each.match.claims)
 
 
 def _filled(text: str, pid: int) -> str:

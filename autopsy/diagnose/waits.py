@@ -37,10 +37,9 @@ class Order:
 
 def order(seen: Sequence[Seen]) -> Order:
     """Find the cause: a match that waits for nothing that another one holds."""
-    # Whatever is seen beside it, a VM with a cause is not healthy.
-    seen = [
-        each for each in seen if each.where != "none" or all(_is_pointer(other) for other in seen if other is not each)
-    ]
+    # A pointer is no finding, and a VM with a finding is not healthy.
+    seen = [each for each in seen if not is_pointer(each)]
+    seen = [each for each in seen if each.where != "none" or len(seen) == 1]
     causes = {each.place: [other for other in seen if _holds(other, each)] for each in seen}
     roots = [each for each in seen if not each.match.effect and not _is_behind(each, causes)]
     # Two that wait for each other are one deadlock: the more particular one, listed first, speaks for both.
@@ -52,7 +51,8 @@ def order(seen: Sequence[Seen]) -> Order:
     return Order(primary, tuple(sorted(others, key=lambda pair: _importance(pair[0]))))
 
 
-def _is_pointer(each: Seen) -> bool:
+def is_pointer(each: Seen) -> bool:
+    """Tell whether a match is only worth a remark: it holds nothing up, and is no more than possible."""
     return each.match.beside and each.match.confidence == "possible"
 
 
@@ -72,7 +72,5 @@ def _holds(holder: Seen, waiter: Seen) -> bool:
 
 def _importance(each: Seen) -> tuple[int, int, int, int]:
     rank = RANK.get(each.where, 1)
-    if each.match.beside:
-        # What keeps no request from its end comes after all that does; a mere pointer comes even after "healthy".
-        rank = 5 if each.match.confidence == "possible" else max(rank, 2)
-    return rank, SURE[each.match.confidence], -each.match.weight, each.place
+    # What keeps no request from its end comes after all that does.
+    return max(rank, 2 if each.match.beside else 0), SURE[each.match.confidence], -each.match.weight, each.place

@@ -72,6 +72,7 @@ def gather(evidence: Evidence) -> Facts:
         monitor=talk,
         migration=monitor.migration(talk),
         symbols=_symbols(evidence),
+        heap_walked=_walked(evidence),
         heap=heap,
         heap_again=heap_again,
     )
@@ -86,6 +87,11 @@ def _heap(evidence: Evidence) -> tuple[Fact[heap_records.Exposure], Fact[heap_re
     first: Fact[heap_records.Exposure] = Known(heap.first, found.cite) if heap.first else absent
     second: Fact[heap_records.Exposure] = Known(heap.second, found.cite) if heap.second else absent
     return first, second
+
+
+def _walked(evidence: Evidence) -> Fact[bool]:
+    found = decode(evidence, names.GDB_THREADS, names.HEAP, heap_records.Heap)
+    return found if isinstance(found, Unknown) else Known(found.value.first is not None, found.cite)
 
 
 def _roles(talk: MonitorFact, own: Numbers) -> dict[int, Role]:

@@ -23,6 +23,13 @@ def gather(talk: MonitorFact, heap: Fact[heap_records.Exposure]) -> Fact[tuple[J
             continue
         later = monitor.answer(talk, question, again=True)
         return Known(tuple(_job(each, found.cite, later) for each in map(mapping, sequence(found.value))), found.cite)
+    for question in ("query-jobs", "query-block-jobs"):
+        found = monitor.answer(talk, question, again=True)
+        if isinstance(found, Known):
+            only = Unknown(names.evidence(names.QUERY_STATUS, names.QMP), "query-jobs was not answered at first")
+            return Known(
+                tuple(_job(each, found.cite, only) for each in map(mapping, sequence(found.value))), found.cite
+            )
     if isinstance(heap, Known):
         cite = Cite(names.evidence(names.GDB_THREADS, names.HEAP), 0, "jobs")
         only = Unknown(names.evidence(names.SECOND_EXPOSURE, names.QMP), "query-jobs was not answered")

@@ -109,13 +109,12 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """How far a thread came between the two looks at it, `seconds` apart."""
+    """How far a thread came between two looks, `seconds` apart. Switches are absent where one look lacks them."""
 
     seconds: float
     cpu_ns: int
     waited_ns: int
-    voluntary_switches: int
-    involuntary_switches: int
+    voluntary_switches: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +232,10 @@ class Vm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Everything that a bundle tells, ready to be judged."""
+    """Everything that a bundle tells, ready to be judged.
+
+    `heap_walked` is known where a walk was tried: False says that there was no debug information for it.
+    """
 
     vm: Vm
     times: Times
@@ -256,5 +258,6 @@ class Facts:
     monitor: MonitorFact
     migration: Fact[str]
     symbols: Fact[str]
+    heap_walked: Fact[bool]
     heap: Fact[heap_records.Exposure]
     heap_again: Fact[heap_records.Exposure]

@@ -34,7 +34,6 @@ class Look:
     cpu_ns: int | None
     waited_ns: int | None
     voluntary: int | None
-    involuntary: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,6 @@ def _look(path: str, tid: int, found: Mapping[str, Section]) -> Look | None:
         cpu_ns=int_of(schedule[0]) if schedule else None,
         waited_ns=int_of(schedule[1]) if len(schedule) > 1 else None,
         voluntary=int_of(status.get("voluntary_ctxt_switches", "")),
-        involuntary=int_of(status.get("nonvoluntary_ctxt_switches", "")),
     )
 
 
@@ -187,6 +185,10 @@ def _frames(
     return Known(stack.frames, Cite(path, stack.line, f"thread {stack.tid} ({stack.comm})"))
 
 
+def _grown(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
+
+
 def _movement(evidence: Evidence, first: Reading, again: Reading, tid: int) -> Fact[Movement]:
     before, after = first.looks.get(tid), again.looks.get(tid)
     if before is None or after is None:
@@ -199,8 +201,7 @@ def _movement(evidence: Evidence, first: Reading, again: Reading, tid: int) -> F
             seconds=max(0.0, (again.at_ns - first.at_ns) / 1e9),
             cpu_ns=max(0, after.cpu_ns - before.cpu_ns),
             waited_ns=max(0, (after.waited_ns or 0) - (before.waited_ns or 0)),
-            voluntary_switches=max(0, (after.voluntary or 0) - (before.voluntary or 0)),
-            involuntary_switches=max(0, (after.involuntary or 0) - (before.involuntary or 0)),
+            voluntary_switches=_grown(before.voluntary, after.voluntary),
         ),
         after.exposure.cite,
     )

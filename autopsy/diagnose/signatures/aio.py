@@ -32,7 +32,7 @@ from autopsy.diagnose.seen import (
 )
 from autopsy.diagnose.signatures.storage import sleepers
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model import Facts, Park, Role, Thread
+from autopsy.facts.model import Facts, Park, RingsFact, Role, Thread
 from autopsy.facts.syscalls import REQUEST_CALLS
 
 MOST_WORKERS = 64  # of one AioContext, unless thread-pool-max says otherwise
@@ -153,12 +153,8 @@ def _in_kernel(facts: Facts) -> Judgement:
     if isinstance(facts.rings, Unknown):
         return CannotTell(f"whether the kernel has completed them: {missing(facts.rings)}")
     rings = facts.rings.value
-    if any(ring.head != ring.tail for ring in rings.aio_again) or any(
-        ring.cq_head != ring.cq_tail for ring in rings.uring_again
-    ):
-        return RuledOut("the kernel has completed requests that QEMU has not taken", (rings.cite,))
-    if queued := _never_submitted(facts):
-        return RuledOut(f"QEMU has not handed them to the kernel: {queued} in its own queue", cites)
+    if why := _elsewhere(facts, rings):
+        return RuledOut(why, (rings.cite,))
     disks = disk_names(facts, waiting.requests)
     uring = any(each.park is Park.IO_URING for each in waiting.requests)
     busy = [device for device in _devices(facts) if device[1] > 0]
@@ -183,6 +179,17 @@ def _in_kernel(facts: Facts) -> Judgement:
         weight=len(waiting.requests),
         where="host",
     )
+
+
+def _elsewhere(facts: Facts, rings: RingsFact) -> str:
+    """Say where the requests are if the kernel has none of them, empty where it has them."""
+    completed = any(ring.head != ring.tail for ring in rings.aio_again)
+    if completed or any(ring.cq_head != ring.cq_tail for ring in rings.uring_again):
+        return "the kernel has completed requests that QEMU has not taken"
+    if any(ring.sq_head != ring.sq_tail for ring in rings.uring_again):
+        return "the kernel has not been given some of the requests"
+    queued = _never_submitted(facts)
+    return f"QEMU has not handed them to the kernel: {queued} in its own queue" if queued else ""
 
 
 def _devices(facts: Facts) -> list[tuple[str, int, Cite]]:

@@ -243,6 +243,8 @@ def _quiesce_leak(facts: Facts) -> Judgement:
         return RuledOut("no request is queued because of a drain", cites)
     if isinstance(facts.main_loop, Unknown):
         return CannotTell(f"whether a drain is under way: {missing(facts.main_loop)}")
+    if facts.main_loop.value.state == "unknown":
+        return CannotTell(f"whether a drain is under way: {facts.main_loop.value.why}")
     draining = facts.main_loop.value.state == "nested poll"
     disks = disk_names(facts, waiting.requests)
     counted = [disk for disk in _disks(facts, disks) if isinstance(disk.quiesced, Known) and disk.quiesced.value > 0]

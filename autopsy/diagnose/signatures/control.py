@@ -182,7 +182,11 @@ def _spins(facts: Facts) -> Judgement:
                 return CannotTell(f"how much CPU the main thread used: {missing(thread.movement)}")
             continue
         moved = thread.movement.value
-        if moved.seconds > 0 and moved.cpu_ns / 1e9 / moved.seconds > BUSY_SHARE and moved.voluntary_switches < 50:
+        if (
+            moved.seconds > 0
+            and moved.cpu_ns / 1e9 / moved.seconds > BUSY_SHARE
+            and (moved.voluntary_switches or 0) < 50
+        ):
             busy.append((thread, moved, thread.movement.cite))
     if not busy or _tcg(facts):
         return RuledOut("neither the main thread nor an iothread used a whole CPU", (facts.threads.cite,))

@@ -47,6 +47,13 @@ def _eventfd(facts: Facts, fd: int) -> Descriptor | None:
     return next((each for each in facts.descriptors.value if each.fd == fd and each.kind == "eventfd"), None)
 
 
+def unseen_notifiers(facts: Facts) -> tuple[int, ...]:
+    """Return the notifiers of idle disk queues that the descriptor table does not show."""
+    wanted = {fd for queue in _queues(facts) for fd in (queue.host_notifier_fd, queue.guest_notifier_fd) if fd >= 0}
+    counted = {fd for fd in wanted if (found := _eventfd(facts, fd)) is not None and found.counter is not None}
+    return tuple(sorted(wanted - counted))
+
+
 def _notify_off(facts: Facts) -> Judgement:
     if isinstance(facts.heap, Unknown) or isinstance(facts.heap_again, Unknown):
         return CannotTell(f"the virtqueues in both exposures: {HEAP_MISSING}")
@@ -79,6 +86,8 @@ def _kick_lost(facts: Facts) -> Judgement:
         return CannotTell(f"which eventfds are the virtqueues' notifiers: {HEAP_MISSING}")
     if isinstance(facts.polls, Unknown):
         return CannotTell(f"the threads' poll sets: {missing(facts.polls)}")
+    if unseen := unseen_notifiers(facts):
+        return CannotTell(f"the descriptors {', '.join(map(str, unseen))} (evidence/proc.fds/fds.txt)")
     lost = []
     for queue in _queues(facts):
         fd = _eventfd(facts, queue.host_notifier_fd)
@@ -107,6 +116,8 @@ def _kick_lost(facts: Facts) -> Judgement:
 def _interrupt(facts: Facts) -> Judgement:
     if isinstance(facts.heap, Unknown):
         return CannotTell(f"which eventfds are the virtqueues' interrupts: {HEAP_MISSING}")
+    if unseen := unseen_notifiers(facts):
+        return CannotTell(f"the descriptors {', '.join(map(str, unseen))} (evidence/proc.fds/fds.txt)")
     pending = []
     for queue in _queues(facts):
         fd = _eventfd(facts, queue.guest_notifier_fd)

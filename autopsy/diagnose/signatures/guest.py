@@ -33,8 +33,8 @@ def _spins(facts: Facts) -> Judgement:
     vcpus = by_role(facts, Role.VCPU)
     thread, moves, cite = spinning[0]
     return Match(
-        headline=f"QEMU owes the guest nothing: {thread.comm} burned {moves.cpu_ns / 1e9 / moves.seconds:.0%} of a CPU "
-        f"for {moves.seconds:.0f} s and asked no disk for anything",
+        headline=f"QEMU owes the guest nothing: {thread.comm} ran, or was ready to, all of {moves.seconds:.0f} s, and "
+        "asked no disk for anything",
         objects=tuple(each.comm for each, _, _ in spinning[:8]),
         confidence="possible",
         claims=(
@@ -67,7 +67,12 @@ def _burning(facts: Facts) -> list[tuple[Thread, Movement, Cite]] | RuledOut | C
         return CannotTell("how much CPU the vCPUs used: a second exposure (evidence/second-exposure/tasks.txt)")
     if max(each.seconds for _, each, _ in moved) < LONG_ENOUGH:
         return CannotTell(f"a gap of at least {LONG_ENOUGH:.0f} s between the exposures: capture without --fast")
-    spinning = [one for one in moved if one[1].cpu_ns / 1e9 > SPIN_SHARE * one[1].seconds]
+    # On a host without CPU to spare a spinning vCPU runs only part of the time, and is ready to run for all of it.
+    spinning = [
+        one
+        for one in moved
+        if one[1].cpu_ns + one[1].waited_ns > SPIN_SHARE * one[1].seconds * 1e9 and one[1].cpu_ns > one[1].seconds * 1e8
+    ]
     cites = tuple(cite for _, _, cite in moved[:3])
     return spinning or RuledOut(f"none of {count(len(vcpus), 'vCPU')} used a whole CPU", cites)
 

@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.judgement import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.seen import Standing, by_role, count, missing, same_sleep, standing, threads
+from autopsy.diagnose.signatures.devices import unseen_notifiers
 from autopsy.diagnose.signatures.storage import sleepers
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
-from autopsy.facts.model import Facts, Role
+from autopsy.facts.model import Facts, Park, Role
+
+WATCHED = DISK_PARKS | {Park.PVE_BACKUP, Park.CO_MUTEX, Park.COPY_MEMORY}
 
 
 def _healthy(facts: Facts) -> Judgement:
     """Healthy needs proof too: threads, coroutines and an answer from QMP, and nothing among them that stands still."""
-    for needed in (facts.threads, facts.coroutines, facts.monitor.alive):
-        if isinstance(needed, Unknown):
-            return CannotTell(missing(needed))
+    if lacking := next(_lacking(facts), ""):
+        return CannotTell(lacking)
     return next(_against(facts), None) or Match(
         headline=_headline(facts),
         objects=(),
@@ -26,9 +28,26 @@ def _healthy(facts: Facts) -> Judgement:
     )
 
 
+def _lacking(facts: Facts) -> Iterator[str]:
+    """Yield what is missing without which a wedge could hide."""
+    needed = (
+        *(standing(facts, WATCHED), facts.threads, facts.coroutines, facts.monitor.alive),
+        *(facts.descriptors, facts.polls, facts.locks, facts.heap_walked),
+    )
+    yield from (missing(fact) for fact in needed if isinstance(fact, Unknown))
+    for vcpu in by_role(facts, Role.VCPU):
+        if isinstance(vcpu.movement, Unknown):
+            yield f"what {vcpu.comm} did between two looks: {missing(vcpu.movement)}"
+    if unseen := unseen_notifiers(facts):
+        yield f"the descriptors {', '.join(map(str, unseen))} of the disks' queues"
+    for job in facts.jobs.value if isinstance(facts.jobs, Known) else ():
+        if job.status == "running" and isinstance(job.progressed, Unknown):
+            yield f"whether job {job.id} goes on: {missing(job.progressed)}"
+
+
 def _against(facts: Facts) -> Iterator[RuledOut]:
     """Yield whatever speaks against a healthy VM."""
-    stuck = standing(facts, DISK_PARKS)
+    stuck = standing(facts, WATCHED)
     if isinstance(stuck, Standing) and stuck.requests:
         yield RuledOut(f"{count(len(stuck.requests), 'request')} stand still", stuck.cites)
     for alive, when in ((facts.monitor.alive, ""), (facts.monitor.alive_again, " at the second exposure")):
@@ -36,6 +55,8 @@ def _against(facts: Facts) -> Iterator[RuledOut]:
             yield RuledOut(f"QEMU's monitor did not answer{when}", (alive.cite,))
     if isinstance(facts.run_state, Known) and not facts.run_state.value.running:
         yield RuledOut(f"the run state is {facts.run_state.value.status}", (facts.run_state.cite,))
+    if isinstance(facts.locks, Known) and facts.locks.value.cycles:
+        yield RuledOut("threads wait for mutexes in a ring", (facts.locks.cite,))
     if found := sleepers(facts):
         yield RuledOut(f"{count(len(found), 'thread')} wait in the kernel", tuple(each.look.cite for each in found[:4]))
 

@@ -67,10 +67,12 @@ def _traced(facts: Facts) -> Judgement:
 def _frozen(facts: Facts) -> Judgement:
     seen = _seen(facts)
     trapped = [(thread, look) for thread, look in seen if FREEZER & {look.wchan, *look.kernel_stack}]
-    group = facts.host.cgroup.value if isinstance(facts.host.cgroup, Known) else "its control group"
-    frozen = facts.host.frozen
+    frozen, group = facts.host.frozen, facts.host.cgroup.value if isinstance(facts.host.cgroup, Known) else "unknown"
     says_frozen = isinstance(frozen, Known) and frozen.value
     told: list[Cite] = [frozen.cite] if isinstance(frozen, Known) else []
+    if says_frozen and told:
+        # The frozen group may be one above the VM's own: its file's folder names it.
+        group = told[0].text.partition(": ")[0].rpartition("/")[0] or group
     if says_frozen or len(trapped) * 2 > len(seen):
         cites = (*(told if says_frozen else ()), *(look.cite for _, look in trapped[:4]))
         return Match(

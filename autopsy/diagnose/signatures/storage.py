@@ -17,17 +17,20 @@ from autopsy.diagnose.judgement import (
 )
 from autopsy.diagnose.kernel_stacks import Family
 from autopsy.diagnose.seen import (
+    Standing,
     count,
     disks_of,
     looks,
     named,
     same_sleep,
+    standing,
     still,
     thread_tokens,
     threads,
     title,
 )
 from autopsy.facts.cite import Cite, Known, Unknown
+from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model import Descriptor, Disk, Exposure, Facts, Mount, Park, Peer, Role, Thread
 
 MOST_NAMED = 4
@@ -124,6 +127,8 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     found = [each for each in sleepers(facts) if each.family.id == kind.id]
     if not found:
         return _not_seen(kind, facts)
+    if kind.passes and all(each.through is None for each in found) and not _stands(facts):
+        return CannotTell(f"a second look: {count(len(found), 'thread')} waited for {kind.words} at the only one")
     files = {each.thread.tid: file_of(facts, each.look) for each in found}
     paths = frozenset(file.target for file in files.values() if file is not None)
     disks = disks_on(facts, paths) if paths else disks_behind(facts, found)
@@ -167,6 +172,13 @@ def _daemons(facts: Facts, paths: frozenset[str]) -> tuple[Peer, ...]:
         return ()
     here = [mount for mount in facts.fuse.value if mount.path in paths or not paths]
     return tuple(daemon for mount in here if mount.sure or len(mount.daemons) == 1 for daemon in mount.daemons)[:3]
+
+
+def _stands(facts: Facts) -> bool:
+    """Tell whether something else shows that requests stand: a dead monitor, or a parked request seen twice."""
+    alive = facts.monitor.alive
+    waiting = standing(facts, DISK_PARKS)
+    return (isinstance(alive, Known) and not alive.value) or (isinstance(waiting, Standing) and waiting.proven)
 
 
 def _headline(kind: Family, found: list[Sleeper], where: list[str], disks: tuple[str, ...]) -> str:
