@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help drill test lint bench lab dist clean packages-for-drill packages-for-tests
+.PHONY: help drill test lint bench lab dist deb clean packages-for-drill packages-for-tests
 
 SCENARIO ?= throttle
 PYTEST ?=
@@ -11,13 +11,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 FOR_DRILL := qemu-system-x86 qemu-utils gdb
-FOR_TESTS := $(FOR_DRILL) e2fsprogs xfsprogs zstd xz-utils iproute2 libvirt-daemon-system libvirt-clients \
+FOR_TESTS := $(FOR_DRILL) e2fsprogs xfsprogs zstd xz-utils iproute2 libvirt-daemon-system libvirt-clients gcc libc6-dev \
   chromium fonts-dejavu-core npm binutils debuginfod
 AXE := build/node_modules/axe-core/axe.min.js
 
 help:
 	@echo 'make drill [SCENARIO=throttle]  wedge a QEMU, capture it, diagnose it, kill it'
 	@echo 'make test  [PYTEST="-k qmp"]    lint, then every test on real QEMUs'
+	@echo 'make deb                        dist/autopsy_VERSION_ARCH.deb, which installs without a network'
 	@echo 'make lint | bench | lab | dist | clean'
 
 drill: packages-for-drill $(VENV)/installed
@@ -40,6 +41,9 @@ lab: packages-for-tests
 
 dist: $(VENV)/installed-for-tests
 	$(BIN)/python -m build --no-isolation --outdir dist
+
+deb: $(VENV)/installed-for-tests
+	BIN=$(BIN) .ci/deb
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
