@@ -22,6 +22,7 @@ import bench_replay
 import bench_report
 import lab
 from autopsy.bundle.reader import open_bundle
+from bench_examine import examinations
 
 RUNS = 5
 IDLE_THREADS = 6  # a QEMU of one vCPU has about as many without any iothread
@@ -198,3 +199,4 @@ if __name__ == "__main__":
     bench_ps.listing()
     captures()
     round_trips()
+    examinations()
