@@ -37,7 +37,7 @@ def render(path: Path, format: str) -> str:  # noqa: A002 - the option's name is
     facts = gather(bundle)
     diagnosis = diagnose(facts)
     if format == "md":
-        return post_mortem(bundle.manifest, facts, diagnosis, kill=kill, bundle=path.name)
+        return post_mortem(bundle.manifest, facts, diagnosis, kill=kill, bundle=path.resolve().name)
     if format == "bug":
         return bug_report(bundle.manifest, facts, diagnosis)
     return document(bundle.manifest, diagnosis, kill=kill)
