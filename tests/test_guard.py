@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 import fake_qmp
 import lab
+import looking
 from asking import DISKS, a_monitor, capture_of, capture_of_qemu
 from autopsy.bundle import names, sections
 from autopsy.bundle.records import FutexWait, GuardLook, MainGlance
 from autopsy.bundle.sections import Section
-from autopsy.capture import guard
+from autopsy.capture import freeze, guard, witness
 from autopsy.capture.guard import Permit, Refusal, Witnessed
 from autopsy.capture.step import Collected, Skipped, TimedOut
 
@@ -196,6 +197,33 @@ def test_a_stopped_vm_is_refused_and_once_it_runs_again_it_is_not(short: Path) -
             assert isinstance(verdict, Refusal)
             assert "is stopped or traced" in verdict.reasons[0]
         assert guard.look(capture.scene(names.QUERY_BLOCK)) == Permit()
+
+
+SELF_DEADLOCK = """
+import ctypes, select, threading
+libc = ctypes.CDLL(None)
+mutex = ctypes.create_string_buffer(64)
+def lock_twice():
+    libc.pthread_mutex_lock(mutex)
+    print("ready", flush=True)
+    libc.pthread_mutex_lock(mutex)
+threading.Thread(target=lock_twice, daemon=True).start()
+select.poll().poll()
+"""
+
+
+@pytest.mark.live
+def test_a_deadlock_is_still_one_after_the_freeze_has_woken_it_for_an_instant(tmp_path: Path) -> None:
+    with looking.python(SELF_DEADLOCK) as pid:
+        lab.until("it locked twice", lambda: len(lab.self_deadlocked(pid)) == 1)
+        with looking.scene(pid, tmp_path) as at:
+            witness.look(at)
+        with looking.scene(pid, tmp_path, "freeze") as at:
+            assert isinstance(freeze.expose(at), Collected)
+        with looking.scene(pid, tmp_path, "qmp.query-block") as at:
+            verdict = guard.look(at)
+        assert isinstance(verdict, Refusal)
+        assert "waits for a mutex that it owns itself" in " ".join(verdict.reasons)
 
 
 @pytest.mark.live

@@ -1,6 +1,7 @@
 """Says whether a question that can take a lock inside QEMU may be asked, by what was seen without asking anything.
 
-Each suspicion of the witness is looked at once more before it counts: a thread that has run since was not stuck.
+Each suspicion of the witness is looked at once more before it counts: a thread that runs while it is watched is not
+stuck. That it ran since the witness says nothing: the freeze in between wakes every sleeper for an instant.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ CONTENDED = 2  # glibc's value of a mutex that somebody waits for
 OWNER_OFFSET = 8  # of __owner in pthread_mutex_t
 GLANCES = 5  # at the main thread; one that shows it at rest is enough
 GLANCE_SECONDS = 0.01
+WATCH_SECONDS = 0.1  # the suspects; most clear themselves within a few ms
 LOOK_SECONDS = 1.0
 STOPPED = frozenset("Tt")
 
@@ -138,26 +140,54 @@ def _is_mutex(operation: int, value: int) -> bool:
 
 
 def _look_again(scene: Scene, seen: Witnessed) -> GuardLook:
-    """Look at each suspect once more, and at the main thread until it is seen at rest."""
+    """Watch each suspect for a moment, and look at the main thread until it is seen at rest."""
     with held(scene.target) as process:
-        moved = tuple(tid for tid in seen.suspects() if _has_moved(process, seen.threads.get(tid)))
+        suspects = {tid: _ran(process, tid) for tid in seen.suspects()}
         memory = os.open("mem", OPEN, dir_fd=process.folder)
         try:
             main = tuple(_glances(process, memory, seen))
         finally:
             os.close(memory)
-    return GuardLook(moved=moved, main=main)
+        return GuardLook(moved=tuple(_cleared(process, seen, suspects)), main=main)
 
 
-def _has_moved(process: Process, thread: Thread | None) -> bool:
-    if thread is None:
-        return False
-    stat = process.small(f"task/{thread.tid}/stat")
-    if not stat:
-        return True  # it has ended
+def _ran(process: Process, tid: int) -> bytes:
+    return process.small(f"task/{tid}/schedstat")
+
+
+def _cleared(process: Process, seen: Witnessed, suspects: Mapping[int, bytes]) -> Iterator[int]:
+    """Yield the suspects that run, or do something else by now."""
+    waits = {each.tid: each for each in seen.mutex_waits}
+    left = dict(suspects)
+    until = time.monotonic() + WATCH_SECONDS
+    while left:
+        for tid, ran in tuple(left.items()):
+            thread = seen.threads.get(tid)
+            if thread is not None and (
+                not _is_as_it_was(process, thread, waits.get(tid))
+                or (thread.state not in STOPPED and _ran(process, tid) != ran)
+            ):
+                del left[tid]
+                yield tid
+        if time.monotonic() >= until:
+            return
+        time.sleep(GLANCE_SECONDS)
+
+
+def _is_as_it_was(process: Process, thread: Thread, wait: FutexWait | None) -> bool:
+    """Return whether a suspect still does what made it one."""
+    task = f"task/{thread.tid}"
+    now = state(process.small(f"{task}/stat"))
+    if not now:
+        return False  # it has ended
     if thread.state in STOPPED:
-        return state(stat) not in STOPPED
-    return process.small(f"task/{thread.tid}/schedstat") != thread.ran
+        return now in STOPPED
+    if thread.in_fuse:
+        return bool(FUSE.search(process.small(f"{task}/wchan")) or FUSE.search(process.small(f"{task}/stack")))
+    if wait is not None:
+        call = call_of(process.small(f"{task}/syscall"))
+        return call is not None and call.name == "futex" and call.arguments[0] == wait.address
+    return now == "D"
 
 
 def _glances(process: Process, memory: int, seen: Witnessed) -> Iterator[MainGlance]:
