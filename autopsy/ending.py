@@ -71,6 +71,7 @@ def end(
         return Ending(killed=False, words=f"not killed: {refusal.words}", exit_code=refusal.exit_code)
     if order.dry_run:
         return Ending(killed=False, words=_would(vm, order, around), exit_code=ExitCode.DONE)
+    unit = restart.unit_of(vm) if order.then_start else ""
     try:
         killed = kill.kill(vm, sealed)
     except AutopsyError as error:
@@ -83,7 +84,7 @@ def end(
     words = "; ".join((killed.words, *left, *_of_ha(vm, around), *killed.notes))
     if not order.then_start:
         return Ending(killed=True, words=words, exit_code=ExitCode.DONE)
-    started = _start(vm, around)
+    started = _start(vm, around, unit)
     code = ExitCode.DONE if started.done else ExitCode.NOT_STARTED
     return Ending(killed=True, words=words, exit_code=code, started=started.done, start_words=started.words)
 
@@ -129,7 +130,7 @@ def _of_ha(vm: Target, around: Around) -> tuple[str, ...]:
     return (f"HA keeps it {around.ha}: it starts again by itself within seconds; {down}",)
 
 
-def _start(vm: Target, around: Around) -> restart.Started:
+def _start(vm: Target, around: Around, unit: str) -> restart.Started:
     if around.ha and around.ha not in {"stopped", "disabled", "ignored"}:
         return restart.Started(done=True, words=f"left to HA, which keeps it {around.ha} and starts it by itself")
-    return restart.start_again(vm)
+    return restart.start_again(vm, unit)

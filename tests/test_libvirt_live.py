@@ -133,6 +133,18 @@ def test_a_stuck_state_change_lock_is_told_and_the_kill_leaves_libvirts_books_ri
     lab.until("libvirt has closed its books", lambda: libvirtd.state("db1") == "shut off")
 
 
+def test_a_libvirtd_that_hangs_is_not_taken_for_a_qemu_that_does(libvirtd: Libvirt, tmp_path: Path) -> None:
+    libvirts.define(libvirtd, "app1", lab.disk(libvirtd.site.folder / "app1.raw"))
+    words = ("--then-kill", "--even-if-healthy", "--fast", "--json", "--out", tmp_path)
+    with lab.stopped(libvirtd.daemon):
+        told = libvirts.answer(libvirtd.autopsy("capture", "app1", *words))
+        assert outcome(told, names.QUERY_STATUS) == ("Failed", "libvirtd does not answer (virsh domcontrol, 2 s)")
+        assert told["verdict"]["where"] != "control"
+        assert told["kill"]["done"]
+        assert told["kill"]["how"].startswith("virsh destroy and SIGKILL; gone after")
+    lab.until("libvirt has closed its books", lambda: libvirtd.state("app1") == "shut off")
+
+
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """SIGSTOP a QEMU that libvirtd started."""

@@ -155,6 +155,7 @@ def test_a_plain_process_is_not_started_again_and_that_is_said() -> None:
     started = start_again(Target(record, 0))
     assert not started.done
     assert "evidence/witness/cmdline" in started.words
+    assert "`systemctl start vm@web.service`" in start_again(Target(record, 0), "vm@web.service").words
 
 
 def test_each_manager_starts_its_own() -> None:

@@ -21,10 +21,11 @@ from autopsy.bundle import names, sections
 from autopsy.bundle.numbers import Numbers, numbers
 from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.records import FutexWait
-from autopsy.capture import freeze, guard, target, witness
+from autopsy.capture import freeze, guard, target, vmfiles, witness
 from autopsy.capture.files import open_below, read_below
 from autopsy.capture.procfs import held
-from autopsy.capture.step import Collected
+from autopsy.capture.readers import Trouble, take
+from autopsy.capture.step import Collected, Deadline
 from autopsy.drill.machine import Machine
 from autopsy.errors import NoSuchVm
 from autopsy.examine.core import Core
@@ -159,6 +160,9 @@ def test_a_kubevirt_domain_is_found_by_the_name_that_its_pod_gives_it() -> None:
         assert "libvirt:shop_vm1" in [vm["target"] for vm in json.loads(listed.stdout)]
         with pytest.raises(NoSuchVm):
             target.find("libvirt:8")
+        reads = vmfiles.configuration("shop_vm1", "libvirt", f"/proc/{box.pid}/root")
+        stored = take(reads, Deadline(10), Trouble())
+        assert UUID.encode() in stored[f"/proc/{box.pid}/root/run/libvirt/qemu/run/shop_vm1.xml"].data
 
 
 @pytest.mark.live

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from autopsy.capture.candidates import all_claims, is_true
+from autopsy.capture.cgroups import scopes
 from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.capture.files import read_kernel
 from autopsy.capture.managers import process
 from autopsy.capture.managers.claim import ROOTS, Roots
 from autopsy.capture.programs import output
@@ -19,6 +22,8 @@ from autopsy.capture.words import printable
 START_SECONDS = 60.0  # `qm start` waits for storage and network of its own; virsh takes a second
 LOOK_SECONDS = 5.0
 MARGIN_SECONDS = 2.0
+UNIT_SECONDS = 0.5  # a cgroup that is stuck
+UNIT = re.compile(r"(?!user@)[A-Za-z0-9:_.\\@-]+\.service")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +49,23 @@ def command_for(target: Target) -> tuple[str, ...]:
             return ()
 
 
-def start_again(target: Target, *, seconds: float = START_SECONDS, roots: Roots = ROOTS) -> Started:
-    """Start the VM again, wait until its process is there, and tell what happened. Never raises."""
+def unit_of(target: Target) -> str:
+    """Return the systemd service that a VM runs in, empty when there is none; ask while it lives."""
+    try:
+        raw = in_child(partial(read_kernel, f"/proc/{target.pid}/cgroup"), UNIT_SECONDS)
+    except (ChildTimedOut, ChildFailed):
+        return ""
+    return next((unit for unit in scopes([raw]) if UNIT.fullmatch(unit)), "")
+
+
+def start_again(target: Target, unit: str = "", *, seconds: float = START_SECONDS, roots: Roots = ROOTS) -> Started:
+    """Start the VM again, wait until its process is there, and tell what happened. Never raises.
+
+    `unit` is the service that it ran in: that is told, for systemd may start it by itself, or must not.
+    """
     command = command_for(target)
     if not command:
-        return Started(done=False, words=f"not started again: {_why_not(target)}")
+        return Started(done=False, words=f"not started again: {_why_not(target, unit)}")
     begun = time.monotonic()
     said = _run(command, seconds)
     pid = _wait_for(target, 0 if said else LOOK_SECONDS, roots)
@@ -60,10 +77,12 @@ def start_again(target: Target, *, seconds: float = START_SECONDS, roots: Roots 
     return Started(done=True, words=f"started again {how}: process {pid}, after {took:.1f} s")
 
 
-def _why_not(target: Target) -> str:
+def _why_not(target: Target, unit: str) -> str:
     record = target.record
     if record.manager == "libvirt":
         return "its libvirt lives in a container; whoever runs that (KubeVirt: the VirtualMachine object) starts it"
+    if unit:
+        return f"it ran in {unit}; `systemctl start {unit}` starts it, unless systemd does by itself (Restart=)"
     return "nobody but its own command line speaks for it; that is in evidence/witness/cmdline of the bundle"
 
 

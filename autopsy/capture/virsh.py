@@ -18,7 +18,6 @@ from autopsy.capture.monitor import (
     NotAsked,
     Refused,
     Reply,
-    Silent,
     Welcome,
     plain,
 )
@@ -61,7 +60,7 @@ class VirshMonitor:
         try:
             said = plain_words.printable(self._virsh(seconds, "domcontrol").strip())
         except TimeoutError:
-            return Silent()
+            return Closed(f"libvirtd does not answer (virsh domcontrol, {seconds:.0f} s)")  # of QEMU that says nothing
         except (Unreadable, OSError) as error:
             return Closed(f"virsh domcontrol: {plain_words.printable(str(error))}")
         if said.startswith("ok"):
