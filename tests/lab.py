@@ -343,7 +343,7 @@ def throttle_deadlock(which: Build | str = "10.0.2") -> Iterator[Machine]:
                 iops_rd=0,
                 iops_wr=0,
             )
-            until("a thread waits for a mutex that is its own", lambda: _for_good(running.pid), seconds=30)
+            until("a thread waits for a mutex that is its own", lambda: _for_good(running.pid), seconds=90)
             yield running
 
 
