@@ -150,6 +150,8 @@ def capture(
         ended = session.fulfil(wish, watcher, lambda line: say(terminal.plain(line)))
     for line in terminal.story(ended):
         say(line)
+    if sys.stderr.isatty():
+        say("")
     if json:
         show(answer(ended))
     else:
@@ -180,7 +182,10 @@ def report(
     bundle: BundlePath,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="instead of stdout")] = None,
     format: Annotated[  # noqa: A002 - the option's name is a contract
-        str, typer.Option("--format", metavar="html|md|bug|json", help="bug: for QEMU's tracker, redacted")
+        str,
+        typer.Option(
+            "--format", metavar="html|md|bug|json|schema", help="bug: for QEMU's tracker, redacted; schema: of the json"
+        ),
     ] = "html",
 ) -> None:
     """Render a stored bundle's report."""
