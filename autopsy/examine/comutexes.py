@@ -22,15 +22,18 @@ MUTEX = struct.Struct("<I4xQQQIIQ")
 RECORD = struct.Struct("<QQ")
 DEEPEST = 0x400  # qemu_coroutine_switch, _yield, qemu_co_mutex_lock and its slow path use some 0x150 bytes
 MOST_WAITERS = 65536
+MOST_STEPS = 4 << 20  # along all lists: a coroutine is in one of them
+MOST_TRIED = 1 << 20  # a coroutine points at some ten places
 
 
 class _Stacks:
-    """The parked coroutines by the stacks that they are on."""
+    """The parked coroutines by the stacks that they are on; `steps_left` bounds the walks along their records."""
 
     def __init__(self, coroutines: Iterable[Coroutine]) -> None:
         parked = sorted((each for each in coroutines if each.state == "parked"), key=lambda each: each.stack)
         self._starts = [each.stack for each in parked]
         self._parked = parked
+        self.steps_left = MOST_STEPS
 
     def owner(self, address: int) -> Coroutine | None:
         """Return the coroutine on whose used stack the address lies."""
@@ -50,7 +53,7 @@ def find(core: Core, symbols: Symbols, saved: Sequence[Saved]) -> tuple[CoMutex,
         if each.coroutine.state != "parked":
             continue
         for pointer in _pointers(core, each):
-            if pointer not in tried:
+            if pointer not in tried and len(tried) < MOST_TRIED:
                 tried[pointer] = _mutex(core, symbols, pointer, stacks, known)
     return tuple(mutex for _, mutex in sorted(tried.items()) if mutex is not None)
 
@@ -96,7 +99,8 @@ def _waiters(core: Core, record: int, stacks: _Stacks) -> list[int] | None:
             coroutine, record = RECORD.unpack(core.read(record, RECORD.size))
         except CoreError:
             return None
-        if owner is None or owner.address != coroutine or len(found) >= MOST_WAITERS:
+        stacks.steps_left -= 1
+        if owner is None or owner.address != coroutine or len(found) >= MOST_WAITERS or stacks.steps_left < 0:
             return None
         found.append(coroutine)
     return found

@@ -24,9 +24,11 @@ from autopsy.examine.symbols import Symbols
 
 STACK_SIZE = (1 << 20) + PAGE  # COROUTINE_STACK_SIZE and the guard page, as qemu_alloc_stack() rounds it
 MOST_COROUTINES = 65536
+MOST_CANDIDATES = 4 << 20  # places where a stack's size lies; a QEMU of 10,000 coroutines has twice as many
 MOST_SCANNED = 4 << 30  # a core holds no guest RAM; one that claims more is no core of ours
 AT_RANDOM = 25
 TCB_POINTER_GUARD = 0x30
+MOST_COMPARED = 32 << 10  # a request uses some 2 KiB of its stack
 
 # struct Coroutine is 11 words, the same from QEMU 5.2 to 10.2; the order is that in which _read() names them.
 HEADER = struct.Struct("<11Q")
@@ -110,11 +112,15 @@ def _stack_words(core: Core) -> Iterator[int]:
     """Yield every address whose word is the lowest address of a guarded stack, and the next word its size."""
     needle = WORD.pack(STACK_SIZE)
     left = MOST_SCANNED
+    candidates = MOST_CANDIDATES
     for extent in core.extents:
         left -= extent.end - extent.start
         if left < 0:
             return
         for address in extent.find(needle):
+            candidates -= 1
+            if not candidates:
+                return
             if address % 8 == 0:
                 try:
                     stack = core.word(address - 8)
@@ -198,9 +204,15 @@ def _registers(body: bytes, offset: int, guard: int) -> Registers:
 
 
 def returns(core: Core, symbols: Symbols, saved: Saved) -> tuple[tuple[int, int], ...]:
-    """Return (place below the top, word) of every word on its stack that leads into code: what unwinding depends on."""
+    """Return (place below the top, word) of every word on its stack that leads into code: what unwinding depends on.
+
+    A stack that is deeper than any request's tells of nothing but its address, as if it were like no other.
+    """
+    start = saved.coroutine.sp & -8
+    if saved.top - start > MOST_COMPARED:
+        return ((saved.top - start, saved.coroutine.address),)
     try:
-        data = core.read(saved.coroutine.sp & -8, saved.top - (saved.coroutine.sp & -8))
+        data = core.read(start, saved.top - start)
     except CoreError:
         return ()
     words = memoryview(data).cast("Q")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import msgspec
 
-from autopsy.examine.core import Core, CoreError
+from autopsy.examine.core import PAGE, Core, CoreError
 from autopsy.examine.coroutines import Saved
 
 SinceFirst = Literal["stuck", "moved", "new", "gone", "unknown"]
@@ -60,11 +61,17 @@ def _same_stack(core: Core, second: Core, saved: Saved) -> bool:
         after = second.read(start, saved.top - start)
     except CoreError:
         return False
-    if before == after:
-        return True
-    pairs = zip(struct.iter_unpack("<Q", before), struct.iter_unpack("<Q", after), strict=True)
-    changed = [(old, new) for (old,), (new,) in pairs if old != new]
+    changed = tuple(islice(_changes(before, after), MOST_LINKS + 1))
     return len(changed) <= MOST_LINKS and all(_is_link(core, old) and _is_link(second, new) for old, new in changed)
+
+
+def _changes(before: bytes, after: bytes) -> Iterator[tuple[int, int]]:
+    """Yield each word that differs, as it was and as it is; a page at a time, for most are the same."""
+    for start in range(0, len(before), PAGE):
+        old, new = before[start : start + PAGE], after[start : start + PAGE]
+        if old != new:
+            pairs = zip(struct.iter_unpack("<Q", old), struct.iter_unpack("<Q", new), strict=True)
+            yield from ((was, now) for (was,), (now,) in pairs if was != now)
 
 
 def _is_link(core: Core, word: int) -> bool:
