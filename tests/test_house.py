@@ -15,7 +15,7 @@ VAGUE = re.compile(r"\w(Manager|Helper|Util|Utils|Handler)$")
 UNREASONED = re.compile(r"#\s*(noqa(?!: [A-Z]+\d+(, ?[A-Z]+\d+)* - \S)|type: ignore(?!\[[a-z-]+\] {2}# \S))")
 # Places that exist on somebody's machine only, and hosts that packages come from.
 FOREIGN = re.compile(
-    r"(?<![\w.])/(work|opt/lab|root|home)/|\b(pypi\.org|pythonhosted\.org|deb\.debian\.org|snapshot\.debian\.org)\b"
+    r"(?<![\w.])/(work|opt/lab|root/\.pyenv)/|\b(pypi\.org|pythonhosted\.org|deb\.debian\.org|snapshot\.debian\.org)\b"
 )
 
 

@@ -147,7 +147,7 @@ def test_an_interrupted_capture_kills_nothing() -> None:
 @pytest.mark.parametrize("wish", [{"then_start": True}, {"dry_run": True}])
 def test_what_follows_a_kill_is_refused_without_one(wish: dict[str, bool]) -> None:
     with pytest.raises(UsageError, match="no kill for it to follow"):
-        fulfil(Wish(name="x", options=None, places=(), words=(), **wish), None)  # type: ignore[arg-type] # never reached
+        fulfil(Wish(name="x", options=None, places=(), words=(), **wish), None)  # type: ignore[arg-type]  # never reached
 
 
 def test_a_plain_process_is_not_started_again_and_that_is_said() -> None:

@@ -114,7 +114,7 @@ def contained(*arguments: str, name: str, setup: str = "") -> Iterator[Contained
 
 def answer_of(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)  # type: ignore[no-any-return] # JSON
+    return json.loads(done.stdout)  # type: ignore[no-any-return]  # JSON
 
 
 @pytest.mark.live
@@ -133,14 +133,14 @@ def test_a_contained_vm_is_captured_from_the_host_and_from_inside_its_container(
             )
         )
         inside = answer_of(box.autopsy("capture", "pid:1", *fast))
-    assert (outside["target"]["pid"], inside["target"]["pid"]) == (box.pid, 1)  # type: ignore[index] # JSON
+    assert (outside["target"]["pid"], inside["target"]["pid"]) == (box.pid, 1)  # type: ignore[index]  # JSON
     for told in (outside, inside):
-        outcomes = {each["name"]: each["outcome"] for each in told["steps"]}  # type: ignore[attr-defined] # JSON
+        outcomes = {each["name"]: each["outcome"] for each in told["steps"]}  # type: ignore[attr-defined]  # JSON
         assert {name for name, outcome in outcomes.items() if outcome != "Collected"} == set(), told["steps"]
         evidence = open_bundle(Path(str(told["bundle"])))
         own = numbers(evidence.read(names.evidence(names.WITNESS, names.TASKS)))
         assert (1 in own.inner) == (told is outside)  # inside, its numbers are everybody's
-        assert own.tid(1) == told["target"]["pid"]  # type: ignore[index] # JSON
+        assert own.tid(1) == told["target"]["pid"]  # type: ignore[index]  # JSON
 
 
 @pytest.mark.live

@@ -254,7 +254,7 @@ def test_the_seal_fails_only_and_nothing_is_killed(vm: Machine, tmp_path: Path) 
             assert str(left.name) in done.story
             (memory.memory / "ballast").unlink()
             sealed = subprocess.run(
-                memory.words(sys.executable, "-m", "autopsy", "seal", f"/dev/shm/{left.name}"),  # noqa: S108
+                memory.words(sys.executable, "-m", "autopsy", "seal", f"/dev/shm/{left.name}"),  # noqa: S108 - tmpfs, where a killed capture works
                 env={"PYTHONPATH": str(lab.HERE.parent)},
                 capture_output=True,
                 text=True,
