@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.judgement import claim
-from autopsy.facts.model import Peer, SocketFact
+from autopsy.diagnose.seen import looks
+from autopsy.facts.cite import Unknown
+from autopsy.facts.model import Facts, Peer, SocketFact, Thread
+
+
+def socket_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
+    """Return the socket that a thread's system call works on: its first argument in all those that wait for a peer."""
+    arguments = looks(thread)[0].syscall.arguments if looks(thread) else ()
+    if isinstance(facts.sockets, Unknown) or not arguments:
+        return ()
+    return tuple(each for each in facts.sockets.value if each.fd == arguments[0])
 
 
 def state(sockets: tuple[SocketFact, ...]) -> str:

@@ -223,3 +223,9 @@ def missing(unknown: Unknown) -> str:
 def sentence(words: str) -> str:
     """Return words with a capital letter at their beginning."""
     return words[:1].upper() + words[1:]
+
+
+def went_on(found: Standing) -> str:
+    """Say how it is known of requests that they go on."""
+    stood = any(isinstance(each.stuck, Known) and each.stuck.value for each in found.moving)
+    return "their disk completed others like them meanwhile" if stood else "they went on"

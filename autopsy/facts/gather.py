@@ -35,7 +35,8 @@ def gather(evidence: Evidence) -> Facts:
     line = commandline.read(evidence)
     own = numbers(evidence.read(names.evidence(names.WITNESS, names.TASKS)))
     found_threads = threads.gather(evidence, _roles(talk, own))
-    found_disks = disks.gather(talk, heap, line, nodes.gather(talk, heap, line))
+    graph = nodes.gather(talk, heap, line)
+    found_disks = disks.gather(talk, heap, line, graph)
     found_locks = locks.gather(evidence, heap, found_threads)
     found_sockets = sockets.gather(evidence)
     target = evidence.manifest.target
@@ -56,6 +57,7 @@ def gather(evidence: Evidence) -> Facts:
         threads=found_threads,
         coroutines=requests.link(coroutines.gather(evidence, heap), found_disks),
         disks=found_disks,
+        nodes=tuple(graph.nodes.values()),
         throttle_groups=throttle.gather(talk, heap, line, found_disks),
         jobs=jobs.gather(talk, heap),
         locks=found_locks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from autopsy.bundle import heap_records, names
@@ -22,13 +23,16 @@ def gather(talk: MonitorFact, heap: Fact[heap_records.Exposure]) -> Fact[tuple[J
         if not isinstance(found, Known):
             continue
         later = monitor.answer(talk, question, again=True)
-        return Known(tuple(_job(each, found.cite, later) for each in map(mapping, sequence(found.value))), found.cite)
+        speeds = _speeds(talk)
+        return Known(
+            tuple(_job(each, found.cite, later, speeds) for each in map(mapping, sequence(found.value))), found.cite
+        )
     for question in ("query-jobs", "query-block-jobs"):
         found = monitor.answer(talk, question, again=True)
         if isinstance(found, Known):
             only = Unknown(names.evidence(names.QUERY_STATUS, names.QMP), "query-jobs was not answered at first")
             return Known(
-                tuple(_job(each, found.cite, only) for each in map(mapping, sequence(found.value))), found.cite
+                tuple(_job(each, found.cite, only, {}) for each in map(mapping, sequence(found.value))), found.cite
             )
     if isinstance(heap, Known):
         cite = Cite(names.evidence(names.GDB_THREADS, names.HEAP), 0, "jobs")
@@ -43,6 +47,7 @@ def gather(talk: MonitorFact, heap: Fact[heap_records.Exposure]) -> Fact[tuple[J
                 paused=each.paused or each.user_paused or each.pause_count > 0,
                 error="",
                 progressed=only,
+                speed=0,
                 cite=cite,
             )
             for each in heap.value.jobs
@@ -52,7 +57,14 @@ def gather(talk: MonitorFact, heap: Fact[heap_records.Exposure]) -> Fact[tuple[J
     return missing if isinstance(missing, Unknown) else Unknown(missing.cite.file, "query-jobs told nothing")
 
 
-def _job(job: dict[str, Any], cite: Cite, later: Fact[Any]) -> Job:
+def _speeds(talk: MonitorFact) -> dict[str, int]:
+    """Return the limit of each job that has one, in bytes a second: only query-block-jobs tells it."""
+    found = monitor.answer(talk, "query-block-jobs")
+    jobs = map(mapping, sequence(found.value)) if isinstance(found, Known) else ()
+    return {text(each.get("device")): number(each.get("speed")) for each in jobs}
+
+
+def _job(job: dict[str, Any], cite: Cite, later: Fact[Any], speeds: Mapping[str, int]) -> Job:
     identity = text(job.get("id")) or text(job.get("device"))
     current = _first(job, PROGRESS)
     status = text(job.get("status"))
@@ -77,6 +89,7 @@ def _job(job: dict[str, Any], cite: Cite, later: Fact[Any]) -> Job:
         paused=job.get("paused") is True or status in {"paused", "standby"},
         error=text(job.get("error")),
         progressed=progressed,
+        speed=speeds.get(identity, 0),
         cite=Cite(cite.file, cite.line, f"job {identity}: {status}"),
     )
 

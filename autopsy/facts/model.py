@@ -242,6 +242,7 @@ class Facts:
     threads: Fact[tuple[Thread, ...]]
     coroutines: Fact[tuple[CoroutineFact, ...]]
     disks: Fact[tuple[Disk, ...]]
+    nodes: tuple[Node, ...]
     throttle_groups: Fact[tuple[ThrottleGroup, ...]]
     jobs: Fact[tuple[Job, ...]]
     locks: Fact[Locks]

@@ -158,7 +158,7 @@ class ThrottleGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One block job at the first exposure; `progressed` compares it with the second."""
+    """One block job at the first exposure; `progressed` compares it with the second. A `speed` of 0 is no limit."""
 
     id: str
     kind: str
@@ -168,4 +168,5 @@ class Job:
     paused: bool
     error: str
     progressed: Fact[int]
+    speed: int
     cite: Cite

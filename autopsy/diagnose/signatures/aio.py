@@ -33,9 +33,10 @@ from autopsy.diagnose.seen import (
 from autopsy.diagnose.signatures.storage import sleepers
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model import Facts, Park, RingsFact, Role, Thread
-from autopsy.facts.syscalls import REQUEST_CALLS
+from autopsy.facts.syscalls import POLL_CALLS, REQUEST_CALLS
 
 MOST_WORKERS = 64  # of one AioContext, unless thread-pool-max says otherwise
+IDLE_CALLS = POLL_CALLS | {"io_uring_enter", "epoll_pwait2", "restart_syscall", ""}
 LOOPS = frozenset({MAIN_LOOP, IOTHREAD})
 
 
@@ -135,8 +136,16 @@ def _not_reaped(facts: Facts) -> Judgement:
         ),
         holds=frozenset({REQUESTS}) | disk_tokens(facts, waiting),
         waits_for=LOOPS,
+        effect=_loop_is_held(facts),
         weight=number,
     )
+
+
+def _loop_is_held(facts: Facts) -> bool:
+    """Tell whether a thread that takes completions sleeps for something else: then that is why nobody takes them."""
+    loops = [thread for thread in threads(facts) if thread.role in {Role.MAIN, Role.IOTHREAD}]
+    waits = [thread for thread in loops if any(look.syscall.name not in IDLE_CALLS for look in looks(thread)[:1])]
+    return any(_slept(thread) for thread in waits)
 
 
 def _in_kernel(facts: Facts) -> Judgement:

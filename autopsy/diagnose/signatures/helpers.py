@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopsy.diagnose.judgement import MAIN_LOOP, REQUESTS, CannotTell, Judgement, Match, RuledOut, Signature, claim
-from autopsy.diagnose.other_ends import about_sockets, peer_objects, state
+from autopsy.diagnose.other_ends import about_sockets, peer_objects, socket_of, state
 from autopsy.diagnose.seen import (
     blocks_main_loop,
     confidence,
@@ -17,7 +17,7 @@ from autopsy.diagnose.seen import (
     threads,
 )
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model import Facts, Helper, Peer, SocketFact, Thread
+from autopsy.facts.model import Facts, Helper, Peer, Thread
 from autopsy.facts.syscalls import PEER_CALLS
 
 
@@ -65,11 +65,11 @@ class Talk:
         if not any(look.syscall.name in PEER_CALLS for look in looks(thread)[:1]):
             return False
         inodes = {each.inode for helper in helpers for each in helper.sockets}
-        return bool(self._frames_of(thread)) or any(each.inode in inodes for each in _socket_of(facts, thread))
+        return bool(self._frames_of(thread)) or any(each.inode in inodes for each in socket_of(facts, thread))
 
     def _match(self, facts: Facts, silent: list[Thread], helpers: list[Helper]) -> Match:
         proven = any(_through(each) for each in silent)
-        sockets = tuple(socket for each in silent for socket in _socket_of(facts, each))
+        sockets = tuple(socket for each in silent for socket in socket_of(facts, each))
         inodes = {each.inode for each in sockets}
         devices = [each.device for each in helpers if inodes & {socket.inode for socket in each.sockets}]
         held = frozenset({MAIN_LOOP}) if blocks_main_loop(facts, (each.tid for each in silent)) else frozenset()
@@ -93,8 +93,8 @@ class Talk:
     def _stopped(self, helper: Helper) -> Match:
         """Say of a helper that stands still that its device does too, whether or not a thread of QEMU noticed."""
         words = (
-            f"The {self.words.split(maxsplit=1)[1]} of {helper.device} does not run{state(helper.sockets)}; the guest's requests wait "
-            "there, and QEMU holds none of them"
+            f"The {self.words.split(maxsplit=1)[1]} of {helper.device} does not run{state(helper.sockets)}; the "
+            "guest's requests wait there, and QEMU holds none of them"
             if self.carries_disks
             else f"{sentence(self.words)} does not run{state(helper.sockets)}; QEMU waits for nothing of it yet"
         )
@@ -130,13 +130,6 @@ def _stands(peer: Peer) -> bool:
 def _through(thread: Thread) -> bool | None:
     same = same_sleep(thread)
     return same.value if isinstance(same, Known) else None
-
-
-def _socket_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
-    arguments = looks(thread)[0].syscall.arguments
-    if isinstance(facts.sockets, Unknown) or not arguments:
-        return ()
-    return tuple(each for each in facts.sockets.value if each.fd == arguments[0])
 
 
 TALKS = (

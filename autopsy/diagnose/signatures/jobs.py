@@ -14,6 +14,7 @@ from autopsy.diagnose.judgement import (
     Signature,
     claim,
 )
+from autopsy.diagnose.other_ends import about_sockets, peer_objects, socket_of
 from autopsy.diagnose.seen import (
     by_role,
     confidence,
@@ -26,6 +27,7 @@ from autopsy.diagnose.seen import (
     named,
     of_disks,
     same_sleep,
+    sentence,
     standing,
     still,
     thread_tokens,
@@ -36,6 +38,7 @@ from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import Facts, Park, Role, Thread
 from autopsy.facts.syscalls import PEER_CALLS
 
+LARGEST_STEP = 16 << 20  # the most that a job copies before it counts it, in bytes
 WAITING = frozenset({"ready", "pending", "concluded"})
 SENDING = (
     "qemu_fflush",
@@ -57,11 +60,16 @@ def _stalled(facts: Facts) -> Judgement:
     unknown = [job for job in running if isinstance(job.progressed, Unknown)]
     stalled = [job for job in running if isinstance(job.progressed, Known) and job.progressed.value == 0]
     stalled = [job for job in stalled if not job.paused and (job.total == 0 or job.current < job.total)]
+    slow = [job for job in stalled if job.speed and job.speed * facts.times.gap_seconds < LARGEST_STEP]
+    stalled = [job for job in stalled if job not in slow]
+    if slow and not stalled:
+        return CannotTell(f"whether job {slow[0].id}, limited to {slow[0].speed} bytes/s, goes on: a longer --gap")
     if not stalled:
         if unknown:
             return CannotTell(f"whether job {unknown[0].id} goes on: the second exposure's query-jobs")
         words = ", ".join(f"{job.id} ({job.status})" for job in jobs[:3])
         return RuledOut(f"no running job stands still: {words}", tuple(job.cite for job in jobs[:3]))
+    requests = standing(facts, LEAVES)
     job = stalled[0]
     later = (job.progressed.cite,) if isinstance(job.progressed, Known) else ()
     return Match(
@@ -77,8 +85,8 @@ def _stalled(facts: Facts) -> Judgement:
             for each in stalled[:4]
         ),
         waits_for=frozenset({REQUESTS, MAIN_LOOP, IOTHREAD}),
-        effect=bool(still(facts, *LEAVES)),
-        beside=not still(facts, *LEAVES),
+        effect=isinstance(requests, Unknown) or bool(requests.requests),
+        beside=not isinstance(requests, Unknown) and not requests.requests,
         weight=len(stalled),
     )
 
@@ -172,16 +180,25 @@ def _migration(facts: Facts) -> Judgement:
             (facts.threads.cite,),
         )
     tids = [thread.tid for thread in blocked]
+    sockets = tuple(dict.fromkeys(socket for thread in blocked for socket in socket_of(facts, thread)))
+    to = f" to {sockets[0].remote}" if sockets and sockets[0].remote else ""
     return Match(
-        headline=f"{named(blocked[0])} is blocked sending the VM's state: its reader does not read",
-        objects=tuple(named(thread) for thread in blocked[:3]),
+        headline=f"{sentence(named(blocked[0]))} is blocked sending the VM's state{to}: its reader does not read",
+        objects=(
+            *(each.remote for each in sockets[:3] if each.remote),
+            *peer_objects(sockets),
+            *(named(thread) for thread in blocked[:3]),
+        ),
         confidence=confidence(proven=any(_slept(thread) for thread in blocked)),
-        claims=tuple(
-            claim(
-                f"{named(thread)} sleeps in {looks(thread)[0].syscall.name or 'the kernel'} while it sends.",
-                looks(thread)[0].cite,
-            )
-            for thread in blocked[:3]
+        claims=(
+            *(
+                claim(
+                    f"{sentence(named(thread))} sends, and sleeps in {looks(thread)[0].syscall.name or 'the kernel'}.",
+                    looks(thread)[0].cite,
+                )
+                for thread in blocked[:3]
+            ),
+            *about_sockets(sockets),
         ),
         holds=thread_tokens(facts, tids) | {f"thread {tid}" for tid in tids},
         waits_for=frozenset({STORAGE}),

@@ -18,6 +18,7 @@ from autopsy.diagnose.seen import (
     of_disks,
     standing,
     still,
+    went_on,
 )
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import CoroutineFact, Facts, Park, SocketFact
@@ -47,18 +48,20 @@ class Service:
         if not waiting.requests:
             if waiting.moving:
                 cites = tuple(each.cite for each in waiting.moving[:4])
-                return RuledOut(f"requests waited for {self.words}, and went on", cites)
+                return RuledOut(f"requests waited for {self.words}; {went_on(waiting)}", cites)
             cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
             return RuledOut(f"no parked request waits for {self.words}", cites)
         disks = disk_names(facts, waiting.requests)
-        sockets = self._sockets(facts, waiting.requests)
-        who = _server(facts, waiting.requests, self.drivers)
+        jobs = _jobs(facts, waiting.requests)
+        whose = f"of {', '.join(jobs)}" if jobs else of_disks(disks)
+        servers = _servers(facts, waiting.requests, self.drivers)
+        sockets = self._sockets(facts, servers)
+        who = servers[0] if servers else ""
         number = count(len(waiting.requests), "request")
         verb = "waits" if len(waiting.requests) == 1 else "wait"
         claims = [
             claim(
-                f"{number} {of_disks(disks)} {verb} in the {'/'.join(sorted(self.drivers))} driver: "
-                f"{_places(waiting.requests)}.",
+                f"{number} {whose} {verb} in the {'/'.join(sorted(self.drivers))} driver: {_places(waiting.requests)}.",
                 *waiting.cites,
             )
         ]
@@ -66,8 +69,8 @@ class Service:
             claims.append(claim("They stood at the same place in both exposures: no reply came.", *waiting.cites))
         claims += about_sockets(sockets)
         return Match(
-            headline=f"{number} {of_disks(disks)} {verb} for {self.words}{f' {who}' if who else ''}{state(sockets)}",
-            objects=(*disks, *((who,) if who else ()), *peer_objects(sockets)),
+            headline=f"{number} {whose} {verb} for {self.words}{f' {who}' if who else ''}{state(sockets)}",
+            objects=(*disks, *jobs, *((who,) if who else ()), *peer_objects(sockets)),
             confidence=confidence(proven=waiting.proven),
             claims=tuple(claims),
             holds=frozenset({REQUESTS}) | disk_tokens(facts, waiting.requests),
@@ -87,17 +90,10 @@ class Service:
             mine = ()
         return Standing(mine, waiting.moving, waiting.proven)
 
-    def _sockets(self, facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[SocketFact, ...]:
+    def _sockets(self, facts: Facts, servers: tuple[str, ...]) -> tuple[SocketFact, ...]:
         """Return the sockets that lead to the server: by the address of the node, else by the port."""
         if isinstance(facts.sockets, Unknown):
             return ()
-        servers = {
-            node.server
-            for request in requests
-            for disk in disks_of(facts, request)
-            for node in disk.nodes
-            if node.server and node.driver in self.drivers
-        }
         connected = [each for each in facts.sockets.value if each.state not in {"LISTEN", "UNCONN"}]
         found = tuple(
             each for each in connected if each.remote and any(_leads_to(each.remote, server) for server in servers)
@@ -116,13 +112,19 @@ def _places(requests: tuple[CoroutineFact, ...]) -> str:
     return ", ".join(sorted({each.park.value for each in requests}))
 
 
-def _server(facts: Facts, requests: Iterable[CoroutineFact], drivers: frozenset[str]) -> str:
-    for request in requests:
-        for disk in disks_of(facts, request):
-            for node in disk.nodes:
-                if node.server and node.driver in drivers:
-                    return node.server
-    return ""
+def _servers(facts: Facts, requests: Iterable[CoroutineFact], drivers: frozenset[str]) -> tuple[str, ...]:
+    """Return who should answer: by the nodes of the requests' disks, else by those that lie below no disk."""
+    disks = [disk for request in requests for disk in disks_of(facts, request)]
+    nodes = [node for disk in disks for node in disk.nodes] or list(facts.nodes)
+    return tuple(dict.fromkeys(node.server for node in nodes if node.server and node.driver in drivers))
+
+
+def _jobs(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[str, ...]:
+    """Return the job that requests belong to which are no disk's, where there is only one that it could be."""
+    if isinstance(facts.jobs, Unknown) or any(disks_of(facts, request) for request in requests):
+        return ()
+    busy = [job for job in facts.jobs.value if not job.paused]
+    return (f"job {busy[0].id}",) if len(busy) == 1 else ()
 
 
 SERVICES = (
