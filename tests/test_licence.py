@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 import lab
+from asking import a_monitor, capture_of
 from autopsy.bundle import names, sections
 from autopsy.bundle.records import QmpExchange
 from autopsy.bundle.schema import Clocks, Domain, Host, Manifest, StepRecord, TargetRecord
@@ -25,7 +26,9 @@ from autopsy.capture.killnote import KillNote, note_path
 from autopsy.capture.managers.claim import Roots
 from autopsy.capture.restart import command_for, start_again
 from autopsy.capture.runner import INTERRUPTED
+from autopsy.capture.step import Collected
 from autopsy.capture.target import Target
+from autopsy.drill.machine import Machine
 from autopsy.errors import ExitCode, UsageError
 from autopsy.facts import manager
 from autopsy.facts.gather import gather
@@ -107,6 +110,30 @@ def ongoing(files: dict[str, bytes]) -> tuple[str, ...]:
 )
 def test_what_a_kill_would_cut_off_is_told(files: dict[str, bytes], words: tuple[str, ...]) -> None:
     assert ongoing(files) == words
+
+
+@pytest.mark.live
+def test_a_mirror_under_way_is_told_of_a_real_vm(short: Path) -> None:
+    image = lab.disk(short / "d.raw")
+    disk = ("-drive", f"if=none,id=d0,file={image},format=raw", "-device", "virtio-blk-pci,drive=d0")
+    with lab.qemu("7.2", *disk) as vm:
+        vm.qmp("drive-mirror", device="d0", target=str(short / "copy.raw"), format="raw", sync="full", speed=1)
+        (told,) = ongoing(asked(vm, short))
+    assert told.startswith("a mirror job (d0: ")
+
+
+@pytest.mark.live
+def test_a_migration_under_way_is_told_of_a_real_vm(short: Path) -> None:
+    with lab.qemu("7.2") as vm:
+        vm.qmp("migrate", uri="exec:exec sleep 20 <&0")  # it never reads what QEMU sends
+        assert ongoing(asked(vm, short)) == ("a migration (active)",)
+
+
+def asked(vm: Machine, place: Path) -> dict[str, bytes]:
+    with capture_of(place, vm.pid, a_monitor(vm.monitor)) as capture:
+        assert isinstance(capture.query_status(seconds=20), Collected)
+    path = names.evidence(names.QUERY_STATUS, names.QMP)
+    return {path: (place / path).read_bytes()}
 
 
 @pytest.mark.parametrize(
