@@ -207,6 +207,41 @@ def context(*, sp: int, pc: int = CODE + PAGE + 8, caller: int = 0, between: byt
 
 
 DEEP = STACK + STACK_SIZE - 0x400
+OFFSET, LINK = 0x1234, HEAP + 8  # what a request is about, and a pointer to a neighbour in a list
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "fate"),
+    [
+        (context(sp=DEEP), context(sp=DEEP), "stuck"),
+        (context(sp=DEEP), context(sp=DEEP - 16), "moved"),
+        (context(sp=DEEP), context(sp=DEEP, pc=CODE + PAGE + 99), "moved"),
+        (context(sp=DEEP), context(sp=STACK + STACK_SIZE - 0x50), "gone"),
+        (context(sp=DEEP), bytes(200), "gone"),
+    ],
+    ids=["the same", "deeper", "elsewhere", "ended", "no coroutine any more"],
+)
+def test_what_became_of_a_coroutine_is_told_by_where_it_stands(
+    tmp_path: Path, then: bytes, now: bytes, fate: str
+) -> None:
+    assert fate_of(tmp_path, process(then), process(now)) == fate
+
+
+@pytest.mark.parametrize(
+    ("was", "became", "fate"), [(OFFSET, OFFSET + 4096, "moved"), (LINK, LINK + 64, "stuck"), (0, LINK, "stuck")]
+)
+def test_another_request_on_the_same_stack_has_moved_and_another_neighbour_has_not(
+    tmp_path: Path, was: int, became: int, fate: str
+) -> None:
+    then, now = (process(context(sp=DEEP), stack=struct.pack("<Q", word).ljust(64, b"\0")) for word in (was, became))
+    assert fate_of(tmp_path, then, now) == fate
+
+
+def fate_of(place: Path, then: Core, now: Core) -> str:
+    frozen = Frozen(core=place, read=lambda _path: b"", write=lambda _file, _data: None, scratch=place)
+    symbols = Symbols(then, frozen)
+    (told,) = exposures.compare(then, find(then, symbols), now, find(now, symbols)).first
+    return told.coroutine.since_first
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,7 @@ def test_the_throttle_deadlock_lies_in_the_group_named_like_its_disk() -> None:
         stacks = exposed.record(names.THREADS, tuple[ThreadStack, ...])
         found = exposed.record(names.HEAP, Heap).first
     assert (stuck,) in locks.cycles
+    assert stuck in {each.tid for each in locks.entered}  # it waits inside a coroutine
     held = one(locks.mutexes, owner=stuck)
     assert stuck in held.waiters
     assert held.owner_comm.startswith("IO iothread")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -27,16 +28,17 @@ def look(scene: Scene) -> Outcome:
     try:
         note = examine(frozen(scene, core, scratch))
     except ExaminationFailed as error:
+        _store_binary(scene)  # whoever examines the core elsewhere needs it all the more
         return Failed(f"{error}: {error.remedy}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    stored = _store_binary(scene) if scene.options.binary and scene.options.core else ""
-    return Collected("; ".join(filter(None, (note, stored))))
+    return Collected("; ".join(filter(None, (note, _store_binary(scene)))))
 
 
 def _store_binary(scene: Scene) -> str:
-    """Keep QEMU's binary in the bundle where nobody could find it later: it was deleted or replaced."""
-    if not scene.target.record.exe_deleted:
+    """Keep QEMU's binary in the bundle where nobody could find it later, and say so."""
+    options = scene.options
+    if not (options.binary and options.core) or not (why := _lost_with_the_process(scene)):
         return ""
     packed = scene.staging / names.BINARY
     try:
@@ -44,8 +46,25 @@ def _store_binary(scene: Scene) -> str:
             zstandard.ZstdCompressor(level=BINARY_LEVEL).copy_stream(binary, stream)
     except OSError as error:
         packed.unlink(missing_ok=True)
-        return f"the deleted binary could not be kept: {error.strerror}"
-    return f"the deleted binary is kept as {names.BINARY}"
+        return f"the binary, which {why}, could not be kept: {error.strerror}"
+    return f"the binary, which {why}, is kept as {names.BINARY}"
+
+
+def _lost_with_the_process(scene: Scene) -> str:
+    """Return why its path leads nobody to the binary once the process is gone, empty if it does."""
+    record, process = scene.target.record, f"/proc/{scene.target.pid}"
+    if record.exe_deleted:
+        return "was deleted or replaced"
+    try:
+        if (
+            os.readlink(f"{process}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+            and os.readlink(f"{process}/root") == "/"
+        ):
+            return ""
+        here, there = os.stat(record.exe), os.stat(f"{process}/exe")
+    except OSError:
+        return "is not to be found by its path"
+    return "" if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) else "is another at its path"
 
 
 def frozen(scene: Scene, core: Path, scratch: Path, second_core: Path | None = None) -> Frozen:
