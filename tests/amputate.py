@@ -14,6 +14,9 @@ from autopsy.bundle import names
 from autopsy.bundle.schema import Manifest
 from autopsy.bundle.sections import Section, parse, render
 
+# Written whole or not at all: a list without one of them lacks no evidence, it says that there was no such request.
+COROUTINES = f"/{names.COROUTINES}"
+
 
 @dataclass(frozen=True, slots=True)
 class Body:
@@ -64,7 +67,7 @@ def crumbs(body: Body, read: set[str]) -> Iterator[Piece]:
         data = body.files[path]
         if path.endswith(".jsonl"):
             yield from _lines(body, path, data)
-        elif path.endswith(".json"):
+        elif path.endswith(".json") and not path.endswith(COROUTINES):
             yield from _elements(body, path, data)
         elif data.startswith(b"==> "):
             yield from _sections(body, path, data)
@@ -102,12 +105,11 @@ def _without_sections(body: Body, path: str, sections: tuple[Section, ...], star
 
 
 def _elements(body: Body, path: str, data: bytes) -> Iterator[Piece]:
-    """Yield the elements of every list down to the third level, and the lists themselves."""
+    """Yield the elements of every list down to the third level."""
     whole = json.loads(data)
     for way in _lists(whole, 3):
         values = _at(whole, way)
-        named = f"{'.'.join(map(str, way))} of {path}".lstrip()
-        yield Piece(f"all {named}", partial(_with_list, body, path, data, way, None))
+        named = f"{'.'.join(map(str, way)) or 'the list'} of {path}"
         for number in range(len(values)):
             yield Piece(f"{number} in {named}", partial(_with_list, body, path, data, way, number))
 
@@ -133,11 +135,7 @@ def _at(value: Any, way: tuple[str | int, ...]) -> Any:
     return value
 
 
-def _with_list(body: Body, path: str, data: bytes, way: tuple[str | int, ...], number: int | None) -> Body:
+def _with_list(body: Body, path: str, data: bytes, way: tuple[str | int, ...], number: int) -> Body:
     whole = json.loads(data)
-    values = _at(whole, way)
-    if number is None:
-        values.clear()
-    else:
-        del values[number]
+    del _at(whole, way)[number]
     return body.having(path, json.dumps(whole).encode())

@@ -18,7 +18,7 @@ FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 WRONG: dict[str, str] = {}
 
 FOREIGN = re.compile(
-    rb"(?<![\w.])/(?:work|opt/lab|root|home)/\w|/(?:var/tmp|tmp|mnt)/(?!other\b)\w|boot_id: [1-9a-f]|-----BEGIN"
+    rb"(?<![\w.])/(?:work|opt/lab|root|home(?!/operator))/\w|/(?:var/tmp|tmp|mnt)/(?!other\b)\w|boot_id: [1-9a-f]|-----BEGIN"
 )
 
 
