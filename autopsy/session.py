@@ -254,8 +254,8 @@ def _diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
         found = msgspec.json.decode(data, type=Diagnosis)
         in_child(lambda: write_report(staging.work), min(REPORT_SECONDS, max(1.0, budget.left())))
     except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
-        what = "report" if found else "diagnosis"
-        staging.notes.append(f"the {what} could not be made: {error}; `autopsy {what[:7]} BUNDLE` tries again")
+        what, command = ("report", "report") if found else ("diagnosis", "analyze")
+        staging.notes.append(f"the {what} could not be made: {error}; `autopsy {command} BUNDLE` tries again")
     return found
 
 
