@@ -25,9 +25,7 @@ SECRET = "hunter2-of-cloud-init"  # noqa: S105 - it is what no bundle may hold
 
 # /etc and /var/lib keep what this machine has; the folders of Proxmox VE are added for whoever lives in here.
 MOUNTS = """
-for folder in etc var/lib; do
-  mkdir -p {place}/upper/$folder {place}/work/$folder
-done
+mkdir {place}/upper
 mount -t tmpfs tmpfs {place}/upper
 mkdir -p {place}/upper/etc {place}/upper/lib {place}/upper/we {place}/upper/wl
 mount -t overlay overlay -o lowerdir=/etc,upperdir={place}/upper/etc,workdir={place}/upper/we /etc
