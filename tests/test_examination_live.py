@@ -230,7 +230,12 @@ def test_native_aio_on_a_frozen_file_system_takes_the_main_loop_into_the_kernel(
                 told = examined(machine)
     assert (told.loop.state, told.loop.under) == ("blocked in a system call", "io_submit")
     (main,) = [each for each in told.stacks if each.tid == told.loop.tid]
-    assert "laio_co_submit" in called(main.frames)
+    stack = called(main.frames)
+    assert "laio_co_submit" in stack
+    # It is in a coroutine, whose stack ends: what it did before is in the context that it left.
+    assert stack.index("laio_co_submit") < stack.index("main_loop_wait")
+    assert told.loop.command == "hmp_qemu_io"
+    assert main.cut_short == ""
     (running,) = [each for each in told.coroutines if each.state == "running"]
     assert running.caller
     assert [(each.coroutine, each.tid) for each in told.locks.entered] == [(running.address, told.loop.tid)]

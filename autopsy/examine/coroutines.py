@@ -185,6 +185,20 @@ def _read(core: Core, symbols: Symbols, place: int, guards: tuple[int, ...]) -> 
     )
 
 
+def context_of(core: Core, symbols: Symbols, address: int) -> Registers | None:
+    """Return the registers that a coroutine of any kind saved, a thread's leader too; None where none can be told."""
+    try:
+        body = core.read(address + HEADER.size, 32 + JMPBUF.size)
+    except CoreError:
+        return None
+    for _, offset in LAYOUTS:
+        for guard in pointer_guards(core):
+            registers = _registers(body, offset, guard)
+            if symbols.is_code(registers.rip) and core.holds(registers.rsp, WORD.size):
+                return registers
+    return None
+
+
 def _registers(body: bytes, offset: int, guard: int) -> Registers:
     rbx, rbp, r12, r13, r14, r15, rsp, rip = JMPBUF.unpack_from(body, offset)
     return Registers(*(0,) * 27)._replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -11,6 +10,7 @@ from autopsy.bundle.records import Entered, LockGraph
 from autopsy.examine import comutexes
 from autopsy.examine.core import Core
 from autopsy.examine.coroutines import Saved
+from autopsy.examine.entrances import chains
 from autopsy.examine.symbols import Symbols
 
 
@@ -27,20 +27,8 @@ def with_coroutines(graph: LockGraph, core: Core, symbols: Symbols, saved: Seque
 
 def entered(core: Core, saved: Sequence[Saved]) -> tuple[Entered, ...]:
     """Return which thread each running coroutine is on: by the stack in use, and by who entered whom."""
-    by_address = {each.coroutine.address: each for each in saved}
-    running = sorted((each for each in saved if each.coroutine.state == "running"), key=_stack)
-    found: dict[int, int] = {}
-    for thread in core.threads:
-        index = bisect_right(running, thread.registers.rsp, key=_stack) - 1
-        inner = running[index] if index >= 0 and thread.registers.rsp < running[index].top else None
-        while inner is not None and inner.coroutine.address not in found:
-            found[inner.coroutine.address] = thread.tid
-            inner = by_address.get(inner.coroutine.caller)  # the first was entered by a thread's own leader: no stack
+    found = {each.coroutine.address: tid for tid, chain in chains(core, saved).items() for each in chain}
     return tuple(Entered(coroutine=address, tid=tid) for address, tid in sorted(found.items()))
-
-
-def _stack(saved: Saved) -> int:
-    return saved.coroutine.stack
 
 
 def cycles(waits_for: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:

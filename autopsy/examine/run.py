@@ -140,6 +140,7 @@ class Opened:
             self.symbols,
             self.parked,
             comms=self.comms,
+            saved=self.saved,
             scratch=self.frozen.scratch,
             ends_at=time.monotonic() + self.frozen.seconds * GDB_SHARE,
         )

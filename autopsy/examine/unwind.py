@@ -10,7 +10,7 @@ import os
 import struct
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from autopsy.examine import synthetic
 from autopsy.examine.backtrace import Block, blocks, frames
 from autopsy.examine.core import NT_AUXV, NT_FILE, PAGE, Core, CoreError, CoreThread, Extent
 from autopsy.examine.coroutines import Saved, returns
+from autopsy.examine.entrances import contexts
 from autopsy.examine.files import DELETED
 from autopsy.examine.gdb import Gdb, GdbError
 from autopsy.examine.symbols import Image, Symbols
@@ -30,6 +31,7 @@ RED_ZONE = 256
 MOST_STACK = 1 << 20
 FIRST_LWP = 1 << 28  # beyond any thread id that Linux gives (PID_MAX_LIMIT is 1 << 22)
 TRAMPOLINE = "coroutine_trampoline"
+ENTERED_FROM = "(it is in a coroutine, which it entered from here:)"
 ENDED_FRAMES = 2  # qemu_coroutine_switch() and the trampoline
 
 
@@ -60,20 +62,27 @@ def unwind(
     comms: Mapping[int, str],
     scratch: Path,
     ends_at: float,
+    saved: Sequence[Saved] = (),
     with_threads: bool = True,
 ) -> Unwound:
-    """Return the frames of every thread and coroutine. Raises ExaminationFailed when gdb cannot be had at all."""
+    """Return the frames of every thread and coroutine. Raises ExaminationFailed when gdb cannot be had at all.
+
+    `saved` are all coroutines: the stack of a thread that is in one goes on where it entered it.
+    """
     standing = core.threads if with_threads else ()
+    left = [(tid, each) for tid, several in contexts(core, symbols, saved).items() for each in several]
     groups: dict[tuple[object, ...], list[Parked]] = {}
     for each in parked:
         groups.setdefault(_signature(symbols, each), []).append(each)
     alike = list(groups.values())
     pieces = [_stack(core, thread.registers.rsp, MOST_STACK) for thread in standing]
     pieces += [_stack(group[0].core, group[0].saved.registers.rsp, group[0].saved.top) for group in alike]
+    pieces += [_stack(core, registers.rsp, MOST_STACK) for _, registers in left]
     pieces.append(_vdso(core))
     extents = _joined(piece for several in pieces for piece in several)
     threads = list(standing)
     threads += [CoreThread(FIRST_LWP + index, group[0].saved.registers) for index, group in enumerate(alike)]
+    threads += [CoreThread(FIRST_LWP + len(alike) + index, registers) for index, (_, registers) in enumerate(left)]
     scratch = scratch.absolute()  # gdb looks at files from a directory of its own
     path = scratch / "stacks.core"
     path.unlink(missing_ok=True)
@@ -82,7 +91,11 @@ def unwind(
     synthetic.write(path, threads, extents, notes(core, links))
     text, log, note = _run((f"core-file {path}", *commands(images, links, scratch)), scratch, ends_at)
     by_lwp = {block.lwp: block for block in blocks(text)}
-    backtrace, stacks = _threads(standing, symbols, by_lwp, comms, note)
+    before: dict[int, list[Block]] = {}
+    for index, (tid, _) in enumerate(left):
+        if block := by_lwp.get(FIRST_LWP + len(alike) + index):
+            before.setdefault(tid, []).append(block)
+    backtrace, stacks = _threads(standing, symbols, by_lwp, comms, note, before=before)
     found: dict[int, tuple[Frame, ...]] = {}
     for index, group in enumerate(alike):
         if block := by_lwp.get(FIRST_LWP + index):
@@ -169,7 +182,13 @@ def _run(preparation: Iterable[str], scratch: Path, ends_at: float) -> tuple[str
 
 
 def _threads(
-    threads: Iterable[CoreThread], symbols: Symbols, by_lwp: Mapping[int, Block], comms: Mapping[int, str], note: str
+    threads: Iterable[CoreThread],
+    symbols: Symbols,
+    by_lwp: Mapping[int, Block],
+    comms: Mapping[int, str],
+    note: str,
+    *,
+    before: Mapping[int, Sequence[Block]],
 ) -> tuple[str, tuple[ThreadStack, ...]]:
     lines: list[str] = []
     stacks: list[ThreadStack] = []
@@ -180,17 +199,18 @@ def _threads(
             continue
         if lines:
             lines.append("")
-        named, doubt = frames(block, symbols)
-        stacks.append(
-            ThreadStack(
-                tid=thread.tid,
-                comm=comms.get(thread.tid, ""),
-                frames=named,
-                line=len(lines) + 1,
-                cut_short=doubt or block.cut_short,
-            )
-        )
+        line = len(lines) + 1
         lines += block.lines
+        pieces = [block, *before.get(thread.tid, ())]
+        for entrance in pieces[1:]:
+            lines += [ENTERED_FROM, *entrance.lines[1:]]
+        told = [frames(piece, symbols) for piece in pieces]
+        inner = [frame for piece, _ in told[:-1] for frame in _inside(piece, symbols)]
+        outer, doubt = told[-1]
+        named, cut_short = (*inner, *outer), doubt or pieces[-1].cut_short
+        stacks.append(
+            ThreadStack(tid=thread.tid, comm=comms.get(thread.tid, ""), frames=named, line=line, cut_short=cut_short)
+        )
     return "\n".join([*lines, ""]), tuple(stacks)
 
 
