@@ -94,6 +94,47 @@ def throttled_one_iothread(build: lab.Build) -> Iterator[lab.Machine]:
 
 
 @contextmanager
+def throttled_writes(build: lab.Build) -> Iterator[lab.Machine]:
+    """A Linux guest reads as fast as it can from a disk whose writes are limited to one byte a second
+    (throttling.bps-write=1); four writes wait, the reads flow."""
+    with (
+        lab.folder() as place,
+        lab.guest(
+            build,
+            *("-drive", f"if=none,id=disk0,file={lab.disk(place / 'd.raw')},format=raw,throttling.bps-write=1"),
+            *("-device", "virtio-blk-pci,id=vd0,drive=disk0"),
+            load="1,2,4096,r,rand,100000",
+        ) as machine,
+    ):
+        for number in range(4):
+            machine.qemu_io("disk0", f"aio_write {number}M 64k")
+        lab.until("the guest has read", lambda: _done(machine, "disk0", "rd") > 200, seconds=lab.GUEST_SECONDS)
+        yield machine
+
+
+@contextmanager
+def backup_holds_writes(build: lab.Build) -> Iterator[lab.Machine]:
+    """A Linux guest reads as fast as it can; a backup (blockdev-backup, sync=none) to a qemu-nbd that is stopped holds
+    four writes, each until the old data has been copied."""
+    with (
+        lab.folder() as place,
+        lab.nbd(lab.disk(place / "target.raw")) as server,
+        lab.guest(
+            build,
+            *("-blockdev", f"driver=file,filename={lab.disk(place / 'd.raw')},node-name=node0"),
+            *("-device", "virtio-blk-pci,id=vd0,drive=node0"),
+            *("-blockdev", f"driver=nbd,node-name=target0,{server.server}"),
+            load="1,2,4096,r,rand,100000",
+        ) as machine,
+    ):
+        machine.qmp("blockdev-backup", **{"job-id": "backup0", "device": "node0", "target": "target0", "sync": "none"})
+        with lab.stopped(server.process):
+            for number in range(4):
+                machine.qemu_io(lab.of_device("vd0"), f"aio_write {number}M 64k")
+            yield machine
+
+
+@contextmanager
 def healthy_busy(build: lab.Build) -> Iterator[lab.Machine]:
     """A Linux guest writes as fast as it can to a virtio-blk disk with an iothread; another disk has nothing to do."""
     with (
@@ -166,10 +207,10 @@ def guest_panicked(build: lab.Build) -> Iterator[lab.Machine]:
         yield machine
 
 
-def _done(machine: lab.Machine, backend: str) -> int:
-    """Return how many writes a -drive has completed."""
+def _done(machine: lab.Machine, backend: str, kind: str = "wr") -> int:
+    """Return how many writes, or reads, a -drive has completed."""
     stats = machine.qmp("query-blockstats")
-    return sum(int(each["stats"]["wr_operations"]) for each in stats if each.get("device") == backend)
+    return sum(int(each["stats"][f"{kind}_operations"]) for each in stats if each.get("device") == backend)
 
 
 def _stands_still(machine: lab.Machine, backend: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import fixtures_guests as guests
+import fixtures_storage as storage
 import fixtures_wedges as wedges
 import lab
 
@@ -109,6 +110,15 @@ SHAPES: tuple[Shape, ...] = (
         not_these=("throttle-timer-wait", "throttle-lock-self-deadlock"),
         gap=3.0,
     ),
+    *on(
+        (NEW,),
+        "throttled-writes",
+        guests.throttled_writes,
+        where="throttle",
+        signature="throttle-timer-wait",
+        why="the reads that flow say nothing about the writes",
+        not_these=("healthy", "throttle-lock-self-deadlock"),
+    ),
     # Nothing is wrong with the disks.
     *on((OLD, NEW, DEBUG), "healthy-idle", wedges.healthy_idle, where="none", signature="healthy", not_these=STOPS),
     *on((OLD,), "healthy-writer", wedges.healthy_writer, where="none", signature="healthy", not_these=STOPS),
@@ -156,7 +166,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (OLD, NEW),
         "out-of-space",
-        wedges.out_of_space,
+        storage.out_of_space,
         where="vm-state",
         signature="vm-io-error",
         why="QEMU itself paused the VM (werror=enospc)",
@@ -169,7 +179,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (OLD, DEBUG),
         "frozen-native",
-        wedges.frozen_native,
+        storage.frozen_native,
         where="host",
         signature="host-fs-frozen",
         why="io_submit blocks under the BQL, and the monitor with it, because the file system is frozen",
@@ -178,7 +188,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (NEW,),
         "frozen-native-iothread",
-        wedges.frozen_native_iothread,
+        storage.frozen_native_iothread,
         where="host",
         signature="host-fs-frozen",
         not_these=HUNG,
@@ -186,7 +196,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (OLD, NEW),
         "frozen-threads",
-        wedges.frozen_threads,
+        storage.frozen_threads,
         where="host",
         signature="host-fs-frozen",
         why="the workers take the wait, the main loop lives",
@@ -195,7 +205,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (NEW, DEBUG),
         "frozen-io-uring",
-        wedges.frozen_io_uring,
+        storage.frozen_io_uring,
         where="host",
         signature="host-fs-frozen",
         why="the kernel's own workers take the wait, the main loop lives",
@@ -205,7 +215,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (OLD, DEBUG),
         "savevm-stalled",
-        wedges.savevm_stalled,
+        storage.savevm_stalled,
         where="host",
         signature="host-fs-frozen",
         why="the main loop saves the VM's state to an image on a frozen file system",
@@ -214,7 +224,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (OLD,),
         "dump-stalled",
-        wedges.dump_stalled,
+        storage.dump_stalled,
         where="host",
         signature="host-fs-frozen",
         why="the main loop writes the guest's memory to a file on a frozen file system",
@@ -223,7 +233,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (NEW,),
         "migrate-file-stalled",
-        wedges.migrate_file_stalled,
+        storage.migrate_file_stalled,
         where="host",
         signature="host-fs-frozen",
         why="the migration's thread writes to a frozen file system",
@@ -232,7 +242,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (OLD, DEBUG),
         "migrate-unread",
-        wedges.migrate_unread,
+        storage.migrate_unread,
         where="migration",
         signature="migration-send-blocked",
         why="whoever should read the VM's state does not",
@@ -242,7 +252,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (OLD, NEW, DEBUG),
         "nbd-silent",
-        wedges.nbd_silent,
+        storage.nbd_silent,
         where="peer",
         signature="nbd-silent",
         not_these=("healthy", "throttle-timer-wait", "aio-in-kernel", "nbd-reconnecting"),
@@ -250,7 +260,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (OLD, DEBUG),
         "nbd-gone",
-        wedges.nbd_gone,
+        storage.nbd_gone,
         where="peer",
         signature="nbd-reconnecting",
         not_these=("healthy", "throttle-timer-wait", "nbd-silent"),
@@ -258,7 +268,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (OLD, NEW),
         "fuse-silent",
-        wedges.fuse_silent,
+        storage.fuse_silent,
         where="peer",
         signature="fuse-daemon-silent",
         not_these=("healthy", "host-fs-frozen", "throttle-timer-wait"),
@@ -267,7 +277,7 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (OLD, DEBUG),
         "drain-over-nbd",
-        wedges.drain_over_nbd,
+        storage.drain_over_nbd,
         where="peer",
         signature="nbd-silent",
         why="the drain waits for a request that the server holds: it is the effect",
@@ -284,11 +294,38 @@ SHAPES: tuple[Shape, ...] = (
     *on(
         (NEW, DEBUG),
         "backup-target-silent",
-        wedges.backup_target_silent,
+        storage.backup_target_silent,
         where="peer",
         signature="nbd-silent",
         why="guest writes wait until a backup has copied the old data to a target that does not answer",
         not_these=("healthy", "throttle-timer-wait"),
+    ),
+    *on(
+        (NEW,),
+        "backup-holds-writes",
+        guests.backup_holds_writes,
+        where="peer",
+        signature="nbd-silent",
+        why="the reads that flow say nothing about the writes",
+        not_these=("healthy", "throttle-timer-wait"),
+    ),
+    *on(
+        (OLD, DEBUG),
+        "mirror-target-silent",
+        storage.mirror_target_silent,
+        where="peer",
+        signature="nbd-silent",
+        why="a job's requests, no guest's",
+        not_these=("healthy", "throttle-timer-wait"),
+    ),
+    *on(
+        (NEW,),
+        "mirror-ready",
+        wedges.mirror_ready,
+        where="none",
+        signature="healthy",
+        why="a job that waits for its manager keeps nobody waiting",
+        not_these=("throttle-timer-wait", "nbd-silent"),
     ),
     *on(
         (OLD, DEBUG),
