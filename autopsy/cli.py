@@ -241,6 +241,25 @@ def verify(bundle: BundlePath) -> None:
 
 
 @app.command()
+def redact(
+    bundle: BundlePath,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="where the copy goes")] = None,
+) -> None:
+    """Make a copy that can be shown to strangers.
+
+    Without memory and secrets, with pseudonyms for names; the map of them stays with you.
+    """
+    from autopsy.redaction import redact as hide
+
+    done = hide(bundle, output)
+    say(f"the map of its pseudonyms is yours alone: {done.map}")
+    if not done.same:
+        say("its diagnosis is not the original's: a name in it may be one of QEMU's own words; say so beside it")
+    say("read it before you show it: what nobody could know to be a secret is in it still")
+    show(f"{done.sealed.path} (sha256 {done.sealed.sha256})")
+
+
+@app.command()
 def seal(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a staging folder (.partial or .work)")],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")] = None,
