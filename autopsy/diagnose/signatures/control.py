@@ -22,6 +22,7 @@ from autopsy.diagnose.seen import (
     missing,
     named,
     same_sleep,
+    sentence,
     still,
     thread_tokens,
     threads,
@@ -31,6 +32,7 @@ from autopsy.facts.model import Facts, MutexFact, Park, Role, Thread
 from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
 
 BUSY_SHARE = 0.85
+SLEEP_CALLS = frozenset({"nanosleep", "clock_nanosleep"})
 LOCK_FAMILIES = (
     ("virtio-scsi-tmf-deadlock", ("scsi_req_", "virtio_scsi_", "scsi_device_")),
     ("throttle-lock-self-deadlock", ("throttle_group",)),
@@ -223,14 +225,25 @@ def _chardev(facts: Facts) -> Judgement:
             ("no thread writes to a character device"),
             (facts.threads.cite,) if isinstance(facts.threads, Known) else (),
         )
-    thread = inside[0]
+    # A write that finds no room sleeps for 100 us and tries again, for ever; one that finds room does not sleep.
+    waiting = [thread for thread in inside if any(look.syscall.name in SLEEP_CALLS for look in looks(thread))]
+    if not waiting:
+        return RuledOut(
+            f"{named(inside[0])} writes to a character device, and was not seen to wait for room",
+            tuple(look.cite for look in looks(inside[0])),
+        )
+    thread = waiting[0]
     cites = (thread.frames.cite,) if isinstance(thread.frames, Known) else ()
     return Match(
-        headline=f"{named(thread)} waits for the reader of a character device (serial, debug console, monitor)",
+        headline=f"{sentence(named(thread))} waits for the reader of a character device (serial, console, monitor)",
         objects=(named(thread),),
         confidence="likely",
         claims=(
-            claim((f"{named(thread)} is inside qemu_chr_fe_write_all: whoever reads the other end does not."), *cites),
+            claim(f"{sentence(named(thread))} is inside qemu_chr_fe_write_all.", *cites),
+            claim(
+                "It sleeps between its tries: whoever reads the other end does not.",
+                *(look.cite for look in looks(thread)),
+            ),
         ),
         holds=thread_tokens(facts, (thread.tid,)),
         weight=1,
