@@ -99,9 +99,9 @@ class Libvirt:
         """Run one line of the human monitor."""
         return self.virsh("qemu-monitor-command", name, "--hmp", line)
 
-    def wedge(self, name: str) -> None:
+    def wedge(self, name: str, writes: int = 4) -> None:
         """Park writes in the disk's throttle group: after the first, the next passes in more than an hour."""
-        for _ in range(4):
+        for _ in range(writes):
             self.hmp(name, 'qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "aio_write 0 4k"')
 
 

@@ -19,6 +19,7 @@ import libvirts
 from autopsy.bundle import names, sections
 from autopsy.bundle.reader import open_bundle
 from autopsy.capture import target
+from autopsy.errors import ExitCode
 from libvirts import Libvirt
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
@@ -143,6 +144,22 @@ def test_a_libvirtd_that_hangs_is_not_taken_for_a_qemu_that_does(libvirtd: Libvi
         assert told["kill"]["done"]
         assert told["kill"]["how"].startswith("virsh destroy and SIGKILL; gone after")
     lab.until("libvirt has closed its books", lambda: libvirtd.state("app1") == "shut off")
+
+
+def test_a_domain_that_cannot_die_does_not_take_libvirtd_with_it(tmp_path: Path) -> None:
+    with lab.file_system() as storage, libvirts.libvirt() as libvirtd:
+        libvirts.define(libvirtd, "db2", lab.disk(storage.mount / "db2.raw"))
+        pid = libvirtd.pid("db2")
+        with lab.frozen(storage):
+            libvirtd.wedge("db2", writes=1)
+            lab.until("a write hangs", lambda: lab.any_thread_in(pid, "D"))
+            done = libvirtd.autopsy("capture", "db2", "--then-kill", "--fast", "--json", "--out", tmp_path)
+            told = libvirts.answer(done)
+            assert done.returncode == ExitCode.STILL_THERE
+            assert told["verdict"]["where"] == "host"
+            assert told["kill"]["how"].startswith("SIGKILL (virsh destroy would hang libvirtd")
+            assert libvirtd.virsh("list", "--all", within=10)  # it answers
+        lab.until("the thaw has let it go", lambda: libvirtd.state("db2") == "shut off", seconds=40)
 
 
 @contextmanager

@@ -32,6 +32,9 @@ ALONE_SECONDS = 2.0  # for `virsh destroy` by itself: it sends SIGTERM, and SIGK
 BOOKS_SECONDS = 3.0  # for libvirt to finish its books once the process is gone
 LOOK_SECONDS = 0.05
 BINARY_SECONDS = 2.0
+# `virsh destroy` would have libvirtd wait with the domain's lock held, then touch the storage that hangs: `virsh list`
+# hung for as long. Without it, libvirtd is well, and closes its books when the monitor closes.
+ASLEEP = "SIGKILL (virsh destroy would hang libvirtd: a thread sleeps uninterruptibly)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +167,11 @@ def _read_build_id(pid: int) -> bytes:
 def _end(target: Target, give_up: float, virsh: str, roots: Roots) -> tuple[str, float]:
     """Have the process ended; return by what means, and when it was gone or given up."""
     how = "SIGKILL"
+    domain = _domain_of(target, roots)
     try:
-        if (domain := _domain_of(target, roots)) is not None:
+        if domain is not None and identity.in_uninterruptible_sleep(target.pid):
+            how = ASLEEP
+        elif domain is not None:
             with _destroying(virsh, domain) as destroy:
                 return _end_with(destroy, target, give_up)
     except OSError as error:
