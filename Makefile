@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help drill test lint bench lab dist deb clean packages-for-drill packages-for-tests
+.PHONY: help drill test soak lint bench lab dist deb clean packages-for-drill packages-for-tests
 
 SCENARIO ?= throttle
 PYTEST ?=
@@ -19,6 +19,7 @@ help:
 	@echo 'make drill [SCENARIO=throttle]  wedge a QEMU, capture it, diagnose it, kill it'
 	@echo 'make test  [PYTEST="-k qmp"]    lint, then every test on real QEMUs'
 	@echo 'make deb                        dist/autopsy_VERSION_ARCH.deb, which installs without a network'
+	@echo 'make soak                       every wedge on every QEMU: ten minutes and more'
 	@echo 'make lint | bench | lab | dist | clean'
 
 drill: packages-for-drill $(VENV)/installed
@@ -26,6 +27,9 @@ drill: packages-for-drill $(VENV)/installed
 
 test: lint packages-for-tests lab $(AXE)
 	$(BIN)/python -m pytest $(PYTEST)
+
+soak: packages-for-tests lab $(VENV)/installed-for-tests
+	AUTOPSY_SOAK=1 $(BIN)/python -m pytest tests/test_verdict_live.py tests/test_verdict_healthy_live.py $(PYTEST)
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
