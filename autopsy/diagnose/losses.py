@@ -36,7 +36,7 @@ def footprint(facts: Facts) -> tuple[str, ...]:
         told.append(f"The VM stood still for {facts.times.stopped_ns / 1e6:.2f} ms in all while it was frozen.")
     asked = [each for each in facts.monitor.asked if each.exchange.outcome in {"answered", "error", "no answer"}]
     if asked:
-        told.append(f"{count(len(asked), 'question')} were put to its monitor.")
+        told.append(f"{count(len(asked), 'question was', 'questions were')} put to its monitor.")
     if any("custom-monitor" in each.exchange.why for each in facts.monitor.asked if each.exchange.outcome == "greeted"):
         told.append(
             "They went through libvirtd, which has marked the domain as tainted (custom-monitor) until it ends."

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from autopsy.diagnose.diagnosis import DiskPath, Hop, Where
 from autopsy.diagnose.seen import disks_of, title
 from autopsy.facts.cite import Cite, Known, Unknown
+from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model import CoroutineFact, Disk, Facts, Park
 from autopsy.facts.nodes import LOCAL
 
@@ -29,6 +30,7 @@ PEERS = frozenset(
     }
 )
 ENGINES = {"threads": "worker threads", "native": "Linux AIO", "io_uring": "io_uring"}
+REQUESTS = DISK_PARKS | {Park.SLEEP, Park.PVE_BACKUP}
 MOST_PATHS = 64
 
 
@@ -40,7 +42,7 @@ def paths(facts: Facts, where: Where, objects: Sequence[str]) -> tuple[DiskPath,
     requests: dict[str, list[CoroutineFact]] = {}
     for coroutine in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
         owners = disks_of(facts, coroutine)
-        if len(owners) == 1 and coroutine.park is not Park.OTHER:
+        if len(owners) == 1 and coroutine.park in REQUESTS:
             requests.setdefault(owners[0].name, []).append(coroutine)
     drawn = [
         _path(disk, requests.get(disk.name, []), where, touched=title(disk) in named or disk.name in objects)
@@ -65,7 +67,7 @@ def _path(disk: Disk, requests: list[CoroutineFact], where: Where, *, touched: b
     ]
     if group := disk.throttle_group.value if isinstance(disk.throttle_group, Known) else "":
         hops.append(_hop("throttle", group, _limits(disk), requests, THROTTLE, stuck=touched and where == "throttle"))
-    below = frozenset(Park) - THROTTLE - ENGINE - PEERS
+    below = REQUESTS - THROTTLE - ENGINE - PEERS
     for index, node in enumerate(disk.nodes):
         mine = below if index == 0 else frozenset[Park]()
         detail = node.filename if not node.filename.startswith("json:") else ""

@@ -11,6 +11,7 @@ from autopsy.facts.evidence import records as decode
 from autopsy.facts.model import CoroutineFact, Park
 from autopsy.facts.parkpoints import park_point
 
+LISTING = names.evidence(names.GDB_THREADS, names.COROUTINES_TEXT)  # whose lines the records' `line` counts
 HEAP = names.evidence(names.GDB_THREADS, names.HEAP)
 
 
@@ -27,7 +28,8 @@ def gather(evidence: Evidence, heap: Fact[heap_records.Exposure]) -> Fact[tuple[
         if coroutine.state != "parked":
             continue
         park, named_by = park_point(coroutine.frames)
-        cite = Cite(found.cite.file, coroutine.line, f"coroutine {coroutine.address:#x}, number {index}")
+        words = f"coroutine {coroutine.address:#x}, number {index}"
+        cite = Cite(LISTING, coroutine.line, words) if coroutine.line else Cite(found.cite.file, 0, words)
         facts.append(
             CoroutineFact(
                 address=coroutine.address,
@@ -61,8 +63,7 @@ def _stuck(coroutine: records.Coroutine, cite: Cite, later: Fact[dict[int, recor
             return later
         other = later.value.get(coroutine.address)
         told = other.since_first if other is not None and other.state == "parked" else "gone"
-        line = other.line if other is not None else 0
-        cite = Cite(later.cite.file, line, f"coroutine {coroutine.address:#x}: {told}")
+        cite = Cite(later.cite.file, 0, f"coroutine {coroutine.address:#x}: {told}")
     match told:
         case "stuck":
             return Known(value=True, cite=cite)

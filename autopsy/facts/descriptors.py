@@ -15,6 +15,7 @@ from autopsy.facts.threads import fields, int_of
 
 SOCKET = re.compile(r"socket:\[(\d+)\]")
 EPOLL_TARGET = re.compile(r"^tfd:\s*(\d+)", re.MULTILINE)
+NO_DISKS = frozenset({"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/fuse"})
 KINDS = (
     ("anon_inode:[eventfd]", "eventfd"),
     ("anon_inode:[eventpoll]", "epoll"),
@@ -52,7 +53,13 @@ def _descriptor(
     socket = SOCKET.fullmatch(target)
     kind = next((kind for prefix, kind in KINDS if target.startswith(prefix)), "")
     if not kind:
-        kind = "block device" if target.startswith("/dev/") else "file" if target.startswith("/") else "other"
+        kind = (
+            "block device"
+            if target.startswith("/dev/") and target not in NO_DISKS
+            else "file"
+            if target.startswith("/")
+            else "other"
+        )
     return Descriptor(
         fd=fd,
         kind=kind,  # type: ignore[arg-type]  # one of the words above

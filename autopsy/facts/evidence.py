@@ -67,8 +67,13 @@ def section_map(evidence: Evidence, step: str, file: str) -> dict[str, sections.
     """Return a sectioned file by section name; the first of two same names counts."""
     found: dict[str, sections.Section] = {}
     for section in sections.parse(evidence.read(path_of(step, file))):
-        found.setdefault(section.name, section)
+        found.setdefault(_sayable(section.name), section)
     return found
+
+
+def _sayable(name: str) -> str:
+    """Return a name that can be written as JSON: a path may hold any byte."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def text(section: sections.Section) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autopsy.bundle import heap_records, names, records
 from autopsy.bundle.numbers import Numbers, numbers
+from autopsy.bundle.schema import StepRecord
 from autopsy.facts import (
     commandline,
     coroutines,
@@ -114,7 +115,7 @@ def _times(evidence: Evidence) -> Times:
     again = steps.get(names.SECOND_EXPOSURE)
     first_ns = first.start_ns if first else manifest.began.monotonic_ns
     second: Fact[int] = (
-        Known(again.start_ns, Cite(names.MANIFEST, 0, names.SECOND_EXPOSURE))
+        _looked_again(evidence, again)
         if again and again.outcome == "Collected"
         else Unknown(names.MANIFEST, f"second exposure: {again.why if again else 'not part of this capture'}")
     )
@@ -127,6 +128,14 @@ def _times(evidence: Evidence) -> Times:
         gap_seconds=(second.value - first_ns) / 1e9 if isinstance(second, Known) else 0.0,
         stopped_ns=sum(step.stop_ns for step in manifest.steps),
     )
+
+
+def _looked_again(evidence: Evidence, step: StepRecord) -> Known[int]:
+    """Return when the second look was taken: the step begins with a wait, so its own start is too early."""
+    frozen = decode(evidence, names.SECOND_EXPOSURE, names.FREEZE_RECORD, records.FreezeRecord)
+    if isinstance(frozen, Known) and step.start_ns <= frozen.value.frozen_at_ns <= step.end_ns:
+        return Known(frozen.value.frozen_at_ns, frozen.cite)
+    return Known(step.start_ns, Cite(names.MANIFEST, 0, names.SECOND_EXPOSURE))
 
 
 def _symbols(evidence: Evidence) -> Fact[str]:

@@ -89,7 +89,12 @@ def _self_deadlock(facts: Facts, wanted: str, words: str) -> Judgement:
         claims=(
             claim(f"The mutex at {mutex.address:#x} is owned by {mutex.owner}, who waits for it.", mutex.cite, *frames),
             *(
-                (claim(f"{count(len(mutex.waiters) - 1, 'other thread')} wait for it too.", mutex.cite),)
+                (
+                    claim(
+                        f"{count(len(mutex.waiters) - 1, 'other thread waits', 'other threads wait')} for it too.",
+                        mutex.cite,
+                    ),
+                )
                 if len(mutex.waiters) > 1
                 else ()
             ),

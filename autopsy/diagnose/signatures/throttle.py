@@ -278,7 +278,9 @@ def _deadlock(
             )
         )
     if others:
-        claims.append(claim(f"{count(len(others), 'other thread')} wait for the same mutex.", mutex.cite))
+        claims.append(
+            claim(f"{count(len(others), 'other thread waits', 'other threads wait')} for the same mutex.", mutex.cite)
+        )
     if requests:
         claims.append(
             claim(
