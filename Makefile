@@ -7,6 +7,8 @@ SHELL := /bin/bash
 
 SCENARIO ?= throttle
 PYTEST ?=
+# Most of a test's time is spent waiting for a QEMU: three at once on two cores.
+WORKERS ?= -n 3 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -26,7 +28,7 @@ drill: packages-for-drill $(VENV)/installed
 	$(BIN)/autopsy drill $(SCENARIO)
 
 test: lint packages-for-tests lab $(AXE)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
 
 soak: packages-for-tests lab $(VENV)/installed-for-tests
 	AUTOPSY_SOAK=1 $(BIN)/python -m pytest tests/test_verdict_live.py tests/test_verdict_healthy_live.py $(PYTEST)
