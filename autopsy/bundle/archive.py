@@ -6,16 +6,20 @@ import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
 import zstandard
 
+from autopsy.bundle import names
 from autopsy.errors import DamagedBundle
 
-MOST_MEMBERS = 20_000
-MOST_BYTES = 16 << 30  # unpacked, the core included
+MOST_MEMBERS = 4_000
+MOST_BYTES = 4 << 30  # unpacked, the cores included: a core is cut at half a GiB
+MOST_IN_MEMORY = 64 << 20  # of one evidence file
+MOST_ALTOGETHER = 256 << 20
+LARGE = frozenset({names.CORE, names.BINARY, names.evidence(names.SECOND_EXPOSURE, names.CORE)})
 HEADER_ALLOWANCE = 1 << 20  # of tar headers between two members
 MOST_WINDOW = 128 << 20  # what zstd may ask us to keep in memory
 
@@ -88,11 +92,37 @@ def _said_as_damage(path: Path) -> Iterator[None]:
         raise DamagedBundle(str(path), f"cannot be read: {error.strerror}", remedy="check the path") from error
 
 
+@dataclass(slots=True)
+class _Bounds:
+    """What the members seen so far leave room for."""
+
+    seen: set[str] = field(default_factory=set)
+    small: int = 0
+    whole: int = 0
+
+    def admit(self, entry: tarfile.TarInfo) -> str:
+        """Return the member's name, or raise ValueError for one that no bundle holds."""
+        name = safe_name(entry.name)
+        if not entry.isreg():
+            raise ValueError(f"{name} is no plain file")
+        if name in self.seen or len(self.seen) >= MOST_MEMBERS:
+            raise ValueError(f"{name} is there twice" if name in self.seen else "too many files")
+        self.seen.add(name)
+        self.whole += entry.size
+        if self.whole > MOST_BYTES:
+            raise ValueError(f"{name} is larger than any bundle holds")
+        if name not in LARGE:
+            self.small += entry.size
+            if entry.size > MOST_IN_MEMORY or self.small > MOST_ALTOGETHER:
+                raise ValueError(f"{name} is larger than evidence can be")
+        return name
+
+
 def _members(path: Path, file: IO[bytes]) -> Iterator[Member]:
     decompressor = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW)
     with decompressor.stream_reader(file, read_across_frames=True) as unpacked:
         metered = _Metered(unpacked)
-        seen: set[str] = set()
+        bounds = _Bounds()
         with tarfile.open(fileobj=cast("IO[bytes]", metered), mode="r|", bufsize=1 << 16, encoding="utf-8") as tar:
             while True:
                 metered.allowance = HEADER_ALLOWANCE
@@ -102,12 +132,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[Member]:
                     return
                 if entry.isdir():
                     continue
-                name = safe_name(entry.name)
-                if not entry.isreg():
-                    raise ValueError(f"{name} is no plain file")
-                if name in seen or len(seen) >= MOST_MEMBERS:
-                    raise ValueError(f"{name} is there twice" if name in seen else "too many files")
-                seen.add(name)
+                name = bounds.admit(entry)
                 metered.allowance += entry.size + HEADER_ALLOWANCE
                 stream = tar.extractfile(entry)
                 if stream is not None:

@@ -11,13 +11,9 @@ from pathlib import Path
 import msgspec
 
 from autopsy.bundle import names
-from autopsy.bundle.archive import members, safe_name
+from autopsy.bundle.archive import LARGE, MOST_IN_MEMORY, members, safe_name
 from autopsy.bundle.schema import SCHEMA, Manifest
 from autopsy.errors import DamagedBundle, NewerBundle, UsageError
-
-MOST_IN_MEMORY = 64 << 20  # of one evidence file
-MOST_ALTOGETHER = 256 << 20
-LARGE = frozenset({names.CORE, names.BINARY, names.evidence(names.SECOND_EXPOSURE, names.CORE)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +70,10 @@ def open_bundle(path: Path) -> Bundle:
         raise UsageError(str(path), "there is no such file", remedy="give a bundle (.tar.zst) or its folder")
     files: dict[str, bytes] = {}
     listing: list[str] = []
-    total = 0
     for member in members(path):
         listing.append(member.name)
         if member.name in LARGE:
             continue
-        total += member.size
-        if member.size > MOST_IN_MEMORY or total > MOST_ALTOGETHER:
-            raise DamagedBundle(str(path), f"{member.name} is larger than evidence can be", remedy="do not trust it")
         files[member.name] = b"".join(member.parts())
     manifest = decode_manifest(path, files.get(names.MANIFEST, b""))
     if missing := {record.path for record in manifest.files} - set(listing):

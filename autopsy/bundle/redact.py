@@ -39,8 +39,8 @@ LOGS = frozenset({names.DMESG, names.JOURNAL, names.VM_LOG})
 # Words of a closed vocabulary, and names of functions.
 JSON_KEPT = frozenset(
     """
-    words build_id function near symbol outcome kind how state doing call since_first family symbols driver drv type status
-    io-status execute question wchan qom-type under transport protocol architecture
+    words build_id function near symbol outcome kind how state doing call since_first family symbols driver drv type
+    status io-status execute question wchan qom-type under transport protocol architecture
     """.split()  # noqa: SIM905 - words read best as words
 )
 MAPS_LINE = re.compile(r"^([0-9a-f]+-[0-9a-f]+ [rwxsp-]{4} [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ \d+ +)(/.*)$", re.MULTILINE)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.bundle import names
-from autopsy.bundle.archive import members
-from autopsy.bundle.reader import MOST_IN_MEMORY, decode_manifest, open_bundle
+from autopsy.bundle.archive import MOST_IN_MEMORY, members
+from autopsy.bundle.reader import decode_manifest, open_bundle
 from autopsy.bundle.schema import Manifest
 from autopsy.errors import DamagedBundle
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from autopsy.bundle import names
-from autopsy.bundle.reader import LARGE
+from autopsy.bundle.archive import LARGE
 from autopsy.bundle.records import FreezeRecord, Stop
 from autopsy.bundle.schema import FileRecord, Manifest, StepRecord
 from autopsy.diagnose.diagnosis import Diagnosis
