@@ -11,6 +11,7 @@ from autopsy.facts.model import Disk, Facts, Movement, Role, Thread
 LONG_ENOUGH = 3.0
 SPIN_SHARE = 0.9
 STARVED_SHARE = 0.5
+KEPT_SHARE, LEFT_SHARE = 0.9, 0.08
 
 
 def _spins(facts: Facts) -> Judgement:
@@ -91,11 +92,15 @@ def _starved(facts: Facts) -> Judgement:
         return RuledOut("no thread waited for a CPU for most of the time", tuple(cite for _, _, cite in moved[:3]))
     limited = facts.host.cpu_limited
     capped = isinstance(limited, Known) and limited.value > 0
+    # On a busy host everybody waits, and comes on; who gets next to nothing is kept from running.
+    kept = any(
+        m.waited_ns > KEPT_SHARE * m.seconds * 1e9 and m.cpu_ns < LEFT_SHARE * m.seconds * 1e9 for _, m, _ in starved
+    )
     return Match(
         headline=f"{count(len(starved), 'thread')} of QEMU waited for a CPU of the host most of the time"
         f"{': the control group is capped (cpu.max)' if capped else ''}",
         objects=tuple(each.comm for each, _, _ in starved[:6]),
-        confidence="likely" if capped else "possible",
+        confidence="likely" if capped or kept else "possible",
         claims=(
             *(
                 claim(
