@@ -53,7 +53,7 @@ SHAPES: tuple[Shape, ...] = (
         where="throttle",
         signature="throttle-lock-self-deadlock",
         why="an iothread waits for the throttle group's mutex that it holds itself (QEMU issue 3144)",
-        not_these=("healthy", "throttle-timer-wait", "aio-in-kernel", "host-fs-frozen"),
+        not_these=("healthy", "aio-in-kernel", "host-fs-frozen"),
     ),
     *on(
         (OLD, NEW),
