@@ -28,7 +28,7 @@ SOAK = os.environ.get("AUTOPSY_SOAK") == "1"
 class Wedge:
     """`where` and `signature` are the verdict's; `beside` must be among the secondary ones.
 
-    `make test` takes it on its `usual` QEMUs, `make soak` on all. One that `dies` does not come back by itself.
+    `make test` takes it on its `usual` QEMUs, `make soak` on all but those that have no such device (`lacks`). One that `dies` does not come back by itself.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Wedge:
     signature: str
     set_up: Callable[[lab.Build], AbstractContextManager[Stuck]]
     usual: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
     beside: str = ""
     dies: bool = False
 
@@ -89,6 +90,7 @@ WEDGES = (
         "vhost-user-silent",
         partial(wedges.back_end_stopped, stopping=False),
         (NEW,),
+        lacks=(DEBUG,),
     ),
     Wedge(
         "a `stop` that asks a stopped vhost-user back end",
@@ -96,6 +98,7 @@ WEDGES = (
         "vhost-user-silent",
         partial(wedges.back_end_stopped, stopping=True),
         (OLD,),
+        lacks=(DEBUG,),
     ),
     Wedge(
         "64 disks, one on a frozen file system",
