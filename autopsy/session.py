@@ -196,7 +196,7 @@ def capture(
             target=vm,
             options=options,
             staging=staging,
-            budget=Deadline(options.budget - reserve),
+            budget=Deadline(max(0.0, budget.left() - reserve)),
             watcher=watcher,
             note=note,
         ),

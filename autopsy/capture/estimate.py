@@ -16,20 +16,26 @@ PACKED = 4  # a core packs to a tenth, and to a fourth where much of it is guest
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """`work` bytes while the evidence is gathered, `bundle` bytes once it is packed; both rather too many."""
+    """`work` bytes while the evidence is gathered, `bundle` bytes once it is packed; both rather too many.
+
+    `note` says why it is a guess.
+    """
 
     work: int
     bundle: int
+    note: str = ""
 
 
 def needs(pid: int) -> Needs:
     """Estimate the room for one capture; never raises. A map that cannot be read in time makes it the most there is."""
+    note = ""
     try:
         core = int(in_child(lambda: str(_core_bytes(pid)).encode(), ESTIMATE_SECONDS))
-    except (ChildTimedOut, ChildFailed):
+    except (ChildTimedOut, ChildFailed) as error:
         core = min(CAP_BYTES, _resident(pid))
+        note = f"the room for the evidence is a guess: the memory map gave {error}"
     # The second exposure's core holds what differs from the first: seldom a tenth of it, half of it at worst.
-    return Needs(work=core + core // 2 + REST, bundle=core // PACKED + REST // PACKED)
+    return Needs(work=core + core // 2 + REST, bundle=core // PACKED + REST // PACKED, note=note)
 
 
 def _core_bytes(pid: int) -> int:

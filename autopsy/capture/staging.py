@@ -218,7 +218,7 @@ def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Stagi
         NotStored: neither the wanted places nor any fallback can be written to.
     """
     asked_for = tuple(path.absolute() for path in wanted)
-    notes: list[str] = []
+    notes = [needs.note] if needs.note else []
     good: list[Path] = []
     tight: set[Path] = set()
     tried: set[Path] = set()
