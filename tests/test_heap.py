@@ -222,6 +222,7 @@ def test_a_job_is_told_with_its_progress_and_its_coroutine() -> None:
     assert {each.driver for each in found.nodes} >= {"raw", "file", "copy-before-write"}
 
 
+@pytest.mark.timeout(300)  # a guest boots under TCG and writes until it deadlocks
 def test_the_throttle_deadlock_lies_in_the_group_named_like_its_disk() -> None:
     with lab.throttle_deadlock(DEBUG) as machine, exposure.exposed(machine) as exposed:
         (stuck, *_) = lab.self_deadlocked(machine.pid)

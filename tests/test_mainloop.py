@@ -16,7 +16,7 @@ from autopsy.drill.machine import Machine, QmpRefused
 from autopsy.examine import run
 from autopsy.examine.core import CoreThread, Registers
 from autopsy.examine.mainloop import command_in, nested_under, what_it_does
-from autopsy.examine.polls import epoll_sets, polled
+from autopsy.examine.polls import epoll_sets, eventfds, polled
 from autopsy.examine.tasks import Task, tasks
 
 MAIN = 100
@@ -163,6 +163,25 @@ def test_an_fd_inside_an_epoll_set_that_a_thread_sleeps_on_is_polled() -> None:
     assert polled(lambda path: stored.get(path, b"")) == {3, 5}
     del stored[names.evidence(names.WITNESS, names.FDS)]
     assert polled(lambda path: stored.get(path, b"")) is None
+
+
+def test_an_fd_that_a_ring_may_poll_is_not_called_unheard() -> None:
+    """io_uring's fdinfo as Linux 6.x prints it: a poll request, without its fd."""
+    ring = b"pos:\t0\nSqMask:\t0x7f\nUserFiles:\t0\nPollList:\n  op=6, task_works=0\nCqOverflowList:\n"
+    silent = ring.replace(b"  op=6, task_works=0\n", b"")
+    eventfd = b"pos:\t0\neventfd-count:                2\neventfd-id: 7\n"
+    sets = msgspec.json.encode([PollSet(tid=1, call="ppoll", fds=(PollFd(fd=3, events=1, revents=0),))])
+    for kind, answer in ((ring, None), (silent, False)):
+        infos = [sections.Section(f"fdinfo/{fd}", data) for fd, data in ((3, eventfd), (4, eventfd), (9, kind))]
+        stored = {
+            names.evidence(names.WITNESS, names.POLLS): sets,
+            names.evidence(names.WITNESS, names.FDS): sections.render(infos),
+        }
+        told = eventfds(lambda path, stored=stored: stored.get(path, b""))  # type: ignore[misc]
+        assert [(each.fd, each.count, each.polled, each.count_again) for each in told] == [
+            (3, 2, True, None),
+            (4, 2, answer, None),
+        ]
 
 
 def ask_and_wait_for_nothing(machine: Machine, command: str) -> threading.Thread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import importlib.util
 import json
 import os
 import pty
@@ -35,6 +36,12 @@ DEBUG = "10.0.2-debug"
 REQUESTS = 8
 INTERCEPT = "throttle_group_co_io_limits_intercept"
 SECONDS = 120
+
+
+@pytest.fixture(autouse=True)
+def _with_drgn() -> None:
+    if importlib.util.find_spec("drgn") is None:
+        lab.missing("drgn is not installed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from autopsy.examine.earlier import NOTHING, Earlier
 from autopsy.examine.files import Found
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.gdb import RAILS, bound_to
-from autopsy.examine.polls import polled
+from autopsy.examine.polls import polled, rings_poll
 from autopsy.examine.symbols import Symbols
 from autopsy.examine.tasks import freeze_record, tasks
 from autopsy.examine.view import View
@@ -101,6 +101,7 @@ def _request(frozen: Frozen, symbols: Symbols, found: Found, seconds: float) -> 
             "second_core": str(frozen.second_core or ""),
             "second_at_ns": freeze_record(frozen.read, names.SECOND_EXPOSURE).frozen_at_ns,
             "polled": None if fds is None else sorted(fds),
+            "rings_poll": rings_poll(frozen.read),
         }
     )
 

@@ -143,7 +143,7 @@ def _handlers(walk: Walk, what: str, context: drgn.Object) -> Iterator[Handler]:
                 write=walk.function(pointer(handler.io_write)),
                 poll=walk.function(pointer(handler.io_poll)),
                 opaque=pointer(handler.opaque),
-                polled=None if walk.polled is None else fd in walk.polled,
+                polled=True if fd in (walk.polled or ()) else None if walk.polled is None or walk.rings_poll else False,
             )
 
 

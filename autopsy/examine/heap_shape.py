@@ -31,11 +31,15 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Walk:
-    """One walk over one exposure: the program, the clock it was frozen at, and what went wrong so far."""
+    """One walk over one exposure: the program, the clock it was frozen at, and what went wrong so far.
+
+    `polled` are the fds that some thread polls, and `rings_poll` says that io_uring may poll others.
+    """
 
     program: drgn.Program
     frozen_at_ns: int
     polled: frozenset[int] | None
+    rings_poll: bool
     notes: list[str] = field(default_factory=list)
     device_names: dict[int, str] = field(default_factory=dict)
     context_names: dict[int, str] = field(default_factory=dict)

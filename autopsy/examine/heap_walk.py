@@ -39,7 +39,7 @@ class MappedImage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to walk. Times are when the exposures were frozen; `polled` are the fds that some thread polls."""
+    """What to walk. Times are when the exposures were frozen; `polled` and `rings_poll` are what Walk says of them."""
 
     core: str
     debug: str
@@ -49,6 +49,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     second_core: str = ""
     second_at_ns: int = 0
     polled: tuple[int, ...] | None = None
+    rings_poll: bool = False
 
 
 def main() -> None:
@@ -140,7 +141,8 @@ def _lay_file(program: drgn.Program, elf: Elf, bias: int, start: int, size: int)
 
 
 def _exposure(program: drgn.Program, core: Core, request: Request, taken_ns: int, notes: list[str]) -> Exposure:
-    walk = Walk(program, taken_ns, None if request.polled is None else frozenset(request.polled), notes)
+    polled = None if request.polled is None else frozenset(request.polled)
+    walk = Walk(program, taken_ns, polled, request.rings_poll, notes)
     threads: tuple[ThreadLocals, ...] = ()
     with walk.reading("the threads' own variables"):
         threads = heap_objects.thread_locals(walk, core)
