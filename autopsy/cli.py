@@ -112,6 +112,9 @@ def capture(
     budget: Annotated[float, typer.Option("--budget", metavar="S", min=5, help="seconds for everything")] = 60.0,
     max_stop: Annotated[float, typer.Option("--max-stop", metavar="MS", min=1, help="longest stop of the VM")] = 50.0,
     no_core: Annotated[bool, typer.Option("--no-core", help="leave the core out of the bundle")] = False,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="sign the bundle with this SSH key (BUNDLE.sig)")
+    ] = None,
     no_binary: Annotated[bool, typer.Option("--no-binary", help="never store QEMU's binary in the bundle")] = False,
     ask_anyway: Annotated[
         bool, typer.Option("--ask-anyway", help="ask QMP even what may block (can make a half-dead VM a dead one)")
@@ -144,6 +147,7 @@ def capture(
         dry_run=dry_run,
         even_if_healthy=even_if_healthy,
         require=tuple(require or ()),
+        sign=sign.absolute() if sign else None,
         words=tuple(sys.argv[1:]),
     )
     with terminal.watcher() as watcher:
@@ -232,11 +236,20 @@ def gdb(bundle: BundlePath, debug_file: DebugFiles = None) -> None:
 
 
 @app.command()
-def verify(bundle: BundlePath) -> None:
+def verify(
+    bundle: BundlePath,
+    allowed_signers: Annotated[
+        Path | None, typer.Option("--allowed-signers", metavar="FILE", help="who may have signed it; see ssh-keygen(1)")
+    ] = None,
+) -> None:
     """Compare every file of a bundle with what was sealed."""
+    from autopsy.bundle.signature import signer
     from autopsy.bundle.verify import verify as compare
+    from autopsy.terminal import plain
 
     verified = compare(bundle)
+    if allowed_signers is not None:
+        show(f"{bundle}: signed by {plain(signer(bundle, allowed_signers))}")
     show(f"{bundle}: whole, {verified.files} files" + (f", sha256 {verified.sha256}" if verified.sha256 else ""))
 
 

@@ -20,6 +20,7 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.readme import readme
 from autopsy.bundle.schema import SCHEMA, Clocks, Manifest, StepRecord
 from autopsy.bundle.seal import Sealed, encode_manifest, seal
+from autopsy.bundle.signature import can_sign, sign, signature_path
 from autopsy.capture import clocks, target
 from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.capture.estimate import needs
@@ -40,6 +41,7 @@ MOST_RESERVE = 12.0
 DIAGNOSE_SECONDS = 8.0
 REPORT_SECONDS = 8.0
 SEAL_SECONDS = 20.0
+SIGN_SECONDS = 25.0
 HURRIED_GAP = 0.5
 
 
@@ -56,6 +58,7 @@ class Wish:
     dry_run: bool = False
     even_if_healthy: bool = False
     require: tuple[str, ...] = ()
+    sign: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,15 +111,30 @@ def fulfil(wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) 
     if not wish.then_kill and (wish.then_start or wish.dry_run):
         option = "--then-start" if wish.then_start else "--dry-run"
         raise UsageError(option, "there is no kill for it to follow", remedy="say --then-kill as well")
+    if wish.sign is not None:
+        can_sign(wish.sign)
     vm = target.find(wish.name)
     options = _hurried(vm, wish.options, say)
     captured = capture(vm, options=options, places=wish.places, words=wish.words, watcher=watcher)
+    if wish.sign is not None:
+        captured = _signed(captured, wish.sign)
     if wish.then_kill:
         return _with_rescued(_end(vm, captured, wish, say))
     code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.DONE
     return _with_rescued(
         Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code)
     )
+
+
+def _signed(captured: Captured, key: Path) -> Captured:
+    """Sign the sealed bundle. A key that has gone meanwhile costs the signature, which can be made later."""
+    bundle = captured.sealed.path
+    try:
+        in_child(lambda: str(sign(bundle, key)).encode(), SIGN_SECONDS)
+        told = f"signed: {signature_path(bundle)}"
+    except (ChildTimedOut, ChildFailed) as error:
+        told = f"the bundle could not be signed: {error}; `ssh-keygen -Y sign -n autopsy -f KEY {bundle}` does"
+    return replace(captured, notes=(*captured.notes, told))
 
 
 def _with_rescued(ended: Ended) -> Ended:
