@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 import pytest
@@ -165,6 +166,10 @@ def test_an_fd_inside_an_epoll_set_that_a_thread_sleeps_on_is_polled() -> None:
     assert polled(lambda path: stored.get(path, b"")) is None
 
 
+def read_from(stored: dict[str, bytes], path: str) -> bytes:
+    return stored.get(path, b"")
+
+
 def test_an_fd_that_a_ring_may_poll_is_not_called_unheard() -> None:
     """io_uring's fdinfo as Linux 6.x prints it: a poll request, without its fd."""
     ring = b"pos:\t0\nSqMask:\t0x7f\nUserFiles:\t0\nPollList:\n  op=6, task_works=0\nCqOverflowList:\n"
@@ -177,7 +182,7 @@ def test_an_fd_that_a_ring_may_poll_is_not_called_unheard() -> None:
             names.evidence(names.WITNESS, names.POLLS): sets,
             names.evidence(names.WITNESS, names.FDS): sections.render(infos),
         }
-        told = eventfds(lambda path, stored=stored: stored.get(path, b""))  # type: ignore[misc]
+        told = eventfds(partial(read_from, stored))
         assert [(each.fd, each.count, each.polled, each.count_again) for each in told] == [
             (3, 2, True, None),
             (4, 2, answer, None),
