@@ -28,7 +28,8 @@ SOAK = os.environ.get("AUTOPSY_SOAK") == "1"
 class Wedge:
     """`where` and `signature` are the verdict's; `beside` must be among the secondary ones.
 
-    `make test` takes it on its `usual` QEMUs, `make soak` on all but those that have no such device (`lacks`). One that `dies` does not come back by itself.
+    `make test` takes it on its `usual` QEMUs, `make soak` on all but those that have no such device (`lacks`).
+    One that `dies` does not come back by itself.
     """
 
     name: str

@@ -60,7 +60,7 @@ def _judge(signature: Signature, facts: Facts) -> Judgement:
 
 def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order) -> Diagnosis:
     """Say what is known when no cause is: the effects that were seen, and what would tell their cause."""
-    effects = [each for each, _ in found.others]
+    effects = [each for each, _ in found.others if not each.match.harmless]
     headline = "The evidence is not enough to tell"
     if effects:
         headline = f"{effects[0].match.headline}; what holds it up cannot be told from this evidence"

@@ -39,12 +39,13 @@ def order(seen: Sequence[Seen]) -> Order:
     """Find the cause: a match that waits for nothing that another one holds."""
     # A pointer is no finding, and a VM with a finding is not healthy.
     seen = [each for each in seen if not is_pointer(each)]
-    seen = [each for each in seen if each.where != "none" or len(seen) == 1]
+    found = any(each.where != "none" and not each.match.harmless for each in seen)
+    seen = [each for each in seen if each.where != "none" or not found]
     causes = {each.place: [other for other in seen if _holds(other, each)] for each in seen}
-    roots = [each for each in seen if not each.match.effect and not _is_behind(each, causes)]
+    able = [each for each in seen if not each.match.effect and not each.match.harmless]
+    roots = [each for each in able if not _is_behind(each, causes)]
     # Two that wait for each other are one deadlock: the more particular one, listed first, speaks for both.
-    roots = roots or [each for each in seen if not each.match.effect]
-    primary = min(roots, key=_importance, default=None)
+    primary = min(roots or able, key=_importance, default=None)
     others = tuple(
         (each, next(iter(sorted(causes[each.place], key=_importance)), None)) for each in seen if each is not primary
     )

@@ -103,7 +103,7 @@ def _waits_for_manager(facts: Facts) -> Judgement:
         objects=tuple(f"job {each.id}" for each in held),
         confidence="likely",
         claims=tuple(claim(f"Job {each.id} ({each.kind}): {each.status}.", each.cite) for each in held[:4]),
-        beside=True,
+        harmless=True,
         weight=0,
     )
 
