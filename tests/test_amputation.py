@@ -19,7 +19,59 @@ EVERYTHING = os.environ.get("AUTOPSY_AMPUTATE") == "all"
 STEPS, FILES, CRUMBS = 5, 6, 7
 
 # (case, piece): why the answer flips when that piece is gone. An entry that is no longer true fails.
-FLIPS: dict[tuple[str, str], str] = {}
+FLIPS: dict[tuple[str, str], str] = {
+    (case, f"{piece} evidence/{file}"): why
+    for case, pieces, file, why in (
+        (
+            "backup-holds-writes-10.0.2",
+            ("file", "end of"),
+            "second-exposure/coroutines.json",
+            "a stalled job takes the place of a request that was looked at once",
+        ),
+        (
+            "drain-over-nbd-10.0.2-debug",
+            ("file", "end of"),
+            "gdb.threads/coroutines.json",
+            "a VM that is being paused takes the place of the main loop that never comes round",
+        ),
+        (
+            "migrate-unread-7.2",
+            ("section task/11508/syscall of",),
+            "witness/tasks.txt",
+            "without its call, a migration's thread that waits is overlooked",
+        ),
+        (
+            "migrate-unread-10.0.2-debug",
+            ("section task/12121/syscall of",),
+            "witness/tasks.txt",
+            "without its call, a migration's thread that waits is overlooked",
+        ),
+        *(
+            (
+                "savevm-stalled-10.0.2-debug",
+                ("thread 9821 in", "section task/9821/schedstat of"),
+                file,
+                "the run state takes the place of a worker that cannot be told to have slept through",
+            )
+            for file in ("witness/tasks.txt", "second-exposure/tasks.txt")
+        ),
+        (
+            "throttled-writes-10.0.2",
+            ("file", "end of", "query-block in"),
+            "qmp.query-block/qmp.jsonl",
+            "reads that flow make writes look well that stand still",
+        ),
+        (
+            "throttled-writes-10.0.2",
+            ("file", "end of"),
+            "second-exposure/coroutines.json",
+            "reads that flow make writes look well that stand still",
+        ),
+    )
+    for piece in pieces
+} | {
+    ("throttled-writes-10.0.2", "step qmp.query-block"): "reads that flow make writes look well that stand still",
+}
 
 
 # Both say that QEMU owes the guest nothing; which of the two it is shows only to whoever looks long enough.
