@@ -140,3 +140,4 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     runbook: str
     paths: tuple[DiskPath, ...]
     waits: WaitGraph
+    symbols: str = ""

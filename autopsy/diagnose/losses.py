@@ -50,6 +50,23 @@ def footprint(facts: Facts) -> tuple[str, ...]:
     return tuple(told)
 
 
+SYMBOLS = {
+    "symtab": "QEMU's symbol table names every function, but source lines and the heap (throttle groups, tracked "
+    "requests, jobs, virtqueues) take its debug file",
+    "dynsym": "Only QEMU's exported functions have names: static ones are told as an offset, and source lines and the "
+    "heap (throttle groups, tracked requests, jobs, virtqueues) take its debug file",
+    "none": "No function of QEMU has a name here: where its threads and parked requests wait can hardly be told without "
+    "its debug file",
+}
+
+
+def symbols(facts: Facts) -> str:
+    """Say what is known of QEMU's own names and what that costs; empty where nothing is missing."""
+    if isinstance(facts.symbols, Unknown) or facts.symbols.value not in SYMBOLS:
+        return ""
+    return f"{SYMBOLS[facts.symbols.value]}: `autopsy examine BUNDLE --debug-file F`, or `--debuginfod URL`."
+
+
 def side_effects(facts: Facts) -> tuple[Claim, ...]:
     """Tell of a VM that came back while it was looked at, and of what else our look changed."""
     claims = []

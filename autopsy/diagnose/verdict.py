@@ -132,6 +132,7 @@ def _diagnosis(
         runbook=f"runbooks/{signature}.md",
         paths=paths.paths(facts, where, objects),
         waits=graph.draw(facts),
+        symbols=losses.symbols(facts),
     )
 
 

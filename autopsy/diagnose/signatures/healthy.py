@@ -13,6 +13,7 @@ from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model import Facts, Park, Role
 
+SWITCHING = frozenset({"qemu_coroutine_switch", "qemu_coroutine_yield", "coroutine_trampoline"})
 WATCHED = DISK_PARKS | {Park.PVE_BACKUP, Park.CO_MUTEX, Park.COPY_MEMORY}
 
 
@@ -38,11 +39,24 @@ def _lacking(facts: Facts) -> Iterator[str]:
     for vcpu in by_role(facts, Role.VCPU):
         if isinstance(vcpu.movement, Unknown):
             yield f"what {vcpu.comm} did between two looks: {missing(vcpu.movement)}"
+    if nameless := _nameless(facts):
+        yield f"what {count(nameless, 'parked coroutine')} wait for: QEMU's symbols, for its functions have no names"
     if unseen := unseen_notifiers(facts):
         yield f"the descriptors {', '.join(map(str, unseen))} of the disks' queues"
     for job in facts.jobs.value if isinstance(facts.jobs, Known) else ():
         if job.status == "running" and isinstance(job.progressed, Unknown):
             yield f"whether job {job.id} goes on: {missing(job.progressed)}"
+
+
+def _nameless(facts: Facts) -> int:
+    """Count the coroutines that stand still where nobody can say: any of them can be a request."""
+    found = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    return sum(
+        each.park is Park.OTHER
+        and not (isinstance(each.stuck, Known) and not each.stuck.value)
+        and not any(frame.function and frame.function not in SWITCHING for frame in each.frames)
+        for each in found
+    )
 
 
 def _against(facts: Facts) -> Iterator[RuledOut]:
