@@ -55,8 +55,8 @@ SYMBOLS = {
     "requests, jobs, virtqueues) take its debug file",
     "dynsym": "Only QEMU's exported functions have names: static ones are told as an offset, and source lines and the "
     "heap (throttle groups, tracked requests, jobs, virtqueues) take its debug file",
-    "none": "No function of QEMU has a name here: where its threads and parked requests wait can hardly be told without "
-    "its debug file",
+    "none": "No function of QEMU has a name here: where its threads and parked requests wait can hardly be told "
+    "without its debug file",
 }
 
 
