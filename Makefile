@@ -3,10 +3,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help drill test soak lint bench lab dist deb clean packages-for-drill packages-for-tests
+.PHONY: help drill test soak fuzz sbom lint bench lab dist deb clean packages-for-drill packages-for-tests
 
 SCENARIO ?= throttle
 PYTEST ?=
+SOAK ?= --captures 1000
+FUZZ ?= --seconds 600
 # Most of a test's time is spent waiting for a QEMU: three at once on two cores.
 WORKERS ?= -n 3 --dist loadfile
 VENV := .venv
@@ -21,7 +23,9 @@ help:
 	@echo 'make drill [SCENARIO=throttle]  wedge a QEMU, capture it, diagnose it, kill it'
 	@echo 'make test  [PYTEST="-k qmp"]    lint, then every test on real QEMUs'
 	@echo 'make deb                        dist/autopsy_VERSION_ARCH.deb, which installs without a network'
-	@echo 'make soak                       every wedge on every QEMU: ten minutes and more'
+	@echo 'make soak  [SOAK="--minutes 10"] every wedge on every QEMU, every way to hurt a capture: hours'
+	@echo 'make fuzz  [FUZZ="--seconds 60"] what reads bytes of strangers, guided by coverage'
+	@echo 'make sbom                       dist/autopsy.cdx.json: what it stands on'
 	@echo 'make lint | bench | lab | dist | clean'
 
 drill: packages-for-drill $(VENV)/installed
@@ -32,6 +36,15 @@ test: lint packages-for-tests lab $(AXE)
 
 soak: packages-for-tests lab $(VENV)/installed-for-tests
 	AUTOPSY_SOAK=1 $(BIN)/python -m pytest tests/test_verdict_live.py tests/test_verdict_healthy_live.py $(PYTEST)
+	$(BIN)/python tests/soak.py $(SOAK)
+
+fuzz: $(VENV)/installed-for-tests
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz
+	$(BIN)/python tests/fuzz.py $(FUZZ)
+
+sbom: $(VENV)/installed
+	@mkdir -p dist
+	$(BIN)/python tests/sbom.py >dist/autopsy.cdx.json
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
