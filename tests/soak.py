@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -259,6 +260,7 @@ def main() -> int:
                 print(row, flush=True)
         except Exception as error:  # noqa: BLE001 - the other parts are worth their time
             failed += 1
+            traceback.print_exc()
             print(Row(name, "", 0, f"FAILED: {type(error).__name__}: {str(error)[:300]}"), flush=True)
         except BaseException as error:
             if type(error).__name__ != "Failed":  # pytest's own, from an assertion about time

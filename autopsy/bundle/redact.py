@@ -171,7 +171,7 @@ def _word(word: str, before: str, hide: Pseudonyms) -> str:
     if word.startswith("{"):
         try:
             return msgspec.json.encode(_walk(msgspec.json.decode(word), "", hide)).decode()
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             return hide.text(word)
     if words.SECRET_KEY.search(before.lstrip("-")) and before.startswith("-"):
         return REMOVED
@@ -212,7 +212,7 @@ def _configuration(text: str, hide: Pseudonyms) -> str:
         return hide.text(text)
     try:
         return msgspec.json.encode(_walk(msgspec.json.decode(text), "", hide)).decode() + "\n" * text.count("\n")
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return hide.text(text)
 
 
@@ -249,7 +249,7 @@ def _json(data: bytes, hide: Pseudonyms) -> bytes:
         return data
     try:
         whole = _walk(msgspec.json.decode(data), "", hide)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return _encoded(hide.text(_decoded(data)))
     made = msgspec.json.encode(whole)
     if b"\n" in data.strip():
@@ -277,6 +277,6 @@ def _string(value: str, key: str, hide: Pseudonyms) -> str:
     if value.startswith("json:"):
         try:
             return "json:" + msgspec.json.encode(_walk(msgspec.json.decode(value[5:]), "", hide)).decode()
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             return hide.text(value)
     return hide.value(key, value)
