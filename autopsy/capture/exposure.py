@@ -153,11 +153,16 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
     if any(caught.tid not in comms for caught in cut.threads):
         comms = {task.tid: task.comm for task in tasks(process.pid)} | comms
     threads, told, read_after = _threads(process, cut, stacks, comms, why)
-    if not threads:
+    starved = not threads
+    if starved and all(task.state in "ZX" for task in tasks(process.pid)):
         raise ProcessGone(f"no thread of process {process.pid} could be read: it has ended, or is ending")
     phases.done("threads that were not stopped")
     pieces = (*cut.stacks, *read_after)
     notes = list(snapshot.notes)
+    if starved:
+        notes.append(
+            "no thread came to a stop in time and none slept: do they get no CPU? The memory was taken all the same"
+        )
     torn: list[int] = []
     if deadline.left() > WRITE_SECONDS + 3 * phases.ms["copy before"] / 1000:
         torn = snapshot.torn(frozenset(page for piece in pieces for page in range(piece.address, piece.end, PAGE)))
