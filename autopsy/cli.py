@@ -119,9 +119,7 @@ def capture(
     ask_anyway: Annotated[
         bool, typer.Option("--ask-anyway", help="ask QMP even what may block (can make a half-dead VM a dead one)")
     ] = False,
-    live_gdb: Annotated[
-        bool, typer.Option("--live-gdb", help="attach gdb where the VM cannot be frozen (stops it for longer)")
-    ] = False,
+    live_gdb: Annotated[bool, typer.Option("--live-gdb", help="not there yet: refused, never ignored")] = False,
     json: Json = False,
 ) -> None:
     """Freeze one VM's evidence and say where it is stuck."""

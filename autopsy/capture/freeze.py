@@ -36,12 +36,12 @@ def expose_again(scene: Scene) -> Outcome:
 
 def _expose(scene: Scene, *, second: bool) -> Outcome:  # noqa: PLR0911 - each way to fail is told apart
     if platform.machine() != ARCHITECTURE:
-        return Failed(f"freeze needs x86-64; {platform.machine()} is not supported: use --live-gdb")
+        return Failed(f"freeze needs x86-64; {platform.machine()} is not supported yet")
     phases = Phases()
     try:
         auxv = _read(scene.target.pid, "auxv")
         if not _is_64_bit(auxv):
-            return Failed("freeze needs x86-64; a 32-bit process is not supported: use --live-gdb")
+            return Failed("freeze needs x86-64; a 32-bit process is not supported yet")
         with _opened(scene) as process:
             known = tasks(process.pid)
             phases.done("threads")
