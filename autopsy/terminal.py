@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autopsy.capture.census import Vm
     from autopsy.session import Ended
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WIDTH = 20  # of the longest step's name, with room
 
 
@@ -149,7 +150,9 @@ def watcher() -> Iterator[PlainLines | LiveList]:
             name = signal.Signals(number).name
             os.write(2, f"\nautopsy: {name}: sealing what is there; once more ends it at once\n".encode())
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # What nohup, or a shell that runs us in the background, has us ignore stays ignored.
+    heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         if not sys.stderr.isatty():
             yield PlainLines(interrupt)

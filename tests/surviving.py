@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,6 +144,7 @@ def capture(
     environment: dict[str, str] | None = None,
     before: tuple[str, ...] = (),
     folder: Path | None = None,
+    heard: Callable[[], None] | None = None,
 ) -> Capture:
     """Begin a capture, in a mount namespace if one is given; `before` are words in front of the command line."""
     words = [*before, sys.executable, "-m", "autopsy", "capture"]
@@ -160,6 +161,7 @@ def capture(
             cwd=folder or "/",
             env={**os.environ, "PYTHONPATH": str(HOUSE), **(environment or {})},
             start_new_session=True,
+            preexec_fn=heard or deaf_to_nothing,  # noqa: PLW1509 - it only sets signals
         )
     )
     BEGUN.append(begun)
@@ -174,6 +176,12 @@ def _every_capture_ends() -> Iterator[None]:
         process = BEGUN.pop().process
         with process:
             process.kill()
+
+
+def deaf_to_nothing() -> None:
+    """Hear every signal, whatever whoever started the tests has us ignore."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

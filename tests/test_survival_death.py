@@ -178,3 +178,13 @@ def test_a_first_ctrl_c_seals_what_is_there_and_exits_with_130(vm: Machine, memo
     assert running.end(20) == 130
     assert "core" in open_bundle(running.bundle).names()
     assert_unharmed(vm)
+
+
+def test_nohup_is_respected(vm: Machine, memory: Namespace, tmp_path: Path) -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    running = capture(vm.pid, tmp_path, "--gap", "2", within=memory, heard=ignore)
+    lab.until("it is at work", lambda: bool(list(memory.memory.glob("*.work/core"))), seconds=30)
+    running.send(signal.SIGHUP)
+    assert running.end() == 0, running.story
