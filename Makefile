@@ -32,7 +32,8 @@ drill: packages-for-drill $(VENV)/installed
 	$(BIN)/autopsy drill $(SCENARIO)
 
 test: lint packages-for-tests lab $(AXE)
-	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST) || { echo 'What failed beside others is run once more, alone:' >&2; \
+	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST); }
 
 soak: packages-for-tests lab $(VENV)/installed-for-tests
 	AUTOPSY_SOAK=1 $(BIN)/python -m pytest tests/test_verdict_live.py tests/test_verdict_healthy_live.py $(PYTEST)
