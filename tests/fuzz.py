@@ -168,7 +168,7 @@ def main() -> int:
                 text=True,
                 errors="replace",
                 check=False,
-                env={**os.environ, "PYTHONPATH": str(HOUSE)},
+                env={**os.environ, "PYTHONPATH": str(HOUSE), "TMPDIR": scratch},
             )
             runs = next(
                 (line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line), "?"
