@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,9 +256,10 @@ def assert_no_orphan(known: set[int]) -> None:
 
 def assert_sealable(folder: Path, place: Path) -> None:
     """Fail unless a killed capture's folder opens, is diagnosed, and becomes a bundle that verifies."""
+    if not (folder / "manifest.json").exists():  # killed before it had begun: cleared by a later capture
+        shutil.rmtree(folder)
+        return
     assert not at_work(folder)
-    if not (folder / "manifest.json").exists():
-        return  # killed before it had begun
     diagnose(gather(open_bundle(folder)))
     place.mkdir(exist_ok=True)
     sealed = seal_leftover(folder, place)
