@@ -134,6 +134,7 @@ def test_every_drill_ends_with_its_verdict(scenario: Scenario, tmp_path: Path) -
             unharmed(it.pid)
 
 
+@pytest.mark.timeout(300)
 def test_the_throttle_deadlock_is_proven_and_its_monitor_is_left_alive(tmp_path: Path) -> None:
     with lab.throttle_deadlock("10.0.2") as machine:
         done = capture(machine.pid, tmp_path)

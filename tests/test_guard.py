@@ -257,6 +257,7 @@ def test_a_worker_that_waits_for_a_hung_fuse_daemon_forbids_query_block(short: P
             assert fake_qmp.ask(machine.monitor, "query-status")["status"] == "running"
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.live
 @pytest.mark.skipif(os.environ.get("CI") != "true", reason="takes half a minute; CI=true runs it")
 def test_a_throttle_deadlock_is_not_made_worse(short: Path) -> None:
