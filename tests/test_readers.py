@@ -17,7 +17,7 @@ import lab
 import looking
 from autopsy.bundle import sections as files
 from autopsy.capture.child import ChildTimedOut, in_child
-from autopsy.capture.procfs import read_file, read_tail
+from autopsy.capture.procfs import OPEN, read_file, tail_of
 from autopsy.capture.programs import output
 from autopsy.capture.readers import Cut, Read, SectionFile, Trouble, Unreadable, sections, store, take
 from autopsy.capture.step import Collected, Deadline, TimedOut
@@ -215,13 +215,17 @@ def test_a_log_that_is_a_pipe_is_not_read_dry(tmp_path: Path) -> None:
     try:
         os.write(writing, b"words for somebody else")
         with pytest.raises(Unreadable):
-            read_tail(f"/proc/self/fd/{reading}", 100)
+            tail_of(reading, 100)
         assert os.read(reading, 100) == b"words for somebody else"
     finally:
         os.close(reading)
         os.close(writing)
     (tmp_path / "log").write_bytes(b"first\nsecond\nthird\n")
-    assert read_tail(str(tmp_path / "log"), 10) == b"third\n"
+    log = os.open(tmp_path / "log", OPEN)
+    try:
+        assert tail_of(log, 10) == b"third\n"
+    finally:
+        os.close(log)
 
 
 def test_a_file_of_sections_is_ours_alone(tmp_path: Path) -> None:
