@@ -220,6 +220,9 @@ def reap(known: set[int]) -> None:
             os.waitpid(int(each.parent.name), os.WNOHANG)
 
 
+KICK = 1 << signal.SIGUSR1 - 1  # QEMU's own, to a vCPU; on a busy host it is often seen pending
+
+
 def is_untouched(pid: int) -> list[str]:
     """Return what is not as it was with a process that was captured, empty where all is well."""
     wrong = []
@@ -233,15 +236,14 @@ def is_untouched(pid: int) -> list[str]:
         wrong += [
             f"{name} of {each.parent.name} is {status[name].strip()}"
             for name in ("SigPnd", "ShdPnd", "TracerPid")
-            if int(status[name], 16)
+            if int(status[name], 16) & ~(KICK if name == "SigPnd" else 0)
         ]
     return wrong
 
 
 def assert_unharmed(machine: Machine, *, before: int | None = None) -> None:
     """Fail unless every thread runs as it did, our monitor answers the next client, and the guest goes on."""
-    # A kick of the accelerator may be pending for an instant.
-    lab.until("the VM's threads are as they were", lambda: not is_untouched(machine.pid), seconds=3)
+    lab.until("the VM's threads are as they were", lambda: not is_untouched(machine.pid), seconds=10)
     answer = ask(machine.monitor, "query-status", {}, within=10)
     assert answer["status"] == "running"
     done = lab.writes_done(machine, "vd0") if before is None else before
