@@ -16,6 +16,7 @@ from autopsy.capture.step import Collected, Deadline, Failed, Options, Outcome, 
 from autopsy.capture.target import Target
 
 INTERRUPTED = "interrupted by a person"
+SHARE = 0.06  # of the budget, which each later step is sure of
 LEAST_SECONDS = 0.2  # with less left of the budget a step is not begun
 
 
@@ -69,7 +70,8 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
     """
     records: list[StepRecord] = []
     interrupted = False
-    for step in plan:
+    share = it.budget.left() * SHARE
+    for place, step in enumerate(plan, start=1):
         it.watcher.began(step)
         start = time.monotonic_ns()
         if interrupted:
@@ -78,7 +80,7 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
             answer = _Answer(Skipped("the budget is spent"))
         else:
             try:
-                answer = _run(step, it)
+                answer = _run(step, it, kept=share * (len(plan) - place))
             except Interrupted:
                 interrupted = True
                 answer = _Answer(Failed(INTERRUPTED))
@@ -92,8 +94,9 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
     return tuple(records)
 
 
-def _run(step: Step, it: Run) -> _Answer:
-    seconds = min(step.deadline, it.budget.left())
+def _run(step: Step, it: Run, kept: float) -> _Answer:
+    """Run one step; `kept` seconds of the budget are the later steps' own, however long this one hangs."""
+    seconds = min(step.deadline, max(LEAST_SECONDS, it.budget.left() - kept))
     it.staging.folder(step.name)
     scene = Scene(it.target, it.options, it.staging.work, step.name, Deadline(seconds))
     try:
