@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from autopsy.bundle.reader import open_bundle
-from autopsy.bundle.seal import Sealed, seal
+from autopsy.bundle.seal import Sealed, seal, unfinished
 from autopsy.capture import leftovers
 from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.capture.leftovers import PARTIAL, WORK
@@ -45,13 +45,17 @@ def _seal(folder: Path, place: Path) -> Sealed:
     manifest = open_bundle(folder).manifest
     if not folder.is_dir() or manifest.files:
         raise UsageError(str(folder), "is sealed already", remedy="`autopsy verify` tells whether it is whole")
-    name = folder.name.removesuffix(PARTIAL).removesuffix(WORK)
-    return seal(folder, place / f"{name}.tar.zst", manifest)
+    return seal(folder, place / _bundle(folder), manifest)
+
+
+def _bundle(folder: Path) -> str:
+    return f"{folder.name.removesuffix(PARTIAL).removesuffix(WORK)}.tar.zst"
 
 
 def _clear(folder: Path) -> None:
     if folder.name.endswith((WORK, PARTIAL)):  # what a person copied elsewhere stays
         shutil.rmtree(folder, ignore_errors=True)
+        unfinished(folder.with_name(_bundle(folder))).unlink(missing_ok=True)  # it was killed while it sealed
 
 
 def rescue(place: Path) -> tuple[str, ...]:

@@ -241,9 +241,19 @@ def is_untouched(pid: int) -> list[str]:
     return wrong
 
 
+@contextmanager
+def explained(wrong: Callable[[], object]) -> Iterator[None]:
+    """Say with a failure what is wrong at that moment."""
+    try:
+        yield
+    except pytest.fail.Exception as failure:
+        pytest.fail(f"{failure}: {wrong()}")
+
+
 def assert_unharmed(machine: Machine, *, before: int | None = None) -> None:
     """Fail unless every thread runs as it did, our monitor answers the next client, and the guest goes on."""
-    lab.until("the VM's threads are as they were", lambda: not is_untouched(machine.pid), seconds=10)
+    with explained(lambda: is_untouched(machine.pid)):
+        lab.until("the VM's threads are as they were", lambda: not is_untouched(machine.pid), seconds=10)
     answer = ask(machine.monitor, "query-status", {}, within=10)
     assert answer["status"] == "running"
     done = lab.writes_done(machine, "vd0") if before is None else before
@@ -252,7 +262,8 @@ def assert_unharmed(machine: Machine, *, before: int | None = None) -> None:
 
 def assert_no_orphan(known: set[int]) -> None:
     """Fail where a process of the capture's is left."""
-    lab.until("no process is left", lambda: not (set(children()) - known), seconds=3)
+    with explained(lambda: [each for each in children().items() if each[0] not in known]):
+        lab.until("no process is left", lambda: not (set(children()) - known), seconds=3)
     reap(known)
 
 

@@ -88,8 +88,9 @@ def die(machine: Machine, memory: Namespace, out: Path, ending: str, after: floa
     assert_no_orphan(known)
     assert_unharmed(machine)
     works = memory.works()
-    for folder in [*works, *out.glob("*.partial")]:
+    for folder in [*works, *out.glob("[!.]*.partial")]:
         assert_sealable(folder, out / "sealed")
+    assert not list(out.glob(".*")), "half a tarball is left beside what was sealed from its folder"
     if code == 0 or (code == 130 and running.out):
         assert verify(running.bundle).files
     for bundle in out.glob("*.tar.zst"):

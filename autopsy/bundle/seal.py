@@ -42,7 +42,7 @@ def seal(staging: Path, destination: Path, manifest: Manifest, *, leave_out: fro
     Raises:
         NotStored: anything at all went wrong; no half-written bundle is left under the final name.
     """
-    temporary = destination.with_name(f".{destination.name}.partial")
+    temporary = unfinished(destination)
     if destination.exists():
         raise NotStored(str(destination), "is there already", remedy=f"the evidence lies in {staging}")
     try:
@@ -59,6 +59,11 @@ def seal(staging: Path, destination: Path, manifest: Manifest, *, leave_out: fro
             remedy=f"nothing was killed; the evidence lies in {staging}",
         ) from error
     return Sealed(destination, digest, destination.stat().st_size)
+
+
+def unfinished(destination: Path) -> Path:
+    """Return where a bundle is written before it has its name; only a killed capture leaves that behind."""
+    return destination.with_name(f".{destination.name}.partial")
 
 
 def _seal(staging: Path, temporary: Path, destination: Path, manifest: Manifest, leave_out: frozenset[str]) -> str:

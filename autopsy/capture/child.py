@@ -113,16 +113,18 @@ def _send(descriptor: int, *, good: bool, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def end(child: Child) -> LeftBehind | None:
+def end(child: Child, *, answered: bool = False) -> LeftBehind | None:
     """SIGKILL the child with all that it started, reap it, and say so if it cannot die.
 
-    Safe to call on a child that has ended already.
+    Safe to call on a child that has ended already. One that `answered` has ended what it put in groups of their own.
     """
     try:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        if not answered:
+            _kill_session(child.pid)
         if _poll(child.pidfd, REAP_SECONDS):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child.pid, 0)
@@ -131,6 +133,25 @@ def end(child: Child) -> LeftBehind | None:
     finally:
         os.close(child.pidfd)
         os.close(child.answers)
+
+
+def _kill_session(leader: int) -> None:
+    """SIGKILL every process of the child's session: a program in a group of its own may have started others."""
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
+        with contextlib.suppress(OSError, IndexError):
+            if _session(pid) != leader:
+                continue
+            pidfd = os.pidfd_open(pid)
+            try:
+                if _session(pid) == leader:  # asked again: the pidfd holds what we looked at, not who came after it
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+
+
+def _session(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as stream:
+        return int(stream.read().rpartition(b")")[2].split()[3])
 
 
 def _poll(descriptor: int, seconds: float) -> bool:
@@ -180,7 +201,7 @@ def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None
             if wanted > MOST_BYTES:
                 raise ChildFailed(f"it would answer more than {MOST_BYTES >> 20} MiB")
     finally:
-        left_behind = end(child)
+        left_behind = end(child, answered=len(answer) >= wanted)
     if len(answer) < wanted:
         raise ChildTimedOut(seconds, left_behind)
     data = bytes(answer[HEADER.size :])

@@ -97,7 +97,7 @@ class Gdb:
                     stderr=log,
                     cwd=scratch,
                     env=environment,
-                    start_new_session=True,
+                    process_group=0,  # a Ctrl-C on our terminal is not for gdb; in our session, it ends with our child
                     preexec_fn=partial(bound_to, os.getpid()),  # noqa: PLW1509 - an examination runs in a process of one thread
                 )
             except FileNotFoundError as error:
