@@ -119,7 +119,10 @@ def capture(
     ask_anyway: Annotated[
         bool, typer.Option("--ask-anyway", help="ask QMP even what may block (can make a half-dead VM a dead one)")
     ] = False,
-    live_gdb: Annotated[bool, typer.Option("--live-gdb", help="not there yet: refused, never ignored")] = False,
+    live_gdb: Annotated[
+        bool,
+        typer.Option("--live-gdb", help="where nothing can be frozen (not x86-64), attach gdb: the VM stands still"),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Freeze one VM's evidence and say where it is stuck."""

@@ -113,10 +113,6 @@ def fulfil(wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) 
         raise UsageError(option, "there is no kill for it to follow", remedy="say --then-kill as well")
     if wish.sign is not None:
         can_sign(wish.sign)
-    if wish.options.live_gdb:
-        raise UsageError(
-            "--live-gdb", "is not there yet", remedy="leave it out: gdb works on the frozen core, and the VM runs on"
-        )
     vm = target.find(wish.name)
     options = _hurried(vm, wish.options, say)
     captured = capture(vm, options=options, places=wish.places, words=wish.words, watcher=watcher)

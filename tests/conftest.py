@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,12 @@ def short() -> Iterator[Path]:
     """Return a folder whose path is short enough for a UNIX socket."""
     with lab.folder() as place:
         yield place
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_is_heard() -> None:
+    """Hear SIGINT even where a shell started the tests in the background: what we start would ignore it, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 from autopsy.bundle.reader import open_bundle
 from autopsy.replay import cases
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
-
-# Stored captures whose diagnosis is not yet what it should be, and why. An entry that is no longer true fails.
-WRONG: dict[str, str] = {
-    "mirror-ready-10.0.2": "a job that waits for its manager outranks a healthy VM",
-}
 
 FOREIGN = re.compile(
     rb"(?<![\w.])/(?:work|opt/lab|root|home(?!/operator))/\w|/(?:var/tmp|tmp|mnt)/(?!other\b)\w|"
@@ -51,8 +44,3 @@ def files(bundle: Path) -> dict[str, bytes]:
 def right() -> Stored:
     """Return a stored capture that is a tarball and is stuck in a throttle group."""
     return next(case for case in CASES if case.home.name.startswith("lsi-throttle"))
-
-
-def marks(name: str, known: dict[str, str]) -> tuple[pytest.MarkDecorator, ...]:
-    """Return the mark of a case that is known to be wrong: it must not become right unseen."""
-    return (pytest.mark.xfail(reason=known[name], strict=True),) if name in known else ()

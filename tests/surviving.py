@@ -224,7 +224,11 @@ KICK = 1 << signal.SIGUSR1 - 1  # QEMU's own, to a vCPU; on a busy host it is of
 
 
 def is_untouched(pid: int) -> list[str]:
-    """Return what is not as it was with a process that was captured, empty where all is well."""
+    """Return what is not as it was with a process that was captured, empty where all is well.
+
+    A pending signal that the process ignores does nothing: SIGPIPE in the monitor's thread, which blocks all signals,
+    is what QEMU gets for writing to a client that was killed.
+    """
     wrong = []
     if bad := states(pid) & {"t", "T"}:
         wrong.append(f"threads in {bad}")
@@ -235,9 +239,10 @@ def is_untouched(pid: int) -> list[str]:
             continue
         wrong += [
             f"{name} of {each.parent.name} is {status[name].strip()}"
-            for name in ("SigPnd", "ShdPnd", "TracerPid")
-            if int(status[name], 16) & ~(KICK if name == "SigPnd" else 0)
+            for name in ("SigPnd", "ShdPnd")
+            if int(status[name], 16) & ~int(status["SigIgn"], 16) & ~(KICK if name == "SigPnd" else 0)
         ]
+        wrong += [f"{each.parent.name} is traced by {tracer}"] if (tracer := int(status["TracerPid"])) else []
     return wrong
 
 

@@ -29,9 +29,7 @@ from autopsy.replay.replay import Replayed, replay
 from autopsy.replay.workers import Done, work_through
 from fixtures_shapes import SHAPES
 
-BY_CASE = [
-    pytest.param(case, id=case.home.name, marks=stored.marks(case.home.name, stored.WRONG)) for case in stored.CASES
-]
+BY_CASE = [pytest.param(case, id=case.home.name) for case in stored.CASES]
 
 
 def autopsy(*words: str | Path) -> subprocess.CompletedProcess[str]:

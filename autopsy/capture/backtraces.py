@@ -9,6 +9,7 @@ from pathlib import Path
 import zstandard
 
 from autopsy.bundle import names
+from autopsy.capture import freeze, live
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.frozen import Frozen
@@ -22,7 +23,7 @@ def look(scene: Scene) -> Outcome:
     """Examine the core. Nothing is asked of the VM: only its files are opened."""
     core = scene.staging / names.CORE
     if not core.exists():
-        return Skipped("there is no core: see freeze")
+        return _without_core(scene)
     scratch = scene.staging / "scratch"
     scratch.mkdir(mode=0o700, exist_ok=True)
     try:
@@ -33,6 +34,14 @@ def look(scene: Scene) -> Outcome:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Collected("; ".join(filter(None, (note, _store_binary(scene)))))
+
+
+def _without_core(scene: Scene) -> Outcome:
+    if not scene.options.live_gdb:
+        return Skipped("there is no core: see freeze")
+    if not freeze.unsupported(scene.target.pid):
+        return Skipped("there is no core: see freeze. --live-gdb is for what cannot be frozen on any day")
+    return live.look(scene)
 
 
 def _store_binary(scene: Scene) -> str:

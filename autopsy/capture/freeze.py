@@ -34,14 +34,12 @@ def expose_again(scene: Scene) -> Outcome:
     return _expose(scene, second=True)
 
 
-def _expose(scene: Scene, *, second: bool) -> Outcome:  # noqa: PLR0911 - each way to fail is told apart
-    if platform.machine() != ARCHITECTURE:
-        return Failed(f"freeze needs x86-64; {platform.machine()} is not supported yet")
+def _expose(scene: Scene, *, second: bool) -> Outcome:
     phases = Phases()
     try:
+        if why := unsupported(scene.target.pid):
+            return Failed(f"{why}; --live-gdb attaches a gdb instead, and the VM stands still meanwhile")
         auxv = _read(scene.target.pid, "auxv")
-        if not _is_64_bit(auxv):
-            return Failed("freeze needs x86-64; a 32-bit process is not supported yet")
         with _opened(scene) as process:
             known = tasks(process.pid)
             phases.done("threads")
@@ -70,6 +68,19 @@ def _expose(scene: Scene, *, second: bool) -> Outcome:  # noqa: PLR0911 - each w
     phases.done("write")
     scene.write_json(names.FREEZE_RECORD, taken.record(phases, core_bytes=size))
     return Collected(_summary(taken), stop_ns=taken.stop_ns)
+
+
+def unsupported(pid: int) -> str:
+    """Return why a process cannot be frozen on any day, empty if it can.
+
+    Raises:
+        OSError: it is gone, or not ours to look at.
+    """
+    if platform.machine() != ARCHITECTURE:
+        return f"freeze needs x86-64; {platform.machine()} is not supported yet"
+    if not _is_64_bit(_read(pid, "auxv")):
+        return "freeze needs x86-64; a 32-bit process is not supported yet"
+    return ""
 
 
 def _begun(known: tuple[Task, ...], phases: Phases) -> FreezeRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from autopsy.facts.cite import Known
 from autopsy.facts.model import BlockStats, CoroutineFact, Disk, Facts, Limits, Park
@@ -19,6 +19,7 @@ KINDS: tuple[tuple[str, Kind], ...] = (
     ("flush", "flushes"),
     ("pdiscard", "unmaps"),
 )
+LIMITED: dict[str, set[Kind]] = {"total": {"reads", "writes"}, "read": {"reads"}, "write": {"writes"}}
 # Some of a disk's requests wait at these while others never come there: for a server that only a part of the disk lies
 # on (a backing file, a child of a quorum), or until a backup has copied what they are about to overwrite.
 APART = frozenset(
@@ -29,22 +30,26 @@ APART = frozenset(
 )
 
 
-def speaks_for(facts: Facts, disk: Disk, coroutine: CoroutineFact) -> bool:
-    """Tell whether a disk completed requests of this one's kind that go the same way.
+def speaks_for(facts: Facts, disk: Disk, coroutine: CoroutineFact) -> bool | None:
+    """Tell whether a disk completed requests of this one's kind that go the same way; None where that is not known.
 
     A request that was seen to stand, with all that is on its stack, is excused by nothing less.
     """
     if not isinstance(disk.completed, Known) or disk.completed.value <= 0:
         return False
-    if not (isinstance(coroutine.stuck, Known) and coroutine.stuck.value):
-        return True
+    otherwise = False if isinstance(coroutine.stuck, Known) and coroutine.stuck.value else None
     if coroutine.park in APART and _goes_elsewhere_too(disk, coroutine.park):
-        return False
-    kind = _kind(facts, disk, coroutine)
+        return otherwise
     before, after = disk.stats, disk.stats_again
-    if kind is None or not isinstance(before, Known) or not isinstance(after, Known):
+    if not isinstance(before, Known) or not isinstance(after, Known):
         return True
-    return _of_kind(after.value, kind) > _of_kind(before.value, kind)
+    moved = {kind for kind in get_args(Kind) if _of_kind(after.value, kind) > _of_kind(before.value, kind)}
+    kind = _kind(coroutine)
+    if kind is None and coroutine.park is not Park.THROTTLE:
+        return True
+    if alike := {kind} if kind is not None else _limited_together(facts, disk):
+        return True if alike & moved else otherwise
+    return True if {"reads", "writes"} <= moved else None
 
 
 def _goes_elsewhere_too(disk: Disk, park: Park) -> bool:
@@ -52,17 +57,17 @@ def _goes_elsewhere_too(disk: Disk, park: Park) -> bool:
     return any(driver not in DRIVERS[park] for driver in leaves)
 
 
-def _kind(facts: Facts, disk: Disk, coroutine: CoroutineFact) -> Kind | None:
-    """Say what a request does by its outermost function that tells; behind a limit also by what is limited."""
+def _kind(coroutine: CoroutineFact) -> Kind | None:
+    """Say what a request does by its outermost function that tells."""
     for frame in reversed(coroutine.frames):
         for word, kind in KINDS:
             if word in frame.function:
                 return kind
-    return _limited(facts, disk) if coroutine.park is Park.THROTTLE else None
+    return None
 
 
-def _limited(facts: Facts, disk: Disk) -> Kind | None:
-    """Say which requests alone the limits hold back, None where they hold both or are not known."""
+def _limited_together(facts: Facts, disk: Disk) -> set[Kind]:
+    """Return the kinds of requests that wait for one and the same limit, none where that is not known."""
     groups = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
     name = disk.throttle_group.value if isinstance(disk.throttle_group, Known) else ""
     limits: list[Limits] = [
@@ -71,7 +76,7 @@ def _limited(facts: Facts, disk: Disk) -> Kind | None:
     if isinstance(disk.limits, Known):
         limits.append(disk.limits.value)
     words = {word.split("-")[1] for each in limits for word, _ in each.values if word.count("-") == 1}
-    return "reads" if words == {"read"} else "writes" if words == {"write"} else None
+    return LIMITED[words.pop()] if len(words) == 1 else set()
 
 
 def _of_kind(stats: BlockStats, kind: Kind) -> int:

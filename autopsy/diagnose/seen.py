@@ -44,12 +44,20 @@ def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
         return facts.coroutines
     wanted = frozenset(parks)
     here = [each for each in facts.coroutines.value if each.park in wanted]
-    moving = tuple(each for each in here if moves(facts, each))
-    waiting = tuple(each for each in here if each not in moving)
+    goes_on = [(each, moves(facts, each)) for each in here]
+    moving = tuple(each for each, on in goes_on if on)
+    waiting = tuple(each for each, on in goes_on if not on)
+    undecided = {each.address for each, on in goes_on if on is None}
     proven = any(isinstance(each.stuck, Known) and each.stuck.value for each in waiting)
-    sure = tuple(each for each in waiting if isinstance(each.stuck, Known) or _seems_still(facts, each))
+    sure = tuple(
+        each
+        for each in waiting
+        if each.address not in undecided and (isinstance(each.stuck, Known) or _seems_still(facts, each))
+    )
     if waiting and not sure:
         words = f"{count(len(waiting), 'request')} waited there at the only look, as on any busy VM"
+        if any(isinstance(each.stuck, Known) for each in waiting):
+            words = f"whether {count(len(waiting), 'request')} that stood there were passed by others like them"
         return Unknown(names.evidence(names.SECOND_EXPOSURE, names.COROUTINES), words)
     return Standing(sure, moving, proven)
 
@@ -64,16 +72,18 @@ def _seems_still(facts: Facts, coroutine: CoroutineFact) -> bool:
     return bool(idle) and all(each is not None and each > LONG_IDLE_NS for each in idle)
 
 
-def moves(facts: Facts, coroutine: CoroutineFact) -> bool:
+def moves(facts: Facts, coroutine: CoroutineFact) -> bool | None:
     """Tell whether a request goes on: it left its place, or its disk completed such as it while it was looked at.
 
     On a busy disk a new request stands where the last one stood, at the same address with the same registers: only
-    the counters tell the two apart.
+    the counters tell the two apart. None where they could, and too little of them is known.
     """
     if isinstance(coroutine.stuck, Known) and not coroutine.stuck.value:
         return True
-    disks = disks_of(facts, coroutine)
-    return bool(disks) and all(flow.speaks_for(facts, disk, coroutine) for disk in disks)
+    said = [flow.speaks_for(facts, disk, coroutine) for disk in disks_of(facts, coroutine)]
+    if not said or False in said:
+        return False
+    return None if None in said else True
 
 
 def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[Disk, ...]:

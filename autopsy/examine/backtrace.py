@@ -11,7 +11,8 @@ import msgspec
 from autopsy.bundle.records import Frame
 from autopsy.examine.symbols import Symbols
 
-HEADER = re.compile(r"Thread \d+ \(.*?LWP (\d{1,10})\).*:$")
+# A thread's name, which is the guest's or QEMU's to choose, comes after its number.
+HEADER = re.compile(r"Thread \d+ \((?:Thread 0x[0-9a-f]+ \()?LWP (\d{1,10})\b.*:$")
 # The pc is printed for every frame (print frame-info location-and-address), save that of a signal's trampoline.
 FRAME = re.compile(
     r"#\d+ +(?:0x(?P<pc>[0-9a-f]{1,16}) in )?(?P<function>.{1,4096}?) \((?:\.\.\.)?\)"

@@ -1,7 +1,7 @@
-"""Speak with one gdb that looks at a core.
+"""Speak with one gdb.
 
-gdb/MI is read to the result record of the token that was sent, because silence is no sign that gdb is done. It works on
-files alone: ending it, even by SIGKILL, harms nothing.
+gdb/MI is read to the result record of the token that was sent, because silence is no sign that gdb is done. On files
+alone, ending it, even by SIGKILL, harms nothing; whoever has it attach to a process sees to what that leaves.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Answer:
 
 
 class Gdb:
-    """One gdb in a session of its own, until the `with` block ends or the deadline passes."""
+    """One gdb in a process group of its own, until the `with` block ends or the deadline passes."""
 
     def __init__(self, scratch: Path, *, ends_at: float) -> None:
         self._ends_at = ends_at
@@ -111,6 +111,11 @@ class Gdb:
         os.set_blocking(self._stdout.fileno(), False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._stdout, selectors.EVENT_READ)
+
+    @property
+    def pid(self) -> int:
+        """Return the process ID of gdb itself."""
+        return self._process.pid
 
     def __enter__(self) -> Self:
         return self

@@ -207,7 +207,7 @@ def _migration(facts: Facts) -> Judgement:
 
 
 def _sends(thread: Thread) -> bool:
-    inside = any(look.syscall.name in PEER_CALLS for look in looks(thread)[:1])
+    inside = next((look.syscall.name for look in looks(thread) if look.syscall.name), "") in PEER_CALLS
     frames = any(name.startswith((*SENDING, *SAVING)) for name in functions(thread))
     return inside and (frames or thread.role is Role.MIGRATION)
 

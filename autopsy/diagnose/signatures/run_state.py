@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autopsy.bundle import names
 from autopsy.diagnose.diagnosis import Where
-from autopsy.diagnose.judgement import GUEST, CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.judgement import GUEST, MAIN_LOOP, CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.seen import missing, title
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.model import Facts
@@ -38,6 +38,7 @@ class Paused:
                 claims.append(
                     claim(f"Disk {title(disk)} {words} (io-status {disk.io_status.value}).", disk.io_status.cite)
                 )
+        alive = facts.monitor.alive
         again = facts.run_state_again
         if isinstance(again, Known) and again.value.status == state.value:
             claims.append(claim("It was the same at the second exposure.", again.cite))
@@ -47,6 +48,9 @@ class Paused:
             confidence="proven",
             claims=tuple(claims),
             holds=frozenset({GUEST}),
+            waits_for=frozenset({MAIN_LOOP}),
+            # Whatever pauses a VM comes round: where the main loop does not, a `stop` has not ended, or a save has not.
+            effect=isinstance(alive, Known) and not alive.value,
         )
 
 
