@@ -265,10 +265,10 @@ def assert_unharmed(machine: Machine, *, before: int | None = None) -> None:
     lab.until("the guest writes on", lambda: lab.writes_done(machine, "vd0") > done)
 
 
-def assert_no_orphan(known: set[int]) -> None:
+def assert_no_orphan(known: set[int], *, seconds: float = 3.0) -> None:
     """Fail where a process of the capture's is left."""
     with explained(lambda: [each for each in children().items() if each[0] not in known]):
-        lab.until("no process is left", lambda: not (set(children()) - known), seconds=3)
+        lab.until("no process is left", lambda: not (set(children()) - known), seconds=seconds)
     reap(known)
 
 

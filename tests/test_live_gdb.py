@@ -108,7 +108,7 @@ def test_a_capture_that_is_killed_at_any_moment_of_an_attach_leaves_no_thread_st
             time.sleep(chance.random() * 0.2)
             running.send(signal.SIGKILL)
             running.end()
-            assert_no_orphan(known)
+            assert_no_orphan(known, seconds=guardian.TRIES_SECONDS + 3)
             assert_unharmed(vm)
 
 
