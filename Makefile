@@ -17,6 +17,8 @@ BIN := $(VENV)/bin
 FOR_DRILL := qemu-system-x86 qemu-utils gdb
 FOR_TESTS := $(FOR_DRILL) e2fsprogs xfsprogs zstd xz-utils iproute2 libvirt-daemon-system libvirt-clients gcc libc6-dev \
   chromium fonts-dejavu-core npm binutils debuginfod
+# As pip does it for what it installs; where PYTHONDONTWRITEBYTECODE is set, every run would compile everything again.
+COMPILE := $(BIN)/python -m compileall -q autopsy
 AXE := build/node_modules/axe-core/axe.min.js
 
 help:
@@ -29,13 +31,16 @@ help:
 	@echo 'make lint | bench | lab | dist | clean'
 
 drill: packages-for-drill $(VENV)/installed
+	$(COMPILE)
 	$(BIN)/autopsy drill $(SCENARIO)
 
 test: lint packages-for-tests lab $(AXE)
+	$(COMPILE) tests
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST) || { echo 'What failed beside others is run once more, alone:' >&2; \
 	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST); }
 
 soak: packages-for-tests lab $(VENV)/installed-for-tests
+	$(COMPILE) tests
 	AUTOPSY_SOAK=1 $(BIN)/python -m pytest tests/test_verdict_live.py tests/test_verdict_healthy_live.py $(PYTEST)
 	$(BIN)/python tests/soak.py $(SOAK)
 
@@ -54,6 +59,7 @@ lint: $(VENV)/installed-for-tests
 	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/installed-for-tests packages-for-tests lab
+	$(COMPILE) tests
 	$(BIN)/python tests/bench.py
 
 lab: packages-for-tests

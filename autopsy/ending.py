@@ -17,8 +17,6 @@ from autopsy.capture.target import Target
 from autopsy.capture.words import printable
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import AutopsyError, ExitCode
-from autopsy.facts import manager
-from autopsy.facts.gather import gather
 from autopsy.licence import licence
 
 LOOK_SECONDS = 8.0
@@ -93,6 +91,9 @@ def _look_around(bundle: Path, vm: Target) -> Around:
     """Read in the sealed evidence what else has a hand on the VM; a bug or a hang there costs only the warning."""
 
     def work() -> bytes:
+        from autopsy.facts import manager  # noqa: PLC0415 - what reads evidence is loaded when there is some
+        from autopsy.facts.gather import gather  # noqa: PLC0415 - likewise
+
         evidence = open_bundle(bundle)
         ha = manager.ha_state(evidence, vm.record.name) if vm.record.manager == "proxmox" else ""
         return msgspec.json.encode(Around(manager.ongoing(gather(evidence), evidence), ha))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -19,13 +18,12 @@ from autopsy.bundle.readme import readme
 from autopsy.bundle.redact import left_out, manifest, redacted
 from autopsy.bundle.schema import Manifest
 from autopsy.bundle.seal import Sealed, encode_manifest, seal
-from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import NotStored
 from autopsy.facts.gather import gather
 from autopsy.facts.host import STORAGE_WORDS, VM_WORDS
-from autopsy.write import write_diagnosis, write_report
+from autopsy.write import write_answers
 
 REPORT_SECONDS = 30.0
 NOTE = (
@@ -66,9 +64,7 @@ def redact(path: Path, output: Path | None) -> Redacted:
             place.write_bytes(data)
         (staging / names.MANIFEST).write_bytes(encode_manifest(told))
         (staging / names.README).write_text(readme(__version__, told.target, told.began), encoding="utf-8")
-        found = msgspec.json.decode(write_diagnosis(staging), type=Diagnosis)
-        with contextlib.suppress(ChildTimedOut, ChildFailed):  # `autopsy report` makes it from the evidence, any time
-            in_child(lambda: write_report(staging), REPORT_SECONDS)
+        found = write_answers(staging).diagnosis
         sealed = seal(staging, destination, told)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -24,7 +24,7 @@ from autopsy.examine.again import examine_again
 from autopsy.examine.frozen import Frozen
 from autopsy.examine.interactive import argv
 from autopsy.examine.run import examine
-from autopsy.write import write_diagnosis, write_report
+from autopsy.write import write_answers
 
 SECONDS = 120.0  # nobody's VM waits for this examination
 
@@ -51,12 +51,13 @@ def examine_bundle(bundle: Path, *, debug_files: tuple[Path, ...], debuginfod: s
             raise UsageError(str(file), "there is no such file", remedy="give QEMU's debug file or unstripped binary")
     with _unpacked(bundle) as folder:
         note = _examine(folder, debug_files, debuginfod)
-        diagnosis = msgspec.json.decode(write_diagnosis(folder), type=Diagnosis)
-        write_report(folder)
+        answers = write_answers(folder)
         manifest = open_bundle(folder).manifest
         told = f"examined again: {note}"
+        if answers.unrendered:
+            told += f"; no report could be made of it: {answers.unrendered}"
         changed = msgspec.structs.replace(manifest, files=(), notes=(*manifest.notes, told))
-        return Examined(seal(folder, _beside(bundle, place), changed), diagnosis, note)
+        return Examined(seal(folder, _beside(bundle, place), changed), answers.diagnosis, told)
 
 
 def _examine(folder: Path, debug_files: tuple[Path, ...], debuginfod: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -33,12 +34,10 @@ from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.ending import Order, end
 from autopsy.errors import ExitCode, NotStored, UsageError
 from autopsy.recovery import rescue
-from autopsy.report.html import html
-from autopsy.write import write_diagnosis, write_report
 
 RESERVE = 0.25  # of the budget, kept for diagnosis, report and seal
 MOST_RESERVE = 12.0
-DIAGNOSE_SECONDS = 8.0
+ANSWER_SECONDS = 16.0
 REPORT_SECONDS = 8.0
 SEAL_SECONDS = 20.0
 SIGN_SECONDS = 25.0
@@ -217,6 +216,7 @@ def capture(
             budget=Deadline(max(0.0, budget.left() - reserve)),
             watcher=watcher,
             note=note,
+            meanwhile=_load,
         ),
     )
     diagnosis = _diagnose(staging, budget)
@@ -243,6 +243,8 @@ def _tell_in_report(captured: Captured, kill: str) -> None:
 
     def work() -> bytes:
         temporary = place.with_name(f".{place.name}.partial")
+        from autopsy.report.html import html  # noqa: PLC0415 - loaded already: see _load
+
         temporary.write_text(html(open_bundle(captured.sealed.path), kill=kill), encoding="utf-8")
         temporary.chmod(0o600)
         temporary.rename(place)
@@ -264,16 +266,30 @@ def report_path(bundle: Path) -> Path:
     return bundle.with_name(bundle.name.removesuffix(".tar.zst") + ".html")
 
 
+def _load() -> None:
+    """Load what diagnoses and renders, half of all our code: while gdb works there is nothing else to do."""
+    import_module("autopsy.write")
+
+
 def _diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
-    """Diagnose and render inside children: a bug or a hang there must not cost the seal."""
-    found: Diagnosis | None = None
+    """Diagnose and render inside a child: a bug or a hang there must not cost the seal, nor a report the diagnosis."""
+
+    def work() -> bytes:
+        from autopsy.write import write_answers  # noqa: PLC0415 - loaded already: see _load
+
+        return msgspec.json.encode(write_answers(staging.work).unrendered)
+
     try:
-        data = in_child(lambda: write_diagnosis(staging.work), min(DIAGNOSE_SECONDS, max(1.0, budget.left())))
-        found = msgspec.json.decode(data, type=Diagnosis)
-        in_child(lambda: write_report(staging.work), min(REPORT_SECONDS, max(1.0, budget.left())))
+        raw = in_child(work, min(ANSWER_SECONDS, max(1.0, budget.left())))
+        trouble = msgspec.json.decode(raw, type=str)
     except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
+        trouble = str(error)
+    found: Diagnosis | None = None
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        found = msgspec.json.decode((staging.work / names.DIAGNOSIS).read_bytes(), type=Diagnosis)
+    if trouble:
         what, command = ("report", "report") if found else ("diagnosis", "analyze")
-        staging.notes.append(f"the {what} could not be made: {error}; `autopsy {command} BUNDLE` tries again")
+        staging.notes.append(f"the {what} could not be made: {trouble}; `autopsy {command} BUNDLE` tries again")
     return found
 
 

@@ -8,19 +8,30 @@ import msgspec
 
 from autopsy.bundle import names
 from autopsy.bundle.reader import open_bundle
+from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather
-from autopsy.report.html import html
+from autopsy.report.html import render
 
 
-def write_diagnosis(folder: Path) -> bytes:
-    """Diagnose the evidence in `folder`, store diagnosis.json there and return its bytes."""
-    data = msgspec.json.encode(diagnose(gather(open_bundle(folder))))
-    (folder / names.DIAGNOSIS).write_bytes(msgspec.json.format(data, indent=1) + b"\n")
-    return data
+class Answers(msgspec.Struct, frozen=True):
+    """What was written: `unrendered` says why there is no report, empty where there is one."""
+
+    diagnosis: Diagnosis
+    unrendered: str
 
 
-def write_report(folder: Path) -> bytes:
-    """Render report.html from the evidence in `folder` and store it there."""
-    (folder / names.REPORT).write_text(html(open_bundle(folder)), encoding="utf-8")
-    return b""
+def write_answers(folder: Path) -> Answers:
+    """Diagnose the evidence in `folder`, store diagnosis.json there, and then report.html of the same facts.
+
+    A report that cannot be rendered costs nothing but itself.
+    """
+    bundle = open_bundle(folder)
+    facts = gather(bundle)
+    found = diagnose(facts)
+    (folder / names.DIAGNOSIS).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    try:
+        (folder / names.REPORT).write_text(render(bundle, facts, found), encoding="utf-8")
+    except Exception as error:  # noqa: BLE001 - a bug in the report must not cost the diagnosis its place
+        return Answers(found, f"{type(error).__name__}: {error}")
+    return Answers(found, "")

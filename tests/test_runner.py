@@ -54,6 +54,7 @@ def around(stage: Staging, budget: float = 30, watcher: Quiet | None = None) -> 
         budget=Deadline(budget),
         watcher=watcher or Quiet(),
         note=lambda _: None,
+        meanwhile=lambda: None,
     )
 
 

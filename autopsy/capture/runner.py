@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from autopsy.bundle import names
 from autopsy.bundle.schema import LeftBehind, OutcomeName, StepRecord
 from autopsy.capture.child import ChildFailed, ChildTimedOut, collect, in_words, spawn
 from autopsy.capture.staging import SETTLE_SECONDS, Staging
@@ -53,7 +54,11 @@ class _Wire(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What one capture runs with. `note` is given all records so far before they are made durable."""
+    """What one capture runs with.
+
+    `note` is given all records so far before they are made durable. `meanwhile` is called once, in our own process,
+    while the longest step's child works.
+    """
 
     target: Target
     options: Options
@@ -61,6 +66,7 @@ class Run:
     budget: Deadline
     watcher: Watcher
     note: Callable[[tuple[StepRecord, ...]], None]
+    meanwhile: Callable[[], None]
 
 
 def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
@@ -101,12 +107,26 @@ def _run(step: Step, it: Run, kept: float) -> _Answer:
     scene = Scene(it.target, it.options, it.staging.work, step.name, Deadline(seconds))
     try:
         child = spawn(lambda: msgspec.json.encode(_wire(_collect(step, scene))))
-        return _Answer(_from_wire(collect(child, seconds + LEAST_SECONDS, it.watcher.tick)))
+        return _Answer(_from_wire(collect(child, seconds + LEAST_SECONDS, _tick(step, it))))
     except ChildTimedOut as error:
         left = (error.left_behind,) if error.left_behind else ()
         return _Answer(TimedOut(f"no end within {seconds:.1f} s{in_words(error.left_behind)}"), left)
     except ChildFailed as error:
         return _Answer(Failed(str(error)))
+
+
+def _tick(step: Step, it: Run) -> Callable[[], None]:
+    """Return what to do ten times a second while a step's child works; beside the longest step, `meanwhile` once."""
+    if step.name != names.GDB_THREADS:
+        return it.watcher.tick
+    ahead = [it.meanwhile]
+
+    def tick() -> None:
+        it.watcher.tick()
+        if ahead:
+            ahead.pop()()
+
+    return tick
 
 
 def _collect(step: Step, scene: Scene) -> Outcome:
