@@ -198,15 +198,20 @@ def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[str]:
     yield f"confidence  {diagnosis.confidence}"
 
 
+def _or_unknown(number: int | None) -> str:
+    return "?" if number is None else str(number)
+
+
 def census_lines(found: tuple[Vm, ...]) -> Iterator[str]:
     """Yield a table of VMs."""
     if not found:
         yield "no QEMU runs on this host (or none that you may see: try as root)"
         return
-    yield f"{'MANAGER':<9} {'NAME':<24} {'PID':>7}  {'QEMU':<10} {'DISKS':>5} {'D':>3} {'CPU%':>5}  SIGNS"
+    yield f"{'MANAGER':<9} {'NAME':<24} {'PID':>7}  {'QEMU':<10} {'DISKS':>5} {'REQ':>4} {'D':>3} {'CPU%':>5}  SIGNS"
     for vm in found:
         yield (
             f"{vm.manager:<9} {plain(vm.name)[:24]:<24} {vm.pid:>7}  {vm.qemu_version.partition(' ')[0] or '?':<10} "
-            f"{'?' if vm.disks is None else vm.disks:>5} {vm.threads_in_d:>3} {vm.cpu_percent:>5.0f}  "
+            f"{_or_unknown(vm.disks):>5} {_or_unknown(vm.parked_requests):>4} "
+            f"{vm.threads_in_d:>3} {vm.cpu_percent:>5.0f}  "
             f"{plain('; '.join(vm.signs))}"
         ).rstrip()

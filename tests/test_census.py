@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import lab
-from autopsy.capture import signs
+from autopsy.capture import parked, signs
 from autopsy.capture.answers import Unanswered
 from autopsy.capture.census import Vm, census
 from autopsy.capture.identity import Binary, Stat
@@ -45,6 +45,43 @@ def test_a_healthy_vm_is_listed_without_a_sign_of_trouble(build: lab.Build) -> N
         assert str(vm.monitor) in [monitor.address for monitor in found.monitors]
         assert found.signs == ()
         assert msgspec.json.encode(found)
+
+
+@pytest.mark.live
+def test_requests_that_are_parked_are_counted(build: lab.Build) -> None:
+    with lab.folder() as place:
+        limited = f"if=none,id=disk0,format=raw,file={lab.disk(place / 'disk.raw')},throttling.iops-total=1"
+        with lab.qemu(build, "-drive", limited, "-device", "virtio-blk-pci,drive=disk0") as vm:
+            assert of(vm).parked_requests == 0
+            for number in range(40):
+                vm.qemu_io("disk0", f"aio_write {number * 4}k 4k")
+            assert 30 <= (of(vm).parked_requests or 0) < 40  # one is let go each second
+            free = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+            vm.qmp("block_set_io_throttle", device="disk0", **free)
+            lab.until("they are done, and their coroutines pooled", lambda: of(vm).parked_requests == 0)
+
+
+def test_what_is_no_qemu_has_no_count() -> None:
+    with pytest.raises(parked.Unclear):
+        parked.count(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("code", "by_pointer"),
+    [
+        ("90 90 e8 01 02 03 04", False),
+        ("90 90 90 90 90 ff d0", True),  # call *%rax
+        ("90 90 90 90 41 ff 10", True),  # call *(%r8)
+        ("90 90 90 90 ff 53 08", True),  # call *8(%rbx)
+        ("90 ff 93 00 01 00 00", True),  # call *256(%rbx)
+        ("90 90 e8 01 02 ff d0", None),
+        ("90 90 90 90 90 ff e0", None),  # a jump
+        ("90 90 90 90 90 90 90", None),
+        ("ff d0", None),
+    ],
+)
+def test_the_call_before_a_return_address_is_told(code: str, *, by_pointer: bool | None) -> None:
+    assert parked.calls_by_pointer(bytes.fromhex(code)) is by_pointer
 
 
 @pytest.mark.live

@@ -208,7 +208,9 @@ def test_a_32_bit_process_and_another_architecture_are_told_and_not_tried(
 ) -> None:
     with looking.scene(machine.pid, tmp_path, "freeze") as at:
         monkeypatch.setattr(freeze.platform, "machine", lambda: "aarch64")
-        assert freeze.expose(at) == Failed("freeze needs x86-64; aarch64 is not supported yet")
+        outcome = freeze.expose(at)
+        assert isinstance(outcome, Failed)
+        assert outcome.why.startswith("freeze needs x86-64; aarch64 is not supported yet; --live-gdb ")
     assert freeze._is_64_bit(Path("/proc/self/auxv").read_bytes()) is (sys.maxsize > 1 << 32)
     assert not freeze._is_64_bit(
         bytes.fromhex("10000000fffb8b1f0600000000100000040000002000000005000000090000000000000000000000")
