@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from autopsy.diagnose import kernel_stacks
+from autopsy.diagnose import comutexes, kernel_stacks
 from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
 from autopsy.diagnose.seen import count, disk_names, looks, named, threads
 from autopsy.diagnose.signatures.storage import sleepers
 from autopsy.facts.cite import Known
 from autopsy.facts.coroutines import DISK_PARKS
-from autopsy.facts.model import CoroutineFact, Facts, Park
+from autopsy.facts.model import CoMutexFact, CoroutineFact, Facts, Park
 
 MOST = 60
+DRAWN = DISK_PARKS | {Park.CO_MUTEX}
 
 
 def draw(facts: Facts) -> WaitGraph:
@@ -22,6 +23,7 @@ def draw(facts: Facts) -> WaitGraph:
     _locks(facts, nodes, edges)
     _kernel(facts, nodes, edges)
     _requests(facts, nodes, edges)
+    _comutexes(facts, nodes, edges)
     return WaitGraph(nodes=tuple(nodes.values())[:MOST], edges=tuple(edges)[: 2 * MOST])
 
 
@@ -68,7 +70,7 @@ def _kernel(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) -> 
 def _requests(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) -> None:
     if not isinstance(facts.coroutines, Known):
         return
-    waiting: list[CoroutineFact] = [each for each in facts.coroutines.value if each.park in DISK_PARKS]
+    waiting: list[CoroutineFact] = [each for each in facts.coroutines.value if each.park in DRAWN]
     for park, number in Counter(each.park for each in waiting).items():
         mine = [each for each in waiting if each.park is park]
         identity, resource = f"requests {park.name}", f"place {park.name}"
@@ -83,6 +85,35 @@ def _requests(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) -
         kind = "peer" if park.name.startswith(("NBD", "RBD", "ISCSI", "NFS", "CURL", "SSH", "GLUSTER")) else "resource"
         nodes[resource] = WaitNode(id=resource, kind=kind, label=_what(park))  # type: ignore[arg-type]  # one of two words
         edges.append(WaitEdge(waiter=identity, holder=resource, label="parked"))
+
+
+def _comutexes(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) -> None:
+    """Draw the requests that wait for a coroutine mutex, and what holds it: other requests, or a thread."""
+    parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    parks = {each.address: f"requests {each.park.name}" for each in parked}
+    for mutex in comutexes.of(facts):
+        waiters = sorted({parks[each] for each in mutex.waiters if parks.get(each) in nodes})
+        if not waiters:
+            continue
+        lock = f"comutex {mutex.address:#x}"
+        nodes[lock] = WaitNode(
+            id=lock, kind="lock", label="a coroutine mutex", detail=f"{mutex.address:#x}", cites=(mutex.cite,)
+        )
+        edges += [WaitEdge(waiter=each, holder=lock, label="waits for", in_cycle=mutex.in_knot) for each in waiters]
+        if holder := _holder(facts, mutex, parks, nodes):
+            edges.append(WaitEdge(waiter=lock, holder=holder, label="held by", in_cycle=mutex.in_knot))
+
+
+def _holder(facts: Facts, mutex: CoMutexFact, parks: dict[int, str], nodes: dict[str, WaitNode]) -> str:
+    if mutex.holder_tid:
+        return _thread(facts, mutex.holder_tid, nodes)
+    if parks.get(mutex.holder) in nodes:
+        return parks[mutex.holder]
+    if mutex.holder_state in comutexes.ENDED:
+        ended = f"coroutine {mutex.holder:#x}"
+        nodes[ended] = WaitNode(id=ended, kind="coroutine", label="a coroutine that has ended", cites=(mutex.cite,))
+        return ended
+    return ""
 
 
 def _what(park: Park) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -11,8 +12,10 @@ from autopsy.bundle.numbers import numbers
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model import Exposure, Locks, MainLoopFact, MutexFact, Role, Thread
+from autopsy.facts.model import CoMutexFact, Exposure, Locks, MainLoopFact, MutexFact, Role, Thread
 from autopsy.facts.syscalls import POLL_CALLS
+
+CoroutineState = Literal["running", "parked", "pooled", "unclear"]
 
 LOCKS = names.evidence(names.GDB_THREADS, names.LOCKS)
 FUTEX_WAIT_PRIVATE = 0x80
@@ -31,7 +34,11 @@ def gather(evidence: Evidence, heap: Fact[heap_records.Exposure], threads: Fact[
             if graph.bql_address
             else Unknown(LOCKS, "the BQL's address is not known: nobody waited for it, and no symbol names it")
         )
-        return Known(Locks(mutexes=mutexes, cycles=graph.cycles, bql_owner=owner, cite=found.cite), found.cite)
+        comutexes = tuple(_comutexes(graph, evidence))
+        return Known(
+            Locks(mutexes=mutexes, cycles=graph.cycles, bql_owner=owner, cite=found.cite, comutexes=comutexes),
+            found.cite,
+        )
     waits = decode(evidence, names.WITNESS, names.FUTEXES, tuple[records.FutexWait, ...])
     if isinstance(waits, Unknown):
         return found
@@ -52,6 +59,28 @@ def _mutex(mutex: records.Mutex, heap: Fact[heap_records.Exposure]) -> MutexFact
         in_object=_inside(mutex.address, heap),
         cite=Cite(LOCKS, 0, f"mutex {mutex.address:#x}, owner {mutex.owner}"),
     )
+
+
+def _comutexes(graph: records.LockGraph, evidence: Evidence) -> Iterator[CoMutexFact]:
+    """Yield the coroutine mutexes, with what became of each one's holder."""
+    found = decode(evidence, names.GDB_THREADS, names.COROUTINES, tuple[records.Coroutine, ...])
+    states = {each.address: each.state for each in found.value} if isinstance(found, Known) else {}
+    tids = {each.coroutine: each.tid for each in graph.entered}
+    knotted = {address for ring in graph.knots for address in ring}
+    for mutex in graph.comutexes:
+        yield CoMutexFact(
+            address=mutex.address,
+            holder=mutex.holder,
+            holder_state=_holder_state(mutex.holder, states) if isinstance(found, Known) else "unclear",
+            holder_tid=tids.get(mutex.holder, 0),
+            waiters=mutex.waiters,
+            in_knot=mutex.holder in knotted and not knotted.isdisjoint(mutex.waiters),
+            cite=Cite(LOCKS, 0, f"CoMutex {mutex.address:#x}, holder {mutex.holder:#x}"),
+        )
+
+
+def _holder_state(holder: int, states: Mapping[int, CoroutineState]) -> CoroutineState | Literal["gone", "handed over"]:
+    return states.get(holder, "gone") if holder else "handed over"
 
 
 def _inside(address: int, heap: Fact[heap_records.Exposure]) -> str:

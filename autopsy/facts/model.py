@@ -37,6 +37,7 @@ __all__ = [
     "Asked",
     "BlockDevice",
     "BlockStats",
+    "CoMutexFact",
     "CoroutineFact",
     "Descriptor",
     "Disk",
@@ -146,6 +147,22 @@ class MutexFact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CoMutexFact:
+    """A coroutine mutex that requests wait for, by their coroutines' addresses.
+
+    `holder_tid` is the thread that its holder runs on, 0 if that is not known; a knot is a ring of such waits.
+    """
+
+    address: int
+    holder: int
+    holder_state: Literal["parked", "running", "pooled", "gone", "unclear", "handed over"]
+    holder_tid: int
+    waiters: tuple[int, ...]
+    in_knot: bool
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Locks:
     """Who holds and who waits. A cycle of one is a thread that waits for itself."""
 
@@ -153,6 +170,7 @@ class Locks:
     cycles: tuple[tuple[int, ...], ...]
     bql_owner: Fact[int]
     cite: Cite
+    comutexes: tuple[CoMutexFact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autopsy.diagnose.comutexes import held
 from autopsy.diagnose.diagnosis import Claim, Confidence
 from autopsy.diagnose.judgement import (
     IOTHREAD,
@@ -81,22 +82,25 @@ class Behind:
         if not waiting.requests:
             cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
             return RuledOut(f"no request stands {self.words}", tuple(each.cite for each in waiting.moving[:3]) or cites)
-        leaves = still(facts, *LEAVES)
+        mutexes = held(facts, waiting)
+        endless = mutexes.orphaned or mutexes.knotted
+        leaves = () if endless else still(facts, *LEAVES)
         disks = disk_names(facts, waiting.requests)
         number = count(len(waiting.requests), "request")
         claims = [claim(f"{number} {of_disks(disks)} stand {self.words}.", *waiting.cites)]
-        claims += _whom(facts, waiting)
-        if not leaves:
+        claims += (*_whom(facts, waiting), *mutexes.claims)
+        if not (leaves or mutexes.claims):
             claims.append(claim(self.leaf, *waiting.cites[:2]))
         return Match(
             headline=f"{number} {of_disks(disks)} {'stands' if len(waiting.requests) == 1 else 'stand'} {self.words}",
             objects=disks,
             confidence=confidence(
-                proven=waiting.proven and bool(leaves), otherwise="likely" if waiting.proven else "possible"
+                proven=waiting.proven and bool(leaves or endless), otherwise="likely" if waiting.proven else "possible"
             ),
             claims=tuple(claims),
             holds=disk_tokens(facts, waiting.requests) | (frozenset() if leaves else {REQUESTS}),
-            waits_for=frozenset({REQUESTS, MAIN_LOOP, IOTHREAD}),
+            waits_for=frozenset({REQUESTS, MAIN_LOOP, IOTHREAD} if not endless else ())
+            | {f"thread {tid}" for tid in mutexes.tids},
             effect=bool(leaves),
             weight=len(waiting.requests),
         )
