@@ -52,6 +52,7 @@ class Told:
     heap: Exposure | None
     workers: tuple[Worker, ...]
     rings: Rings | None
+    listing: str
 
     def parked(self, *functions: str) -> list[Coroutine]:
         """Return the parked coroutines that have one of these functions on their stack."""
@@ -81,6 +82,7 @@ def examined(machine: Machine, *, again: bool = False) -> Told:
             heap=found.record(names.HEAP, Heap).first,
             workers=found.record(names.WORKERS, tuple[Worker, ...]),
             rings=found.record(names.RINGS, Rings) if (results / names.RINGS).exists() else None,
+            listing=(results / names.COROUTINES_TEXT).read_text(),
         )
 
 
@@ -168,6 +170,7 @@ def alive(told: Told, build: lab.Build) -> None:
     assert set(channel.waiters) == {each.address for each in turned_away}
     assert channel.locked == NBD_SLOTS
     assert told.locks.knots == ()
+    assert f"{NBD_SLOTS - 1} of them wait for CoMutex {channel.address:#x}, which {channel.holder:#x}" in told.listing
 
     busy = [each for each in told.workers if each.state == "D" and each.doing == "in a system call"]
     # QEMU counts on a worker that was idle a moment ago, so that requests may outnumber those that were started.

@@ -23,6 +23,7 @@ from autopsy.examine.unwind import Parked, unwind, with_frames
 
 HEAP_SECONDS = 5.0
 GDB_SECONDS = 5.0
+IN_WORDS = {"stuck": "where they were"}
 
 
 def examine_again(frozen: Frozen) -> str:
@@ -52,7 +53,8 @@ def examine_again(frozen: Frozen) -> str:
         with suppress(OSError):  # the coroutines are written already
             heap.finish(walking, earlier=known)
     counts = Counter(each.since_first for each in told if each.state == "parked")
-    return ", ".join(f"{count} coroutines {word}" for word, count in sorted(counts.items()))
+    # The monitor's own stands still on every healthy VM: it is the analyzer that says "stuck".
+    return ", ".join(f"{count} {IN_WORDS.get(word, word)}" for word, count in sorted(counts.items()))
 
 
 def _newcomers(frozen: Frozen, second: Core, symbols: Symbols, new: tuple[Saved, ...]) -> list[Coroutine]:

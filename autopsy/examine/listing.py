@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from autopsy.bundle.records import Coroutine, Frame
+from autopsy.bundle.records import CoMutex, Coroutine, Frame
 
 ADDRESSES_PER_LINE = 8
 
 
-def render(coroutines: Iterable[Coroutine]) -> tuple[str, tuple[Coroutine, ...]]:
+def render(coroutines: Iterable[Coroutine], comutexes: Iterable[CoMutex] = ()) -> tuple[str, tuple[Coroutine, ...]]:
     """Return the text, and the coroutines with the line at which each one's group begins."""
+    waits_for = {waiter: mutex for mutex in comutexes for waiter in mutex.waiters}
     everyone = tuple(coroutines)
     groups: dict[tuple[object, ...], list[Coroutine]] = {}
     for each in everyone:
@@ -25,7 +26,7 @@ def render(coroutines: Iterable[Coroutine]) -> tuple[str, tuple[Coroutine, ...]]
     for group in sorted(groups.values(), key=len, reverse=True):
         for each in group:
             begins[each.address] = len(lines) + 1
-        lines += [*_group(group), ""]
+        lines += [*_group(group, waits_for), ""]
     placed = tuple(msgspec.structs.replace(each, line=begins.get(each.address, 0)) for each in everyone)
     return "\n".join(lines), placed
 
@@ -43,7 +44,7 @@ def frame_line(level: int, frame: Frame) -> str:
     return f"#{level:<3} {frame.pc:#018x} in {words}{where}{' (inlined)' if frame.inlined else ''}"
 
 
-def _group(group: list[Coroutine]) -> list[str]:
+def _group(group: list[Coroutine], waits_for: Mapping[int, CoMutex]) -> list[str]:
     first = group[0]
     noun = "coroutine" if len(group) == 1 else "coroutines"
     since = "" if first.since_first == "unknown" else f", {first.since_first} since the first exposure"
@@ -55,6 +56,14 @@ def _group(group: list[Coroutine]) -> list[str]:
     lines += ["  " + " ".join(addresses[start : start + ADDRESSES_PER_LINE]) for start in rows]
     holders = [each for each in group if each.locks_held]
     lines += [f"  {each.address:#x} holds {each.locks_held} CoMutexes" for each in holders]
+    mutexes = Counter(waits_for[each.address] for each in group if each.address in waits_for)
+    lines += [
+        f"  {number} of them wait for CoMutex {each.address:#x}, {_held(each)}" for each, number in mutexes.items()
+    ]
     lines += [f"  {each.address:#x} was scheduled by {each.scheduled_by}" for each in group if each.scheduled_by]
     lines += [f"  {each.address:#x}: {each.why_unclear}" for each in group if each.why_unclear]
     return lines + [frame_line(level, frame) for level, frame in enumerate(first.frames)]
+
+
+def _held(mutex: CoMutex) -> str:
+    return f"which {mutex.holder:#x} holds" if mutex.holder else "which is being handed over"

@@ -120,7 +120,7 @@ class Opened:
         """Write the coroutines, for the analyzer and for eyes."""
         main = self.symbols.main
         best = self.earlier.best_coroutines(found, blind=main is None or main.file is None)
-        text, self.coroutines = listing.render(best)
+        text, self.coroutines = listing.render(best, self.graph.comutexes if self.graph else ())
         self.store(names.COROUTINES, self.coroutines)
         self.frozen.write(names.COROUTINES_TEXT, text.encode("utf-8", "backslashreplace"))
 
@@ -161,6 +161,8 @@ class Opened:
     def find_locks(self, view: View) -> None:
         """Tell who waits for whom."""
         self.graph = locks.examine(view, self.earlier)
+        if self.graph.comutexes:
+            self.show(self.coroutines)
 
 
 def examine(frozen: Frozen) -> str:
