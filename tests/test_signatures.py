@@ -79,3 +79,19 @@ def test_a_throttle_mutex_that_waits_for_itself_is_the_cause_of_the_waits_behind
     assert (found.where, found.signature, found.confidence) == ("throttle", "throttle-lock-self-deadlock", "proven")
     assert found.secondary[0].signature == "throttle-timer-wait"
     assert found.secondary[0].because_of == "throttle-lock-self-deadlock"
+
+
+def test_a_limit_that_lets_go_by_itself_is_not_the_cause_where_a_request_behind_it_hangs() -> None:
+    case = e.Case()
+    case.idle_threads()
+    for number in range(4):
+        case.thread(e.PID + 100 + number, "worker", state="D", syscall=cases.PWRITE, stack=cases.FROZEN_STACK)
+    case.descriptors[9] = "/mnt/vm/disk.raw"
+    case.mountinfo += "31 30 7:0 / /mnt/vm rw - ext4 /dev/loop0 rw\n"
+    case.parked(e.WORKERS, 4)
+    case.parked(e.THROTTLED_LEGACY, 15)
+    case.monitor()
+    case.disks(e.disk("d0", file="/mnt/vm/disk.raw", bps=100, group="d0"))
+    found = diagnosis(case)
+    assert (found.where, found.signature) == ("host", "host-fs-frozen")
+    assert "throttle-timer-wait" in {each.signature for each in found.secondary}

@@ -24,6 +24,7 @@ class Match:
     """The signature is seen. `effect` says that it is only ever the consequence of something else.
 
     `beside` says that it is true but keeps no request from its end: any other cause comes before it.
+    `by_design` says that it ends by itself, as it was set up to: what does not comes before it.
     `harmless` says that it is true of healthy VMs, too: it is never the cause, and is told beside one.
     `holds` and `waits_for` are tokens: whoever waits for what another match holds is secondary to it.
     `weight` counts the requests or threads that it explains.
@@ -37,6 +38,7 @@ class Match:
     waits_for: frozenset[str] = frozenset()
     effect: bool = False
     beside: bool = False
+    by_design: bool = False
     harmless: bool = False
     weight: int = 0
     where: Where | None = None

@@ -71,7 +71,14 @@ def _holds(holder: Seen, waiter: Seen) -> bool:
     return bool(holder.match.holds & waits_for)
 
 
-def _importance(each: Seen) -> tuple[int, int, int, int]:
+def _importance(each: Seen) -> tuple[int, bool, bool, int, int, int]:
     rank = RANK.get(each.where, 1)
-    # What keeps no request from its end comes after all that does.
-    return max(rank, 2 if each.match.beside else 0), SURE[each.match.confidence], -each.match.weight, each.place
+    sure = each.match.confidence
+    return (
+        max(rank, 2 if each.match.beside else 0),  # what keeps no request from its end comes after all that does
+        sure == "possible",
+        each.match.by_design,
+        SURE[sure],
+        -each.match.weight,
+        each.place,
+    )

@@ -154,6 +154,7 @@ def _timer_wait(facts: Facts) -> Judgement:
         claims=_chain(facts, parked, groups),
         holds=frozenset({REQUESTS}) | disk_tokens(facts, parked.requests),
         waits_for=frozenset({THROTTLE_LOCK}),
+        by_design=True,
         weight=len(parked.requests),
     )
 
