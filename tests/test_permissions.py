@@ -17,7 +17,7 @@ import lab
 from autopsy.bundle import names
 from autopsy.capture import target
 from autopsy.capture.child import in_child
-from autopsy.capture.refusals import Guards, explain, guards_of
+from autopsy.capture.refusals import Guards, explain, guards_of, lockdown
 from autopsy.drill.machine import Machine
 from autopsy.errors import ExitCode, NotPermitted
 
@@ -166,3 +166,21 @@ def test_the_signs_are_read_where_the_kernel_shows_them(tmp_path: Path) -> None:
     assert found.theirs == "system_u:object_r:?[2Jx"
     nothing = guards_of(7, tmp_path / "none")
     assert (nothing.may_trace, nothing.yama, nothing.ours, nothing.selinux) == (False, "", "", False)
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("none [integrity] confidentiality", "locked down (integrity): debugfs is closed"),
+        ("none integrity [confidentiality]", "locked down (confidentiality): debugfs is closed"),
+        ("[none] integrity confidentiality", ""),
+        (None, ""),
+    ],
+)
+def test_a_locked_down_kernel_is_known_by_its_own_word(tmp_path: Path, file: str | None, told: str) -> None:
+    if file is not None:
+        (tmp_path / "sys/kernel/security").mkdir(parents=True)
+        (tmp_path / "sys/kernel/security/lockdown").write_text(f"{file}\n")
+    words = lockdown(tmp_path)
+    assert told in words
+    assert bool(words) is bool(told)

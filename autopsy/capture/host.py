@@ -9,7 +9,7 @@ from functools import partial
 
 from autopsy.bundle import names
 from autopsy.bundle.sections import Section, parse
-from autopsy.capture import cgroups, devices, logs, storage, vmfiles
+from autopsy.capture import cgroups, devices, logs, refusals, storage, vmfiles
 from autopsy.capture.mounts import Mount, mounts_in_use
 from autopsy.capture.procfs import Gone, Process, held, read_file
 from autopsy.capture.readers import Read, SectionFile, Trouble, sections, store, take
@@ -37,6 +37,7 @@ FILES = (
     "/proc/sys/kernel/tainted",
     "/proc/sys/kernel/yama/ptrace_scope",
     "/proc/sys/vm/swappiness",
+    "/sys/kernel/security/lockdown",
     "/sys/kernel/mm/ksm/run",
     "/sys/kernel/mm/transparent_hugepage/defrag",
     "/sys/kernel/mm/transparent_hugepage/enabled",
@@ -61,6 +62,7 @@ def look(scene: Scene) -> Outcome:
                 for batch in sections(_room(process, mounts), scene.deadline, trouble):
                     stored.append(batch)
             _logs(scene, process, cgroups.scopes(groups), trouble)
+        trouble.notes += filter(None, [refusals.lockdown()])
     except Gone as error:
         return Failed(str(error))
     return trouble.outcome()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def guards_of(pid: int, top: Path = Path("/")) -> Guards:
         theirs=_label(top / f"proc/{pid}/attr/current"),
         selinux=_text(top / "sys/fs/selinux/enforce") == "1",
     )
+
+
+def lockdown(top: Path = Path("/")) -> str:
+    """Return what kernel lockdown takes from us, empty where it is off: not the process, but what debugfs tells."""
+    mode = re.search(r"\[(integrity|confidentiality)\]", _text(top / "sys/kernel/security/lockdown"))
+    if mode is None:
+        return ""
+    return f"the kernel is locked down ({mode[1]}): debugfs is closed, which tells of requests in blk-mq, Ceph and NFS"
 
 
 def explain(guards: Guards) -> tuple[str, str]:
