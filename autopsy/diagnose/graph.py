@@ -92,14 +92,18 @@ def _comutexes(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) 
     parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
     parks = {each.address: f"requests {each.park.name}" for each in parked}
     for mutex in comutexes.of(facts):
-        waiters = sorted({parks[each] for each in mutex.waiters if parks.get(each) in nodes})
+        waiters = {parks[each] for each in mutex.waiters if parks.get(each) in nodes}
+        if not mutex.in_knot:  # those that wait at one place are one node: an arrow back to it would say "deadlock"
+            waiters.discard(parks.get(mutex.holder, ""))
         if not waiters:
             continue
         lock = f"comutex {mutex.address:#x}"
         nodes[lock] = WaitNode(
             id=lock, kind="lock", label="a coroutine mutex", detail=f"{mutex.address:#x}", cites=(mutex.cite,)
         )
-        edges += [WaitEdge(waiter=each, holder=lock, label="waits for", in_cycle=mutex.in_knot) for each in waiters]
+        edges += [
+            WaitEdge(waiter=each, holder=lock, label="waits for", in_cycle=mutex.in_knot) for each in sorted(waiters)
+        ]
         if holder := _holder(facts, mutex, parks, nodes):
             edges.append(WaitEdge(waiter=lock, holder=holder, label="held by", in_cycle=mutex.in_knot))
 
