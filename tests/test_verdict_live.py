@@ -124,6 +124,22 @@ WEDGES = (
         (NEW,),
     ),
     Wedge(
+        "a control group's limit under aio=threads",
+        "host",
+        "cgroup-io-limited",
+        partial(wedges_disks.limited_by_the_host, engine="threads"),
+        (OLD,),
+        beside="host-block-wait",
+    ),
+    Wedge(
+        "a control group's limit under aio=io_uring",
+        "host",
+        "cgroup-io-limited",
+        partial(wedges_disks.limited_by_the_host, engine="io_uring"),
+        (NEW,),
+        beside="aio-in-kernel",
+    ),
+    Wedge(
         "savevm on a frozen file system",
         "host",
         "host-fs-frozen",

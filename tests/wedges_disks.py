@@ -11,6 +11,7 @@ import lab
 from autopsy.drill import guests
 from autopsy.drill.machine import of_device
 from autopsy.drill.process import states, tool
+from limited import io_limited
 from wedges import (
     A_MOMENT,
     BOOT_SECONDS,
@@ -137,6 +138,17 @@ def frozen(build: lab.Build, engine: str, *, iothread: bool = False, disks: int 
         with lab.qemu(build, *words) as vm, lab.frozen(mounted):
             in_flight(vm, f"disk{disks - 1}", 4, within=A_MOMENT)
             yield Stuck(vm, (f"disk{disks - 1}", str(mounted.mount)), mounted.thaw)
+
+
+@contextmanager
+def limited_by_the_host(build: lab.Build, engine: str) -> Iterator[Stuck]:
+    """Writes to a disk that the VM's control group may write a thousand bytes a second to."""
+    with lab.folder() as place:
+        image = lab.disk(place / "d")
+        drive = f"if=none,id=disk0,format=raw,file={image},cache.direct=on,aio={engine}"
+        with lab.qemu(build, "-drive", drive, *DISK) as vm, io_limited(vm.pid, image, 1000) as (group, lift):
+            in_flight(vm, "disk0", 4, size="1M")
+            yield Stuck(vm, ("vd0", f"cgroup {group}"), lift)
 
 
 @contextmanager

@@ -243,6 +243,14 @@ ADVICE = MappingProxyType(
             ),
             ("Which command suspended it",),
         ),
+        "cgroup-io-limited": Advice(
+            (
+                "See the limit: `cat /proc/PID/cgroup`, then `io.max` or `blkio.throttle.*_device` of that group and of each above it; `MAJ:MIN` is the disk's, as `lsblk` shows it",
+                "Lift the limit: `systemctl set-property --runtime UNIT IOWriteBandwidthMax=`, `virsh blkiotune`, or `echo 'MAJ:MIN wbps=max' > io.max`",
+                "None is needed: the requests that waited end in order",
+            ),
+            ("How long the requests had waited: the kernel's queue of them goes with the process",),
+        ),
         "host-block-wait": Advice(
             (
                 "See which device holds requests: `grep . /sys/block/*/inflight`, `iostat -x 2 3`, `cat /sys/kernel/debug/block/*/hctx*/busy | head`",

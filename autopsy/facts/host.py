@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from autopsy.bundle import names
 from autopsy.bundle.sections import Section
+from autopsy.facts import io_limits
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.model import BlockDevice, HostFacts, LogLine, Mount, Pressure
@@ -58,6 +59,7 @@ def gather(evidence: Evidence) -> HostFacts:
         pressure_io=_pressure(found, "io", absent),
         pressure_memory=_pressure(found, "memory", absent),
         memory_pressed=_memory(found, absent),
+        io_limits=io_limits.gather(found, absent),
         aio_in_use=_aio(evidence, found),
         block_devices=_block_devices(found, absent),
         mounts=_mounts(evidence, found, absent),
@@ -189,7 +191,7 @@ def _mountinfo(path: str, section: Section) -> Iterator[Mount]:
         place, words = left.split(), right.split()
         if dash and len(place) > 4 and len(words) > 1:
             cite = Cite(path, section.line + offset, line[:200])
-            yield Mount(path=_unescape(place[4]), fstype=words[0], source=words[1], cite=cite)
+            yield Mount(path=_unescape(place[4]), fstype=words[0], source=words[1], cite=cite, device=place[2])
 
 
 def _unescape(path: str) -> str:

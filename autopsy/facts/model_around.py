@@ -112,6 +112,19 @@ class Mount:
     fstype: str
     source: str
     cite: Cite
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IoLimit:
+    """One limit that a control group of the VM's puts on a block device, given as major:minor, per second."""
+
+    device: str
+    kind: Literal["read", "write"]
+    unit: Literal["bytes", "requests"]
+    value: int
+    group: str
+    cite: Cite
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +146,7 @@ class HostFacts:
     pressure_io: Fact[Pressure]
     pressure_memory: Fact[Pressure]
     memory_pressed: Fact[str]
+    io_limits: Fact[tuple[IoLimit, ...]]
     aio_in_use: Fact[tuple[int, int]]
     block_devices: Fact[tuple[BlockDevice, ...]]
     mounts: Fact[tuple[Mount, ...]]

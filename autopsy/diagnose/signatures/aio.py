@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopsy.diagnose.judgement import (
+    IO_LIMIT,
     IOTHREAD,
     MAIN_LOOP,
     REQUESTS,
@@ -184,7 +185,7 @@ def _in_kernel(facts: Facts) -> Judgement:
         confidence=confidence(proven=waiting.proven and sure),
         claims=tuple(claims),
         holds=frozenset({REQUESTS}) | disk_tokens(facts, waiting.requests),
-        waits_for=frozenset({STORAGE}),
+        waits_for=frozenset({STORAGE, IO_LIMIT}),
         weight=len(waiting.requests),
         where="host",
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from autopsy.diagnose import kernel_stacks
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.judgement import (
+    IO_LIMIT,
     REQUESTS,
     CannotTell,
     Judgement,
@@ -162,6 +163,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
             ),
         ),
         holds=frozenset(tokens),
+        waits_for=frozenset({IO_LIMIT} if kind.id == "host-block-wait" else ()),
         weight=len(found),
     )
 
