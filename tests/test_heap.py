@@ -106,7 +106,7 @@ def test_every_throttled_request_is_a_tracked_request_of_a_queued_coroutine() ->
     assert one(first.backends, name="leg0").device == "sd0"
     assert one(first.scsi_devices, device="sd0").controller == "lsi0"
     assert one(first.lsi, device="lsi0").waiting == "nothing"
-    assert first.lsi[0].reentrancy_level == 0
+    assert not first.lsi[0].reentrancy_level  # 7.2.0 has none yet
 
     assert {"lock of throttle group tg0", "requests_lock of SCSI device sd0", "rq_lock of vd0"} <= {
         each.name for each in first.locks
