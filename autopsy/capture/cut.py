@@ -27,6 +27,8 @@ from autopsy.capture.child import die_with_parent
 from autopsy.capture.memory import IN_MEMORY, PAGE, Mapping, Process, parse_smaps, runs
 from autopsy.capture.snapshot import Chunk, read_pages
 
+RELEASE_SECONDS = 25e-6  # to copy one thread's stack and let it go
+OVERTIME = 1.25  # of the stop's time, after which it is over come what may
 PREPARE_SECONDS = 2.0  # to list and seize some thousand threads; none of them stands
 COROUTINE_STACK = (1 << 20) + PAGE  # of QEMU, guard page included: copied as far as it is used
 RED_ZONE = 256  # twice what the ABI lets a function use below its stack pointer
@@ -60,7 +62,8 @@ class Cut:
 def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
     """Stop the process for an instant. `stacks` are the mappings in which a stack may be read, in order of address.
 
-    Threads that do not stand after `max_stop` seconds are let go; in twice that time the stop is over, come what may.
+    It takes `max_stop` seconds: threads that do not stand early enough for the others to be copied and let go in that
+    time are given up. A quarter longer, and the stop is over, come what may.
     Concurrency: call it only from a process with one thread.
     """
     board = Board(len(os.listdir(f"/proc/{process.pid}/task")))
@@ -74,7 +77,7 @@ def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
         finally:
             os._exit(0)
     gc.unfreeze()
-    notes = _await(pid, board, 2 * max_stop)
+    notes = _await(pid, board, OVERTIME * max_stop)
     if said := board.last_words():
         notes.append(f"the tracer failed: {said.strip().splitlines()[-1]}")
     words = board.words
@@ -139,9 +142,10 @@ class _Tracer:
         if not newcomers:
             return
         _run_before_others()
-        signal.setitimer(signal.ITIMER_REAL, 2 * self.max_stop)
+        signal.setitimer(signal.ITIMER_REAL, OVERTIME * self.max_stop)
         self.words[Board.START] = start = time.monotonic_ns()
-        deadline = start + int(self.max_stop * 1e9)
+        waiting = max(self.max_stop / 2, self.max_stop - len(newcomers) * RELEASE_SECONDS)
+        deadline = start + int(waiting * 1e9)
         for _ in range(ROUNDS):
             for tid, _ in newcomers:
                 ptrace.interrupt(tid)
