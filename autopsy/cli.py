@@ -368,6 +368,8 @@ def drill(
         return
     with terminal.watcher() as watcher:
         drilled = exercise.run(scenario, keep=keep, place=out or Path(), watcher=watcher, say=say)
+    for line in terminal.story(drilled.ended):
+        say(line)
     for line in terminal.five_lines(drilled.ended):
         show(line)
     say(drilled.verdict_line)

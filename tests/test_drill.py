@@ -169,6 +169,15 @@ def test_what_is_kept_ends_by_the_commands_that_are_told(name: str) -> None:
     assert left_below_tmp() == []
 
 
+def test_the_command_tells_of_the_kill_and_of_the_verdict(tmp_path: Path) -> None:
+    ready("throttle")
+    words = [sys.executable, "-m", "autopsy", "drill", "throttle", "--out", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    assert "\nkill: SIGKILL; gone after" in done.stderr
+    assert "the verdict says so" in done.stderr
+    assert done.stdout.startswith("verdict     8 requests")
+
+
 def test_a_kept_drill_that_goes_wrong_is_taken_down() -> None:
     with pytest.raises(ZeroDivisionError), wedged("stopped", keep=True) as it:
         raise ZeroDivisionError

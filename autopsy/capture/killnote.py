@@ -108,7 +108,7 @@ def _failure(what: str, work: Callable[[], bytes], seconds: float) -> str:
     try:
         in_child(work, seconds)
     except (ChildTimedOut, ChildFailed) as error:
-        return f"{what}: {error}"
+        return f"{what}: {str(error).removeprefix('NoJournal: ')}"
     return ""
 
 
@@ -131,6 +131,10 @@ def _store(kill_note: KillNote, path: Path) -> bytes:
     return b""
 
 
+class NoJournal(Exception):
+    """This host keeps no system log."""
+
+
 def _log(kill_note: KillNote, log: Path) -> bytes:
     """Send one line to the system's log, in the protocol of syslog(3), whose own function does not tell of failure."""
     who = kill_note.who.login or kill_note.who.sudo or kill_note.who.user
@@ -140,7 +144,10 @@ def _log(kill_note: KillNote, log: Path) -> bytes:
         most=900,
     )
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as kernel:
-        kernel.connect(str(log))
+        try:
+            kernel.connect(str(log))
+        except FileNotFoundError:
+            raise NoJournal(f"nobody listens at {log}") from None
         kernel.send(f"{NOTICE}autopsy[{os.getppid()}]: {said}".encode())
     return b""
 
