@@ -95,3 +95,11 @@ def test_a_limit_that_lets_go_by_itself_is_not_the_cause_where_a_request_behind_
     found = diagnosis(case)
     assert (found.where, found.signature) == ("host", "host-fs-frozen")
     assert "throttle-timer-wait" in {each.signature for each in found.secondary}
+
+
+def test_a_file_that_no_node_is_known_by_leads_to_the_disk_through_its_requests() -> None:
+    case = cases.frozen_threads()
+    case.descriptors[9] = "/mnt/vm/data.raw"  # a qcow2 image's data file: query-block does not name it
+    found = diagnosis(case)
+    assert found.signature == "host-fs-frozen"
+    assert "d0" in found.objects

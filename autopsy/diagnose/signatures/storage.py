@@ -93,6 +93,18 @@ def disks_behind(facts: Facts, found: list[Sleeper]) -> tuple[Disk, ...]:
     return tuple(still_disks) if len(still_disks) <= MOST_NAMED else ()
 
 
+def disks_parked(facts: Facts) -> tuple[Disk, ...]:
+    """Return the disks whose requests are in an AIO engine, for a file that no node is known by: a data file, a base.
+
+    Where a job runs, the requests may be its own.
+    """
+    if isinstance(facts.jobs, Known) and facts.jobs.value:
+        return ()
+    alone = [disks_of(facts, request) for request in still(facts, Park.THREADS, Park.LINUX_AIO, Park.IO_URING)]
+    found = {each[0].name: each[0] for each in alone if len(each) == 1}
+    return tuple(found.values()) if len(found) <= MOST_NAMED else ()
+
+
 def image_of(facts: Facts, disk: Disk) -> str:
     """Return where a disk's image lies, as its descriptor tells it."""
     if isinstance(facts.descriptors, Unknown):
@@ -132,7 +144,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         return CannotTell(f"a second look: {count(len(found), 'thread')} waited for {kind.words} at the only one")
     files = {each.thread.tid: file_of(facts, each.look) for each in found}
     paths = frozenset(file.target for file in files.values() if file is not None)
-    disks = disks_on(facts, paths) if paths else disks_behind(facts, found)
+    disks = disks_on(facts, paths) or disks_parked(facts) if paths else disks_behind(facts, found)
     paths = paths or frozenset(path for disk in disks if (path := image_of(facts, disk)))
     mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
     proven = any(each.through for each in found)
