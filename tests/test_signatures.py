@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 import cases
 import evidence as e
+from autopsy.bundle import records
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather
@@ -103,3 +106,37 @@ def test_a_file_that_no_node_is_known_by_leads_to_the_disk_through_its_requests(
     found = diagnosis(case)
     assert found.signature == "host-fs-frozen"
     assert "d0" in found.objects
+
+
+@pytest.mark.parametrize(
+    ("syscall", "alive", "told"),
+    [
+        ("230 0x0 0x0 0x7f0000000000 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000", True, True),
+        ("running", False, True),
+        ("running", True, False),
+    ],
+    ids=["seen asleep between two tries", "met between two sleeps, the main loop dead", "met while it finds room"],
+)
+def test_a_console_without_a_reader_is_told_by_its_sleep_or_by_the_lock_it_keeps(
+    syscall: str, *, alive: bool, told: bool
+) -> None:
+    case = e.Case()
+    case.idle_threads()
+    writer = e.PID + 60
+    case.thread(
+        writer,
+        "CPU 1/TCG",
+        state="S" if told and alive else "R",
+        syscall=syscall,
+        frames=("qemu_chr_write_buffer", "qemu_chr_write", "debugcon_ioport_write"),
+    )
+    case.locks = records.LockGraph(
+        mutexes=(), others=(), cycles=(), bql_address=0x55D000003000, bql_owner=writer, bql_how_found="by symbol"
+    )
+    if alive:
+        case.monitor()
+    else:
+        case.asked("(greeting)", {"QMP": {}}, outcome="greeted")
+        case.asked("qmp_capabilities", None, outcome="no answer")
+    found = diagnosis(case)
+    assert (found.signature == "chardev-blocked") is told, found.headline

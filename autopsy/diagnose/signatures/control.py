@@ -21,6 +21,7 @@ from autopsy.diagnose.seen import (
     looks,
     missing,
     named,
+    owns_bql,
     same_sleep,
     sentence,
     still,
@@ -232,6 +233,9 @@ def _chardev(facts: Facts) -> Judgement:
         )
     # A write that finds no room sleeps for 100 us and tries again, for ever; one that finds room does not sleep.
     waiting = [thread for thread in inside if any(look.syscall.name in SLEEP_CALLS for look in looks(thread))]
+    # It may be met between two of its sleeps; what tells then is that nobody gets the BQL from it.
+    dead = isinstance(facts.monitor.alive, Known) and not facts.monitor.alive.value
+    waiting = waiting or [thread for thread in inside if dead and owns_bql(facts, thread.tid)]
     if not waiting:
         return RuledOut(
             f"{named(inside[0])} writes to a character device, and was not seen to wait for room",
@@ -246,7 +250,9 @@ def _chardev(facts: Facts) -> Judgement:
         claims=(
             claim(f"{sentence(named(thread))} is inside qemu_chr_fe_write_all.", *cites),
             claim(
-                "It sleeps between its tries: whoever reads the other end does not.",
+                "It sleeps between its tries: whoever reads the other end does not."
+                if any(look.syscall.name in SLEEP_CALLS for look in looks(thread))
+                else "It holds the BQL meanwhile, and the main loop did not come round: nobody reads the other end.",
                 *(look.cite for look in looks(thread)),
             ),
         ),
