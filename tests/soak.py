@@ -35,6 +35,7 @@ from test_survival_stress import assert_giant_is_captured
 
 GUEST_JOBS = 4
 SETTLE_SECONDS = 1.5  # of the guest's own clock, which tells of each second at its end
+TOLD_EVERY = 50  # captures
 QUIET_EVERY, QUIET_SECONDS = 3, 4.0  # what a capture costs is told by the seconds without one
 
 
@@ -126,51 +127,62 @@ def facts(machine: Machine) -> dict[str, int]:
     return {"fds": len(os.listdir(f"/proc/{machine.pid}/fd")), "rss_kb": rss}
 
 
+@dataclass(slots=True)
+class Soaked:
+    """What a soak has shown so far; its row can be printed at any time, and is, for a night's work must not be lost."""
+
+    before: dict[str, int]
+    told: Seconds = field(default_factory=Seconds)
+    stops: list[float] = field(default_factory=list)
+
+    def row(self, machine: Machine, left: list[Path]) -> Row:
+        after = facts(machine)
+        wrong = is_untouched(machine.pid)
+        told, stops = self.told, sorted(self.stops) or [0.0]
+        with_, without = percentile(told.during, 0.999), percentile(told.without, 0.999)
+        good = not (told.errors or told.corrupt or left or wrong)
+        words = (
+            f"{'ok' if good else 'NOT OK'}: {told.operations} guest operations, {told.errors} I/O errors, "
+            f"{told.corrupt} corrupt; p99.9 {with_:.1f} ms during, {without:.1f} ms without; "
+            f"both stops together {stops[-1]:.1f} ms at most, {stops[len(stops) // 2]:.1f} ms in the middle; "
+            f"descriptors {self.before['fds']} to {after['fds']}, "
+            f"RSS {self.before['rss_kb'] >> 10} to {after['rss_kb'] >> 10} MB; {len(left)} files left, "
+            f"{wrong or 'no thread'} changed"
+        )
+        return Row("none: captures under load", "a guest that verifies every block it reads", len(self.stops), words)
+
+
 def soak(most: int, minutes: float) -> list[Row]:
     """Capture a verifying guest again and again, with a pause after every few captures."""
-    told = Seconds()
-    count, stops = 0, []
     with lab.folder() as place, verifying_guest(place) as machine, namespace() as memory:
         out = place / "out"
         out.mkdir()
         lab.until("the guest verifies", lambda: "VERIFY " in lab.console(machine), seconds=60)
         time.sleep(5)
-        before = facts(machine)
+        so_far = Soaked(facts(machine))
         seen = listen(machine, Seconds(), 0, None)
         give_up = time.monotonic() + minutes * 60
-        while count < most and time.monotonic() < give_up:
+        while len(so_far.stops) < most and time.monotonic() < give_up:
             running = capture(machine.pid, out, "--fast", within=memory)
             while running.process.poll() is None:
                 time.sleep(0.2)
-                seen = listen(machine, told, seen, running.began)
+                seen = listen(machine, so_far.told, seen, running.began)
             if running.end() != 0:
                 raise RuntimeError(running.story)
             time.sleep(SETTLE_SECONDS)
-            seen = listen(machine, told, seen, running.began)
+            seen = listen(machine, so_far.told, seen, running.began)
             verify(running.bundle)
-            stops.append(running.answer["stop_ms"])
+            so_far.stops.append(running.answer["stop_ms"])
             for each in out.iterdir():
                 each.unlink()
-            count += 1
-            quiet = time.monotonic() + QUIET_SECONDS * (count % QUIET_EVERY == 0)
+            quiet = time.monotonic() + QUIET_SECONDS * (len(so_far.stops) % QUIET_EVERY == 0)
             while time.monotonic() < quiet and time.monotonic() < give_up:
                 time.sleep(0.5)
-                seen = listen(machine, told, seen, None)
+                seen = listen(machine, so_far.told, seen, None)
+            if len(so_far.stops) % TOLD_EVERY == 0:
+                print(so_far.row(machine, memory.works()), file=sys.stderr, flush=True)
         time.sleep(2)
-        after = facts(machine)
-        left = [*memory.works(), *out.iterdir()]
-        wrong = is_untouched(machine.pid)
-    with_, without = percentile(told.during, 0.999), percentile(told.without, 0.999)
-    good = not (told.errors or told.corrupt or left or wrong)
-    words = (
-        f"{'ok' if good else 'NOT OK'}: {told.operations} guest operations, {told.errors} I/O errors, "
-        f"{told.corrupt} corrupt; p99.9 {with_:.1f} ms during, {without:.1f} ms without; "
-        f"both stops together {max(stops):.1f} ms at most, "
-        f"{sorted(stops)[len(stops) // 2]:.1f} ms in the middle; descriptors {before['fds']} to {after['fds']}, "
-        f"RSS {before['rss_kb'] >> 10} to {after['rss_kb'] >> 10} MB; {len(left)} files left, "
-        f"{wrong or 'no thread'} changed"
-    )
-    return [Row("none: captures under load", "a guest that verifies every block it reads", count, words)]
+        return [so_far.row(machine, [*memory.works(), *out.iterdir()])]
 
 
 def every_death(times: int) -> list[Row]:

@@ -65,7 +65,7 @@ class Namespace:
 def namespace(*setup: str, memory: str = "256m") -> Iterator[Namespace]:
     """Run the shell commands of `setup` in a new mount namespace, with an empty /dev/shm; /run is as it was."""
     lab.need_root()
-    lines = [f"mount -t tmpfs -o mode=1777,size={memory} tmpfs /dev/shm", *setup, "echo ready", "exec sleep 3600"]
+    lines = [f"mount -t tmpfs -o mode=1777,size={memory} tmpfs /dev/shm", *setup, "echo ready", "exec sleep infinity"]
     script = "set -e; " + "; ".join(lines)
     holder = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "sh", "-c", script],
