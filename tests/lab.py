@@ -26,6 +26,7 @@ SHARED = HERE.parent.parent / "shared"
 KVM = ("-accel", "kvm")
 TCG = ("-accel", "tcg")
 GUEST_SECONDS = 90.0
+DEADLOCK_TRIES, DEADLOCK_SECONDS = 8, 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,22 +334,31 @@ def throttle_deadlock(which: Build | str = "10.0.2") -> Iterator[Machine]:
             until(
                 "the guest has done 20000 writes", lambda: writes_done(running, "vd0") >= 20000, seconds=GUEST_SECONDS
             )
-            before = writes_done(running, "vd0")
-            time.sleep(1)
-            # A limit that a loaded machine never comes near holds nobody back, and then nobody comes to the lock.
-            limit = max(400_000, min(40_000_000, (writes_done(running, "vd0") - before) * 4096 // 3))
-            running.qmp(
-                "block_set_io_throttle",
-                id="/machine/peripheral/vd0/virtio-backend",
-                bps=0,
-                bps_rd=0,
-                bps_wr=limit,
-                iops=0,
-                iops_rd=0,
-                iops_wr=0,
-            )
-            until("a thread waits for a mutex that is its own", lambda: _for_good(running.pid), seconds=90)
+            for _ in range(DEADLOCK_TRIES):  # it is a race, which a limit either starts within seconds or not at all
+                limit_writes(running, 0)
+                before = writes_done(running, "vd0")
+                time.sleep(1)
+                # A limit that a loaded machine never comes near holds nobody back, and then nobody comes to the lock.
+                limit_writes(running, max(400_000, min(40_000_000, (writes_done(running, "vd0") - before) * 4096 // 3)))
+                if _deadlocks(running.pid, DEADLOCK_SECONDS):
+                    break
+            else:
+                pytest.fail(f"no thread waits for a mutex that is its own, after {DEADLOCK_TRIES} tries")
             yield running
+
+
+def limit_writes(machine: Machine, rate: int) -> None:
+    """Let a guest write so many bytes a second to the disk vd0; 0 is no limit."""
+    limits = dict.fromkeys(("bps", "bps_rd", "iops", "iops_rd", "iops_wr"), 0)
+    machine.qmp("block_set_io_throttle", id="/machine/peripheral/vd0/virtio-backend", bps_wr=rate, **limits)
+
+
+def _deadlocks(pid: int, seconds: float) -> bool:
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        if _for_good(pid):
+            return True
+    return False
 
 
 def _for_good(pid: int) -> bool:
