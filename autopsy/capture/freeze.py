@@ -37,9 +37,9 @@ def expose_again(scene: Scene) -> Outcome:
 def _expose(scene: Scene, *, second: bool) -> Outcome:
     phases = Phases()
     try:
-        if why := unsupported(scene.target.pid):
-            return Failed(f"{why}; --live-gdb attaches a gdb instead, and the VM stands still meanwhile")
         auxv = _read(scene.target.pid, "auxv")
+        if why := _unsupported(auxv):
+            return Failed(f"{why}; --live-gdb attaches a gdb instead, and the VM stands still meanwhile")
         with _opened(scene) as process:
             known = tasks(process.pid)
             phases.done("threads")
@@ -76,9 +76,13 @@ def unsupported(pid: int) -> str:
     Raises:
         OSError: it is gone, or not ours to look at.
     """
+    return _unsupported(_read(pid, "auxv"))
+
+
+def _unsupported(auxv: bytes) -> str:
     if platform.machine() != ARCHITECTURE:
         return f"freeze needs x86-64; {platform.machine()} is not supported yet"
-    if not _is_64_bit(_read(pid, "auxv")):
+    if not _is_64_bit(auxv):
         return "freeze needs x86-64; a 32-bit process is not supported yet"
     return ""
 

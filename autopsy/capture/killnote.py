@@ -105,11 +105,12 @@ def tell_journal(kill_note: KillNote, log: Path) -> str:
 
 
 def _failure(what: str, work: Callable[[], bytes], seconds: float) -> str:
+    """Run what returns its trouble in words, if it has any, and return what to say of it."""
     try:
-        in_child(work, seconds)
+        trouble = in_child(work, seconds).decode()
     except (ChildTimedOut, ChildFailed) as error:
-        return f"{what}: {str(error).removeprefix('NoJournal: ')}"
-    return ""
+        trouble = str(error)
+    return trouble and f"{what}: {trouble}"
 
 
 def _store(kill_note: KillNote, path: Path) -> bytes:
@@ -131,10 +132,6 @@ def _store(kill_note: KillNote, path: Path) -> bytes:
     return b""
 
 
-class NoJournal(Exception):
-    """This host keeps no system log."""
-
-
 def _log(kill_note: KillNote, log: Path) -> bytes:
     """Send one line to the system's log, in the protocol of syslog(3), whose own function does not tell of failure."""
     who = kill_note.who.login or kill_note.who.sudo or kill_note.who.user
@@ -147,7 +144,7 @@ def _log(kill_note: KillNote, log: Path) -> bytes:
         try:
             kernel.connect(str(log))
         except FileNotFoundError:
-            raise NoJournal(f"nobody listens at {log}") from None
+            return f"nobody listens at {log}".encode()
         kernel.send(f"{NOTICE}autopsy[{os.getppid()}]: {said}".encode())
     return b""
 

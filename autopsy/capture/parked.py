@@ -8,19 +8,16 @@ stack, and the instruction before that address tells which of the two calls it w
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
 
 from autopsy.capture.files import read_kernel
+from autopsy.capture.memory import IN_MEMORY, PAGE, Mapping, Process, parse_smaps, runs
 
-MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (....) ([0-9a-f]+) (\S+) (\d+) *(.*)$", re.MULTILINE)
 MOST_MAPS = 32 << 20
 STACK = 1 << 20  # COROUTINE_STACK_SIZE, above its guard page
 TOP = 0x100  # bytes below a stack's top in which the trampoline keeps its return address
-PAGE = 4096
-PRESENT = 1 << 63
 CALL_BYTES = 7
 DIRECT_CALL = 0xE8
 INDIRECT_CALL = 0xFF
@@ -42,61 +39,51 @@ def count(pid: int) -> bytes:
         OSError: the process is gone, or not ours to look at.
         Unclear: this QEMU's coroutines are made in another way.
     """
-    maps = [
-        (int(start, 16), int(end, 16), mode, (device, inode, path))
-        for start, end, mode, _, device, inode, path in MAPPING.findall(read_kernel(f"/proc/{pid}/maps", MOST_MAPS))
-    ]
-    exe = os.readlink(f"/proc/{pid}/exe").encode()
-    code = [(start, end) for start, end, mode, file in maps if b"x" in mode and file[2] == exe]
+    mappings = parse_smaps(read_kernel(f"/proc/{pid}/maps", MOST_MAPS))
+    exe = os.readlink(f"/proc/{pid}/exe")
+    code = [each for each in mappings if "x" in each.permissions and each.path == exe]
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return _count(_Memory(memory, pagemap), list(_stacks(maps)), code)
+            return _count(Process(pid, memory, pagemap), list(_stacks(mappings)), code)
         finally:
             os.close(pagemap)
     finally:
         os.close(memory)
 
 
-class _Memory:
-    """What of a process's memory can be read without a fault: a page that was swapped out may be on a stuck disk."""
-
-    def __init__(self, memory: int, pagemap: int) -> None:
-        self._memory = memory
-        self._pagemap = pagemap
-
-    def read(self, address: int, size: int) -> bytes:
-        for page in range(address // PAGE, (address + size - 1) // PAGE + 1):
-            entry = os.pread(self._pagemap, 8, page * 8)
-            if len(entry) < 8 or not int.from_bytes(entry, "little") & PRESENT:
-                return b""
-        try:
-            return os.pread(self._memory, size, address)
-        except OSError:
-            return b""
+def _read(process: Process, address: int, size: int) -> bytes:
+    """Read what can be had without a fault: a page that was swapped out may be on a stuck disk."""
+    start, end = address & -PAGE, -(-(address + size) // PAGE) * PAGE
+    if list(runs(process.pagemap, start, end, IN_MEMORY)) != [(start, end - start)]:
+        return b""
+    try:
+        return os.pread(process.memory, size, address)
+    except OSError:
+        return b""
 
 
-def _stacks(maps: list[tuple[int, int, bytes, tuple[bytes, bytes, bytes]]]) -> Iterator[int]:
+def _stacks(mappings: tuple[Mapping, ...]) -> Iterator[int]:
     """Yield the top of all that may be a coroutine's stack: memory of no file, right above what nobody may touch."""
-    for (_, guard_end, guard_mode, _), (start, end, mode, (_, inode, path)) in pairwise(maps):
-        anonymous = mode == b"rw-p" and inode == b"0" and not path
-        if guard_end == start and guard_mode.startswith(b"---") and anonymous and end - start >= STACK:
-            yield start + STACK
+    for guard, above in pairwise(mappings):
+        own = above.permissions == "rw-p" and above.anonymous and not above.path
+        if guard.end == above.start and guard.permissions.startswith("---") and own and above.size >= STACK:
+            yield above.start + STACK
 
 
-def _count(memory: _Memory, tops: list[int], code: list[tuple[int, int]]) -> bytes:
+def _count(process: Process, tops: list[int], code: list[Mapping]) -> bytes:
     inside: dict[int, bool | None] = {}
     found = 0
     known = 0
     for top in tops:
-        data = memory.read(top - TOP, TOP)
+        data = _read(process, top - TOP, TOP)
         words = WORDS.unpack(data) if len(data) == TOP else ()
-        back = next((word for word in reversed(words) if any(start < word < end for start, end in code)), 0)
+        back = next((word for word in reversed(words) if any(each.start < word < each.end for each in code)), 0)
         if not back:
             continue  # a thread's stack, or another's memory
         if back not in inside:
-            inside[back] = calls_by_pointer(memory.read(back - CALL_BYTES, CALL_BYTES))
+            inside[back] = calls_by_pointer(_read(process, back - CALL_BYTES, CALL_BYTES))
         if inside[back] is not None:
             known += 1
             found += bool(inside[back])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from autopsy.bundle import names
 from autopsy.diagnose import flow
@@ -20,6 +21,8 @@ LITTLE_NS = 1_000_000
 LONG_IDLE_NS = 3_000_000_000
 # No request is met at these places in passing.
 NOT_IN_PASSING = frozenset({Park.BLKDEBUG, Park.THROTTLE_LOCK, Park.NBD_CONNECT})
+# The largest request that QEMU makes of a guest's, and a few of the smallest: a limit never has to hold more at once.
+AT_ONCE = {"bytes": 32 << 20, "requests": 16}
 MOST_CITES = 6
 MOST_NAMES = 6
 
@@ -128,6 +131,11 @@ def of_disks(disks: tuple[str, ...]) -> str:
 def count(number: int, one: str, many: str = "") -> str:
     """Say a number with its noun."""
     return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
+
+
+def lets_go(rate: int, unit: Literal["bytes", "requests"], seconds: float) -> bool:
+    """Tell whether a limit, a second, lets any request go within the time that was watched."""
+    return rate * seconds >= AT_ONCE[unit]
 
 
 def confidence(*, proven: bool, otherwise: Confidence = "likely") -> Confidence:

@@ -63,6 +63,8 @@ def _mutex(mutex: records.Mutex, heap: Fact[heap_records.Exposure]) -> MutexFact
 
 def _comutexes(graph: records.LockGraph, evidence: Evidence) -> Iterator[CoMutexFact]:
     """Yield the coroutine mutexes, with what became of each one's holder."""
+    if not graph.comutexes:
+        return  # the coroutines are many, and are read for their holders alone
     found = decode(evidence, names.GDB_THREADS, names.COROUTINES, tuple[records.Coroutine, ...])
     states = {each.address: each.state for each in found.value} if isinstance(found, Known) else {}
     tids = {each.coroutine: each.tid for each in graph.entered}

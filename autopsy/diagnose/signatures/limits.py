@@ -16,7 +16,7 @@ from autopsy.diagnose.judgement import (
     Signature,
     claim,
 )
-from autopsy.diagnose.seen import count, disk_names, disk_tokens, disks_of, missing, of_disks, still
+from autopsy.diagnose.seen import count, disk_names, disk_tokens, disks_of, lets_go, missing, of_disks, still
 from autopsy.diagnose.signatures.storage import Sleeper, image_of, mount_of, sleepers
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import CoroutineFact, Facts, IoLimit, Park
@@ -24,8 +24,6 @@ from autopsy.facts.model import CoroutineFact, Facts, IoLimit, Park
 BLOCK_LAYER = "host-block-wait"
 PARTITIONS = 16  # minor numbers of one sd or virtio disk
 SCATTERED = 259  # the major number of partitions that found no room there, and of every NVMe disk
-# What a limit has to let go in the time that was watched, or else it can be what a request waits for.
-MUCH = {"bytes": 32 << 20, "requests": 16}
 
 
 def _io_limited(facts: Facts) -> Judgement:
@@ -35,7 +33,7 @@ def _io_limited(facts: Facts) -> Judgement:
     if not limits.value:
         return RuledOut("no control group limits what it reads and writes", (limits.cite,))
     seconds = max(1.0, facts.times.gap_seconds)
-    slow = [each for each in limits.value if each.value * seconds < MUCH[each.unit]]
+    slow = [each for each in limits.value if not lets_go(each.value, each.unit, seconds)]
     if not slow:
         words = f"its control group's limits ({_words(limits.value[0])}) let requests go within the time of watching"
         return RuledOut(words, tuple(each.cite for each in limits.value[:3]))
@@ -50,12 +48,10 @@ def _io_limited(facts: Facts) -> Judgement:
         return RuledOut(f"it limits other devices: {_words(slow[0])}", tuple(each.cite for each in slow[:3]))
     told = on_it or near or slow
     disks = disk_names(facts, requests)
-    number = count(len(requests), "request") if requests else count(len(waiting), "thread")
+    number = len(requests) or len(waiting)
+    who = f"{count(number, 'request')} {of_disks(disks)}" if requests else f"{count(number, 'thread')} of QEMU"
     return Match(
-        headline=(
-            f"{number} {of_disks(disks) if requests else 'of QEMU'} {'waits' if number.startswith('1 ') else 'wait'} "
-            f"for the host's own limit: {_words(told[0])}"
-        ),
+        headline=(f"{who} {'waits' if number == 1 else 'wait'} for the host's own limit: {_words(told[0])}"),
         objects=(*disks, f"cgroup {told[0].group}", f"block device {told[0].device}"),
         confidence="likely" if on_it else "possible",
         claims=(
@@ -63,7 +59,7 @@ def _io_limited(facts: Facts) -> Judgement:
             *_waiting(requests, waiting, disks),
         ),
         holds=frozenset({IO_LIMIT, STORAGE, REQUESTS} if on_it else ()) | disk_tokens(facts, requests),
-        weight=len(requests) or len(waiting),
+        weight=number,
     )
 
 

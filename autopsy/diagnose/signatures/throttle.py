@@ -22,6 +22,7 @@ from autopsy.diagnose.seen import (
     disks_of,
     functions,
     known,
+    lets_go,
     missing,
     named,
     of_disks,
@@ -32,8 +33,6 @@ from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import Facts, MutexFact, Park, Thread, ThrottleGroup
 
 SECOND = 1_000_000_000
-# The largest request that QEMU makes of a guest's, in bytes: a timer never has to wait for more at once.
-LARGEST_REQUEST = 32 << 20
 NOT_PARKED = "no request is parked in a throttle group"
 
 
@@ -90,13 +89,15 @@ def _why_overdue(facts: Facts, groups: tuple[ThrottleGroup, ...]) -> str:
         gap = facts.times.gap_seconds
         if gap and isinstance(group.limits, Known) and group.limits.value.values:
             rates = dict(group.limits.value.values)
-            slow = [
-                rates[name] * gap < LARGEST_REQUEST for name in rates if name.startswith("bps-") and "max" not in name
+            wide = [
+                lets_go(rates[name], "bytes", gap) for name in rates if name.startswith("bps-") and "max" not in name
             ]
-            slow += [
-                rates[name] * gap < 16 for name in rates if name.startswith("iops-") and name[-3:] not in {"max", "ize"}
+            wide += [
+                lets_go(rates[name], "requests", gap)
+                for name in rates
+                if name.startswith("iops-") and name[-3:] not in {"max", "ize"}
             ]
-            if slow and not any(slow):
+            if wide and all(wide):
                 return (
                     f"the limits set now ({_limits(group)}) would have let a request go within the {gap:.1f} s of "
                     "watching"
