@@ -10,6 +10,7 @@ import zstandard
 
 from autopsy.bundle import names
 from autopsy.capture import freeze, live
+from autopsy.capture.procfs import Gone, held
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.frozen import Frozen
@@ -51,11 +52,15 @@ def _store_binary(scene: Scene) -> str:
         return ""
     packed = scene.staging / names.BINARY
     try:
-        with open(f"/proc/{scene.target.pid}/exe", "rb") as binary, open(packed, "xb") as stream:
+        with (
+            held(scene.target) as process,
+            open(f"{process.path}/exe", "rb") as binary,
+            open(packed, "xb") as stream,
+        ):
             zstandard.ZstdCompressor(level=BINARY_LEVEL).copy_stream(binary, stream)
-    except OSError as error:
+    except (OSError, Gone) as error:
         packed.unlink(missing_ok=True)
-        return f"the binary, which {why}, could not be kept: {error.strerror}"
+        return f"the binary, which {why}, could not be kept: {getattr(error, 'strerror', None) or error}"
     return f"the binary, which {why}, is kept as {names.BINARY}"
 
 

@@ -66,7 +66,7 @@ def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
     time are given up. A quarter longer, and the stop is over, come what may.
     Concurrency: call it only from a process with one thread.
     """
-    board = Board(len(os.listdir(f"/proc/{process.pid}/task")))
+    board = Board(len(os.listdir(f"{process.folder}/task")))
     gc.freeze()
     pid = os.fork()
     if pid == 0:
@@ -124,7 +124,7 @@ class _Tracer:
         self.board = board
         self.words = board.words
         self.process = process
-        self.tasks = f"/proc/{process.pid}/task"
+        self.tasks = f"{process.folder}/task"
         self.starts = [each.start for each in stacks]
         self.ends = [each.end for each in stacks]
         self.max_stop = max_stop
@@ -237,6 +237,10 @@ class _Tracer:
             elif error := ptrace.seize(tid):
                 self.words[row + 1] = Fate.GONE if error == errno.ESRCH else Fate.REFUSED
                 self.words[row + 2] = error
+            elif not os.path.exists(f"{self.tasks}/{tid}"):
+                # It ended before it was seized, and another process's thread has its number: it is left alone, and is
+                # free again when we end.
+                self.words[row + 1] = Fate.GONE
             else:
                 found.append((tid, row))
         self.seized += found

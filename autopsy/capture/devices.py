@@ -164,11 +164,11 @@ def _direct(process: Process, descriptors: Mapping[str, Section]) -> Iterator[tu
             yield mount.device, holds
         elif mount.source.startswith("/dev/"):  # btrfs and its like number themselves; their source is a device
             with contextlib.suppress(OSError):
-                yield _number(f"/proc/{process.pid}/root{mount.source}"), holds
+                yield _number(f"{process.path}/root{mount.source}"), holds
     for name, section in descriptors.items():
         if name.startswith("fd/") and section.data.startswith(b"/dev/"):
             with contextlib.suppress(OSError):
-                yield _number(f"/proc/{process.pid}/{name}"), f"fd {name[3:]}"
+                yield _number(f"{process.path}/{name}"), f"fd {name[3:]}"
 
 
 def _number(path: str) -> str:

@@ -103,20 +103,22 @@ class Exposure:
         )
 
 
-def tasks(pid: int) -> tuple[Task, ...]:
-    """Return the threads of a process, the main thread first. These files take no lock of the memory map.
+def tasks(pid: int, folder: str) -> tuple[Task, ...]:
+    """Return the threads of a process, the main thread first.
+
+    `folder` is its /proc/PID. The files that are read take no lock of the memory map.
 
     Raises:
         ProcessGone: there is none.
     """
     found = []
     try:
-        tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")))
+        tids = sorted(map(int, os.listdir(f"{folder}/task")))
     except OSError as error:
         raise ProcessGone(f"process {pid} is gone") from error
     for tid in sorted(tids, key=lambda tid: (tid != pid, tid)):
         with contextlib.suppress(OSError, ValueError):
-            stat = _read(f"/proc/{pid}/task/{tid}/stat")
+            stat = _read(f"{folder}/task/{tid}/stat")
             comm, _, rest = stat.partition(b"(")[2].rpartition(b")")
             found.append(Task(tid, comm.decode("utf-8", "replace"), rest.split()[0].decode()))
     return tuple(found)
@@ -129,14 +131,14 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
         ProcessGone: it ended meanwhile.
         OSError: its maps cannot be read.
     """
-    mappings = parse_smaps(_read(f"/proc/{process.pid}/smaps"))
+    mappings = parse_smaps(_read(f"{process.folder}/smaps"))
     phases.done("maps")
     choice = choose(mappings, process.pagemap)
     phases.done("pagemap")
     snapshot = Snapshot(process, choice.wanted, min(SWAP_SECONDS, deadline.left() / 4))
     phases.done("copy before")
     stacks = _stacks(choice)
-    waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.pid, task.tid)]
+    waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.folder, task.tid)]
     why = ""
     if waiting:
         names = ", ".join(f"{task.tid} ({task.comm})" for task in waiting[:4])
@@ -151,10 +153,10 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
     phases.done("stop")
     comms = {task.tid: task.comm for task in known}
     if any(caught.tid not in comms for caught in cut.threads):
-        comms = {task.tid: task.comm for task in tasks(process.pid)} | comms
+        comms = {task.tid: task.comm for task in tasks(process.pid, process.folder)} | comms
     threads, told, read_after = _threads(process, cut, stacks, comms, why)
     starved = not threads
-    if starved and all(task.state in "ZX" for task in tasks(process.pid)):
+    if starved and all(task.state in "ZX" for task in tasks(process.pid, process.folder)):
         raise ProcessGone(f"no thread of process {process.pid} could be read: it has ended, or is ending")
     phases.done("threads that were not stopped")
     pieces = (*cut.stacks, *read_after)
@@ -176,7 +178,7 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
         cut=cut,
         threads=tuple(threads),
         told=tuple(told),
-        chunks=tuple(_blanked(_apart([*snapshot.chunks(), *extra]), *_environment(process.pid))),
+        chunks=tuple(_blanked(_apart([*snapshot.chunks(), *extra]), *_environment(process.folder))),
         copied_bytes=snapshot.size + sum(len(chunk.data) for chunk in extra),
         torn=tuple(torn),
         notes=tuple(notes),
@@ -203,13 +205,13 @@ def _apart(chunks: list[Chunk]) -> Iterable[Chunk]:
             last = chunk.end
 
 
-def _environment(pid: int) -> tuple[int, int]:
+def _environment(folder: str) -> tuple[int, int]:
     """Return where the kernel put the environment, at the top of the main thread's stack (proc_pid_stat(5)).
 
     It is as likely as not to hold a secret, and no frame lies in it.
     """
     with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        fields = _read(f"{folder}/stat").rpartition(b")")[2].split()
         return int(fields[47]), int(fields[48])  # fields 50 and 51, env_start and env_end; 0 where we may not know
     return 0, 0
 
@@ -239,13 +241,13 @@ def _threads(
             threads.append(Thread(caught.tid, caught.registers))
             told.append(_told(threads[-1], comm, "stopped", caught.stack_bytes))
             continue
-        why = not_stopped or _why(process.pid, caught)
+        why = not_stopped or _why(process.folder, caught)
         if caught.fate in {Fate.GONE, Fate.KERNEL}:
             told.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=why))
             continue
         if caught.fate is Fate.STANDING and not _within(stacks, _sp(caught.registers)):
             with contextlib.suppress(OSError):  # the thread is younger than the maps that we have
-                stacks = _stacks(choose(parse_smaps(_read(f"/proc/{process.pid}/smaps")), process.pagemap))
+                stacks = _stacks(choose(parse_smaps(_read(f"{process.folder}/smaps")), process.pagemap))
         match unstopped.read(process, caught.tid, stacks):
             case unstopped.Read(registers=registers, stack=stack):
                 threads.append(Thread(caught.tid, registers))
@@ -264,12 +266,12 @@ def _told(thread: Thread, comm: str, how: Literal["stopped", "from-proc"], size:
     return FrozenThread(tid=thread.tid, comm=comm, how=how, why=why, stack_start=start, stack_bytes=size)
 
 
-def _why(pid: int, caught: Caught) -> str:  # noqa: PLR0911 - one answer for each fate
+def _why(folder: str, caught: Caught) -> str:  # noqa: PLR0911 - one answer for each fate
     match caught.fate:
         case Fate.MOVING:
             return "it did not come to a stand in the time that a stop may take"
         case Fate.REFUSED:
-            return _who_traces(pid, caught)
+            return _who_traces(folder, caught)
         case Fate.KERNEL:
             return "a thread of the kernel's own"
         case Fate.ASLEEP:
@@ -282,9 +284,9 @@ def _why(pid: int, caught: Caught) -> str:  # noqa: PLR0911 - one answer for eac
             return ""
 
 
-def _who_traces(pid: int, caught: Caught) -> str:
+def _who_traces(folder: str, caught: Caught) -> str:
     with contextlib.suppress(OSError, ValueError):
-        status = _read(f"/proc/{pid}/task/{caught.tid}/status")
+        status = _read(f"{folder}/task/{caught.tid}/status")
         tracer = int(status.partition(b"\nTracerPid:")[2].split(None, 1)[0])
         if tracer:
             comm = _read(f"/proc/{tracer}/comm").decode("utf-8", "replace").strip()
@@ -294,17 +296,17 @@ def _who_traces(pid: int, caught: Caught) -> str:
     )
 
 
-def _waits_for_the_map(pid: int, tid: int) -> bool:
+def _waits_for_the_map(folder: str, tid: int) -> bool:
     """Return whether a thread waits for the lock of the memory map, by its kernel stack, or its wchan without one."""
     try:
-        stack = _read(f"/proc/{pid}/task/{tid}/stack").decode("ascii", "replace")
+        stack = _read(f"{folder}/task/{tid}/stack").decode("ascii", "replace")
     except OSError:
         stack = ""
     if stack:
         return bool(_SEMAPHORE.search(stack) and _OF_THE_MAP.search(stack))
     with contextlib.suppress(OSError):
         # The semaphore's functions are hidden from wchan; what called them shows.
-        return bool(_OF_THE_MAP.search(_read(f"/proc/{pid}/task/{tid}/wchan").decode("ascii", "replace")))
+        return bool(_OF_THE_MAP.search(_read(f"{folder}/task/{tid}/wchan").decode("ascii", "replace")))
     return False
 
 

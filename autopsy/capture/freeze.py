@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import select
 import struct
 import time
 from collections.abc import Iterator
@@ -16,8 +15,10 @@ from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture import corefile, differences
 from autopsy.capture.exposure import ARCHITECTURE, Exposure, Phases, ProcessGone, Task, take, tasks
 from autopsy.capture.memory import PAGE, Process, modules
+from autopsy.capture.procfs import Gone, held
 from autopsy.capture.snapshot import Chunk
 from autopsy.capture.step import Collected, Failed, Outcome, Scene
+from autopsy.capture.target import is_alive
 from autopsy.examine.core import Core, CoreError
 
 AT_PHENT = 4
@@ -37,26 +38,29 @@ def expose_again(scene: Scene) -> Outcome:
 def _expose(scene: Scene, *, second: bool) -> Outcome:
     phases = Phases()
     try:
-        auxv = _read(scene.target.pid, "auxv")
-        if why := _unsupported(auxv):
-            return Failed(f"{why}; --live-gdb attaches a gdb instead, and the VM stands still meanwhile")
         with _opened(scene) as process:
-            known = tasks(process.pid)
+            auxv = _read(f"{process.folder}/auxv")
+            if why := _unsupported(auxv):
+                return Failed(f"{why}; --live-gdb attaches a gdb instead, and the VM stands still meanwhile")
+            known = tasks(process.pid, process.folder)
             phases.done("threads")
             # Should the next reads hang on the lock of the memory map, this much is told.
             scene.write_json(names.FREEZE_RECORD, _begun(known, phases))
             taken = take(process, known, phases, max_stop=scene.options.max_stop, deadline=scene.deadline)
-    except ProcessGone as error:
+            arguments = _arguments(process)
+    except (Gone, ProcessGone) as error:
         return Failed(str(error))
     except PermissionError as error:
-        return Failed(f"{error.filename or 'ptrace'}: not permitted: run as root or with CAP_SYS_PTRACE; {_yama()}")
+        file = os.path.basename(error.filename or "ptrace")
+        whose = f"{file} of process {scene.target.pid}"
+        return Failed(f"{whose}: not permitted: run as root or with CAP_SYS_PTRACE; {_yama()}")
     except (FileNotFoundError, ProcessLookupError):
         return Failed(f"process {scene.target.pid} is gone")
     scene.write_json(names.FREEZE_RECORD, taken.record(phases))
     notes = corefile.Notes(
         pid=scene.target.pid,
         comm=taken.told[0].comm.encode(),
-        arguments=_arguments(scene.target.pid),
+        arguments=arguments,
         auxv=auxv,
         threads=taken.threads,
         files=modules(taken.mappings),
@@ -76,7 +80,7 @@ def unsupported(pid: int) -> str:
     Raises:
         OSError: it is gone, or not ours to look at.
     """
-    return _unsupported(_read(pid, "auxv"))
+    return _unsupported(_read(f"/proc/{pid}/auxv"))
 
 
 def _unsupported(auxv: bytes) -> str:
@@ -135,21 +139,19 @@ def _summary(taken: Exposure) -> str:
 
 @contextmanager
 def _opened(scene: Scene) -> Iterator[Process]:
-    """Hold the process's memory open; it is the target's own, for the target is alive after it was opened."""
-    pid = scene.target.pid
-    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    """Hold the process's memory open, and all of its /proc: should it end, its number may come to mean another one."""
+    if not is_alive(scene.target):
+        raise ProcessGone(f"process {scene.target.pid} has ended")
+    with held(scene.target) as proc:
+        memory = os.open("mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc.folder)
         try:
-            poller = select.poll()
-            poller.register(scene.target.pidfd, select.POLLIN)
-            if poller.poll(0):
-                raise ProcessGone(f"process {pid} has ended")
-            yield Process(pid, memory, pagemap)
+            pagemap = os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc.folder)
+            try:
+                yield Process(proc.pid, memory, pagemap, proc.path)
+            finally:
+                os.close(pagemap)
         finally:
-            os.close(pagemap)
-    finally:
-        os.close(memory)
+            os.close(memory)
 
 
 def _is_64_bit(auxv: bytes) -> bool:
@@ -158,9 +160,9 @@ def _is_64_bit(auxv: bytes) -> bool:
     return words.get(AT_PHENT) == PHENT_64
 
 
-def _arguments(pid: int) -> bytes:
+def _arguments(process: Process) -> bytes:
     with contextlib.suppress(OSError):
-        return _read(pid, "cmdline").replace(b"\0", b" ").strip()
+        return _read(f"{process.folder}/cmdline").replace(b"\0", b" ").strip()
     return b""
 
 
@@ -172,6 +174,6 @@ def _yama() -> str:
         return "yama is not in this kernel"
 
 
-def _read(pid: int, file: str) -> bytes:
-    with open(f"/proc/{pid}/{file}", "rb") as stream:
+def _read(path: str) -> bytes:
+    with open(path, "rb") as stream:
         return stream.read()

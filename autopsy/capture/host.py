@@ -108,9 +108,7 @@ def _room(process: Process, mounts: Sequence[Mount]) -> Iterator[Read]:
     """Yield statvfs of each file system that the target has files on, through a descriptor: no path, no symlink."""
     for mount in mounts:
         if mount.kind not in {"proc", "sysfs", "devtmpfs", "devpts"}:
-            yield Read(
-                f"statvfs {mount.point}", partial(_statvfs, f"/proc/{process.pid}/fd/{mount.fds[0]}"), mount.point
-            )
+            yield Read(f"statvfs {mount.point}", partial(_statvfs, f"{process.path}/fd/{mount.fds[0]}"), mount.point)
 
 
 def _statvfs(path: str) -> bytes:

@@ -49,7 +49,7 @@ def look(scene: Scene) -> Outcome:
     pid = scene.target.pid
     if obstacle := _lasting_obstacle(pid):
         return Skipped(f"--live-gdb: {obstacle}: gdb would hang with the VM stopped")
-    comms = {each.tid: each.comm for each in tasks(pid)}
+    comms = {each.tid: each.comm for each in tasks(pid, f"/proc/{pid}")}
     scratch = scene.staging / "scratch"
     scratch.mkdir(mode=0o700, exist_ok=True)
     ends_at = time.monotonic() + min(STAND_STILL_SECONDS, scene.deadline.left() - HEAL_SECONDS)
@@ -83,7 +83,7 @@ def _lasting_obstacle(pid: int) -> str:
 def may_not_attach(pid: int) -> str:
     """Return why no gdb may be attached, empty where one may: every thread must be able to stop at once."""
     try:
-        known = tasks(pid)
+        known = tasks(pid, f"/proc/{pid}")
     except ProcessGone as error:
         return str(error)
     for each in known:

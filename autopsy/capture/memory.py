@@ -43,11 +43,15 @@ _OWN = _table(_PRESENT, _GUARD | _FILE)  # no longer the file's page: written to
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """The process at hand: its id, and descriptors of its mem and pagemap."""
+    """The process at hand: its id, descriptors of its mem and pagemap, and the path by which its /proc is read.
+
+    That path is best one through a descriptor of /proc/PID, which never comes to mean another process.
+    """
 
     pid: int
     memory: int
     pagemap: int
+    folder: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def count(pid: int) -> bytes:
     try:
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return _count(Process(pid, memory, pagemap), list(_stacks(mappings)), code)
+            return _count(Process(pid, memory, pagemap, f"/proc/{pid}"), list(_stacks(mappings)), code)
         finally:
             os.close(pagemap)
     finally:

@@ -27,6 +27,11 @@ class Process:
     pid: int
     folder: int
 
+    @property
+    def path(self) -> str:
+        """Return a path to it that means this process only, in ours and in what we fork; an error's name is no good."""
+        return f"/proc/self/fd/{self.folder}"
+
     def read(self, path: str, most: int = MOST_BYTES) -> bytes | Cut:
         """Return a file below /proc/PID, at most `most` bytes of it."""
         return read_file(path, most, folder=self.folder)

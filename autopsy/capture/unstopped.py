@@ -43,7 +43,7 @@ def read(process: Process, tid: int, stacks: Sequence[Mapping]) -> Read | Unread
     why = ""
     for _ in range(TRIES):
         try:
-            before = _call(process.pid, tid)
+            before = _call(process.folder, tid)
         except OSError as error:
             return Unreadable(f"its system call cannot be read: {error.strerror}")
         match = _CALL.fullmatch(before)
@@ -54,7 +54,7 @@ def read(process: Process, tid: int, stacks: Sequence[Mapping]) -> Read | Unread
         else:
             stack = _stack(process, int(match[3], 16), stacks)
             try:
-                if _call(process.pid, tid) == before:
+                if _call(process.folder, tid) == before:
                     return Read(_registers(match), stack)
             except OSError as error:
                 return Unreadable(f"its system call cannot be read: {error.strerror}")
@@ -63,8 +63,8 @@ def read(process: Process, tid: int, stacks: Sequence[Mapping]) -> Read | Unread
     return Unreadable(why)
 
 
-def _call(pid: int, tid: int) -> bytes:
-    with open(f"/proc/{pid}/task/{tid}/syscall", "rb", buffering=0) as stream:
+def _call(folder: str, tid: int) -> bytes:
+    with open(f"{folder}/task/{tid}/syscall", "rb", buffering=0) as stream:
         return stream.read()
 
 

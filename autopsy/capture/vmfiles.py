@@ -65,7 +65,10 @@ def log(process: Process, name: str, manager: str, root: str = "") -> list[Read]
     paths = [f"/var/log/libvirt/qemu/{name}.log"] if manager == "libvirt" and _plain(name) else []
     return [
         *(Read(f"{root}{path}", partial(_log, root, path)) for path in paths),
-        *(Read(path, partial(_log, "", path)) for path in _own_streams(process)),
+        *(
+            Read(f"/proc/{process.pid}/{file}", partial(_log, "", f"{process.path}/{file}"))
+            for file in _own_streams(process)
+        ),
     ]
 
 
@@ -135,4 +138,4 @@ def _own_streams(process: Process) -> Iterator[str]:
         except OSError:
             continue
         if link.startswith(b"/") and not link.startswith(b"/dev/"):
-            yield f"/proc/{process.pid}/fd/{number}"
+            yield f"fd/{number}"
