@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help drill test soak fuzz sbom lint bench lab dist deb clean packages-for-drill packages-for-tests
+.PHONY: help drill test soak fuzz sbom audit lint bench lab dist deb clean packages-for-drill packages-for-tests
 
 SCENARIO ?= throttle
 PYTEST ?=
@@ -28,6 +28,7 @@ help:
 	@echo 'make soak  [SOAK="--minutes 10"] every wedge on every QEMU, every way to hurt a capture: hours'
 	@echo 'make fuzz  [FUZZ="--seconds 60"] what reads bytes of strangers, guided by coverage'
 	@echo 'make sbom                       dist/autopsy.cdx.json: what it stands on'
+	@echo 'make audit                      whether any of that is known to be vulnerable; needs a network'
 	@echo 'make lint | bench | lab | dist | clean'
 
 drill: packages-for-drill $(VENV)/installed
@@ -51,6 +52,9 @@ fuzz: $(VENV)/installed-for-tests
 sbom: $(VENV)/installed
 	@mkdir -p dist
 	$(BIN)/python tests/sbom.py >dist/autopsy.cdx.json
+
+audit: $(VENV)/installed-for-tests
+	$(BIN)/python tests/audit.py
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
