@@ -64,6 +64,38 @@ def talking(*frames: str, peer_state: str = "T (stopped)") -> e.Case:
     return case
 
 
+def blocking_library(*, went_on: bool = False) -> e.Case:
+    """The main thread under libssh, which polls its socket by itself; the freeze interrupts the poll."""
+    case = e.Case()
+    case.idle_threads()
+    call = " 0x55d0ff000000 0x1 0xffffffff 0x0 0x0 0x0 0x7ffc00000000 0x7f0000000000"
+    where = ("poll_schedule_timeout.constprop.0", "do_sys_poll")
+    case.tasks[0] = e.Task(
+        e.PID,
+        "qemu-system-x86",
+        syscall=f"7{call}",
+        stack=(*where, "__x64_sys_poll", "do_syscall_64"),
+        switches=900 * went_on,
+        frames=("__GI___poll", "ssh_channel_read_timeout", "sftp_write", "ssh_co_writev"),
+        later={
+            "syscall": f"219{call}",
+            "stack": (*where, "do_restart_poll", "do_syscall_64"),
+            "switches": 900 * went_on,
+        },
+    )
+    case.polls.append(records.PollSet(tid=e.PID, call="poll", fds=(records.PollFd(fd=21, events=1, revents=0),)))
+    case.ends.append(records.SocketEnd(fd=21, inode=5, family="tcp", state="ESTAB", remote="192.0.2.7:22"))
+    case.command_line = (
+        "-blockdev",
+        '{"driver":"ssh","node-name":"s0","path":"/d","server":{"host":"192.0.2.7","port":"22"}}',
+        "-device",
+        "virtio-blk-pci,id=vd0,drive=s0",
+    )
+    case.asked("(greeting)", {}, outcome="greeted")
+    case.asked("qmp_capabilities", None, outcome="no answer")
+    return case
+
+
 def nested_poll(under: str, functions: tuple[str, ...] = (), number: int = 3) -> e.Case:
     """The main thread polls inside a call of the block layer while it holds the BQL."""
     case = e.Case(version="10.0.2")

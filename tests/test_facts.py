@@ -188,3 +188,23 @@ def test_an_eventfd_in_an_epoll_set_is_polled() -> None:
 
 def test_system_calls_have_one_name_each() -> None:
     assert len(set(syscalls.NAMES.values())) == len(syscalls.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("places", "name"),
+    [
+        (("poll_schedule_timeout.constprop.0", "do_sys_poll", "do_restart_poll"), "poll"),
+        (("poll_schedule_timeout.constprop.0",), "poll"),
+        (("futex_do_wait", "__futex_wait", "futex_wait_restart"), "futex"),
+        (("futex_wait_queue_me",), "futex"),
+        (("hrtimer_nanosleep", "hrtimer_nanosleep_restart"), "clock_nanosleep"),
+        ((), "restart_syscall"),
+        (("somewhere_new",), "restart_syscall"),
+    ],
+)
+def test_a_sleep_that_a_stop_has_interrupted_is_told_by_its_own_name(places: tuple[str, ...], name: str) -> None:
+    line = "0x55d04f2064f0 0x1 0xffffffff 0x0 0x0 0x0 0x7f4a919ff8d0 0x7f4a9440e26f"
+    found = threads.syscall(f"219 {line}", places)
+    assert found.name == name
+    assert found.restarted is (name != "restart_syscall")
+    assert found.is_like(threads.syscall(f"7 {line}")) is (name == "poll")

@@ -24,6 +24,7 @@ from surviving import (
     busy,
     capture,
     children,
+    namespace,
     orphans_come_to_us,
 )
 
@@ -97,10 +98,10 @@ def test_a_capture_that_is_killed_at_any_moment_of_an_attach_leaves_no_thread_st
 ) -> None:
     """gdb dies with the capture, which can leave its stops behind: the guardian takes them back."""
     chance = random.Random(5)  # noqa: S311 - a test that can be repeated
-    known = set(children())
-    with orphans_come_to_us():
+    with namespace() as memory, orphans_come_to_us():
+        known = set(children())
         for number in range(KILLS):
-            running = capture(vm.pid, tmp_path / str(number), "--fast", "--live-gdb", before=ELSEWHERE)
+            running = capture(vm.pid, tmp_path / str(number), "--fast", "--live-gdb", before=ELSEWHERE, within=memory)
             give_up = time.monotonic() + 30
             while not traced(vm.pid):
                 assert running.process.poll() is None, running.process.communicate()

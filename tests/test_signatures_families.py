@@ -50,6 +50,7 @@ CASES: dict[str, tuple[Callable[[], e.Case], str, str]] = {
     "curl": (lambda: cases.parked_in(*e.YIELD, "curl_co_preadv", *TO_BLOCK), "peer", "remote-image-silent"),
     "nbd, one slot free": (lambda: cases.parked_in(*e.QUEUE, "nbd_co_send_request", *TO_BLOCK), "peer", "nbd-silent"),
     "vhost-user": (lambda: cases.talking("vhost_user_read_header", "vhost_user_read"), "peer", "vhost-user-silent"),
+    "a blocking library": (cases.blocking_library, "peer", "peer-blocks-thread"),
     "swtpm": (lambda: cases.talking("tpm_emulator_ctrlcmd"), "peer", "swtpm-silent"),
     "not reaped": (lambda: cases.aio_ring(head=3, tail=6), "aio", "aio-completed-not-reaped"),
     "in the kernel": (lambda: cases.aio_ring(head=6, tail=6), "host", "aio-in-kernel"),
@@ -131,3 +132,11 @@ def test_a_wedge_that_went_on_by_the_second_look_is_no_wedge(name: str) -> None:
 
 def _fields(record: object) -> dict[str, object]:
     return {name: getattr(record, name) for name in record.__struct_fields__}  # type: ignore[attr-defined]  # a Struct
+
+
+def test_a_blocking_call_names_the_disk_that_it_serves_and_one_that_goes_on_is_none() -> None:
+    found = diagnose(gather(cases.blocking_library().bundle()))
+    assert found.objects[:3] == ("vd0", f"the main thread {e.PID}", "192.0.2.7:22")
+    assert found.confidence == "proven"
+    went_on = diagnose(gather(cases.blocking_library(went_on=True).bundle()))
+    assert went_on.signature != "peer-blocks-thread", went_on.headline

@@ -14,6 +14,7 @@ import pytest
 import lab
 import wedges
 import wedges_disks
+from autopsy.drill.machine import QmpRefused
 from verdicts import captured
 from wedges import Stuck
 
@@ -194,6 +195,8 @@ WEDGES = (
         (OLD, NEW),
     ),
     Wedge("a console that nobody reads", "control", "chardev-blocked", wedges.console_unread, (OLD,)),
+    Wedge("a server that accepts nobody", "peer", "peer-blocks-thread", wedges.connecting, (OLD, DEBUG)),
+    Wedge("a silent ssh server", "peer", "peer-blocks-thread", wedges.ssh_silent, (OLD,), (NEW, DEBUG)),
     Wedge("a migration that nobody reads", "migration", "migration-send-blocked", wedges.migration_unread, (NEW,)),
 )
 
@@ -226,6 +229,12 @@ def test_a_wedge_is_told_for_what_it_is_and_lifts(wedge: Wedge, label: str, tmp_
 def answers(it: Stuck) -> bool:
     try:
         it.vm.qmp("query-status", within=5)
-    except OSError:
+    except (OSError, QmpRefused):  # refused: what it had not answered before is answered now, to whoever is there
         return False
     return True
+
+
+def test_a_second_capture_tells_the_same_although_the_first_has_interrupted_its_sleeps(tmp_path: Path) -> None:
+    with wedges.ssh_silent(lab.build(OLD)) as it:
+        told = [captured(it.vm.pid, tmp_path / str(number)) for number in range(2)]
+        assert {each.signature for each in told} == {"peer-blocks-thread"}, told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -204,6 +205,20 @@ def test_every_way_to_poll_tells_its_set_and_its_timeout(tmp_path: Path) -> None
         assert [each.events for each in timed.fds] == [1]
 
 
+def test_poll_sets_are_told_of_sleeps_that_a_stop_has_interrupted(tmp_path: Path) -> None:
+    with looking.python(POLLERS) as pid, looking.scene(pid, tmp_path) as at:
+        os.kill(pid, signal.SIGSTOP)
+        lab.until("it is stopped", lambda: in_state(pid, "T") > 0)
+        os.kill(pid, signal.SIGCONT)
+        calls = [file.read_bytes() for file in Path(f"/proc/{pid}/task").glob("*/syscall")]
+        assert sum(call.startswith(b"219 ") for call in calls) >= 2
+        look(at)
+        polls = [poll for poll in looking.decoded(at, names.POLLS, list[PollSet]) if poll.call == "poll"]
+        table = looking.found(at, names.FDS)
+        assert {poll.timeout_ns for poll in polls} == {None, 300 * 10**9}
+        assert all(table[f"fd/{each.fd}"].data.startswith(b"pipe:") for poll in polls for each in poll.fds)
+
+
 def hangs_at(stuck: str, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.3) -> None:
     """Let one file of /proc/PID never answer, as when a stuck thread holds mmap_lock."""
     real = Process.read
@@ -335,15 +350,15 @@ time.sleep(600)
 
 @given(st.binary(max_size=200))
 def test_any_line_of_syscall_is_read_or_refused(line: bytes) -> None:
-    sleeps.call_of(line, "x86_64")
+    sleeps.call_of(line, machine="x86_64")
 
 
 def test_a_running_thread_or_an_unknown_architecture_sleeps_in_nothing() -> None:
     line = b"202 0x1000 0x80 0x2 0x0 0x0 0x0 0x7ffe 0x7fff\n"
-    assert sleeps.call_of(line, "x86_64") == sleeps.Call("futex", (0x1000, 0x80, 2, 0, 0, 0))
-    assert sleeps.call_of(line, "s390x") is None
-    assert sleeps.call_of(b"running\n", "x86_64") is None
-    assert sleeps.call_of(b"-1 0x7ffe 0x7fff\n", "x86_64") is None
+    assert sleeps.call_of(line, machine="x86_64") == sleeps.Call("futex", (0x1000, 0x80, 2, 0, 0, 0))
+    assert sleeps.call_of(line, machine="s390x") is None
+    assert sleeps.call_of(b"running\n", machine="x86_64") is None
+    assert sleeps.call_of(b"-1 0x7ffe 0x7fff\n", machine="x86_64") is None
 
 
 @given(

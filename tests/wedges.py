@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,3 +201,35 @@ def debugged(build: lab.Build) -> Iterator[Stuck]:
 
 def _detach(gdb: subprocess.Popen[bytes]) -> None:
     gdb.communicate()  # the end of its input
+
+
+@contextmanager
+def connecting(build: lab.Build) -> Iterator[Stuck]:
+    """A character device is added whose server has no room for one more connection."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as crowd, lab.qemu(build) as vm:
+        port = server.getsockname()[1]
+        for _ in range(4):
+            each = crowd.enter_context(closing(socket.socket()))
+            each.setblocking(False)  # noqa: FBT003 - socket's own
+            each.connect_ex(("127.0.0.1", port))
+        time.sleep(A_MOMENT)
+        address = {"type": "inet", "data": {"host": "127.0.0.1", "port": str(port)}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        with suppress(TimeoutError):
+            vm.qmp("chardev-add", id="c0", backend=backend, within=A_MOMENT)
+        yield Stuck(vm, (f"127.0.0.1:{port}",), server.close)
+
+
+@contextmanager
+def ssh_silent(build: lab.Build) -> Iterator[Stuck]:
+    """A disk is added whose ssh server does not say a word: libssh polls for it with the BQL held."""
+    with socket.create_server(("127.0.0.1", 0)) as server, lab.qemu(build) as vm:
+        host, port = server.getsockname()
+        with suppress(TimeoutError):
+            vm.qmp(
+                "blockdev-add",
+                **{"driver": "ssh", "node-name": "s0", "path": "/disk", "user": "nobody"},
+                server={"host": host, "port": str(port)},
+                within=A_MOMENT,
+            )
+        yield Stuck(vm, (f"{host}:{port}",), server.close)

@@ -19,7 +19,7 @@ from autopsy.bundle.records import FutexWait, GuardLook, MainGlance
 from autopsy.capture import words
 from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.capture.procfs import OPEN, Process, held, state
-from autopsy.capture.sleeps import call_of, read_memory
+from autopsy.capture.sleeps import call_now, read_memory
 from autopsy.capture.step import Scene
 
 FUTEX_WAIT_PRIVATE = 0x80
@@ -185,7 +185,7 @@ def _is_as_it_was(process: Process, thread: Thread, wait: FutexWait | None) -> b
     if thread.in_fuse:
         return bool(FUSE.search(process.small(f"{task}/wchan")) or FUSE.search(process.small(f"{task}/stack")))
     if wait is not None:
-        call = call_of(process.small(f"{task}/syscall"))
+        call = call_now(process, thread.tid)
         return call is not None and call.name == "futex" and call.arguments[0] == wait.address
     return now == "D"
 
@@ -194,7 +194,7 @@ def _glances(process: Process, memory: int, seen: Witnessed) -> Iterator[MainGla
     addresses = {each.address for each in seen.mutex_waits}
     inner = seen.threads[seen.pid].inner if seen.pid in seen.threads else seen.pid
     for _ in range(GLANCES):
-        call = call_of(process.small(f"task/{seen.pid}/syscall"))
+        call = call_now(process, seen.pid)
         glance = MainGlance(
             state=state(process.small(f"task/{seen.pid}/stat")),
             call=call.name if call else "",

@@ -11,7 +11,7 @@ from functools import cache, partial
 
 import msgspec
 
-from autopsy.bundle import names
+from autopsy.bundle import names, restarts
 from autopsy.bundle.records import FutexWait, PollFd, PollSet
 from autopsy.bundle.sections import Section
 from autopsy.capture.procfs import OPEN, Process
@@ -46,6 +46,7 @@ CALLS: Mapping[str, Mapping[int, str]] = {
         449: "futex_waitv",
     },
 }
+_READ = frozenset(name for calls in CALLS.values() for name in calls.values())
 FUTEX, POLL = b"F", b"P"  # what a reader answers with
 POLLIN, POLLPRI, POLLOUT = 1, 2, 4
 
@@ -62,16 +63,26 @@ class Call:
     arguments: tuple[int, ...]
 
 
-def call_of(line: bytes, machine: str = platform.machine()) -> Call | None:
-    """Read /proc/TID/syscall (`NUMBER ARG… SP PC`, `-1 SP PC`, `running`); None unless it is one of CALLS."""
+def call_of(line: bytes, wchan: bytes = b"", machine: str = platform.machine()) -> Call | None:
+    """Read /proc/TID/syscall (`NUMBER ARG… SP PC`, `-1 SP PC`, `running`); None unless it is one of CALLS.
+
+    `wchan`, of the same thread, tells what a sleep is that a stop has interrupted.
+    """
     words = line.split()
     try:
         number = int(words[0])
         arguments = tuple(int(word, 16) for word in words[1:7])
     except (IndexError, ValueError):
         return None
-    name = CALLS.get(machine, {}).get(number)
-    return Call(name, arguments) if name and len(arguments) == 6 else None
+    name = CALLS.get(machine, {}).get(number, "")
+    if number == restarts.NUMBERS.get(machine):
+        name = restarts.interrupted([wchan.decode("ascii", "replace")])
+    return Call(name, arguments) if name in _READ and len(arguments) == 6 else None
+
+
+def call_now(process: Process, tid: int) -> Call | None:
+    """Return the system call that a thread sleeps in now; None unless it is one of CALLS."""
+    return call_of(process.small(f"task/{tid}/syscall"), process.small(f"task/{tid}/wchan"))
 
 
 def look(scene: Scene, process: Process, tasks: Mapping[str, Section], trouble: Trouble) -> None:
@@ -84,7 +95,7 @@ def look(scene: Scene, process: Process, tasks: Mapping[str, Section], trouble: 
         for section in tasks.values()
         if section.name.startswith("task/")
         and section.name.endswith("/syscall")
-        and (call := call_of(section.data)) is not None
+        and (call := call_of(section.data, _wchan(tasks, section.name))) is not None
     }
     reads = (Read(f"memory/{tid}", partial(_sleep, process, tid), fate=MEMORY, seconds=SECONDS) for tid in asleep)
     found = take(reads, scene.deadline, trouble)
@@ -103,6 +114,11 @@ def look(scene: Scene, process: Process, tasks: Mapping[str, Section], trouble: 
     scene.write_json(names.POLLS, [each for each in sleeps if isinstance(each, PollSet)])
 
 
+def _wchan(tasks: Mapping[str, Section], syscall: str) -> bytes:
+    found = tasks.get(syscall.removesuffix("syscall") + "wchan")
+    return found.data if found else b""
+
+
 def _decoded(data: bytes) -> FutexWait | PollSet:
     if data.startswith(FUTEX):
         return msgspec.json.decode(data[1:], type=FutexWait)
@@ -114,7 +130,7 @@ def _sleep(process: Process, tid: int) -> bytes:
     memory = _memory(process)
     for _ in range(TRIES):
         ran = process.small(f"task/{tid}/schedstat") or process.small(f"task/{tid}/status")
-        call = call_of(process.small(f"task/{tid}/syscall"))
+        call = call_now(process, tid)
         if call is None:
             return b""
         record = _record(tid, call, memory)

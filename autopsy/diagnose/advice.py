@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from autopsy.diagnose import advice_host, advice_qemu
+from autopsy.diagnose import advice_host, advice_peers, advice_qemu
 from autopsy.diagnose.counsel import Advice
 
 UNKNOWN = Advice(
@@ -16,4 +16,4 @@ UNKNOWN = Advice(
     ("Everything that only the living process holds: see the list in the report",),
 )
 
-ADVICE = MappingProxyType({**advice_host.ADVICE, **advice_qemu.ADVICE, "unknown": UNKNOWN})
+ADVICE = MappingProxyType({**advice_host.ADVICE, **advice_peers.ADVICE, **advice_qemu.ADVICE, "unknown": UNKNOWN})

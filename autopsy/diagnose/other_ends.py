@@ -17,6 +17,14 @@ def socket_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
     return tuple(each for each in facts.sockets.value if each.fd == arguments[0])
 
 
+def leads_to(remote: str, server: str) -> bool:
+    """Tell whether a socket's other end is a server, as a node writes it: the port tells, for hosts have names."""
+    port = server.rpartition(":")[2].split("/")[0]
+    if remote.startswith(("/", "@")):
+        return remote in server
+    return bool(port) and port.isdecimal() and remote.endswith(f":{port}")
+
+
 def state(sockets: tuple[SocketFact, ...]) -> str:
     """Say in a clause what the sockets tell of the program at their other end."""
     peers = [peer for each in sockets for peer in each.peers]

@@ -167,15 +167,23 @@ def same_sleep(thread: Thread) -> Fact[bool]:
     if isinstance(thread.movement, Unknown):
         return thread.movement
     first, again = thread.first.value, thread.again.value
-    same = first.syscall == again.syscall or not (first.syscall.name and again.syscall.name)
+    same = first.syscall.is_like(again.syscall) or not (first.syscall.name and again.syscall.name)
     if first.kernel_stack and again.kernel_stack:
-        same = same and first.kernel_stack == again.kernel_stack
+        # A stop changes the way into the call, and not where the thread sleeps in it.
+        deep = 1 if first.syscall.restarted or again.syscall.restarted else None
+        same = same and first.kernel_stack[:deep] == again.kernel_stack[:deep]
     elif first.wchan and again.wchan:
         same = same and first.wchan == again.wchan
     moved = thread.movement.value
     switches = moved.voluntary_switches
     same = same and (moved.cpu_ns < LITTLE_NS if switches is None else switches <= FEW_SWITCHES)
     return Known(same, again.cite)
+
+
+def slept_through(thread: Thread) -> bool | None:
+    """Tell whether a thread slept through from the first look to the last; None where it cannot be told."""
+    same = same_sleep(thread)
+    return same.value if isinstance(same, Known) else None
 
 
 def by_role(facts: Facts, *roles: Role) -> tuple[Thread, ...]:

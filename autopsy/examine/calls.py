@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from autopsy.bundle import restarts
+
 FUTEX = 202
-RESTART = 219  # restart_syscall: what a sleep with a timeout becomes after a stop
 POLLS = frozenset((7, 23, 232, 270, 271, 281, 426, 441))
 HIGHEST = 1 << 12  # a thread outside system calls has -1 here, as an unsigned word
 
@@ -34,7 +35,7 @@ SYSTEM_CALLS = {
     FUTEX: "futex",
     208: "io_getevents",
     209: "io_submit",
-    RESTART: "restart_syscall",
+    restarts.X86_64: "restart_syscall",
     230: "clock_nanosleep",
     232: "epoll_wait",
     247: "waitid",

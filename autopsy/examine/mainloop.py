@@ -10,10 +10,10 @@ from typing import Literal
 
 import msgspec
 
-from autopsy.bundle import names
+from autopsy.bundle import names, restarts
 from autopsy.bundle.records import Frame, LockGraph, MainLoop
 from autopsy.examine import locks
-from autopsy.examine.calls import POLLS, RESTART, system_call
+from autopsy.examine.calls import POLLS, system_call
 from autopsy.examine.core import Core, CoreThread
 from autopsy.examine.tasks import Task, tasks
 from autopsy.examine.view import View
@@ -100,7 +100,9 @@ def what_it_does(thread: CoreThread | None, task: Task | None, frames: Sequence[
     name = system_call(call)
     if not name:
         return Doing("running", f"it was in no system call{_at(frames)}", under="")
-    if call in POLLS or (call == RESTART and not _asleep_elsewhere(task)):
+    if call == restarts.X86_64 and task:
+        name = restarts.interrupted([task.wchan]) or name
+    if call in POLLS or (call == restarts.X86_64 and not _asleep_elsewhere(task)):
         return _polls(thread.tid, name, frames, graph)
     return _blocked(name, task, frames)
 

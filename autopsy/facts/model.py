@@ -89,11 +89,19 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Syscall:
-    """What /proc/TID/syscall said. `number` is absent for a thread that was running or outside a system call."""
+    """What /proc/TID/syscall said. `number` is absent for a thread that was running or outside a system call.
+
+    `restarted` says that the call goes on as restart_syscall, for a stop has interrupted it; `name` is the call's own.
+    """
 
     number: int | None
     name: str
     arguments: tuple[int, ...] = ()
+    restarted: bool = False
+
+    def is_like(self, other: Syscall) -> bool:
+        """Tell whether it is the same call with the same arguments, interrupted by a stop or not."""
+        return (self.name, self.arguments) == (other.name, other.arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

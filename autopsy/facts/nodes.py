@@ -205,20 +205,26 @@ def server(options: Options) -> str:
 
 
 def _server_of_name(file: str, driver: str) -> str:
+    if file.startswith("json:"):
+        return server(_json_options(file))
     if driver == "nbd" or file.startswith(("nbd:", "nbd+unix:")):
         return file
     return file if driver in {"rbd", "iscsi", "nfs", "ssh", "gluster", "http", "https"} else ""
+
+
+def _json_options(file: str) -> dict[str, object]:
+    """Return the options in a `json:{…}` file name, none where it is cut short."""
+    try:
+        return mapping(json.loads(file.removeprefix("json:")))
+    except (ValueError, RecursionError):
+        return {}
 
 
 def drive_nodes(options: Options, top: str, cite: Cite) -> tuple[Node, ...]:
     """Return the two nodes of a -drive: its format and, below, its protocol."""
     file = string(options, "file") or string(options, "file", "filename")
     if file.startswith("json:"):
-        try:
-            nested = mapping(json.loads(file[5:]))
-        except (ValueError, RecursionError):
-            nested = {}
-        return tuple(from_options({**nested, "node-name": top}, cite))
+        return tuple(from_options({**_json_options(file), "node-name": top}, cite))
     inner: Any = options.get("file")
     scheme = file.split(":", 1)[0].split("+", 1)[0] if ":" in file.split("/", 1)[0] else ""
     driver = string(inner, "driver") if isinstance(inner, Mapping) else ""

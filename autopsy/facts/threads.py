@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from autopsy.bundle import names, records
+from autopsy.bundle import names, records, restarts
 from autopsy.bundle.sections import Section
 from autopsy.facts import syscalls
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
@@ -123,11 +123,12 @@ def _look(path: str, tid: int, found: Mapping[str, Section]) -> Look | None:
     anchor = next(section for name in ("status", "stat") if (section := found.get(f"task/{tid}/{name}")))
     pending = int_of(status.get("SigPnd", ""), 16) or 0
     schedule = part("schedstat").split()
+    wchan, kernel_stack = part("wchan").strip().strip("0"), tuple(STACK_LINE.findall(part("stack")))
     exposure = Exposure(
         state=state,
-        wchan=part("wchan").strip().strip("0"),
-        syscall=syscall(part("syscall")),
-        kernel_stack=tuple(STACK_LINE.findall(part("stack"))),
+        wchan=wchan,
+        syscall=syscall(part("syscall"), (wchan, *kernel_stack)),
+        kernel_stack=kernel_stack,
         tracer=int_of(status.get("TracerPid", "")) or 0,
         stop_pending=bool(pending >> (STOP_SIGNAL - 1) & 1),
         cite=Cite(path, anchor.line, f"task {tid}: State {state}"),
@@ -156,14 +157,18 @@ def int_of(word: str, base: int = 10) -> int | None:
         return None
 
 
-def syscall(line: str) -> Syscall:
-    """Read /proc/TID/syscall: `running`, `-1 SP PC`, or `NUMBER ARG… SP PC`."""
+def syscall(line: str, places: Iterable[str] = ()) -> Syscall:
+    """Read /proc/TID/syscall: `running`, `-1 SP PC`, or `NUMBER ARG… SP PC`.
+
+    `places` are the kernel's functions that the thread sleeps in: they tell which call goes on as restart_syscall.
+    """
     words = line.split()
     number = int_of(words[0]) if words else None
     if number is None or number < 0:
         return Syscall(None, words[0] if words else "")
     arguments = tuple(value for word in words[1:7] if (value := int_of(word, 16)) is not None)
-    return Syscall(number, syscalls.NAMES.get(number, str(number)), arguments)
+    name = restarts.interrupted(places) if number == restarts.X86_64 else ""
+    return Syscall(number, name or syscalls.NAMES.get(number, str(number)), arguments, restarted=bool(name))
 
 
 def _exposure(evidence: Evidence, source: Reading, look: Look | None) -> Fact[Exposure]:

@@ -25,7 +25,7 @@ from autopsy.diagnose.seen import (
     missing,
     named,
     of_disks,
-    same_sleep,
+    slept_through,
     standing,
     still,
     thread_tokens,
@@ -45,7 +45,7 @@ def _io_submit(facts: Facts) -> Judgement:
     if isinstance(facts.threads, Unknown):
         return CannotTell("the threads' system calls (evidence/witness/tasks.txt)")
     inside = [thread for thread in threads(facts) if _submits(thread)]
-    blocked = [thread for thread in inside if not _moved(thread)]
+    blocked = [thread for thread in inside if slept_through(thread) is not False]
     if not blocked:
         words = "the threads in io_submit went on" if inside else "no thread is in io_submit"
         return RuledOut(words, tuple(looks(thread)[0].cite for thread in inside[:3]) or (facts.threads.cite,))
@@ -57,7 +57,7 @@ def _io_submit(facts: Facts) -> Judgement:
     return Match(
         headline=f"io_submit blocks in {named(blocked[0])}{whole}: aio=native submits in the caller's thread",
         objects=tuple(named(thread) for thread in blocked[:4]),
-        confidence=confidence(proven=any(_slept(thread) for thread in blocked)),
+        confidence=confidence(proven=any(slept_through(thread) for thread in blocked)),
         claims=(
             *(
                 claim(
@@ -79,16 +79,6 @@ def _io_submit(facts: Facts) -> Judgement:
 
 def _submits(thread: Thread) -> bool:
     return any(look.syscall.name == "io_submit" or "io_submit_one" in look.kernel_stack for look in looks(thread)[:1])
-
-
-def _moved(thread: Thread) -> bool:
-    same = same_sleep(thread)
-    return isinstance(same, Known) and not same.value
-
-
-def _slept(thread: Thread) -> bool:
-    same = same_sleep(thread)
-    return isinstance(same, Known) and same.value
 
 
 def _not_reaped(facts: Facts) -> Judgement:
@@ -146,7 +136,7 @@ def _loop_is_held(facts: Facts) -> bool:
     """Tell whether a thread that takes completions sleeps for something else: then that is why nobody takes them."""
     loops = [thread for thread in threads(facts) if thread.role in {Role.MAIN, Role.IOTHREAD}]
     waits = [thread for thread in loops if any(look.syscall.name not in IDLE_CALLS for look in looks(thread)[:1])]
-    return any(_slept(thread) for thread in waits)
+    return any(slept_through(thread) for thread in waits)
 
 
 def _in_kernel(facts: Facts) -> Judgement:

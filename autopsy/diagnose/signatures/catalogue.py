@@ -6,6 +6,7 @@ from autopsy.diagnose.judgement import Signature
 from autopsy.diagnose.signatures import (
     aio,
     block,
+    blocking_peers,
     control,
     devices,
     guest,
@@ -28,6 +29,7 @@ SIGNATURES: tuple[Signature, ...] = (
     *storage.SIGNATURES,
     *peers.SIGNATURES,
     *helpers.SIGNATURES,
+    *blocking_peers.SIGNATURES,
     *aio.SIGNATURES,
     *block.SIGNATURES,
     *jobs.SIGNATURES,

@@ -12,8 +12,8 @@ from autopsy.diagnose.seen import (
     functions,
     looks,
     named,
-    same_sleep,
     sentence,
+    slept_through,
     threads,
 )
 from autopsy.facts.cite import Cite, Known, Unknown
@@ -40,8 +40,8 @@ class Talk:
         if isinstance(facts.threads, Unknown):
             return CannotTell("the threads (evidence/witness/tasks.txt)")
         helpers = [each for each in facts.helpers if each.kind == self.kind]
-        talking = [each for each in threads(facts) if self._talks(facts, each, helpers)]
-        silent = [each for each in talking if _through(each) is not False]
+        talking = [each for each in threads(facts) if self.talks(facts, each, helpers)]
+        silent = [each for each in talking if slept_through(each) is not False]
         if silent:
             return self._match(facts, silent, helpers)
         if stopped := [each for each in helpers if any(_stands(peer) for peer in _peers(each))]:
@@ -60,7 +60,7 @@ class Talk:
             return CannotTell("the threads' frames (evidence/gdb.threads/threads.json)")
         return RuledOut(f"no thread is in a conversation with {self.words}", (seen,))
 
-    def _talks(self, facts: Facts, thread: Thread, helpers: list[Helper]) -> bool:
+    def talks(self, facts: Facts, thread: Thread, helpers: list[Helper]) -> bool:
         """Tell whether a thread is in a call on the helper's socket, or under the helper's functions in any."""
         if not any(look.syscall.name in PEER_CALLS for look in looks(thread)[:1]):
             return False
@@ -68,7 +68,7 @@ class Talk:
         return bool(self._frames_of(thread)) or any(each.inode in inodes for each in socket_of(facts, thread))
 
     def _match(self, facts: Facts, silent: list[Thread], helpers: list[Helper]) -> Match:
-        proven = any(_through(each) for each in silent)
+        proven = any(slept_through(each) for each in silent)
         sockets = tuple(socket for each in silent for socket in socket_of(facts, each))
         inodes = {each.inode for each in sockets}
         devices = [each.device for each in helpers if inodes & {socket.inode for socket in each.sockets}]
@@ -127,11 +127,6 @@ def _stands(peer: Peer) -> bool:
     return peer.state in {"T", "t"}
 
 
-def _through(thread: Thread) -> bool | None:
-    same = same_sleep(thread)
-    return same.value if isinstance(same, Known) else None
-
-
 TALKS = (
     Talk(
         "vhost-user-silent",
@@ -150,5 +145,11 @@ TALKS = (
         carries_disks=False,
     ),
 )
+
+
+def of_a_helper(facts: Facts, thread: Thread) -> bool:
+    """Tell whether a thread talks to a program that serves a device."""
+    return any(talk.talks(facts, thread, [each for each in facts.helpers if each.kind == talk.kind]) for talk in TALKS)
+
 
 SIGNATURES = tuple(Signature(talk.id, "peer", talk.title, talk.judge) for talk in TALKS)

@@ -26,8 +26,8 @@ from autopsy.diagnose.seen import (
     missing,
     named,
     of_disks,
-    same_sleep,
     sentence,
+    slept_through,
     standing,
     still,
     thread_tokens,
@@ -169,8 +169,8 @@ def _migration(facts: Facts) -> Judgement:
     """A thread that sends the VM's state to somebody who does not read it."""
     if isinstance(facts.threads, Unknown):
         return CannotTell("the threads (evidence/witness/tasks.txt)")
-    sending = [thread for thread in threads(facts) if _sends(thread)]
-    blocked = [thread for thread in sending if not _moved(thread)]
+    sending = [thread for thread in threads(facts) if sends_state(thread)]
+    blocked = [thread for thread in sending if slept_through(thread) is not False]
     status = facts.migration.value if isinstance(facts.migration, Known) else ""
     if not blocked:
         if not by_role(facts, Role.MIGRATION) and all(isinstance(each.frames, Unknown) for each in threads(facts)):
@@ -189,7 +189,7 @@ def _migration(facts: Facts) -> Judgement:
             *peer_objects(sockets),
             *(named(thread) for thread in blocked[:3]),
         ),
-        confidence=confidence(proven=any(_slept(thread) for thread in blocked)),
+        confidence=confidence(proven=any(slept_through(thread) for thread in blocked)),
         claims=(
             *(
                 claim(
@@ -206,20 +206,11 @@ def _migration(facts: Facts) -> Judgement:
     )
 
 
-def _sends(thread: Thread) -> bool:
+def sends_state(thread: Thread) -> bool:
+    """Tell whether a thread is in a call that hands the VM's state on: of a migration, a dump or a snapshot."""
     inside = next((look.syscall.name for look in looks(thread) if look.syscall.name), "") in PEER_CALLS
     frames = any(name.startswith((*SENDING, *SAVING)) for name in functions(thread))
     return inside and (frames or thread.role is Role.MIGRATION)
-
-
-def _moved(thread: Thread) -> bool:
-    same = same_sleep(thread)
-    return isinstance(same, Known) and not same.value
-
-
-def _slept(thread: Thread) -> bool:
-    same = same_sleep(thread)
-    return isinstance(same, Known) and same.value
 
 
 def _savevm(facts: Facts) -> Judgement:

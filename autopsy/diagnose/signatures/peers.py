@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from autopsy.diagnose.judgement import REQUESTS, CannotTell, Judgement, Match, RuledOut, Signature, claim
-from autopsy.diagnose.other_ends import about_sockets, peer_objects, state
+from autopsy.diagnose.other_ends import about_sockets, leads_to, peer_objects, state
 from autopsy.diagnose.seen import (
     Standing,
     confidence,
@@ -96,16 +96,9 @@ class Service:
             return ()
         connected = [each for each in facts.sockets.value if each.state not in {"LISTEN", "UNCONN"}]
         found = tuple(
-            each for each in connected if each.remote and any(_leads_to(each.remote, server) for server in servers)
+            each for each in connected if each.remote and any(leads_to(each.remote, server) for server in servers)
         )
         return found or tuple(each for each in connected if each.remote.endswith(self.ports) and self.ports)
-
-
-def _leads_to(remote: str, server: str) -> bool:
-    port = server.rpartition(":")[2].split("/")[0]
-    if remote.startswith(("/", "@")):
-        return remote in server
-    return bool(port) and port.isdecimal() and remote.endswith(f":{port}")
 
 
 def _places(requests: tuple[CoroutineFact, ...]) -> str:

@@ -1,0 +1,114 @@
+"""A thread that must not wait, and waits in a blocking call for a program at the other end of a socket.
+
+Libraries such as libssh do it, and so do a name's lookup and a connection that is made with the BQL held.
+"""
+
+from __future__ import annotations
+
+from autopsy.diagnose.judgement import REQUESTS, CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.other_ends import about_sockets, leads_to, peer_objects, socket_of, state
+from autopsy.diagnose.seen import (
+    confidence,
+    functions,
+    looks,
+    missing,
+    named,
+    owns_bql,
+    sentence,
+    slept_through,
+    thread_tokens,
+    threads,
+    title,
+)
+from autopsy.diagnose.signatures.helpers import of_a_helper
+from autopsy.diagnose.signatures.jobs import sends_state
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model import Disk, Facts, Role, SocketFact, Thread
+from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
+
+MOST_FRAMES = 3
+ASLEEP = frozenset({"S", "D"})
+
+
+def _judge(facts: Facts) -> Judgement:
+    if isinstance(facts.threads, Unknown):
+        return CannotTell("the threads (evidence/witness/tasks.txt)")
+    if isinstance(facts.sockets, Unknown):
+        return CannotTell(f"which sockets there are: {missing(facts.sockets)}")
+    waiting = [(each, ends) for each in threads(facts) if _must_not_wait(facts, each) and (ends := _ends(facts, each))]
+    waiting = [(each, ends) for each, ends in waiting if not (of_a_helper(facts, each) or sends_state(each))]
+    silent = [(each, ends) for each, ends in waiting if slept_through(each) is not False]
+    if not silent:
+        if waiting:
+            return RuledOut(f"{named(waiting[0][0])} waited for a peer, and went on", (facts.threads.cite,))
+        return RuledOut("no thread that must not wait is in a blocking call on a socket", (facts.threads.cite,))
+    thread, sockets = silent[0]
+    remotes = tuple(dict.fromkeys(each.remote for each in sockets if each.remote))
+    whom = ", ".join(remotes[:2]) or "another program"
+    disks = _disks(facts, remotes)
+    whose = f", the server of {' and '.join(title(each) for each in disks)}," if disks else ""
+    claims = [
+        claim(
+            f"{sentence(named(each))} waits in {looks(each)[0].syscall.name} on fd "
+            f"{', '.join(str(end.fd) for end in ends[:3])}{_under(each)}, and serves nothing else meanwhile.",
+            looks(each)[0].cite,
+            *((each.frames.cite,) if isinstance(each.frames, Known) else ()),
+        )
+        for each, ends in silent[:3]
+    ]
+    return Match(
+        headline=f"{sentence(named(thread))} waits for {whom}{whose} in a blocking call{state(sockets)}",
+        objects=(*(title(each) for each in disks), named(thread), *remotes[:2], *peer_objects(sockets)),
+        confidence=confidence(proven=slept_through(thread) is True),
+        claims=(*claims, *about_sockets(sockets)),
+        holds=thread_tokens(facts, (each.tid for each, _ in silent))
+        | {REQUESTS, *(f"disk {each.name}" for each in disks)},
+        weight=len(silent),
+    )
+
+
+def _must_not_wait(facts: Facts, thread: Thread) -> bool:
+    """Tell whether others wait for the thread: it runs an event loop, or holds the BQL."""
+    return thread.role in {Role.MAIN, Role.IOTHREAD} or owns_bql(facts, thread.tid)
+
+
+def _ends(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
+    """Return the sockets that a thread waits for, none where it waits for anything besides.
+
+    QEMU's own event loops always wait for an eventfd, too: what waits for sockets alone is no event loop.
+    """
+    seen = [each for each in looks(thread)[:1] if each.state in ASLEEP]
+    name = seen[0].syscall.name if seen else ""
+    if name in PEER_CALLS:
+        found = socket_of(facts, thread)
+    elif name in POLL_CALLS and isinstance(facts.polls, Known) and isinstance(facts.sockets, Known):
+        wanted = {fd.fd for each in facts.polls.value if each.tid == thread.tid for fd in each.fds}
+        found = tuple(each for each in facts.sockets.value if each.fd in wanted)
+        found = found if {each.fd for each in found} == wanted else ()
+    else:
+        return ()
+    return () if any(each.state == "LISTEN" for each in found) else found
+
+
+def _disks(facts: Facts, remotes: tuple[str, ...]) -> tuple[Disk, ...]:
+    """Return the disks that these servers serve."""
+    if isinstance(facts.disks, Unknown):
+        return ()
+    return tuple(
+        disk
+        for disk in facts.disks.value
+        if any(node.server and leads_to(remote, node.server) for node in disk.nodes for remote in remotes)
+    )
+
+
+def _under(thread: Thread) -> str:
+    """Say in which functions it is, the system call's own left out."""
+    names = [name for name in dict.fromkeys(functions(thread)) if name and _plain(name) not in PEER_CALLS | POLL_CALLS]
+    return f", under {', '.join(names[:MOST_FRAMES])}" if names else ""
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("__GI_").lstrip("_")
+
+
+SIGNATURES = (Signature("peer-blocks-thread", "peer", "a peer holds a thread in a blocking call", _judge),)
