@@ -196,7 +196,7 @@ WEDGES = (
     ),
     Wedge("a console that nobody reads", "control", "chardev-blocked", wedges.console_unread, (OLD,)),
     Wedge("a server that accepts nobody", "peer", "peer-blocks-thread", wedges.connecting, (OLD, DEBUG)),
-    Wedge("a silent ssh server", "peer", "peer-blocks-thread", wedges.ssh_silent, (OLD,), (NEW, DEBUG)),
+    Wedge("a silent iSCSI target", "peer", "peer-blocks-thread", wedges.iscsi_silent, (OLD,), (NEW, DEBUG)),
     Wedge("a migration that nobody reads", "migration", "migration-send-blocked", wedges.migration_unread, (NEW,)),
 )
 
@@ -235,6 +235,6 @@ def answers(it: Stuck) -> bool:
 
 
 def test_a_second_capture_tells_the_same_although_the_first_has_interrupted_its_sleeps(tmp_path: Path) -> None:
-    with wedges.ssh_silent(lab.build(OLD)) as it:
+    with wedges.iscsi_silent(lab.build(OLD)) as it:
         told = [captured(it.vm.pid, tmp_path / str(number)) for number in range(2)]
         assert {each.signature for each in told} == {"peer-blocks-thread"}, told

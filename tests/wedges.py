@@ -221,15 +221,20 @@ def connecting(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
-def ssh_silent(build: lab.Build) -> Iterator[Stuck]:
-    """A disk is added whose ssh server does not say a word: libssh polls for it with the BQL held."""
+def iscsi_silent(build: lab.Build) -> Iterator[Stuck]:
+    """A disk is added whose iSCSI target does not say a word: libiscsi polls for it with the BQL held."""
     with socket.create_server(("127.0.0.1", 0)) as server, lab.qemu(build) as vm:
-        host, port = server.getsockname()
+        where = f"127.0.0.1:{server.getsockname()[1]}"
         with suppress(TimeoutError):
             vm.qmp(
                 "blockdev-add",
-                **{"driver": "ssh", "node-name": "s0", "path": "/disk", "user": "nobody"},
-                server={"host": host, "port": str(port)},
+                **{
+                    "driver": "iscsi",
+                    "node-name": "i0",
+                    "transport": "tcp",
+                    "portal": where,
+                    "target": "iqn.2001-04.x:t",
+                },
                 within=A_MOMENT,
             )
-        yield Stuck(vm, (f"{host}:{port}",), server.close)
+        yield Stuck(vm, (where,), server.close)

@@ -33,6 +33,7 @@ from autopsy.facts.model_storage import (
     Park,
     ThrottleGroup,
 )
+from autopsy.facts.syscalls import ARGUMENTS
 
 __all__ = [
     "Asked",
@@ -101,7 +102,8 @@ class Syscall:
 
     def is_like(self, other: Syscall) -> bool:
         """Tell whether it is the same call with the same arguments, interrupted by a stop or not."""
-        return (self.name, self.arguments) == (other.name, other.arguments)
+        taken = ARGUMENTS.get(self.name)
+        return (self.name, self.arguments[:taken]) == (other.name, other.arguments[:taken])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

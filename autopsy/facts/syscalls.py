@@ -54,6 +54,14 @@ NAMES = MappingProxyType(
     }
 )
 
+# How many arguments a call takes, where that is fewer than six: what lies in the other registers is nobody's.
+ARGUMENTS = MappingProxyType(
+    dict.fromkeys(("read", "write", "readv", "writev", "poll", "ioctl", "sendmsg", "recvmsg", "connect"), 3)
+    | dict.fromkeys(("futex", "epoll_wait", "clock_nanosleep", "pread64", "pwrite64", "fallocate"), 4)
+    | dict.fromkeys(("select", "ppoll", "recvmmsg", "io_getevents"), 5)
+    | {"nanosleep": 2, "fsync": 1, "fdatasync": 1}
+)
+
 # A worker thread of aio=threads is inside one of these while it does a request.
 REQUEST_CALLS = frozenset(
     {"read", "write", "pread64", "pwrite64", "preadv", "pwritev", "preadv2", "pwritev2", "fsync", "fdatasync"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from autopsy.diagnose.judgement import REQUESTS, CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.other_ends import about_sockets, leads_to, peer_objects, socket_of, state
 from autopsy.diagnose.seen import (
+    blocks_main_loop,
     confidence,
     functions,
     looks,
@@ -37,7 +38,7 @@ def _judge(facts: Facts) -> Judgement:
         return CannotTell(f"which sockets there are: {missing(facts.sockets)}")
     waiting = [(each, ends) for each in threads(facts) if _must_not_wait(facts, each) and (ends := _ends(facts, each))]
     waiting = [(each, ends) for each, ends in waiting if not (of_a_helper(facts, each) or sends_state(each))]
-    silent = [(each, ends) for each, ends in waiting if slept_through(each) is not False]
+    silent = [(each, ends) for each, ends in waiting if slept_through(each) is not False or _comes_back(facts, each)]
     if not silent:
         if waiting:
             return RuledOut(f"{named(waiting[0][0])} waited for a peer, and went on", (facts.threads.cite,))
@@ -65,6 +66,17 @@ def _judge(facts: Facts) -> Judgement:
         | {REQUESTS, *(f"disk {each.name}" for each in disks)},
         weight=len(silent),
     )
+
+
+def _comes_back(facts: Facts, thread: Thread) -> bool:
+    """Tell whether a thread that woke between the looks was at the same call again, and QEMU answered nobody meanwhile.
+
+    libiscsi and libnfs poll with a timeout of their own, again and again.
+    """
+    seen = looks(thread)
+    same = len(seen) > 1 and seen[0].syscall.is_like(seen[-1].syscall)
+    dead = isinstance(facts.monitor.alive, Known) and not facts.monitor.alive.value
+    return same and dead and blocks_main_loop(facts, (thread.tid,))
 
 
 def _must_not_wait(facts: Facts, thread: Thread) -> bool:
