@@ -64,7 +64,7 @@ def talking(*frames: str, peer_state: str = "T (stopped)") -> e.Case:
     return case
 
 
-def blocking_library(*, went_on: bool = False) -> e.Case:
+def blocking_library(*, wakes: bool = False, goes_on: bool = False) -> e.Case:
     """The main thread under libssh, which polls its socket by itself; the freeze interrupts the poll."""
     case = e.Case()
     case.idle_threads()
@@ -75,13 +75,11 @@ def blocking_library(*, went_on: bool = False) -> e.Case:
         "qemu-system-x86",
         syscall=f"7{call}",
         stack=(*where, "__x64_sys_poll", "do_syscall_64"),
-        switches=900 * went_on,
+        switches=900 * (wakes or goes_on),
         frames=("__GI___poll", "ssh_channel_read_timeout", "sftp_write", "ssh_co_writev"),
-        later={
-            "syscall": f"219{call}",
-            "stack": (*where, "do_restart_poll", "do_syscall_64"),
-            "switches": 900 * went_on,
-        },
+        later={"syscall": e.POLL, "stack": e.POLL_STACK}
+        if goes_on
+        else {"syscall": f"219{call}", "stack": (*where, "do_restart_poll", "do_syscall_64")},
     )
     case.polls.append(records.PollSet(tid=e.PID, call="poll", fds=(records.PollFd(fd=21, events=1, revents=0),)))
     case.ends.append(records.SocketEnd(fd=21, inode=5, family="tcp", state="ESTAB", remote="192.0.2.7:22"))
