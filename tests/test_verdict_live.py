@@ -195,6 +195,7 @@ WEDGES = (
         (OLD, NEW),
     ),
     Wedge("a console that nobody reads", "control", "chardev-blocked", wedges.console_unread, (OLD,)),
+    Wedge("a pipe that nobody reads", "control", "main-loop-blocked", wedges.pipe_unread, (OLD, NEW)),
     Wedge("a server that accepts nobody", "peer", "peer-blocks-thread", wedges.connecting, (OLD, DEBUG)),
     Wedge("a silent iSCSI target", "peer", "peer-blocks-thread", wedges.iscsi_silent, (OLD,), (NEW, DEBUG)),
     Wedge("a migration that nobody reads", "migration", "migration-send-blocked", wedges.migration_unread, (NEW,)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
@@ -238,3 +239,24 @@ def iscsi_silent(build: lab.Build) -> Iterator[Stuck]:
                 within=A_MOMENT,
             )
         yield Stuck(vm, (where,), server.close)
+
+
+@contextmanager
+def pipe_unread(build: lab.Build) -> Iterator[Stuck]:
+    """Guest memory is saved to a pipe whose reader does not read."""
+    with lab.folder() as place, lab.qemu(build) as vm:
+        path = place / "pipe"
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            with suppress(TimeoutError):
+                vm.qmp("pmemsave", val=0, size=1 << 20, filename=str(path), within=A_MOMENT)
+            yield Stuck(vm, (str(path),), lambda: _drain(reader))
+        finally:
+            os.close(reader)
+
+
+def _drain(reader: int) -> None:
+    os.set_blocking(reader, True)
+    while os.read(reader, 1 << 16):
+        pass

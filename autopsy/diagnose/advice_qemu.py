@@ -257,6 +257,14 @@ ADVICE = MappingProxyType(
                 "When that returns, everything goes on",
             ),
         ),
+        "main-loop-blocked": Advice(
+            (
+                "See where it sleeps: `cat /proc/PID/{wchan,syscall,stack}`, and on what: `ls -l /proc/PID/fd`",
+                "Give it what it waits for: the reader of a pipe (`cat FIFO >/dev/null`), the lease or lock of a file (`lslocks`), the end of a child",
+                "When the call returns, everything goes on; where it cannot, kill after the seal",
+            ),
+            ("Who had asked for the command that it works on: only the manager's log tells",),
+        ),
         "main-loop-spins": Advice(
             (
                 "See it: `top -H -p PID`; `perf top -t TID`",

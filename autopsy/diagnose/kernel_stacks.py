@@ -149,6 +149,33 @@ FAMILIES = (
 )
 
 
+# What a thread waits for that no storage is behind, by where it sleeps.
+SLEEPS = (
+    ("wait_for_partner", "for somebody to open the other end of a FIFO"),
+    (r"(?:anon_)?pipe_write", "for a pipe's reader"),
+    (r"(?:anon_)?pipe_read", "for a pipe's writer"),
+    ("__break_lease", "for the holder of a lease on the file to give it back"),
+    (r"(?:locks|posix|flock)_lock_inode_wait|fcntl_setlk|do_lock_file_wait", "for a lock on the file"),
+    (r"do_wait\w*|kernel_wait\w*", "for a child process to end"),
+    (r"(?:n_tty|tty)_\w+", "for a terminal"),
+    ("unix_wait_for_peer|sock_alloc_send_pskb|sk_stream_wait_memory", "for the other end of a socket to read"),
+    (r"__skb_wait_for_more_packets|unix_stream_\w+|sk_wait_data", "for the other end of a socket to write"),
+    ("inet_wait_for_connect", "for the other end to accept a connection"),
+    (r"futex_\w+", "to be woken by another thread"),
+)
+
+
+def waits_for(look: Exposure) -> str:
+    """Say what a sleeping thread waits for, empty where its kernel stack and its wchan do not tell."""
+    if known := family(look):
+        return f"for {known.words}"
+    for name in (*look.kernel_stack[:3], look.wchan):
+        for pattern, words in SLEEPS:
+            if re.fullmatch(pattern, name.partition(".")[0]):
+                return words
+    return ""
+
+
 def family(look: Exposure) -> Family | None:
     """Return what a thread waits for, None where it runs, idles, or its stack tells nothing."""
     names = look.kernel_stack or ((look.wchan,) if look.wchan else ())

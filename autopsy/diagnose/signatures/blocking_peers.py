@@ -36,7 +36,9 @@ def _judge(facts: Facts) -> Judgement:
         return CannotTell("the threads (evidence/witness/tasks.txt)")
     if isinstance(facts.sockets, Unknown):
         return CannotTell(f"which sockets there are: {missing(facts.sockets)}")
-    waiting = [(each, ends) for each in threads(facts) if _must_not_wait(facts, each) and (ends := _ends(facts, each))]
+    waiting = [
+        (each, ends) for each in threads(facts) if _must_not_wait(facts, each) and (ends := ends_of(facts, each))
+    ]
     waiting = [(each, ends) for each, ends in waiting if not (of_a_helper(facts, each) or sends_state(each))]
     silent = [(each, ends) for each, ends in waiting if slept_through(each) is not False or _comes_back(facts, each)]
     if not silent:
@@ -84,7 +86,7 @@ def _must_not_wait(facts: Facts, thread: Thread) -> bool:
     return thread.role in {Role.MAIN, Role.IOTHREAD} or owns_bql(facts, thread.tid)
 
 
-def _ends(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
+def ends_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
     """Return the sockets that a thread waits for, none where it waits for anything besides.
 
     QEMU's own event loops always wait for an eventfd, too: what waits for sockets alone is no event loop.

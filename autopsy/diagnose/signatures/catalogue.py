@@ -14,6 +14,7 @@ from autopsy.diagnose.signatures import (
     helpers,
     jobs,
     limits,
+    main_loop,
     peers,
     process,
     run_state,
@@ -35,6 +36,7 @@ SIGNATURES: tuple[Signature, ...] = (
     *jobs.SIGNATURES,
     *devices.SIGNATURES,
     *control.SIGNATURES,
+    *main_loop.SIGNATURES,
     *guest.SIGNATURES,
     *healthy.SIGNATURES,
 )

@@ -1,4 +1,4 @@
-"""The main loop, the BQL and the monitor themselves: rings of locks, a lock's owner that sleeps, a monitor held."""
+"""Locks and the monitor themselves: rings of locks, the BQL's owner that sleeps, a monitor held."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from autopsy.diagnose.judgement import (
     Signature,
     claim,
 )
+from autopsy.diagnose.kernel_stacks import waits_for
 from autopsy.diagnose.seen import (
-    by_role,
     confidence,
     count,
     functions,
@@ -29,10 +29,9 @@ from autopsy.diagnose.seen import (
     threads,
 )
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import Facts, MutexFact, Park, Role, Thread
+from autopsy.facts.model import Facts, MutexFact, Park, Thread
 from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
 
-BUSY_SHARE = 0.85
 SLEEP_CALLS = frozenset({"nanosleep", "clock_nanosleep"})
 LOCK_FAMILIES = (
     ("virtio-scsi-tmf-deadlock", ("scsi_req_", "virtio_scsi_", "scsi_device_")),
@@ -163,9 +162,11 @@ def _bql_holder(facts: Facts) -> Judgement:
         return RuledOut(f"{named(holder)} holds the BQL, and {where}", (owner.cite,))
     waiters = tuple(tid for mutex in bql for tid in mutex.waiters)
     call = seen[0].syscall.name or "the kernel"
+    why = f", {words}," if (words := waits_for(seen[0])) else ""
     mutex = next((each for each in facts.locks.value.mutexes if holder.tid in each.waiters), None)
     return Match(
-        headline=f"{named(holder)} sleeps in {call} and holds the BQL, which {count(len(waiters), 'thread')} wait for",
+        headline=f"{sentence(named(holder))} sleeps in {call}{why} and holds the BQL, which "
+        f"{count(len(waiters), 'thread waits', 'threads wait')} for",
         objects=(named(holder),),
         confidence=confidence(proven=isinstance(same, Known)),
         claims=(
@@ -178,47 +179,6 @@ def _bql_holder(facts: Facts) -> Judgement:
         effect=mutex is not None or seen[0].state == "D" or call in PEER_CALLS,
         weight=len(waiters),
     )
-
-
-def _spins(facts: Facts) -> Judgement:
-    if isinstance(facts.threads, Unknown):
-        return CannotTell("how much CPU the main thread used (evidence/witness/tasks.txt)")
-    busy = []
-    for thread in by_role(facts, Role.MAIN, Role.IOTHREAD):
-        if isinstance(thread.movement, Unknown):
-            if thread.role is Role.MAIN:
-                return CannotTell(f"how much CPU the main thread used: {missing(thread.movement)}")
-            continue
-        moved = thread.movement.value
-        if (
-            moved.seconds > 0
-            and moved.cpu_ns / 1e9 / moved.seconds > BUSY_SHARE
-            and (moved.voluntary_switches or 0) < 50
-        ):
-            busy.append((thread, moved, thread.movement.cite))
-    if not busy or _tcg(facts):
-        return RuledOut("neither the main thread nor an iothread used a whole CPU", (facts.threads.cite,))
-    thread, moved, cite = busy[0]
-    place = next((name for name in functions(thread) if name), "")
-    return Match(
-        headline=f"{named(thread)} runs without a pause: {moved.cpu_ns / 1e9 / moved.seconds:.0%} of a CPU",
-        objects=(named(thread),),
-        confidence="likely",
-        claims=(
-            claim(
-                f"{named(thread)} used {moved.cpu_ns / 1e9:.1f} s of CPU in {moved.seconds:.1f} s and hardly slept"
-                f"{f'; it was in {place}' if place else ''}.",
-                cite,
-            ),
-        ),
-        holds=thread_tokens(facts, (thread.tid,)),
-        weight=1,
-    )
-
-
-def _tcg(facts: Facts) -> bool:
-    """Tell whether one thread runs all vCPUs by TCG with the main thread: then burning CPU is its work."""
-    return isinstance(facts.vm.arguments, Known) and any("thread=single" in word for word in facts.vm.arguments.value)
 
 
 def _chardev(facts: Facts) -> Judgement:
@@ -257,22 +217,6 @@ def _chardev(facts: Facts) -> Judgement:
             ),
         ),
         holds=thread_tokens(facts, (thread.tid,)),
-        weight=1,
-    )
-
-
-def _rcu(facts: Facts) -> Judgement:
-    main = next(iter(by_role(facts, Role.MAIN)), None)
-    if main is None or isinstance(main.frames, Unknown):
-        return CannotTell("the main thread's frames (evidence/gdb.threads/threads.json)")
-    if "drain_call_rcu" not in functions(main):
-        return RuledOut("the main thread does not wait for RCU", (main.frames.cite,))
-    return Match(
-        headline="The main thread waits for RCU callbacks (drain_call_rcu) that may need what it holds",
-        objects=(named(main),),
-        confidence="likely",
-        claims=(claim("The main thread is inside drain_call_rcu.", main.frames.cite),),
-        holds=frozenset({MAIN_LOOP}),
         weight=1,
     )
 
@@ -355,9 +299,7 @@ SIGNATURES = (
     Signature("lock-cycle", "control", "threads wait for one another's mutexes", _cycle),
     Signature("mutex-self-deadlock", "control", "a thread waits for a mutex that it holds", _own_mutex),
     Signature("bql-holder-blocked", "control", "the BQL's owner sleeps", _bql_holder),
-    Signature("main-loop-spins", "control", "the main loop or an iothread spins", _spins),
     Signature("chardev-blocked", "control", "a character device's reader does not read", _chardev),
-    Signature("rcu-drain-wait", "control", "the main loop waits for RCU", _rcu),
     Signature("qmp-dispatcher-busy", "control", "a QMP command blocks all others", _dispatcher),
     Signature("monitor-held", "control", "another client holds the monitor", _monitor_held),
     Signature("monitor-unanswered", "control", "the monitor does not answer", _unanswered),

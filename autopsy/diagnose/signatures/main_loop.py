@@ -1,0 +1,146 @@
+"""The main loop itself: it sleeps outside of its poll, spins, or waits for RCU."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.judgement import MAIN_LOOP, CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.kernel_stacks import family, waits_for
+from autopsy.diagnose.seen import by_role, functions, looks, missing, named, slept_through, thread_tokens
+from autopsy.diagnose.signatures.blocking_peers import ends_of
+from autopsy.diagnose.signatures.helpers import of_a_helper
+from autopsy.diagnose.signatures.jobs import sends_state
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model import Descriptor, Facts, MainLoopFact, Role, Thread
+
+BUSY_SHARE = 0.85
+OF_A_DESCRIPTOR = frozenset(
+    {"read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "fsync", "fdatasync", "ioctl"}
+    | {"fcntl", "flock", "sendmsg", "recvmsg", "sendto", "recvfrom", "connect", "fstat", "ftruncate", "fallocate"}
+)
+
+
+def _blocked(facts: Facts) -> Judgement:
+    """The main thread sleeps in a system call that is no poll of its loop, whatever it waits for there."""
+    main = next(iter(by_role(facts, Role.MAIN)), None)
+    if main is None:
+        return CannotTell("the main thread (evidence/witness/tasks.txt)")
+    if isinstance(facts.main_loop, Unknown):
+        return CannotTell(f"what the main thread does: {missing(facts.main_loop)}")
+    loop = facts.main_loop.value
+    if why := _why_not(facts, main, loop):
+        return RuledOut(why, (loop.cite,))
+    seen = looks(main)[:1]
+    what = waits_for(seen[0]) if seen else ""
+    on = _descriptor(facts, main)
+    call = f"{loop.under}{f' on {on.target}' if on else ''}"
+    names = [name for name in dict.fromkeys(functions(main)) if name][:4]
+    frames = (main.frames.cite,) if isinstance(main.frames, Known) else ()
+    return Match(
+        headline=f"The main thread sleeps in {call}{f', {what},' if what else ''} and its loop does not come round",
+        objects=(named(main), *((on.target,) if on else ())),
+        confidence="proven" if slept_through(main) and what else "likely",
+        claims=(
+            claim(
+                f"The main thread is in {call}{', under ' + ', '.join(names) if names else ''}.",
+                loop.cite,
+                *frames,
+                *((on.cite,) if on else ()),
+            ),
+            *((claim(f"It works on {loop.command}.", loop.cite),) if loop.command else ()),
+            *(
+                claim(
+                    f"State {each.state}, {each.wchan or 'wchan unknown'}: it waits {what or 'there'}.",
+                    each.cite,
+                )
+                for each in seen
+            ),
+        ),
+        where="host" if seen and seen[0].state == "D" else None,
+        holds=frozenset({MAIN_LOOP}),
+        waits_for=frozenset({f"thread {main.tid}"}),
+        beside=True,
+        weight=1,
+    )
+
+
+def _why_not(facts: Facts, main: Thread, loop: MainLoopFact) -> str:
+    """Say why the main loop is not blocked, or what it waits for is another signature's to tell; empty if it is."""
+    if loop.state != "blocked in a system call":
+        return f"the main thread is not blocked in a system call: {loop.state}"
+    if isinstance(facts.monitor.alive, Known) and facts.monitor.alive.value:
+        return "QEMU's main loop answered its monitor"
+    if slept_through(main) is False:
+        return f"{named(main)} went on"
+    known = any(family(each) for each in looks(main)[:1]) or sends_state(main) or of_a_helper(facts, main)
+    return "another signature tells what the main thread waits for" if known or ends_of(facts, main) else ""
+
+
+def _descriptor(facts: Facts, thread: Thread) -> Descriptor | None:
+    """Return what the thread's system call works on, where that is a file."""
+    for look in looks(thread)[:1]:
+        if look.syscall.name in OF_A_DESCRIPTOR and look.syscall.arguments and isinstance(facts.descriptors, Known):
+            return next((each for each in facts.descriptors.value if each.fd == look.syscall.arguments[0]), None)
+    return None
+
+
+def _spins(facts: Facts) -> Judgement:
+    if isinstance(facts.threads, Unknown):
+        return CannotTell("how much CPU the main thread used (evidence/witness/tasks.txt)")
+    busy = []
+    for thread in by_role(facts, Role.MAIN, Role.IOTHREAD):
+        if isinstance(thread.movement, Unknown):
+            if thread.role is Role.MAIN:
+                return CannotTell(f"how much CPU the main thread used: {missing(thread.movement)}")
+            continue
+        moved = thread.movement.value
+        if (
+            moved.seconds > 0
+            and moved.cpu_ns / 1e9 / moved.seconds > BUSY_SHARE
+            and (moved.voluntary_switches or 0) < 50
+        ):
+            busy.append((thread, moved, thread.movement.cite))
+    if not busy or _tcg(facts):
+        return RuledOut("neither the main thread nor an iothread used a whole CPU", (facts.threads.cite,))
+    thread, moved, cite = busy[0]
+    place = next((name for name in functions(thread) if name), "")
+    return Match(
+        headline=f"{named(thread)} runs without a pause: {moved.cpu_ns / 1e9 / moved.seconds:.0%} of a CPU",
+        objects=(named(thread),),
+        confidence="likely",
+        claims=(
+            claim(
+                f"{named(thread)} used {moved.cpu_ns / 1e9:.1f} s of CPU in {moved.seconds:.1f} s and hardly slept"
+                f"{f'; it was in {place}' if place else ''}.",
+                cite,
+            ),
+        ),
+        holds=thread_tokens(facts, (thread.tid,)),
+        weight=1,
+    )
+
+
+def _tcg(facts: Facts) -> bool:
+    """Tell whether one thread runs all vCPUs by TCG with the main thread: then burning CPU is its work."""
+    return isinstance(facts.vm.arguments, Known) and any("thread=single" in word for word in facts.vm.arguments.value)
+
+
+def _rcu(facts: Facts) -> Judgement:
+    main = next(iter(by_role(facts, Role.MAIN)), None)
+    if main is None or isinstance(main.frames, Unknown):
+        return CannotTell("the main thread's frames (evidence/gdb.threads/threads.json)")
+    if "drain_call_rcu" not in functions(main):
+        return RuledOut("the main thread does not wait for RCU", (main.frames.cite,))
+    return Match(
+        headline="The main thread waits for RCU callbacks (drain_call_rcu) that may need what it holds",
+        objects=(named(main),),
+        confidence="likely",
+        claims=(claim("The main thread is inside drain_call_rcu.", main.frames.cite),),
+        holds=frozenset({MAIN_LOOP}),
+        weight=1,
+    )
+
+
+SIGNATURES = (
+    Signature("main-loop-blocked", "control", "the main loop sleeps in a system call", _blocked),
+    Signature("main-loop-spins", "control", "the main loop or an iothread spins", _spins),
+    Signature("rcu-drain-wait", "control", "the main loop waits for RCU", _rcu),
+)
