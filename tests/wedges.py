@@ -242,21 +242,21 @@ def iscsi_silent(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
-def pipe_unread(build: lab.Build) -> Iterator[Stuck]:
-    """Guest memory is saved to a pipe whose reader does not read."""
+def pipe_unread(build: lab.Build, *, opened: bool = True) -> Iterator[Stuck]:
+    """Guest memory is saved to a pipe whose reader does not read, or which nobody has opened to read."""
     with lab.folder() as place, lab.qemu(build) as vm:
         path = place / "pipe"
         os.mkfifo(path)
-        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            with suppress(TimeoutError):
-                vm.qmp("pmemsave", val=0, size=1 << 20, filename=str(path), within=A_MOMENT)
-            yield Stuck(vm, (str(path),), lambda: _drain(reader))
-        finally:
-            os.close(reader)
+        flags = os.O_RDONLY | os.O_NONBLOCK
+        reader = os.open(path, flags) if opened else -1
+        with suppress(TimeoutError):
+            vm.qmp("pmemsave", val=0, size=1 << 20, filename=str(path), within=A_MOMENT)
+        yield Stuck(vm, (str(path),), lambda: _drain(reader if opened else os.open(path, flags)))
 
 
 def _drain(reader: int) -> None:
+    """Read to the end, and close."""
     os.set_blocking(reader, True)
-    while os.read(reader, 1 << 16):
-        pass
+    with open(reader, "rb") as stream:
+        while stream.read(1 << 16):
+            pass

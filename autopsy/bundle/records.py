@@ -254,7 +254,8 @@ class LockGraph(msgspec.Struct, frozen=True, kw_only=True):
 class MainLoop(msgspec.Struct, frozen=True, kw_only=True):
     """What the main thread was doing, by its stack and the BQL's owner.
 
-    `under` is the outermost function that polls inside the loop (`bdrv_drain_all_begin`), or the blocking system call.
+    `under` is the outermost function that polls inside the loop (`bdrv_drain_all_begin`), or the blocking system call;
+    `path` is the file that such a call names.
     """
 
     tid: int
@@ -266,6 +267,7 @@ class MainLoop(msgspec.Struct, frozen=True, kw_only=True):
     waits_on_tid: int = 0
     why: str = ""
     command: str = ""
+    path: str = ""
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from autopsy.bundle import names, restarts
 from autopsy.bundle.records import Frame, LockGraph, MainLoop
 from autopsy.examine import locks
 from autopsy.examine.calls import POLLS, system_call
-from autopsy.examine.core import Core, CoreThread
+from autopsy.examine.core import Core, CoreError, CoreThread
 from autopsy.examine.tasks import Task, tasks
 from autopsy.examine.view import View
 
@@ -34,6 +35,10 @@ COMMAND = re.compile(r"(?:qmp_marshal_|(?=qmp_|hmp_))([a-z_0-9]+)")
 NO_COMMAND = re.compile(
     r"qmp_(marshal_)?(dispatch|error|command|init|capabilities$|is_|enable|disable)\w*|hmp_compat\w*"
 )
+
+AT_CALLS = frozenset({"openat", "newfstatat", "statx", "unlinkat", "renameat2"})
+PATH_CALLS = frozenset({"open", "stat", "lstat", "truncate", "unlink", "rename", "statfs"})
+MOST_PATH = 4096
 
 State = Literal["idle", "nested poll", "blocked in a system call", "waits for a mutex", "running", "stopped", "unknown"]
 
@@ -64,9 +69,21 @@ def examine(view: View) -> MainLoop:
         waits_on_tid=doing.waits_on_tid,
         why=doing.why,
         command=command_in(frames),
+        path=_path(view.core, thread, doing),
     )
     view.frozen.write(names.MAIN_LOOP, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
     return record
+
+
+def _path(core: Core, thread: CoreThread | None, doing: Doing) -> str:
+    """Return the file that a call such as openat names, from QEMU's memory, empty where there is none."""
+    if thread is None or doing.state != "blocked in a system call":
+        return ""
+    registers = thread.registers
+    address = registers.rsi if doing.under in AT_CALLS else registers.rdi if doing.under in PATH_CALLS else 0
+    with suppress(CoreError):
+        return core.string(address, MOST_PATH) if address else ""
+    return ""
 
 
 def main_tid(core: Core) -> int:

@@ -168,6 +168,7 @@ def main_loop(
                 ours=ours,
                 why=seen.why,
                 cite=Cite(found.cite.file, 0, f"main thread {seen.tid}: {seen.state}"),
+                path=seen.path,
             ),
             found.cite,
         )
@@ -187,6 +188,9 @@ def _by_proc(main: Thread, seen: Exposure, locks: Fact[Locks], ours: str) -> Mai
         state, why = "stopped", f"State {seen.state}"
     elif seen.state == "D":
         state, under, why = "blocked in a system call", seen.syscall.name, f"State D in {seen.wchan or 'the kernel'}"
+    elif seen.state == "S" and seen.syscall.name not in {"", "futex", "restart_syscall", *POLL_CALLS}:
+        state, under = "blocked in a system call", seen.syscall.name
+        why = f"State S in {under}, {seen.wchan or 'wchan unknown'}"
     elif mutex is not None:
         state, why = "waits for a mutex", f"futex {mutex.address:#x} is held by {mutex.owner}"
     elif seen.syscall.name in POLL_CALLS and isinstance(owner, Known):

@@ -187,7 +187,10 @@ class Locks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MainLoopFact:
-    """What the main thread was doing. `ours` is the question of ours that it was working on, if any."""
+    """What the main thread was doing. `ours` is the question of ours that it was working on, if any.
+
+    `path` is the file that its system call names.
+    """
 
     tid: int
     state: Literal[
@@ -199,6 +202,7 @@ class MainLoopFact:
     ours: str
     why: str
     cite: Cite
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)

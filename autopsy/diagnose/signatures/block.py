@@ -207,7 +207,7 @@ def _nested_poll(facts: Facts) -> Judgement:
         return RuledOut(f"the main loop does not poll inside another call: it is {loop.state}", (loop.cite,))
     who = "the main thread" if holder is None else named(holder)
     under = loop.under if holder is None else _under(functions(holder))
-    command = f" for {loop.command}" if loop.command and holder is None else ""
+    command = f" for {loop.command}" if loop.command not in {"", under} and holder is None else ""
     tid = loop.tid if holder is None else holder.tid
     return Match(
         headline=f"The main loop is dead: {who} waits inside {under or 'a drain or a synchronous request'}{command}",

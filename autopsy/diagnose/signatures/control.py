@@ -29,7 +29,7 @@ from autopsy.diagnose.seen import (
     threads,
 )
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import Facts, MutexFact, Park, Thread
+from autopsy.facts.model import Facts, MutexFact, Park, Role, Thread
 from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
 
 SLEEP_CALLS = frozenset({"nanosleep", "clock_nanosleep"})
@@ -176,9 +176,15 @@ def _bql_holder(facts: Facts) -> Judgement:
         ),
         holds=frozenset({MAIN_LOOP}) | thread_tokens(facts, waiters),
         waits_for=frozenset({f"thread {holder.tid}"} | ({f"thread {mutex.owner}"} if mutex else set())),
-        effect=mutex is not None or seen[0].state == "D" or call in PEER_CALLS,
+        effect=mutex is not None or seen[0].state == "D" or call in PEER_CALLS or _is_blocked_main(facts, holder),
         weight=len(waiters),
     )
+
+
+def _is_blocked_main(facts: Facts, thread: Thread) -> bool:
+    """Tell whether main-loop-blocked tells of the thread: it knows more of what it waits for."""
+    loop = facts.main_loop
+    return thread.role is Role.MAIN and isinstance(loop, Known) and loop.value.state == "blocked in a system call"
 
 
 def _chardev(facts: Facts) -> Judgement:

@@ -31,12 +31,13 @@ def _blocked(facts: Facts) -> Judgement:
     seen = looks(main)[:1]
     what = waits_for(seen[0]) if seen else ""
     on = _descriptor(facts, main)
-    call = f"{loop.under}{f' on {on.target}' if on else ''}"
+    file = on.target if on else loop.path
+    call = f"{loop.under}{f' of {file}' if file else ''}"
     names = [name for name in dict.fromkeys(functions(main)) if name][:4]
     frames = (main.frames.cite,) if isinstance(main.frames, Known) else ()
     return Match(
         headline=f"The main thread sleeps in {call}{f', {what},' if what else ''} and its loop does not come round",
-        objects=(named(main), *((on.target,) if on else ())),
+        objects=(named(main), *((file,) if file else ())),
         confidence="proven" if slept_through(main) and what else "likely",
         claims=(
             claim(
