@@ -87,6 +87,13 @@ WEDGES = (
     Wedge("one child of a quorum", "peer", "nbd-silent", wedges_disks.quorum_child_stuck, ()),
     Wedge("a stopped FUSE daemon", "peer", "fuse-daemon-silent", wedges_disks.fuse_stopped, (NEW,)),
     Wedge(
+        "a disk added from a stopped FUSE daemon",
+        "peer",
+        "fuse-daemon-silent",
+        wedges_disks.added_from_stopped_fuse,
+        (OLD, DEBUG),
+    ),
+    Wedge(
         "a stopped vhost-user back end",
         "peer",
         "vhost-user-silent",

@@ -166,6 +166,23 @@ def fuse_stopped(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
+def added_from_stopped_fuse(build: lab.Build) -> Iterator[Stuck]:
+    """A disk is added whose file lies on a FUSE file system with a stopped daemon: no descriptor leads there yet."""
+    with (
+        lab.folder() as place,
+        lab.fuse(lab.disk(place / "d")) as export,
+        lab.qemu(build) as vm,
+        lab.stopped(export.process),
+    ):
+        with suppress(TimeoutError):
+            vm.qmp(
+                "blockdev-add", **{"driver": "file", "node-name": "f0", "filename": str(export.file)}, within=A_MOMENT
+            )
+        lab.until("a thread waits for the daemon", lambda: lab.waits_in(vm.pid, "request_wait_answer"))
+        yield Stuck(vm, (str(export.file), str(export.process.pid)), export.process.resume)
+
+
+@contextmanager
 def stop_over_blkdebug(build: lab.Build) -> Iterator[Stuck]:
     """A write that blkdebug has suspended, and a QMP `stop` that drains over it for ever."""
     with (

@@ -7,9 +7,13 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
+import msgspec
+
+from autopsy.bundle import names
+from autopsy.bundle.records import MainLoop
 from autopsy.bundle.sections import Section
 from autopsy.capture.holders import holders
-from autopsy.capture.mounts import Mount, mounts_in_use
+from autopsy.capture.mounts import Mount, mount_at, mounts_in_use
 from autopsy.capture.procfs import Process, read_file
 from autopsy.capture.readers import Cut, Read, SectionFile, Trouble, sections, take
 from autopsy.capture.step import Scene
@@ -28,7 +32,7 @@ def collect(
     Sections `fuse/<minor>/{mount,fds,waiting,…,daemon}`; the minor number is the connection's name in
     /sys/fs/fuse/connections. `daemon` holds a line `PID` for each process that may be it.
     """
-    mounts = [mount for mount in mounts_in_use(descriptors) if mount.is_fuse]
+    mounts = [mount for mount in _mounts(scene, descriptors) if mount.is_fuse]
     if not mounts:
         return frozenset()
     search = Read("daemons", partial(_daemons, process.pid), seconds=SEARCH_SECONDS + 1)
@@ -50,6 +54,17 @@ def collect(
         for batch in sections(_connection(mount, minor), scene.deadline, trouble):
             stored.append(batch)
     return frozenset(suspects)
+
+
+def _mounts(scene: Scene, descriptors: Mapping[str, Section]) -> list[Mount]:
+    """Return the mounts of what is open, and of the file that the main thread is about to open."""
+    found = list(mounts_in_use(descriptors))
+    try:
+        loop = msgspec.json.decode(scene.earlier(names.GDB_THREADS, names.MAIN_LOOP), type=MainLoop)
+    except msgspec.DecodeError:  # no core, or no examination of it
+        return found
+    opening = mount_at(descriptors, loop.path) if loop.path else None
+    return found if opening is None or any(each.id == opening.id for each in found) else [*found, opening]
 
 
 def _connection(mount: Mount, minor: str) -> list[Read]:

@@ -73,5 +73,16 @@ def mounts_in_use(descriptors: Mapping[str, Section]) -> tuple[Mount, ...]:
     return tuple(replace(mount, fds=tuple(sorted(fds[mount.id]))) for mount in mounts.values() if mount.id in fds)
 
 
+def mount_at(descriptors: Mapping[str, Section], path: str) -> Mount | None:
+    """Return the mount that a path of the target's lies on, by the mountinfo of a fds.txt; links are not followed."""
+    table = descriptors.get("mountinfo")
+    above = (mount for mount in mounts_of(table.data if table else b"").values() if _is_below(path, mount.point))
+    return max(above, key=lambda mount: len(mount.point), default=None)
+
+
+def _is_below(path: str, point: str) -> bool:
+    return path == point or path.startswith(point.rstrip("/") + "/")
+
+
 def _unescaped(word: str) -> str:
     return OCTAL.sub(lambda code: chr(int(code[1], 8)), word)

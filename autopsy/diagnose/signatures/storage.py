@@ -143,7 +143,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     if kind.passes and all(each.through is None for each in found) and not _stands(facts):
         return CannotTell(f"a second look: {count(len(found), 'thread')} waited for {kind.words} at the only one")
     files = {each.thread.tid: file_of(facts, each.look) for each in found}
-    paths = frozenset(file.target for file in files.values() if file is not None)
+    paths = frozenset(file.target for file in files.values() if file is not None) | _opening(facts, found)
     disks = disks_on(facts, paths) or disks_parked(facts) if paths else disks_behind(facts, found)
     paths = paths or frozenset(path for disk in disks if (path := image_of(facts, disk)))
     mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
@@ -178,6 +178,13 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         waits_for=frozenset({IO_LIMIT} if kind.id == "host-block-wait" else ()),
         weight=len(found),
     )
+
+
+def _opening(facts: Facts, found: list[Sleeper]) -> frozenset[str]:
+    """Return the file that the main thread is about to open, where it is one of those that wait."""
+    if isinstance(facts.main_loop, Unknown) or all(each.thread.role is not Role.MAIN for each in found):
+        return frozenset()
+    return frozenset(filter(None, [facts.main_loop.value.path]))
 
 
 def _daemons(facts: Facts, paths: frozenset[str]) -> tuple[Peer, ...]:
