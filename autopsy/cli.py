@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from autopsy.errors import AutopsyError, ExitCode
+from autopsy.errors import AutopsyError, ExitCode, UsageError
 
 app = typer.Typer(
     name="autopsy",
@@ -44,9 +45,6 @@ def main() -> None:
         sys.exit(ExitCode.INTERRUPTED)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:  # whoever read our result has enough of it
-        sys.stderr.close()
-        sys.exit(ExitCode.DONE)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own usage errors; its error class lives in click
             say(f"autopsy: {error.format_message()}\n         autopsy --help shows what can be said")
@@ -61,8 +59,18 @@ def say(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print the result: on stdout."""
-    print(text, flush=True)
+    """Print the result: on stdout. Whoever has read enough of it may go.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
+        raise UsageError("stdout", f"cannot be written: {error.strerror}", remedy="send it elsewhere") from error
 
 
 def tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
@@ -126,7 +134,7 @@ def capture(
     json: Json = False,
 ) -> None:
     """Freeze one VM's evidence and say where it is stuck."""
-    from autopsy import session, terminal
+    from autopsy import outlet, session, terminal
     from autopsy.answer import answer
     from autopsy.capture.step import Options
 
@@ -151,17 +159,17 @@ def capture(
         sign=sign.absolute() if sign else None,
         words=tuple(sys.argv[1:]),
     )
-    with terminal.watcher() as watcher:
-        ended = session.fulfil(wish, watcher, lambda line: say(terminal.plain(line)))
-    for line in terminal.story(ended):
-        say(line)
-    if sys.stderr.isatty():
-        say("")
-    if json:
-        show(answer(ended))
-    else:
-        for line in terminal.five_lines(ended):
+    with outlet.guarded() as listeners:
+        with terminal.watcher() as watcher:
+            ended = session.fulfil(wish, watcher, lambda line: say(terminal.plain(line)))
+        for line in terminal.story(ended):
+            say(line)
+        if sys.stderr.isatty():
+            say("")
+        for line in [answer(ended)] if json else terminal.five_lines(ended):
             show(line)
+        if listeners.out and listeners.out.lost:
+            say(f"note: stdout: {listeners.out.lost}: the bundle is {ended.captured.sealed.path}")
     raise typer.Exit(ended.exit_code)
 
 
@@ -296,8 +304,6 @@ def replay(
 
     A case is a folder with a bundle and expected.json; a bundle alone is held against its own sealed diagnosis.
     """
-    import os
-
     from autopsy.replay import cases, words
     from autopsy.replay import junit as xml
     from autopsy.replay import replay as stored

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 from markdown_it import MarkdownIt
 
 import evidence as e
 import reports
 from autopsy.diagnose.verdict import diagnose
-from autopsy.errors import UsageError
+from autopsy.errors import ExitCode, UsageError
 from autopsy.facts.gather import gather
 from autopsy.report import markdown
 from autopsy.report.document import Document, document, schema
@@ -132,6 +135,7 @@ def test_a_time_of_day_is_no_address() -> None:
     assert Redaction({}).text("at 16:47:42 on 0000:00:1f.2") == "at 16:47:42 on 0000:00:1f.2"
 
 
+@example("__0__")
 @given(some.text())
 def test_plain_markdown_is_only_ever_text(text: str) -> None:
     shown = markdown.plain(text)
@@ -186,3 +190,43 @@ def test_a_report_is_its_owner_s_alone_and_replaces_the_old_one_whole(tmp_path: 
         store("\ud800", path)
     assert path.read_text() == "new"
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    """As root, a device's name would otherwise become a file's, and the host be without /dev/null."""
+    pipe, file, link = tmp_path / "pipe", tmp_path / "file", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        store("report", pipe)
+        assert os.read(reader, 100) == b"report"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    store("report", Path("/dev/null"))
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(UsageError, match="No space left"):
+        store("report", Path("/dev/full"))
+    assert Path("/dev/full").is_char_device()
+    link.symlink_to(file)
+    store("report", link)
+    assert link.is_symlink()
+    assert file.read_text() == "report"
+    with pytest.raises(UsageError, match="cannot be written"):
+        store("report", tmp_path / "nowhere" / "report")
+
+
+@pytest.mark.parametrize("words", [("analyze",), ("analyze", "--json"), ("report",), ("verify",)])
+def test_a_result_that_cannot_be_written_is_told_in_two_lines_and_one_that_is_not_wanted_in_none(
+    words: tuple[str, ...],
+) -> None:
+    command = [sys.executable, "-m", "autopsy", *words, str(reports.STORED[0] / "bundle.tar.zst")]
+    with open("/dev/full", "wb") as full:
+        failed = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert failed.returncode == ExitCode.USAGE
+    assert failed.stderr == "autopsy: stdout: cannot be written: No space left on device\n         send it elsewhere\n"
+    left = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert left.stdout is not None
+    left.stdout.close()
+    assert left.communicate()[1] == ""
+    assert left.returncode == ExitCode.DONE

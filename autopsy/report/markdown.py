@@ -9,7 +9,7 @@ from autopsy.facts.cite import Cite
 from autopsy.report.visible import visible
 
 # Whatever begins an emphasis, a link, a tag, an entity, a table cell, a mention or a reference to an issue.
-SPECIAL = re.compile(r"(?<!\w)_|_(?!\w)|[\\`*\[\]<>|~#!&]|@(?=\w)")
+SPECIAL = re.compile(r"(?<![^\W_])_|_(?![^\W_])|[\\`*\[\]<>|~#!&]|@(?=\w)")
 TICKS = re.compile(r"`+")
 MOST_CITES = 4
 

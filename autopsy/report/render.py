@@ -44,7 +44,23 @@ def render(path: Path, format: str) -> str:  # noqa: A002 - the option's name is
 
 
 def store(text: str, path: Path) -> None:
-    """Write a report where it is wanted: whole or not at all, and for its owner alone."""
+    """Write a report where it is wanted: a file whole or not at all, and for its owner alone.
+
+    A device or a pipe is written to, and never replaced.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            _replace(text, path.resolve())
+    except OSError as error:
+        raise UsageError(str(path), f"cannot be written: {error.strerror}", remedy="give -o another path") from error
+
+
+def _replace(text: str, path: Path) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "w", encoding="utf-8") as stream:
