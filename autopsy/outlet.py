@@ -72,6 +72,13 @@ class _Patient(io.RawIOBase):
                 data = data[os.write(self.descriptor, data[:PART_BYTES]) :]
 
 
+def takes(descriptor: int) -> bool:
+    """Tell whether a few words can be written at once, whatever happens: of a file nobody knows that beforehand."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLOUT)
+    return not stat.S_ISREG(os.fstat(descriptor).st_mode) and bool(poller.poll(0))
+
+
 def _write_file(descriptor: int, data: bytes) -> bytes:
     while data:
         data = data[os.write(descriptor, data) :]

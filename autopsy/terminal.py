@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from autopsy import outlet
 from autopsy.bundle.schema import StepRecord
 from autopsy.capture.runner import Interrupted
 from autopsy.capture.step import Step
@@ -148,7 +149,8 @@ def watcher() -> Iterator[PlainLines | LiveList]:
         interrupt.pressed = interrupt.wanted = True
         with contextlib.suppress(OSError):
             name = signal.Signals(number).name
-            os.write(2, f"\nautopsy: {name}: sealing what is there; once more ends it at once\n".encode())
+            if outlet.takes(2):
+                os.write(2, f"\nautopsy: {name}: sealing what is there; once more ends it at once\n".encode())
 
     # What nohup, or a shell that runs us in the background, has us ignore stays ignored.
     heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
