@@ -242,7 +242,7 @@ def test_the_seal_fails_only_and_nothing_is_killed(vm: Machine, tmp_path: Path) 
         for name in ("tmp", "run"):
             (out / name).mkdir()
         with namespace(*stuck_below(out, "tmp", "run"), memory="192m") as memory:
-            done = capture(vm.pid, out, "--gap", "3", "--then-kill", "--even-if-healthy", within=memory)
+            done = capture(vm.pid, out, "--gap", "8", "--then-kill", "--even-if-healthy", within=memory)
             lab.until("the capture is under way", lambda: bool(list(memory.works())) and bool(list(out.iterdir())))
             fill(out)
             lab.until("the second exposure waits", lambda: bool(list(memory.memory.glob("*.work/evidence/host/*"))))
