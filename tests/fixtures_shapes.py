@@ -10,6 +10,8 @@ import fixtures_guests as guests
 import fixtures_storage as storage
 import fixtures_wedges as wedges
 import lab
+import wedges as live
+import wedges_disks as live_disks
 
 OLD, NEW, DEBUG = "7.2", "10.0.2", "10.0.2-debug"
 SetUp = Callable[[lab.Build], AbstractContextManager[lab.Machine]]
@@ -337,6 +339,42 @@ SHAPES: tuple[Shape, ...] = (
         not_these=("healthy", "throttle-lock-self-deadlock"),
     ),
     # The main loop and the monitor.
+    *on(
+        (NEW,),
+        "pipe-unread",
+        wedges.machine_of(live.pipe_unread),
+        where="control",
+        signature="main-loop-blocked",
+        why="the main thread writes to a pipe; nothing of storage is in it",
+        not_these=HUNG,
+    ),
+    *on(
+        (OLD,),
+        "server-full",
+        wedges.machine_of(live.connecting),
+        where="peer",
+        signature="peer-blocks-thread",
+        why="connect() under the BQL, in no event loop",
+        not_these=HUNG,
+    ),
+    *on(
+        (OLD,),
+        "iscsi-mute",
+        wedges.machine_of(live.iscsi_silent),
+        where="peer",
+        signature="peer-blocks-thread",
+        why="libiscsi polls its socket by itself, again and again",
+        not_these=("process-stopped", "cgroup-frozen"),
+    ),
+    *on(
+        (DEBUG,),
+        "fuse-opening",
+        wedges.machine_of(live_disks.added_from_stopped_fuse),
+        where="peer",
+        signature="fuse-daemon-silent",
+        why="the file is only being opened: its name is in QEMU's memory alone",
+        not_these=HUNG,
+    ),
     *on((OLD,), "monitor-held", wedges.monitor_held, where="control", signature="monitor-held"),
     *on(
         (OLD, DEBUG),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import lab
 from autopsy.drill.guests import write_boot_sector
 from autopsy.drill.machine import start_machine
+from wedges import Stuck
 
 SOON = 0.5  # what a monitor gets whose main loop is about to go under
 WRITES = 8
@@ -256,6 +259,18 @@ def chardev_unread(build: lab.Build) -> Iterator[lab.Machine]:
                 yield machine
         finally:
             os.close(reader)
+
+
+def machine_of(set_up: Callable[[lab.Build], AbstractContextManager[Stuck]]) -> Callable[..., Any]:
+    """Return what sets up a live test's wedge as what sets up a stored case."""
+
+    @contextmanager
+    @wraps(set_up)
+    def machine(build: lab.Build) -> Iterator[lab.Machine]:
+        with set_up(build) as it:
+            yield it.vm
+
+    return machine
 
 
 def _firmware(place: Path, code: bytes) -> Path:
