@@ -9,7 +9,8 @@ from autopsy.diagnose.signatures.blocking_peers import ends_of
 from autopsy.diagnose.signatures.helpers import of_a_helper
 from autopsy.diagnose.signatures.jobs import sends_state
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import Descriptor, Facts, MainLoopFact, Role, Thread
+from autopsy.facts.model import Descriptor, Exposure, Facts, MainLoopFact, Role, Thread
+from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
 
 BUSY_SHARE = 0.85
 OF_A_DESCRIPTOR = frozenset(
@@ -28,9 +29,11 @@ def _blocked(facts: Facts) -> Judgement:
     loop = facts.main_loop.value
     if why := _why_not(facts, main, loop):
         return RuledOut(why, (loop.cite,))
-    seen = looks(main)[:1]
-    what = waits_for(seen[0]) if seen else ""
-    on = _descriptor(facts, main)
+    if unseen := _unseen(facts, main):
+        return CannotTell(unseen)
+    look = looks(main)[0]
+    what = waits_for(look)
+    on = _descriptor(facts, look)
     file = on.target if on else loop.path
     call = f"{loop.under}{f' of {file}' if file else ''}"
     names = [name for name in dict.fromkeys(functions(main)) if name][:4]
@@ -47,15 +50,9 @@ def _blocked(facts: Facts) -> Judgement:
                 *((on.cite,) if on else ()),
             ),
             *((claim(f"It works on {loop.command}.", loop.cite),) if loop.command else ()),
-            *(
-                claim(
-                    f"State {each.state}, {each.wchan or 'wchan unknown'}: it waits {what or 'there'}.",
-                    each.cite,
-                )
-                for each in seen
-            ),
+            claim(f"State {look.state}, {look.wchan or 'wchan unknown'}: it waits {what or 'there'}.", look.cite),
         ),
-        where="host" if seen and seen[0].state == "D" else None,
+        where="host" if look.state == "D" else None,
         holds=frozenset({MAIN_LOOP}),
         waits_for=frozenset({f"thread {main.tid}"}),
         beside=True,
@@ -75,12 +72,34 @@ def _why_not(facts: Facts, main: Thread, loop: MainLoopFact) -> str:
     return "another signature tells what the main thread waits for" if known or ends_of(facts, main) else ""
 
 
-def _descriptor(facts: Facts, thread: Thread) -> Descriptor | None:
-    """Return what the thread's system call works on, where that is a file."""
-    for look in looks(thread)[:1]:
-        if look.syscall.name in OF_A_DESCRIPTOR and look.syscall.arguments and isinstance(facts.descriptors, Known):
-            return next((each for each in facts.descriptors.value if each.fd == look.syscall.arguments[0]), None)
-    return None
+def _unseen(facts: Facts, main: Thread) -> str:
+    """Say what is missing that could show another cause, empty if nothing is."""
+    seen = looks(main)[:1]
+    if not seen or not seen[0].syscall.name:
+        return "the main thread's system call (evidence/witness/tasks.txt)"
+    look = seen[0]
+    if look.state == "D" and not look.kernel_stack:
+        return "the main thread's kernel stack (evidence/witness/tasks.txt)"
+    if look.syscall.name in POLL_CALLS and isinstance(facts.polls, Unknown):
+        return f"what the main thread polls: {missing(facts.polls)}"
+    on = [_descriptor(facts, look)] if look.syscall.name in PEER_CALLS else []
+    if look.syscall.name in POLL_CALLS and isinstance(facts.polls, Known):
+        on += [_open(facts, fd.fd) for each in facts.polls.value if each.tid == main.tid for fd in each.fds] or [None]
+    if any(each is None or each.kind == "socket" for each in on):
+        return "what the descriptors are that the main thread waits for (evidence/proc.fds)"
+    return ""
+
+
+def _descriptor(facts: Facts, look: Exposure) -> Descriptor | None:
+    """Return what a system call works on, where its first argument is a descriptor."""
+    number = look.syscall.arguments[:1] if look.syscall.name in OF_A_DESCRIPTOR else ()
+    return _open(facts, number[0]) if number else None
+
+
+def _open(facts: Facts, number: int) -> Descriptor | None:
+    if isinstance(facts.descriptors, Unknown):
+        return None
+    return next((each for each in facts.descriptors.value if each.fd == number), None)
 
 
 def _spins(facts: Facts) -> Judgement:
