@@ -28,13 +28,8 @@ class _Patient(io.RawIOBase):
     """One descriptor of ours; `lost` says why nothing is written to it any more."""
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)  # a child of ours has no stdout
+        self.descriptor = descriptor
         self.lost = ""
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self.descriptor)
-        super().close()
 
     def writable(self) -> bool:
         return True
@@ -60,7 +55,13 @@ class _Patient(io.RawIOBase):
 
     def _write(self, data: bytes) -> None:
         if stat.S_ISREG(os.fstat(self.descriptor).st_mode):
-            in_child(partial(_write_file, self.descriptor, data), SECONDS)
+            # A child of ours has no stdout, so this one gets a copy. No other may have one: a reader would wait for the
+            # end of a child that sleeps in the kernel.
+            copy = fcntl.fcntl(self.descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+            try:
+                in_child(partial(_write_file, copy, data), SECONDS)
+            finally:
+                os.close(copy)
             return
         poller = select.poll()
         poller.register(self.descriptor, select.POLLOUT)
@@ -104,8 +105,6 @@ def guarded() -> Iterator[Listeners]:
         yield Listeners(out, err)
     finally:
         sys.stdout, sys.stderr = before
-        for patient in filter(None, (out, err)):
-            patient.close()
 
 
 def _text(patient: _Patient | None, before: TextIO) -> TextIO:
