@@ -210,8 +210,8 @@ def test_poll_sets_are_told_of_sleeps_that_a_stop_has_interrupted(tmp_path: Path
         os.kill(pid, signal.SIGSTOP)
         lab.until("it is stopped", lambda: in_state(pid, "T") > 0)
         os.kill(pid, signal.SIGCONT)
-        calls = [file.read_bytes() for file in Path(f"/proc/{pid}/task").glob("*/syscall")]
-        assert sum(call.startswith(b"219 ") for call in calls) >= 2
+        calls = Path(f"/proc/{pid}/task").glob
+        lab.until("they sleep on", lambda: sum(each.read_bytes()[:4] == b"219 " for each in calls("*/syscall")) >= 2)
         look(at)
         polls = [poll for poll in looking.decoded(at, names.POLLS, list[PollSet]) if poll.call == "poll"]
         table = looking.found(at, names.FDS)
