@@ -18,6 +18,7 @@ import pytest
 import lab
 from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.verify import verify
+from autopsy.capture import staging
 from autopsy.drill.machine import Machine
 from surviving import (
     HOUSE,
@@ -140,6 +141,19 @@ def test_what_a_killed_capture_left_in_memory_is_sealed_by_the_next_one(
     rescued = tmp_path / left.name.replace(".work", ".tar.zst")
     assert "core" in open_bundle(rescued).names()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_second_capture_of_the_same_second_takes_another_name(tmp_path: Path) -> None:
+    """The first one was killed, or its VM is called the same."""
+    wanted = [tmp_path / each for each in ("autopsy-vm-1.tar.zst", "autopsy-vm-1-2.partial")]
+    for each in wanted:
+        each.mkdir()
+    made = [staging.prepare("autopsy-vm-1", (tmp_path,)) for _ in range(2)]
+    try:
+        assert [each.name for each in made] == ["autopsy-vm-1-3", "autopsy-vm-1-4"]
+    finally:
+        for each in made:
+            each.work.rmdir()
 
 
 def test_a_capture_at_work_is_not_taken_for_a_dead_one(vm: Machine, memory: Namespace, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ SETTLE_SECONDS = 5.0
 PROBE_SECONDS = places.PROBE_SECONDS
 MODEST = Needs(work=96 << 20, bundle=16 << 20)
 FULL = b"full"
+MOST_OF_A_NAME = 9
 
 
 @dataclass(slots=True)
@@ -237,24 +238,52 @@ def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Stagi
         raise NotStored(str(wanted[0]), "; ".join(notes), remedy="give a directory that can be written to: --out DIR")
     if good[0] not in asked_for:
         notes.append(f"the bundle goes to {good[0]}")
-    for memory in places.memory_places():
-        if work := _workplace(memory, name, needs.work):
-            return Staging(name, work, good, notes, tight, tried=tried)
-    work = _on_disk(name, good, tight)
-    return Staging(name, work, good, notes, tight, in_memory=False, tried=tried)
+    made = _made(name, good, tight, needs.work)
+    if made is None:
+        raise NotStored(str(good[0]), "no folder can be made there", remedy="give a directory with room: --out DIR")
+    chosen, work, in_memory = made
+    return Staging(chosen, work, good, notes, tight, in_memory=in_memory, tried=tried)
 
 
-def _on_disk(name: str, good: list[Path], tight: set[Path]) -> Path:
-    """Make a working folder where the bundle goes, for memory has no room: in the roomiest place.
+def _made(name: str, good: list[Path], tight: set[Path], needs: int) -> tuple[str, Path, bool] | None:
+    """Make the working folder, in memory where there is room. Return the capture's name, the folder, and where it is.
 
-    Raises:
-        NotStored: no place lets us.
+    Another capture of this very second may have the name: one that was killed, or one of a VM that is called the same.
     """
+    memories = places.memory_places()
+    for chosen in (name, *(f"{name}-{number}" for number in range(2, MOST_OF_A_NAME))):
+        if _taken(chosen, (*good, *memories)):
+            continue
+        if found := next((work for each in memories if (work := _workplace(each, chosen, needs))), None):
+            return chosen, found, True
+        if not _taken(chosen, memories):  # since we looked
+            if found := _on_disk(chosen, good, tight):
+                return chosen, found, False
+            if not _taken(chosen, tuple(good)):
+                return None
+    return None
+
+
+def _taken(name: str, folders: tuple[Path, ...]) -> bool:
+    """Return whether a capture of this name lies in one of the folders; one that does not answer is not waited for."""
+
+    def look() -> bytes:
+        found = (folder / f"{name}{end}" for folder in folders for end in (".work", ".partial", ".tar.zst"))
+        return b"taken" if any(map(os.path.lexists, found)) else b""
+
+    try:
+        return bool(in_child(look, PROBE_SECONDS))
+    except (ChildTimedOut, ChildFailed):
+        return False
+
+
+def _on_disk(name: str, good: list[Path], tight: set[Path]) -> Path | None:
+    """Make a working folder where the bundle goes, for memory has no room: in the roomiest place that lets us."""
     for place in sorted(good, key=lambda each: each in tight):
         work = place / f"{name}.partial"
         if attempt(_making(work), PROBE_SECONDS):
             return work
-    raise NotStored(str(good[0]), "no folder can be made there", remedy="give a directory with room: --out DIR")
+    return None
 
 
 def _making(folder: Path) -> Callable[[], bytes]:
