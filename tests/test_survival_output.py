@@ -91,6 +91,14 @@ def fill(folder: Path, leave: int = 0) -> Path:
     return ballast
 
 
+def keep_full(done: Capture, folders: dict[Path, int]) -> None:
+    """Fill file systems, but for so many bytes, until a capture ends: what it clears there makes room again."""
+    while done.process.poll() is None:
+        for folder, leave in folders.items():
+            fill(folder, leave)
+        time.sleep(0.05)
+
+
 def gone_elsewhere(done: Capture, elsewhere: Path, *, seen: Path | None = None) -> Path:
     """Assert that the bundle is whole, in `elsewhere` (seen from here as `seen`), and that the answer says so."""
     assert done.bundle.parent == elsewhere, done.story
@@ -197,7 +205,7 @@ def test_a_disk_that_fills_up_meanwhile_is_left_as_it_was_found(vm: Machine, tmp
     with tmpfs(tmp_path / "small", "size=90m") as small:
         done = capture(vm.pid, small, "--gap", "3", "--out", str(tmp_path))
         lab.until("the capture is under way", lambda: bool(list(small.glob("*.partial"))))
-        fill(small, 64 << 10)
+        keep_full(done, {small: 64 << 10})
         assert done.end() == 0, done.story
         gone_elsewhere(done, tmp_path)
         assert [path.name for path in small.iterdir()] == ["ballast"]
@@ -247,10 +255,7 @@ def test_the_seal_fails_only_and_nothing_is_killed(vm: Machine, tmp_path: Path) 
             lab.until("the capture is under way", lambda: bool(list(memory.works())) and bool(list(out.iterdir())))
             fill(out)
             lab.until("the second exposure waits", lambda: bool(list(memory.memory.glob("*.work/evidence/host/*"))))
-            while done.process.poll() is None:  # what is given up is cleared, and makes room again
-                fill(memory.memory, 256 << 10)
-                fill(out)
-                time.sleep(0.05)
+            keep_full(done, {memory.memory: 256 << 10, out: 0})
             assert done.end() == 5, done.story
             (left,) = memory.works()
             assert str(left.name) in done.story
