@@ -66,10 +66,10 @@ def show(text: str) -> None:
     """
     try:
         print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
+        if isinstance(error, BrokenPipeError):
+            return
         raise UsageError("stdout", f"cannot be written: {error.strerror}", remedy="send it elsewhere") from error
 
 

@@ -111,8 +111,8 @@ def test_no_step_takes_another_process_for_the_vm(step: Step, tmp_path: Path) ->
 def test_a_freeze_under_way_does_not_turn_to_another_process(tmp_path: Path) -> None:
     with doomed(tmp_path) as (pid, swap), looking.scene(pid, tmp_path / "staging", "freeze") as at:
         with freeze._opened(at) as process:
-            known = tasks(process.pid, process.folder)
-            mappings = parse_smaps(Path(process.folder, "smaps").read_bytes())
+            known = tasks(process.pid, process.path)
+            mappings = parse_smaps(Path(process.path, "smaps").read_bytes())
             swap()
             before = _interruptions(pid)
             with pytest.raises((ProcessGone, ProcessLookupError)):

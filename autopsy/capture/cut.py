@@ -66,7 +66,7 @@ def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
     time are given up. A quarter longer, and the stop is over, come what may.
     Concurrency: call it only from a process with one thread.
     """
-    board = Board(len(os.listdir(f"{process.folder}/task")))
+    board = Board(len(os.listdir(f"{process.path}/task")))
     gc.freeze()
     pid = os.fork()
     if pid == 0:
@@ -124,7 +124,7 @@ class _Tracer:
         self.board = board
         self.words = board.words
         self.process = process
-        self.tasks = f"{process.folder}/task"
+        self.tasks = f"{process.path}/task"
         self.starts = [each.start for each in stacks]
         self.ends = [each.end for each in stacks]
         self.max_stop = max_stop

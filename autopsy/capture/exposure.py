@@ -131,14 +131,14 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
         ProcessGone: it ended meanwhile.
         OSError: its maps cannot be read.
     """
-    mappings = parse_smaps(_read(f"{process.folder}/smaps"))
+    mappings = parse_smaps(_read(f"{process.path}/smaps"))
     phases.done("maps")
     choice = choose(mappings, process.pagemap)
     phases.done("pagemap")
     snapshot = Snapshot(process, choice.wanted, min(SWAP_SECONDS, deadline.left() / 4))
     phases.done("copy before")
     stacks = _stacks(choice)
-    waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.folder, task.tid)]
+    waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.path, task.tid)]
     why = ""
     if waiting:
         names = ", ".join(f"{task.tid} ({task.comm})" for task in waiting[:4])
@@ -153,10 +153,10 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
     phases.done("stop")
     comms = {task.tid: task.comm for task in known}
     if any(caught.tid not in comms for caught in cut.threads):
-        comms = {task.tid: task.comm for task in tasks(process.pid, process.folder)} | comms
+        comms = {task.tid: task.comm for task in tasks(process.pid, process.path)} | comms
     threads, told, read_after = _threads(process, cut, stacks, comms, why)
     starved = not threads
-    if starved and all(task.state in "ZX" for task in tasks(process.pid, process.folder)):
+    if starved and all(task.state in "ZX" for task in tasks(process.pid, process.path)):
         raise ProcessGone(f"no thread of process {process.pid} could be read: it has ended, or is ending")
     phases.done("threads that were not stopped")
     pieces = (*cut.stacks, *read_after)
@@ -178,7 +178,7 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
         cut=cut,
         threads=tuple(threads),
         told=tuple(told),
-        chunks=tuple(_blanked(_apart([*snapshot.chunks(), *extra]), *_environment(process.folder))),
+        chunks=tuple(_blanked(_apart([*snapshot.chunks(), *extra]), *_environment(process.path))),
         copied_bytes=snapshot.size + sum(len(chunk.data) for chunk in extra),
         torn=tuple(torn),
         notes=tuple(notes),
@@ -241,13 +241,13 @@ def _threads(
             threads.append(Thread(caught.tid, caught.registers))
             told.append(_told(threads[-1], comm, "stopped", caught.stack_bytes))
             continue
-        why = not_stopped or _why(process.folder, caught)
+        why = not_stopped or _why(process.path, caught)
         if caught.fate in {Fate.GONE, Fate.KERNEL}:
             told.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=why))
             continue
         if caught.fate is Fate.STANDING and not _within(stacks, _sp(caught.registers)):
             with contextlib.suppress(OSError):  # the thread is younger than the maps that we have
-                stacks = _stacks(choose(parse_smaps(_read(f"{process.folder}/smaps")), process.pagemap))
+                stacks = _stacks(choose(parse_smaps(_read(f"{process.path}/smaps")), process.pagemap))
         match unstopped.read(process, caught.tid, stacks):
             case unstopped.Read(registers=registers, stack=stack):
                 threads.append(Thread(caught.tid, registers))

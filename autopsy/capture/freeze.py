@@ -39,10 +39,10 @@ def _expose(scene: Scene, *, second: bool) -> Outcome:
     phases = Phases()
     try:
         with _opened(scene) as process:
-            auxv = _read(f"{process.folder}/auxv")
+            auxv = _read(f"{process.path}/auxv")
             if why := _unsupported(auxv):
                 return Failed(f"{why}; --live-gdb attaches a gdb instead, and the VM stands still meanwhile")
-            known = tasks(process.pid, process.folder)
+            known = tasks(process.pid, process.path)
             phases.done("threads")
             # Should the next reads hang on the lock of the memory map, this much is told.
             scene.write_json(names.FREEZE_RECORD, _begun(known, phases))
@@ -162,7 +162,7 @@ def _is_64_bit(auxv: bytes) -> bool:
 
 def _arguments(process: Process) -> bytes:
     with contextlib.suppress(OSError):
-        return _read(f"{process.folder}/cmdline").replace(b"\0", b" ").strip()
+        return _read(f"{process.path}/cmdline").replace(b"\0", b" ").strip()
     return b""
 
 

@@ -51,7 +51,7 @@ class Process:
     pid: int
     memory: int
     pagemap: int
-    folder: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def read(process: Process, tid: int, stacks: Sequence[Mapping]) -> Read | Unread
     why = ""
     for _ in range(TRIES):
         try:
-            before = _call(process.folder, tid)
+            before = _call(process.path, tid)
         except OSError as error:
             return Unreadable(f"its system call cannot be read: {error.strerror}")
         match = _CALL.fullmatch(before)
@@ -54,7 +54,7 @@ def read(process: Process, tid: int, stacks: Sequence[Mapping]) -> Read | Unread
         else:
             stack = _stack(process, int(match[3], 16), stacks)
             try:
-                if _call(process.folder, tid) == before:
+                if _call(process.path, tid) == before:
                     return Read(_registers(match), stack)
             except OSError as error:
                 return Unreadable(f"its system call cannot be read: {error.strerror}")

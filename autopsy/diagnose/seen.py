@@ -12,7 +12,7 @@ from autopsy.diagnose import flow
 from autopsy.diagnose.diagnosis import Confidence
 from autopsy.diagnose.judgement import IOTHREAD, MAIN_LOOP
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
-from autopsy.facts.model import CoroutineFact, Disk, Exposure, Facts, Park, Role, Thread
+from autopsy.facts.model import CoroutineFact, Descriptor, Disk, Exposure, Facts, Park, Role, Thread
 from autopsy.facts.requests import can_wait
 
 # A thread that sleeps in the kernel without being able to be stopped gains no switch from our capture.
@@ -69,7 +69,7 @@ def _seems_still(facts: Facts, coroutine: CoroutineFact) -> bool:
     """Tell whether one look is enough: other requests of its disk ended long ago, or the monitor is dead."""
     if coroutine.park in NOT_IN_PASSING:
         return True
-    if isinstance(facts.monitor.alive, Known) and not facts.monitor.alive.value:
+    if monitor_is_dead(facts):
         return True
     idle = [disk.stats.value.idle_ns for disk in disks_of(facts, coroutine) if isinstance(disk.stats, Known)]
     return bool(idle) and all(each is not None and each > LONG_IDLE_NS for each in idle)
@@ -195,6 +195,18 @@ def named(thread: Thread) -> str:
     """Return a thread as people speak of it."""
     words = {Role.MAIN: "the main thread", Role.KERNEL: "kernel worker"}.get(thread.role, "thread")
     return f"{words} {thread.tid}" if thread.role is Role.MAIN else f"{words} {thread.tid} ({thread.comm})"
+
+
+def monitor_is_dead(facts: Facts) -> bool:
+    """Tell whether QEMU is known to have left a question unanswered."""
+    return isinstance(facts.monitor.alive, Known) and not facts.monitor.alive.value
+
+
+def descriptor(facts: Facts, fd: int) -> Descriptor | None:
+    """Return an open descriptor by its number, None where it is not known."""
+    if isinstance(facts.descriptors, Unknown):
+        return None
+    return next((each for each in facts.descriptors.value if each.fd == fd), None)
 
 
 def owns_bql(facts: Facts, tid: int) -> bool:

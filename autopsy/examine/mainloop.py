@@ -36,8 +36,7 @@ NO_COMMAND = re.compile(
     r"qmp_(marshal_)?(dispatch|error|command|init|capabilities$|is_|enable|disable)\w*|hmp_compat\w*"
 )
 
-AT_CALLS = frozenset({"openat", "newfstatat", "statx", "unlinkat", "renameat2"})
-PATH_CALLS = frozenset({"open", "stat", "lstat", "truncate", "unlink", "rename", "statfs"})
+AT_CALLS = frozenset({"openat", "newfstatat", "statx"})  # those of SYSTEM_CALLS whose second argument is a path
 MOST_PATH = 4096
 
 State = Literal["idle", "nested poll", "blocked in a system call", "waits for a mutex", "running", "stopped", "unknown"]
@@ -77,12 +76,9 @@ def examine(view: View) -> MainLoop:
 
 def _path(core: Core, thread: CoreThread | None, doing: Doing) -> str:
     """Return the file that a call such as openat names, from QEMU's memory, empty where there is none."""
-    if thread is None or doing.state != "blocked in a system call":
-        return ""
-    registers = thread.registers
-    address = registers.rsi if doing.under in AT_CALLS else registers.rdi if doing.under in PATH_CALLS else 0
-    with suppress(CoreError):
-        return core.string(address, MOST_PATH) if address else ""
+    if thread is not None and doing.state == "blocked in a system call" and doing.under in AT_CALLS:
+        with suppress(CoreError):
+            return core.string(thread.registers.rsi, MOST_PATH)
     return ""
 
 

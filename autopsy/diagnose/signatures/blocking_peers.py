@@ -13,6 +13,7 @@ from autopsy.diagnose.seen import (
     functions,
     looks,
     missing,
+    monitor_is_dead,
     named,
     owns_bql,
     sentence,
@@ -77,8 +78,7 @@ def _comes_back(facts: Facts, thread: Thread) -> bool:
     """
     seen = looks(thread)
     same = len(seen) > 1 and seen[0].syscall.is_like(seen[-1].syscall)
-    dead = isinstance(facts.monitor.alive, Known) and not facts.monitor.alive.value
-    return same and dead and blocks_main_loop(facts, (thread.tid,))
+    return same and monitor_is_dead(facts) and blocks_main_loop(facts, (thread.tid,))
 
 
 def _must_not_wait(facts: Facts, thread: Thread) -> bool:

@@ -20,10 +20,11 @@ from autopsy.diagnose.seen import (
     functions,
     looks,
     missing,
+    monitor_is_dead,
     named,
     owns_bql,
-    same_sleep,
     sentence,
+    slept_through,
     still,
     thread_tokens,
     threads,
@@ -153,9 +154,9 @@ def _bql_holder(facts: Facts) -> Judgement:
     holder = _thread(facts, owner.value)
     if not owner.value or not bql or holder is None:
         return RuledOut("nobody waits for a BQL that is held", (owner.cite,))
-    same = same_sleep(holder)
+    slept = slept_through(holder)
     seen = looks(holder)
-    if isinstance(same, Known) and not same.value:
+    if slept is False:
         return RuledOut(f"{named(holder)} holds the BQL and goes on", (owner.cite,))
     if not seen or seen[0].state == "R" or seen[0].syscall.name in POLL_CALLS:
         where = "polls" if seen and seen[0].syscall.name in POLL_CALLS else "runs"
@@ -168,7 +169,7 @@ def _bql_holder(facts: Facts) -> Judgement:
         headline=f"{sentence(named(holder))} sleeps in {call}{why} and holds the BQL, which "
         f"{count(len(waiters), 'thread waits', 'threads wait')} for",
         objects=(named(holder),),
-        confidence=confidence(proven=isinstance(same, Known)),
+        confidence=confidence(proven=slept is True),
         claims=(
             claim(f"The BQL's owner is {named(holder)}.", owner.cite),
             claim(f"It sleeps in {call}, State {seen[0].state}, {seen[0].wchan or 'wchan unknown'}.", seen[0].cite),
@@ -200,7 +201,7 @@ def _chardev(facts: Facts) -> Judgement:
     # A write that finds no room sleeps for 100 us and tries again, for ever; one that finds room does not sleep.
     waiting = [thread for thread in inside if any(look.syscall.name in SLEEP_CALLS for look in looks(thread))]
     # It may be met between two of its sleeps; what tells then is that nobody gets the BQL from it.
-    dead = isinstance(facts.monitor.alive, Known) and not facts.monitor.alive.value
+    dead = monitor_is_dead(facts)
     waiting = waiting or [thread for thread in inside if dead and owns_bql(facts, thread.tid)]
     if not waiting:
         return RuledOut(

@@ -14,7 +14,7 @@ from autopsy.diagnose.judgement import (
     Signature,
     claim,
 )
-from autopsy.diagnose.seen import disk_names, functions, missing, still, threads
+from autopsy.diagnose.seen import descriptor, disk_names, functions, missing, still, threads
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import Descriptor, Facts, Park
 
@@ -42,9 +42,8 @@ def _queues(facts: Facts) -> tuple[heap_devices.VirtQueue, ...]:
 
 
 def _eventfd(facts: Facts, fd: int) -> Descriptor | None:
-    if isinstance(facts.descriptors, Unknown) or fd < 0:
-        return None
-    return next((each for each in facts.descriptors.value if each.fd == fd and each.kind == "eventfd"), None)
+    found = descriptor(facts, fd) if fd >= 0 else None
+    return found if found and found.kind == "eventfd" else None
 
 
 def unseen_notifiers(facts: Facts) -> tuple[int, ...]:

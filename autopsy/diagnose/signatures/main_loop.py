@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopsy.diagnose.judgement import MAIN_LOOP, CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.kernel_stacks import family, waits_for
-from autopsy.diagnose.seen import by_role, functions, looks, missing, named, slept_through, thread_tokens
+from autopsy.diagnose.seen import by_role, descriptor, functions, looks, missing, named, slept_through, thread_tokens
 from autopsy.diagnose.signatures.blocking_peers import ends_of
 from autopsy.diagnose.signatures.helpers import of_a_helper
 from autopsy.diagnose.signatures.jobs import sends_state
@@ -15,7 +15,7 @@ from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
 BUSY_SHARE = 0.85
 OF_A_DESCRIPTOR = frozenset(
     {"read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "fsync", "fdatasync", "ioctl"}
-    | {"fcntl", "flock", "sendmsg", "recvmsg", "sendto", "recvfrom", "connect", "fstat", "ftruncate", "fallocate"}
+    | {"sendmsg", "recvmsg", "sendto", "recvfrom", "connect", "fstat", "ftruncate", "fallocate"}
 )
 
 
@@ -80,11 +80,14 @@ def _unseen(facts: Facts, main: Thread) -> str:
     look = seen[0]
     if look.state == "D" and not look.kernel_stack:
         return "the main thread's kernel stack (evidence/witness/tasks.txt)"
-    if look.syscall.name in POLL_CALLS and isinstance(facts.polls, Unknown):
-        return f"what the main thread polls: {missing(facts.polls)}"
-    on = [_descriptor(facts, look)] if look.syscall.name in PEER_CALLS else []
-    if look.syscall.name in POLL_CALLS and isinstance(facts.polls, Known):
-        on += [_open(facts, fd.fd) for each in facts.polls.value if each.tid == main.tid for fd in each.fds] or [None]
+    on: list[Descriptor | None] = []
+    if look.syscall.name in PEER_CALLS:
+        on = [_descriptor(facts, look)]
+    elif look.syscall.name in POLL_CALLS:
+        if isinstance(facts.polls, Unknown):
+            return f"what the main thread polls: {missing(facts.polls)}"
+        polled = [fd.fd for each in facts.polls.value if each.tid == main.tid for fd in each.fds]
+        on = [descriptor(facts, fd) for fd in polled] or [None]
     if any(each is None or each.kind == "socket" for each in on):
         return "what the descriptors are that the main thread waits for (evidence/proc.fds)"
     return ""
@@ -93,13 +96,7 @@ def _unseen(facts: Facts, main: Thread) -> str:
 def _descriptor(facts: Facts, look: Exposure) -> Descriptor | None:
     """Return what a system call works on, where its first argument is a descriptor."""
     number = look.syscall.arguments[:1] if look.syscall.name in OF_A_DESCRIPTOR else ()
-    return _open(facts, number[0]) if number else None
-
-
-def _open(facts: Facts, number: int) -> Descriptor | None:
-    if isinstance(facts.descriptors, Unknown):
-        return None
-    return next((each for each in facts.descriptors.value if each.fd == number), None)
+    return descriptor(facts, number[0]) if number else None
 
 
 def _spins(facts: Facts) -> Judgement:

@@ -20,10 +20,12 @@ from autopsy.diagnose.kernel_stacks import Family
 from autopsy.diagnose.seen import (
     Standing,
     count,
+    descriptor,
     disks_of,
     looks,
+    monitor_is_dead,
     named,
-    same_sleep,
+    slept_through,
     standing,
     still,
     thread_tokens,
@@ -55,8 +57,7 @@ def sleepers(facts: Facts) -> tuple[Sleeper, ...]:
             kind = kernel_stacks.family(look)
             if kind is None:
                 continue
-            same = same_sleep(thread)
-            through = same.value if isinstance(same, Known) else None
+            through = slept_through(thread)
             if through is not False:
                 found.append(Sleeper(thread, look, kind, through))
     return tuple(found)
@@ -64,11 +65,8 @@ def sleepers(facts: Facts) -> tuple[Sleeper, ...]:
 
 def file_of(facts: Facts, look: Exposure) -> Descriptor | None:
     """Return the descriptor that a thread's system call works on: its first argument in all those that matter."""
-    if isinstance(facts.descriptors, Unknown) or not look.syscall.arguments:
-        return None
-    number = look.syscall.arguments[0]
-    kinds = {"file", "block device"}
-    return next((each for each in facts.descriptors.value if each.fd == number and each.kind in kinds), None)
+    found = descriptor(facts, look.syscall.arguments[0]) if look.syscall.arguments else None
+    return found if found and found.kind in {"file", "block device"} else None
 
 
 def disks_on(facts: Facts, paths: frozenset[str]) -> tuple[Disk, ...]:
@@ -197,9 +195,8 @@ def _daemons(facts: Facts, paths: frozenset[str]) -> tuple[Peer, ...]:
 
 def _stands(facts: Facts) -> bool:
     """Tell whether something else shows that requests stand: a dead monitor, or a parked request seen twice."""
-    alive = facts.monitor.alive
     waiting = standing(facts, DISK_PARKS)
-    return (isinstance(alive, Known) and not alive.value) or (isinstance(waiting, Standing) and waiting.proven)
+    return monitor_is_dead(facts) or (isinstance(waiting, Standing) and waiting.proven)
 
 
 def _headline(kind: Family, found: list[Sleeper], where: list[str], disks: tuple[str, ...]) -> str:
