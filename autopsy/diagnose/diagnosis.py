@@ -119,6 +119,13 @@ class WaitGraph(msgspec.Struct, frozen=True, kw_only=True):
     edges: tuple[WaitEdge, ...] = ()
 
 
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the objects of a diagnosis, for programs: what kind of thing it is, and the same name as in `objects`."""
+
+    kind: str
+    name: str
+
+
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """Where the I/O is stuck, what proves it, what it is not, and what cannot be told."""
 
@@ -141,3 +148,4 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     paths: tuple[DiskPath, ...]
     waits: WaitGraph
     symbols: str = ""
+    subjects: tuple[Named, ...] = ()

@@ -6,7 +6,7 @@ from collections import Counter
 
 from autopsy.diagnose import comutexes, kernel_stacks
 from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
-from autopsy.diagnose.seen import count, disk_names, looks, named, threads
+from autopsy.diagnose.seen import count, disk_names, looks, named, their_disks, threads
 from autopsy.diagnose.signatures.storage import sleepers
 from autopsy.facts.cite import Known
 from autopsy.facts.coroutines import DISK_PARKS
@@ -74,7 +74,7 @@ def _requests(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) -
     for park, number in Counter(each.park for each in waiting).items():
         mine = [each for each in waiting if each.park is park]
         identity, resource = f"requests {park.name}", f"place {park.name}"
-        disks = ", ".join(disk_names(facts, mine)[:3])
+        disks = disk_names(their_disks(facts, mine)[:3])
         nodes[identity] = WaitNode(
             id=identity,
             kind="coroutine",

@@ -8,16 +8,7 @@ from dataclasses import dataclass
 from autopsy.diagnose.diagnosis import Claim, Confidence, Where
 from autopsy.facts.cite import Cite
 from autopsy.facts.model import Facts
-
-# What one wedge holds and another waits for. Disks and threads have tokens of their own: `disk scsi0`, `thread 42`.
-PROCESS = "the process"
-MAIN_LOOP = "the main loop"
-STORAGE = "the storage"
-REQUESTS = "requests in flight"
-IO_LIMIT = "a control group's limit"
-THROTTLE_LOCK = "a throttle group's lock"
-GUEST = "the guest"
-IOTHREAD = "an iothread"
+from autopsy.facts.subjects import Subject, Whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,16 +18,16 @@ class Match:
     `beside` says that it is true but keeps no request from its end: any other cause comes before it.
     `by_design` says that it ends by itself, as it was set up to: what does not comes before it.
     `harmless` says that it is true of healthy VMs, too: it is never the cause, and is told beside one.
-    `holds` and `waits_for` are tokens: whoever waits for what another match holds is secondary to it.
+    Whoever waits for (`waits_for`) what another match holds up (`holds`) is secondary to it.
     `weight` counts the requests or threads that it explains.
     """
 
     headline: str
-    objects: tuple[str, ...]
+    objects: tuple[Subject, ...]
     confidence: Confidence
     claims: tuple[Claim, ...]
-    holds: frozenset[str] = frozenset()
-    waits_for: frozenset[str] = frozenset()
+    holds: frozenset[Subject | Whole] = frozenset()
+    waits_for: frozenset[Subject | Whole] = frozenset()
     effect: bool = False
     beside: bool = False
     by_design: bool = False

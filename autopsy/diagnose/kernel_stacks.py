@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import Where
-from autopsy.diagnose.judgement import STORAGE
 from autopsy.facts.model import Exposure
+from autopsy.facts.subjects import Whole
 from autopsy.facts.syscalls import REQUEST_CALLS
 
 IDLE = re.compile(
@@ -29,7 +29,7 @@ class Family:
     words: str
     names: re.Pattern[str]
     also: re.Pattern[str] | None = None
-    holds: frozenset[str] = frozenset({STORAGE})
+    holds: frozenset[Whole] = frozenset({Whole.STORAGE})
     only_requests: bool = True
     passes: bool = True
 
@@ -94,7 +94,7 @@ FAMILIES = (
             r"|mem_cgroup_(?:out_of_memory|handle_over_high|oom_synchronize)|compact_zone|__alloc_pages_direct_compact"
             r"|do_swap_page|swap_read\w+|migration_entry_wait\w*|reclaim_throttle|balance_pgdat"
         ),
-        holds=frozenset({STORAGE, "memory"}),
+        holds=frozenset({Whole.STORAGE, Whole.MEMORY}),
         only_requests=False,
     ),
     Family(
@@ -106,7 +106,7 @@ FAMILIES = (
             r"rwsem_down_(?:read|write)_slowpath|down_(?:read|write)_killable|mmap_read_lock\w*|lock_mm_and_find_vma"
         ),
         re.compile(r"fault|mmap|munmap|mprotect|madvise|brk|get_user_pages|gup|pin_user|faultin|vm_"),
-        holds=frozenset({"memory"}),
+        holds=frozenset({Whole.MEMORY}),
         only_requests=False,
     ),
     Family(
@@ -115,7 +115,7 @@ FAMILIES = (
         "threads wait for guest pages that the migration's source has not sent",
         "a guest page that the migration's source has not sent (userfaultfd)",
         re.compile(r"handle_userfault"),
-        holds=frozenset({"memory"}),
+        holds=frozenset({Whole.MEMORY}),
         only_requests=False,
     ),
     Family(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from autopsy.diagnose import naming
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.judgement import claim
 from autopsy.diagnose.seen import looks
+from autopsy.facts import subjects
 from autopsy.facts.cite import Unknown
 from autopsy.facts.model import Facts, Peer, SocketFact, Thread
 
@@ -41,14 +43,14 @@ def state(sockets: tuple[SocketFact, ...]) -> str:
     return ": it is connected, and silent" if sockets else ""
 
 
-def peer_objects(sockets: tuple[SocketFact, ...]) -> tuple[str, ...]:
-    """Return the programs at the other end, by name and number."""
-    return tuple(dict.fromkeys(called(peer) for each in sockets for peer in each.peers))[:3]
+def peers_of(sockets: tuple[SocketFact, ...]) -> tuple[subjects.Peer, ...]:
+    """Return the programs at the other end."""
+    return tuple(dict.fromkeys(subjects.peer(peer) for each in sockets for peer in each.peers))[:3]
 
 
 def called(peer: Peer) -> str:
     """Return a program as people speak of it."""
-    return f"{peer.comm or 'process'} {peer.pid}"
+    return naming.name(subjects.peer(peer))
 
 
 def about_sockets(sockets: tuple[SocketFact, ...]) -> list[Claim]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from autopsy.diagnose.diagnosis import DiskPath, Hop, Where
 from autopsy.diagnose.seen import disks_of, title
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model import CoroutineFact, Disk, Facts, Park
 from autopsy.facts.nodes import LOCAL
+from autopsy.facts.subjects import Subject
 
 THROTTLE = frozenset({Park.THROTTLE, Park.THROTTLE_LOCK})
 ENGINE = frozenset({Park.THREADS, Park.LINUX_AIO, Park.IO_URING, Park.FLUSH})
@@ -34,18 +34,17 @@ REQUESTS = DISK_PARKS | {Park.SLEEP, Park.PVE_BACKUP}
 MOST_PATHS = 64
 
 
-def paths(facts: Facts, where: Where, objects: Sequence[str]) -> tuple[DiskPath, ...]:
+def paths(facts: Facts, where: Where, objects: frozenset[Subject]) -> tuple[DiskPath, ...]:
     """Return a path for each disk, those that the diagnosis names first."""
     if isinstance(facts.disks, Unknown):
         return ()
-    named = " ".join(objects)
     requests: dict[str, list[CoroutineFact]] = {}
     for coroutine in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
         owners = disks_of(facts, coroutine)
         if len(owners) == 1 and coroutine.park in REQUESTS:
             requests.setdefault(owners[0].name, []).append(coroutine)
     drawn = [
-        _path(disk, requests.get(disk.name, []), where, touched=title(disk) in named or disk.name in objects)
+        _path(disk, requests.get(disk.name, []), where, touched=subjects.disk(disk) in objects)
         for disk in facts.disks.value
         if disk.inserted
     ]

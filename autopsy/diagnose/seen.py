@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autopsy.bundle import names
-from autopsy.diagnose import flow
+from autopsy.diagnose import flow, naming
 from autopsy.diagnose.diagnosis import Confidence
-from autopsy.diagnose.judgement import IOTHREAD, MAIN_LOOP
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.model import CoroutineFact, Descriptor, Disk, Exposure, Facts, Park, Role, Thread
 from autopsy.facts.requests import can_wait
+from autopsy.facts.subjects import Subject, Whole
 
 # A thread that sleeps in the kernel without being able to be stopped gains no switch from our capture.
 FEW_SWITCHES = 2
@@ -102,30 +103,35 @@ def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[Disk, ...]:
     return tuple(possible)
 
 
-def disk_names(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[str, ...]:
-    """Return the disks that these requests belong to, by name, those with most requests first.
+def their_disks(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Disk, ...]:
+    """Return the disks that these requests belong to, those with most requests first.
 
     Where a request could be of several disks and nothing tells which, none is named.
     """
-    counted: Counter[str] = Counter()
+    counted: Counter[subjects.Disk] = Counter()
     for request in requests:
         disks = disks_of(facts, request)
         if len(disks) == 1:
-            counted[title(disks[0])] += 1
-    return tuple(name for name, _ in counted.most_common())
+            counted[subjects.disk(disks[0])] += 1
+    return tuple(disk for disk, _ in counted.most_common())
 
 
 def title(disk: Disk) -> str:
     """Return a disk's name, with the drive's beside it where that is another."""
-    return disk.name if disk.backend in {"", disk.name} else f"{disk.name} ({disk.backend})"
+    return naming.name(subjects.disk(disk))
 
 
-def of_disks(disks: tuple[str, ...]) -> str:
+def of_disks(disks: tuple[subjects.Disk, ...]) -> str:
     """Say whose requests they are."""
     if not disks:
         return "of a disk that cannot be named"
     more = f" and {len(disks) - MOST_NAMES} more" if len(disks) > MOST_NAMES else ""
-    return f"of {'disk' if len(disks) == 1 else 'disks'} {', '.join(disks[:MOST_NAMES])}{more}"
+    return f"of {'disk' if len(disks) == 1 else 'disks'} {disk_names(disks[:MOST_NAMES])}{more}"
+
+
+def disk_names(disks: Iterable[subjects.Disk]) -> str:
+    """Return the names of disks, with commas between them."""
+    return ", ".join(naming.name(disk) for disk in disks)
 
 
 def count(number: int, one: str, many: str = "") -> str:
@@ -143,9 +149,9 @@ def confidence(*, proven: bool, otherwise: Confidence = "likely") -> Confidence:
     return "proven" if proven else otherwise
 
 
-def disk_tokens(facts: Facts, requests: Iterable[CoroutineFact]) -> frozenset[str]:
-    """Return the tokens of the disks that these requests hold up."""
-    return frozenset(f"disk {disk.name}" for request in requests for disk in disks_of(facts, request))
+def disk_subjects(facts: Facts, requests: Iterable[CoroutineFact]) -> frozenset[Subject | Whole]:
+    """Return the disks that these requests hold up, and all those that they could be of where that is not known."""
+    return frozenset(subjects.disk(disk) for request in requests for disk in disks_of(facts, request))
 
 
 def threads(facts: Facts) -> tuple[Thread, ...]:
@@ -193,8 +199,7 @@ def by_role(facts: Facts, *roles: Role) -> tuple[Thread, ...]:
 
 def named(thread: Thread) -> str:
     """Return a thread as people speak of it."""
-    words = {Role.MAIN: "the main thread", Role.KERNEL: "kernel worker"}.get(thread.role, "thread")
-    return f"{words} {thread.tid}" if thread.role is Role.MAIN else f"{words} {thread.tid} ({thread.comm})"
+    return naming.name(subjects.thread(thread))
 
 
 def monitor_is_dead(facts: Facts) -> bool:
@@ -231,16 +236,16 @@ def still(facts: Facts, *parks: Park) -> tuple[CoroutineFact, ...]:
     return found.requests if isinstance(found, Standing) else ()
 
 
-def thread_tokens(facts: Facts, tids: Iterable[int]) -> frozenset[str]:
+def thread_subjects(facts: Facts, tids: Iterable[int]) -> frozenset[Subject | Whole]:
     """Return what blocked threads hold up: themselves, and the main loop or an iothread where they are that."""
     blocked = set(tids)
     roles = {thread.role for thread in threads(facts) if thread.tid in blocked}
-    tokens = {f"thread {tid}" for tid in blocked}
+    held: set[Subject | Whole] = {subjects.Thread(tid) for tid in blocked}
     if blocks_main_loop(facts, blocked):
-        tokens.add(MAIN_LOOP)
+        held.add(Whole.MAIN_LOOP)
     if Role.IOTHREAD in roles:
-        tokens.add(IOTHREAD)
-    return frozenset(tokens)
+        held.add(Whole.IOTHREAD)
+    return frozenset(held)
 
 
 def known(fact: Fact[str]) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from autopsy.diagnose import advice, graph, known_bugs, losses, paths
+from autopsy.diagnose import advice, graph, known_bugs, losses, naming, paths
 from autopsy.diagnose.diagnosis import CannotTell, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
 from autopsy.diagnose.judgement import CannotTell as Undecided
 from autopsy.diagnose.judgement import Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.signatures.catalogue import SIGNATURES
 from autopsy.diagnose.waits import Order, Seen, is_pointer, order
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model import Facts
+from autopsy.facts.subjects import Subject
 
 MOST_CITES = 24
 UNKNOWN = "unknown"
@@ -86,9 +88,10 @@ def _diagnosis(
     signature: str,
     confidence: Confidence,
     headline: str,
-    objects: tuple[str, ...],
+    objects: tuple[Subject, ...],
     chain: tuple[Claim, ...],
 ) -> Diagnosis:
+    objects = tuple(dict.fromkeys(objects))
     steps = advice.ADVICE.get(signature, advice.UNKNOWN)
     undecided = tuple(
         CannotTell(signature=each.signature.id, text=each.signature.title, missing=each.answer.missing)
@@ -100,7 +103,7 @@ def _diagnosis(
         signature=signature,
         confidence=confidence,
         headline=headline,
-        objects=tuple(dict.fromkeys(objects)),
+        objects=tuple(dict.fromkeys(map(naming.name, objects))),
         secondary=tuple(
             Secondary(
                 where=each.where,
@@ -130,9 +133,10 @@ def _diagnosis(
         side_effects=(*losses.side_effects(facts), *_remarks(judged)),
         known_bugs=known_bugs.about(signature, facts),
         runbook=f"runbooks/{signature}.md",
-        paths=paths.paths(facts, where, objects),
+        paths=paths.paths(facts, where, frozenset(objects)),
         waits=graph.draw(facts),
         symbols=losses.symbols(facts),
+        subjects=tuple(map(naming.record, objects)),
     )
 
 
@@ -151,14 +155,13 @@ def _cites(claims: tuple[Claim, ...]) -> tuple[Cite, ...]:
     return tuple(dict.fromkeys(cite for each in claims for cite in each.cites))
 
 
-def _standstill(facts: Facts, where: Where, objects: tuple[str, ...]) -> tuple[Claim, ...]:
+def _standstill(facts: Facts, where: Where, objects: tuple[Subject, ...]) -> tuple[Claim, ...]:
     """Say of each disk that the diagnosis names how its counters stood between the two exposures."""
     if where == "none" or not isinstance(facts.disks, Known):
         return ()
-    named = " ".join(objects)
     claims = []
-    for disk in facts.disks.value:
-        if disk.name not in named or not isinstance(disk.completed, Known) or not isinstance(disk.stats, Known):
+    for disk in (each for each in facts.disks.value if subjects.disk(each) in objects):
+        if not isinstance(disk.completed, Known) or not isinstance(disk.stats, Known):
             continue
         done = disk.completed.value
         words = (

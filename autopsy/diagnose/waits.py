@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import Where
-from autopsy.diagnose.judgement import PROCESS, Match, Signature
+from autopsy.diagnose.judgement import Match, Signature
+from autopsy.facts.subjects import Whole
 
 # Among causes that do not wait for one another: whatever stops everything first, what pauses on purpose late.
 RANK: dict[Where, int] = {"process": 0, "vm-state": 2, "guest": 3, "none": 4, "unknown": 5}
@@ -66,8 +67,8 @@ def _holds(holder: Seen, waiter: Seen) -> bool:
     if holder is waiter:
         return False
     waits_for = set(waiter.match.waits_for)
-    if PROCESS not in waiter.match.holds:
-        waits_for.add(PROCESS)
+    if Whole.PROCESS not in waiter.match.holds:
+        waits_for.add(Whole.PROCESS)
     return bool(holder.match.holds & waits_for)
 
 

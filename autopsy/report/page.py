@@ -13,6 +13,7 @@ from autopsy.bundle.archive import LARGE
 from autopsy.bundle.records import FreezeRecord, Stop
 from autopsy.bundle.schema import FileRecord, Manifest, StepRecord
 from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.seen import title
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.evidence import Evidence, records
 from autopsy.facts.model import Facts
@@ -188,12 +189,12 @@ def stalled_for(facts: Facts, diagnosis: Diagnosis) -> Stalled:
     """Say for how long the disks that the diagnosis names have completed nothing, by QEMU's own counters."""
     if diagnosis.where == "none":
         return Stalled("nothing is")
-    stuck = " ".join(path.disk for path in diagnosis.paths if path.stuck_at is not None)
+    stuck = {path.disk for path in diagnosis.paths if path.stuck_at is not None}
     found = []
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
         stats = disk.stats.value if isinstance(disk.stats, Known) else None
         moved = isinstance(disk.completed, Known) and disk.completed.value > 0
-        if disk.name and disk.name in stuck and stats is not None and not moved:
+        if title(disk) in stuck and stats is not None and not moved:
             if stats.idle_ns is not None:
                 found.append((stats.idle_ns / 1e9, disk.name, stats.cite))
             elif not stats.completed:

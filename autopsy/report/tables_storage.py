@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from autopsy.bundle.records import AioRing, UringState
+from autopsy.diagnose import naming
 from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model import BlockStats, Disk, Facts
 from autopsy.facts.model_storage import ThrottleGroup
@@ -16,8 +18,8 @@ KINDS = ("reads", "writes", "flushes", "unmaps", "failed")
 def disks(facts: Facts, diagnosis: Diagnosis) -> Table:
     """Return each disk with what completed at both exposures."""
     found = facts.disks.value if isinstance(facts.disks, Known) else ()
-    named = " ".join(diagnosis.objects) if diagnosis.where != "none" else ""
-    rows = [_disk(disk, stuck=bool(disk.name) and disk.name in named) for disk in found]
+    named = diagnosis.subjects if diagnosis.where != "none" else ()
+    rows = [_disk(disk, stuck=naming.record(subjects.disk(disk)) in named) for disk in found]
     columns = "Disk|Model|Thread|Format and file|In flight #|Completed, first #|Second #|Change #|Idle #|Failed #"
     return table("disks", "Disks", columns, rows, why(facts.disks))
 
@@ -41,7 +43,7 @@ def operations(facts: Facts) -> Table:
 def throttle_groups(facts: Facts, diagnosis: Diagnosis) -> Table:
     """Return each throttle group with its timer."""
     found = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
-    named = " ".join(diagnosis.objects) if diagnosis.where == "throttle" else ""
+    named = diagnosis.subjects if diagnosis.where == "throttle" else ()
     rows = [
         Row(
             (
@@ -55,7 +57,7 @@ def throttle_groups(facts: Facts, diagnosis: Diagnosis) -> Table:
                 _due(group),
             ),
             (group.cite,),
-            stuck=bool(group.name) and group.name in named,
+            stuck=naming.record(subjects.ThrottleGroup(group.name)) in named,
         )
         for group in found
     ]

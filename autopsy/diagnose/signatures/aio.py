@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from autopsy.diagnose.judgement import (
-    IO_LIMIT,
-    IOTHREAD,
-    MAIN_LOOP,
-    REQUESTS,
-    STORAGE,
     CannotTell,
     Judgement,
     Match,
@@ -18,8 +13,7 @@ from autopsy.diagnose.judgement import (
 from autopsy.diagnose.seen import (
     confidence,
     count,
-    disk_names,
-    disk_tokens,
+    disk_subjects,
     functions,
     looks,
     missing,
@@ -28,17 +22,20 @@ from autopsy.diagnose.seen import (
     slept_through,
     standing,
     still,
-    thread_tokens,
+    their_disks,
+    thread_subjects,
     threads,
 )
 from autopsy.diagnose.signatures.storage import sleepers
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model import Facts, Park, RingsFact, Role, Thread
+from autopsy.facts.subjects import Whole
 from autopsy.facts.syscalls import POLL_CALLS, REQUEST_CALLS
 
 MOST_WORKERS = 64  # of one AioContext, unless thread-pool-max says otherwise
 IDLE_CALLS = POLL_CALLS | {"io_uring_enter", "epoll_pwait2", "restart_syscall", ""}
-LOOPS = frozenset({MAIN_LOOP, IOTHREAD})
+LOOPS = frozenset({Whole.MAIN_LOOP, Whole.IOTHREAD})
 
 
 def _io_submit(facts: Facts) -> Judgement:
@@ -50,13 +47,13 @@ def _io_submit(facts: Facts) -> Judgement:
         words = "the threads in io_submit went on" if inside else "no thread is in io_submit"
         return RuledOut(words, tuple(looks(thread)[0].cite for thread in inside[:3]) or (facts.threads.cite,))
     tids = [thread.tid for thread in blocked]
-    held = thread_tokens(facts, tids)
-    whole = ", with the main loop behind it" if MAIN_LOOP in held else ""
+    held = thread_subjects(facts, tids)
+    whole = ", with the main loop behind it" if Whole.MAIN_LOOP in held else ""
     told = [thread for thread in blocked if looks(thread)[0].kernel_stack]
     frames = [thread.frames.cite for thread in blocked if isinstance(thread.frames, Known)]
     return Match(
         headline=f"io_submit blocks in {named(blocked[0])}{whole}: aio=native submits in the caller's thread",
-        objects=tuple(named(thread) for thread in blocked[:4]),
+        objects=tuple(subjects.thread(thread) for thread in blocked[:4]),
         confidence=confidence(proven=any(slept_through(thread) for thread in blocked)),
         claims=(
             *(
@@ -70,8 +67,8 @@ def _io_submit(facts: Facts) -> Judgement:
             ),
             *((claim("Its frames go through QEMU's Linux AIO engine.", *frames[:2]),) if frames else ()),
         ),
-        holds=held | {REQUESTS},
-        waits_for=frozenset({STORAGE}),
+        holds=held | {Whole.REQUESTS},
+        waits_for=frozenset({Whole.STORAGE}),
         effect=not told,
         weight=len(blocked),
     )
@@ -110,7 +107,7 @@ def _not_reaped(facts: Facts) -> Judgement:
         return RuledOut("completions lie in a ring, but no request waits for them", (rings.cite,))
     number = sum((ring.tail - ring.head) % max(1, ring.entries) for ring in full)
     number += sum(((ring.cq_tail or 0) - (ring.cq_head or 0)) % 2**32 for ring in uring)
-    disks = disk_names(facts, waiting)
+    disks = their_disks(facts, waiting)
     return Match(
         headline=f"{count(number, 'completion')} lie in the kernel's ring and nobody takes them {of_disks(disks)}",
         objects=disks,
@@ -125,7 +122,7 @@ def _not_reaped(facts: Facts) -> Judgement:
                 else ()
             ),
         ),
-        holds=frozenset({REQUESTS}) | disk_tokens(facts, waiting),
+        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting),
         waits_for=LOOPS,
         effect=_loop_is_held(facts),
         weight=number,
@@ -155,7 +152,7 @@ def _in_kernel(facts: Facts) -> Judgement:
     rings = facts.rings.value
     if why := _elsewhere(facts, rings):
         return RuledOut(why, (rings.cite,))
-    disks = disk_names(facts, waiting.requests)
+    disks = their_disks(facts, waiting.requests)
     uring = any(each.park is Park.IO_URING for each in waiting.requests)
     busy = [device for device in _devices(facts) if device[1] > 0]
     claims = [
@@ -171,11 +168,11 @@ def _in_kernel(facts: Facts) -> Judgement:
             f"{count(len(waiting.requests), 'request')} {of_disks(disks)} are in the host's kernel, which does "
             "not end them"
         ),
-        objects=(*disks, *(f"block device {name}" for name, _, _ in busy[:3])),
+        objects=(*disks, *(subjects.HostDevice(name) for name, _, _ in busy[:3])),
         confidence=confidence(proven=waiting.proven and sure),
         claims=tuple(claims),
-        holds=frozenset({REQUESTS}) | disk_tokens(facts, waiting.requests),
-        waits_for=frozenset({STORAGE, IO_LIMIT}),
+        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
+        waits_for=frozenset({Whole.STORAGE, Whole.IO_LIMIT}),
         weight=len(waiting.requests),
         where="host",
     )
@@ -240,7 +237,7 @@ def _not_submitted(facts: Facts) -> Judgement:
         return RuledOut(
             ("QEMU's own submission queues are empty, or are flushed by requests in flight"), (facts.heap.cite,)
         )
-    disks = disk_names(facts, waiting.requests)
+    disks = their_disks(facts, waiting.requests)
     cites = [fact.cite for fact in (facts.heap, facts.rings) if isinstance(fact, Known)]
     return Match(
         headline=f"{count(len(waiting.requests), 'request')} {of_disks(disks)} were never handed to the kernel",
@@ -253,7 +250,7 @@ def _not_submitted(facts: Facts) -> Judgement:
                 *cites,
             ),
         ),
-        holds=frozenset({REQUESTS}) | disk_tokens(facts, waiting.requests),
+        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
         waits_for=LOOPS,
         weight=len(waiting.requests),
     )
@@ -274,11 +271,11 @@ def _pool_exhausted(facts: Facts) -> Judgement:
     waiting = still(facts, Park.THREADS)
     return Match(
         headline="Every worker thread of aio=threads is busy: new requests wait for one",
-        objects=disk_names(facts, waiting),
+        objects=their_disks(facts, waiting),
         confidence=confidence(proven=isinstance(facts.heap, Known)),
         claims=(claim("The pool has its most threads, none idle, and requests in its queue.", *cites),),
-        holds=frozenset({REQUESTS}),
-        waits_for=frozenset({STORAGE}),
+        holds=frozenset({Whole.REQUESTS}),
+        waits_for=frozenset({Whole.STORAGE}),
         effect=True,
         weight=len(waiting),
     )
@@ -303,7 +300,7 @@ def _done_not_completed(facts: Facts) -> Judgement:
     if not waiting.proven:
         return CannotTell("a second exposure: whether the requests end by themselves")
     done = _pool_done(facts)
-    disks = disk_names(facts, waiting.requests)
+    disks = their_disks(facts, waiting.requests)
     return Match(
         headline=(
             f"{count(len(waiting.requests), 'request')} {of_disks(disks)} wait for worker threads, and every "
@@ -320,7 +317,7 @@ def _done_not_completed(facts: Facts) -> Judgement:
                 else ()
             ),
         ),
-        holds=frozenset({REQUESTS}) | disk_tokens(facts, waiting.requests),
+        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
         waits_for=LOOPS,
         weight=len(waiting.requests),
     )

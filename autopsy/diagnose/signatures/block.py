@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autopsy.diagnose import naming
 from autopsy.diagnose.comutexes import held
 from autopsy.diagnose.diagnosis import Claim, Confidence
 from autopsy.diagnose.judgement import (
-    IOTHREAD,
-    MAIN_LOOP,
-    REQUESTS,
-    STORAGE,
     CannotTell,
     Judgement,
     Match,
@@ -23,8 +20,7 @@ from autopsy.diagnose.seen import (
     by_role,
     confidence,
     count,
-    disk_names,
-    disk_tokens,
+    disk_subjects,
     disks_of,
     functions,
     looks,
@@ -34,12 +30,15 @@ from autopsy.diagnose.seen import (
     owns_bql,
     standing,
     still,
-    thread_tokens,
+    their_disks,
+    thread_subjects,
     threads,
 )
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model import CoroutineFact, Disk, Facts, Node, Park, Role
+from autopsy.facts.subjects import Whole
 from autopsy.facts.syscalls import POLL_CALLS
 
 # Requests that stand here stand behind another request: that one's own place is the cause.
@@ -85,7 +84,7 @@ class Behind:
         mutexes = held(facts, waiting)
         endless = mutexes.orphaned or mutexes.knotted
         leaves = () if endless else still(facts, *LEAVES)
-        disks = disk_names(facts, waiting.requests)
+        disks = their_disks(facts, waiting.requests)
         number = count(len(waiting.requests), "request")
         claims = [claim(f"{number} {of_disks(disks)} stand {self.words}.", *waiting.cites)]
         claims += (*_whom(facts, waiting), *mutexes.claims)
@@ -98,9 +97,9 @@ class Behind:
                 proven=waiting.proven and bool(leaves or endless), otherwise="likely" if waiting.proven else "possible"
             ),
             claims=tuple(claims),
-            holds=disk_tokens(facts, waiting.requests) | (frozenset() if leaves else {REQUESTS}),
-            waits_for=frozenset({REQUESTS, MAIN_LOOP, IOTHREAD} if not endless else ())
-            | {f"thread {tid}" for tid in mutexes.tids},
+            holds=disk_subjects(facts, waiting.requests) | (frozenset() if leaves else {Whole.REQUESTS}),
+            waits_for=frozenset({Whole.REQUESTS, Whole.MAIN_LOOP, Whole.IOTHREAD} if not endless else ())
+            | {subjects.Thread(tid) for tid in mutexes.tids},
             effect=bool(leaves),
             weight=len(waiting.requests),
         )
@@ -174,7 +173,7 @@ def _blkdebug(facts: Facts) -> Judgement:
     if not requests:
         cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
         return RuledOut("no request is suspended by blkdebug", cites)
-    disks = disk_names(facts, requests)
+    disks = their_disks(facts, requests)
     return Match(
         headline=(
             f"{count(len(requests), 'request')} {of_disks(disks)} {'is' if len(requests) == 1 else 'are'} "
@@ -188,7 +187,7 @@ def _blkdebug(facts: Facts) -> Judgement:
                 *(each.cite for each in requests[:6]),
             ),
         ),
-        holds=frozenset({REQUESTS}) | disk_tokens(facts, requests),
+        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, requests),
         weight=len(requests),
     )
 
@@ -211,15 +210,15 @@ def _nested_poll(facts: Facts) -> Judgement:
     tid = loop.tid if holder is None else holder.tid
     return Match(
         headline=f"The main loop is dead: {who} waits inside {under or 'a drain or a synchronous request'}{command}",
-        objects=(who,),
+        objects=(subjects.Thread(tid, role=Role.MAIN) if holder is None else subjects.thread(holder),),
         confidence="proven",
         claims=(
             claim(
                 (f"{who[0].upper()}{who[1:]} polls for events of the block layer while it holds the BQL."), loop.cite
             ),
         ),
-        holds=frozenset({MAIN_LOOP}) | thread_tokens(facts, (tid,)),
-        waits_for=frozenset({REQUESTS, IOTHREAD}),
+        holds=frozenset({Whole.MAIN_LOOP}) | thread_subjects(facts, (tid,)),
+        waits_for=frozenset({Whole.REQUESTS, Whole.IOTHREAD}),
         effect=True,
         weight=1,
     )
@@ -250,7 +249,7 @@ def _quiesce_leak(facts: Facts) -> Judgement:
     if facts.main_loop.value.state == "unknown":
         return CannotTell(f"whether a drain is under way: {facts.main_loop.value.why}")
     draining = facts.main_loop.value.state == "nested poll"
-    disks = disk_names(facts, waiting.requests)
+    disks = their_disks(facts, waiting.requests)
     counted = [disk for disk in _disks(facts, disks) if isinstance(disk.quiesced, Known) and disk.quiesced.value > 0]
     words = "a drain that is under way" if draining else "a drain that ended without letting them go"
     return Match(
@@ -266,16 +265,16 @@ def _quiesce_leak(facts: Facts) -> Judgement:
                 if isinstance(disk.quiesced, Known)
             ),
         ),
-        holds=disk_tokens(facts, waiting.requests) | (frozenset() if draining else {REQUESTS}),
-        waits_for=frozenset({MAIN_LOOP}) if draining else frozenset(),
+        holds=disk_subjects(facts, waiting.requests) | (frozenset() if draining else {Whole.REQUESTS}),
+        waits_for=frozenset({Whole.MAIN_LOOP}) if draining else frozenset(),
         effect=draining,
         weight=len(waiting.requests),
     )
 
 
-def _disks(facts: Facts, names: tuple[str, ...]) -> list[Disk]:
+def _disks(facts: Facts, wanted: tuple[subjects.Disk, ...]) -> list[Disk]:
     whole = facts.disks.value if isinstance(facts.disks, Known) else ()
-    return [disk for disk in whole if any(name.split(" ")[0] == disk.name for name in names)]
+    return [disk for disk in whole if subjects.disk(disk) in wanted]
 
 
 def _graph_lock(facts: Facts) -> Judgement:
@@ -308,11 +307,11 @@ def _graph_lock(facts: Facts) -> Judgement:
         return _graph_match(facts, waiting, words, "proven" if writer and waiting.proven else "likely", loop.cite)
     return Match(
         headline=f"{count(len(waiting.requests), 'request')} wait for the block graph's lock",
-        objects=disk_names(facts, waiting.requests),
+        objects=their_disks(facts, waiting.requests),
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked in bdrv_graph_co_rdlock.", *waiting.cites),),
-        holds=disk_tokens(facts, waiting.requests),
-        waits_for=frozenset({MAIN_LOOP, REQUESTS}),
+        holds=disk_subjects(facts, waiting.requests),
+        waits_for=frozenset({Whole.MAIN_LOOP, Whole.REQUESTS}),
         effect=True,
         weight=len(waiting.requests),
     )
@@ -321,10 +320,10 @@ def _graph_lock(facts: Facts) -> Judgement:
 def _graph_match(facts: Facts, waiting: Standing, words: str, sure: Confidence, cite: Cite) -> Match:
     return Match(
         headline=f"{words[0].upper()}{words[1:]}",
-        objects=disk_names(facts, waiting.requests),
+        objects=their_disks(facts, waiting.requests),
         confidence=sure,
         claims=(claim(f"The main thread: {words}.", cite, *waiting.cites),),
-        holds=frozenset({MAIN_LOOP, REQUESTS}) | disk_tokens(facts, waiting.requests),
+        holds=frozenset({Whole.MAIN_LOOP, Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
         weight=len(waiting.requests) + 1,
     )
 
@@ -339,16 +338,16 @@ def _driver(facts: Facts) -> Judgement:
         return RuledOut(
             "no request stands in a nameless driver", tuple(each.cite for each in waiting.moving[:3]) or cites
         )
-    disks = disk_names(facts, waiting.requests)
+    disks = their_disks(facts, waiting.requests)
     at_its_end = [_last(facts, each) for each in waiting.requests]
-    named_ends = tuple(dict.fromkeys(f"{node.driver} (node {node.name})" for node in at_its_end if node is not None))
+    ends = tuple(dict.fromkeys(subjects.Driver(node.name, node.driver) for node in at_its_end if node is not None))
     known_to_hold = None not in at_its_end
     number = count(len(waiting.requests), "request")
     verb = "stands" if len(waiting.requests) == 1 else "stand"
-    place = f"block driver {', '.join(named_ends[:3])}" if known_to_hold else "a block driver without a name"
+    place = ", ".join(map(naming.name, ends[:3])) if known_to_hold else "a block driver without a name"
     return Match(
         headline=f"{number} {of_disks(disks)} {verb} inside {place}",
-        objects=(*disks, *(f"block driver {each}" for each in named_ends[:3] if known_to_hold)),
+        objects=(*disks, *(ends[:3] if known_to_hold else ())),
         confidence=confidence(proven=False),
         claims=(
             claim(
@@ -360,8 +359,10 @@ def _driver(facts: Facts) -> Judgement:
                 if node is not None and known_to_hold
             ),
         ),
-        holds=disk_tokens(facts, waiting.requests) | (frozenset({REQUESTS}) if known_to_hold else frozenset()),
-        waits_for=frozenset() if known_to_hold else frozenset({REQUESTS, STORAGE, MAIN_LOOP, IOTHREAD}),
+        holds=disk_subjects(facts, waiting.requests) | (frozenset({Whole.REQUESTS}) if known_to_hold else frozenset()),
+        waits_for=frozenset()
+        if known_to_hold
+        else frozenset({Whole.REQUESTS, Whole.STORAGE, Whole.MAIN_LOOP, Whole.IOTHREAD}),
         effect=not known_to_hold,
         weight=len(waiting.requests),
     )

@@ -5,8 +5,15 @@ Libraries such as libssh do it, and so do a name's lookup and a connection that 
 
 from __future__ import annotations
 
-from autopsy.diagnose.judgement import REQUESTS, CannotTell, Judgement, Match, RuledOut, Signature, claim
-from autopsy.diagnose.other_ends import about_sockets, leads_to, peer_objects, socket_of, state
+from autopsy.diagnose.judgement import (
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
+from autopsy.diagnose.other_ends import about_sockets, leads_to, peers_of, socket_of, state
 from autopsy.diagnose.seen import (
     blocks_main_loop,
     confidence,
@@ -18,14 +25,16 @@ from autopsy.diagnose.seen import (
     owns_bql,
     sentence,
     slept_through,
-    thread_tokens,
+    thread_subjects,
     threads,
     title,
 )
 from autopsy.diagnose.signatures.helpers import of_a_helper
 from autopsy.diagnose.signatures.jobs import sends_state
+from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import Disk, Facts, Role, SocketFact, Thread
+from autopsy.facts.subjects import Whole
 from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
 
 MOST_FRAMES = 3
@@ -62,11 +71,16 @@ def _judge(facts: Facts) -> Judgement:
     ]
     return Match(
         headline=f"{sentence(named(thread))} waits for {whom}{whose} in a blocking call{state(sockets)}",
-        objects=(*(title(each) for each in disks), named(thread), *remotes[:2], *peer_objects(sockets)),
+        objects=(
+            *(subjects.disk(each) for each in disks),
+            subjects.thread(thread),
+            *map(subjects.Server, remotes[:2]),
+            *peers_of(sockets),
+        ),
         confidence=confidence(proven=slept_through(thread) is True),
         claims=(*claims, *about_sockets(sockets)),
-        holds=thread_tokens(facts, (each.tid for each, _ in silent))
-        | {REQUESTS, *(f"disk {each.name}" for each in disks)},
+        holds=thread_subjects(facts, (each.tid for each, _ in silent))
+        | {Whole.REQUESTS, *(subjects.disk(each) for each in disks)},
         weight=len(silent),
     )
 

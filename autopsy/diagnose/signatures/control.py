@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from autopsy.diagnose import naming
 from autopsy.diagnose.judgement import (
-    IOTHREAD,
-    MAIN_LOOP,
-    REQUESTS,
     CannotTell,
     Judgement,
     Match,
@@ -26,11 +24,13 @@ from autopsy.diagnose.seen import (
     sentence,
     slept_through,
     still,
-    thread_tokens,
+    thread_subjects,
     threads,
 )
+from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import Facts, MutexFact, Park, Role, Thread
+from autopsy.facts.subjects import Whole
 from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
 
 SLEEP_CALLS = frozenset({"nanosleep", "clock_nanosleep"})
@@ -44,9 +44,13 @@ def _thread(facts: Facts, tid: int) -> Thread | None:
     return next((each for each in threads(facts) if each.tid == tid), None)
 
 
-def _called(facts: Facts, tid: int) -> str:
+def _subject(facts: Facts, tid: int) -> subjects.Thread:
     thread = _thread(facts, tid)
-    return named(thread) if thread else f"thread {tid}"
+    return subjects.thread(thread) if thread else subjects.Thread(tid)
+
+
+def _called(facts: Facts, tid: int) -> str:
+    return naming.name(_subject(facts, tid))
 
 
 def _self_owned(facts: Facts) -> list[MutexFact]:
@@ -85,7 +89,7 @@ def _self_deadlock(facts: Facts, wanted: str, words: str) -> Judgement:
     who = _called(facts, mutex.owner)
     return Match(
         headline=f"{who[0].upper()}{who[1:]} waits for {words} that it holds itself",
-        objects=(who, *((mutex.in_object,) if mutex.in_object else ())),
+        objects=(_subject(facts, mutex.owner), *((subjects.lock(mutex),) if mutex.in_object else ())),
         confidence="proven",
         claims=(
             claim(f"The mutex at {mutex.address:#x} is owned by {mutex.owner}, who waits for it.", mutex.cite, *frames),
@@ -100,7 +104,7 @@ def _self_deadlock(facts: Facts, wanted: str, words: str) -> Judgement:
                 else ()
             ),
         ),
-        holds=thread_tokens(facts, mutex.waiters) | {REQUESTS},
+        holds=thread_subjects(facts, mutex.waiters) | {Whole.REQUESTS},
         weight=len(mutex.waiters),
     )
 
@@ -125,7 +129,7 @@ def _cycle(facts: Facts) -> Judgement:
     return Match(
         headline=f"{count(len(ring), 'thread')} wait for one another's mutexes for ever: "
         f"{', '.join(_called(facts, tid) for tid in ring[:4])}",
-        objects=tuple(_called(facts, tid) for tid in ring[:6]),
+        objects=tuple(_subject(facts, tid) for tid in ring[:6]),
         confidence="proven",
         claims=(
             *(
@@ -138,7 +142,7 @@ def _cycle(facts: Facts) -> Judgement:
             ),
             claim(f"The ring closes over {kinds}: none of them can go on.", facts.locks.cite),
         ),
-        holds=thread_tokens(facts, ring) | {REQUESTS},
+        holds=thread_subjects(facts, ring) | {Whole.REQUESTS},
         weight=len(ring),
     )
 
@@ -168,15 +172,15 @@ def _bql_holder(facts: Facts) -> Judgement:
     return Match(
         headline=f"{sentence(named(holder))} sleeps in {call}{why} and holds the BQL, which "
         f"{count(len(waiters), 'thread waits', 'threads wait')} for",
-        objects=(named(holder),),
+        objects=(subjects.thread(holder),),
         confidence=confidence(proven=slept is True),
         claims=(
             claim(f"The BQL's owner is {named(holder)}.", owner.cite),
             claim(f"It sleeps in {call}, State {seen[0].state}, {seen[0].wchan or 'wchan unknown'}.", seen[0].cite),
             claim(f"{count(len(waiters), 'thread')} wait for the BQL.", *(each.cite for each in bql)),
         ),
-        holds=frozenset({MAIN_LOOP}) | thread_tokens(facts, waiters),
-        waits_for=frozenset({f"thread {holder.tid}"} | ({f"thread {mutex.owner}"} if mutex else set())),
+        holds=frozenset({Whole.MAIN_LOOP}) | thread_subjects(facts, waiters),
+        waits_for=frozenset({subjects.thread(holder), *((subjects.Thread(mutex.owner),) if mutex else ())}),
         effect=mutex is not None or seen[0].state == "D" or call in PEER_CALLS or _is_blocked_main(facts, holder),
         weight=len(waiters),
     )
@@ -212,7 +216,7 @@ def _chardev(facts: Facts) -> Judgement:
     cites = (thread.frames.cite,) if isinstance(thread.frames, Known) else ()
     return Match(
         headline=f"{sentence(named(thread))} waits for the reader of a character device (serial, console, monitor)",
-        objects=(named(thread),),
+        objects=(subjects.thread(thread),),
         confidence="likely",
         claims=(
             claim(f"{sentence(named(thread))} is inside qemu_chr_fe_write_all.", *cites),
@@ -223,7 +227,7 @@ def _chardev(facts: Facts) -> Judgement:
                 *(look.cite for look in looks(thread)),
             ),
         ),
-        holds=thread_tokens(facts, (thread.tid,)),
+        holds=thread_subjects(facts, (thread.tid,)),
         weight=1,
     )
 
@@ -239,7 +243,7 @@ def _monitor_held(facts: Facts) -> Judgement:
     holder = facts.monitor.holder or "another client"
     return Match(
         headline=f"The monitor is held by {holder}: QEMU serves one client at a time",
-        objects=(holder,),
+        objects=(subjects.MonitorClient(holder),),
         confidence="proven" if facts.monitor.holder else "likely",
         claims=(claim(f"The socket accepted us and gave no greeting: {holder} has it.", greeting.cite),),
         beside=True,
@@ -266,10 +270,10 @@ def _dead(facts: Facts, words: str, detail: str) -> Match:
     cites = (alive.cite,) if isinstance(alive, Known) else ()
     return Match(
         headline=f"{words}: its main loop does not come round",
-        objects=(f"monitor of {facts.vm.name}",),
+        objects=(subjects.Monitor(facts.vm.name),),
         confidence="likely",
         claims=(claim(f"{words}{f' ({detail})' if detail else ''}.", *cites),),
-        waits_for=frozenset({MAIN_LOOP, IOTHREAD, REQUESTS}),
+        waits_for=frozenset({Whole.MAIN_LOOP, Whole.IOTHREAD, Whole.REQUESTS}),
         effect=True,
         weight=1,
     )
@@ -292,10 +296,10 @@ def _dispatcher(facts: Facts) -> Judgement:
         headline=(
             f"A QMP command is under way{f' ({command})' if command else ''}, and QMP answers nothing before it ends"
         ),
-        objects=(f"monitor of {facts.vm.name}",),
+        objects=(subjects.Monitor(facts.vm.name),),
         confidence=confidence(proven=any(isinstance(each.stuck, Known) and each.stuck.value for each in running)),
         claims=(claim("The dispatcher's coroutine is parked inside a command.", *(each.cite for each in running[:3])),),
-        waits_for=frozenset({REQUESTS, MAIN_LOOP, IOTHREAD}),
+        waits_for=frozenset({Whole.REQUESTS, Whole.MAIN_LOOP, Whole.IOTHREAD}),
         effect=facts.main_loop.value.state != "idle",
         weight=len(running),
     )

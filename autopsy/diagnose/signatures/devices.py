@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from autopsy.bundle import heap_devices
 from autopsy.diagnose.judgement import (
-    IOTHREAD,
-    MAIN_LOOP,
-    REQUESTS,
     CannotTell,
     Judgement,
     Match,
@@ -14,9 +11,11 @@ from autopsy.diagnose.judgement import (
     Signature,
     claim,
 )
-from autopsy.diagnose.seen import descriptor, disk_names, functions, missing, still, threads
+from autopsy.diagnose.seen import descriptor, functions, missing, still, their_disks, threads
+from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import Descriptor, Facts, Park
+from autopsy.facts.subjects import Whole
 
 HEAP_MISSING = "heap.json (QEMU's DWARF: `autopsy examine BUNDLE --debug-file F`)"
 
@@ -63,7 +62,7 @@ def _notify_off(facts: Facts) -> Judgement:
     queue = silent[0]
     return Match(
         headline=f"Queue {queue.index} of {queue.device} has the guest's kicks switched off, and nobody polls it",
-        objects=tuple(dict.fromkeys(each.device for each in silent)),
+        objects=tuple(dict.fromkeys(subjects.Device(each.device) for each in silent)),
         confidence="likely",
         claims=(
             claim(
@@ -74,8 +73,8 @@ def _notify_off(facts: Facts) -> Judgement:
                 facts.heap_again.cite,
             ),
         ),
-        holds=frozenset({REQUESTS}),
-        waits_for=frozenset({MAIN_LOOP, IOTHREAD}),
+        holds=frozenset({Whole.REQUESTS}),
+        waits_for=frozenset({Whole.MAIN_LOOP, Whole.IOTHREAD}),
         weight=len(silent),
     )
 
@@ -97,7 +96,7 @@ def _kick_lost(facts: Facts) -> Judgement:
     queue, fd = lost[0]
     return Match(
         headline=f"The guest kicked queue {queue.index} of {queue.device}, and no thread listens",
-        objects=tuple(dict.fromkeys(each.device for each, _ in lost)),
+        objects=tuple(dict.fromkeys(subjects.Device(each.device) for each, _ in lost)),
         confidence="likely",
         claims=(
             claim(
@@ -106,8 +105,8 @@ def _kick_lost(facts: Facts) -> Judgement:
                 facts.polls.cite,
             ),
         ),
-        holds=frozenset({REQUESTS}),
-        waits_for=frozenset({MAIN_LOOP, IOTHREAD}),
+        holds=frozenset({Whole.REQUESTS}),
+        waits_for=frozenset({Whole.MAIN_LOOP, Whole.IOTHREAD}),
         weight=len(lost),
     )
 
@@ -129,7 +128,7 @@ def _interrupt(facts: Facts) -> Judgement:
         headline=(
             f"QEMU ended the requests of queue {queue.index} of {queue.device}; the guest has not taken the interrupt"
         ),
-        objects=tuple(dict.fromkeys(each.device for each, _ in pending)),
+        objects=tuple(dict.fromkeys(subjects.Device(each.device) for each, _ in pending)),
         confidence="likely",
         claims=(
             claim(f"Eventfd {fd.fd} counts {fd.counter} interrupts that KVM has not delivered.", fd.cite),
@@ -151,7 +150,7 @@ def _lsi_leak(facts: Facts) -> Judgement:
     each = leaked[0]
     return Match(
         headline=f"LSI controller {each.device} has lost count of its own reentrancy ({each.reentrancy_level})",
-        objects=(each.device,),
+        objects=(subjects.Device(each.device),),
         confidence="likely" if (each.reentrancy_level or 0) <= 8 else "proven",
         claims=(
             claim(
@@ -161,7 +160,7 @@ def _lsi_leak(facts: Facts) -> Judgement:
                 facts.heap.cite,
             ),
         ),
-        holds=frozenset({REQUESTS}),
+        holds=frozenset({Whole.REQUESTS}),
         beside=(each.reentrancy_level or 0) <= 8,
         weight=1,
     )
@@ -190,7 +189,7 @@ def _lsi_waits(facts: Facts) -> Judgement:
             f"LSI controller {each.device} has ended requests whose reselection never comes (it waits for "
             f"{each.waiting})"
         ),
-        objects=(each.device,),
+        objects=(subjects.Device(each.device),),
         confidence="likely",
         claims=(
             claim(
@@ -200,7 +199,7 @@ def _lsi_waits(facts: Facts) -> Judgement:
                 facts.heap.cite,
             ),
         ),
-        holds=frozenset({REQUESTS}),
+        holds=frozenset({Whole.REQUESTS}),
         weight=len(each.queue),
     )
 
@@ -217,13 +216,13 @@ def _ide_trim(facts: Facts) -> Judgement:
         return RuledOut("no drain is under way", (facts.main_loop.value.cite,))
     return Match(
         headline="A drain waits for a TRIM whose next discard is queued because of the drain",
-        objects=disk_names(facts, drained),
+        objects=their_disks(facts, drained),
         confidence="likely",
         claims=(
             claim("A discard is parked in blk_wait_while_drained.", *(each.cite for each in drained[:3])),
             claim("The main thread drains.", facts.main_loop.value.cite),
         ),
-        holds=frozenset({MAIN_LOOP, REQUESTS}),
+        holds=frozenset({Whole.MAIN_LOOP, Whole.REQUESTS}),
         weight=len(drained) + 1,
     )
 

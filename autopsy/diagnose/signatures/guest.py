@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autopsy.diagnose.judgement import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.seen import by_role, count, missing, still
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model import Disk, Facts, Movement, Role, Thread
@@ -36,7 +37,7 @@ def _spins(facts: Facts) -> Judgement:
     return Match(
         headline=f"QEMU owes the guest nothing: {thread.comm} ran, or was ready to, all of {moves.seconds:.0f} s, and "
         "asked no disk for anything",
-        objects=tuple(each.comm for each, _, _ in spinning[:8]),
+        objects=tuple(subjects.thread(each) for each, _, _ in spinning[:8]),
         confidence="possible",
         claims=(
             claim(
@@ -99,7 +100,7 @@ def _starved(facts: Facts) -> Judgement:
     return Match(
         headline=f"{count(len(starved), 'thread')} of QEMU waited for a CPU of the host most of the time"
         f"{': the control group is capped (cpu.max)' if capped else ''}",
-        objects=tuple(each.comm for each, _, _ in starved[:6]),
+        objects=tuple(subjects.thread(each) for each, _, _ in starved[:6]),
         confidence="likely" if capped or kept else "possible",
         claims=(
             *(

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autopsy.diagnose.judgement import MAIN_LOOP, REQUESTS, CannotTell, Judgement, Match, RuledOut, Signature, claim
-from autopsy.diagnose.other_ends import about_sockets, peer_objects, socket_of, state
+from autopsy.diagnose.judgement import (
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
+from autopsy.diagnose.other_ends import about_sockets, peers_of, socket_of, state
 from autopsy.diagnose.seen import (
     blocks_main_loop,
     confidence,
@@ -16,8 +23,10 @@ from autopsy.diagnose.seen import (
     slept_through,
     threads,
 )
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model import Facts, Helper, Peer, Thread
+from autopsy.facts.subjects import Whole
 from autopsy.facts.syscalls import PEER_CALLS
 
 
@@ -71,8 +80,10 @@ class Talk:
         proven = any(slept_through(each) for each in silent)
         sockets = tuple(socket for each in silent for socket in socket_of(facts, each))
         inodes = {each.inode for each in sockets}
-        devices = [each.device for each in helpers if inodes & {socket.inode for socket in each.sockets}]
-        held = frozenset({MAIN_LOOP}) if blocks_main_loop(facts, (each.tid for each in silent)) else frozenset()
+        devices = [
+            subjects.Device(each.device) for each in helpers if inodes & {socket.inode for socket in each.sockets}
+        ]
+        held = frozenset({Whole.MAIN_LOOP}) if blocks_main_loop(facts, (each.tid for each in silent)) else frozenset()
         claims = [
             claim(
                 f"{sentence(named(each))} waits in {looks(each)[0].syscall.name}{self._under(each)}.",
@@ -83,10 +94,10 @@ class Talk:
         ]
         return Match(
             headline=f"{sentence(named(silent[0]))} waits for {self.words}{state(sockets)}",
-            objects=(*devices, *peer_objects(sockets), *(named(each) for each in silent[:3])),
+            objects=(*devices, *peers_of(sockets), *(subjects.thread(each) for each in silent[:3])),
             confidence=confidence(proven=proven),
             claims=(*claims, *about_sockets(sockets)),
-            holds=held | {REQUESTS} | {f"thread {each.tid}" for each in silent},
+            holds=held | {Whole.REQUESTS} | {subjects.thread(each) for each in silent},
             weight=len(silent),
         )
 
@@ -100,13 +111,13 @@ class Talk:
         )
         return Match(
             headline=words,
-            objects=(helper.device, *peer_objects(helper.sockets)),
+            objects=(subjects.Device(helper.device), *peers_of(helper.sockets)),
             confidence="likely" if self.carries_disks else "possible",
             claims=(
                 claim(f"{helper.model} {helper.device} is served through {helper.address}.", helper.cite),
                 *about_sockets(helper.sockets),
             ),
-            holds=frozenset({REQUESTS, f"disk {helper.device}"}) if self.carries_disks else frozenset(),
+            holds=frozenset({Whole.REQUESTS, subjects.Device(helper.device)}) if self.carries_disks else frozenset(),
             beside=not self.carries_disks,
             weight=1,
         )

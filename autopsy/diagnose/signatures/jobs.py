@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from autopsy.diagnose.judgement import (
-    IOTHREAD,
-    MAIN_LOOP,
-    REQUESTS,
-    STORAGE,
     CannotTell,
     Judgement,
     Match,
@@ -14,13 +10,12 @@ from autopsy.diagnose.judgement import (
     Signature,
     claim,
 )
-from autopsy.diagnose.other_ends import about_sockets, peer_objects, socket_of
+from autopsy.diagnose.other_ends import about_sockets, peers_of, socket_of
 from autopsy.diagnose.seen import (
     by_role,
     confidence,
     count,
-    disk_names,
-    disk_tokens,
+    disk_subjects,
     functions,
     looks,
     missing,
@@ -30,12 +25,15 @@ from autopsy.diagnose.seen import (
     slept_through,
     standing,
     still,
-    thread_tokens,
+    their_disks,
+    thread_subjects,
     threads,
 )
 from autopsy.diagnose.signatures.block import LEAVES
+from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import Facts, Park, Role, Thread
+from autopsy.facts.model import Facts, Job, Park, Role, Thread
+from autopsy.facts.subjects import Whole
 from autopsy.facts.syscalls import PEER_CALLS
 
 LARGEST_STEP = 16 << 20  # the most that a job copies before it counts it, in bytes
@@ -74,7 +72,7 @@ def _stalled(facts: Facts) -> Judgement:
     later = (job.progressed.cite,) if isinstance(job.progressed, Known) else ()
     return Match(
         headline=f"Job {job.id} ({job.kind}) does not go on: {job.current} of {job.total}",
-        objects=tuple(f"job {each.id}" for each in stalled),
+        objects=tuple(subjects.Job(each.id) for each in stalled),
         confidence="likely",
         claims=tuple(
             claim(
@@ -84,11 +82,15 @@ def _stalled(facts: Facts) -> Judgement:
             )
             for each in stalled[:4]
         ),
-        waits_for=frozenset({REQUESTS, MAIN_LOOP, IOTHREAD}),
+        waits_for=frozenset({Whole.REQUESTS, Whole.MAIN_LOOP, Whole.IOTHREAD}),
         effect=isinstance(requests, Unknown) or bool(requests.requests),
         beside=not isinstance(requests, Unknown) and not requests.requests,
         weight=len(stalled),
     )
+
+
+def _jobs(facts: Facts) -> tuple[Job, ...]:
+    return facts.jobs.value if isinstance(facts.jobs, Known) else ()
 
 
 def _waits_for_manager(facts: Facts) -> Judgement:
@@ -100,7 +102,7 @@ def _waits_for_manager(facts: Facts) -> Judgement:
     job = held[0]
     return Match(
         headline=f"Job {job.id} ({job.kind}) is {job.status or 'paused'} and waits for whoever started it",
-        objects=tuple(f"job {each.id}" for each in held),
+        objects=tuple(subjects.Job(each.id) for each in held),
         confidence="likely",
         claims=tuple(claim(f"Job {each.id} ({each.kind}): {each.status}.", each.cite) for each in held[:4]),
         harmless=True,
@@ -116,7 +118,7 @@ def _copy_before_write(facts: Facts) -> Judgement:
         cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
         return RuledOut("no guest write waits for a backup", tuple(each.cite for each in waiting.moving[:3]) or cites)
     leaves = still(facts, *LEAVES)
-    disks = disk_names(facts, waiting.requests)
+    disks = their_disks(facts, waiting.requests)
     return Match(
         headline=(
             f"{count(len(waiting.requests), 'guest write')} {of_disks(disks)} wait until a backup has copied "
@@ -125,8 +127,8 @@ def _copy_before_write(facts: Facts) -> Judgement:
         objects=disks,
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked under the copy-before-write filter.", *waiting.cites),),
-        holds=disk_tokens(facts, waiting.requests) | (frozenset() if leaves else {REQUESTS}),
-        waits_for=frozenset({REQUESTS, STORAGE}),
+        holds=disk_subjects(facts, waiting.requests) | (frozenset() if leaves else {Whole.REQUESTS}),
+        waits_for=frozenset({Whole.REQUESTS, Whole.STORAGE}),
         effect=bool(leaves),
         weight=len(waiting.requests),
     )
@@ -140,10 +142,10 @@ def _pve_backup(facts: Facts) -> Judgement:
         return RuledOut("no coroutine waits for Proxmox backup")
     return Match(
         headline=f"{count(len(waiting.requests), 'request')} wait for the Proxmox backup's target",
-        objects=("Proxmox backup",),
+        objects=(subjects.Server("Proxmox backup"),),
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked in Proxmox's backup callbacks.", *waiting.cites),),
-        holds=frozenset({REQUESTS}),
+        holds=frozenset({Whole.REQUESTS}),
         weight=len(waiting.requests),
     )
 
@@ -156,10 +158,10 @@ def _mirror(facts: Facts) -> Judgement:
         return RuledOut("no coroutine waits inside a mirror")
     return Match(
         headline="A mirror waits for its own requests to its source or target",
-        objects=("mirror",),
+        objects=tuple(subjects.Job(job.id) for job in _jobs(facts) if job.kind == "mirror"),
         confidence=confidence(proven=waiting.proven),
         claims=(claim("Its coroutine is parked until a request in flight ends.", *waiting.cites),),
-        waits_for=frozenset({REQUESTS, STORAGE}),
+        waits_for=frozenset({Whole.REQUESTS, Whole.STORAGE}),
         effect=True,
         weight=len(waiting.requests),
     )
@@ -185,9 +187,9 @@ def _migration(facts: Facts) -> Judgement:
     return Match(
         headline=f"{sentence(named(blocked[0]))} is blocked sending the VM's state{to}: its reader does not read",
         objects=(
-            *(each.remote for each in sockets[:3] if each.remote),
-            *peer_objects(sockets),
-            *(named(thread) for thread in blocked[:3]),
+            *(subjects.Server(each.remote) for each in sockets[:3] if each.remote),
+            *peers_of(sockets),
+            *(subjects.thread(thread) for thread in blocked[:3]),
         ),
         confidence=confidence(proven=any(slept_through(thread) for thread in blocked)),
         claims=(
@@ -200,8 +202,8 @@ def _migration(facts: Facts) -> Judgement:
             ),
             *about_sockets(sockets),
         ),
-        holds=thread_tokens(facts, tids) | {f"thread {tid}" for tid in tids},
-        waits_for=frozenset({STORAGE}),
+        holds=thread_subjects(facts, tids) | {subjects.Thread(tid) for tid in tids},
+        waits_for=frozenset({Whole.STORAGE}),
         weight=len(blocked),
     )
 
@@ -230,11 +232,11 @@ def _savevm(facts: Facts) -> Judgement:
         return RuledOut("the main thread does not save the VM's state", (loop.cite,))
     return Match(
         headline=f"The main loop is dead while it saves the VM's state ({found[0]})",
-        objects=("the main thread",),
+        objects=tuple(subjects.thread(each) for each in by_role(facts, Role.MAIN)),
         confidence=confidence(proven=loop.state in {"nested poll", "blocked in a system call"}),
         claims=(claim(f"The main thread is inside {found[0]}: {loop.state}.", loop.cite),),
-        holds=frozenset({MAIN_LOOP}),
-        waits_for=frozenset({REQUESTS, STORAGE, IOTHREAD}),
+        holds=frozenset({Whole.MAIN_LOOP}),
+        waits_for=frozenset({Whole.REQUESTS, Whole.STORAGE, Whole.IOTHREAD}),
         weight=1,
     )
 

@@ -6,9 +6,6 @@ from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.judgement import (
-    IO_LIMIT,
-    REQUESTS,
-    STORAGE,
     CannotTell,
     Judgement,
     Match,
@@ -16,10 +13,12 @@ from autopsy.diagnose.judgement import (
     Signature,
     claim,
 )
-from autopsy.diagnose.seen import count, disk_names, disk_tokens, disks_of, lets_go, missing, of_disks, still
+from autopsy.diagnose.seen import count, disk_subjects, disks_of, lets_go, missing, of_disks, still, their_disks
 from autopsy.diagnose.signatures.storage import Sleeper, image_of, mount_of, sleepers
+from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import CoroutineFact, Facts, IoLimit, Park
+from autopsy.facts.subjects import Whole
 
 BLOCK_LAYER = "host-block-wait"
 PARTITIONS = 16  # minor numbers of one sd or virtio disk
@@ -47,18 +46,19 @@ def _io_limited(facts: Facts) -> Judgement:
     if devices and not near:
         return RuledOut(f"it limits other devices: {_words(slow[0])}", tuple(each.cite for each in slow[:3]))
     told = on_it or near or slow
-    disks = disk_names(facts, requests)
+    disks = their_disks(facts, requests)
     number = len(requests) or len(waiting)
     who = f"{count(number, 'request')} {of_disks(disks)}" if requests else f"{count(number, 'thread')} of QEMU"
     return Match(
         headline=(f"{who} {'waits' if number == 1 else 'wait'} for the host's own limit: {_words(told[0])}"),
-        objects=(*disks, f"cgroup {told[0].group}", f"block device {told[0].device}"),
+        objects=(*disks, subjects.ControlGroup(told[0].group), subjects.HostDevice(told[0].device)),
         confidence="likely" if on_it else "possible",
         claims=(
             *(claim(f"The host lets the VM do no more than this: {_words(each)}.", each.cite) for each in told[:4]),
             *_waiting(requests, waiting, disks),
         ),
-        holds=frozenset({IO_LIMIT, STORAGE, REQUESTS} if on_it else ()) | disk_tokens(facts, requests),
+        holds=frozenset({Whole.IO_LIMIT, Whole.STORAGE, Whole.REQUESTS} if on_it else ())
+        | disk_subjects(facts, requests),
         weight=number,
     )
 
@@ -95,7 +95,7 @@ def _words(limit: IoLimit) -> str:
 
 
 def _waiting(
-    requests: tuple[CoroutineFact, ...], threads: tuple[Sleeper, ...], disks: tuple[str, ...]
+    requests: tuple[CoroutineFact, ...], threads: tuple[Sleeper, ...], disks: tuple[subjects.Disk, ...]
 ) -> Iterator[Claim]:
     if requests:
         words = f"{count(len(requests), 'request')} {of_disks(disks)} went to the host's kernel, and did not come back"

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.judgement import MAIN_LOOP, CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.judgement import (
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
 from autopsy.diagnose.kernel_stacks import family, waits_for
-from autopsy.diagnose.seen import by_role, descriptor, functions, looks, missing, named, slept_through, thread_tokens
+from autopsy.diagnose.seen import by_role, descriptor, functions, looks, missing, named, slept_through, thread_subjects
 from autopsy.diagnose.signatures.blocking_peers import ends_of
 from autopsy.diagnose.signatures.helpers import of_a_helper
 from autopsy.diagnose.signatures.jobs import sends_state
+from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import Descriptor, Exposure, Facts, MainLoopFact, Role, Thread
+from autopsy.facts.subjects import Whole
 from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
 
 BUSY_SHARE = 0.85
@@ -40,7 +49,7 @@ def _blocked(facts: Facts) -> Judgement:
     frames = (main.frames.cite,) if isinstance(main.frames, Known) else ()
     return Match(
         headline=f"The main thread sleeps in {call}{f', {what},' if what else ''} and its loop does not come round",
-        objects=(named(main), *((file,) if file else ())),
+        objects=(subjects.thread(main), *((subjects.File(file),) if file else ())),
         confidence="proven" if slept_through(main) and what else "likely",
         claims=(
             claim(
@@ -53,8 +62,8 @@ def _blocked(facts: Facts) -> Judgement:
             claim(f"State {look.state}, {look.wchan or 'wchan unknown'}: it waits {what or 'there'}.", look.cite),
         ),
         where="host" if look.state == "D" else None,
-        holds=frozenset({MAIN_LOOP}),
-        waits_for=frozenset({f"thread {main.tid}"}),
+        holds=frozenset({Whole.MAIN_LOOP}),
+        waits_for=frozenset({subjects.thread(main)}),
         beside=True,
         weight=1,
     )
@@ -121,7 +130,7 @@ def _spins(facts: Facts) -> Judgement:
     place = next((name for name in functions(thread) if name), "")
     return Match(
         headline=f"{named(thread)} runs without a pause: {moved.cpu_ns / 1e9 / moved.seconds:.0%} of a CPU",
-        objects=(named(thread),),
+        objects=(subjects.thread(thread),),
         confidence="likely",
         claims=(
             claim(
@@ -130,7 +139,7 @@ def _spins(facts: Facts) -> Judgement:
                 cite,
             ),
         ),
-        holds=thread_tokens(facts, (thread.tid,)),
+        holds=thread_subjects(facts, (thread.tid,)),
         weight=1,
     )
 
@@ -148,10 +157,10 @@ def _rcu(facts: Facts) -> Judgement:
         return RuledOut("the main thread does not wait for RCU", (main.frames.cite,))
     return Match(
         headline="The main thread waits for RCU callbacks (drain_call_rcu) that may need what it holds",
-        objects=(named(main),),
+        objects=(subjects.thread(main),),
         confidence="likely",
         claims=(claim("The main thread is inside drain_call_rcu.", main.frames.cite),),
-        holds=frozenset({MAIN_LOOP}),
+        holds=frozenset({Whole.MAIN_LOOP}),
         weight=1,
     )
 

@@ -5,23 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from autopsy.diagnose.judgement import REQUESTS, CannotTell, Judgement, Match, RuledOut, Signature, claim
-from autopsy.diagnose.other_ends import about_sockets, leads_to, peer_objects, state
+from autopsy.diagnose import naming
+from autopsy.diagnose.judgement import (
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
+from autopsy.diagnose.other_ends import about_sockets, leads_to, peers_of, state
 from autopsy.diagnose.seen import (
     Standing,
     confidence,
     count,
-    disk_names,
-    disk_tokens,
+    disk_subjects,
     disks_of,
     missing,
     of_disks,
     standing,
     still,
+    their_disks,
     went_on,
 )
+from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import CoroutineFact, Facts, Park, SocketFact
+from autopsy.facts.subjects import Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +61,9 @@ class Service:
                 return RuledOut(f"requests waited for {self.words}; {went_on(waiting)}", cites)
             cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
             return RuledOut(f"no parked request waits for {self.words}", cites)
-        disks = disk_names(facts, waiting.requests)
+        disks = their_disks(facts, waiting.requests)
         jobs = _jobs(facts, waiting.requests)
-        whose = f"of {', '.join(jobs)}" if jobs else of_disks(disks)
+        whose = f"of {', '.join(map(naming.name, jobs))}" if jobs else of_disks(disks)
         servers = _servers(facts, waiting.requests, self.drivers)
         sockets = self._sockets(facts, servers)
         who = servers[0] if servers else ""
@@ -70,10 +80,10 @@ class Service:
         claims += about_sockets(sockets)
         return Match(
             headline=f"{number} {whose} {verb} for {self.words}{f' {who}' if who else ''}{state(sockets)}",
-            objects=(*disks, *jobs, *((who,) if who else ()), *peer_objects(sockets)),
+            objects=(*disks, *jobs, *((subjects.Server(who),) if who else ()), *peers_of(sockets)),
             confidence=confidence(proven=waiting.proven),
             claims=tuple(claims),
-            holds=frozenset({REQUESTS}) | disk_tokens(facts, waiting.requests),
+            holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
             weight=len(waiting.requests),
         )
 
@@ -81,9 +91,9 @@ class Service:
         waiting = standing(facts, self.parks)
         if isinstance(waiting, Unknown) or not (self.only_with or self.not_with):
             return waiting
-        others = disk_tokens(facts, still(facts, *(self.only_with | self.not_with)))
+        others = disk_subjects(facts, still(facts, *(self.only_with | self.not_with)))
         wanted = bool(self.only_with)
-        mine = tuple(each for each in waiting.requests if bool(disk_tokens(facts, (each,)) & others) is wanted)
+        mine = tuple(each for each in waiting.requests if bool(disk_subjects(facts, (each,)) & others) is wanted)
         if self.only_with and not others:
             mine = tuple(each for each in waiting.requests if each.park in self.only_with)
         if self.not_with and not others and still(facts, *self.not_with):
@@ -112,12 +122,12 @@ def _servers(facts: Facts, requests: Iterable[CoroutineFact], drivers: frozenset
     return tuple(dict.fromkeys(node.server for node in nodes if node.server and node.driver in drivers))
 
 
-def _jobs(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[str, ...]:
+def _jobs(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Job, ...]:
     """Return the job that requests belong to which are no disk's, where there is only one that it could be."""
     if isinstance(facts.jobs, Unknown) or any(disks_of(facts, request) for request in requests):
         return ()
     busy = [job for job in facts.jobs.value if not job.paused]
-    return (f"job {busy[0].id}",) if len(busy) == 1 else ()
+    return (subjects.Job(busy[0].id),) if len(busy) == 1 else ()
 
 
 SERVICES = (

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.judgement import PROCESS, CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.judgement import (
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
 from autopsy.diagnose.seen import count, looks, missing, threads
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model import Exposure, Facts, Role, Thread
+from autopsy.facts.subjects import Whole
 
-HOLDS = frozenset({PROCESS})
+HOLDS = frozenset({Whole.PROCESS})
 FREEZER = frozenset({"do_freezer_trap", "__refrigerator", "refrigerator"})
 
 
@@ -28,7 +37,7 @@ def _stopped(facts: Facts) -> Judgement:
         return RuledOut(f"{len(seen) - len(stopped)} of {count(len(seen), 'thread')} are not in State T", cites)
     return Match(
         headline=f"The process is stopped (SIGSTOP or SIGTSTP): all {count(len(seen), 'thread')} are in State T",
-        objects=(f"process {facts.vm.pid}",),
+        objects=(subjects.Process(facts.vm.pid),),
         confidence="proven",
         claims=(
             claim(f"All {count(len(seen), 'thread')} were in State T before anything was asked of the VM.", *cites),
@@ -51,7 +60,7 @@ def _traced(facts: Facts) -> Judgement:
     tracer = stopped[0][1].tracer
     return Match(
         headline=f"A debugger holds the VM: {count(len(stopped), 'thread')} stopped by tracer {tracer}",
-        objects=(f"process {facts.vm.pid}", f"tracer {tracer}"),
+        objects=(subjects.Process(facts.vm.pid), subjects.Tracer(tracer)),
         confidence="proven",
         claims=(
             claim(
@@ -77,7 +86,7 @@ def _frozen(facts: Facts) -> Judgement:
         cites = (*(told if says_frozen else ()), *(look.cite for _, look in trapped[:4]))
         return Match(
             headline=f"The control group of the VM is frozen: {group}",
-            objects=(f"cgroup {group}", f"process {facts.vm.pid}"),
+            objects=(subjects.ControlGroup(group), subjects.Process(facts.vm.pid)),
             confidence="proven",
             claims=(
                 claim(f"The freezer holds {group}: nothing in it runs.", *cites),

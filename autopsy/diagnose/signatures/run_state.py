@@ -6,10 +6,19 @@ from dataclasses import dataclass
 
 from autopsy.bundle import names
 from autopsy.diagnose.diagnosis import Where
-from autopsy.diagnose.judgement import GUEST, MAIN_LOOP, CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.judgement import (
+    CannotTell,
+    Judgement,
+    Match,
+    RuledOut,
+    Signature,
+    claim,
+)
 from autopsy.diagnose.seen import missing, title
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.model import Facts
+from autopsy.facts.subjects import Subject, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +38,11 @@ class Paused:
             return CannotTell(f"the run state: {missing(state)}")
         if state.value not in self.statuses:
             return RuledOut(f"the run state is {state.value}", (state.cite,))
-        objects = [f"VM {facts.vm.name}"]
+        objects: list[Subject] = [subjects.VirtualMachine(facts.vm.name)]
         claims = [claim(f"The run state is {state.value}: {self.words}.", state.cite)]
         for disk in facts.disks.value if isinstance(facts.disks, Known) and "io-error" in self.statuses else ():
             if isinstance(disk.io_status, Known) and disk.io_status.value not in {"", "ok"}:
-                objects.insert(0, title(disk))
+                objects.insert(0, subjects.disk(disk))
                 words = "is out of space" if disk.io_status.value == "nospace" else "failed a request"
                 claims.append(
                     claim(f"Disk {title(disk)} {words} (io-status {disk.io_status.value}).", disk.io_status.cite)
@@ -47,8 +56,8 @@ class Paused:
             objects=tuple(objects),
             confidence="proven",
             claims=tuple(claims),
-            holds=frozenset({GUEST}),
-            waits_for=frozenset({MAIN_LOOP}),
+            holds=frozenset({Whole.GUEST}),
+            waits_for=frozenset({Whole.MAIN_LOOP}),
             # Whatever pauses a VM comes round: where the main loop does not, a `stop` has not ended, or a save has not.
             effect=isinstance(alive, Known) and not alive.value,
         )

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from autopsy.diagnose import kernel_stacks
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.judgement import (
-    IO_LIMIT,
-    REQUESTS,
     CannotTell,
     Judgement,
     Match,
@@ -28,13 +26,15 @@ from autopsy.diagnose.seen import (
     slept_through,
     standing,
     still,
-    thread_tokens,
+    thread_subjects,
     threads,
     title,
 )
+from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model import Descriptor, Disk, Exposure, Facts, Mount, Park, Peer, Role, Thread
+from autopsy.facts.subjects import Subject, Whole
 
 MOST_NAMED = 4
 
@@ -147,18 +147,18 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
     proven = any(each.through for each in found)
     tids = [each.thread.tid for each in found]
-    tokens = {*kind.holds, *thread_tokens(facts, tids), *(f"disk {disk.name}" for disk in disks)}
+    held: set[Subject | Whole] = {*kind.holds, *thread_subjects(facts, tids), *(subjects.disk(disk) for disk in disks)}
     if kind.only_requests:
-        tokens.add(REQUESTS)
+        held.add(Whole.REQUESTS)
     daemons = _daemons(facts, frozenset(mounts)) if kind.id == "fuse-daemon-silent" else ()
     where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()] or sorted(paths)
     return Match(
         headline=_headline(kind, found, where, tuple(title(disk) for disk in disks)),
         objects=(
-            *(title(disk) for disk in disks),
-            *(f"file system {mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()),
-            *(f"{daemon.comm or 'daemon'} {daemon.pid}" for daemon in daemons),
-            *(named(each.thread) for each in found[:MOST_NAMED]),
+            *(subjects.disk(disk) for disk in disks),
+            *(subjects.file_system(mount) for mount in mounts.values()),
+            *(subjects.peer(daemon) for daemon in daemons),
+            *(subjects.thread(each.thread) for each in found[:MOST_NAMED]),
         ),
         confidence="proven" if proven else "likely",
         claims=(
@@ -172,8 +172,8 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
                 for daemon in daemons
             ),
         ),
-        holds=frozenset(tokens),
-        waits_for=frozenset({IO_LIMIT} if kind.id == "host-block-wait" else ()),
+        holds=frozenset(held),
+        waits_for=frozenset({Whole.IO_LIMIT} if kind.id == "host-block-wait" else ()),
         weight=len(found),
     )
 

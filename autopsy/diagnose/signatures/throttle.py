@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from autopsy.diagnose import naming
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.judgement import (
-    REQUESTS,
-    THROTTLE_LOCK,
     CannotTell,
     Judgement,
     Match,
@@ -17,20 +16,21 @@ from autopsy.diagnose.seen import (
     Standing,
     confidence,
     count,
-    disk_names,
-    disk_tokens,
+    disk_subjects,
     disks_of,
     functions,
     known,
     lets_go,
     missing,
-    named,
     of_disks,
     standing,
+    their_disks,
     threads,
 )
+from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model import Facts, MutexFact, Park, Thread, ThrottleGroup
+from autopsy.facts.subjects import Subject, Whole
 
 SECOND = 1_000_000_000
 NOT_PARKED = "no request is parked in a throttle group"
@@ -106,7 +106,7 @@ def _why_overdue(facts: Facts, groups: tuple[ThrottleGroup, ...]) -> str:
 
 
 def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) -> tuple[Claim, ...]:
-    disks = disk_names(facts, parked.requests)
+    disks = their_disks(facts, parked.requests)
     claims = [
         claim(
             f"{count(len(parked.requests), 'request')} {of_disks(disks)} "
@@ -144,17 +144,17 @@ def _timer_wait(facts: Facts) -> Judgement:
         return RuledOut(f"the limits do not explain it: {why}", parked.cites)
     if any(isinstance(group.timer_ns, Known) and _lost(group) for group in groups):
         return RuledOut("no timer is pending that could end the wait", parked.cites)
-    disks = disk_names(facts, parked.requests)
+    disks = their_disks(facts, parked.requests)
     group = groups[0] if groups else None
     limits = f" (group {group.name}: {_limits(group)})" if group else ""
     return Match(
         headline=f"{count(len(parked.requests), 'request')} {of_disks(disks)} "
         f"{'waits' if len(parked.requests) == 1 else 'wait'} for QEMU's own I/O limit{limits}",
-        objects=(*disks, *(f"throttle group {each.name}" for each in groups)),
+        objects=(*disks, *(subjects.ThrottleGroup(each.name) for each in groups)),
         confidence=confidence(proven=parked.proven, otherwise="likely" if group else "possible"),
         claims=_chain(facts, parked, groups),
-        holds=frozenset({REQUESTS}) | disk_tokens(facts, parked.requests),
-        waits_for=frozenset({THROTTLE_LOCK}),
+        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, parked.requests),
+        waits_for=frozenset({Whole.THROTTLE_LOCK}),
         by_design=True,
         weight=len(parked.requests),
     )
@@ -178,18 +178,18 @@ def _stale(facts: Facts) -> Judgement:
         return RuledOut(words, tuple(group.cite for group in groups))
     if any(_lost(group) for group in groups):
         return RuledOut("there is no timer at all", tuple(group.cite for group in groups))
-    disks = disk_names(facts, parked.requests)
+    disks = their_disks(facts, parked.requests)
     return Match(
         headline=f"{count(len(parked.requests), 'request')} {of_disks(disks)} "
         f"{'waits' if len(parked.requests) == 1 else 'wait'} for a throttle timer that is older than the limits: {why}",
-        objects=(*disks, *(f"throttle group {group.name}" for group in groups)),
+        objects=(*disks, *(subjects.ThrottleGroup(group.name) for group in groups)),
         confidence="proven" if seen else "likely",
         claims=(
             *_chain(facts, parked, groups),
             claim(f"The limits do not explain the wait: {why}.", *(group.cite for group in groups)),
         ),
-        holds=frozenset({REQUESTS}) | disk_tokens(facts, parked.requests),
-        waits_for=frozenset({THROTTLE_LOCK}),
+        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, parked.requests),
+        waits_for=frozenset({Whole.THROTTLE_LOCK}),
         weight=len(parked.requests),
     )
 
@@ -212,17 +212,17 @@ def _lost_timer(facts: Facts) -> Judgement:
     lost = [group for group in groups if _lost(group)]
     if not lost:
         return RuledOut("the group's timer is pending", tuple(group.cite for group in groups))
-    disks = disk_names(facts, parked.requests)
+    disks = their_disks(facts, parked.requests)
     return Match(
         headline=(
             f"{count(len(parked.requests), 'request')} {of_disks(disks)} wait for a throttle timer that nobody "
             "will fire"
         ),
-        objects=(*disks, *(f"throttle group {group.name}" for group in lost)),
+        objects=(*disks, *(subjects.ThrottleGroup(group.name) for group in lost)),
         confidence=confidence(proven=parked.proven),
         claims=_chain(facts, parked, groups),
-        holds=frozenset({REQUESTS}) | disk_tokens(facts, parked.requests),
-        waits_for=frozenset({THROTTLE_LOCK}),
+        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, parked.requests),
+        waits_for=frozenset({Whole.THROTTLE_LOCK}),
         weight=len(parked.requests),
     )
 
@@ -250,11 +250,12 @@ def _self_deadlock(facts: Facts) -> Judgement:
 def _deadlock(
     facts: Facts, mutex: MutexFact, thread: Thread | None, parked: Standing | Unknown, *, seen: bool
 ) -> Match:
-    who = named(thread) if thread else f"thread {mutex.owner}"
+    owner = subjects.thread(thread) if thread else subjects.Thread(mutex.owner)
+    who = naming.name(owner)
     others = [tid for tid in mutex.waiters if tid != mutex.owner]
     waiting = standing(facts, (Park.THROTTLE, Park.THROTTLE_LOCK))
     requests = waiting.requests if isinstance(waiting, Standing) else ()
-    disks = disk_names(facts, requests)
+    disks = their_disks(facts, requests)
     group = mutex.in_object.removeprefix("throttle group ") if mutex.in_object.startswith("throttle group") else ""
     claims = [
         claim(
@@ -289,17 +290,18 @@ def _deadlock(
                 f"{count(len(requests), 'request')} {of_disks(disks)} wait behind it.", *(r.cite for r in requests[:6])
             )
         )
-    tokens = frozenset({THROTTLE_LOCK, REQUESTS, f"mutex {mutex.address:#x}"})
-    tokens |= frozenset(f"thread {tid}" for tid in mutex.waiters) | disk_tokens(facts, requests)
+    held: frozenset[Subject | Whole] = frozenset(
+        {Whole.THROTTLE_LOCK, Whole.REQUESTS, subjects.lock(mutex), *map(subjects.Thread, mutex.waiters)}
+    )
     return Match(
         headline=(
             f"{who[0].upper()}{who[1:]} waits for a throttle group's mutex that it holds itself: every disk of "
             "the group is dead"
         ),
-        objects=(*(() if not group else (f"throttle group {group}",)), who, *disks),
+        objects=(*((subjects.ThrottleGroup(group),) if group else ()), owner, *disks),
         confidence="proven" if seen else "likely",
         claims=tuple(claims),
-        holds=tokens,
+        holds=held | disk_subjects(facts, requests),
         weight=len(mutex.waiters) + len(requests),
     )
 
