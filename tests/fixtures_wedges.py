@@ -230,7 +230,7 @@ def monitor_held(build: lab.Build) -> Iterator[lab.Machine]:
     with lab.site() as there:
         disk = virtio(f"file={lab.disk(there.folder / 'd.raw')}")
         words = (*build.firmware_arguments, "-name", "guest=t,debug-threads=on", "-m", "64", *disk)
-        machine = start_machine(there, *words, qemu=build.binary, accelerate=lab.TCG)
+        machine = start_machine(there, *words, qemu=build.command, accelerate=lab.TCG)
         with subprocess.Popen([sys.executable, "-c", hold, str(machine.monitor)]) as holder, ExitStack() as undo:
             undo.callback(holder.kill)
             lab.until("it holds the monitor", lambda: _connected(holder.pid))

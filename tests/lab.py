@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,75 +17,16 @@ from autopsy.drill.machine import of_device as of_device  # noqa: PLC0414 - test
 from autopsy.drill.process import Process, states
 from autopsy.drill.site import Site, site
 from autopsy.drill.storage import FileSystem, FuseExport, NbdServer
+from builds import Build, build, missing
+from builds import qemu_builds as qemu_builds  # noqa: PLC0414 - tests read it from here
 
 HERE = Path(__file__).resolve().parent
-LAB = HERE.parent / "build" / "lab"
 SHARED = HERE.parent.parent / "shared"
 
 KVM = ("-accel", "kvm")
 TCG = ("-accel", "tcg")
 GUEST_SECONDS = 90.0
 DEADLOCK_TRIES, DEADLOCK_SECONDS = 8, 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class Build:
-    """One QEMU to test with. `label` is "7.2", "10.0.2" or "10.0.2-debug"."""
-
-    label: str
-    binary: Path
-    firmware_arguments: tuple[str, ...]
-    why_missing: str
-
-    @property
-    def present(self) -> bool:
-        return self.binary.is_file()
-
-
-def qemu_builds() -> tuple[Build, ...]:
-    """Return every QEMU that tests know, present or not; AUTOPSY_QEMU, _10 and _DEBUG name others."""
-    backport = LAB / "qemu-10"
-    return (
-        _build("7.2", "AUTOPSY_QEMU", Path("/usr/bin/qemu-system-x86_64"), None, "apt install qemu-system-x86"),
-        _build(
-            "10.0.2",
-            "AUTOPSY_QEMU_10",
-            backport / "usr/bin/qemu-system-x86_64",
-            backport / "usr/share",
-            "`make lab` unpacks it from this distribution's backports",
-        ),
-        _build(
-            "10.0.2-debug",
-            "AUTOPSY_QEMU_DEBUG",
-            LAB / "qemu-debug" / "qemu-system-x86_64",
-            Path("/usr/share"),
-            "`make lab` unpacks it from ../shared/qemu-debug, where that is",
-        ),
-    )
-
-
-def _build(label: str, variable: str, usual: Path, share: Path | None, missing: str) -> Build:
-    override = os.environ.get(variable)
-    binary = Path(override) if override else usual
-    if override and share is not None and label == "10.0.2":
-        share = binary.parent.parent / "share"
-    firmware = () if share is None else ("-L", f"{share}/qemu", "-L", f"{share}/seabios", "-vga", "none")
-    return Build(label, binary, firmware, f"QEMU {label} is not here: {missing}")
-
-
-def build(label: str) -> Build:
-    """Return one QEMU; the test is skipped where it is missing, and fails in CI."""
-    found = next(each for each in qemu_builds() if each.label == label)
-    if not found.present:
-        missing(found.why_missing)
-    return found
-
-
-def missing(what: str) -> None:
-    """Skip this test for want of something; in CI everything is there, so its absence is a failure."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 def guest_files() -> tuple[Path, Path]:
@@ -137,7 +77,7 @@ def qemu(
             "-m",
             str(memory),
             *arguments,
-            qemu=chosen.binary,
+            qemu=chosen.command,
             accelerate=accelerate,
             boots=boots,
             own_control=True,

@@ -224,7 +224,7 @@ def test_a_second_monitor_makes_up_for_one_that_is_held(tmp_path: Path) -> None:
 def test_a_held_monitor_is_told_with_its_holder(label: str, tmp_path: Path) -> None:
     chosen = lab.build(label)
     with site() as there, socket.socket(socket.AF_UNIX) as client:
-        vm = start_machine(there, *chosen.firmware_arguments, qemu=chosen.binary, accelerate=lab.TCG)
+        vm = start_machine(there, *chosen.firmware_arguments, qemu=chosen.command, accelerate=lab.TCG)
         client.connect(str(vm.monitor))
         client.recv(4096)
         verdict = captured(vm.pid, tmp_path)

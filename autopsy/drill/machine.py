@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,12 @@ def find_qemu() -> Path:
 def start_machine(
     site: Site,
     *arguments: str,
-    qemu: Path | None = None,
+    qemu: Sequence[str | Path] = (),
     accelerate: tuple[str, ...] = ACCELERATE,
     boots: bool = False,
     own_control: bool = False,
 ) -> Machine:
-    """Run a QEMU and wait until its monitor answers; the site's end kills it.
+    """Run a QEMU (`qemu` starts it, or this host's own) and wait until its monitor answers; the site's end kills it.
 
     Unless it `boots`, its vCPU halts at the first instruction, and what its disks do is our doing alone.
     With `own_control` our questions go to a second monitor, so that the first is free for whoever is tested.
@@ -106,7 +107,7 @@ def start_machine(
     """
     monitor = site.folder / "qmp"
     control = site.folder / "control" if own_control else monitor
-    command: list[str | Path] = [qemu or find_qemu(), *QUIET, *accelerate]
+    command: list[str | Path] = [*(qemu or (find_qemu(),)), *QUIET, *accelerate]
     if not boots:
         rom = site.folder / "halt.rom"
         write_halting_firmware(rom)
