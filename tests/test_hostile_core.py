@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exposure
-from autopsy.examine import comutexes, coroutines, earlier, entrances, exposures, locks, mainloop, polls, rings, workers
+from autopsy.examine import comutexes, coroutines, earlier, entrances, exposures, locks, mainloop, polls, rings, virtqueues, workers
 from autopsy.examine.core import MACHINE_X86_64, PAGE, Core, CoreError
 from autopsy.examine.coroutines import STACK_SIZE, mangle
 from autopsy.examine.frozen import Frozen
@@ -86,7 +86,7 @@ def examine(first: bytes, second: bytes, evidence: bytes) -> None:
     entrances.contexts(core, symbols, saved)
     led_into(symbols, core.extents, core.threads)
     view = View(frozen=given_to, core=core, second=later, symbols=symbols, threads=(), saved=saved, ends_at=0)
-    for part in (locks, mainloop, rings, workers, polls):
+    for part in (locks, mainloop, rings, workers, polls, virtqueues):
         part.examine(view)
 
 

@@ -31,6 +31,7 @@ KNOWN = frozenset(
         ),
         *(names.QMP, names.GUARD, names.BACKTRACE, names.THREADS, names.COROUTINES, names.COROUTINES_TEXT, names.LOCKS),
         *(names.MAIN_LOOP, names.EVENTFDS, names.WORKERS, names.MODULES, names.HEAP, names.GDB_LOG, names.SOCKETS),
+        names.VIRTQUEUES,
         *(names.SOCKET_ENDS, names.AIO, names.RINGS, names.HOST_FILES, names.DMESG, names.JOURNAL, names.VM_CONFIG),
         *(names.VM_LOG, names.FREEZE_RECORD),
     }

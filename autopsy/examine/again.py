@@ -14,7 +14,7 @@ import msgspec
 from autopsy.bundle import names
 from autopsy.bundle.records import Coroutine, Frame
 from autopsy.errors import ExaminationFailed
-from autopsy.examine import coroutines, earlier, exposures, heap, polls
+from autopsy.examine import coroutines, earlier, exposures, heap, polls, virtqueues
 from autopsy.examine.core import Core, CoreError
 from autopsy.examine.coroutines import Saved
 from autopsy.examine.frozen import Frozen
@@ -49,6 +49,8 @@ def examine_again(frozen: Frozen) -> str:
     told = known.best_coroutines(found, blind=symbols.main is None or symbols.main.file is None)
     frozen.write(names.COROUTINES, msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
     polls.write(frozen)
+    with suppress(CoreError, OSError):  # the coroutines are written already
+        virtqueues.write(core, second, symbols, frozen.read, frozen.write)
     if walking.child is not None:  # without debug information there is nothing to compare
         with suppress(OSError):  # the coroutines are written already
             heap.finish(walking, earlier=known)

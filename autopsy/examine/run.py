@@ -24,6 +24,7 @@ from autopsy.examine import (
     polls,
     rings,
     unwind,
+    virtqueues,
     workers,
 )
 from autopsy.examine.core import Core, CoreError
@@ -47,6 +48,7 @@ PARTS: tuple[tuple[str, Callable[[View], object]], ...] = (
     ("rings", rings.examine),
     ("workers", workers.examine),
     ("eventfds", polls.examine),
+    ("virtqueues", virtqueues.examine),
 )
 
 

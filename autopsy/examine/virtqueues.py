@@ -1,0 +1,230 @@
+"""Find virtio devices and their queues in frozen memory, without symbols.
+
+virtio_init() makes one array of VIRTIO_QUEUE_MAX queues for each device, and writes into every one of them its number
+and a pointer to the device, used or not. That is the shape: 1,024 numbers in order, 1,024 equal pointers, a device
+there that points back at the array, a QOM type whose name says virtio or vhost, and a path in QEMU's tree of objects.
+What fails one of these is left out, and a note says so.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from autopsy.bundle import names, sections
+from autopsy.bundle.heap_devices import VirtQueue
+from autopsy.bundle.heap_virtio import VirtioDevice, VirtioShapes
+from autopsy.examine.core import WORD, Core, CoreError
+from autopsy.examine.symbols import Symbols
+from autopsy.examine.view import View
+
+QUEUES = 1024  # VIRTIO_QUEUE_MAX
+MOST_SCANNED = 4 << 30  # a core holds no guest RAM; one that claims more is no core of ours
+MOST_CANDIDATES = 1024  # places that look like the end of an array; a VM has one for each virtio device
+MOST_NOTES = 20
+LONGEST_NAME = 1024
+
+# struct VirtQueue since QEMU's "virtio: unify dataplane and non-dataplane ->handle_output()" (in v7.0): vring (num, num_default,
+# align, desc, avail, used, caches), used_elems, last_avail_idx, its wrap counter, shadow_avail_idx, its wrap counter,
+# used_idx, its wrap counter, signalled_used, signalled_used_valid, notification, queue_index, inuse, vector,
+# handle_output, vdev, guest_notifier and host_notifier (rfd, wfd, initialized), host_notifier_enabled, node.
+QUEUE = struct.Struct("<3I4x4QQHBxHBxHBxHBBH2xIH6xQQiiB3xiiB3xB7x16x")
+NODE = 16  # nobody has written there for a queue that is not in use: its page may be in no core
+INDEX_AT, VDEV_AT = 72, 96
+# The last queue of an array, which no device uses: its number, nothing in use, VIRTIO_NO_VECTOR, no handler.
+LAST = struct.pack("<H2xIH6xQ", QUEUES - 1, 0, 0xFFFF, 0)
+
+DEVICE = struct.Struct("<64Q")  # VirtIODevice up to where its last member of interest may lie
+CANONICAL_PATH, ID = 6, 5  # DeviceState's, in words: the same from QEMU 5.2 to 11
+BACKEND = "/virtio-backend"
+KINDS = ("virtio-", "vhost-")
+# From device_id on: vm_running, broken, use_disabled_flag, disabled, use_started, started, start_on_kick,
+# disable_legacy_check, vhost_started; then a pointer to the VMChangeStateEntry.
+FLAGS = struct.Struct("<H9B5xQ")
+DEVICE_IDS = {"virtio-blk-device": 2, "virtio-scsi-device": 8}
+EVENTFD = b"anon_inode:[eventfd]"
+
+
+class NotOne(Exception):
+    """What looked like a virtio device is none, or none whose layout is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a device and its array of queues lie."""
+
+    device: int
+    array: int
+
+
+def examine(view: View) -> VirtioShapes:
+    """Write virtqueues.json, and return what it says."""
+    return write(view.core, view.second, view.symbols, view.frozen.read, view.frozen.write)
+
+
+def write(
+    core: Core,
+    second: Core | None,
+    symbols: Symbols,
+    read: Callable[[str], bytes],
+    store: Callable[[str, bytes], None],
+) -> VirtioShapes:
+    """Find the devices in the first exposure, read them in both, and write virtqueues.json."""
+    began = time.monotonic()
+    notes: list[str] = []
+    eventfds = _eventfds(read)
+    found: list[tuple[Place, VirtioDevice]] = []
+    for place in _places(core, notes):
+        device = _attempt(core, symbols, place, eventfds, notes)
+        if device is not None:
+            found.append((place, device))
+    again = None
+    if second is not None:
+        # A device does not move: what is plugged in between the exposures is in neither's evidence.
+        later = (_attempt(second, symbols, place, {}, notes) for place, _ in found)
+        again = tuple(device for device in later if device is not None)
+    shapes = VirtioShapes(
+        first=tuple(device for _, device in found),
+        second=again,
+        notes=tuple(notes[:MOST_NOTES]),
+        ms=(time.monotonic() - began) * 1e3,
+    )
+    store(names.VIRTQUEUES, msgspec.json.format(msgspec.json.encode(shapes), indent=1) + b"\n")
+    return shapes
+
+
+def _places(core: Core, notes: list[str]) -> Iterator[Place]:
+    """Yield each place where a device and the end of an array point at each other."""
+    candidates, left = MOST_CANDIDATES, MOST_SCANNED
+    seen = set()
+    for extent in core.extents:
+        left -= extent.end - extent.start
+        if left < 0:
+            notes.append("the core is too large to be searched for virtio devices")
+            return
+        for address in extent.find(LAST):
+            if not candidates:
+                notes.append(f"more than {MOST_CANDIDATES} places look like the end of an array of queues")
+                return
+            candidates -= 1
+            array = address - INDEX_AT - (QUEUES - 1) * QUEUE.size
+            try:
+                device = core.word(address - INDEX_AT + VDEV_AT)
+                points_back = device % 8 == 0 and array in DEVICE.unpack(core.read(device, DEVICE.size))
+            except CoreError:
+                continue
+            if points_back and address % 8 == 0 and device not in seen:
+                seen.add(device)
+                yield Place(device, array)
+
+
+def _attempt(
+    core: Core, symbols: Symbols, place: Place, eventfds: dict[int, bool], notes: list[str]
+) -> VirtioDevice | None:
+    try:
+        return _device(core, symbols, place, eventfds)
+    except (NotOne, CoreError) as error:
+        notes.append(f"what looks like a virtio device at {place.device:#x}: {error}")
+        return None
+
+
+def _device(core: Core, symbols: Symbols, place: Place, eventfds: dict[int, bool]) -> VirtioDevice:
+    """Return the device. Raises NotOne, CoreError."""
+    words = DEVICE.unpack(core.read(place.device, DEVICE.size))
+    kind = _type(symbols, words[0])
+    path = symbols.string(words[CANONICAL_PATH], LONGEST_NAME) if words[CANONICAL_PATH] else ""
+    if not kind.startswith(KINDS) or not path.startswith("/machine/"):
+        raise NotOne(f"its type is {kind!r:.80} and its path {path!r:.80}")
+    if words.count(place.array) != 1:
+        raise NotOne("several of its members point at its queues")
+    array = core.read(place.array, QUEUES * QUEUE.size - NODE) + bytes(NODE)
+    if memoryview(array).cast("H")[INDEX_AT // 2 :: QUEUE.size // 2].tolist() != list(range(QUEUES)):
+        raise NotOne("its queues are not numbered from 0 on")
+    if set(memoryview(array).cast("Q")[VDEV_AT // 8 :: QUEUE.size // 8].tolist()) != {place.device}:
+        raise NotOne("its queues are not all its own")
+    name = symbols.string(words[ID], LONGEST_NAME) if words[ID] else ""
+    name = name or path.removesuffix(BACKEND).removeprefix("/machine/peripheral/")
+    flags = _flags(core, words, words.index(place.array), kind)
+    return VirtioDevice(
+        address=place.device,
+        device=name,
+        device_type=kind,
+        broken=None if flags is None else flags[0],
+        vhost_started=None if flags is None else flags[1],
+        queues=tuple(_queues(symbols, array, name, kind, eventfds)),
+    )
+
+
+def _queues(
+    symbols: Symbols, array: bytes, device: str, kind: str, eventfds: dict[int, bool]
+) -> Iterator[VirtQueue]:
+    """Yield the queues that are set up. Raises NotOne."""
+    for members in QUEUE.iter_unpack(array):
+        size, _, _, _, _, _, _, _, last, last_wrap, shadow, shadow_wrap, used, used_wrap, signalled, valid, *rest = members
+        notification, index, inuse, _, handler, _, *notifiers = rest
+        guest_fd, guest_write, guest_there, host_fd, host_write, host_there, host_enabled = notifiers
+        if not size:  # queues are set up from the first on
+            return
+        if max(last_wrap, shadow_wrap, used_wrap, valid, notification, guest_there, host_there, host_enabled) > 1:
+            raise NotOne(f"a flag of queue {index} is neither true nor false")
+        if handler and not symbols.is_code(handler):
+            raise NotOne(f"the handler of queue {index} is no code")
+        for fd, write_fd, there in ((guest_fd, guest_write, guest_there), (host_fd, host_write, host_there)):
+            if there and (fd != write_fd or not eventfds.get(fd, True)):
+                raise NotOne(f"a notifier of queue {index} is no eventfd")
+        yield VirtQueue(
+            device=device,
+            device_type=kind,
+            index=index,
+            size=size,
+            inuse=inuse,
+            last_avail_idx=last,
+            shadow_avail_idx=shadow,
+            used_idx=used,
+            signalled_used=signalled,
+            signalled_used_valid=bool(valid),
+            notification=bool(notification),
+            host_notifier_fd=host_fd,
+            guest_notifier_fd=guest_fd,
+            host_notifier_enabled=bool(host_enabled),
+        )
+
+
+def _type(symbols: Symbols, cls: int) -> str:
+    """Return the name of a QOM object's type, from its class: ObjectClass and TypeImpl begin with what leads there."""
+    name = _word(symbols, _word(symbols, cls))
+    return symbols.string(name, LONGEST_NAME) if name else ""
+
+
+def _word(symbols: Symbols, address: int) -> int:
+    data = symbols.read(address, WORD.size)
+    return int(WORD.unpack(data)[0]) if len(data) == WORD.size else 0
+
+
+def _flags(core: Core, words: tuple[int, ...], array_at: int, kind: str) -> tuple[bool, bool] | None:
+    """Return `broken` and `vhost_started`, where exactly one place behind the array's pointer can be theirs."""
+    wanted = DEVICE_IDS.get(kind)
+    if wanted is None:
+        return None
+    data = DEVICE.pack(*words)
+    found = []
+    for at in range((array_at + 1) * 8, DEVICE.size - FLAGS.size + 1, 8):
+        number, running, broken, *others, vhost, entry = FLAGS.unpack_from(data, at)
+        if number == wanted and max(running, broken, *others, vhost) <= 1 and entry and core.holds(entry, WORD.size):
+            found.append((bool(broken), bool(vhost)))
+    return found[0] if len(found) == 1 else None
+
+
+def _eventfds(read: Callable[[str], bytes]) -> dict[int, bool]:
+    """Return of each descriptor that was listed whether it is an eventfd."""
+    found: dict[int, bool] = {}
+    for step in (names.PROC_FDS, names.WITNESS):  # the look before the freeze is nearer to the core
+        for section in sections.parse(read(names.evidence(step, names.FDS))):
+            kind, _, number = section.name.partition("/")
+            if kind == "fd" and number.isascii() and number.isdigit() and len(number) < 10:
+                found[int(number)] = section.data.strip() == EVENTFD
+    return found
