@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import exposure
-from autopsy.examine import comutexes, coroutines, earlier, entrances, exposures, locks, mainloop, polls, rings, virtqueues, workers
+from autopsy.examine import (
+    comutexes,
+    coroutines,
+    earlier,
+    entrances,
+    exposures,
+    locks,
+    mainloop,
+    polls,
+    rings,
+    virtqueues,
+    workers,
+)
 from autopsy.examine.core import MACHINE_X86_64, PAGE, Core, CoreError
 from autopsy.examine.coroutines import STACK_SIZE, mangle
 from autopsy.examine.frozen import Frozen

@@ -158,7 +158,7 @@ def array(queues: int = 2, **changed: Any) -> bytes:
     packed = []
     for number in range(virtqueues.QUEUES):
         used = number < queues
-        one: dict[str, Any] = first if number == 0 else {**first, **{"vdev": DEVICE, "index": number}}
+        one: dict[str, Any] = first if number == 0 else {**first, "vdev": DEVICE, "index": number}
         packed.append(
             virtqueues.QUEUE.pack(
                 *(one["num"] if used else 0, 0, 0, 0, 0, 0, 0, 0),

@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -28,10 +29,7 @@ MOST_CANDIDATES = 1024  # places that look like the end of an array; a VM has on
 MOST_NOTES = 20
 LONGEST_NAME = 1024
 
-# struct VirtQueue since QEMU's "virtio: unify dataplane and non-dataplane ->handle_output()" (in v7.0): vring (num, num_default,
-# align, desc, avail, used, caches), used_elems, last_avail_idx, its wrap counter, shadow_avail_idx, its wrap counter,
-# used_idx, its wrap counter, signalled_used, signalled_used_valid, notification, queue_index, inuse, vector,
-# handle_output, vdev, guest_notifier and host_notifier (rfd, wfd, initialized), host_notifier_enabled, node.
+# struct VirtQueue since QEMU's "virtio: unify dataplane and non-dataplane ->handle_output()" (in v7.0).
 QUEUE = struct.Struct("<3I4x4QQHBxHBxHBxHBBH2xIH6xQQiiB3xiiB3xB7x16x")
 NODE = 16  # nobody has written there for a queue that is not in use: its page may be in no core
 INDEX_AT, VDEV_AT = 72, 96
@@ -47,6 +45,53 @@ KINDS = ("virtio-", "vhost-")
 FLAGS = struct.Struct("<H9B5xQ")
 DEVICE_IDS = {"virtio-blk-device": 2, "virtio-scsi-device": 8}
 EVENTFD = b"anon_inode:[eventfd]"
+
+
+class Members(NamedTuple):
+    """A struct VirtQueue, in its order; a notifier's three are an EventNotifier."""
+
+    size: int
+    size_by_default: int
+    align: int
+    descriptors: int
+    available: int
+    used: int
+    caches: int
+    used_elements: int
+    last_avail_idx: int
+    last_avail_wrap: int
+    shadow_avail_idx: int
+    shadow_avail_wrap: int
+    used_idx: int
+    used_wrap: int
+    signalled_used: int
+    signalled_used_valid: int
+    notification: int
+    number: int
+    inuse: int
+    vector: int
+    handler: int
+    device: int
+    guest_fd: int
+    guest_write_fd: int
+    guest_there: int
+    host_fd: int
+    host_write_fd: int
+    host_there: int
+    host_enabled: int
+
+    @property
+    def flags(self) -> tuple[int, ...]:
+        """Return every member that is a truth."""
+        wraps = self.last_avail_wrap, self.shadow_avail_wrap, self.used_wrap
+        return (
+            *wraps,
+            self.signalled_used_valid,
+            self.notification,
+            self.guest_there,
+            self.host_there,
+            self.host_enabled,
+        )
 
 
 class NotOne(Exception):
@@ -159,38 +204,37 @@ def _device(core: Core, symbols: Symbols, place: Place, eventfds: dict[int, bool
     )
 
 
-def _queues(
-    symbols: Symbols, array: bytes, device: str, kind: str, eventfds: dict[int, bool]
-) -> Iterator[VirtQueue]:
+def _queues(symbols: Symbols, array: bytes, device: str, kind: str, eventfds: dict[int, bool]) -> Iterator[VirtQueue]:
     """Yield the queues that are set up. Raises NotOne."""
-    for members in QUEUE.iter_unpack(array):
-        size, _, _, _, _, _, _, _, last, last_wrap, shadow, shadow_wrap, used, used_wrap, signalled, valid, *rest = members
-        notification, index, inuse, _, handler, _, *notifiers = rest
-        guest_fd, guest_write, guest_there, host_fd, host_write, host_there, host_enabled = notifiers
-        if not size:  # queues are set up from the first on
+    for values in QUEUE.iter_unpack(array):
+        queue = Members(*values)
+        if not queue.size:  # queues are set up from the first on
             return
-        if max(last_wrap, shadow_wrap, used_wrap, valid, notification, guest_there, host_there, host_enabled) > 1:
-            raise NotOne(f"a flag of queue {index} is neither true nor false")
-        if handler and not symbols.is_code(handler):
-            raise NotOne(f"the handler of queue {index} is no code")
-        for fd, write_fd, there in ((guest_fd, guest_write, guest_there), (host_fd, host_write, host_there)):
+        if max(queue.flags) > 1:
+            raise NotOne(f"a flag of queue {queue.number} is neither true nor false")
+        if queue.handler and not symbols.is_code(queue.handler):
+            raise NotOne(f"the handler of queue {queue.number} is no code")
+        for fd, write_fd, there in (
+            (queue.guest_fd, queue.guest_write_fd, queue.guest_there),
+            (queue.host_fd, queue.host_write_fd, queue.host_there),
+        ):
             if there and (fd != write_fd or not eventfds.get(fd, True)):
-                raise NotOne(f"a notifier of queue {index} is no eventfd")
+                raise NotOne(f"a notifier of queue {queue.number} is no eventfd")
         yield VirtQueue(
             device=device,
             device_type=kind,
-            index=index,
-            size=size,
-            inuse=inuse,
-            last_avail_idx=last,
-            shadow_avail_idx=shadow,
-            used_idx=used,
-            signalled_used=signalled,
-            signalled_used_valid=bool(valid),
-            notification=bool(notification),
-            host_notifier_fd=host_fd,
-            guest_notifier_fd=guest_fd,
-            host_notifier_enabled=bool(host_enabled),
+            index=queue.number,
+            size=queue.size,
+            inuse=queue.inuse,
+            last_avail_idx=queue.last_avail_idx,
+            shadow_avail_idx=queue.shadow_avail_idx,
+            used_idx=queue.used_idx,
+            signalled_used=queue.signalled_used,
+            signalled_used_valid=bool(queue.signalled_used_valid),
+            notification=bool(queue.notification),
+            host_notifier_fd=queue.host_fd,
+            guest_notifier_fd=queue.guest_fd,
+            host_notifier_enabled=bool(queue.host_enabled),
         )
 
 
