@@ -127,6 +127,13 @@ def capture(
     ask_anyway: Annotated[
         bool, typer.Option("--ask-anyway", help="ask QMP even what may block (can make a half-dead VM a dead one)")
     ] = False,
+    ask_unstable: Annotated[
+        bool,
+        typer.Option(
+            "--ask-unstable",
+            help="last of all, ask QMP what QEMU promises nothing about (x-…; such a question has ended a VM)",
+        ),
+    ] = False,
     live_gdb: Annotated[
         bool,
         typer.Option("--live-gdb", help="where nothing can be frozen (not x86-64), attach gdb: the VM stands still"),
@@ -146,6 +153,7 @@ def capture(
             budget=budget,
             core=not no_core,
             ask_anyway=ask_anyway,
+            ask_unstable=ask_unstable,
             live_gdb=live_gdb,
             max_stop=max_stop / 1e3,
             binary=not no_binary,

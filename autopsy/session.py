@@ -26,7 +26,7 @@ from autopsy.capture import clocks, target
 from autopsy.capture.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.capture.estimate import needs
 from autopsy.capture.managers import proxmox_tasks
-from autopsy.capture.plan import PLAN
+from autopsy.capture.plan import plan
 from autopsy.capture.runner import INTERRUPTED, Run, Watcher, run
 from autopsy.capture.staging import Staging, prepare
 from autopsy.capture.step import Deadline, Options
@@ -208,7 +208,7 @@ def capture(
     note(())
     reserve = min(MOST_RESERVE, options.budget * RESERVE)
     steps = run(
-        PLAN,
+        plan(options),
         Run(
             target=vm,
             options=options,

@@ -13,7 +13,6 @@ from asking import (
     DISKS,
     a_monitor,
     capture_of,
-    capture_of_fake,
     capture_of_qemu,
     client_of,
     impatient,
@@ -35,16 +34,13 @@ def test_a_healthy_vm_answers_all_three_steps_and_then_again(build: lab.Build, s
         told = [each for step in qmp.BEFORE for each in capture.told(step)]
         assert {each.outcome for each in told} <= {"greeted", "answered", "skipped"}
         assert capture.of("query-status").answer["status"] == "running"
-        queues = [each for each in told if each.question == questions.QUEUE_STATUS]
-        assert {each.arguments["path"].split("/")[3] for each in queues} == {"vd0", "s0"}
-        assert all(each.answer["inuse"] == 0 for each in queues)
         (limits,) = [each for each in told if each.question == questions.QOM_GET]
         assert limits.arguments["path"] == "/objects/tg0"
         assert limits.answer["iops-total"] == 100
         (disk,) = [each for each in capture.of("query-block", names.QUERY_BLOCK).answer if each["device"] == "d0"]
         assert disk["inserted"]["iops"] == 50
         again = capture.outcomes(names.SECOND_EXPOSURE)
-        assert again["query-blockstats"] == again[questions.QUEUE_STATUS] == "answered"
+        assert again["query-blockstats"] == again["query-jobs"] == "answered"
         assert not set(again) & {questions.BLOCK, questions.NAMED_NODES, questions.QOM_GET}
 
 
@@ -135,19 +131,3 @@ def test_a_vm_that_stops_in_the_middle_gets_its_late_answer_dropped(
         assert {each.why for each in later} == {"query-iothreads was not answered"}
         assert fake_qmp.ask(machine.monitor, "query-name") == {"name": "t"}
         assert capture.ask_again() == Skipped("query-iothreads was not answered in qmp.query-status")
-
-
-@pytest.mark.live
-def test_a_vhost_ring_is_never_asked_for(short: Path) -> None:
-    started = {"vhost-started": True, "num-vqs": 4}
-    assert list(questions.queues(started)) == []
-    assert list(questions.queues({"vhost-started": False, "num-vqs": 4})) == [0, 1, 2, 3]
-    heard: list[str] = []
-    answers = {
-        questions.VIRTIO: [{"name": "virtio-blk", "path": "/machine/peripheral/vhost-user"}],
-        questions.VIRTIO_STATUS: started,
-    }
-    with capture_of_fake(short, fake_qmp.polite(answers, heard)) as capture:
-        assert isinstance(capture.query_status(), Collected)
-    assert questions.VIRTIO_STATUS in heard
-    assert questions.QUEUE_STATUS not in heard

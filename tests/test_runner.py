@@ -155,3 +155,19 @@ def test_without_memory_to_work_in_the_disk_serves(tmp_path: Path, monkeypatch: 
     assert made.work == made.durable
     assert (made.durable / "evidence/good/x").read_bytes() == b"evidence"
     made.clear()
+
+
+def test_what_may_harm_the_vm_begins_only_when_everything_else_is_durable(stage: Staging) -> None:
+    def harm(_: Scene) -> Outcome:
+        assert stage.durable != stage.work
+        return Collected((stage.durable / "evidence/good/x").read_text())
+
+    plan = (step("good", good), Step("harm", Impact.MAY_HARM, 5, harm))
+    assert [record.why for record in run(plan, around(stage))] == ["fine", "evidence"]
+
+
+def test_what_may_harm_the_vm_is_left_out_where_nothing_could_be_stored(stage: Staging) -> None:
+    stage.places.clear()
+    records = run((step("good", good), Step("harm", Impact.MAY_HARM, 5, good)), around(stage))
+    assert [record.outcome for record in records] == ["Collected", "Skipped"]
+    assert records[1].why == "what was taken so far could be stored nowhere yet"

@@ -24,6 +24,7 @@ PROC_FDS = "proc.fds"
 PROC_AIO = "proc.aio"
 HOST = "host"
 SECOND_EXPOSURE = "second-exposure"
+UNSTABLE = "qmp.unstable"  # of no capture but one with --ask-unstable
 
 STEPS = (
     WITNESS,

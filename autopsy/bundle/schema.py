@@ -9,7 +9,7 @@ import msgspec
 SCHEMA = 1
 
 OutcomeName = Literal["Collected", "TimedOut", "Failed", "Skipped"]
-ImpactName = Literal["none", "asks", "asks, may block", "stops"]
+ImpactName = Literal["none", "asks", "asks, may block", "asks, may harm", "stops"]
 
 
 class Clocks(msgspec.Struct, frozen=True, kw_only=True):

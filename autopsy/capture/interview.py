@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from autopsy.bundle import names
 from autopsy.bundle.records import QmpExchange
-from autopsy.capture import questions
+from autopsy.capture import questions, stability
 from autopsy.capture.monitor import Answered, NoAnswer, NotAsked, Refused, Reply, Transport
 from autopsy.capture.step import Scene
 
@@ -34,20 +34,37 @@ def write_down(scene: Scene, exchange: QmpExchange) -> None:
 
 
 class Interview:
-    """A conversation with one monitor. After the first question that is not answered, none is asked any more."""
+    """A conversation with one monitor. After the first question that is not answered, none is asked any more.
 
-    def __init__(self, scene: Scene, transport: Transport) -> None:
+    Whatever the way to the monitor, every question passes here: one that is unstable is not asked, unless
+    `unstable_too`, and one that has harmed a QEMU is asked of none that it could harm.
+    """
+
+    def __init__(self, scene: Scene, transport: Transport, *, unstable_too: bool = False) -> None:
         self._scene = scene
         self._transport = transport
+        self._unstable_too = unstable_too
+        self.qemu = qemu_of(earlier(scene, names.QUERY_STATUS))
         self.ended: NoAnswer | NotAsked | None = None
         self.ended_at = ""
         self.ended_after = 0.0
         self.answered = 0
         self.late = False
 
-    async def ask(self, question: str, arguments: Mapping[str, Any] | None = None, *, why_not: str = "") -> Any:  # noqa: ANN401 - JSON
-        """Return the answer, None where there is none. With `why_not` it is written down, and not asked."""
+    async def ask(
+        self,
+        question: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        why_not: str = "",
+        keep: Callable[[Any], Any] = lambda answer: answer,
+    ) -> Any:  # noqa: ANN401 - JSON
+        """Return the answer, None where there is none. With `why_not` it is written down, and not asked.
+
+        `keep` makes of an answer what is written down and returned.
+        """
         arguments = arguments or {}
+        why_not = why_not or stability.why_not(question, self.qemu, unstable_too=self._unstable_too)
         seconds = min(QUESTION_SECONDS, self._scene.deadline.left())
         if self.ended is not None:
             why_not = f"{self.ended_at} was not answered"
@@ -59,6 +76,8 @@ class Interview:
             self._write(question, arguments, "skipped", begun, 0.0, why=why_not)
             return None
         reply = await self._transport.ask(question, arguments, seconds)
+        if isinstance(reply, Answered):
+            reply = Answered(keep(reply.value))
         return self._note(question, arguments, reply, begun, seconds)
 
     def _note(self, question: str, arguments: Mapping[str, Any], reply: Reply, begun: int, seconds: float) -> Any:  # noqa: ANN401 - JSON
@@ -137,4 +156,5 @@ def qemu_of(exchanges: tuple[QmpExchange, ...]) -> questions.Qemu:
         version=version,
         commands=questions.commands(answer_to(exchanges, questions.COMMANDS)),
         without_iothreads=answer_to(exchanges, questions.IOTHREADS) == [],
+        marked=frozenset((answer_to(exchanges, questions.SCHEMA) or {}).get("unstable", ())),
     )

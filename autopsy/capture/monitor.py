@@ -23,7 +23,10 @@ MOST_BYTES = 8 << 20  # of one line; query-block of a thousand disks is about 3 
 MOST_VALUES = 500_000  # in one line: "[],[],…" would otherwise grow to thirty times its size in memory
 MOST_DEPTH = 200  # of one answer; a chain of 64 backing files nests 70 deep
 MOST_TEXT = 2000  # of QEMU's words in an error
+MOST_DROPPED = 8 * MOST_BYTES  # of one line that is too long, until it ends
 PATH_BYTES = 107  # what fits sockaddr_un
+
+TOO_BIG = {"class": "TooBig", "desc": f"an answer of more than {MOST_BYTES >> 20} MiB or {MOST_VALUES:,} values"}
 
 # The library logs every message, pretty-printed. Nobody reads it, and an answer can be big.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
@@ -140,15 +143,35 @@ class _Client(QMPClient):
         return msg
 
     async def _do_recv(self) -> Message:
-        line = await self._readline()
-        if line.count(b",") + line.count(b"[") + line.count(b"{") > MOST_VALUES:
-            raise ProtocolError(f"a message of more than {MOST_VALUES} values")
+        line = await self._line()
+        if not line or values(line) > MOST_VALUES:
+            # It costs only the question that it answers: there is never more than one.
+            question = next(iter(self._pending), None)
+            if question is None:
+                raise ProtocolError(f"a message of more than {MOST_BYTES} bytes or {MOST_VALUES} values")
+            return Message({"id": question, "error": TOO_BIG})
         try:
             return Message(line)
         except (ProtocolError, ValueError, RecursionError) as error:
             kind = type(error).__name__
         # Raised out here: the library's error holds, and prints, all that was sent.
         raise ProtocolError(f"no QMP message ({kind}): {line[:60]!r}")
+
+    async def _line(self) -> bytes:
+        """Return a line; nothing of one that is too long, which is dropped piece by piece."""
+        assert self._reader is not None  # noqa: S101 - we are connected: tells the type checker
+        dropped = 0
+        while True:
+            try:
+                line = await self._reader.readuntil(b"\n")
+            except asyncio.IncompleteReadError as error:
+                raise EOFError from error
+            except asyncio.LimitOverrunError as error:
+                dropped += len(await self._reader.readexactly(error.consumed))
+                if dropped > MOST_DROPPED or not self._pending:
+                    raise ProtocolError(f"a message of more than {dropped} bytes") from None
+            else:
+                return b"" if dropped else line
 
     async def _on_message(self, msg: Message) -> None:
         if "event" in msg:
@@ -305,6 +328,11 @@ def _root(error: ConnectError) -> str:
     if isinstance(cause, EOFError):
         return "the other side hung up"
     return words.of_error(cause)
+
+
+def values(line: bytes) -> int:
+    """Return how many values a line of JSON has at most, before it is made into them."""
+    return line.count(b",") + line.count(b"[") + line.count(b"{")
 
 
 def plain(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - JSON

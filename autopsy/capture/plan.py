@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from autopsy.bundle import names
-from autopsy.capture import backtraces, freeze, host, proc, qmp, second, witness
-from autopsy.capture.step import Impact, Step
+from autopsy.capture import backtraces, freeze, host, proc, qmp, second, unstable, witness
+from autopsy.capture.step import Impact, Options, Step
 
 PLAN = (
     Step(names.WITNESS, Impact.NONE, 5, witness.look),
@@ -19,3 +19,10 @@ PLAN = (
     Step(names.HOST, Impact.NONE, 10, host.look),
     Step(names.SECOND_EXPOSURE, Impact.STOPS, 25, second.expose),
 )
+
+UNSTABLE = Step(names.UNSTABLE, Impact.MAY_HARM, 6, unstable.ask)
+
+
+def plan(options: Options) -> tuple[Step, ...]:
+    """Return the steps of one capture: what may harm the VM only where that was asked for, and last of all."""
+    return (*PLAN, UNSTABLE) if options.ask_unstable else PLAN

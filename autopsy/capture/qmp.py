@@ -23,32 +23,24 @@ def query_status(scene: Scene) -> Outcome:
     """Ask what only reads QEMU's memory."""
 
     async def talk(ask: Interview) -> None:
-        for question in questions.FIRST:
+        *first, schema = questions.FIRST
+        for question in first:
             await ask.ask(question)
         qemu = interview.qemu_of(interview.earlier(scene, scene.step))
+        await ask.ask(schema, why_not=lacks(schema, qemu), keep=questions.marks)
+        ask.qemu = qemu = interview.qemu_of(interview.earlier(scene, scene.step))
         for question in questions.COUNTERS:
             lock = questions.takes_lock(question, qemu)
-            await ask.ask(
-                question, why_not=_lacks(question, qemu) or (lock and f"asked in {names.QUERY_BLOCK}: {lock}")
-            )
-        await _ask_queues(ask, qemu)
+            await ask.ask(question, why_not=lacks(question, qemu) or (lock and f"asked in {names.QUERY_BLOCK}: {lock}"))
         for question in questions.MEMORY:
-            await ask.ask(question, why_not=_lacks(question, qemu))
+            await ask.ask(question, why_not=lacks(question, qemu))
         await ask.ask(questions.QOM_LIST, {"path": questions.OBJECTS})
 
-    return _converse(scene, talk)
+    return converse(scene, talk)
 
 
-async def _ask_queues(ask: Interview, qemu: questions.Qemu) -> None:
-    """Ask for the rings of each virtio disk and SCSI controller: `inuse` is how many requests QEMU owes the guest."""
-    devices = await ask.ask(questions.VIRTIO, why_not=_lacks(questions.VIRTIO, qemu))
-    for path in questions.ringed_devices(devices):
-        status = await ask.ask(questions.VIRTIO_STATUS, {"path": path})
-        for queue in questions.queues(status):
-            await ask.ask(questions.QUEUE_STATUS, {"path": path, "queue": queue})
-
-
-def _lacks(question: str, qemu: questions.Qemu) -> str:
+def lacks(question: str, qemu: questions.Qemu) -> str:
+    """Return why a question is not asked of a QEMU that has told that it does not know it."""
     return "this QEMU does not know it" if qemu.lacks(question) else ""
 
 
@@ -76,7 +68,7 @@ def throttle_groups(scene: Scene) -> Outcome:
         for path in paths:
             await ask.ask(questions.QOM_GET, {"path": path, "property": "limits"})
 
-    if silent := _silence(scene):
+    if silent := silence(scene):
         return silent
     if not paths:
         if interview.answer_to(told, questions.QOM_LIST) is None:
@@ -87,7 +79,7 @@ def throttle_groups(scene: Scene) -> Outcome:
 
 def ask_again(scene: Scene) -> Outcome:
     """Ask again what was answered before and moves when I/O does: what stands still is stuck."""
-    if silent := _silence(scene):
+    if silent := silence(scene):
         return silent
     before = [each for step in BEFORE for each in interview.earlier(scene, step) if each.outcome == "answered"]
     again = [each for each in before if each.question in questions.AGAIN]
@@ -102,7 +94,7 @@ def ask_again(scene: Scene) -> Outcome:
                 each.question, each.arguments, why_not=refusal if questions.takes_lock(each.question, qemu) else ""
             )
 
-    return _converse(scene, talk)
+    return converse(scene, talk)
 
 
 def _refusal_of(scene: Scene, again: list[QmpExchange], qemu: questions.Qemu) -> str:
@@ -118,21 +110,21 @@ def _refusal_of(scene: Scene, again: list[QmpExchange], qemu: questions.Qemu) ->
 
 def _guarded(scene: Scene, talk: Talk, question: str) -> Outcome:
     """Converse if nothing that was seen says that an answer may never come."""
-    if silent := _silence(scene):
+    if silent := silence(scene):
         return silent
     match guard.look(scene):
         case guard.Permit():
-            return _converse(scene, talk)
+            return converse(scene, talk)
         case guard.Refusal(reasons):
             why = f"{'; '.join(reasons)}: {question} could block the main loop"
             if not scene.options.ask_anyway:
                 return Skipped(why)
-            return _converse(scene, talk, note=f"asked anyway, although {why}")
+            return converse(scene, talk, note=f"asked anyway, although {why}")
 
 
-def _silence(scene: Scene) -> Skipped | None:
+def silence(scene: Scene) -> Skipped | None:
     """Return why no more is asked: QEMU owes us an answer already, or never greeted us."""
-    for step in BEFORE:
+    for step in (*BEFORE, names.SECOND_EXPOSURE):
         if step == scene.step:
             break
         if question := interview.unanswered(interview.earlier(scene, step)):
@@ -145,17 +137,18 @@ def _silence(scene: Scene) -> Skipped | None:
     return None
 
 
-def _converse(scene: Scene, talk: Talk, note: str = "") -> Outcome:
-    return asyncio.run(_session(scene, talk, note))
+def converse(scene: Scene, talk: Talk, note: str = "", *, unstable_too: bool = False) -> Outcome:
+    """Hold one conversation with a monitor of the VM, and say how it went."""
+    return asyncio.run(_session(scene, talk, note, unstable_too=unstable_too))
 
 
-async def _session(scene: Scene, talk: Talk, note: str) -> Outcome:
+async def _session(scene: Scene, talk: Talk, note: str, *, unstable_too: bool) -> Outcome:
     """Hold one conversation, and hang up however it goes."""
     asyncio.get_running_loop().set_exception_handler(_ignore)
     reached = await reception.reach(scene)
     if isinstance(reached, Collected | TimedOut | Failed | Skipped):
         return reached
-    ask = Interview(scene, reached)
+    ask = Interview(scene, reached, unstable_too=unstable_too)
     try:
         negotiated = "" if reached.negotiates else "libvirtd said it when it connected"
         await ask.ask(questions.CAPABILITIES, why_not=negotiated)

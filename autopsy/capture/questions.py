@@ -19,14 +19,12 @@ NAMED_NODES = "query-named-block-nodes"
 BLOCK = "query-block"
 QOM_LIST = "qom-list"
 QOM_GET = "qom-get"
-VIRTIO = "x-query-virtio"
-VIRTIO_STATUS = "x-query-virtio-status"
-QUEUE_STATUS = "x-query-virtio-queue-status"
+SCHEMA = "query-qmp-schema"
 
 OBJECTS = "/objects"
 
 # They tell what this QEMU is, and with it which of the others only read memory.
-FIRST = (STATUS, VERSION, COMMANDS, IOTHREADS)
+FIRST = (STATUS, VERSION, COMMANDS, IOTHREADS, SCHEMA)
 
 # They only read memory, in every version: the main loop and the BQL are all that they need.
 MEMORY = (
@@ -38,19 +36,21 @@ MEMORY = (
     "query-migrate",
     "query-memory-size-summary",
     "query-yank",
-    "x-debug-query-block-graph",
 )
 
 # They take the lock of an AioContext in some versions; see `takes_lock`.
 COUNTERS = (BLOCKSTATS, JOBS, BLOCK_JOBS)
 
 # Worth a second answer: they move when I/O does.
-AGAIN = frozenset({STATUS, *COUNTERS, QUEUE_STATUS})
+AGAIN = frozenset({STATUS, *COUNTERS})
 
-MOST_DEVICES = 64
-MOST_QUEUES = 16
+# They can take locks and ask the storage.
+GUARDED = (NAMED_NODES, BLOCK, QOM_GET)
+
+# All that is ever asked without --ask-unstable.
+STABLE = frozenset({*FIRST, *MEMORY, *COUNTERS, *GUARDED, QOM_LIST})
+
 MOST_GROUPS = 64
-RINGED = ("virtio-blk", "virtio-scsi")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -64,11 +64,15 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Qemu:
-    """What the first answers told. `commands` is empty when it was not told; so is `iothreads` when there is none."""
+    """What the first answers told. `commands` is empty when it was not told.
+
+    `marked` are those of our questions that its schema says are unstable; empty, too, when it told no schema.
+    """
 
     version: Version = Version()
     commands: frozenset[str] = field(default_factory=frozenset)
     without_iothreads: bool = False
+    marked: frozenset[str] = field(default_factory=frozenset)
 
     def lacks(self, question: str) -> bool:
         """Return whether this QEMU has told that it does not know the question."""
@@ -111,22 +115,16 @@ def commands(answer: Any) -> frozenset[str]:  # noqa: ANN401 - JSON
     return frozenset(each["name"] for each in named(answer))
 
 
-def ringed_devices(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON
-    """Return the QOM paths of the virtio disks and SCSI controllers in an answer to x-query-virtio."""
-    paths = [each.get("path") for each in named(answer) if each["name"] in RINGED]
-    return tuple(path for path in paths if isinstance(path, str))[:MOST_DEVICES]
-
-
-def queues(answer: Any) -> range:  # noqa: ANN401 - JSON
-    """Return the numbers of a device's queues that can be asked for without harm, from its x-query-virtio-status.
-
-    Where a vhost back end holds the rings, asking for a queue sends it GET_VRING_BASE, and that stops the ring.
-    """
-    match answer:
-        case {"vhost-started": False, "num-vqs": int(number)}:
-            return range(max(0, min(number, MOST_QUEUES)))
-        case _:
-            return range(0)
+def marks(answer: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    """Return what is kept of a schema (200 KB in a real QEMU): its length, and which questions of ours it marks."""
+    unstable = {
+        each["name"]
+        for each in named(answer)
+        if each.get("meta-type") == "command"
+        and isinstance(features := each.get("features"), list)
+        and "unstable" in features
+    }
+    return {"entries": len(answer) if isinstance(answer, list) else 0, "unstable": sorted(unstable & STABLE)}
 
 
 def throttle_groups(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON

@@ -13,7 +13,7 @@ from autopsy.bundle import names
 from autopsy.bundle.schema import LeftBehind, OutcomeName, StepRecord
 from autopsy.capture.child import ChildFailed, ChildTimedOut, collect, in_words, spawn
 from autopsy.capture.staging import SETTLE_SECONDS, Staging
-from autopsy.capture.step import Collected, Deadline, Failed, Options, Outcome, Scene, Skipped, Step, TimedOut
+from autopsy.capture.step import Collected, Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
 from autopsy.capture.target import Target
 
 INTERRUPTED = "interrupted by a person"
@@ -82,6 +82,8 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
         start = time.monotonic_ns()
         if interrupted:
             answer = _Answer(Skipped(INTERRUPTED))
+        elif step.impact is Impact.MAY_HARM and not _all_durable(it):
+            answer = _Answer(Skipped("what was taken so far could be stored nowhere yet"))
         elif it.budget.left() < LEAST_SECONDS:
             answer = _Answer(Skipped("the budget is spent"))
         else:
@@ -98,6 +100,12 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
         it.watcher.ended(record)
     it.staging.settled(max(1.0, min(SETTLE_SECONDS, it.budget.left())))
     return tuple(records)
+
+
+def _all_durable(it: Run) -> bool:
+    """Wait until all that was taken so far is on a disk, and return whether it is."""
+    it.staging.settled(max(1.0, min(SETTLE_SECONDS, it.budget.left())))
+    return bool(it.staging.places)
 
 
 def _run(step: Step, it: Run, kept: float) -> _Answer:

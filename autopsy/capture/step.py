@@ -20,6 +20,7 @@ class Impact(Enum):
     NONE = "none"
     ASKS = "asks"
     MAY_BLOCK = "asks, may block"
+    MAY_HARM = "asks, may harm"
     STOPS = "stops"
 
 
@@ -81,6 +82,7 @@ class Options:
     budget: float = 60.0
     core: bool = True
     ask_anyway: bool = False
+    ask_unstable: bool = False
     live_gdb: bool = False
     max_stop: float = 0.050
     binary: bool = True

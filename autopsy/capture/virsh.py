@@ -10,6 +10,8 @@ from autopsy.capture import programs
 from autopsy.capture import words as plain_words
 from autopsy.capture.monitor import (
     MOST_BYTES,
+    MOST_VALUES,
+    TOO_BIG,
     Answered,
     Busy,
     Closed,
@@ -20,6 +22,7 @@ from autopsy.capture.monitor import (
     Reply,
     Welcome,
     plain,
+    values,
 )
 from autopsy.capture.readers import Cut, Unreadable
 
@@ -61,7 +64,7 @@ class VirshMonitor:
             said = plain_words.printable(self._virsh(seconds, "domcontrol").strip())
         except TimeoutError:
             return Closed(f"libvirtd does not answer (virsh domcontrol, {seconds:.0f} s)")  # of QEMU that says nothing
-        except (Unreadable, OSError) as error:
+        except (Unreadable, OSError, OverflowError) as error:
             return Closed(f"virsh domcontrol: {plain_words.printable(str(error))}")
         if said.startswith("ok"):
             return Greeted({"domcontrol": said}, NOTE)
@@ -76,6 +79,8 @@ class VirshMonitor:
             printed = self._virsh(seconds, "qemu-monitor-command", f"--cmd={message}")
         except TimeoutError:
             return NoAnswer()
+        except OverflowError:
+            return Refused(TOO_BIG)
         except (Unreadable, OSError) as error:
             # QEMU's own errors are printed as its reply. This is libvirtd's, as of a stuck state change lock.
             return NotAsked(f"virsh: {plain_words.printable(str(error))}")
@@ -89,12 +94,17 @@ class VirshMonitor:
 
         Raises:
             TimeoutError: It had not ended in time; it was killed.
+            OverflowError: It printed more than an answer may be.
             Unreadable: It is not installed, or it failed; its own words are in the message.
         """
         words = ["virsh", "-q", "-c", self._domain.connection, command, f"--domain={self._domain.word}", *arguments]
         printed = programs.output(words, seconds=seconds, most=MOST_BYTES)
+        if isinstance(printed, Cut) and len(printed.data) >= MOST_BYTES:
+            raise OverflowError(printed.why)
         if isinstance(printed, Cut):
             raise TimeoutError(printed.why)
+        if values(printed) > MOST_VALUES:
+            raise OverflowError(f"more than {MOST_VALUES} values")
         return printed
 
 

@@ -12,7 +12,7 @@ from autopsy.facts.model import Asked, MonitorFact, RunState
 
 GREETING = "(greeting)"
 CAPABILITIES = "qmp_capabilities"
-STEPS = (names.QUERY_STATUS, names.QUERY_BLOCK, names.THROTTLE_GROUPS, names.SECOND_EXPOSURE)
+STEPS = (names.QUERY_STATUS, names.QUERY_BLOCK, names.THROTTLE_GROUPS, names.SECOND_EXPOSURE, names.UNSTABLE)
 
 
 def gather(evidence: Evidence) -> MonitorFact:
@@ -25,14 +25,16 @@ def gather(evidence: Evidence) -> MonitorFact:
             asked.append(Asked(exchange=exchange, again=step == names.SECOND_EXPOSURE, cite=cite))
     absent = missing(evidence, names.QUERY_STATUS, names.QMP)
     greetings = [each for each in asked if each.exchange.question == GREETING and not each.again]
-    silent = [each for each in asked if each.exchange.outcome == "no answer"]
+    # What a question did that QEMU promises nothing about says nothing of how the VM was before.
+    asked_well = [each for each in asked if not each.cite.file.startswith(names.evidence(names.UNSTABLE, ""))]
+    silent = [each for each in asked_well if each.exchange.outcome == "no answer"]
     silent.sort(key=lambda each: each.exchange.asked_ns)
     return MonitorFact(
         greeting=Known(greetings[0].exchange.outcome, greetings[0].cite) if greetings else absent,
         holder=next((each.exchange.peer for each in greetings if each.exchange.peer), ""),
         asked=tuple(asked),
         died_at=Known(silent[0], silent[0].cite) if silent else Unknown(absent.evidence, "no question went unanswered"),
-        alive=_alive([each for each in asked if not each.again], absent),
+        alive=_alive([each for each in asked_well if not each.again], absent),
         alive_again=_alive([each for each in asked if each.again], missing(evidence, names.SECOND_EXPOSURE, names.QMP)),
     )
 
