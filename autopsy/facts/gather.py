@@ -56,7 +56,7 @@ def gather(evidence: Evidence) -> Facts:
         ),
         times=_times(evidence),
         threads=found_threads,
-        coroutines=requests.link(coroutines.gather(evidence, heap), found_disks),
+        coroutines=requests.link(coroutines.gather(evidence, heap), found_disks, nodes.drivers(talk)),
         disks=found_disks,
         nodes=tuple(graph.nodes.values()),
         throttle_groups=throttle.gather(talk, heap, line, found_disks),

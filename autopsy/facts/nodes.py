@@ -9,7 +9,7 @@ from typing import Any
 
 from autopsy.bundle import heap_records
 from autopsy.facts import commandline, monitor
-from autopsy.facts.cite import Cite, Fact, Known
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.commandline import CommandLine, Options, string
 from autopsy.facts.model import MonitorFact, Node
 from autopsy.facts.untrusted import mapping, number, sequence, text
@@ -74,6 +74,14 @@ def gather(talk: MonitorFact, heap: Fact[heap_records.Exposure], line: CommandLi
     for node in _from_file_names(graph):
         graph.add(node)
     return graph
+
+
+def drivers(talk: MonitorFact) -> Fact[frozenset[str]]:
+    """Return the drivers of all block nodes that there are: only one question tells every node."""
+    found = monitor.answer(talk, "query-named-block-nodes")
+    if isinstance(found, Unknown):
+        return found
+    return Known(frozenset(text(mapping(node).get("drv")) for node in sequence(found.value)), found.cite)
 
 
 def _drivers(talk: MonitorFact) -> dict[str, str]:

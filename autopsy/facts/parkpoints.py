@@ -125,6 +125,12 @@ IN_MUTEX = MappingProxyType(
 )
 IN_SLEEP = MappingProxyType({"bdrv_co_flush": Park.FLUSH, "qemu_co_sleep": Park.SLEEP, "qemu_co_sleep_ns": Park.SLEEP})
 
+# QEMU's own NBD server lies beside the client: what came to one of these without a request of the block layer serves
+# a client of its own, and waits for that.
+NBD_REQUESTS = frozenset({Park.NBD_REPLY, Park.NBD_SEND, Park.NBD_SLOT})
+TRAMPOLINES = frozenset({"coroutine_trampoline", "__start_context"})
+BESIDE_TRAMPOLINE = "qemu_coroutine_switch"  # static: a stripped build knows it by the exported function before it
+
 # Exported names beside which the block layer's static functions lie: a request is under way.
 BLOCK_LAYER = ("bdrv_co_", "blk_co_", "blk_aio_")
 
@@ -162,6 +168,13 @@ WITH_WAIT = MappingProxyType({"mutex": IN_MUTEX, "queue": IN_QUEUE, "sleep": IN_
 
 def park_point(frames: Sequence[Frame]) -> tuple[Park, tuple[str, ...]]:
     """Return where a coroutine is parked and the names that say so, from the innermost frame that tells it."""
+    park, told_by = _innermost(frames)
+    if park in NBD_REQUESTS and _is_whole(frames) and not _is_request(frames):
+        return Park.NBD_SERVER, (*told_by, "no request of the block layer")
+    return park, told_by
+
+
+def _innermost(frames: Sequence[Frame]) -> tuple[Park, tuple[str, ...]]:
     wait, start = _wait(frames)
     for frame in frames[start:]:
         if park := _by_name(wait, frame.function):
@@ -177,6 +190,12 @@ def park_point(frames: Sequence[Frame]) -> tuple[Park, tuple[str, ...]]:
     block = next((frame.function for frame in frames[start:] if frame.function.startswith(("bdrv_co_", "blk_co_"))), "")
     block = block or next((f"near {frame.near}" for frame in frames[start:] if frame.near.startswith(BLOCK_LAYER)), "")
     return (Park.DRIVER, (WORDS[wait], block)) if block else (Park.OTHER, (WORDS[wait],))
+
+
+def _is_whole(frames: Sequence[Frame]) -> bool:
+    """Tell whether a stack goes on to the coroutine's entry: whatever it does not hold, the coroutine is not in."""
+    last = frames[-1] if frames else Frame(pc=0)
+    return last.function in TRAMPOLINES or (not last.function and last.near == BESIDE_TRAMPOLINE)
 
 
 def _is_request(frames: Sequence[Frame]) -> bool:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from autopsy.bundle import names
 from autopsy.facts.cite import Fact, Known, Unknown
 from autopsy.facts.model import CoroutineFact, Disk, Park
+from autopsy.facts.parkpoints import NBD_REQUESTS
 
 HEAP = names.evidence(names.GDB_THREADS, names.HEAP)
 
@@ -55,12 +56,33 @@ WAITING_DRIVERS: Mapping[str, Park] = MappingProxyType(
 )
 
 
-def link(coroutines: Fact[tuple[CoroutineFact, ...]], disks: Fact[tuple[Disk, ...]]) -> Fact[tuple[CoroutineFact, ...]]:
-    """Return the coroutines with `disk` told by its disk's name wherever it can be told."""
-    if isinstance(coroutines, Unknown) or isinstance(disks, Unknown):
+def link(
+    coroutines: Fact[tuple[CoroutineFact, ...]], disks: Fact[tuple[Disk, ...]], drivers: Fact[frozenset[str]]
+) -> Fact[tuple[CoroutineFact, ...]]:
+    """Return the coroutines with `disk` told by its disk's name wherever it can be told.
+
+    `drivers` are those of all nodes that there are, known only where QEMU listed them.
+    """
+    if isinstance(coroutines, Unknown):
+        return coroutines
+    if isinstance(drivers, Known):
+        checked = (_checked(each, drivers.value) for each in coroutines.value)
+        coroutines = Known(tuple(checked), coroutines.cite)
+    if isinstance(disks, Unknown):
         return coroutines
     named = (_driver(each, disks.value) for each in coroutines.value)
     return Known(tuple(replace(each, disk=_disk(each, disks.value)) for each in named), coroutines.cite)
+
+
+def _checked(coroutine: CoroutineFact, drivers: frozenset[str]) -> CoroutineFact:
+    """Take a place back that was guessed from its neighbour's name, where no node has such a driver."""
+    guessed = any(name.startswith("near ") for name in coroutine.named_by)
+    wanted = DRIVERS.get(coroutine.park)
+    if not guessed or wanted is None or wanted & drivers:
+        return coroutine
+    park = Park.NBD_SERVER if coroutine.park in NBD_REQUESTS else Park.DRIVER
+    why = f"no node has the driver {' or '.join(sorted(wanted))}"
+    return replace(coroutine, park=park, named_by=(*coroutine.named_by, why))
 
 
 def _driver(coroutine: CoroutineFact, disks: tuple[Disk, ...]) -> CoroutineFact:
