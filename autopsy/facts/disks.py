@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from autopsy.bundle import heap_records, names
-from autopsy.facts import monitor
+from autopsy.bundle.heap_virtio import VirtioShapes
+from autopsy.facts import monitor, virtqueues
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.commandline import CommandLine, string
 from autopsy.facts.model import BlockStats, Disk, Limits, MonitorFact
@@ -47,7 +48,11 @@ class Entry:
 
 
 def gather(
-    talk: MonitorFact, heap: Fact[heap_records.Exposure], line: CommandLine, graph: Graph
+    talk: MonitorFact,
+    heap: Fact[heap_records.Exposure],
+    line: CommandLine,
+    graph: Graph,
+    shaped: Fact[VirtioShapes],
 ) -> Fact[tuple[Disk, ...]]:
     """Return the disks by the best source there is: query-block, query-blockstats, the heap, the command line."""
     entries = _entries(talk, heap, line)
@@ -57,7 +62,7 @@ def gather(
     disks = []
     for entry in entries.value[:MOST_DISKS]:
         read_command_line_again(graph, line, entry.backend, entry.node or entry.backend)
-        disks.append(_disk(entry, talk, heap, line, graph, first, again))
+        disks.append(_disk(entry, talk, heap, line, graph, shaped, first, again))
     return Known(tuple(disks), entries.cite)
 
 
@@ -103,6 +108,7 @@ def _disk(  # noqa: PLR0917 - every source of a disk's facts, once
     heap: Fact[heap_records.Exposure],
     line: CommandLine,
     graph: Graph,
+    shaped: Fact[VirtioShapes],
     first: Fact[dict[str, BlockStats]],
     again: Fact[dict[str, BlockStats]],
 ) -> Disk:
@@ -129,7 +135,7 @@ def _disk(  # noqa: PLR0917 - every source of a disk's facts, once
         stats=stats,
         stats_again=stats_again,
         completed=moved,
-        in_flight=_in_flight(entry, in_heap, talk),
+        in_flight=_in_flight(entry, in_heap, talk, shaped),
         quiesced=_quiesced(in_heap),
         inserted=bool(entry.inserted or entry.node or nodes),
         cite=entry.cite,
@@ -161,7 +167,9 @@ def _in_heap(entry: Entry, heap: Fact[heap_records.Exposure]) -> Fact[heap_recor
     return Unknown(path, "the heap walk met no such backend")
 
 
-def _in_flight(entry: Entry, in_heap: Fact[heap_records.BlockBackend], talk: MonitorFact) -> Fact[int]:
+def _in_flight(
+    entry: Entry, in_heap: Fact[heap_records.BlockBackend], talk: MonitorFact, shaped: Fact[VirtioShapes]
+) -> Fact[int]:
     if isinstance(in_heap, Known):
         return Known(in_heap.value.in_flight, in_heap.cite)
     path = entry.qdev if entry.qdev.startswith("/") else ""
@@ -169,6 +177,8 @@ def _in_flight(entry: Entry, in_heap: Fact[heap_records.BlockBackend], talk: Mon
     mine = [each for each in answered if path and text(each.exchange.arguments.get("path")) == path]
     if mine:
         return Known(sum(number(mapping(each.answer).get("inuse")) for each in mine), mine[0].cite)
+    if isinstance(owed := virtqueues.inuse(shaped, entry.qdev), Known):
+        return owed
     return Unknown(names.evidence(names.GDB_THREADS, names.HEAP), "only the heap or a virtqueue's `inuse` counts them")
 
 

@@ -21,6 +21,7 @@ from autopsy.facts import (
     sockets,
     threads,
     throttle,
+    virtqueues,
 )
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
@@ -37,7 +38,8 @@ def gather(evidence: Evidence) -> Facts:
     own = numbers(evidence.read(names.evidence(names.WITNESS, names.TASKS)))
     found_threads = threads.gather(evidence, _roles(talk, own))
     graph = nodes.gather(talk, heap, line)
-    found_disks = disks.gather(talk, heap, line, graph)
+    shaped = virtqueues.shapes(evidence)
+    found_disks = disks.gather(talk, heap, line, graph, shaped)
     found_locks = locks.gather(evidence, heap, found_threads)
     found_sockets = sockets.gather(evidence)
     target = evidence.manifest.target
@@ -78,6 +80,7 @@ def gather(evidence: Evidence) -> Facts:
         heap_walked=_walked(evidence),
         heap=heap,
         heap_again=heap_again,
+        virtqueues=virtqueues.gather(evidence, heap, heap_again, shaped, found_disks, line),
     )
 
 

@@ -31,6 +31,7 @@ from autopsy.facts.model_storage import (
     Limits,
     Node,
     Park,
+    Queues,
     ThrottleGroup,
 )
 from autopsy.facts.syscalls import ARGUMENTS
@@ -62,6 +63,7 @@ __all__ = [
     "Park",
     "Peer",
     "Pressure",
+    "Queues",
     "RingsFact",
     "Role",
     "RunState",
@@ -296,3 +298,4 @@ class Facts:
     heap_walked: Fact[bool]
     heap: Fact[heap_records.Exposure]
     heap_again: Fact[heap_records.Exposure]
+    virtqueues: Fact[Queues]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from autopsy.bundle.records import Frame
+from autopsy.bundle.heap_devices import VirtQueue
+from autopsy.bundle.records import EventFd, Frame
 from autopsy.facts.cite import Cite, Fact
 
 
@@ -170,3 +171,20 @@ class Job:
     progressed: Fact[int]
     speed: int
     cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queues:
+    """The virtqueues of virtio disks and SCSI controllers that are set up, at both looks.
+
+    `notifiers` are eventfds as both looks saw them, empty where that is not known.
+    """
+
+    first: tuple[VirtQueue, ...]
+    second: Fact[tuple[VirtQueue, ...]]
+    notifiers: tuple[EventFd, ...]
+    cite: Cite
+
+    def notifier(self, fd: int) -> EventFd | None:
+        """Return an eventfd as both looks saw it."""
+        return next((each for each in self.notifiers if each.fd == fd), None)

@@ -22,22 +22,49 @@ HEAP_MISSING = "heap.json (QEMU's DWARF: `autopsy examine BUNDLE --debug-file F`
 
 def _queues(facts: Facts) -> tuple[heap_devices.VirtQueue, ...]:
     """Return the queues of disks that stood still in both exposures, idle as far as QEMU knows."""
-    if isinstance(facts.heap, Unknown):
+    if isinstance(facts.virtqueues, Unknown) or isinstance(facts.virtqueues.value.second, Unknown):
         return ()
-    disks = [
-        queue for queue in facts.heap.value.virtqueues if queue.device_type.startswith(("virtio-blk", "virtio-scsi"))
-    ]
-    if isinstance(facts.heap_again, Unknown):
-        return ()
-    later = {(queue.device, queue.index): queue for queue in facts.heap_again.value.virtqueues}
+    later = {(queue.device, queue.index): queue for queue in facts.virtqueues.value.second.value}
     return tuple(
         queue
-        for queue in disks
+        for queue in facts.virtqueues.value.first
         if queue.inuse == 0
         and (again := later.get((queue.device, queue.index)))
         and again.last_avail_idx == queue.last_avail_idx
         and again.notification == queue.notification
     )
+
+
+def _missing_queues(facts: Facts) -> str:
+    """Say what is missing of the virtqueues in both exposures; empty where nothing is."""
+    if isinstance(facts.virtqueues, Unknown):
+        return f"{missing(facts.virtqueues)}; {HEAP_MISSING}"
+    again = facts.virtqueues.value.second
+    return f"the virtqueues in both exposures: {missing(again)}" if isinstance(again, Unknown) else ""
+
+
+def _heard(facts: Facts, fd: Descriptor) -> bool | None:
+    """Tell whether a thread slept on an eventfd at any look, None where an io_uring may poll it and tells nobody."""
+    known = facts.virtqueues.value.notifier(fd.fd) if isinstance(facts.virtqueues, Known) else None
+    looks = (bool(fd.polled_by),) if known is None else (bool(fd.polled_by), known.polled, known.polled_again)
+    return True if True in looks else None if None in looks else False
+
+
+def _stays(facts: Facts, fd: Descriptor | None) -> bool:
+    """Tell whether an eventfd counts something, and did so at every look."""
+    if fd is None or not fd.counter:
+        return False
+    known = facts.virtqueues.value.notifier(fd.fd) if isinstance(facts.virtqueues, Known) else None
+    return known is None or 0 not in {known.count, known.count_again}
+
+
+def _polled(facts: Facts, queue: heap_devices.VirtQueue) -> bool | None:
+    """Tell whether an event loop polls a queue by itself, as it may with the guest's kicks switched off."""
+    if isinstance(facts.heap, Known):
+        return any(context.poll_started for context in facts.heap.value.contexts)
+    fd = _eventfd(facts, queue.host_notifier_fd)
+    # A loop that sleeps on a queue's notifier has ended its polling before.
+    return False if fd is not None and _heard(facts, fd) else None
 
 
 def _eventfd(facts: Facts, fd: int) -> Descriptor | None:
@@ -53,12 +80,14 @@ def unseen_notifiers(facts: Facts) -> tuple[int, ...]:
 
 
 def _notify_off(facts: Facts) -> Judgement:
-    if isinstance(facts.heap, Unknown) or isinstance(facts.heap_again, Unknown):
-        return CannotTell(f"the virtqueues in both exposures: {HEAP_MISSING}")
-    polling = any(context.poll_started for context in facts.heap.value.contexts)
-    silent = [queue for queue in _queues(facts) if not queue.notification]
-    if not silent or polling:
-        return RuledOut("no idle disk queue has its notifications switched off", (facts.heap.cite,))
+    if isinstance(facts.virtqueues, Unknown) or _missing_queues(facts):
+        return CannotTell(_missing_queues(facts))
+    quiet = [(queue, _polled(facts, queue)) for queue in _queues(facts) if not queue.notification]
+    silent = [queue for queue, polled in quiet if polled is False]
+    if not silent and None in {polled for _, polled in quiet}:
+        return CannotTell(f"whether an event loop polls the queues whose kicks are off: {HEAP_MISSING}")
+    if not silent:
+        return RuledOut("no idle disk queue has its notifications switched off", (facts.virtqueues.cite,))
     queue = silent[0]
     return Match(
         headline=f"Queue {queue.index} of {queue.device} has the guest's kicks switched off, and nobody polls it",
@@ -69,8 +98,7 @@ def _notify_off(facts: Facts) -> Judgement:
                 f"Virtqueue {queue.index} of {queue.device}: notification is off, nothing is in use, no loop polls; "
                 "the same in "
                 "both exposures.",
-                facts.heap.cite,
-                facts.heap_again.cite,
+                facts.virtqueues.cite,
             ),
         ),
         holds=frozenset({Whole.REQUESTS}),
@@ -80,19 +108,26 @@ def _notify_off(facts: Facts) -> Judgement:
 
 
 def _kick_lost(facts: Facts) -> Judgement:
-    if isinstance(facts.heap, Unknown):
-        return CannotTell(f"which eventfds are the virtqueues' notifiers: {HEAP_MISSING}")
+    if isinstance(facts.virtqueues, Unknown) or _missing_queues(facts):
+        return CannotTell(_missing_queues(facts))
     if isinstance(facts.polls, Unknown):
         return CannotTell(f"the threads' poll sets: {missing(facts.polls)}")
     if unseen := unseen_notifiers(facts):
         return CannotTell(f"the descriptors {', '.join(map(str, unseen))} (evidence/proc.fds/fds.txt)")
-    lost = []
+    lost, unclear = [], []
     for queue in _queues(facts):
         fd = _eventfd(facts, queue.host_notifier_fd)
-        if fd is not None and fd.counter and not fd.polled_by:
+        if fd is None or queue.host_notifier_enabled is False or not _stays(facts, fd):
+            continue
+        heard = _heard(facts, fd)
+        if heard is False:
             lost.append((queue, fd))
+        elif heard is None:
+            unclear.append(fd.fd)
+    if not lost and unclear:
+        return CannotTell(f"who polls eventfd {', '.join(map(str, unclear))}: io_uring tells nobody")
     if not lost:
-        return RuledOut("no kick of a disk's queue lies in an eventfd that nobody polls", (facts.heap.cite,))
+        return RuledOut("no kick of a disk's queue lies in an eventfd that nobody polls", (facts.virtqueues.cite,))
     queue, fd = lost[0]
     return Match(
         headline=f"The guest kicked queue {queue.index} of {queue.device}, and no thread listens",
@@ -112,17 +147,17 @@ def _kick_lost(facts: Facts) -> Judgement:
 
 
 def _interrupt(facts: Facts) -> Judgement:
-    if isinstance(facts.heap, Unknown):
-        return CannotTell(f"which eventfds are the virtqueues' interrupts: {HEAP_MISSING}")
+    if isinstance(facts.virtqueues, Unknown) or _missing_queues(facts):
+        return CannotTell(_missing_queues(facts))
     if unseen := unseen_notifiers(facts):
         return CannotTell(f"the descriptors {', '.join(map(str, unseen))} (evidence/proc.fds/fds.txt)")
     pending = []
     for queue in _queues(facts):
         fd = _eventfd(facts, queue.guest_notifier_fd)
-        if fd is not None and fd.counter and queue.used_idx == queue.signalled_used:
+        if fd is not None and _stays(facts, fd) and queue.used_idx == queue.signalled_used:
             pending.append((queue, fd))
     if not pending:
-        return RuledOut("no interrupt of a disk's queue waits to be taken", (facts.heap.cite,))
+        return RuledOut("no interrupt of a disk's queue waits to be taken", (facts.virtqueues.cite,))
     queue, fd = pending[0]
     return Match(
         headline=(
@@ -132,7 +167,7 @@ def _interrupt(facts: Facts) -> Judgement:
         confidence="likely",
         claims=(
             claim(f"Eventfd {fd.fd} counts {fd.counter} interrupts that KVM has not delivered.", fd.cite),
-            claim("Nothing is in use in that queue: QEMU owes the guest nothing.", facts.heap.cite),
+            claim("Nothing is in use in that queue: QEMU owes the guest nothing.", facts.virtqueues.cite),
         ),
         weight=len(pending),
     )
