@@ -188,7 +188,7 @@ ADVICE = MappingProxyType(
         ),
         "virtqueue-notify-off": Advice(
             (
-                "With symbols (`autopsy examine BUNDLE --debug-file F`), see `virtqueues` in the heap.json of both looks: notification off, inuse 0, last_avail_idx stands still",
+                "See virtqueues.json (with symbols, heap.json) at both looks: notification off, inuse 0, last_avail_idx stands still",
                 "`stop` then `cont` re-enables the notifications: nothing is lost",
                 "The same; no kill is needed",
             ),
