@@ -145,7 +145,7 @@ def test_a_contained_vm_is_captured_from_the_host_and_from_inside_its_container(
 
 @pytest.mark.live
 def test_a_kubevirt_domain_is_found_by_the_name_that_its_pod_gives_it() -> None:
-    with contained(name="shop_vm1", setup=POD) as box:
+    with contained("-uuid", UUID, name="shop_vm1", setup=POD) as box:
         for word in ("shop_vm1", "libvirt:shop_vm1", UUID, "libvirt:7", f"pid:{box.pid}"):
             found = target.find(word)
             os.close(found.pidfd)

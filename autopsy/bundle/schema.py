@@ -55,12 +55,14 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
 
     `word` is its uuid; its name where there is no knowing better. `connection` is empty where no daemon can be reached
     from here. `root` is the root directory that its daemon's files lie below, such as /proc/4242/root of a container;
-    empty for our own.
+    empty for our own. `user` is the uid whose session's daemon it is, where that is not the one that captures: virsh is
+    run as that user.
     """
 
     connection: str
     word: str
     root: str = ""
+    user: int | None = None
 
 
 class TargetRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from autopsy.capture.commandline import last, options, vm_name
 from autopsy.capture.files import NotPlain
 from autopsy.capture.managers import containers, libvirt, process, proxmox
 from autopsy.capture.managers.claim import Claim, Roots
+from autopsy.capture.managers.owned import is_trusted, runs_as
 from autopsy.capture.managers.process import Told
 from autopsy.capture.unix import listeners_seen_by, owners_of
 from autopsy.capture.words import printable
@@ -151,7 +152,7 @@ def is_true(claim: Claim, told: Told) -> bool:
 
     Where the command line could not be read, a listening socket in the place of the VM's own monitor tells as much.
     """
-    if not process.is_qemu(told):
+    if not process.is_qemu(told) or not has_a_say(claim):
         return False
     if isinstance(told.arguments, Unanswered):
         paths = [listener.path for listener in monitors.ears_of(claim.pid).listeners]
@@ -164,6 +165,11 @@ def is_true(claim: Claim, told: Told) -> bool:
             return libvirt.is_alive(claim, told.arguments)
         case "process":
             return True
+
+
+def has_a_say(claim: Claim) -> bool:
+    """Return whether whoever wrote the claim may speak for that process: root and we for each, others for their own."""
+    return claim.inside is not None or is_trusted(claim.owner) or runs_as(claim.pid, claim.owner)
 
 
 def listening_at(path: str, word: str) -> tuple[int, ...]:
@@ -210,7 +216,7 @@ def _listens(pid: int, place: str, file: tuple[int, ...] | None) -> bytes:
             same = listener.path == place
         else:
             try:
-                theirs = os.stat(f"/proc/{pid}/root{monitors.place_of(pid, listener.path)}")
+                theirs = os.lstat(f"/proc/{pid}/root{monitors.place_of(pid, listener.path)}")
                 same = (theirs.st_dev, theirs.st_ino) == file
             except OSError:
                 same = False

@@ -36,10 +36,15 @@ def read_plain(path: str | Path, most: int) -> bytes:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a socket
             raise NotPlain(f"{path} is not a regular file") from error
         raise
-    return _read_regular(descriptor, str(path), most)
+    return read_regular(descriptor, str(path), most)
 
 
-def _read_regular(descriptor: int, path: str, most: int) -> bytes:
+def read_regular(descriptor: int, path: str, most: int) -> bytes:
+    """Read what a descriptor is open on, and close it.
+
+    Raises:
+        NotPlain: it is no regular file, or larger than `most` bytes.
+    """
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotPlain(f"{path} is not a regular file")
@@ -79,7 +84,7 @@ def read_below(root: str, path: str, most: int) -> bytes:
         NotPlain: it is something else, or larger than `most` bytes.
         OSError: as openat2(2) and read(2) give it.
     """
-    return _read_regular(open_below(root, path), path, most)
+    return read_regular(open_below(root, path), path, most)
 
 
 def read_kernel(path: str, most: int = 1 << 20) -> bytes:

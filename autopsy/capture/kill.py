@@ -17,12 +17,14 @@ import msgspec
 from autopsy.bundle.schema import Domain
 from autopsy.bundle.seal import Sealed
 from autopsy.capture import identity, killnote
+from autopsy.capture.candidates import has_a_say
 from autopsy.capture.child import ChildFailed, ChildTimedOut, die_with_parent, in_child
 from autopsy.capture.estate import Estate, estate_of, left_by
 from autopsy.capture.identity import Asleep
 from autopsy.capture.killnote import StuckThread
 from autopsy.capture.managers import libvirt
 from autopsy.capture.managers.claim import ROOTS, Roots
+from autopsy.capture.programs import NOGROUP
 from autopsy.capture.target import Target
 from autopsy.capture.words import printable
 from autopsy.errors import NoSuchVm, NotPermitted, StillThere
@@ -206,8 +208,12 @@ def _destroying(virsh: str, domain: Domain) -> Iterator[subprocess.Popen[bytes]]
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "LC_ALL": "C"},
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+        cwd="/",
         start_new_session=True,
+        user=domain.user,
+        group=None if domain.user is None else NOGROUP,
+        extra_groups=None if domain.user is None else (),
         preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
     )
     try:
@@ -229,7 +235,7 @@ def _domain_of(target: Target, roots: Roots) -> Domain | None:
     domain = target.record.domain
     if domain is None or not domain.connection:
         return None
-    mine = (claim for claim in libvirt.claims(roots) if claim.pid == target.pid)
+    mine = (claim for claim in libvirt.claims(roots) if claim.pid == target.pid and has_a_say(claim))
     return domain if any(libvirt.domain_of(claim, roots) == domain for claim in mine) else None
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, Runstate
 from qemu.qmp.error import ProtocolError
 
-from autopsy.capture import slot, words
+from autopsy.capture import addressee, slot, words
 
 CLOSE_SECONDS = 0.5
 RETRY_SECONDS = 0.05
@@ -24,7 +23,6 @@ MOST_VALUES = 500_000  # in one line: "[],[],…" would otherwise grow to thirty
 MOST_DEPTH = 200  # of one answer; a chain of 64 backing files nests 70 deep
 MOST_TEXT = 2000  # of QEMU's words in an error
 MOST_DROPPED = 8 * MOST_BYTES  # of one line that is too long, until it ends
-PATH_BYTES = 107  # what fits sockaddr_un
 
 TOO_BIG = {"class": "TooBig", "desc": f"an answer of more than {MOST_BYTES >> 20} MiB or {MOST_VALUES:,} values"}
 
@@ -220,6 +218,7 @@ class SocketMonitor:
         """Connect, and wait for the greeting; afterwards close() is due, whatever came of it."""
         if not slot.listens(self._address, self._pid):
             return Closed("this VM does not listen there", absent=True)
+        addressee.enter(self._pid)
         give_up = time.monotonic() + seconds
         self._client = _Client()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -227,25 +226,22 @@ class SocketMonitor:
         ours = slot.inode_of(self._socket)
         try:
             await self._connect(self._socket, give_up)
+            addressee.make_sure(self._socket, self._pid)
             async with asyncio.timeout(max(0.0, give_up - time.monotonic())):
                 await self._client.connect(self._socket)
         except TimeoutError:
             return self._silent_or_busy(ours)
-        except FileNotFoundError:
-            return Closed("there is no such socket", absent=True)
-        except OSError as error:
-            return Closed(_refused(error))
-        except ConnectError as error:
-            return Closed(f"no QMP greeting: {_root(error)}")
+        except (addressee.Refused, ConnectError, OSError) as error:
+            return _closed(error)
         greeting = self._client.greeting
         return Greeted(plain(greeting._asdict() if greeting else {}))
 
     async def _connect(self, connection: socket.socket, give_up: float) -> None:
         """Connect by ourselves: asyncio takes the EAGAIN of a full backlog for "on its way"."""
-        with _short(self._path) as path:
+        with addressee.address_of(self._path, self._pid) as address:
             while True:
                 try:
-                    connection.connect(path)
+                    connection.connect(address)
                 except BlockingIOError:
                     if time.monotonic() >= give_up:
                         raise TimeoutError from None
@@ -299,26 +295,18 @@ class SocketMonitor:
                 self._socket.close()
 
 
-@contextlib.contextmanager
-def _short(path: str) -> Iterator[str]:
-    """Give a name that fits sockaddr_un, by way of the folder's descriptor where the path is too long."""
-    if path.startswith("@"):
-        yield "\0" + path[1:]
-        return
-    if len(os.fsencode(path)) <= PATH_BYTES:
-        yield path
-        return
-    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
-    finally:
-        os.close(folder)
-
-
-def _refused(error: OSError) -> str:
-    if isinstance(error, PermissionError):
-        return "permission denied: its socket is for the VM's own user, or CAP_DAC_OVERRIDE"
-    return words.printable(error.strerror or str(error))
+def _closed(error: addressee.Refused | ConnectError | OSError) -> Closed:
+    match error:
+        case FileNotFoundError():
+            return Closed("there is no such socket", absent=True)
+        case PermissionError():
+            return Closed("permission denied: its socket is for the VM's own user, or CAP_DAC_OVERRIDE")
+        case ConnectError():
+            return Closed(f"no QMP greeting: {_root(error)}")
+        case OSError():
+            return Closed(words.printable(error.strerror or str(error)))
+        case addressee.Refused():
+            return Closed(str(error))
 
 
 def _root(error: ConnectError) -> str:

@@ -146,11 +146,11 @@ def reached(monitor: Monitor, ears: Ears) -> Monitor:
         return msgspec.structs.replace(monitor, reachable=address if same else "")
     try:
         place = place_of(pid, address)
-        theirs = os.stat(f"/proc/{pid}/root{place}")
+        theirs = os.lstat(f"/proc/{pid}/root{place}")
     except OSError:
         return monitor  # the socket's file has been removed: nobody can connect any more
     try:
-        ours = os.stat(place)
+        ours = os.lstat(place)
         here = (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
     except OSError:
         here = False
@@ -158,19 +158,22 @@ def reached(monitor: Monitor, ears: Ears) -> Monitor:
 
 
 def place_of(pid: int, path: str) -> str:
-    """Return a path as the process sees it without links, told from its root; a relative one is from its cwd.
+    """Return a socket's path as the process sees it, told from its root; a relative one is from its cwd.
+
+    No link is left in its folder. A link in the socket's own place is no way to it: nobody can bind a socket there.
 
     Raises:
         OSError: nothing is there.
     """
     root = f"/proc/{pid}/root"
+    folder, name = os.path.split(path)
     if path.startswith("/"):
-        return real_path_in(root, path)
+        return os.path.join(real_path_in(root, folder), name)
     # The link is told from our own root; below it, the process's own root is cut off.
     below = os.readlink(f"/proc/{pid}/cwd")
     above = os.readlink(root)
     inside = below.removeprefix(above) if above != "/" else below
-    return real_path_in(root, f"{inside}/{path}")
+    return os.path.join(real_path_in(root, f"{inside}/{folder}"), name)
 
 
 def reached_and_held(monitor: Monitor, ears: Ears) -> Monitor:

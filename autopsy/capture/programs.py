@@ -15,14 +15,15 @@ from autopsy.capture.readers import Cut, Unreadable
 MOST_BYTES = 4 << 20
 END_SECONDS = 0.2
 PLACES = "/usr/sbin:/sbin:/usr/bin:/bin"  # an operator's PATH may lack sbin, where ss and dmsetup often lie
+NOGROUP = 65534
 PASSED_ON = ("TZ",)  # the journal's times are told in the host's zone
 
 
-def output(words: Sequence[str], *, seconds: float, most: int = MOST_BYTES) -> bytes | Cut:
+def output(words: Sequence[str], *, seconds: float, most: int = MOST_BYTES, user: int | None = None) -> bytes | Cut:
     """Return what a program prints; what it had printed when its time or its room was up counts too.
 
     Call it from a `Read.take` whose own `seconds` are longer: the program is in the reader's process group, and ends
-    with it.
+    with it. With `user` it runs with that user's rights, and none of any group's.
 
     Raises:
         Unreadable: it is not installed, or it failed and printed nothing; its own words are in the message.
@@ -38,6 +39,9 @@ def output(words: Sequence[str], *, seconds: float, most: int = MOST_BYTES) -> b
         stderr=subprocess.PIPE,
         env={"PATH": path, "LC_ALL": "C"} | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
         cwd="/",
+        user=user,
+        group=None if user is None else NOGROUP,
+        extra_groups=None if user is None else (),
         preexec_fn=die_with_parent,  # noqa: PLW1509 - a reader has one thread
     )
     printed, errors, why = _gather(started, time.monotonic() + seconds, most)

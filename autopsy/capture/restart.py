@@ -67,7 +67,8 @@ def start_again(target: Target, unit: str = "", *, seconds: float = START_SECOND
     if not command:
         return Started(done=False, words=f"not started again: {_why_not(target, unit)}")
     begun = time.monotonic()
-    said = _run(command, seconds)
+    domain = target.record.domain
+    said = _run(command, domain.user if domain else None, seconds)
     pid = _wait_for(target, 0 if said else LOOK_SECONDS, roots)
     took = time.monotonic() - begun
     spoken = " ".join(command[:2]) if command[0] == "qm" else "virsh start"
@@ -79,6 +80,8 @@ def start_again(target: Target, unit: str = "", *, seconds: float = START_SECOND
 
 def _why_not(target: Target, unit: str) -> str:
     record = target.record
+    if record.domain is not None and not record.domain.root:
+        return "its libvirt daemon has no socket that is its user's own"
     if record.manager == "libvirt":
         return "its libvirt lives in a container; whoever runs that (KubeVirt: the VirtualMachine object) starts it"
     if unit:
@@ -86,10 +89,10 @@ def _why_not(target: Target, unit: str) -> str:
     return "nobody but its own command line speaks for it; that is in evidence/witness/cmdline of the bundle"
 
 
-def _run(command: Sequence[str], seconds: float) -> str:
+def _run(command: Sequence[str], user: int | None, seconds: float) -> str:
     """Run the command and return what it said of a failure, empty when it succeeded."""
     try:
-        in_child(partial(_output, command, seconds), seconds + MARGIN_SECONDS)
+        in_child(partial(_output, command, user, seconds), seconds + MARGIN_SECONDS)
     except ChildTimedOut:
         return f"no end in {seconds:.0f} s"
     except ChildFailed as error:
@@ -97,8 +100,8 @@ def _run(command: Sequence[str], seconds: float) -> str:
     return ""
 
 
-def _output(command: Sequence[str], seconds: float) -> bytes:
-    printed = output(command, seconds=seconds)
+def _output(command: Sequence[str], user: int | None, seconds: float) -> bytes:
+    printed = output(command, seconds=seconds, user=user)
     if isinstance(printed, Cut):
         raise Unreadable(printed.why)
     return printed

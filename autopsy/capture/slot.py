@@ -41,8 +41,13 @@ def inode_of(connection: socket.socket) -> int:
 
 
 def _names(client: int) -> str:
-    names = [f"{_comm(owner)} (pid {owner})" for owner in owners_of(client)]
+    names = [described(owner) for owner in owners_of(client)]
     return ", ".join(names) or "a process that we cannot see"
+
+
+def described(pid: int) -> str:
+    """Return a process as "pvestatd (pid 812)"."""
+    return f"{_comm(pid)} (pid {pid})"
 
 
 def _comm(pid: int) -> str:

@@ -12,8 +12,8 @@ NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-UDIAG_SHOW_NAME, UDIAG_SHOW_PEER, UDIAG_SHOW_RQLEN = 0x1, 0x4, 0x10
-UNIX_DIAG_NAME, UNIX_DIAG_PEER, UNIX_DIAG_RQLEN = 0, 2, 4
+UDIAG_SHOW_NAME, UDIAG_SHOW_VFS, UDIAG_SHOW_PEER, UDIAG_SHOW_ICONS, UDIAG_SHOW_RQLEN = 0x1, 0x2, 0x4, 0x8, 0x10
+UNIX_DIAG_NAME, UNIX_DIAG_VFS, UNIX_DIAG_PEER, UNIX_DIAG_ICONS, UNIX_DIAG_RQLEN = 0, 1, 2, 3, 4
 ALL_STATES = 0xFFFFFFFF
 
 HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
@@ -27,9 +27,10 @@ PART_BYTES = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class UnixSocket:
-    """One UNIX socket. `peer` is the inode of its other end, 0 when it has none.
+    """One UNIX socket. `peer` is the inode of its other end, 0 when it has none, or none that anybody has accepted.
 
-    Queues are bytes; a listener's count connections.
+    Queues are bytes; a listener's count connections. `file` is the inode (its lower 32 bits) of the file that it is
+    bound to, 0 when that is none. `waiting` are the inodes of the sockets whose connection a listener has not accepted.
     """
 
     inode: int
@@ -38,6 +39,8 @@ class UnixSocket:
     peer: int
     receive_queue: int
     send_queue: int
+    file: int = 0
+    waiting: tuple[int, ...] = ()
 
 
 def unix_sockets() -> dict[int, UnixSocket]:
@@ -48,7 +51,7 @@ def unix_sockets() -> dict[int, UnixSocket]:
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as asking:
         asking.settimeout(SECONDS)
-        show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN
+        show = UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN
         request = REQUEST.pack(socket.AF_UNIX, 0, 0, ALL_STATES, 0, show, 0, 0)
         header = HEADER.pack(HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
         asking.send(header + request)
@@ -86,7 +89,17 @@ def unix_socket(body: bytes) -> UnixSocket | None:
     receive, send = QUEUES.unpack_from(queues) if len(queues) >= QUEUES.size else (0, 0)
     raw = attributes.get(UNIX_DIAG_NAME, b"")
     name = "@" + raw[1:].decode("utf-8", "replace") if raw.startswith(b"\0") else raw.decode("utf-8", "replace")
-    return UnixSocket(inode, state, name.rstrip("\0"), int.from_bytes(peer[:4], "little"), receive, send)
+    icons = attributes.get(UNIX_DIAG_ICONS, b"")
+    return UnixSocket(
+        inode,
+        state,
+        name.rstrip("\0"),
+        int.from_bytes(peer[:4], "little"),
+        receive,
+        send,
+        file=int.from_bytes(attributes.get(UNIX_DIAG_VFS, b"")[:4], "little"),
+        waiting=struct.unpack(f"={len(icons) // 4}I", icons[: len(icons) // 4 * 4]),
+    )
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -99,13 +99,18 @@ def clients_of(pid: int, path: str) -> tuple[int, ...]:
     Raises:
         OSError: the kernel has no such diagnosis, or refuses it.
     """
-    _enter_network_of(pid)
+    enter_network_of(pid)
     ours = sockets_of(pid)
     accepted = [each for each in unix_sockets().values() if each.state == TCP_ESTABLISHED and each.inode in ours]
     return tuple(each.peer for each in accepted if each.peer and each.name == path)
 
 
-def _enter_network_of(pid: int) -> None:
+def enter_network_of(pid: int) -> None:
+    """Move this process into another's network namespace, for good.
+
+    Raises:
+        OSError: the kernel refuses it.
+    """
     theirs = f"/proc/{pid}/ns/net"
     if os.readlink(theirs) == os.readlink("/proc/self/ns/net"):
         return

@@ -98,7 +98,7 @@ class VirshMonitor:
             Unreadable: It is not installed, or it failed; its own words are in the message.
         """
         words = ["virsh", "-q", "-c", self._domain.connection, command, f"--domain={self._domain.word}", *arguments]
-        printed = programs.output(words, seconds=seconds, most=MOST_BYTES)
+        printed = programs.output(words, seconds=seconds, most=MOST_BYTES, user=self._domain.user)
         if isinstance(printed, Cut) and len(printed.data) >= MOST_BYTES:
             raise OverflowError(printed.why)
         if isinstance(printed, Cut):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from autopsy.capture.files import NotPlain, read_plain
-
 Manager = Literal["proxmox", "libvirt", "process"]
 
 PID_LINE = re.compile(rb"\s*([0-9]{1,10})\s*")
 MOST_PIDFILE = 64
-MOST_VMS = 4096  # files looked at in one folder: a bound on our time
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +27,21 @@ class Roots:
         return self.run / "qemu-server"
 
     @property
-    def libvirt(self) -> tuple[Path, ...]:
-        """Return the folders of libvirt's pidfiles and status XML: the system's, then each session's.
+    def libvirt(self) -> tuple[Path, Path]:
+        """Return the folders of libvirt's pidfiles and status XML: the system's, and a session's of no user's folder.
 
-        A session's is below XDG_RUNTIME_DIR, which is the user's, or /run itself in a container such as KubeVirt's.
+        The latter's XDG_RUNTIME_DIR is /run itself, as in a container such as KubeVirt's.
         """
-        sessions = sorted(self.run.glob("user/*/libvirt/qemu/run"))
-        return (self.run / "libvirt" / "qemu", self.run / "libvirt" / "qemu" / "run", *sessions)
+        return (self.run / "libvirt" / "qemu", self.run / "libvirt" / "qemu" / "run")
+
+    @property
+    def sessions(self) -> dict[int, Path]:
+        """Return each user's folder of pidfiles and status XML, whether there is one or not: below XDG_RUNTIME_DIR."""
+        try:
+            users = sorted(int(name) for name in os.listdir(self.run / "user") if name.isascii() and name.isdecimal())
+        except OSError:
+            return {}
+        return {user: self.run / "user" / str(user) / "libvirt" / "qemu" / "run" for user in users}
 
 
 ROOTS = Roots()
@@ -64,7 +70,8 @@ class Inside:
 class Claim:
     """One manager says: this process is my VM. `name` is the manager's own name for it (a VMID, a domain's name).
 
-    `inside` a container, `pidfile` is told from the container's root; `pid` is ours in any case.
+    `inside` a container, `pidfile` is told from the container's root; `pid` is ours in any case. `owner` is the user
+    whose word it is: root's and our own count for every process, another's for that user's processes alone.
     """
 
     manager: Manager
@@ -72,6 +79,7 @@ class Claim:
     pid: int
     pidfile: Path
     inside: Inside | None = None
+    owner: int = 0
 
     @property
     def explicit(self) -> str:
@@ -79,24 +87,7 @@ class Claim:
         return f"{'pve' if self.manager == 'proxmox' else 'libvirt'}:{self.name}"
 
 
-def pid_in(pidfile: Path) -> int | None:
-    """Return the process id in a pidfile, None when there is no sound one."""
-    try:
-        return pid_of(read_plain(pidfile, MOST_PIDFILE))
-    except (OSError, NotPlain):
-        return None
-
-
 def pid_of(line: bytes) -> int | None:
     """Return the process id that a pidfile's bytes tell, None when they tell none."""
     found = PID_LINE.fullmatch(line)
     return int(found[1]) if found and int(found[1]) > 0 else None
-
-
-def listed(folder: Path, ending: str) -> tuple[str, ...]:
-    """Return the names of a folder's files without their ending, none where the folder is missing or closed to us."""
-    try:
-        found = sorted(entry.name.removesuffix(ending) for entry in folder.iterdir() if entry.name.endswith(ending))
-    except OSError:
-        return ()
-    return tuple(found[:MOST_VMS])

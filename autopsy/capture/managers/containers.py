@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from autopsy.capture.answers import Unanswered, ask
-from autopsy.capture.files import NotPlain, open_below, read_below, read_kernel
-from autopsy.capture.managers.claim import MOST_PIDFILE, MOST_VMS, Claim, Inside, Roots, Status, pid_of
+from autopsy.capture.files import NotPlain, open_below, read_kernel, read_regular
+from autopsy.capture.managers.claim import MOST_PIDFILE, Claim, Inside, Roots, Status, pid_of
 from autopsy.capture.managers.libvirt import MOST_XML, parse_status
+from autopsy.capture.managers.owned import MOST_FILES
 
 EACH = 0.3  # seconds for one process: its root may lie on a file system that hangs
 OVERALL = 1.0
@@ -47,8 +48,9 @@ def _of(pid: int, roots: Roots) -> bytes:
     same_root = (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
     if same_root and os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
         return msgspec.msgpack.encode(())
-    inner = inner_pid(read_kernel(f"/proc/{pid}/status"), pid)
-    return msgspec.msgpack.encode(tuple(_found(f"/proc/{pid}/root", inner, roots)))
+    status = read_kernel(f"/proc/{pid}/status")
+    allowed = owners(status, read_kernel(f"/proc/{pid}/uid_map"))
+    return msgspec.msgpack.encode(tuple(_found(f"/proc/{pid}/root", inner_pid(status, pid), allowed, roots)))
 
 
 def inner_pid(status: bytes, pid: int) -> int:
@@ -58,8 +60,16 @@ def inner_pid(status: bytes, pid: int) -> int:
     return int(numbers[-1]) if numbers else pid
 
 
-def _found(root: str, inner: int, roots: Roots) -> Iterator[_Found]:
-    for folder in roots.libvirt[:2]:  # the system's; and a session's whose runtime folder is /run
+def owners(status: bytes, uid_map: bytes) -> frozenset[int]:
+    """Return who may speak for a process in its container: root, its own user, and its user namespace's root."""
+    own = next((line.split()[1:] for line in status.splitlines() if line.startswith(b"Uid:")), [])
+    rows = [line.split() for line in uid_map.splitlines()]
+    roots = [int(row[1]) for row in rows if len(row) == 3 and row[0] == b"0"]
+    return frozenset({0, *(int(uid) for uid in own[:1]), *roots})
+
+
+def _found(root: str, inner: int, allowed: frozenset[int], roots: Roots) -> Iterator[_Found]:
+    for folder in roots.libvirt:  # the system's; and a session's whose runtime folder is /run
         try:
             listing = open_below(root, str(folder), os.O_DIRECTORY)
         except OSError:
@@ -70,9 +80,9 @@ def _found(root: str, inner: int, roots: Roots) -> Iterator[_Found]:
             names = sorted(name.removesuffix(".pid") for name in os.listdir(listing) if name.endswith(".pid"))
         finally:
             os.close(listing)
-        for name in names[:MOST_VMS]:
-            if pid_of(_small(root, f"{folder}/{name}.pid", MOST_PIDFILE)) == inner:
-                raw = _small(root, f"{folder}/{name}.xml", MOST_XML)
+        for name in names[:MOST_FILES]:
+            if pid_of(_small(root, f"{folder}/{name}.pid", MOST_PIDFILE, allowed)) == inner:
+                raw = _small(root, f"{folder}/{name}.xml", MOST_XML, allowed)
                 yield _Found(name, f"{folder}/{name}.pid", parse_status(raw) if raw else None)
 
 
@@ -85,8 +95,15 @@ def _is_ours(listing: int, folder: Path) -> bool:
     return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 
 
-def _small(root: str, path: str, most: int) -> bytes:
+def _small(root: str, path: str, most: int, allowed: frozenset[int]) -> bytes:
     try:
-        return read_below(root, path, most)
+        descriptor = open_below(root, path)
+    except OSError:
+        return b""
+    if os.fstat(descriptor).st_uid not in allowed:
+        os.close(descriptor)
+        return b""
+    try:
+        return read_regular(descriptor, path, most)
     except (OSError, NotPlain):
         return b""

@@ -7,25 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autopsy.capture.commandline import last, options
-from autopsy.capture.managers.claim import Claim, Roots, listed, pid_in
+from autopsy.capture.files import NotPlain
+from autopsy.capture.managers.claim import MOST_PIDFILE, Claim, Roots, pid_of
+from autopsy.capture.managers.owned import Folder, NotOwned, is_trusted, opened
 
 # PVE::QemuServer::Helpers::parse_cmdline: `kvm`, or `qemu-` and anything, with or without a folder before it.
 PROGRAM = re.compile(r".*kvm|(?:.*/)?qemu-[^/]+")
 
 
 def claims(roots: Roots) -> tuple[Claim, ...]:
-    """Return what every pidfile claims, dead ones included."""
-    vmids = (vmid for vmid in listed(roots.proxmox, ".pid") if vmid.isdecimal())
-    return tuple(claim for vmid in vmids if (claim := claim_of(vmid, roots)) is not None)
+    """Return what every pidfile claims, dead ones included; only root's word counts."""
+    with opened(roots.run, roots.proxmox) as folder:
+        if folder is None or not is_trusted(folder.owner):
+            return ()
+        vmids = (vmid for vmid in folder.named(".pid") if vmid.isdecimal())
+        return tuple(claim for vmid in vmids if (claim := _claim(folder, vmid)) is not None)
 
 
 def claim_of(vmid: str, roots: Roots) -> Claim | None:
     """Return what one VMID's pidfile claims, None when there is none."""
-    if not (vmid.isascii() and vmid.isdecimal()):
+    return next((claim for claim in claims(roots) if claim.name == vmid), None)
+
+
+def _claim(folder: Folder, vmid: str) -> Claim | None:
+    try:
+        pid = pid_of(folder.read(f"{vmid}.pid", MOST_PIDFILE))
+    except (OSError, NotPlain, NotOwned):
         return None
-    pidfile = roots.proxmox / f"{vmid}.pid"
-    pid = pid_in(pidfile)
-    return None if pid is None else Claim("proxmox", vmid, pid, pidfile)
+    return None if pid is None else Claim("proxmox", vmid, pid, folder.path / f"{vmid}.pid")
 
 
 def is_alive(claim: Claim, arguments: Sequence[str]) -> bool:
