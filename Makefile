@@ -36,25 +36,25 @@ drill: packages-for-drill $(VENV)/installed
 	$(BIN)/autopsy drill $(SCENARIO)
 
 test: lint packages-for-tests lab $(AXE)
-	$(COMPILE) tests
+	$(COMPILE) tests tools
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST) || { echo 'What failed beside others is run once more, alone:' >&2; \
 	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(PYTEST); }
 
 soak: packages-for-tests lab $(VENV)/installed-for-tests
-	$(COMPILE) tests
-	AUTOPSY_SOAK=1 $(BIN)/python -m pytest tests/test_verdict_live.py tests/test_verdict_healthy_live.py $(PYTEST)
-	$(BIN)/python tests/soak.py $(SOAK)
+	$(COMPILE) tests tools
+	AUTOPSY_SOAK=1 $(BIN)/python -m pytest tests/diagnose/test_verdict_live.py tests/diagnose/test_verdict_healthy_live.py $(PYTEST)
+	$(BIN)/python tools/soak.py $(SOAK)
 
 fuzz: $(VENV)/installed-for-tests
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz
-	$(BIN)/python tests/fuzz.py $(FUZZ)
+	$(BIN)/python tools/fuzz.py $(FUZZ)
 
 sbom: $(VENV)/installed
 	@mkdir -p dist
-	$(BIN)/python tests/sbom.py >dist/autopsy.cdx.json
+	$(BIN)/python tools/sbom.py >dist/autopsy.cdx.json
 
 audit: $(VENV)/installed-for-tests
-	$(BIN)/python tests/audit.py
+	$(BIN)/python tools/audit.py
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
@@ -63,8 +63,8 @@ lint: $(VENV)/installed-for-tests
 	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/installed-for-tests packages-for-tests lab
-	$(COMPILE) tests
-	$(BIN)/python tests/bench.py
+	$(COMPILE) tests tools
+	$(BIN)/python tools/bench.py
 
 lab: packages-for-tests
 	.ci/lab

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from autopsy import __version__
-from autopsy.cli import app
+from autopsy.cli.app import app
 
 
 def roff(text: str) -> str:

@@ -1,6 +1,6 @@
 """Lets `python -m autopsy` do what `autopsy` does."""
 
-from autopsy.cli import main
+from autopsy.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import lab
+from support import lab
 
 LABELS = ("7.2", "10.0.2", "10.0.2-debug")
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 HOUSE = Path(__file__).resolve().parent.parent
 MOST_LINES = 400
+MOST_FILES = 20  # of code in one folder: more than that is a list, not a place
 VAGUE = re.compile(r"\w(Manager|Helper|Util|Utils|Handler)$")
 UNREASONED = re.compile(r"#\s*(noqa(?!: [A-Z]+\d+(, ?[A-Z]+\d+)* - \S)|type: ignore(?!\[[a-z-]+\] {2}# \S))")
 # Places that exist on somebody's machine only, and hosts that packages come from.
@@ -90,3 +92,8 @@ def test_nothing_of_one_machine_is_committed() -> None:
 def test_nothing_big_is_committed() -> None:
     big = {name(path): path.stat().st_size for path in tracked() if path.stat().st_size > 5_000_000}
     assert big == {}
+
+
+def test_no_folder_of_code_holds_more_than_20_files() -> None:
+    folders = Counter(name(path.parent) for path in sources())
+    assert {folder: count for folder, count in folders.items() if count > MOST_FILES} == {}

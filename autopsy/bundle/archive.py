@@ -12,14 +12,14 @@ from typing import IO, cast
 
 import zstandard
 
-from autopsy.bundle import names
+from autopsy.bundle import layout
 from autopsy.errors import DamagedBundle
 
 MOST_MEMBERS = 4_000
 MOST_BYTES = 4 << 30  # unpacked, the cores included: a core is cut at half a GiB
 MOST_IN_MEMORY = 64 << 20  # of one evidence file
 MOST_ALTOGETHER = 256 << 20
-LARGE = frozenset({names.CORE, names.BINARY, names.evidence(names.SECOND_EXPOSURE, names.CORE)})
+LARGE = frozenset({layout.CORE, layout.BINARY, layout.evidence(layout.SECOND_EXPOSURE, layout.CORE)})
 HEADER_ALLOWANCE = 1 << 20  # of tar headers between two members
 MOST_WINDOW = 128 << 20  # what zstd may ask us to keep in memory
 

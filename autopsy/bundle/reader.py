@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from autopsy.bundle import names
+from autopsy.bundle import layout as names
 from autopsy.bundle.archive import LARGE, MOST_IN_MEMORY, members, safe_name
-from autopsy.bundle.schema import SCHEMA, Manifest
+from autopsy.bundle.manifest import SCHEMA, Manifest
 from autopsy.errors import DamagedBundle, NewerBundle, UsageError
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopsy.bundle.schema import Clocks, TargetRecord
+from autopsy.bundle.manifest import Clocks, TargetRecord
 
 TEXT = """\
 This is the evidence of one QEMU virtual machine, frozen by autopsy {version} before anybody killed it.

@@ -14,14 +14,14 @@ from typing import IO, cast
 import msgspec
 import zstandard
 
-from autopsy.bundle import names
-from autopsy.bundle.schema import FileRecord, Manifest
+from autopsy.bundle import layout
+from autopsy.bundle.manifest import FileRecord, Manifest
 from autopsy.bundle.verify import verify
 from autopsy.errors import DamagedBundle, NotStored
 
 LEVEL = 3
 # The core comes last, so that whoever wants only the small evidence can stop reading before it.
-ORDER = (names.README, names.DIAGNOSIS, names.REPORT)
+ORDER = (layout.README, layout.DIAGNOSIS, layout.REPORT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +85,12 @@ def _in_order(staging: Path) -> list[str]:
     """Return the plain files that belong into the bundle: no link that leads elsewhere, nothing half done."""
     found = []
     for parent, folders, files in os.walk(staging):
-        folders[:] = [folder for folder in folders if not folder.startswith(names.SCRATCH)]
-        found += [Path(parent, file) for file in files if not file.endswith(names.HALF)]
+        folders[:] = [folder for folder in folders if not folder.startswith(layout.SCRATCH)]
+        found += [Path(parent, file) for file in files if not file.endswith(layout.HALF)]
     plain = [str(path.relative_to(staging)) for path in found if stat.S_ISREG(os.lstat(path).st_mode)]
-    plain = [name for name in plain if name != names.MANIFEST]
+    plain = [name for name in plain if name != layout.MANIFEST]
     rank = {name: place for place, name in enumerate(ORDER)}
-    return sorted(plain, key=lambda name: (name in (names.CORE, names.BINARY), rank.get(name, len(ORDER)), name))
+    return sorted(plain, key=lambda name: (name in (layout.CORE, layout.BINARY), rank.get(name, len(ORDER)), name))
 
 
 def _record(staging: Path, name: str) -> FileRecord:
@@ -134,7 +134,7 @@ def _pack(staging: Path, temporary: Path, manifest: Manifest) -> str:
 
 def _put_manifest(tar: tarfile.TarFile, manifest: Manifest) -> None:
     data = encode_manifest(manifest)
-    tar.addfile(_entry(names.MANIFEST, len(data), manifest), io.BytesIO(data))
+    tar.addfile(_entry(layout.MANIFEST, len(data), manifest), io.BytesIO(data))
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from autopsy.bundle import names
+from autopsy.bundle import layout
 from autopsy.bundle.archive import MOST_IN_MEMORY, members
+from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.reader import decode_manifest, open_bundle
-from autopsy.bundle.schema import Manifest
 from autopsy.errors import DamagedBundle
 
 
@@ -40,7 +40,7 @@ def verify(path: Path, *, from_disk: bool = False) -> Verified:
     manifest_data = b""
     found: dict[str, tuple[int, str]] = {}
     for member in members(path):
-        if member.name == names.MANIFEST:
+        if member.name == layout.MANIFEST:
             manifest_data = b"".join(member.parts()) if member.size <= MOST_IN_MEMORY else b""
         else:
             found[member.name] = _digest(member.parts())
@@ -55,7 +55,7 @@ def _verify_folder(path: Path) -> Verified:
     bundle = open_bundle(path)
     found: dict[str, tuple[int, str]] = {}
     for name in bundle.names():
-        if name != names.MANIFEST:
+        if name != layout.MANIFEST:
             with open(path / name, "rb") as stream:
                 found[name] = _digest(iter(lambda: stream.read(1 << 20), b""))
     if not bundle.manifest.files:

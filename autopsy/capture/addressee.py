@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from autopsy.capture import slot
-from autopsy.capture.sockdiag import UnixSocket, unix_sockets
-from autopsy.capture.unix import enter_network_of, owners_of, sockets_of
+from autopsy.linux import unix_sockets as slot
+from autopsy.linux.sock_diag import UnixSocket, unix_sockets
+from autopsy.linux.unix_sockets import enter_network_of, owners_of, sockets_of
 
 SETTLE_SECONDS = 0.3  # for a listener to accept us: between two looks of ours
 LOOK_SECONDS = 0.01

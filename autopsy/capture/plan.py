@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from autopsy.bundle import names
-from autopsy.capture import backtraces, freeze, host, proc, qmp, second, unstable, witness
+from autopsy.bundle import layout
+from autopsy.capture import second_exposure
+from autopsy.capture.freeze import step as freeze
+from autopsy.capture.gdb import step as gdb
+from autopsy.capture.host import step as host
+from autopsy.capture.proc import step as proc
+from autopsy.capture.proc import witness
+from autopsy.capture.qmp import step as qmp
+from autopsy.capture.qmp import unstable
 from autopsy.capture.step import Impact, Options, Step
 
 PLAN = (
-    Step(names.WITNESS, Impact.NONE, 5, witness.look),
-    Step(names.FREEZE, Impact.STOPS, 8, freeze.expose),
-    Step(names.QUERY_STATUS, Impact.ASKS, 8, qmp.query_status),
-    Step(names.QUERY_BLOCK, Impact.MAY_BLOCK, 6, qmp.query_block),
-    Step(names.THROTTLE_GROUPS, Impact.MAY_BLOCK, 6, qmp.throttle_groups),
-    Step(names.GDB_THREADS, Impact.NONE, 25, backtraces.look),
-    Step(names.PROC_STACKS, Impact.NONE, 5, proc.stacks),
-    Step(names.PROC_FDS, Impact.NONE, 6, proc.fds),
-    Step(names.PROC_AIO, Impact.NONE, 4, proc.aio),
-    Step(names.HOST, Impact.NONE, 10, host.look),
-    Step(names.SECOND_EXPOSURE, Impact.STOPS, 25, second.expose),
+    Step(layout.WITNESS, Impact.NONE, 5, witness.look),
+    Step(layout.FREEZE, Impact.STOPS, 8, freeze.expose),
+    Step(layout.QUERY_STATUS, Impact.ASKS, 8, qmp.query_status),
+    Step(layout.QUERY_BLOCK, Impact.MAY_BLOCK, 6, qmp.query_block),
+    Step(layout.THROTTLE_GROUPS, Impact.MAY_BLOCK, 6, qmp.throttle_groups),
+    Step(layout.GDB_THREADS, Impact.NONE, 25, gdb.look),
+    Step(layout.PROC_STACKS, Impact.NONE, 5, proc.stacks),
+    Step(layout.PROC_FDS, Impact.NONE, 6, proc.fds),
+    Step(layout.PROC_AIO, Impact.NONE, 4, proc.aio),
+    Step(layout.HOST, Impact.NONE, 10, host.look),
+    Step(layout.SECOND_EXPOSURE, Impact.STOPS, 25, second_exposure.expose),
 )
 
-UNSTABLE = Step(names.UNSTABLE, Impact.MAY_HARM, 6, unstable.ask)
+UNSTABLE = Step(layout.UNSTABLE, Impact.MAY_HARM, 6, unstable.ask)
 
 
 def plan(options: Options) -> tuple[Step, ...]:

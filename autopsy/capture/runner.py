@@ -9,12 +9,12 @@ from typing import Protocol
 
 import msgspec
 
-from autopsy.bundle import names
-from autopsy.bundle.schema import LeftBehind, OutcomeName, StepRecord
-from autopsy.capture.child import ChildFailed, ChildTimedOut, collect, in_words, spawn
-from autopsy.capture.staging import SETTLE_SECONDS, Staging
+from autopsy.bundle import layout
+from autopsy.bundle.manifest import LeftBehind, OutcomeName, StepRecord
+from autopsy.capture.staging.staging import SETTLE_SECONDS, Staging
 from autopsy.capture.step import Collected, Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
-from autopsy.capture.target import Target
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_words, spawn
+from autopsy.target.target import Target
 
 INTERRUPTED = "interrupted by a person"
 SHARE = 0.06  # of the budget, which each later step is sure of
@@ -125,7 +125,7 @@ def _run(step: Step, it: Run, kept: float) -> _Answer:
 
 def _tick(step: Step, it: Run) -> Callable[[], None]:
     """Return what to do ten times a second while a step's child works; beside the longest step, `meanwhile` once."""
-    if step.name != names.GDB_THREADS:
+    if step.name != layout.GDB_THREADS:
         return it.watcher.tick
     ahead = [it.meanwhile]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from autopsy.capture.target import Target
+from autopsy.target.target import Target
 
 
 class Impact(Enum):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autopsy.diagnose.diagnosis import KnownBug
-from autopsy.facts.model import Facts
+from autopsy.facts.model.facts import Facts
 
 Version = tuple[int, int, int]
 VERSION = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from autopsy.diagnose import advice, graph, known_bugs, losses, naming, paths
+from autopsy.diagnose import advice, footprint, known_bugs, lost_by_kill, request_paths, wait_graph
+from autopsy.diagnose.causes import Order, Seen, is_pointer, order
 from autopsy.diagnose.diagnosis import CannotTell, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
-from autopsy.diagnose.judgement import CannotTell as Undecided
-from autopsy.diagnose.judgement import Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.queries import naming
+from autopsy.diagnose.signature import CannotTell as Undecided
+from autopsy.diagnose.signature import Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.signatures.catalogue import SIGNATURES
-from autopsy.diagnose.waits import Order, Seen, is_pointer, order
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
-from autopsy.facts.model import Facts
+from autopsy.facts.model.facts import Facts
 from autopsy.facts.subjects import Subject
 
 MOST_CITES = 24
@@ -128,14 +129,17 @@ def _diagnosis(
         cannot_tell=undecided,
         chain=chain,
         next_steps=tuple(_filled(step, facts.vm.pid) for step in steps.steps),
-        lost_by_kill=(*(_filled(each, facts.vm.pid) for each in steps.lost), *losses.lost_by_kill(facts, undecided)),
-        footprint=losses.footprint(facts),
-        side_effects=(*losses.side_effects(facts), *_remarks(judged)),
+        lost_by_kill=(
+            *(_filled(each, facts.vm.pid) for each in steps.lost),
+            *lost_by_kill.lost_by_kill(facts, undecided),
+        ),
+        footprint=footprint.footprint(facts),
+        side_effects=(*footprint.side_effects(facts), *_remarks(judged)),
         known_bugs=known_bugs.about(signature, facts),
         runbook=f"runbooks/{signature}.md",
-        paths=paths.paths(facts, where, frozenset(objects)),
-        waits=graph.draw(facts),
-        symbols=losses.symbols(facts),
+        paths=request_paths.paths(facts, where, frozenset(objects)),
+        waits=wait_graph.draw(facts),
+        symbols=footprint.symbols(facts),
         subjects=tuple(map(naming.record, objects)),
     )
 

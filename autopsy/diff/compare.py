@@ -14,11 +14,21 @@ from autopsy.bundle.reader import Bundle, open_bundle
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.diff import storage
-from autopsy.diff.difference import Count, Difference, ParkCount, Side, StackCount, Told
-from autopsy.diff.told import compared, known, same_or_told, words
+from autopsy.diff.difference import (
+    Count,
+    Difference,
+    ParkCount,
+    Side,
+    StackCount,
+    Told,
+    compared,
+    known,
+    same_or_told,
+    words,
+)
 from autopsy.facts.cite import Known
 from autopsy.facts.gather import gather
-from autopsy.facts.model import CoroutineFact, Facts, Park, Pressure, Thread
+from autopsy.facts.model.facts import CoroutineFact, Facts, Park, Pressure, Thread
 
 MOST_FUNCTIONS = 12  # of a stack that is told
 IDLE_PARKS = frozenset({Park.MONITOR_IDLE, Park.NBD_SERVER})

@@ -7,10 +7,9 @@ from typing import TypeVar
 
 import msgspec
 
-from autopsy.diff.difference import DiskChange, Told
-from autopsy.diff.told import compared, known, same_or_told, words
+from autopsy.diff.difference import DiskChange, Told, compared, known, same_or_told, words
 from autopsy.facts.cite import Fact, Known
-from autopsy.facts.model import BlockStats, Disk, Facts, Job, Limits, ThrottleGroup
+from autopsy.facts.model.facts import BlockStats, Disk, Facts, Job, Limits, ThrottleGroup
 
 T = TypeVar("T")
 

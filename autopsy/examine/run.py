@@ -10,32 +10,24 @@ from functools import partial
 
 import msgspec
 
-from autopsy.bundle import names
+from autopsy.bundle import layout
 from autopsy.bundle.records import Coroutine, LockGraph, Module, ThreadStack
 from autopsy.errors import ExaminationFailed
-from autopsy.examine import (
-    coroutines,
-    earlier,
-    exposures,
-    heap,
-    listing,
-    locks,
-    mainloop,
-    polls,
-    rings,
-    unwind,
-    virtqueues,
-    workers,
-)
-from autopsy.examine.core import Core, CoreError
-from autopsy.examine.coroutines import Saved
-from autopsy.examine.earlier import Earlier
-from autopsy.examine.frozen import Frozen
-from autopsy.examine.heap import Walking
-from autopsy.examine.lines import Lines
-from autopsy.examine.symbols import Symbols
-from autopsy.examine.tasks import tasks
-from autopsy.examine.unwind import Parked, Unwound
+from autopsy.examine import previous as earlier
+from autopsy.examine.core.inputs import Frozen
+from autopsy.examine.core.reader import Core, CoreError
+from autopsy.examine.core.symbols import Symbols
+from autopsy.examine.coroutines import compare, listing
+from autopsy.examine.coroutines import find as coroutines
+from autopsy.examine.coroutines.find import Saved
+from autopsy.examine.gdb import unwind
+from autopsy.examine.gdb.source_lines import Lines
+from autopsy.examine.gdb.unwind import Parked, Unwound
+from autopsy.examine.heap import run, virtqueues
+from autopsy.examine.heap.run import Walking
+from autopsy.examine.previous import Earlier
+from autopsy.examine.threads import aio_rings, aio_workers, lock_owners, main_loop, poll_sets
+from autopsy.examine.threads.states import tasks
 from autopsy.examine.view import View
 
 __all__ = ["ExaminationFailed", "examine"]
@@ -44,10 +36,10 @@ GDB_SHARE = 0.6  # of the time that is given: locks, rings and the heap come aft
 
 # What is read out of the opened process once its stacks and its locks are known, in this order.
 PARTS: tuple[tuple[str, Callable[[View], object]], ...] = (
-    ("main loop", mainloop.examine),
-    ("rings", rings.examine),
-    ("workers", workers.examine),
-    ("eventfds", polls.examine),
+    ("main loop", main_loop.examine),
+    ("rings", aio_rings.examine),
+    ("workers", aio_workers.examine),
+    ("eventfds", poll_sets.examine),
     ("virtqueues", virtqueues.examine),
 )
 
@@ -103,8 +95,8 @@ class Opened:
         """Write the threads, and the backtrace that they cite."""
         self.threads, text = self.earlier.best_threads(threads, backtrace)
         if text:
-            self.frozen.write(names.BACKTRACE, text.encode("utf-8", "backslashreplace"))
-        self.store(names.THREADS, self.threads)
+            self.frozen.write(layout.BACKTRACE, text.encode("utf-8", "backslashreplace"))
+        self.store(layout.THREADS, self.threads)
 
     def find_coroutines(self) -> None:
         """Find the coroutines, and what became of each until the second exposure."""
@@ -112,7 +104,7 @@ class Opened:
         found = [Parked(self.core, saved) for saved in self.saved]
         if self.second is not None:
             later = coroutines.find(self.second, self.symbols)
-            compared = exposures.compare(self.core, [each.saved for each in found], self.second, later)
+            compared = compare.compare(self.core, [each.saved for each in found], self.second, later)
             found = [Parked(self.core, saved) for saved in compared.first]
             found += [Parked(self.second, saved) for saved in compared.new]
         self.parked = [each for each in found if each.saved.coroutine.state == "parked"]
@@ -123,17 +115,17 @@ class Opened:
         main = self.symbols.main
         best = self.earlier.best_coroutines(found, blind=main is None or main.file is None)
         text, self.coroutines = listing.render(best, self.graph.comutexes if self.graph else ())
-        self.store(names.COROUTINES, self.coroutines)
-        self.frozen.write(names.COROUTINES_TEXT, text.encode("utf-8", "backslashreplace"))
+        self.store(layout.COROUTINES, self.coroutines)
+        self.frozen.write(layout.COROUTINES_TEXT, text.encode("utf-8", "backslashreplace"))
 
     def start_heap(self, seconds: float) -> None:
         """Begin to walk the heap, in a process of its own beside gdb."""
-        self.walking = heap.start(self.frozen, self.symbols, seconds)
+        self.walking = run.start(self.frozen, self.symbols, seconds)
 
     def finish_heap(self) -> None:
         """Wait for the heap."""
         if self.walking is not None:
-            heap.finish(self.walking, self.threads, self.earlier)
+            run.finish(self.walking, self.threads, self.earlier)
 
     def unwind(self) -> Unwound:
         """Unwind threads and coroutines with gdb."""
@@ -146,7 +138,7 @@ class Opened:
             scratch=self.frozen.scratch,
             ends_at=time.monotonic() + self.frozen.seconds * GDB_SHARE,
         )
-        self.frozen.write(names.GDB_LOG, unwound.log)
+        self.frozen.write(layout.GDB_LOG, unwound.log)
         self.tell(unwound.threads, unwound.backtrace)
         self.show(unwind.with_frames(each, unwound.coroutines, self.symbols) for each in self.coroutines)
         return unwound
@@ -157,12 +149,12 @@ class Opened:
         stacks = [*(each.frames for each in self.threads), *(each.frames for each in self.coroutines)]
         lines.look_up(stacks, self.frozen.scratch, time.monotonic() + self.frozen.seconds * GDB_SHARE)
         self.threads = tuple(msgspec.structs.replace(each, frames=lines.named(each.frames)) for each in self.threads)
-        self.store(names.THREADS, self.threads)
+        self.store(layout.THREADS, self.threads)
         self.show([msgspec.structs.replace(each, frames=lines.named(each.frames)) for each in self.coroutines])
 
     def find_locks(self, view: View) -> None:
         """Tell who waits for whom."""
-        self.graph = locks.examine(view, self.earlier)
+        self.graph = lock_owners.examine(view, self.earlier)
         if self.graph.comutexes:
             self.show(self.coroutines)
 
@@ -182,7 +174,7 @@ def examine(frozen: Frozen) -> str:
     opened = Opened(frozen=frozen, core=core, symbols=symbols, comms=comms, earlier=earlier.read(frozen.read))
     progress = Progress()
     modules = opened.earlier.best_modules(symbols.modules)
-    opened.store(names.MODULES, modules)
+    opened.store(layout.MODULES, modules)
     progress.attempt("second core", opened.look_again)
     progress.attempt("threads", opened.stand)
     progress.attempt("heap", lambda: opened.start_heap(ends_at - time.monotonic()))

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 
 from autopsy.bundle.records import LockGraph, ThreadStack
-from autopsy.examine.core import Core
-from autopsy.examine.coroutines import Saved
-from autopsy.examine.frozen import Frozen
-from autopsy.examine.symbols import Symbols
+from autopsy.examine.core.inputs import Frozen
+from autopsy.examine.core.reader import Core
+from autopsy.examine.core.symbols import Symbols
+from autopsy.examine.coroutines.find import Saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

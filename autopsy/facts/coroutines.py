@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autopsy.bundle import heap_records, names, records
+from autopsy.bundle import layout, records
+from autopsy.bundle.heap import records as heap_records
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model import CoroutineFact, Park
-from autopsy.facts.parkpoints import park_point
+from autopsy.facts.model.facts import CoroutineFact, Park
+from autopsy.facts.yield_points import park_point
 
-LISTING = names.evidence(names.GDB_THREADS, names.COROUTINES_TEXT)  # whose lines the records' `line` counts
-HEAP = names.evidence(names.GDB_THREADS, names.HEAP)
+LISTING = layout.evidence(layout.GDB_THREADS, layout.COROUTINES_TEXT)  # whose lines the records' `line` counts
+HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
 
 
 def gather(evidence: Evidence, heap: Fact[heap_records.Exposure]) -> Fact[tuple[CoroutineFact, ...]]:
     """Return every parked coroutine; `disk` is told where the heap shows whose request it is."""
-    found = decode(evidence, names.GDB_THREADS, names.COROUTINES, tuple[records.Coroutine, ...])
+    found = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
     if isinstance(found, Unknown):
         return found
     later = _later(evidence)
@@ -50,7 +51,7 @@ def gather(evidence: Evidence, heap: Fact[heap_records.Exposure]) -> Fact[tuple[
 
 def _later(evidence: Evidence) -> Fact[dict[int, records.Coroutine]]:
     """Return the coroutines of the second exposure by address; they tell what became of those of the first."""
-    found = decode(evidence, names.SECOND_EXPOSURE, names.COROUTINES, tuple[records.Coroutine, ...])
+    found = decode(evidence, layout.SECOND_EXPOSURE, layout.COROUTINES, tuple[records.Coroutine, ...])
     if isinstance(found, Unknown):
         return found
     return Known({coroutine.address: coroutine for coroutine in found.value}, found.cite)
@@ -70,7 +71,7 @@ def _stuck(coroutine: records.Coroutine, cite: Cite, later: Fact[dict[int, recor
         case "moved" | "gone" | "new":
             return Known(value=False, cite=cite)
         case "unknown":
-            return Unknown(names.evidence(names.SECOND_EXPOSURE, names.COROUTINES), "there was one exposure only")
+            return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), "there was one exposure only")
 
 
 def _by_address(found: Mapping[int, str], address: int, heap: Fact[heap_records.Exposure]) -> Fact[str]:

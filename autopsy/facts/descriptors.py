@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from autopsy.bundle import names, records
+from autopsy.bundle import layout, records
 from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model import Descriptor
+from autopsy.facts.model.facts import Descriptor
 from autopsy.facts.threads import fields, int_of
 
 SOCKET = re.compile(r"socket:\[(\d+)\]")
@@ -30,11 +30,11 @@ KINDS = (
 
 def gather(evidence: Evidence) -> Fact[tuple[Descriptor, ...]]:
     """Return every descriptor that the best reading holds."""
-    step = next((each for each in (names.PROC_FDS, names.WITNESS) if section_map(evidence, each, names.FDS)), "")
+    step = next((each for each in (layout.PROC_FDS, layout.WITNESS) if section_map(evidence, each, layout.FDS)), "")
     if not step:
-        return missing(evidence, names.PROC_FDS, names.FDS)
-    path = names.evidence(step, names.FDS)
-    found = section_map(evidence, step, names.FDS)
+        return missing(evidence, layout.PROC_FDS, layout.FDS)
+    path = layout.evidence(step, layout.FDS)
+    found = section_map(evidence, step, layout.FDS)
     polled = _polled(evidence, found)
     descriptors = []
     for name, section in found.items():
@@ -73,11 +73,11 @@ def _descriptor(
 
 def poll_sets(evidence: Evidence) -> Fact[tuple[records.PollSet, ...]]:
     """Return what every thread sleeps on."""
-    early = decode(evidence, names.WITNESS, names.POLLS, tuple[records.PollSet, ...])
+    early = decode(evidence, layout.WITNESS, layout.POLLS, tuple[records.PollSet, ...])
     return (
         early
         if isinstance(early, Known)
-        else decode(evidence, names.PROC_FDS, names.POLLS, tuple[records.PollSet, ...])
+        else decode(evidence, layout.PROC_FDS, layout.POLLS, tuple[records.PollSet, ...])
     )
 
 

@@ -8,8 +8,8 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from autopsy.bundle import sections
-from autopsy.bundle.names import evidence as path_of
-from autopsy.bundle.schema import Manifest
+from autopsy.bundle.layout import evidence as path_of
+from autopsy.bundle.manifest import Manifest
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 
 R = TypeVar("R")

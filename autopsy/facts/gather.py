@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from autopsy.bundle import heap_records, names, records
-from autopsy.bundle.numbers import Numbers, numbers
-from autopsy.bundle.schema import StepRecord
+from autopsy.bundle import layout, records
+from autopsy.bundle.heap import records as heap_records
+from autopsy.bundle.manifest import StepRecord
+from autopsy.bundle.pid_namespaces import Numbers, numbers
 from autopsy.facts import (
-    commandline,
+    command_line,
     coroutines,
     descriptors,
-    disks,
-    helpers,
+    device_backends,
     host,
-    jobs,
     locks,
     monitor,
-    nodes,
-    requests,
-    rings,
     sockets,
     threads,
-    throttle,
-    virtqueues,
 )
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model import Facts, MonitorFact, Role, Times, Vm
+from autopsy.facts.model.facts import Facts, MonitorFact, Role, Times, Vm
+from autopsy.facts.storage import disks, jobs, nodes, requests, rings, throttle, virtqueues
 from autopsy.facts.untrusted import mapping, number, sequence
 
 
@@ -34,8 +29,8 @@ def gather(evidence: Evidence) -> Facts:
     """Return everything that the bundle tells. What is missing or damaged is Unknown, never an exception."""
     talk = monitor.gather(evidence)
     heap, heap_again = _heap(evidence)
-    line = commandline.read(evidence)
-    own = numbers(evidence.read(names.evidence(names.WITNESS, names.TASKS)))
+    line = command_line.read(evidence)
+    own = numbers(evidence.read(layout.evidence(layout.WITNESS, layout.TASKS)))
     found_threads = threads.gather(evidence, _roles(talk, own))
     graph = nodes.gather(talk, heap, line)
     shaped = virtqueues.shapes(evidence)
@@ -69,7 +64,7 @@ def gather(evidence: Evidence) -> Facts:
         polls=descriptors.poll_sets(evidence),
         sockets=found_sockets,
         fuse=sockets.fuse(evidence),
-        helpers=helpers.gather(line, found_sockets),
+        helpers=device_backends.gather(line, found_sockets),
         rings=rings.gather(evidence),
         host=host.gather(evidence),
         run_state=monitor.run_state(talk),
@@ -85,7 +80,7 @@ def gather(evidence: Evidence) -> Facts:
 
 
 def _heap(evidence: Evidence) -> tuple[Fact[heap_records.Exposure], Fact[heap_records.Exposure]]:
-    found = decode(evidence, names.GDB_THREADS, names.HEAP, heap_records.Heap)
+    found = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
     if isinstance(found, Unknown):
         return found, found
     heap = found.value
@@ -96,7 +91,7 @@ def _heap(evidence: Evidence) -> tuple[Fact[heap_records.Exposure], Fact[heap_re
 
 
 def _walked(evidence: Evidence) -> Fact[bool]:
-    found = decode(evidence, names.GDB_THREADS, names.HEAP, heap_records.Heap)
+    found = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
     return found if isinstance(found, Unknown) else Known(found.value.first is not None, found.cite)
 
 
@@ -114,13 +109,13 @@ def _roles(talk: MonitorFact, own: Numbers) -> dict[int, Role]:
 def _times(evidence: Evidence) -> Times:
     manifest = evidence.manifest
     steps = {step.name: step for step in manifest.steps}
-    first = steps.get(names.WITNESS)
-    again = steps.get(names.SECOND_EXPOSURE)
+    first = steps.get(layout.WITNESS)
+    again = steps.get(layout.SECOND_EXPOSURE)
     first_ns = first.start_ns if first else manifest.began.monotonic_ns
     second: Fact[int] = (
         _looked_again(evidence, again)
         if again and again.outcome == "Collected"
-        else Unknown(names.MANIFEST, f"second exposure: {again.why if again else 'not part of this capture'}")
+        else Unknown(layout.MANIFEST, f"second exposure: {again.why if again else 'not part of this capture'}")
     )
     return Times(
         began_ns=manifest.began.monotonic_ns,
@@ -135,15 +130,15 @@ def _times(evidence: Evidence) -> Times:
 
 def _looked_again(evidence: Evidence, step: StepRecord) -> Known[int]:
     """Return when the second look was taken: the step begins with a wait, so its own start is too early."""
-    frozen = decode(evidence, names.SECOND_EXPOSURE, names.FREEZE_RECORD, records.FreezeRecord)
+    frozen = decode(evidence, layout.SECOND_EXPOSURE, layout.FREEZE_RECORD, records.FreezeRecord)
     if isinstance(frozen, Known) and step.start_ns <= frozen.value.frozen_at_ns <= step.end_ns:
         return Known(frozen.value.frozen_at_ns, frozen.cite)
-    return Known(step.start_ns, Cite(names.MANIFEST, 0, names.SECOND_EXPOSURE))
+    return Known(step.start_ns, Cite(layout.MANIFEST, 0, layout.SECOND_EXPOSURE))
 
 
 def _symbols(evidence: Evidence) -> Fact[str]:
     """Return how well QEMU's own names are known: dwarf, symtab, dynsym or none."""
-    found = decode(evidence, names.GDB_THREADS, names.MODULES, tuple[records.Module, ...])
+    found = decode(evidence, layout.GDB_THREADS, layout.MODULES, tuple[records.Module, ...])
     if isinstance(found, Unknown):
         return found
     build_id = evidence.manifest.target.build_id

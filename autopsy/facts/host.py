@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from autopsy.bundle import names
+from autopsy.bundle import layout
 from autopsy.bundle.sections import Section
-from autopsy.facts import io_limits
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, missing, section_map, text
-from autopsy.facts.model import BlockDevice, HostFacts, LogLine, Mount, Pressure
+from autopsy.facts.model.facts import BlockDevice, HostFacts, LogLine, Mount, Pressure
+from autopsy.facts.storage import io_limits
 from autopsy.facts.threads import int_of
 
-PATH = names.evidence(names.HOST, names.HOST_FILES)
+PATH = layout.evidence(layout.HOST, layout.HOST_FILES)
 AVERAGE = re.compile(r"^(some|full) avg10=([0-9.]+)", re.MULTILINE)
 INFLIGHT = re.compile(r"/sys/(?:class/)?block/([^/]+)/inflight")
 SUSPENDED = re.compile(r"/sys/(?:class/)?block/([^/]+)/dm/suspended")
@@ -49,8 +49,8 @@ MOST_LINES = 40
 
 def gather(evidence: Evidence) -> HostFacts:
     """Return what the host step and the kernel's log tell."""
-    found = section_map(evidence, names.HOST, names.HOST_FILES)
-    absent = missing(evidence, names.HOST, names.HOST_FILES)
+    found = section_map(evidence, layout.HOST, layout.HOST_FILES)
+    absent = missing(evidence, layout.HOST, layout.HOST_FILES)
     return HostFacts(
         cgroup=_cgroup(found, absent),
         frozen=_frozen(found, absent),
@@ -63,8 +63,8 @@ def gather(evidence: Evidence) -> HostFacts:
         aio_in_use=_aio(evidence, found),
         block_devices=_block_devices(found, absent),
         mounts=_mounts(evidence, found, absent),
-        log=tuple(_log(evidence, names.HOST, (names.DMESG, names.JOURNAL), STORAGE_WORDS)),
-        vm_log=tuple(_log(evidence, names.HOST, (names.VM_LOG,), VM_WORDS)),
+        log=tuple(_log(evidence, layout.HOST, (layout.DMESG, layout.JOURNAL), STORAGE_WORDS)),
+        vm_log=tuple(_log(evidence, layout.HOST, (layout.VM_LOG,), VM_WORDS)),
     )
 
 
@@ -141,15 +141,15 @@ def _memory(found: Mapping[str, Section], absent: Unknown) -> Fact[str]:
 
 def _aio(evidence: Evidence, found: Mapping[str, Section]) -> Fact[tuple[int, int]]:
     """Return how many Linux AIO events are reserved on the host, and how many may be."""
-    taken = section_map(evidence, names.PROC_AIO, names.AIO)
+    taken = section_map(evidence, layout.PROC_AIO, layout.AIO)
     used = taken.get("sys/fs/aio-nr") or taken.get("/proc/sys/fs/aio-nr") or found.get("/proc/sys/fs/aio-nr")
     most = (
         taken.get("sys/fs/aio-max-nr") or taken.get("/proc/sys/fs/aio-max-nr") or found.get("/proc/sys/fs/aio-max-nr")
     )
     if used is None or most is None:
-        return missing(evidence, names.PROC_AIO, names.AIO)
+        return missing(evidence, layout.PROC_AIO, layout.AIO)
     numbers = int_of(text(used).strip()), int_of(text(most).strip())
-    path = names.evidence(names.PROC_AIO, names.AIO)
+    path = layout.evidence(layout.PROC_AIO, layout.AIO)
     if numbers[0] is None or numbers[1] is None:
         return Unknown(path, "aio-nr could not be read")
     return Known((numbers[0], numbers[1]), Cite(path, used.line, "aio-nr"))
@@ -174,10 +174,10 @@ def _block_devices(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[
 
 def _mounts(evidence: Evidence, found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[Mount, ...]]:
     """Return the mounts of the VM's own namespace: from the descriptors' step, else from the host's."""
-    for step in (names.WITNESS, names.PROC_FDS):
-        own = section_map(evidence, step, names.FDS).get("mountinfo")
+    for step in (layout.WITNESS, layout.PROC_FDS):
+        own = section_map(evidence, step, layout.FDS).get("mountinfo")
         if own is not None and not own.error:
-            path = names.evidence(step, names.FDS)
+            path = layout.evidence(step, layout.FDS)
             return Known(tuple(_mountinfo(path, own)), Cite(path, own.line, "mountinfo"))
     for name, section in found.items():
         if not section.error and name.endswith("/mountinfo"):
@@ -200,7 +200,7 @@ def _unescape(path: str) -> str:
 
 def _log(evidence: Evidence, step: str, files: tuple[str, ...], words: tuple[str, ...]) -> Iterator[LogLine]:
     for file in files:
-        path = names.evidence(step, file)
+        path = layout.evidence(step, file)
         lines = evidence.read(path).decode("utf-8", "replace").splitlines()
         lowered = ((number, line, line.lower()) for number, line in enumerate(lines, start=1))
         speaking = [(number, line) for number, line, low in lowered if any(word in low for word in words)]

@@ -7,17 +7,18 @@ from typing import Literal
 
 import msgspec
 
-from autopsy.bundle import heap_records, names, records
-from autopsy.bundle.numbers import numbers
+from autopsy.bundle import layout, records
+from autopsy.bundle.heap import records as heap_records
+from autopsy.bundle.pid_namespaces import numbers
+from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model import CoMutexFact, Exposure, Locks, MainLoopFact, MutexFact, Role, Thread
-from autopsy.facts.syscalls import POLL_CALLS
+from autopsy.facts.model.facts import CoMutexFact, Exposure, Locks, MainLoopFact, MutexFact, Role, Thread
 
 CoroutineState = Literal["running", "parked", "pooled", "unclear"]
 
-LOCKS = names.evidence(names.GDB_THREADS, names.LOCKS)
+LOCKS = layout.evidence(layout.GDB_THREADS, layout.LOCKS)
 FUTEX_WAIT_PRIVATE = 0x80
 LOCKED_WITH_WAITERS = 2
 MUTEX_BYTES = 40
@@ -25,7 +26,7 @@ MUTEX_BYTES = 40
 
 def gather(evidence: Evidence, heap: Fact[heap_records.Exposure], threads: Fact[tuple[Thread, ...]]) -> Fact[Locks]:
     """Return the lock graph as it was examined; without that, what the futex words alone tell."""
-    found = decode(evidence, names.GDB_THREADS, names.LOCKS, records.LockGraph)
+    found = decode(evidence, layout.GDB_THREADS, layout.LOCKS, records.LockGraph)
     if isinstance(found, Known):
         graph = found.value
         mutexes = tuple(_mutex(mutex, heap) for mutex in graph.mutexes)
@@ -39,10 +40,10 @@ def gather(evidence: Evidence, heap: Fact[heap_records.Exposure], threads: Fact[
             Locks(mutexes=mutexes, cycles=graph.cycles, bql_owner=owner, cite=found.cite, comutexes=comutexes),
             found.cite,
         )
-    waits = decode(evidence, names.WITNESS, names.FUTEXES, tuple[records.FutexWait, ...])
+    waits = decode(evidence, layout.WITNESS, layout.FUTEXES, tuple[records.FutexWait, ...])
     if isinstance(waits, Unknown):
         return found
-    own = numbers(evidence.read(names.evidence(names.WITNESS, names.TASKS)))
+    own = numbers(evidence.read(layout.evidence(layout.WITNESS, layout.TASKS)))
     meant = [msgspec.structs.replace(wait, owner=own.tid(wait.owner)) for wait in waits.value]
     return Known(_from_futexes(meant, waits.cite, threads), waits.cite)
 
@@ -65,7 +66,7 @@ def _comutexes(graph: records.LockGraph, evidence: Evidence) -> Iterator[CoMutex
     """Yield the coroutine mutexes, with what became of each one's holder."""
     if not graph.comutexes:
         return  # the coroutines are many, and are read for their holders alone
-    found = decode(evidence, names.GDB_THREADS, names.COROUTINES, tuple[records.Coroutine, ...])
+    found = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
     states = {each.address: each.state for each in found.value} if isinstance(found, Known) else {}
     tids = {each.coroutine: each.tid for each in graph.entered}
     knotted = {address for ring in graph.knots for address in ring}
@@ -155,7 +156,7 @@ def main_loop(
     evidence: Evidence, threads: Fact[tuple[Thread, ...]], locks: Fact[Locks], ours: str
 ) -> Fact[MainLoopFact]:
     """Return what the main thread was doing, as it was examined; without that, by /proc and the BQL's owner."""
-    found = decode(evidence, names.GDB_THREADS, names.MAIN_LOOP, records.MainLoop)
+    found = decode(evidence, layout.GDB_THREADS, layout.MAIN_LOOP, records.MainLoop)
     if isinstance(found, Known):
         seen = found.value
         return Known(

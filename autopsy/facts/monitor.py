@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from autopsy.bundle import names
+from autopsy.bundle import layout
 from autopsy.bundle.records import QmpExchange
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, lines, missing
-from autopsy.facts.model import Asked, MonitorFact, RunState
+from autopsy.facts.model.facts import Asked, MonitorFact, RunState
 
 GREETING = "(greeting)"
 CAPABILITIES = "qmp_capabilities"
-STEPS = (names.QUERY_STATUS, names.QUERY_BLOCK, names.THROTTLE_GROUPS, names.SECOND_EXPOSURE, names.UNSTABLE)
+STEPS = (layout.QUERY_STATUS, layout.QUERY_BLOCK, layout.THROTTLE_GROUPS, layout.SECOND_EXPOSURE, layout.UNSTABLE)
 
 
 def gather(evidence: Evidence) -> MonitorFact:
     """Return the conversation in the order in which it was held."""
     asked: list[Asked] = []
     for step in STEPS:
-        path = names.evidence(step, names.QMP)
-        for number, exchange in lines(evidence, step, names.QMP, QmpExchange):
+        path = layout.evidence(step, layout.QMP)
+        for number, exchange in lines(evidence, step, layout.QMP, QmpExchange):
             cite = Cite(path, number, f"{exchange.question}: {exchange.outcome}")
-            asked.append(Asked(exchange=exchange, again=step == names.SECOND_EXPOSURE, cite=cite))
-    absent = missing(evidence, names.QUERY_STATUS, names.QMP)
+            asked.append(Asked(exchange=exchange, again=step == layout.SECOND_EXPOSURE, cite=cite))
+    absent = missing(evidence, layout.QUERY_STATUS, layout.QMP)
     greetings = [each for each in asked if each.exchange.question == GREETING and not each.again]
     # What a question did that QEMU promises nothing about says nothing of how the VM was before.
-    asked_well = [each for each in asked if not each.cite.file.startswith(names.evidence(names.UNSTABLE, ""))]
+    asked_well = [each for each in asked if not each.cite.file.startswith(layout.evidence(layout.UNSTABLE, ""))]
     silent = [each for each in asked_well if each.exchange.outcome == "no answer"]
     silent.sort(key=lambda each: each.exchange.asked_ns)
     return MonitorFact(
@@ -35,7 +35,9 @@ def gather(evidence: Evidence) -> MonitorFact:
         asked=tuple(asked),
         died_at=Known(silent[0], silent[0].cite) if silent else Unknown(absent.evidence, "no question went unanswered"),
         alive=_alive([each for each in asked_well if not each.again], absent),
-        alive_again=_alive([each for each in asked if each.again], missing(evidence, names.SECOND_EXPOSURE, names.QMP)),
+        alive_again=_alive(
+            [each for each in asked if each.again], missing(evidence, layout.SECOND_EXPOSURE, layout.QMP)
+        ),
     )
 
 
@@ -68,8 +70,8 @@ def answer(monitor: MonitorFact, question: str, *, again: bool = False) -> Fact[
         if each.exchange.question == question and each.again is again:
             why = f": {each.exchange.why}" if each.exchange.why else ""
             return Unknown(each.cite.file, f"{question}: {each.exchange.outcome}{why}")
-    where = names.SECOND_EXPOSURE if again else names.QUERY_STATUS
-    return Unknown(names.evidence(where, names.QMP), f"{question} was not asked")
+    where = layout.SECOND_EXPOSURE if again else layout.QUERY_STATUS
+    return Unknown(layout.evidence(where, layout.QMP), f"{question} was not asked")
 
 
 def run_state(monitor: MonitorFact, *, again: bool = False) -> Fact[RunState]:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from autopsy.bundle import names, records
+from autopsy.bundle import layout, records
 from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model import FuseMount, Peer, SocketFact
+from autopsy.facts.model.facts import FuseMount, Peer, SocketFact
 from autopsy.facts.threads import STACK_LINE, fields, int_of
 
-TEXT = names.evidence(names.PROC_FDS, names.SOCKETS)
-ENDS = names.evidence(names.PROC_FDS, names.SOCKET_ENDS)
+TEXT = layout.evidence(layout.PROC_FDS, layout.SOCKETS)
+ENDS = layout.evidence(layout.PROC_FDS, layout.SOCKET_ENDS)
 FUSE = re.compile(r"fuse/(\d+)/mount")
 
 
 def gather(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
     """Return the target's sockets, each with the programs at its other end where they are on this host."""
-    ends = decode(evidence, names.PROC_FDS, names.SOCKET_ENDS, tuple[records.SocketEnd, ...])
+    ends = decode(evidence, layout.PROC_FDS, layout.SOCKET_ENDS, tuple[records.SocketEnd, ...])
     if not isinstance(ends, Known):
         return ends
-    found = section_map(evidence, names.PROC_FDS, names.SOCKETS)
+    found = section_map(evidence, layout.PROC_FDS, layout.SOCKETS)
     sockets = (
         SocketFact(
             fd=end.fd,
@@ -63,9 +63,9 @@ def peer(pid: int, found: Mapping[str, Section]) -> Peer:
 
 def fuse(evidence: Evidence) -> Fact[tuple[FuseMount, ...]]:
     """Return the FUSE mounts that the VM's files lie on, with how many requests wait and who should answer."""
-    found = section_map(evidence, names.PROC_FDS, names.SOCKETS)
+    found = section_map(evidence, layout.PROC_FDS, layout.SOCKETS)
     if not found:
-        return missing(evidence, names.PROC_FDS, names.SOCKETS)
+        return missing(evidence, layout.PROC_FDS, layout.SOCKETS)
     mounts = []
     for name, section in found.items():
         if not (match := FUSE.fullmatch(name)):

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from autopsy.facts import model
-from autopsy.facts.model import Role
+from autopsy.facts.model import facts
+from autopsy.facts.model.facts import Role
 
 
 class Whole(Enum):
@@ -182,26 +182,26 @@ Subject = (
 )
 
 
-def disk(fact: model.Disk) -> Disk:
+def disk(fact: facts.Disk) -> Disk:
     """Return a disk as a subject."""
     return Disk(fact.name, "" if fact.backend == fact.name else fact.backend)
 
 
-def thread(fact: model.Thread) -> Thread:
+def thread(fact: facts.Thread) -> Thread:
     """Return a thread as a subject."""
     return Thread(fact.tid, fact.comm, fact.role)
 
 
-def lock(fact: model.MutexFact) -> Lock:
+def lock(fact: facts.MutexFact) -> Lock:
     """Return a mutex as a subject."""
     return Lock(fact.address, fact.in_object)
 
 
-def peer(fact: model.Peer) -> Peer:
+def peer(fact: facts.Peer) -> Peer:
     """Return a program that the VM depends on as a subject."""
     return Peer(fact.pid, fact.comm)
 
 
-def file_system(fact: model.Mount) -> FileSystem:
+def file_system(fact: facts.Mount) -> FileSystem:
     """Return a mount as a subject."""
     return FileSystem(fact.path, fact.fstype, fact.source)

@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from autopsy.bundle import names, records, restarts
+from autopsy.bundle import layout, records, restarts, syscalls
 from autopsy.bundle.sections import Section
-from autopsy.facts import syscalls
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model import Exposure, Movement, Role, Syscall, Thread
+from autopsy.facts.model.facts import Exposure, Movement, Role, Syscall, Thread
 
 KVM_RUN = 0xAE80
 IOCTL = 16
@@ -47,17 +46,17 @@ class Reading:
 
 def gather(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[Thread, ...]]:
     """Return every thread; `roles` holds what QMP said of some of them, by tid."""
-    readings = [reading(evidence, step) for step in (names.WITNESS, names.PROC_STACKS, names.SECOND_EXPOSURE)]
+    readings = [reading(evidence, step) for step in (layout.WITNESS, layout.PROC_STACKS, layout.SECOND_EXPOSURE)]
     taken = [each for each in readings if each.looks]
     first = taken[0] if taken else readings[0]
     again = taken[-1] if len(taken) > 1 else readings[-1]
     if not again.looks or again is first:
-        again = Reading(names.SECOND_EXPOSURE, 0, {})
-    stacks = decode(evidence, names.GDB_THREADS, names.THREADS, tuple[records.ThreadStack, ...])
+        again = Reading(layout.SECOND_EXPOSURE, 0, {})
+    stacks = decode(evidence, layout.GDB_THREADS, layout.THREADS, tuple[records.ThreadStack, ...])
     by_tid = {stack.tid: stack for stack in stacks.value} if isinstance(stacks, Known) else {}
     tids = sorted({*first.looks, *again.looks, *by_tid})
     if not tids:
-        return missing(evidence, names.WITNESS, names.TASKS)
+        return missing(evidence, layout.WITNESS, layout.TASKS)
     pid = evidence.manifest.target.pid
     threads = []
     for tid in tids:
@@ -77,7 +76,7 @@ def gather(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[Thread, 
                 movement=_movement(evidence, first, again, tid),
             )
         )
-    return Known(tuple(threads), Cite(names.evidence(names.WITNESS, names.TASKS)))
+    return Known(tuple(threads), Cite(layout.evidence(layout.WITNESS, layout.TASKS)))
 
 
 def role(*, is_main: bool, comm: str, call: Syscall, frames: tuple[records.Frame, ...]) -> Role:
@@ -99,8 +98,8 @@ def role(*, is_main: bool, comm: str, call: Syscall, frames: tuple[records.Frame
 
 def reading(evidence: Evidence, step: str) -> Reading:
     """Read one step's tasks.txt."""
-    path = names.evidence(step, names.TASKS)
-    found = section_map(evidence, step, names.TASKS)
+    path = layout.evidence(step, layout.TASKS)
+    found = section_map(evidence, step, layout.TASKS)
     tids = {int(part) for name in found if name.startswith("task/") and (part := name.split("/")[1]).isdecimal()}
     looks = {tid: look for tid in sorted(tids) if (look := _look(path, tid, found)) is not None}
     began = found.get("clock/begin")
@@ -175,14 +174,16 @@ def _exposure(evidence: Evidence, source: Reading, look: Look | None) -> Fact[Ex
     if look is not None:
         return Known(look.exposure, look.exposure.cite)
     if source.looks:
-        return Unknown(names.evidence(source.step, names.TASKS), "the thread was not there then, or could not be read")
-    return missing(evidence, source.step, names.TASKS)
+        return Unknown(
+            layout.evidence(source.step, layout.TASKS), "the thread was not there then, or could not be read"
+        )
+    return missing(evidence, source.step, layout.TASKS)
 
 
 def _frames(
     stacks: Fact[tuple[records.ThreadStack, ...]], stack: records.ThreadStack | None
 ) -> Fact[tuple[records.Frame, ...]]:
-    path = names.evidence(names.GDB_THREADS, names.BACKTRACE)
+    path = layout.evidence(layout.GDB_THREADS, layout.BACKTRACE)
     if isinstance(stacks, Unknown):
         return stacks
     if stack is None or not stack.frames:
@@ -197,8 +198,8 @@ def _grown(before: int | None, after: int | None) -> int | None:
 def _movement(evidence: Evidence, first: Reading, again: Reading, tid: int) -> Fact[Movement]:
     before, after = first.looks.get(tid), again.looks.get(tid)
     if before is None or after is None:
-        return missing(evidence, again.step if before else first.step, names.TASKS)
-    path = names.evidence(again.step, names.TASKS)
+        return missing(evidence, again.step if before else first.step, layout.TASKS)
+    path = layout.evidence(again.step, layout.TASKS)
     if before.cpu_ns is None or after.cpu_ns is None:
         return Unknown(path, "no schedstat")
     return Known(

@@ -1,1 +1,1 @@
-"""What the Linux kernel offers to any program, behind plain functions; nothing here knows of QEMU."""
+"""Linux by itself: /proc, ptrace, sockets, mounts, children; knows no QEMU."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from autopsy.bundle import names
+from autopsy.bundle import layout
 from autopsy.errors import DamagedBundle, UsageError
 from autopsy.replay.expected import Expected, encode
 
@@ -69,7 +69,7 @@ def _at(path: Path, name: str) -> Iterator[Case]:
 def _below(folder: Path, name: str, depth: int) -> Iterator[Case]:
     """Yield the cases of a folder: no link is followed, and what cannot be read holds none."""
     files, folders = _entries(folder)
-    if names.MANIFEST in files:
+    if layout.MANIFEST in files:
         yield Case(name, folder, None)
         return
     bundles = [each for each in files if each.endswith(ENDING)]

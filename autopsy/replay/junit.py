@@ -8,8 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from autopsy.errors import UsageError
-from autopsy.replay.replay import Replayed
-from autopsy.replay.words import lines
+from autopsy.replay.replay import Replayed, lines
 
 SUITE = "autopsy replay"
 # Everything that XML 1.0 cannot hold, not even escaped; a guest may have put it into a name.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgspec
 
-from autopsy.bundle import names
+from autopsy.bundle import layout
 from autopsy.bundle.reader import Bundle, open_bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import AutopsyError, DamagedBundle
 from autopsy.facts.gather import gather
+from autopsy.linux.worker_pool import WORK_SECONDS, work_through
 from autopsy.replay.cases import Case, read_expected, write_expected
 from autopsy.replay.expected import Change, Expected, SealedAnswer, changes, renewed
-from autopsy.replay.workers import WORK_SECONDS, work_through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +106,33 @@ def _expected(case: Case, bundle: Bundle, *, update: bool) -> Expected | SealedA
 
 def _sealed(case: Case, bundle: Bundle) -> SealedAnswer:
     try:
-        return msgspec.json.decode(bundle.read(names.DIAGNOSIS), type=SealedAnswer)
+        return msgspec.json.decode(bundle.read(layout.DIAGNOSIS), type=SealedAnswer)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedBundle(
             case.name,
             f"holds no diagnosis to compare with ({error})",
             remedy="put it into a folder of its own with provenance.md, then `--update` writes expected.json",
         ) from error
+
+
+WIDTH = 10  # of the longest name of what can change, with room
+
+
+def lines(case: Replayed) -> Iterator[str]:
+    """Yield one line for a case, and one more for everything about it that has changed: old → new."""
+    if case.error:
+        yield f"FAILED   {case.name}: {case.error}"
+        return
+    if not case.changes:
+        yield f"{'written' if case.updated else 'passed':<8} {case.name}"
+        return
+    yield f"{'updated' if case.updated else 'CHANGED':<8} {case.name}"
+    for change in case.changes:
+        yield f"           {change.what:<{WIDTH}} {change.old} → {change.new}"
+
+
+def summary(replayed: Iterable[Replayed]) -> str:
+    """Return `N passed, N failed`."""
+    cases = tuple(replayed)
+    passed = sum(case.passed for case in cases)
+    return f"{passed} passed, {len(cases) - passed} failed"

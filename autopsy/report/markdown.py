@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from autopsy.facts.cite import Cite
-from autopsy.report.visible import visible
+from autopsy.text import visible
 
 # Whatever begins an emphasis, a link, a tag, an entity, a table cell, a mention or a reference to an issue.
 SPECIAL = re.compile(r"(?<![^\W_])_|_(?![^\W_])|[\\`*\[\]<>|~#!&]|@(?=\w)")

@@ -8,62 +8,26 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from autopsy.bundle import names
+from autopsy.bundle import layout
 from autopsy.bundle.archive import LARGE
+from autopsy.bundle.manifest import FileRecord, Manifest, StepRecord
 from autopsy.bundle.records import FreezeRecord, Stop
-from autopsy.bundle.schema import FileRecord, Manifest, StepRecord
 from autopsy.diagnose.diagnosis import Diagnosis
-from autopsy.diagnose.seen import title
+from autopsy.diagnose.runbooks import runbook
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.evidence import Evidence, records
-from autopsy.facts.model import Facts
-from autopsy.report import tables_around, tables_storage
-from autopsy.report.drawing_path import PathDrawing, draw_path
-from autopsy.report.drawing_timeline import TimelineDrawing, draw_timeline
-from autopsy.report.drawing_waits import WaitsDrawing, draw_waits
+from autopsy.facts.model.facts import Facts
+from autopsy.report import tables_host, tables_storage
+from autopsy.report.clock_text import Calendar, calendar
+from autopsy.report.draw_request_path import PathDrawing, draw_path
+from autopsy.report.draw_timeline import TimelineDrawing, draw_timeline
+from autopsy.report.draw_wait_graph import WaitsDrawing, draw_waits
 from autopsy.report.excerpts import Excerpts
-from autopsy.report.moments import Calendar, calendar
-from autopsy.report.runbook import runbook
 from autopsy.report.stacks import Group, coroutine_groups, thread_groups
 from autopsy.report.table import Table
-from autopsy.report.units import duration
+from autopsy.report.wording import PLACES, SURE, SURE_OF_NOTHING, Stalled, stalled_for
 
-# Where it is, as a person would say it.
-PLACES = {
-    "guest": "Stuck in the guest: QEMU owes it nothing",
-    "device": "Stuck in QEMU's device model",
-    "throttle": "Stuck in QEMU's I/O limits",
-    "block": "Stuck in QEMU's block layer",
-    "job": "Stuck in a block job",
-    "aio": "Stuck in QEMU's asynchronous I/O",
-    "host": "Stuck in the host's storage or kernel",
-    "peer": "Stuck at a program that QEMU depends on",
-    "migration": "Stuck in a migration",
-    "control": "Stuck in QEMU's main loop or monitor",
-    "process": "The whole process stands still",
-    "vm-state": "The VM is paused, not stuck",
-    "none": "Nothing is stuck",
-    "unknown": "Where it is stuck cannot be told",
-}
-SURE = {
-    "proven": "the mechanism itself was seen",
-    "likely": "the evidence speaks for it, and for nothing else that was seen",
-    "possible": "the evidence allows it, and does not decide",
-}
-SURE_OF_NOTHING = {
-    "proven": "QEMU answers, and no sign of trouble was found",
-    "likely": "no sign of trouble was found in what could be looked at",
-    "possible": "no sign of trouble was found in the little that could be looked at",
-}
 MOST_HASHED = 32 << 20  # of a bundle that is not sealed yet
-
-
-@dataclass(frozen=True, slots=True)
-class Stalled:
-    """How long the disks have completed nothing, or why that cannot be told."""
-
-    words: str
-    cites: tuple[Cite, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +109,7 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> 
         coroutine_count=len(facts.coroutines.value) if isinstance(facts.coroutines, Known) else 0,
         coroutines_why="" if isinstance(facts.coroutines, Known) else facts.coroutines.why,
         tables=_tables(facts, diagnosis),
-        questions=tables_around.questions(facts),
+        questions=tables_host.questions(facts),
         runbook=runbook(diagnosis.signature),
         files=bundle.manifest.files or _unsealed(bundle),
         excerpts=Excerpts(bundle),
@@ -160,14 +124,14 @@ def _tables(facts: Facts, diagnosis: Diagnosis) -> tuple[Table, ...]:
         tables_storage.jobs(facts),
         tables_storage.locks(facts),
         tables_storage.rings(facts),
-        tables_around.descriptors(facts),
-        tables_around.sockets(facts),
-        tables_around.fuse(facts),
-        tables_around.host(facts),
-        tables_around.pressure(facts),
-        tables_around.block_devices(facts),
-        tables_around.mounts(facts),
-        tables_around.log(facts),
+        tables_host.descriptors(facts),
+        tables_host.sockets(facts),
+        tables_host.fuse(facts),
+        tables_host.host(facts),
+        tables_host.pressure(facts),
+        tables_host.block_devices(facts),
+        tables_host.mounts(facts),
+        tables_host.log(facts),
     )
 
 
@@ -185,40 +149,10 @@ def _alike(told: Iterable[tuple[str, str, tuple[Cite, ...]]]) -> tuple[Alike, ..
     return tuple(Alike(tuple(them), why, cites) for (why, cites), them in texts.items())
 
 
-def stalled_for(facts: Facts, diagnosis: Diagnosis) -> Stalled:
-    """Say for how long the disks that the diagnosis names have completed nothing, by QEMU's own counters."""
-    if diagnosis.where == "none":
-        return Stalled("nothing is")
-    stuck = {path.disk for path in diagnosis.paths if path.stuck_at is not None}
-    found = []
-    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
-        stats = disk.stats.value if isinstance(disk.stats, Known) else None
-        moved = isinstance(disk.completed, Known) and disk.completed.value > 0
-        if title(disk) in stuck and stats is not None and not moved:
-            if stats.idle_ns is not None:
-                found.append((stats.idle_ns / 1e9, disk.name, stats.cite))
-            elif not stats.completed:
-                return Stalled(
-                    f"cannot be told: disk {disk.name} has completed nothing since QEMU began", (stats.cite,)
-                )
-    if not found:
-        return Stalled("cannot be told: no counter says when the last request completed")
-    longest, name, cite = max(found)
-    return Stalled(f"for {duration(longest)} when the capture began: disk {name} has completed nothing since", (cite,))
-
-
-def apart(facts: Facts) -> float:
-    """Return how many seconds lay between the two looks: those at the threads, for they were read at both."""
-    for thread in facts.threads.value if isinstance(facts.threads, Known) else ():
-        if isinstance(thread.movement, Known):
-            return thread.movement.value.seconds
-    return facts.times.gap_seconds
-
-
 def _stops(bundle: Evidence) -> tuple[Stop, ...]:
     stops: list[Stop] = []
-    for step in (names.FREEZE, names.SECOND_EXPOSURE):
-        found = records(bundle, step, names.FREEZE_RECORD, FreezeRecord)
+    for step in (layout.FREEZE, layout.SECOND_EXPOSURE):
+        found = records(bundle, step, layout.FREEZE_RECORD, FreezeRecord)
         stops += found.value.stops if isinstance(found, Known) else ()
     return tuple(stops)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autopsy.bundle.schema import Manifest
+from autopsy.bundle.manifest import Manifest
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.cite import Known
-from autopsy.facts.model import Facts
+from autopsy.facts.model.facts import Facts
+from autopsy.report.clock_text import Calendar, calendar
 from autopsy.report.markdown import cited, code, ours, plain, row
-from autopsy.report.moments import Calendar, calendar
-from autopsy.report.page import PLACES, SURE, SURE_OF_NOTHING, apart, stalled_for
 from autopsy.report.units import duration, milliseconds
+from autopsy.report.wording import PLACES, SURE, SURE_OF_NOTHING, apart, stalled_for
 
 
 def post_mortem(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, *, kill: str, bundle: str) -> str:

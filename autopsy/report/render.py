@@ -7,15 +7,16 @@ import os
 import tempfile
 from pathlib import Path
 
+import msgspec
+
 from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import UsageError
 from autopsy.facts.gather import gather
-from autopsy.report.document import document, schema
+from autopsy.report.bug_report import bug_report
 from autopsy.report.html import html
+from autopsy.report.json_document import document, schema
 from autopsy.report.post_mortem import post_mortem
-from autopsy.report.sidecar import killed
-from autopsy.report.tracker import bug_report
 
 FORMATS = ("html", "md", "bug", "json", "schema")
 
@@ -72,3 +73,25 @@ def _replace(text: str, path: Path) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+MOST = 1 << 20
+
+
+class _When(msgspec.Struct, frozen=True):
+    utc: str
+
+
+class _Kill(msgspec.Struct, frozen=True):
+    when: _When
+    how: str
+
+
+def killed(bundle: Path) -> str:
+    """Return `<UTC>: <how>`, empty where nothing is written down."""
+    try:
+        with open(bundle.with_name(f"{bundle.name}.kill.json"), "rb") as stream:
+            found = msgspec.json.decode(stream.read(MOST), type=_Kill)
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
+        return ""
+    return f"{found.when.utc}: {found.how}"

@@ -9,7 +9,7 @@ from autopsy.bundle.records import Frame
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.coroutines import DISK_PARKS
-from autopsy.facts.model import CoroutineFact, Facts, Movement, Role, Thread
+from autopsy.facts.model.facts import CoroutineFact, Facts, Movement, Role, Thread
 from autopsy.report.units import count, duration, milliseconds
 
 MOST_FRAMES = 48  # of one stack

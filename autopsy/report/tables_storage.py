@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from autopsy.bundle.records import AioRing, UringState
-from autopsy.diagnose import naming
 from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.queries import naming
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
-from autopsy.facts.model import BlockStats, Disk, Facts
-from autopsy.facts.model_storage import ThrottleGroup
+from autopsy.facts.model.facts import BlockStats, Disk, Facts
+from autopsy.facts.model.storage import ThrottleGroup
 from autopsy.report.table import ABSENT, UNKNOWN, Row, Table, change, table, told, why
 from autopsy.report.units import count, duration, limit, milliseconds, size
 

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.judgement import (
-    CannotTell,
-    Judgement,
-    Match,
-    RuledOut,
-    Signature,
-    claim,
-)
-from autopsy.diagnose.seen import (
+from autopsy.bundle.syscalls import POLL_CALLS, REQUEST_CALLS
+from autopsy.diagnose.queries.kernel_sleepers import sleepers
+from autopsy.diagnose.queries.requests import (
     confidence,
-    count,
     disk_subjects,
-    functions,
-    looks,
-    missing,
-    named,
     of_disks,
-    slept_through,
     standing,
     still,
     their_disks,
     thread_subjects,
-    threads,
 )
-from autopsy.diagnose.signatures.storage import sleepers
+from autopsy.diagnose.queries.threads import functions, looks, named, slept_through, threads
+from autopsy.diagnose.queries.wording import count, missing
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model import Facts, Park, RingsFact, Role, Thread
+from autopsy.facts.model.facts import Facts, Park, RingsFact, Role, Thread
 from autopsy.facts.subjects import Whole
-from autopsy.facts.syscalls import POLL_CALLS, REQUEST_CALLS
 
 MOST_WORKERS = 64  # of one AioContext, unless thread-pool-max says otherwise
 IDLE_CALLS = POLL_CALLS | {"io_uring_enter", "epoll_pwait2", "restart_syscall", ""}

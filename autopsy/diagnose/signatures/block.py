@@ -4,42 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autopsy.diagnose import naming
-from autopsy.diagnose.comutexes import held
+from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim, Confidence
-from autopsy.diagnose.judgement import (
-    CannotTell,
-    Judgement,
-    Match,
-    RuledOut,
-    Signature,
-    claim,
-)
-from autopsy.diagnose.seen import (
+from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries.coroutine_mutexes import held
+from autopsy.diagnose.queries.requests import (
     Standing,
-    by_role,
     confidence,
-    count,
     disk_subjects,
     disks_of,
-    functions,
-    looks,
-    missing,
-    named,
     of_disks,
-    owns_bql,
     standing,
     still,
     their_disks,
     thread_subjects,
-    threads,
 )
+from autopsy.diagnose.queries.threads import by_role, functions, looks, named, owns_bql, threads
+from autopsy.diagnose.queries.wording import count, missing
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
-from autopsy.facts.model import CoroutineFact, Disk, Facts, Node, Park, Role
+from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Node, Park, Role
 from autopsy.facts.subjects import Whole
-from autopsy.facts.syscalls import POLL_CALLS
 
 # Requests that stand here stand behind another request: that one's own place is the cause.
 BEHIND = frozenset(

@@ -5,40 +5,28 @@ Libraries such as libssh do it, and so do a name's lookup and a connection that 
 
 from __future__ import annotations
 
-from autopsy.diagnose.judgement import (
-    CannotTell,
-    Judgement,
-    Match,
-    RuledOut,
-    Signature,
-    claim,
-)
-from autopsy.diagnose.other_ends import about_sockets, leads_to, peers_of, socket_of, state
-from autopsy.diagnose.seen import (
+from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
+from autopsy.diagnose.queries.migration import sends_state
+from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, thread_subjects, title
+from autopsy.diagnose.queries.socket_peers import about_sockets, ends_of, leads_to, peers_of, state
+from autopsy.diagnose.queries.threads import (
     blocks_main_loop,
-    confidence,
     functions,
     looks,
-    missing,
-    monitor_is_dead,
     named,
     owns_bql,
-    sentence,
     slept_through,
-    thread_subjects,
     threads,
-    title,
 )
-from autopsy.diagnose.signatures.helpers import of_a_helper
-from autopsy.diagnose.signatures.jobs import sends_state
+from autopsy.diagnose.queries.wording import missing, sentence
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.signatures.device_backends import of_a_helper
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import Disk, Facts, Role, SocketFact, Thread
+from autopsy.facts.model.facts import Disk, Facts, Role, Thread
 from autopsy.facts.subjects import Whole
-from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
 
 MOST_FRAMES = 3
-ASLEEP = frozenset({"S", "D"})
 
 
 def _judge(facts: Facts) -> Judgement:
@@ -98,24 +86,6 @@ def _comes_back(facts: Facts, thread: Thread) -> bool:
 def _must_not_wait(facts: Facts, thread: Thread) -> bool:
     """Tell whether others wait for the thread: it runs an event loop, or holds the BQL."""
     return thread.role in {Role.MAIN, Role.IOTHREAD} or owns_bql(facts, thread.tid)
-
-
-def ends_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
-    """Return the sockets that a thread waits for, none where it waits for anything besides.
-
-    QEMU's own event loops always wait for an eventfd, too: what waits for sockets alone is no event loop.
-    """
-    seen = [each for each in looks(thread)[:1] if each.state in ASLEEP]
-    name = seen[0].syscall.name if seen else ""
-    if name in PEER_CALLS:
-        found = socket_of(facts, thread)
-    elif name in POLL_CALLS and isinstance(facts.polls, Known) and isinstance(facts.sockets, Known):
-        wanted = {fd.fd for each in facts.polls.value if each.tid == thread.tid for fd in each.fds}
-        found = tuple(each for each in facts.sockets.value if each.fd in wanted)
-        found = found if {each.fd for each in found} == wanted else ()
-    else:
-        return ()
-    return () if any(each.state == "LISTEN" for each in found) else found
 
 
 def _disks(facts: Facts, remotes: tuple[str, ...]) -> tuple[Disk, ...]:

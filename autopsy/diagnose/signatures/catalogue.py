@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.judgement import Signature
+from autopsy.diagnose.signature import Signature
 from autopsy.diagnose.signatures import (
     aio,
     block,
     blocking_peers,
-    control,
+    cgroup_limits,
+    device_backends,
     devices,
     guest,
     healthy,
-    helpers,
+    host_kernel,
     jobs,
-    limits,
+    locks,
     main_loop,
     peers,
     process,
     run_state,
-    storage,
     throttle,
 )
 
@@ -26,16 +26,16 @@ SIGNATURES: tuple[Signature, ...] = (
     *process.SIGNATURES,
     *run_state.SIGNATURES,
     *throttle.SIGNATURES,
-    *limits.SIGNATURES,
-    *storage.SIGNATURES,
+    *cgroup_limits.SIGNATURES,
+    *host_kernel.SIGNATURES,
     *peers.SIGNATURES,
-    *helpers.SIGNATURES,
+    *device_backends.SIGNATURES,
     *blocking_peers.SIGNATURES,
     *aio.SIGNATURES,
     *block.SIGNATURES,
     *jobs.SIGNATURES,
     *devices.SIGNATURES,
-    *control.SIGNATURES,
+    *locks.SIGNATURES,
     *main_loop.SIGNATURES,
     *guest.SIGNATURES,
     *healthy.SIGNATURES,

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from autopsy.bundle import heap_devices
-from autopsy.diagnose.judgement import (
-    CannotTell,
-    Judgement,
-    Match,
-    RuledOut,
-    Signature,
-    claim,
-)
-from autopsy.diagnose.seen import descriptor, functions, missing, still, their_disks, threads
+from autopsy.bundle.heap import devices
+from autopsy.diagnose.queries.notifiers import _eventfd, _queues, unseen_notifiers
+from autopsy.diagnose.queries.requests import still, their_disks
+from autopsy.diagnose.queries.threads import functions, threads
+from autopsy.diagnose.queries.wording import missing
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import Descriptor, Facts, Park
+from autopsy.facts.model.facts import Descriptor, Facts, Park
 from autopsy.facts.subjects import Whole
 
 HEAP_MISSING = "heap.json (QEMU's DWARF: `autopsy examine BUNDLE --debug-file F`)"
-
-
-def _queues(facts: Facts) -> tuple[heap_devices.VirtQueue, ...]:
-    """Return the queues of disks that stood still in both exposures, idle as far as QEMU knows."""
-    if isinstance(facts.virtqueues, Unknown) or isinstance(facts.virtqueues.value.second, Unknown):
-        return ()
-    later = {(queue.device, queue.index): queue for queue in facts.virtqueues.value.second.value}
-    return tuple(
-        queue
-        for queue in facts.virtqueues.value.first
-        if queue.inuse == 0
-        and (again := later.get((queue.device, queue.index)))
-        and again.last_avail_idx == queue.last_avail_idx
-        and again.notification == queue.notification
-    )
 
 
 def _missing_queues(facts: Facts) -> str:
@@ -58,25 +39,13 @@ def _stays(facts: Facts, fd: Descriptor | None) -> bool:
     return known is None or 0 not in {known.count, known.count_again}
 
 
-def _polled(facts: Facts, queue: heap_devices.VirtQueue) -> bool | None:
+def _polled(facts: Facts, queue: devices.VirtQueue) -> bool | None:
     """Tell whether an event loop polls a queue by itself, as it may with the guest's kicks switched off."""
     if isinstance(facts.heap, Known):
         return any(context.poll_started for context in facts.heap.value.contexts)
     fd = _eventfd(facts, queue.host_notifier_fd)
     # A loop that sleeps on a queue's notifier has ended its polling before.
     return False if fd is not None and _heard(facts, fd) else None
-
-
-def _eventfd(facts: Facts, fd: int) -> Descriptor | None:
-    found = descriptor(facts, fd) if fd >= 0 else None
-    return found if found and found.kind == "eventfd" else None
-
-
-def unseen_notifiers(facts: Facts) -> tuple[int, ...]:
-    """Return the notifiers of idle disk queues that the descriptor table does not show."""
-    wanted = {fd for queue in _queues(facts) for fd in (queue.host_notifier_fd, queue.guest_notifier_fd) if fd >= 0}
-    counted = {fd for fd in wanted if (found := _eventfd(facts, fd)) is not None and found.counter is not None}
-    return tuple(sorted(wanted - counted))
 
 
 def _notify_off(facts: Facts) -> Judgement:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.judgement import CannotTell, Judgement, Match, RuledOut, Signature, claim
-from autopsy.diagnose.seen import by_role, count, missing, still
+from autopsy.diagnose.queries.requests import still
+from autopsy.diagnose.queries.threads import by_role
+from autopsy.diagnose.queries.wording import count, missing
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
-from autopsy.facts.model import Disk, Facts, Movement, Role, Thread
+from autopsy.facts.model.facts import Disk, Facts, Movement, Role, Thread
 
 LONG_ENOUGH = 3.0
 SPIN_SHARE = 0.9

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim
-from autopsy.diagnose.judgement import CannotTell, Judgement, Match, RuledOut, Signature, claim
-from autopsy.diagnose.seen import Standing, by_role, count, missing, same_sleep, standing, threads
-from autopsy.diagnose.signatures.devices import unseen_notifiers
-from autopsy.diagnose.signatures.storage import sleepers
+from autopsy.diagnose.queries.kernel_sleepers import sleepers
+from autopsy.diagnose.queries.notifiers import unseen_notifiers
+from autopsy.diagnose.queries.requests import Standing, standing
+from autopsy.diagnose.queries.threads import by_role, same_sleep, threads
+from autopsy.diagnose.queries.wording import count, missing
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
-from autopsy.facts.model import Facts, Park, Role
+from autopsy.facts.model.facts import Facts, Park, Role
 
 SWITCHING = frozenset({"qemu_coroutine_switch", "qemu_coroutine_yield", "coroutine_trampoline"})
 WATCHED = DISK_PARKS | {Park.PVE_BACKUP, Park.CO_MUTEX, Park.COPY_MEMORY}

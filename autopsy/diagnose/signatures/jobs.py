@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.judgement import (
-    CannotTell,
-    Judgement,
-    Match,
-    RuledOut,
-    Signature,
-    claim,
-)
-from autopsy.diagnose.other_ends import about_sockets, peers_of, socket_of
-from autopsy.diagnose.seen import (
-    by_role,
+from autopsy.diagnose.queries.migration import SAVING, sends_state
+from autopsy.diagnose.queries.requests import (
     confidence,
-    count,
     disk_subjects,
-    functions,
-    looks,
-    missing,
-    named,
     of_disks,
-    sentence,
-    slept_through,
     standing,
     still,
     their_disks,
     thread_subjects,
-    threads,
 )
+from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, socket_of
+from autopsy.diagnose.queries.threads import by_role, functions, looks, named, slept_through, threads
+from autopsy.diagnose.queries.wording import count, missing, sentence
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.signatures.block import LEAVES
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import Facts, Job, Park, Role, Thread
+from autopsy.facts.model.facts import Facts, Job, Park, Role
 from autopsy.facts.subjects import Whole
-from autopsy.facts.syscalls import PEER_CALLS
 
 LARGEST_STEP = 16 << 20  # the most that a job copies before it counts it, in bytes
 WAITING = frozenset({"ready", "pending", "concluded"})
-SENDING = (
-    "qemu_fflush",
-    "qio_channel_socket_writev",
-    "qio_channel_file_writev",
-    "qio_channel_writev",
-    "qemu_put_buffer",
-)
-SAVING = ("qemu_savevm_state", "save_snapshot", "bdrv_save_vmstate", "qemu_savevm_state_", "migration_completion")
 
 
 def _stalled(facts: Facts) -> Judgement:
@@ -206,13 +184,6 @@ def _migration(facts: Facts) -> Judgement:
         waits_for=frozenset({Whole.STORAGE}),
         weight=len(blocked),
     )
-
-
-def sends_state(thread: Thread) -> bool:
-    """Tell whether a thread is in a call that hands the VM's state on: of a migration, a dump or a snapshot."""
-    inside = next((look.syscall.name for look in looks(thread) if look.syscall.name), "") in PEER_CALLS
-    frames = any(name.startswith((*SENDING, *SAVING)) for name in functions(thread))
-    return inside and (frames or thread.role is Role.MIGRATION)
 
 
 def _savevm(facts: Facts) -> Judgement:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.judgement import (
-    CannotTell,
-    Judgement,
-    Match,
-    RuledOut,
-    Signature,
-    claim,
-)
-from autopsy.diagnose.kernel_stacks import family, waits_for
-from autopsy.diagnose.seen import by_role, descriptor, functions, looks, missing, named, slept_through, thread_subjects
-from autopsy.diagnose.signatures.blocking_peers import ends_of
-from autopsy.diagnose.signatures.helpers import of_a_helper
-from autopsy.diagnose.signatures.jobs import sends_state
+from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
+from autopsy.diagnose.queries.kernel_stacks import family, waits_for
+from autopsy.diagnose.queries.migration import sends_state
+from autopsy.diagnose.queries.requests import thread_subjects
+from autopsy.diagnose.queries.socket_peers import ends_of
+from autopsy.diagnose.queries.threads import by_role, descriptor, functions, looks, named, slept_through
+from autopsy.diagnose.queries.wording import missing
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.signatures.device_backends import of_a_helper
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import Descriptor, Exposure, Facts, MainLoopFact, Role, Thread
+from autopsy.facts.model.facts import Descriptor, Exposure, Facts, MainLoopFact, Role, Thread
 from autopsy.facts.subjects import Whole
-from autopsy.facts.syscalls import PEER_CALLS, POLL_CALLS
 
 BUSY_SHARE = 0.85
 OF_A_DESCRIPTOR = frozenset(

@@ -5,32 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from autopsy.diagnose import naming
-from autopsy.diagnose.judgement import (
-    CannotTell,
-    Judgement,
-    Match,
-    RuledOut,
-    Signature,
-    claim,
-)
-from autopsy.diagnose.other_ends import about_sockets, leads_to, peers_of, state
-from autopsy.diagnose.seen import (
+from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries.requests import (
     Standing,
     confidence,
-    count,
     disk_subjects,
     disks_of,
-    missing,
     of_disks,
     standing,
     still,
     their_disks,
     went_on,
 )
+from autopsy.diagnose.queries.socket_peers import about_sockets, leads_to, peers_of, state
+from autopsy.diagnose.queries.wording import count, missing
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import CoroutineFact, Facts, Park, SocketFact
+from autopsy.facts.model.facts import CoroutineFact, Facts, Park, SocketFact
 from autopsy.facts.subjects import Whole
 
 

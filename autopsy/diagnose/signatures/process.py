@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.judgement import (
-    CannotTell,
-    Judgement,
-    Match,
-    RuledOut,
-    Signature,
-    claim,
-)
-from autopsy.diagnose.seen import count, looks, missing, threads
+from autopsy.diagnose.queries.threads import looks, threads
+from autopsy.diagnose.queries.wording import count, missing
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model import Exposure, Facts, Role, Thread
+from autopsy.facts.model.facts import Exposure, Facts, Role, Thread
 from autopsy.facts.subjects import Whole
 
 HOLDS = frozenset({Whole.PROCESS})

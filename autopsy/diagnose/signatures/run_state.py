@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autopsy.bundle import names
+from autopsy.bundle import layout
 from autopsy.diagnose.diagnosis import Where
-from autopsy.diagnose.judgement import (
-    CannotTell,
-    Judgement,
-    Match,
-    RuledOut,
-    Signature,
-    claim,
-)
-from autopsy.diagnose.seen import missing, title
+from autopsy.diagnose.queries.requests import title
+from autopsy.diagnose.queries.wording import missing
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
-from autopsy.facts.model import Facts
+from autopsy.facts.model.facts import Facts
 from autopsy.facts.subjects import Subject, Whole
 
 
@@ -68,7 +62,7 @@ def status(facts: Facts) -> Fact[str]:
     if isinstance(facts.run_state, Known):
         return Known(facts.run_state.value.status, facts.run_state.cite)
     if isinstance(facts.heap, Known) and facts.heap.value.run_state:
-        return Known(facts.heap.value.run_state, Cite(names.evidence(names.GDB_THREADS, names.HEAP), 0, "run_state"))
+        return Known(facts.heap.value.run_state, Cite(layout.evidence(layout.GDB_THREADS, layout.HEAP), 0, "run_state"))
     if isinstance(facts.run_state_again, Known):
         return Known(facts.run_state_again.value.status, facts.run_state_again.cite)
     return facts.run_state

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose import naming
 from autopsy.diagnose.diagnosis import Claim
-from autopsy.diagnose.judgement import (
-    CannotTell,
-    Judgement,
-    Match,
-    RuledOut,
-    Signature,
-    claim,
-)
-from autopsy.diagnose.seen import (
+from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries.requests import (
     Standing,
     confidence,
-    count,
     disk_subjects,
     disks_of,
-    functions,
-    known,
     lets_go,
-    missing,
     of_disks,
     standing,
     their_disks,
-    threads,
 )
+from autopsy.diagnose.queries.threads import functions, threads
+from autopsy.diagnose.queries.wording import count, known, missing
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model import Facts, MutexFact, Park, Thread, ThrottleGroup
+from autopsy.facts.model.facts import Facts, MutexFact, Park, Thread, ThrottleGroup
 from autopsy.facts.subjects import Subject, Whole
 
 SECOND = 1_000_000_000

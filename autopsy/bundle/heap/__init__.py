@@ -1,0 +1,1 @@
+"""Records of what lies in QEMU's heap."""

@@ -1,0 +1,154 @@
+"""Chooses which memory of QEMU goes into the core: its heap, data and stacks, never the guest's RAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from autopsy.bundle.records import Region
+from autopsy.linux.mappings import (
+    _FILE,
+    _GUARD,
+    _PRESENT,
+    IN_MEMORY,
+    PAGE,
+    SWAPPED_OUT,
+    Mapping,
+    Run,
+    _found,
+    _printable,
+    _region,
+    _table,
+    _tops,
+    modules,
+    refused,
+    runs,
+)
+
+CAP_BYTES = 512 << 20
+
+
+MOST_RING_BYTES = 1 << 20
+
+
+HEADER_BYTES = PAGE  # an ELF file's own headers and, in practice, its build-id note
+
+
+_OWN = _table(_PRESENT, _GUARD | _FILE)  # no longer the file's page: written to, as relro is by ld.so
+
+
+class Take(Enum):
+    """Which pages of a mapping are evidence."""
+
+    HELD = "whatever is in memory or swapped out"
+    OWN = "what of it is no longer the file's"
+    HEADER = "the ELF header's page"
+    RING = "the whole, which the kernel keeps in memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One mapping of which something is evidence, with the runs (address, bytes) of it that are there.
+
+    `runs` are in memory; to read those that are `swapped` is to wait for the swap device.
+    """
+
+    mapping: Mapping
+    runs: tuple[Run, ...]
+    swapped: tuple[Run, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Return the bytes to copy."""
+        return sum(size for _, size in self.runs + self.swapped)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is copied, in order of address, and the writable mappings that are not, with the reason."""
+
+    wanted: tuple[Wanted, ...]
+    left_out: tuple[Region, ...]
+
+
+def choose(mappings: tuple[Mapping, ...], pagemap: int, cap: int = CAP_BYTES) -> Choice:
+    """Decide what is evidence, and look in pagemap (a descriptor) which pages of it there are.
+
+    A page that pagemap says is absent is never in a run. Beyond `cap` bytes the largest mappings are cut short.
+    """
+    of_modules = {each.start for each in modules(mappings)}
+    wanted: list[Wanted] = []
+    left_out: list[Region] = []
+    for mapping in mappings:
+        take = _take(mapping, is_module=mapping.start in of_modules)
+        if isinstance(take, str):
+            if take:
+                left_out.append(_region(mapping, take))
+            continue
+        found = _look(mapping, take, pagemap)
+        if found.size:
+            wanted.append(found)
+    excess = sum(each.size for each in wanted) - cap
+    for index in sorted(range(len(wanted)), key=lambda index: wanted[index].size, reverse=True):
+        if excess <= 0:
+            break
+        whole = wanted[index]
+        wanted[index] = _shortened(whole, max(0, whole.size - excess))
+        excess -= whole.size - wanted[index].size
+        left_out.append(_rest(wanted[index], f"the core would be larger than {cap >> 20} MiB"))
+    return Choice(tuple(wanted), tuple(left_out))
+
+
+def _take(mapping: Mapping, *, is_module: bool) -> Take | str:  # noqa: PLR0911 - one case a line
+    """Return what to take of a mapping, or why nothing (empty: it is of no interest)."""
+    if mapping.path.startswith("/[aio]"):
+        return Take.RING if mapping.size <= MOST_RING_BYTES else "larger than any AIO ring"
+    if mapping.path == "[vdso]":
+        return Take.HELD
+    if "w" in mapping.permissions:
+        if why := refused(mapping):
+            return why
+        if mapping.inode and not is_module:
+            return "a file's data, and the file is no program"
+        return Take.HELD
+    if is_module and "x" not in mapping.permissions and "p" in mapping.permissions:
+        return Take.OWN if mapping.offset else Take.HEADER
+    if is_module and not mapping.offset:  # a file linked without a separate code segment begins with its code
+        return Take.HEADER
+    return ""
+
+
+def _look(mapping: Mapping, take: Take, pagemap: int) -> Wanted:
+    """Return what there is of a mapping that is worth taking."""
+    match take:
+        case Take.RING:
+            # The one exception to pagemap's word: the kernel allocated these pages at io_setup and writes them through
+            # its own mapping, so they are there though the process may never have touched them.
+            return Wanted(mapping, ((mapping.start, mapping.size),))
+        case Take.HEADER:
+            end = min(mapping.end, mapping.start + HEADER_BYTES)
+            return Wanted(mapping, tuple(runs(pagemap, mapping.start, end, IN_MEMORY)))
+        case Take.OWN | Take.HELD:
+            table = _OWN if take is Take.OWN else IN_MEMORY
+            there: list[Run] = []
+            swapped: list[Run] = []
+            for start, tops in _tops(pagemap, mapping.start, mapping.end):
+                there += _found(start, tops, table)
+                swapped += _found(start, tops, SWAPPED_OUT)
+            return Wanted(mapping, tuple(there), tuple(swapped))
+
+
+def _shortened(whole: Wanted, room: int) -> Wanted:
+    """Return the beginning of a mapping, where the oldest objects of a heap lie, and nothing that is swapped out."""
+    kept: list[Run] = []
+    for address, size in whole.runs:
+        if room < PAGE:
+            break
+        kept.append((address, min(size, room & -PAGE)))
+        room -= size
+    return Wanted(whole.mapping, tuple(kept))
+
+
+def _rest(kept: Wanted, why: str) -> Region:
+    start = sum(kept.runs[-1]) if kept.runs else kept.mapping.start
+    return Region(start=start, size=kept.mapping.end - start, path=_printable(kept.mapping.path), why=why)

@@ -1,0 +1,325 @@
+"""Takes one exposure of a process: its memory while it runs, its registers and stacks in an instant."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autopsy.bundle.records import FreezeRecord, FrozenThread
+from autopsy.capture.freeze import running_threads
+from autopsy.capture.freeze.choose_pages import Choice, choose
+from autopsy.capture.freeze.core_writer import Thread
+from autopsy.capture.freeze.memory_copy import SWAP_SECONDS, Chunk, Snapshot
+from autopsy.capture.freeze.tracer import Cut, hold
+from autopsy.capture.freeze.tracer_memory import Caught, Fate
+from autopsy.capture.step import Deadline
+from autopsy.linux.mappings import PAGE, Mapping, Process, parse_smaps
+from autopsy.linux.ptrace import RSP
+
+ARCHITECTURE = "x86_64"
+MOST_TORN = 4096  # pages that are listed one by one
+WRITE_SECONDS = (
+    0.5  # and three times what the first copy took: with less time left the core is worth more than a second
+)
+
+# A wait for the lock of the memory map: the semaphore's slow path, under what changes, looks up or faults in mappings.
+# The same semaphore guards inodes, where a thread that waits for it is no reason not to stop.
+_SEMAPHORE = re.compile(r"\b(?:rwsem_|down_(?:read|write))")
+_OF_THE_MAP = re.compile(
+    r"\b\w*(?:mmap|munmap|mprotect|madvise|mremap|mlock|brk|lock_mm|user_addr_fault|exc_page_fault|get_user_pages"
+    r"|gup_|pin_user|access_remote_vm|process_vm_rw|userfaultfd|exit_mm|dup_mm)"
+)
+
+
+class ProcessGone(Exception):
+    """The process ended while it was looked at."""
+
+
+@dataclass(slots=True)
+class Phases:
+    """How long each part of the work took, in ms."""
+
+    ms: dict[str, float] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+
+    def done(self, phase: str) -> None:
+        """End the phase that has just been."""
+        now = time.monotonic()
+        self.ms[phase] = round((now - self.since) * 1000, 3)
+        self.since = now
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thread before anything was done to it."""
+
+    tid: int
+    comm: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What was taken. `chunks` are in order of address and do not overlap; `threads` begin with the main thread."""
+
+    mappings: tuple[Mapping, ...]
+    choice: Choice
+    cut: Cut
+    threads: tuple[Thread, ...]
+    told: tuple[FrozenThread, ...]
+    chunks: tuple[Chunk, ...]
+    copied_bytes: int
+    torn: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def stop_ns(self) -> int:
+        """Return how long the process stood still."""
+        return 0 if self.cut.stop is None else self.cut.stop.end_ns - self.cut.stop.start_ns
+
+    def record(self, phases: Phases, core_bytes: int = 0) -> FreezeRecord:
+        """Return what the bundle says of it."""
+        notes = (*self.notes, *self.cut.notes)
+        if len(self.torn) > MOST_TORN:
+            notes = (*notes, f"{len(self.torn)} pages changed while they were copied; {MOST_TORN} are listed")
+        return FreezeRecord(
+            architecture=ARCHITECTURE,
+            page_size=PAGE,
+            frozen_at_ns=self.cut.at_ns,
+            stops=() if self.cut.stop is None else (self.cut.stop,),
+            threads=self.told,
+            left_out=self.choice.left_out,
+            copied_bytes=self.copied_bytes,
+            core_bytes=core_bytes,
+            torn_pages=self.torn[:MOST_TORN],
+            phases_ms=phases.ms,
+            notes=notes,
+        )
+
+
+def tasks(pid: int, folder: str) -> tuple[Task, ...]:
+    """Return the threads of a process, the main thread first.
+
+    `folder` is its /proc/PID. The files that are read take no lock of the memory map.
+
+    Raises:
+        ProcessGone: there is none.
+    """
+    found = []
+    try:
+        tids = sorted(map(int, os.listdir(f"{folder}/task")))
+    except OSError as error:
+        raise ProcessGone(f"process {pid} is gone") from error
+    for tid in sorted(tids, key=lambda tid: (tid != pid, tid)):
+        with contextlib.suppress(OSError, ValueError):
+            stat = _read(f"{folder}/task/{tid}/stat")
+            comm, _, rest = stat.partition(b"(")[2].rpartition(b")")
+            found.append(Task(tid, comm.decode("utf-8", "replace"), rest.split()[0].decode()))
+    return tuple(found)
+
+
+def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop: float, deadline: Deadline) -> Exposure:
+    """Expose a process once.
+
+    Raises:
+        ProcessGone: it ended meanwhile.
+        OSError: its maps cannot be read.
+    """
+    mappings = parse_smaps(_read(f"{process.path}/smaps"))
+    phases.done("maps")
+    choice = choose(mappings, process.pagemap)
+    phases.done("pagemap")
+    snapshot = Snapshot(process, choice.wanted, min(SWAP_SECONDS, deadline.left() / 4))
+    phases.done("copy before")
+    stacks = _stacks(choice)
+    waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.path, task.tid)]
+    why = ""
+    if waiting:
+        names = ", ".join(f"{task.tid} ({task.comm})" for task in waiting[:4])
+        why = f"not stopped, for the lock of the memory map is waited for by {names}: a stop could have become long"
+        cut = _without_a_stop(known, why)
+    else:
+        try:
+            cut = hold(process, stacks, max_stop)
+        except OSError as error:  # a host that cannot even fork has a memory worth looking at
+            why = f"not stopped, for there could be no tracer: {error.strerror}"
+            cut = _without_a_stop(known, why)
+    phases.done("stop")
+    comms = {task.tid: task.comm for task in known}
+    if any(caught.tid not in comms for caught in cut.threads):
+        comms = {task.tid: task.comm for task in tasks(process.pid, process.path)} | comms
+    threads, told, read_after = _threads(process, cut, stacks, comms, why)
+    starved = not threads
+    if starved and all(task.state in "ZX" for task in tasks(process.pid, process.path)):
+        raise ProcessGone(f"no thread of process {process.pid} could be read: it has ended, or is ending")
+    phases.done("threads that were not stopped")
+    pieces = (*cut.stacks, *read_after)
+    notes = list(snapshot.notes)
+    if starved:
+        notes.append(
+            "no thread came to a stop in time and none slept: do they get no CPU? The memory was taken all the same"
+        )
+    torn: list[int] = []
+    if deadline.left() > WRITE_SECONDS + 3 * phases.ms["copy before"] / 1000:
+        torn = snapshot.torn(frozenset(page for piece in pieces for page in range(piece.address, piece.end, PAGE)))
+    else:
+        notes.append("memory was not read a second time, for want of time: torn pages are not known")
+    phases.done("copy after")
+    extra = list(snapshot.lay_over(pieces))
+    return Exposure(
+        mappings=mappings,
+        choice=choice,
+        cut=cut,
+        threads=tuple(threads),
+        told=tuple(told),
+        chunks=tuple(_blanked(_apart([*snapshot.chunks(), *extra]), *_environment(process.path))),
+        copied_bytes=snapshot.size + sum(len(chunk.data) for chunk in extra),
+        torn=tuple(torn),
+        notes=tuple(notes),
+    )
+
+
+def _without_a_stop(known: tuple[Task, ...], why: str) -> Cut:
+    threads = tuple(Caught(task.tid, Fate.MOVING, 0, 0, b"") for task in known)
+    return Cut(threads, (), None, time.monotonic_ns(), (why,))
+
+
+def _stacks(choice: Choice) -> tuple[Mapping, ...]:
+    """Return where a stack may lie: never in memory that was left out."""
+    return tuple(each.mapping for each in choice.wanted if "w" in each.mapping.permissions)
+
+
+def _apart(chunks: list[Chunk]) -> Iterable[Chunk]:
+    """Yield the chunks in order of address, without what an earlier one holds already."""
+    last = 0
+    for chunk in sorted(chunks, key=lambda each: each.address):
+        start = max(last, chunk.address)
+        if start < chunk.end:
+            yield Chunk(start, chunk.data[start - chunk.address :])
+            last = chunk.end
+
+
+def _environment(folder: str) -> tuple[int, int]:
+    """Return where the kernel put the environment, at the top of the main thread's stack (proc_pid_stat(5)).
+
+    It is as likely as not to hold a secret, and no frame lies in it.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = _read(f"{folder}/stat").rpartition(b")")[2].split()
+        return int(fields[47]), int(fields[48])  # fields 50 and 51, env_start and env_end; 0 where we may not know
+    return 0, 0
+
+
+def _blanked(chunks: Iterable[Chunk], start: int, end: int) -> Iterable[Chunk]:
+    """Yield the chunks with zeros from `start` to `end`."""
+    for chunk in chunks:
+        first, last = max(start, chunk.address), min(end, chunk.end)
+        if first >= last:
+            yield chunk
+            continue
+        data = bytearray(chunk.data)
+        data[first - chunk.address : last - chunk.address] = bytes(last - first)
+        yield Chunk(chunk.address, memoryview(data))
+
+
+def _threads(
+    process: Process, cut: Cut, stacks: tuple[Mapping, ...], comms: dict[int, str], not_stopped: str
+) -> tuple[list[Thread], list[FrozenThread], list[Chunk]]:
+    """Return every thread as the core has it and as the record tells it, and the stacks that are read only now."""
+    threads: list[Thread] = []
+    told: list[FrozenThread] = []
+    pieces: list[Chunk] = []
+    for caught in sorted(cut.threads, key=lambda each: (each.tid != process.pid, each.tid)):
+        comm = comms.get(caught.tid, "")
+        if caught.fate is Fate.HELD:
+            threads.append(Thread(caught.tid, caught.registers))
+            told.append(_told(threads[-1], comm, "stopped", caught.stack_bytes))
+            continue
+        why = not_stopped or _why(process.path, caught)
+        if caught.fate in {Fate.GONE, Fate.KERNEL}:
+            told.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=why))
+            continue
+        if caught.fate is Fate.STANDING and not _within(stacks, _sp(caught.registers)):
+            with contextlib.suppress(OSError):  # the thread is younger than the maps that we have
+                stacks = _stacks(choose(parse_smaps(_read(f"{process.path}/smaps")), process.pagemap))
+        match running_threads.read(process, caught.tid, stacks):
+            case running_threads.Read(registers=registers, stack=stack):
+                threads.append(Thread(caught.tid, registers))
+                pieces += stack
+                told.append(_told(threads[-1], comm, "from-proc", sum(len(chunk.data) for chunk in stack), why))
+            case running_threads.Unreadable(why=reason) if caught.fate is Fate.STANDING:
+                threads.append(Thread(caught.tid, caught.registers))
+                told.append(_told(threads[-1], comm, "stopped", 0, f"{why}; {reason}"))
+            case running_threads.Unreadable(why=reason):
+                told.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=f"{why}; {reason}"))
+    return threads, told, pieces
+
+
+def _told(thread: Thread, comm: str, how: Literal["stopped", "from-proc"], size: int, why: str = "") -> FrozenThread:
+    start = _sp(thread.registers) & -PAGE if size else 0
+    return FrozenThread(tid=thread.tid, comm=comm, how=how, why=why, stack_start=start, stack_bytes=size)
+
+
+def _why(folder: str, caught: Caught) -> str:  # noqa: PLR0911 - one answer for each fate
+    match caught.fate:
+        case Fate.MOVING:
+            return "it did not come to a stand in the time that a stop may take"
+        case Fate.REFUSED:
+            return _who_traces(folder, caught)
+        case Fate.KERNEL:
+            return "a thread of the kernel's own"
+        case Fate.ASLEEP:
+            return "uninterruptible sleep (D): it cannot be stopped"
+        case Fate.GONE:
+            return "it ended meanwhile"
+        case Fate.STANDING:
+            return "its stack was not copied in the stop"
+        case Fate.HELD:
+            return ""
+
+
+def _who_traces(folder: str, caught: Caught) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        status = _read(f"{folder}/task/{caught.tid}/status")
+        tracer = int(status.partition(b"\nTracerPid:")[2].split(None, 1)[0])
+        if tracer:
+            comm = _read(f"/proc/{tracer}/comm").decode("utf-8", "replace").strip()
+            return f"process {tracer} ({comm}) traces it already"
+    return (
+        f"the kernel does not let us trace it: {os.strerror(caught.detail)} ({errno.errorcode.get(caught.detail, '?')})"
+    )
+
+
+def _waits_for_the_map(folder: str, tid: int) -> bool:
+    """Return whether a thread waits for the lock of the memory map, by its kernel stack, or its wchan without one."""
+    try:
+        stack = _read(f"{folder}/task/{tid}/stack").decode("ascii", "replace")
+    except OSError:
+        stack = ""
+    if stack:
+        return bool(_SEMAPHORE.search(stack) and _OF_THE_MAP.search(stack))
+    with contextlib.suppress(OSError):
+        # The semaphore's functions are hidden from wchan; what called them shows.
+        return bool(_OF_THE_MAP.search(_read(f"{folder}/task/{tid}/wchan").decode("ascii", "replace")))
+    return False
+
+
+def _within(stacks: Sequence[Mapping], sp: int) -> bool:
+    index = bisect_right(stacks, sp, key=lambda each: each.start) - 1
+    return index >= 0 and sp < stacks[index].end
+
+
+def _sp(registers: bytes) -> int:
+    return int.from_bytes(registers[RSP * 8 : RSP * 8 + 8], "little")
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()

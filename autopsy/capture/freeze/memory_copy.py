@@ -1,0 +1,200 @@
+"""Copies of a process's pages, taken while it runs, in memory that a child of ours shares."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from autopsy.capture.freeze.choose_pages import Wanted
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.linux.mappings import PAGE, Process, Run
+
+SCRATCH_BYTES = 1 << 20
+SWAP_SECONDS = 1.0
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+_process_vm_readv = ctypes.CDLL(None, use_errno=True).process_vm_readv
+_process_vm_readv.restype = ctypes.c_ssize_t
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of whole pages: `address` in the process, `offset` in our copy."""
+
+    address: int
+    size: int
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """Return the address after the last byte."""
+        return self.address + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some whole pages of the process, wherever we keep them."""
+
+    address: int
+    data: memoryview
+
+    @property
+    def end(self) -> int:
+        """Return the address after the last byte."""
+        return self.address + len(self.data)
+
+
+class Snapshot:
+    """The first copy of the evidence.
+
+    The buffer is shared, so that a fork copies neither it nor its page tables.
+    """
+
+    def __init__(self, process: Process, wanted: Iterable[Wanted], swap_seconds: float = SWAP_SECONDS) -> None:
+        known = tuple(wanted)
+        warm = [run for each in known for run in each.runs]
+        cold = [run for each in known for run in each.swapped]
+        self._buffer = mmap.mmap(-1, max(PAGE, sum(size for _, size in warm + cold)))
+        self._view = memoryview(self._buffer)
+        self._memory = process.memory
+        self.notes: list[str] = []
+        self._warm: list[Extent] = []
+        offset = 0
+        for address, size in warm:
+            self._copy(address, size, offset)
+            offset += size
+        self.extents = list(self._warm)
+        if cold:
+            self.extents += self._copy_swapped(process.pid, cold, offset, swap_seconds)
+            self.extents.sort(key=lambda extent: extent.address)
+        self._starts = [extent.address for extent in self.extents]
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that were copied."""
+        return sum(extent.size for extent in self.extents)
+
+    def _copy(self, address: int, size: int, offset: int) -> None:
+        """Copy a run; a page that has gone meanwhile (or is a guard page) splits it and is not in the copy."""
+        end = address + size
+        while address < end:
+            copied = read_pages(self._memory, address, self._view[offset : offset + end - address])
+            if copied:
+                self._warm.append(Extent(address, copied, offset))
+            address += copied + PAGE
+            offset += copied + PAGE
+
+    def _copy_swapped(self, pid: int, cold: list[Run], offset: int, seconds: float) -> list[Extent]:
+        """Copy what is swapped out, as far as the swap device answers in time, in a child that may be abandoned."""
+        copied = memoryview(mmap.mmap(-1, len(cold) * 8)).cast("Q")
+        places = []
+        for address, size in cold:
+            places.append(Extent(address, size, offset))
+            offset += size
+
+        def work() -> bytes:
+            for index, place in enumerate(places):
+                copied[index] = read_swapped(pid, place.address, self._view[place.offset : place.offset + place.size])
+            return b""
+
+        try:
+            in_child(work, seconds)
+        except ChildTimedOut as error:
+            self.notes.append(f"what is swapped out was not all read in {seconds:g} s")
+            if error.left_behind is not None:
+                self.notes.append(f"left behind at the swap device: process {error.left_behind.pid}")
+        except ChildFailed as error:
+            self.notes.append(f"what is swapped out was not all read: {error}")
+        return [Extent(place.address, size, place.offset) for place, size in zip(places, copied, strict=True) if size]
+
+    def torn(self, covered: frozenset[int]) -> list[int]:
+        """Read everything once more and return the pages that are no longer as they were, without those in `covered`.
+
+        The first copy stands. The second shows the process after our stop, when every sleeping system call was
+        interrupted once and taken up again: part of what differs is our own doing. The first lies on the witness's
+        side of the stop, where nothing had been touched. A page that differs is told, so that nobody builds on it.
+        """
+        found: list[int] = []
+        scratch = bytearray(SCRATCH_BYTES)
+        view = memoryview(scratch)
+        for extent in self._warm:  # what was swapped out has not been touched for long
+            for start in range(0, extent.size, SCRATCH_BYTES):
+                size = min(SCRATCH_BYTES, extent.size - start)
+                offset = extent.offset + start
+                copied = read_pages(self._memory, extent.address + start, view[:size])
+                if copied == size and view[:size].tobytes() == self._buffer[offset : offset + size]:
+                    continue
+                found += [
+                    address
+                    for page in range(0, size, PAGE)
+                    if (address := extent.address + start + page) not in covered
+                    and (
+                        page >= copied
+                        or scratch[page : page + PAGE] != self._buffer[offset + page : offset + page + PAGE]
+                    )
+                ]
+        return found
+
+    def lay_over(self, pieces: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Put later copies of some pages in the place of ours; yield the parts of which we have no copy."""
+        for piece in pieces:
+            position = piece.address
+            index = max(0, bisect_right(self._starts, position) - 1)
+            while position < piece.end:
+                if index == len(self.extents) or self.extents[index].address >= piece.end:
+                    yield Chunk(position, piece.data[position - piece.address :])
+                    break
+                extent = self.extents[index]
+                if extent.address > position:
+                    yield Chunk(position, piece.data[position - piece.address : extent.address - piece.address])
+                    position = extent.address
+                last = min(piece.end, extent.end)
+                if last > position:
+                    there = extent.offset + position - extent.address
+                    self._view[there : there + last - position] = piece.data[
+                        position - piece.address : last - piece.address
+                    ]
+                    position = last
+                index += 1
+
+    def chunks(self) -> list[Chunk]:
+        """Return everything that was copied, in order of address."""
+        return [Chunk(each.address, self._view[each.offset : each.offset + each.size]) for each in self.extents]
+
+
+def read_pages(memory: int, address: int, target: memoryview) -> int:
+    """Read a process's memory until a page cannot be read; return how much was, in whole pages.
+
+    It is for pages that are in memory. /proc/PID/mem waits for the lock of the memory map killably; process_vm_readv
+    does not, and a tracer that cannot be killed keeps the VM standing.
+    """
+    done = 0
+    while done < len(target):
+        try:
+            got = os.preadv(memory, [target[done:]], address + done)
+        except OSError:
+            break
+        if not got:
+            break
+        done += got
+    return done - done % PAGE
+
+
+def read_swapped(pid: int, address: int, target: memoryview) -> int:
+    """Read a process's memory that is swapped out; return how much was read, in whole pages.
+
+    /proc/PID/mem would wait for the swap device with the lock of the memory map held, and if the device hung, every
+    mmap in the VM with it. process_vm_readv drops the lock for such a wait, and can be killed in it.
+    """
+    local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(target)), len(target))
+    remote = _Iovec(address, len(target))
+    copied = int(_process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0))
+    return max(copied, 0) & -PAGE

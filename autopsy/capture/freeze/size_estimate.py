@@ -1,0 +1,56 @@
+"""How much room the evidence of one process will take, told before anything is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from autopsy.capture.freeze.choose_pages import CAP_BYTES, choose
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.linux.mappings import parse_smaps
+
+ESTIMATE_SECONDS = 1.0  # the memory map may be locked for ever
+REST = 32 << 20  # all that is no core, with what gdb and the heap walk need meanwhile
+PACKED = 4  # a core packs to a tenth, and to a fourth where much of it is guest data
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """`work` bytes while the evidence is gathered, `bundle` bytes once it is packed; both rather too many.
+
+    `note` says why it is a guess.
+    """
+
+    work: int
+    bundle: int
+    note: str = ""
+
+
+def needs(pid: int) -> Needs:
+    """Estimate the room for one capture; never raises. A map that cannot be read in time makes it the most there is."""
+    note = ""
+    try:
+        core = int(in_child(lambda: str(_core_bytes(pid)).encode(), ESTIMATE_SECONDS))
+    except (ChildTimedOut, ChildFailed) as error:
+        core = min(CAP_BYTES, _resident(pid))
+        note = f"the room for the evidence is a guess: the memory map gave {error}"
+    # The second exposure's core holds what differs from the first: seldom a tenth of it, half of it at worst.
+    return Needs(work=core + core // 2 + REST, bundle=core // PACKED + REST // PACKED, note=note)
+
+
+def _core_bytes(pid: int) -> int:
+    with open(f"/proc/{pid}/smaps", "rb") as stream:
+        mappings = parse_smaps(stream.read())
+    pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return sum(each.size for each in choose(mappings, pagemap).wanted)
+    finally:
+        os.close(pagemap)
+
+
+def _resident(pid: int) -> int:
+    """Return the anonymous memory of the process, the guest's included: /proc/PID/status takes no lock of the map."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/status", encoding="utf-8") as stream:
+        return sum(int(line.split()[1]) << 10 for line in stream if line.startswith(("RssAnon:", "VmSwap:")))
+    return CAP_BYTES

@@ -1,0 +1,179 @@
+"""Freezes a running VM's memory, registers and stacks into a core, with a stop too short to be felt."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from autopsy.bundle import layout
+from autopsy.bundle.records import FreezeRecord, FrozenThread
+from autopsy.capture.freeze import core_delta, core_writer
+from autopsy.capture.freeze.exposure import ARCHITECTURE, Exposure, Phases, ProcessGone, Task, take, tasks
+from autopsy.capture.freeze.memory_copy import Chunk
+from autopsy.capture.reading.procfs import Gone, held
+from autopsy.capture.step import Collected, Failed, Outcome, Scene
+from autopsy.examine.core.reader import Core, CoreError
+from autopsy.linux.mappings import PAGE, Process, modules
+from autopsy.target.target import is_alive
+
+AT_PHENT = 4
+PHENT_64 = 56  # sizeof(Elf64_Phdr)
+
+
+def expose(scene: Scene) -> Outcome:
+    """Write `core` and evidence/freeze/freeze.json."""
+    return _expose(scene, second=False)
+
+
+def expose_again(scene: Scene) -> Outcome:
+    """Write evidence/second-exposure/core, of what differs from `core`, and freeze.json beside it."""
+    return _expose(scene, second=True)
+
+
+def _expose(scene: Scene, *, second: bool) -> Outcome:
+    phases = Phases()
+    try:
+        with _opened(scene) as process:
+            auxv = _read(f"{process.path}/auxv")
+            if why := _unsupported(auxv):
+                return Failed(f"{why}; --live-gdb attaches a gdb instead, and the VM stands still meanwhile")
+            known = tasks(process.pid, process.path)
+            phases.done("threads")
+            # Should the next reads hang on the lock of the memory map, this much is told.
+            scene.write_json(layout.FREEZE_RECORD, _begun(known, phases))
+            taken = take(process, known, phases, max_stop=scene.options.max_stop, deadline=scene.deadline)
+            arguments = _arguments(process)
+    except (Gone, ProcessGone) as error:
+        return Failed(str(error))
+    except PermissionError as error:
+        file = os.path.basename(error.filename or "ptrace")
+        whose = f"{file} of process {scene.target.pid}"
+        return Failed(f"{whose}: not permitted: run as root or with CAP_SYS_PTRACE; {_yama()}")
+    except (FileNotFoundError, ProcessLookupError):
+        return Failed(f"process {scene.target.pid} is gone")
+    scene.write_json(layout.FREEZE_RECORD, taken.record(phases))
+    notes = core_writer.Notes(
+        pid=scene.target.pid,
+        comm=taken.told[0].comm.encode(),
+        arguments=arguments,
+        auxv=auxv,
+        threads=taken.threads,
+        files=modules(taken.mappings),
+    )
+    try:
+        size = _write_delta(scene, taken, notes) if second else _write_core(scene, taken, notes)
+    except OSError as error:
+        return Failed(f"the core could not be written: {error.strerror}")
+    phases.done("write")
+    scene.write_json(layout.FREEZE_RECORD, taken.record(phases, core_bytes=size))
+    return Collected(_summary(taken), stop_ns=taken.stop_ns)
+
+
+def unsupported(pid: int) -> str:
+    """Return why a process cannot be frozen on any day, empty if it can.
+
+    Raises:
+        OSError: it is gone, or not ours to look at.
+    """
+    return _unsupported(_read(f"/proc/{pid}/auxv"))
+
+
+def _unsupported(auxv: bytes) -> str:
+    if platform.machine() != ARCHITECTURE:
+        return f"freeze needs x86-64; {platform.machine()} is not supported yet"
+    if not _is_64_bit(auxv):
+        return "freeze needs x86-64; a 32-bit process is not supported yet"
+    return ""
+
+
+def _begun(known: tuple[Task, ...], phases: Phases) -> FreezeRecord:
+    return FreezeRecord(
+        architecture=ARCHITECTURE,
+        page_size=PAGE,
+        frozen_at_ns=time.monotonic_ns(),
+        stops=(),
+        threads=tuple(FrozenThread(tid=each.tid, comm=each.comm, how="absent", why="not reached") for each in known),
+        left_out=(),
+        copied_bytes=0,
+        core_bytes=0,
+        phases_ms=phases.ms,
+        notes=("begun, and not ended: reading the memory map may have hung",),
+    )
+
+
+def _write_core(scene: Scene, taken: Exposure, notes: core_writer.Notes) -> int:
+    return core_writer.write(scene.staging / layout.CORE, notes, taken.mappings, taken.chunks, fill=True)
+
+
+def _write_delta(scene: Scene, taken: Exposure, notes: core_writer.Notes) -> int:
+    path = scene.folder / layout.CORE
+    try:
+        first = Core(scene.staging / layout.CORE)
+    except CoreError:  # there was no first exposure: this one stands for itself
+        return core_writer.write(path, notes, taken.mappings, taken.chunks, fill=True)
+    whole = [each.mapping for each in taken.choice.wanted]
+    chunks: list[Chunk] = [
+        *core_delta.changed(taken.chunks, first),
+        *core_delta.vanished(whole, taken.chunks, first),
+    ]
+    return core_writer.write(path, notes, taken.mappings, chunks, fill=False)
+
+
+def _summary(taken: Exposure) -> str:
+    stopped = sum(each.how == "stopped" for each in taken.told)
+    unstopped = sum(each.how == "from-proc" for each in taken.told)
+    words = [
+        f"{stopped} thread{'s' * (stopped != 1)} stopped for {taken.stop_ns / 1e6:.1f} ms"
+        if stopped
+        else "no thread stopped"
+    ]
+    if unstopped:
+        words.append(f"{unstopped} read without a stop")
+    return "; ".join((*words, *taken.cut.notes))
+
+
+@contextmanager
+def _opened(scene: Scene) -> Iterator[Process]:
+    """Hold the process's memory open, and all of its /proc: should it end, its number may come to mean another one."""
+    if not is_alive(scene.target):
+        raise ProcessGone(f"process {scene.target.pid} has ended")
+    with held(scene.target) as proc:
+        memory = os.open("mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc.folder)
+        try:
+            pagemap = os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc.folder)
+            try:
+                yield Process(proc.pid, memory, pagemap, proc.path)
+            finally:
+                os.close(pagemap)
+        finally:
+            os.close(memory)
+
+
+def _is_64_bit(auxv: bytes) -> bool:
+    """Return whether the kernel told the program so at its start; a look at its file could hang on storage."""
+    words = dict(struct.iter_unpack("<QQ", auxv[: len(auxv) & -16]))
+    return words.get(AT_PHENT) == PHENT_64
+
+
+def _arguments(process: Process) -> bytes:
+    with contextlib.suppress(OSError):
+        return _read(f"{process.path}/cmdline").replace(b"\0", b" ").strip()
+    return b""
+
+
+def _yama() -> str:
+    try:
+        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as stream:
+            return f"yama ptrace_scope={stream.read().strip()}"
+    except OSError:
+        return "yama is not in this kernel"
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()

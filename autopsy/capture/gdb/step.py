@@ -1,0 +1,102 @@
+"""The step gdb.threads: the frozen core examined while the VM's own binary and libraries are still at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import zstandard
+
+from autopsy.bundle import layout
+from autopsy.capture.freeze import step as freeze
+from autopsy.capture.gdb import attach
+from autopsy.capture.reading.procfs import Gone, held
+from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
+from autopsy.errors import ExaminationFailed
+from autopsy.examine.core.inputs import Frozen
+from autopsy.examine.run import examine
+
+BINARY_LEVEL = 3  # 20 MB of QEMU become 6 MB in a tenth of a second
+SPARE_SECONDS = 1.0  # for what was found to be written before the step's deadline
+
+
+def look(scene: Scene) -> Outcome:
+    """Examine the core. Nothing is asked of the VM: only its files are opened."""
+    core = scene.staging / layout.CORE
+    if not core.exists():
+        return _without_core(scene)
+    scratch = scene.staging / "scratch"
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    try:
+        note = examine(frozen(scene, core, scratch))
+    except ExaminationFailed as error:
+        _store_binary(scene)  # whoever examines the core elsewhere needs it all the more
+        return Failed(f"{error}: {error.remedy}")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Collected("; ".join(filter(None, (note, _store_binary(scene)))))
+
+
+def _without_core(scene: Scene) -> Outcome:
+    if not scene.options.live_gdb:
+        return Skipped("there is no core: see freeze")
+    if not freeze.unsupported(scene.target.pid):
+        return Skipped("there is no core: see freeze. --live-gdb is for what cannot be frozen on any day")
+    return attach.look(scene)
+
+
+def _store_binary(scene: Scene) -> str:
+    """Keep QEMU's binary in the bundle where nobody could find it later, and say so."""
+    options = scene.options
+    if not (options.binary and options.core) or not (why := _lost_with_the_process(scene)):
+        return ""
+    packed = scene.staging / layout.BINARY
+    try:
+        with (
+            held(scene.target) as process,
+            open(f"{process.path}/exe", "rb") as binary,
+            open(packed, "xb") as stream,
+        ):
+            zstandard.ZstdCompressor(level=BINARY_LEVEL).copy_stream(binary, stream)
+    except (OSError, Gone) as error:
+        packed.unlink(missing_ok=True)
+        return f"the binary, which {why}, could not be kept: {getattr(error, 'strerror', None) or error}"
+    return f"the binary, which {why}, is kept as {layout.BINARY}"
+
+
+def _lost_with_the_process(scene: Scene) -> str:
+    """Return why its path leads nobody to the binary once the process is gone, empty if it does."""
+    record, process = scene.target.record, f"/proc/{scene.target.pid}"
+    if record.exe_deleted:
+        return "was deleted or replaced"
+    try:
+        if (
+            os.readlink(f"{process}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+            and os.readlink(f"{process}/root") == "/"
+        ):
+            return ""
+        here, there = os.stat(record.exe), os.stat(f"{process}/exe")
+    except OSError:
+        return "is not to be found by its path"
+    return "" if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) else "is another at its path"
+
+
+def frozen(scene: Scene, core: Path, scratch: Path, second_core: Path | None = None) -> Frozen:
+    """Return what the examination is given while the VM is alive."""
+
+    def read(path: str) -> bytes:
+        try:
+            return (scene.staging / path).read_bytes()
+        except OSError:
+            return b""
+
+    return Frozen(
+        core=core,
+        read=read,
+        write=scene.write,
+        scratch=scratch,
+        second_core=second_core,
+        process=Path(f"/proc/{scene.target.pid}"),
+        seconds=max(1.0, scene.deadline.left() - SPARE_SECONDS),
+    )

@@ -1,0 +1,1 @@
+"""Reads what the host knows around the VM."""

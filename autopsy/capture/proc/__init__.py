@@ -1,0 +1,1 @@
+"""Reads what /proc tells of the VM's process."""

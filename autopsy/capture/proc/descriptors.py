@@ -1,0 +1,80 @@
+"""The target's descriptor table: where each one leads, and what the kernel tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from autopsy.bundle import layout
+from autopsy.bundle.sections import Section
+from autopsy.capture.reading.procfs import Process
+from autopsy.capture.reading.reader import Read, SectionFile, Trouble, sections
+from autopsy.capture.step import Scene
+
+MOST_LINKS = 65536
+MOST_FDINFO = 4096
+MOST_MOUNTINFO = 4 << 20
+
+# What the analyzer counts first, should the bound above be reached. Those named last may take a lock of their own that
+# somebody stuck holds (tun takes rtnl_lock, epoll its own mutex).
+ORDER = (b"anon_inode:[eventfd]", b"anon_inode:[timerfd]", b"anon_inode:[io_uring]", b"/", b"socket:", b"pipe:")
+RISKY = (b"anon_inode:[eventpoll]", b"/dev/net/tun", b"/dev/tap", b"/dev/vhost-")
+
+
+def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]:
+    """Store fds.txt and return its sections: `fd/<n>` the link, `fdinfo/<n>`, and last `mountinfo`.
+
+    fdinfo's `mnt_id` leads to a line of mountinfo, which tells the file system without a stat(2) that could hang.
+    """
+    try:
+        numbers = process.numbers("fd")
+    except PermissionError:
+        with SectionFile(scene, layout.FDS) as stored:
+            stored.append([Section("fd", b"", error="EACCES")])
+        trouble.notes.append("descriptors: EACCES")
+        return {}
+    told = dict(_links(process, numbers))
+    found = [Section(f"fd/{number}", link) for number, link in told.items()]
+    if (left := len(numbers) - MOST_LINKS) > 0:
+        found.append(Section("fd (rest)", b"", error=f"{left} more descriptors were not read"))
+    ordered = sorted(told, key=lambda number: (_rank(told[number]), number))
+    with SectionFile(scene, layout.FDS) as stored:
+        stored.append(found)
+        for batch in sections(_reads(process, told, ordered[:MOST_FDINFO]), scene.deadline, trouble):
+            stored.append(batch)
+            found += batch
+        if (left := len(ordered) - MOST_FDINFO) > 0:
+            stored.append([Section("fdinfo (rest)", b"", error=f"{left} more descriptors were not read")])
+    return {section.name: section for section in found}
+
+
+def links(process: Process) -> dict[str, Section]:
+    """Return the sections `fd/<n>` alone, none where the kernel does not show them."""
+    try:
+        numbers = process.numbers("fd")
+    except PermissionError:
+        return {}
+    return {f"fd/{number}": Section(f"fd/{number}", link) for number, link in _links(process, numbers)}
+
+
+def _links(process: Process, numbers: list[int]) -> Iterator[tuple[int, bytes]]:
+    """Read every link; that takes no lock and asks no file system."""
+    for number in numbers[:MOST_LINKS]:
+        try:
+            yield number, process.link(f"fd/{number}")
+        except OSError:
+            continue  # closed meanwhile
+
+
+def _rank(link: bytes) -> int:
+    if link.startswith(RISKY):
+        return len(ORDER) + 1
+    return next((rank for rank, start in enumerate(ORDER) if link.startswith(start)), len(ORDER))
+
+
+def _reads(process: Process, told: Mapping[int, bytes], ordered: list[int]) -> Iterator[Read]:
+    for number in ordered:
+        link = told[number]
+        fate = link.decode("utf-8", "replace") if link.startswith(RISKY) else ""
+        yield Read(f"fdinfo/{number}", partial(process.read, f"fdinfo/{number}"), fate=fate)
+    yield Read("mountinfo", partial(process.read, "mountinfo", MOST_MOUNTINFO))

@@ -1,0 +1,218 @@
+"""The target's sockets, and who holds their other ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.records import SocketEnd
+from autopsy.bundle.sections import Section
+from autopsy.capture.proc import fuse
+from autopsy.capture.reading.procfs import Process, read_file
+from autopsy.capture.reading.programs import output
+from autopsy.capture.reading.reader import Cut, Read, SectionFile, Trouble, Unreadable, sections, take
+from autopsy.capture.step import Scene
+from autopsy.linux.fd_holders import holders
+from autopsy.linux.sock_diag import UnixSocket, unix_sockets
+
+TABLES = ("net/unix", "net/tcp", "net/tcp6", "net/netlink", "net/packet")
+MOST_TABLE = 8 << 20
+SS = ("ss", "-a", "-t", "-x", "-i", "-n", "-p", "-e", "-o")
+SS_SECONDS = 1.5
+SEARCH_SECONDS = 1.0
+MOST_PEERS = 32
+MOST_THREADS = 64  # of one peer
+CLONE_NEWNET = 0x40000000
+
+# What tells whether a peer is alive, and what it waits for; `cmdline` takes its mmap_lock, so `exe` names it instead.
+OF_A_PEER = ("comm", "status", "stat", "wchan", "syscall", "stack", "cgroup")
+OF_A_PEERS_THREAD = ("comm", "stat", "wchan", "syscall", "stack")
+
+# include/net/tcp_states.h; a UNIX socket's state uses the same numbers.
+STATES = {
+    1: "ESTAB",
+    2: "SYN-SENT",
+    3: "SYN-RECV",
+    4: "FIN-WAIT-1",
+    5: "FIN-WAIT-2",
+    6: "TIME-WAIT",
+    7: "UNCONN",
+    8: "CLOSE-WAIT",
+    9: "LAST-ACK",
+    10: "LISTEN",
+    11: "CLOSING",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TcpSocket:
+    """One row of /proc/net/tcp or tcp6; an IPv4 address mapped into IPv6 is told as IPv4."""
+
+    inode: int
+    state: int
+    local: str
+    remote: str
+    receive_queue: int
+    send_queue: int
+
+
+def collect(scene: Scene, process: Process, descriptors: Mapping[str, Section], trouble: Trouble) -> None:
+    """Store sockets.txt and sockets.json, given the sections of fds.txt."""
+    own = own_sockets(descriptors)
+    with SectionFile(scene, layout.SOCKETS) as stored:
+        reads = [Read(path, partial(process.read, path, MOST_TABLE)) for path in TABLES]
+        reads.append(Read("ss", partial(_ss, process), seconds=SS_SECONDS + 1))
+        for batch in sections(reads, scene.deadline, trouble):
+            stored.append(batch)
+        asked = take([Read("ends", partial(_ends, process, own), seconds=SEARCH_SECONDS + 2)], scene.deadline, trouble)
+        stored.append(section for section in asked.values() if section.error)
+        ends = msgspec.json.decode(asked["ends"].data or b"[]", type=list[SocketEnd])
+        scene.write_json(layout.SOCKET_ENDS, ends)
+        daemons = fuse.collect(scene, process, descriptors, stored, trouble)
+        peers = sorted({pid for end in ends for pid in end.peer_pids} | daemons)
+        if len(peers) > MOST_PEERS:
+            trouble.notes.append(f"{len(peers) - MOST_PEERS} of {len(peers)} peers were not looked at")
+        for batch in sections(_peers(peers[:MOST_PEERS]), scene.deadline, trouble):
+            stored.append(batch)
+
+
+def own_sockets(descriptors: Mapping[str, Section]) -> dict[int, int]:
+    """Return the inodes of the target's sockets with their lowest descriptor."""
+    found: dict[int, int] = {}
+    for name, section in descriptors.items():
+        if name.startswith("fd/") and section.data.startswith(b"socket:["):
+            found.setdefault(int(section.data[8:-1]), int(name[3:]))
+    return found
+
+
+def tcp_sockets(table: bytes) -> list[TcpSocket]:
+    """Read /proc/net/tcp or tcp6; rows that are damaged are left out."""
+    found = []
+    for row in table.splitlines()[1:]:
+        words = row.split()
+        try:
+            send, _, receive = words[4].partition(b":")
+            local, remote = (_address(words[place].decode()) for place in (1, 2))
+            found.append(TcpSocket(int(words[9]), int(words[3], 16), local, remote, int(receive, 16), int(send, 16)))
+        except (IndexError, ValueError, struct.error):
+            continue
+    return found
+
+
+def _address(word: str) -> str:
+    host, _, port = word.partition(":")
+    # Words of 32 bits, each printed as the host's byte order reads it.
+    raw = struct.pack(f">{len(host) // 8}I", *struct.unpack(f"={len(host) // 8}I", bytes.fromhex(host)))
+    if len(raw) == 16 and raw.startswith(bytes(10) + b"\xff\xff"):
+        raw = raw[12:]
+    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
+    text = socket.inet_ntop(family, raw)
+    return f"[{text}]:{int(port, 16)}" if len(raw) == 16 else f"{text}:{int(port, 16)}"
+
+
+def _enter_network(process: Process) -> None:
+    """Move this reader into the target's network namespace, where its sockets are told of."""
+    if process.link("ns/net") == os.readlink(b"/proc/self/ns/net"):
+        return
+    namespace = os.open("ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process.folder)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(namespace, CLONE_NEWNET):
+            why = os.strerror(ctypes.get_errno())
+            raise Unreadable(f"the target is in another network namespace: {why}")
+    finally:
+        os.close(namespace)
+
+
+def _ss(process: Process) -> bytes | Cut:
+    _enter_network(process)
+    return output(SS, seconds=SS_SECONDS)
+
+
+def _ends(process: Process, own: Mapping[int, int]) -> bytes | Cut:
+    """Be the search for other ends, in a reader; return SocketEnd[] as JSON."""
+    _enter_network(process)
+    try:
+        unix = unix_sockets()
+    except OSError:  # no unix_diag in this kernel: TCP peers can still be told
+        unix = {}
+    tcp = [row for path in ("net/tcp", "net/tcp6") for row in tcp_sockets(_whole(process, path))]
+    ends = [_end(fd, inode, unix, tcp) for inode, fd in sorted(own.items(), key=lambda item: item[1])]
+    links = {b"socket:[%d]" % end.peer_inode for end in ends if end.peer_inode}
+    held, complete = holders(links, seconds=SEARCH_SECONDS, but=process.pid)
+    told = msgspec.json.encode(
+        [
+            msgspec.structs.replace(end, peer_pids=held.get(b"socket:[%d]" % end.peer_inode, ()))
+            if end.peer_inode
+            else end
+            for end in ends
+        ]
+    )
+    return told if complete else Cut(told, f"the host has too many processes to search them all in {SEARCH_SECONDS} s")
+
+
+def _whole(process: Process, path: str) -> bytes:
+    try:
+        found = process.read(path, MOST_TABLE)
+    except OSError:
+        return b""
+    return found.data if isinstance(found, Cut) else found
+
+
+def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocket]) -> SocketEnd:
+    if one := unix.get(inode):
+        other = unix.get(one.peer)
+        return SocketEnd(
+            fd=fd,
+            inode=inode,
+            family="unix",
+            state=STATES.get(one.state, str(one.state)),
+            local=one.name,
+            remote=other.name if other else "",
+            receive_queue=one.receive_queue,
+            send_queue=one.send_queue,
+            peer_inode=one.peer or None,
+        )
+    if row := next((each for each in tcp if each.inode == inode), None):
+        other_row = next((each for each in tcp if (each.local, each.remote) == (row.remote, row.local)), None)
+        return SocketEnd(
+            fd=fd,
+            inode=inode,
+            family="tcp",
+            state=STATES.get(row.state, str(row.state)),
+            local=row.local,
+            remote=row.remote,
+            receive_queue=row.receive_queue,
+            send_queue=row.send_queue,
+            peer_inode=(other_row.inode or None) if other_row else None,
+        )
+    return SocketEnd(fd=fd, inode=inode, family="other")
+
+
+def _peers(pids: list[int]) -> Iterator[Read]:
+    for pid in pids:
+        for file in OF_A_PEER:
+            yield Read(f"peer/{pid}/{file}", partial(_peer_file, pid, file))
+        yield Read(f"peer/{pid}/exe", partial(os.readlink, f"/proc/{pid}/exe".encode()))
+        for tid in _threads(pid):
+            for file in OF_A_PEERS_THREAD:
+                yield Read(f"peer/{pid}/task/{tid}/{file}", partial(_peer_file, pid, f"task/{tid}/{file}"))
+
+
+def _peer_file(pid: int, file: str) -> bytes | Cut:
+    return read_file(f"/proc/{pid}/{file}")
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return sorted(int(tid) for tid in os.listdir(f"/proc/{pid}/task"))[:MOST_THREADS]
+    except OSError:
+        return []

@@ -1,0 +1,62 @@
+"""The first look at a VM, which asks it nothing and changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from autopsy.bundle import layout
+from autopsy.capture.proc import descriptors, thread_waits, threads
+from autopsy.capture.reading.procfs import Gone, Process, held
+from autopsy.capture.reading.reader import Read, Trouble, sections
+from autopsy.capture.step import Failed, Outcome, Scene
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A file of /proc/PID that may need mmap_lock, which a stuck thread can hold for ever."""
+
+    path: str
+    file: str
+    most: int
+    seconds: float
+    fate: str = ""
+
+
+# auxv takes no such lock, nor does maps on newer kernels (seen on 6.18); no stack is read without it. smaps walks the
+# page tables of guest RAM, so it has the longest time, and comes last.
+MAPPED = (
+    Mapped("auxv", layout.AUXV, 1 << 16, 1.0),
+    Mapped("maps", layout.MAPS, 32 << 20, 1.0),
+    Mapped("cmdline", layout.CMDLINE, 4 << 20, 1.0, "mmap_lock"),
+    Mapped("smaps", layout.SMAPS, 128 << 20, 2.5, "mmap_lock"),
+)
+
+
+def look(scene: Scene) -> Outcome:
+    """Take every thread's state, the descriptors, what the threads sleep on; last what can hang on mmap_lock.
+
+    The order is that of risk: whatever hangs, everything before it is stored. A hang makes the outcome TimedOut, not
+    Collected: maps that are missing must be seen to be missing, and which read hung where says what is wrong.
+    """
+    trouble = Trouble()
+    try:
+        with held(scene.target) as process:
+            found = threads.take(scene, process, trouble)
+            descriptors.take(scene, process, trouble)
+            thread_waits.look(scene, process, found, trouble)
+            _mapped(scene, process, trouble)
+    except Gone as error:
+        return Failed(str(error))
+    return trouble.outcome()
+
+
+def _mapped(scene: Scene, process: Process, trouble: Trouble) -> None:
+    reads = (Read(each.path, partial(process.read, each.path, each.most), each.fate, each.seconds) for each in MAPPED)
+    files = {each.path: each.file for each in MAPPED}
+    for batch in sections(reads, scene.deadline, trouble):
+        for section in batch:
+            if not section.error:
+                scene.write(files[section.name], section.data)
+            elif section.name not in {hang.name for hang in trouble.hangs}:
+                trouble.notes.append(f"{section.name}: {section.error}")

@@ -1,0 +1,1 @@
+"""Asks the VM's monitor."""

@@ -1,0 +1,54 @@
+"""Which questions QEMU promises nothing about, and which have harmed one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.capture.qmp.commands import Qemu
+
+PREFIX = "x-"
+
+
+@dataclass(frozen=True, slots=True)
+class Harm:
+    """A question that has harmed a QEMU.
+
+    Nobody knows since when it harms: every version counts as harmed, but for the series in which it was tried, many
+    times and on every kind of disk, without harm.
+    """
+
+    question: str
+    unharmed: tuple[tuple[int, int], ...]
+    happened: str
+
+
+HARMFUL = (
+    Harm(
+        "x-query-virtio-status",
+        ((7, 2), (10, 0)),
+        "it aborted QEMU 11.1.3 (SIGABRT, qapi/qapi-visit-core.c:52: visit_start_struct)",
+    ),
+)
+
+
+def is_unstable(question: str, qemu: Qemu) -> bool:
+    """Return whether QEMU may change or break the question: its name says so, or its schema does."""
+    return question.startswith(PREFIX) or question in qemu.marked
+
+
+def harm(question: str, qemu: Qemu) -> str:
+    """Return what the question has done to a QEMU, empty when this one is known to be spared, or it never did any.
+
+    A version that was not told is in doubt, and doubt counts as harm.
+    """
+    version = (qemu.version.major, qemu.version.minor)
+    return next((each.happened for each in HARMFUL if each.question == question and version not in each.unharmed), "")
+
+
+def why_not(question: str, qemu: Qemu, *, unstable_too: bool) -> str:
+    """Return why the question is not asked of this QEMU, empty when it may be."""
+    if happened := harm(question, qemu):
+        return f"{happened}, and nobody knows which others"
+    if not unstable_too and is_unstable(question, qemu):
+        return "QEMU marks it as unstable: --ask-unstable asks it, last of all"
+    return ""

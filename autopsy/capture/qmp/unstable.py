@@ -1,0 +1,92 @@
+"""The step that asks what QEMU promises nothing about: only where a person wants it, and last of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from autopsy.bundle.records import QmpExchange
+from autopsy.capture.qmp import commands, guard, session, stability
+from autopsy.capture.qmp import step as qmp
+from autopsy.capture.qmp.session import Interview
+from autopsy.capture.step import Outcome, Scene
+
+GRAPH = "x-debug-query-block-graph"
+VIRTIO = "x-query-virtio"
+VIRTIO_STATUS = "x-query-virtio-status"
+QUEUE_STATUS = "x-query-virtio-queue-status"
+
+MOST_DEVICES = 64
+MOST_QUEUES = 16
+RINGED = ("virtio-blk", "virtio-scsi")
+
+
+def ask(scene: Scene) -> Outcome:
+    """Ask for what the schema kept from being asked, the block graph, and the rings of the virtio disks."""
+    if silent := qmp.silence(scene):
+        return silent
+    withheld = tuple(_withheld(scene))
+    refusal = _refusal(scene, withheld)
+
+    async def talk(monitor: Interview) -> None:
+        for each in withheld:
+            await monitor.ask(each.question, each.arguments, why_not=refusal if _blocks(each, monitor.qemu) else "")
+        await monitor.ask(GRAPH, why_not=qmp.lacks(GRAPH, monitor.qemu))
+        await _ask_queues(monitor)
+
+    return qmp.converse(scene, talk, unstable_too=True)
+
+
+async def _ask_queues(monitor: Interview) -> None:
+    """Ask for the rings of each virtio disk and SCSI controller: `inuse` is how many requests QEMU owes the guest.
+
+    Of a device that cannot be asked whether a vhost back end holds its rings, none is asked for.
+    """
+    devices = await monitor.ask(VIRTIO, why_not=qmp.lacks(VIRTIO, monitor.qemu))
+    for path in ringed_devices(devices):
+        status = await monitor.ask(VIRTIO_STATUS, {"path": path})
+        for queue in queues(status):
+            await monitor.ask(QUEUE_STATUS, {"path": path, "queue": queue})
+
+
+def _withheld(scene: Scene) -> Iterator[QmpExchange]:
+    """Yield the questions of earlier steps that were not asked because the schema marks them."""
+    qemu = session.qemu_of(session.earlier(scene, qmp.BEFORE[0]))
+    for step in qmp.BEFORE:
+        for each in session.earlier(scene, step):
+            if each.outcome == "skipped" and stability.is_unstable(each.question, qemu):
+                yield each
+
+
+def _blocks(exchange: QmpExchange, qemu: commands.Qemu) -> bool:
+    return exchange.question in commands.GUARDED or bool(commands.takes_lock(exchange.question, qemu))
+
+
+def _refusal(scene: Scene, withheld: tuple[QmpExchange, ...]) -> str:
+    """Return why those that can block are not asked, empty when they may be, or there are none."""
+    qemu = session.qemu_of(session.earlier(scene, qmp.BEFORE[0]))
+    if scene.options.ask_anyway or not any(_blocks(each, qemu) for each in withheld):
+        return ""
+    match guard.look(scene):
+        case guard.Refusal(reasons):
+            return "; ".join(reasons)
+        case guard.Permit():
+            return ""
+
+
+def ringed_devices(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON
+    """Return the QOM paths of the virtio disks and SCSI controllers in an answer to x-query-virtio."""
+    paths = [each.get("path") for each in commands.named(answer) if each["name"] in RINGED]
+    return tuple(path for path in paths if isinstance(path, str))[:MOST_DEVICES]
+
+
+def queues(answer: Any) -> range:  # noqa: ANN401 - JSON
+    """Return the numbers of a device's queues that can be asked for without harm, from its x-query-virtio-status.
+
+    Where a vhost back end holds the rings, asking for a queue sends it GET_VRING_BASE, and that stops the ring.
+    """
+    match answer:
+        case {"vhost-started": False, "num-vqs": int(number)}:
+            return range(max(0, min(number, MOST_QUEUES)))
+        case _:
+            return range(0)

@@ -1,0 +1,1 @@
+"""Reads files and programs that may never answer."""

@@ -1,0 +1,131 @@
+"""Reads one process's /proc by a descriptor of its folder, so that its number cannot come to mean another process."""
+
+from __future__ import annotations
+
+import os
+import stat as stat_mode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.target.target import Target
+
+MOST_BYTES = 1 << 20
+PART_BYTES = 1 << 16
+OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class Gone(Exception):
+    """The process has ended, or its number means another one by now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The target's /proc/PID, held open: when the process ends, every read through it fails with ESRCH."""
+
+    pid: int
+    folder: int
+
+    @property
+    def path(self) -> str:
+        """Return a path to it that means this process only, in ours and in what we fork; an error's name is no good."""
+        return f"/proc/self/fd/{self.folder}"
+
+    def read(self, path: str, most: int = MOST_BYTES) -> bytes | Cut:
+        """Return a file below /proc/PID, at most `most` bytes of it."""
+        return read_file(path, most, folder=self.folder)
+
+    def small(self, path: str) -> bytes:
+        """Return a small file below /proc/PID, empty where it can't be read."""
+        try:
+            found = self.read(path, PART_BYTES)
+        except OSError:
+            return b""
+        return found.data if isinstance(found, Cut) else found
+
+    def link(self, path: str) -> bytes:
+        """Return where a link below /proc/PID leads."""
+        return os.readlink(path.encode(), dir_fd=self.folder)
+
+    def numbers(self, path: str) -> list[int]:
+        """Return the numbered entries of a folder below /proc/PID (`task`, `fd`), in order.
+
+        Raises:
+            Gone: the process has ended.
+        """
+        try:
+            folder = os.open(path, OPEN | os.O_DIRECTORY, dir_fd=self.folder)
+            try:
+                return sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
+            finally:
+                os.close(folder)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise Gone(f"process {self.pid} ended while it was looked at") from error
+
+
+@contextmanager
+def held(target: Target) -> Iterator[Process]:
+    """Hold the target's /proc/PID open.
+
+    Raises:
+        Gone: the process has ended, or another one has its number.
+    """
+    try:
+        folder = os.open(f"/proc/{target.pid}", OPEN | os.O_DIRECTORY)
+    except FileNotFoundError as error:
+        raise Gone(f"process {target.pid} has ended") from error
+    try:
+        process = Process(target.pid, folder)
+        if start_ticks(process.small("stat")) != target.record.start_ticks:
+            raise Gone(f"process {target.pid} is not the one that was captured: it started at another time")
+        yield process
+    finally:
+        os.close(folder)
+
+
+def start_ticks(stat: bytes) -> int | None:
+    """Return field 22 of /proc/PID/stat; a thread's name may hold anything, so fields count from the LAST ')'."""
+    fields = stat.rpartition(b")")[2].split()
+    return int(fields[19]) if len(fields) > 19 else None
+
+
+def state(stat: bytes) -> str:
+    """Return field 3 of /proc/PID/stat, empty where there is none."""
+    fields = stat.rpartition(b")")[2].split()
+    return fields[0].decode("ascii", "replace") if fields else ""
+
+
+def read_file(path: str, most: int = MOST_BYTES, *, folder: int | None = None) -> bytes | Cut:
+    """Return a file's bytes; a FIFO or a terminal in its place is not waited for."""
+    descriptor = os.open(path, OPEN, dir_fd=folder)
+    try:
+        return read_open(descriptor, most)
+    finally:
+        os.close(descriptor)
+
+
+def read_open(descriptor: int, most: int) -> bytes | Cut:
+    """Return what is left in an open file, at most `most` bytes."""
+    parts = []
+    size = 0
+    while part := os.read(descriptor, PART_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            return Cut(b"".join(parts)[:most], f"cut after {most} bytes")
+    return b"".join(parts)
+
+
+def tail_of(descriptor: int, most: int) -> bytes:
+    """Return the last `most` bytes of an open file, from the start of a line on.
+
+    Raises:
+        Unreadable: it is no regular file; to read a pipe would take its bytes from whoever they are meant for.
+    """
+    status = os.fstat(descriptor)
+    if not stat_mode.S_ISREG(status.st_mode):
+        raise Unreadable("no regular file")
+    size = status.st_size
+    data = os.pread(descriptor, most, max(0, size - most))
+    return data if size <= most else data.partition(b"\n")[2]

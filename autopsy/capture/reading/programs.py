@@ -1,0 +1,96 @@
+"""Runs another program inside a reader, with a bound on its time and its output."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+
+from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.linux.child import die_with_parent
+
+MOST_BYTES = 4 << 20
+END_SECONDS = 0.2
+PLACES = "/usr/sbin:/sbin:/usr/bin:/bin"  # an operator's PATH may lack sbin, where ss and dmsetup often lie
+NOGROUP = 65534
+PASSED_ON = ("TZ",)  # the journal's times are told in the host's zone
+
+
+def output(words: Sequence[str], *, seconds: float, most: int = MOST_BYTES, user: int | None = None) -> bytes | Cut:
+    """Return what a program prints; what it had printed when its time or its room was up counts too.
+
+    Call it from a `Read.take` whose own `seconds` are longer: the program is in the reader's process group, and ends
+    with it. With `user` it runs with that user's rights, and none of any group's.
+
+    Raises:
+        Unreadable: it is not installed, or it failed and printed nothing; its own words are in the message.
+    """
+    path = f"{os.environ.get('PATH', '')}:{PLACES}"
+    binary = shutil.which(words[0], path=path)
+    if binary is None:
+        raise Unreadable(f"{words[0]} is not installed")
+    started = subprocess.Popen(
+        [binary, *words[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"PATH": path, "LC_ALL": "C"} | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        cwd="/",
+        user=user,
+        group=None if user is None else NOGROUP,
+        extra_groups=None if user is None else (),
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - a reader has one thread
+    )
+    printed, errors, why = _gather(started, time.monotonic() + seconds, most)
+    why += _end(started)
+    if why:
+        return Cut(printed, why)
+    if started.returncode and not printed:
+        raise Unreadable(errors.decode("utf-8", "replace").strip().partition("\n")[0] or f"exit {started.returncode}")
+    return printed
+
+
+def _gather(started: subprocess.Popen[bytes], give_up: float, most: int) -> tuple[bytes, bytes, str]:
+    """Read both streams to their ends; return what came, and why it is not all."""
+    assert started.stdout is not None  # noqa: S101 - they are pipes: tells the type checker
+    assert started.stderr is not None  # noqa: S101 - likewise
+    out, errors = started.stdout.fileno(), started.stderr.fileno()
+    found = {out: bytearray(), errors: bytearray()}
+    poller = select.poll()
+    for stream in found:
+        poller.register(stream, select.POLLIN)
+    open_streams = set(found)
+    while open_streams:
+        left = give_up - time.monotonic()
+        if left <= 0:
+            return bytes(found[out]), bytes(found[errors]), "cut: it was still running when its time was up"
+        for stream, _ in poller.poll(left * 1000):
+            part = os.read(stream, 1 << 16)
+            if not part:
+                poller.unregister(stream)
+                open_streams.discard(stream)
+            found[stream] += part
+            if len(found[stream]) > most:
+                return bytes(found[out][:most]), bytes(found[errors][:most]), f"cut after {most} bytes"
+    return bytes(found[out]), bytes(found[errors]), ""
+
+
+def _end(started: subprocess.Popen[bytes]) -> str:
+    """Wait for the program, or kill it; return why it is still there."""
+    if started.stdout:
+        started.stdout.close()
+    if started.stderr:
+        started.stderr.close()
+    for last_try in (False, True):
+        try:
+            started.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            if last_try:
+                return f"; {started.pid} does not end: it sleeps in the kernel"
+        else:
+            return ""
+    return ""

@@ -1,0 +1,316 @@
+"""Reads what may never answer: in a forked reader that is replaced when it hangs, so that a hang costs one section."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import TracebackType
+from typing import Self
+
+from autopsy.bundle.manifest import LeftBehind
+from autopsy.bundle.sections import Section, render
+from autopsy.capture.step import Collected, Deadline, Outcome, Scene, TimedOut
+from autopsy.linux.child import end, spawn
+
+ANSWER_SECONDS = 1.0  # a file of /proc or /sys that answers at all answers in a few milliseconds
+MARGIN_SECONDS = 0.25  # kept back from a step's deadline, to end the reader and to say what became of it
+PIPE_BYTES = 1 << 20
+F_SETPIPE_SZ = 1031  # linux/fcntl.h
+MOST_WHY = 200  # what a section's header holds
+TOLD_HANGS = 8
+MANY = 256  # reads to come: then we let the pipe fill, for waking up for each of thousands takes the reader's CPU
+GATHER_SECONDS = 0.004
+
+FRAME = struct.Struct("<BHI")  # what kind, bytes of why, bytes of data
+
+
+class _Kind(IntEnum):
+    WHOLE = 1
+    CUT = 2
+    ERROR = 3
+
+
+class Unreadable(Exception):
+    """A read has nothing to give; its words say why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What was read before a bound of ours was reached, and which."""
+
+    data: bytes
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One thing to read: the section that it becomes, and how.
+
+    Reads that would hang together share a `fate` ("mmap_lock", one mount): after the first that hangs, the rest of
+    them are not tried.
+    """
+
+    name: str
+    take: Callable[[], bytes | Cut]
+    fate: str = ""
+    seconds: float = ANSWER_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """A read that did not answer, and the kernel function that its reader slept in."""
+
+    name: str
+    seconds: float
+    wchan: str
+
+    @property
+    def why(self) -> str:
+        """Return it in words, without the name."""
+        where = f", asleep in {self.wchan}" if self.wchan else ""
+        return f"did not answer in {self.seconds:.1f} s{where}"
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What went wrong in a step's reads, gathered while it goes."""
+
+    hangs: list[Hang] = field(default_factory=list)
+    left_behind: list[LeftBehind] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unread: int = 0
+
+    def outcome(self) -> Outcome:
+        """Return TimedOut if any read was cut off by a deadline of ours, Collected otherwise, with everything told."""
+        told = [f"{_fits_a_header(hang.name)} {hang.why}" for hang in self.hangs[:TOLD_HANGS]]
+        if len(self.hangs) > TOLD_HANGS:
+            told.append(f"so did {len(self.hangs) - TOLD_HANGS} more")
+        if self.unread:
+            told.append(f"{self.unread} sections were not read in time")
+        told += [f"left behind: {each.pid} ({each.state}, {each.wchan})" for each in self.left_behind]
+        why = "; ".join(told + self.notes)
+        return TimedOut(why) if self.hangs or self.unread else Collected(why)
+
+
+class SectionFile:
+    """A file of sections that is on disk as far as it was read, whatever ends us."""
+
+    def __init__(self, scene: Scene, file: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._stream = open(os.open(scene.folder / file, flags, 0o600), "wb", buffering=0)  # noqa: SIM115 - see __exit__
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def append(self, sections: Iterable[Section]) -> None:
+        """Store some more sections at once."""
+        view = memoryview(render(sections))
+        while view:
+            view = view[self._stream.write(view) :]
+
+
+def sections(reads: Iterable[Read], deadline: Deadline, trouble: Trouble) -> Iterator[list[Section]]:
+    """Read them in order and yield the sections as they come, several at a time; never raises for what a read does.
+
+    Every read gives one section: its data, or the error's name, or that it did not answer. A read that was cut at a
+    bound of ours is followed by an unreadable section `<name> (rest)`.
+
+    Concurrency: call it only from a process with one thread. Closing the iterator ends the reader.
+    """
+    pending = list(reads)
+    while pending:
+        if deadline.left() <= MARGIN_SECONDS:
+            trouble.unread += len(pending)
+            yield [Section(read.name, b"", error="not read: this step's time was up") for read in pending]
+            return
+        reader = _Reader(pending)
+        done = 0
+        hang = None
+        try:
+            while answers := reader.receive(pending[done].seconds, deadline):
+                yield [
+                    section
+                    for read, answer in zip(pending[done:], answers, strict=False)
+                    for section in answer.sections(read.name)
+                ]
+                done += len(answers)
+                if done == len(pending):
+                    break
+                if len(pending) - done >= MANY:
+                    time.sleep(GATHER_SECONDS)
+        except _Silent as silent:
+            hang = Hang(pending[done].name, silent.seconds, silent.wchan)
+        finally:
+            trouble.left_behind += reader.end()
+        if done < len(pending):
+            stopped, pending = pending[done], pending[done + 1 :]
+            if hang is None:
+                yield [Section(stopped.name, b"", error="its reader died")]
+                continue
+            trouble.hangs.append(hang)
+            sharing = [read for read in pending if stopped.fate and read.fate == stopped.fate]
+            pending = [read for read in pending if not stopped.fate or read.fate != stopped.fate]
+            yield [
+                Section(stopped.name, b"", error=_fits_a_header(hang.why)),
+                *(Section(read.name, b"", error=_fits_a_header(f"not tried: {stopped.name} hung")) for read in sharing),
+            ]
+        else:
+            return
+
+
+def store(scene: Scene, file: str, reads: Iterable[Read], trouble: Trouble) -> dict[str, Section]:
+    """Read them into one file of sections, and return those sections by name."""
+    found: dict[str, Section] = {}
+    with SectionFile(scene, file) as stored:
+        for batch in sections(reads, scene.deadline, trouble):
+            stored.append(batch)
+            found.update((section.name, section) for section in batch)
+    return found
+
+
+def take(reads: Iterable[Read], deadline: Deadline, trouble: Trouble) -> dict[str, Section]:
+    """Read them into memory, by name."""
+    return {section.name: section for batch in sections(reads, deadline, trouble) for section in batch}
+
+
+class _Silent(Exception):
+    """The reader has not answered; `wchan` is where it sleeps."""
+
+    def __init__(self, seconds: float, wchan: str) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.wchan = wchan
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    kind: _Kind
+    why: str
+    data: bytes
+
+    def sections(self, name: str) -> tuple[Section, ...]:
+        match self.kind:
+            case _Kind.WHOLE:
+                return (Section(name, self.data),)
+            case _Kind.CUT:
+                return (Section(name, self.data), Section(f"{name} (rest)", b"", error=self.why or "cut"))
+            case _Kind.ERROR:
+                return (Section(name, b"", error=self.why or "unknown"),)
+
+
+class _Reader:
+    """One forked reader, at work on a list of reads; what it read arrives through a pipe of its own."""
+
+    def __init__(self, reads: Sequence[Read]) -> None:
+        self._pipe, sending = os.pipe2(os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # pipe-max-size may be lower: then the reader waits for us more often
+            fcntl.fcntl(sending, F_SETPIPE_SZ, PIPE_BYTES)
+        self._buffer = bytearray()
+        self._poller = select.poll()
+        self._poller.register(self._pipe, select.POLLIN)
+        try:
+            self._child = spawn(lambda: _serve(reads, sending))
+        finally:
+            os.close(sending)
+
+    def receive(self, seconds: float, deadline: Deadline) -> list[_Answer]:
+        """Return the answers that have come, at least one; none when the reader has ended.
+
+        Raises:
+            _Silent: nothing came for that many seconds, or the deadline is near.
+        """
+        asked = time.monotonic()
+        patience = asked + seconds
+        while not (answers := self._whole_answers()):
+            now = time.monotonic()
+            last = deadline.at - MARGIN_SECONDS
+            if now >= min(patience, last) and not self._arrived(0):
+                if now < last and self._state() == "R":  # it wants a CPU, not an answer: that is no hang
+                    patience = now + seconds
+                    continue
+                raise _Silent(now - asked, self._wchan())
+            if not self._arrived(min(patience, last) - now):
+                continue
+            part = os.read(self._pipe, PIPE_BYTES)
+            if not part:
+                return []
+            self._buffer += part
+            patience = time.monotonic() + seconds
+        return answers
+
+    def end(self) -> list[LeftBehind]:
+        """End the reader with all that it started; return it where it can't be ended."""
+        os.close(self._pipe)
+        left = end(self._child)
+        return [left] if left else []
+
+    def _arrived(self, seconds: float) -> bool:
+        return bool(self._poller.poll(max(0.0, seconds) * 1000))
+
+    def _whole_answers(self) -> list[_Answer]:
+        found = []
+        place = 0
+        while len(self._buffer) >= place + FRAME.size:
+            kind, why_size, data_size = FRAME.unpack_from(self._buffer, place)
+            why = place + FRAME.size
+            data = why + why_size
+            if len(self._buffer) < data + data_size:
+                break
+            place = data + data_size
+            words = self._buffer[why:data].decode("utf-8", "replace")
+            found.append(_Answer(_Kind(kind), words, bytes(self._buffer[data:place])))
+        del self._buffer[:place]
+        return found
+
+    def _state(self) -> str:
+        with contextlib.suppress(OSError, IndexError), open(f"/proc/{self._child.pid}/stat", "rb") as stream:
+            return stream.read().rpartition(b")")[2].split()[0].decode()
+        return "?"
+
+    def _wchan(self) -> str:
+        with contextlib.suppress(OSError), open(f"/proc/{self._child.pid}/wchan", "rb") as stream:
+            return stream.read(256).decode("utf-8", "replace").strip("0\n")
+        return ""
+
+
+def _serve(reads: Sequence[Read], sending: int) -> bytes:
+    """Be the reader: send every read's answer as soon as it is there."""
+    for read in reads:
+        kind, why, data = _Kind.WHOLE, "", b""
+        try:
+            got = read.take()
+            if isinstance(got, Cut):
+                kind, why, data = _Kind.CUT, got.why, got.data
+            else:
+                data = got
+        except Unreadable as error:
+            kind, why = _Kind.ERROR, str(error)
+        except OSError as error:
+            kind, why = _Kind.ERROR, errno.errorcode.get(error.errno or 0, str(error))
+        except Exception as error:  # noqa: BLE001 - one read's error must not cost the others their answers
+            kind, why = _Kind.ERROR, f"{type(error).__name__}: {error}"
+        words = _fits_a_header(why).encode("utf-8", "replace")
+        view = memoryview(FRAME.pack(kind, len(words), len(data)) + words + data)
+        while view:
+            view = view[os.write(sending, view) :]
+    return b""
+
+
+def _fits_a_header(why: str) -> str:
+    """Return an error's words as sections.py can hold them between its parentheses."""
+    return "".join(letter if letter.isprintable() and letter.isascii() and letter != ")" else "_" for letter in why)[
+        :MOST_WHY
+    ]

@@ -1,0 +1,73 @@
+"""The step second-exposure: the same look again after a gap, because what did not move is stuck."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.records import FreezeRecord
+from autopsy.capture.freeze import step as freeze
+from autopsy.capture.gdb import step as gdb
+from autopsy.capture.proc import step as proc
+from autopsy.capture.qmp import step as qmp
+from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped, TimedOut
+from autopsy.errors import ExaminationFailed
+from autopsy.examine.second_exposure import examine_again
+
+RESERVE_SECONDS = 3.0  # for the exposure itself, when the budget cuts the gap short
+
+
+def expose(scene: Scene) -> Outcome:
+    """Wait until the gap has passed, then take threads, memory and the harmless QMP answers once more."""
+    waited = _wait(scene)
+    parts: tuple[tuple[str, Outcome], ...] = (
+        ("threads", proc.tasks_again(scene)),
+        ("memory", freeze.expose_again(scene)),
+        ("monitor", qmp.ask_again(scene)),
+        ("coroutines", _compare(scene)),
+    )
+    stop_ns = sum(outcome.stop_ns for _, outcome in parts if isinstance(outcome, Collected))
+    told = [f"{waited:.1f} s after the first"]
+    told += [words for name, outcome in parts if (words := _words(name, outcome))]
+    if not any(isinstance(outcome, Collected) for _, outcome in parts):
+        return Failed("; ".join(told))
+    return Collected("; ".join(told), stop_ns)
+
+
+def _compare(scene: Scene) -> Outcome:
+    second_core = scene.folder / layout.CORE
+    if not second_core.exists():
+        return Skipped("there is no second core")
+    try:
+        with tempfile.TemporaryDirectory(prefix="scratch-", dir=scene.staging) as scratch:
+            frozen = gdb.frozen(scene, scene.staging / layout.CORE, Path(scratch), second_core)
+            return Collected(examine_again(frozen))
+    except ExaminationFailed as error:
+        return Failed(str(error))
+
+
+def _wait(scene: Scene) -> float:
+    """Sleep until `gap` seconds after the first exposure and return how many seconds after it now is."""
+    try:
+        first = msgspec.json.decode(scene.earlier(layout.FREEZE, layout.FREEZE_RECORD), type=FreezeRecord).frozen_at_ns
+    except msgspec.DecodeError:  # the first was not frozen; its threads were looked at all the same, just now
+        first = time.monotonic_ns()
+    due = first / 1e9 + scene.options.gap - time.monotonic()
+    time.sleep(max(0.0, min(due, scene.deadline.left() - RESERVE_SECONDS)))
+    return time.monotonic() - first / 1e9
+
+
+def _words(name: str, outcome: Outcome) -> str:
+    match outcome:
+        case Collected(why):
+            return f"{name}: {why}" if why else ""
+        case TimedOut(why):
+            return f"{name} timed out: {why}"
+        case Failed(why):
+            return f"{name} failed: {why}"
+        case Skipped(why):
+            return f"{name} skipped: {why}"

@@ -1,0 +1,1 @@
+"""Keeps the evidence safe until it is sealed."""

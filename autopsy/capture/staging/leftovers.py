@@ -1,0 +1,83 @@
+"""Tells the working folder of a capture at work from one that a killed capture left behind.
+
+A capture holds a record lock on its folder's README.txt. The kernel drops it with the process, however that ends, and
+no child inherits it: a child of ours that sleeps in the kernel does not keep a dead capture alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from pathlib import Path
+
+from autopsy.bundle import layout
+from autopsy.capture.staging.places import memory_places
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+
+YOUNG_SECONDS = 60.0  # a folder without a README may be a capture that is only beginning
+LOOK_SECONDS = 2.0
+WORK = ".work"
+PARTIAL = ".partial"
+
+
+def claim(folder: Path) -> int | None:
+    """Lock a working folder and return the descriptor that keeps it, None where somebody else holds it.
+
+    Record locks go when this process closes any descriptor of the file: nothing may open it here again.
+    """
+    try:
+        descriptor = os.open(folder / layout.README, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def at_work(folder: Path) -> bool:
+    """Return whether a capture still fills this folder. Looks in a child: see `claim`."""
+
+    def look() -> bytes:
+        if not (folder / layout.README).is_file():
+            return b"yes" if time.time() - os.lstat(folder).st_mtime < YOUNG_SECONDS else b""
+        return b"yes" if claim(folder) is None else b""
+
+    try:
+        return bool(in_child(look, LOOK_SECONDS))
+    except ChildTimedOut:
+        return True  # nobody can tell: leave it alone
+    except ChildFailed:
+        return False
+
+
+def leftovers() -> tuple[Path, ...]:
+    """Return the working folders in memory that killed captures of this user left, the oldest first."""
+    found = []
+    for place in memory_places():
+        with contextlib.suppress(OSError):
+            found += [path for path in place.iterdir() if path.name.endswith(WORK) and _is_ours(path)]
+    return tuple(path for path in sorted(found, key=lambda each: each.name[-len(WORK) - 16 :]) if not at_work(path))
+
+
+def twin(folder: Path) -> Path | None:
+    """Return the complete working folder of which `folder`, a durable copy, holds what was there a step before."""
+    if not folder.name.endswith(PARTIAL):
+        return None
+    name = folder.name.removesuffix(PARTIAL) + WORK
+    return next((path for place in memory_places() if _is_ours(path := place / name)), None)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a folder is one that we made: nobody else's, and closed to everybody else."""
+    try:
+        status = os.lstat(folder)
+    except OSError:
+        return False
+    private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077 and status.st_uid == os.geteuid()
+    return private and folder.name.startswith("autopsy-")

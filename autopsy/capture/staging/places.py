@@ -1,0 +1,141 @@
+"""Which directories evidence can go to: they answer, they have room, and whether they lie in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.linux.mounts import mounts_of
+
+PROBE_SECONDS = 2.0
+MEMORY = (Path("/run"), Path("/dev/shm"))  # noqa: S108 - the folder that is made there is 0700
+FALLBACKS = (Path("/var/tmp"), *MEMORY)  # noqa: S108 - likewise
+IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+MEMORY_SHARE = 2  # at most one part in so many of the memory that is left: the host needs it more than we do
+UNLIMITED = 1 << 60  # version 1 of the cgroups tells no limit as a number near 2**63
+
+# Used, limit: of the cgroups' second version, then of the first.
+CGROUP_FILES = (("memory.current", "memory.max"), ("memory.usage_in_bytes", "memory.limit_in_bytes"))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A directory that answers, with the bytes that fit there."""
+
+    path: Path
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A directory that cannot be used, and why; `hangs` tells one that does not answer from one that refuses."""
+
+    path: Path
+    why: str
+    hangs: bool = False
+
+
+def probe(path: Path, needs: int) -> Place | Unusable:
+    """Find out in a child whether a file can be made, written and fsynced there, and whether `needs` bytes fit."""
+
+    def try_it() -> bytes:
+        path.mkdir(parents=True, mode=0o700, exist_ok=True)
+        _write_unseen(path)
+        there = os.statvfs(path)
+        return str(there.f_bavail * there.f_frsize).encode()
+
+    try:
+        room = int(in_child(try_it, PROBE_SECONDS))
+    except ChildTimedOut as error:
+        return Unusable(path, f"{error} (is its storage stuck?)", hangs=True)
+    except ChildFailed as error:
+        return Unusable(path, str(error))
+    if lies_in_memory(path):
+        room = min(room, spare_memory())
+    if room < needs:
+        return Unusable(path, f"has room for {room >> 20} MB, and about {(needs >> 20) + 1} may be needed")
+    return Place(path, room)
+
+
+def _write_unseen(folder: Path) -> None:
+    """Write and fsync a file that has no name, so that nothing is left of it whatever ends us; or a named one."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}:  # NFS and FUSE know no such files
+            raise
+        named = folder / f".autopsy-{secrets.token_hex(8)}.probe"
+        descriptor = os.open(named, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _write_through(descriptor)
+        finally:
+            named.unlink()
+    else:
+        _write_through(descriptor)
+
+
+def _write_through(descriptor: int) -> None:
+    try:
+        os.write(descriptor, b"autopsy\n" * 512)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lies_in_memory(path: Path) -> bool:
+    """Return whether a path is on a file system that no disk stands behind; told without a look at the path itself.
+
+    /run is on disk in some containers.
+    """
+    with open("/proc/self/mountinfo", "rb") as stream:
+        mounts = mounts_of(stream.read()).values()
+    above = [mount for mount in mounts if path.is_relative_to(mount.point)]
+    if not above:
+        return False
+    # Of several on one point the last one hides the others.
+    return max(enumerate(above), key=lambda each: (len(each[1].point), each[0]))[1].kind in IN_MEMORY
+
+
+def memory_places() -> tuple[Path, ...]:
+    """Return the usual directories in memory that are really there."""
+    return tuple(path for path in MEMORY if lies_in_memory(path))
+
+
+def spare_memory() -> int:
+    """Return how many bytes of memory evidence may take: tmpfs counts against our own cgroup's limit, too."""
+    left = [UNLIMITED]
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as stream:
+        left += [int(line.split()[1]) << 10 for line in stream if line.startswith("MemAvailable:")]
+    left += _cgroup_room()
+    return max(0, min(left)) // MEMORY_SHARE
+
+
+def _cgroup_room() -> list[int]:
+    """Return limit minus use of every cgroup above us that has a limit."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/mountinfo", "rb") as stream:
+            mounts = mounts_of(stream.read()).values()
+        with open("/proc/self/cgroup", encoding="utf-8") as stream:
+            rows = [line.rstrip("\n").split(":", 2) for line in stream]
+        for _, controllers, path in rows:
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            for mount in mounts:
+                of_memory = not controllers or mount.source == "memory" or mount.point.endswith("/memory")
+                if mount.kind == ("cgroup" if controllers else "cgroup2") and of_memory:
+                    here = Path(mount.point, path.lstrip("/"))
+                    found += [room for each in (here, *here.parents) if (room := _room_of(each)) is not None]
+    return found
+
+
+def _room_of(group: Path) -> int | None:
+    for used, limit in CGROUP_FILES:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no limit
+            return int((group / limit).read_text()) - int((group / used).read_text())
+    return None

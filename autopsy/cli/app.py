@@ -1,0 +1,399 @@
+"""Parses arguments, calls one function, chooses the exit code; the only printer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autopsy.errors import AutopsyError, ExitCode, UsageError
+
+app = typer.Typer(
+    name="autopsy",
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Freeze the evidence of a wedged QEMU before anybody kills it, and say where its disk I/O is stuck.",
+    epilog="Exit codes: 0 done, 2 usage, 3 no such VM, 4 not permitted, 5 evidence not stored (nothing was killed), "
+    "6 killed but still there, 7 verify or replay mismatch, 8 killed but not started again, 130 interrupted, "
+    "1 a bug of autopsy's.",
+)
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a .tar.zst bundle, or its folder")]
+DebugFiles = Annotated[
+    list[Path] | None, typer.Option("--debug-file", metavar="F", help="QEMU's debug file or unstripped binary")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+def main() -> None:
+    """Run the command line; an error that a person can act on is told in three short lines."""
+    try:
+        sys.exit(app(standalone_mode=False) or ExitCode.DONE)  # typer returns the code of an Exit
+    except AutopsyError as error:
+        from autopsy.text import plain
+
+        say(f"autopsy: {plain(str(error))}\n         {plain(error.remedy)}")
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(ExitCode.INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own usage errors; its error class lives in click
+            say(f"autopsy: {error.format_message()}\n         autopsy --help shows what can be said")
+            sys.exit(ExitCode.USAGE)
+        raise
+
+
+def say(text: str) -> None:
+    """Tell the story: on stderr, whether or not anybody still listens."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print the result: on stdout. Whoever has read enough of it may go.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
+        if isinstance(error, BrokenPipeError):
+            return
+        raise UsageError("stdout", f"cannot be written: {error.strerror}", remedy="send it elsewhere") from error
+
+
+def tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    """Print the version and leave."""
+    if wanted:
+        from autopsy import __version__
+
+        show(f"autopsy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, help="print the version and leave", is_eager=True)
+    ] = False,
+) -> None:
+    """Hold the options that belong to no command."""
+
+
+@app.command()
+def capture(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="VMID, libvirt name, PID; or pve:102, libvirt:web1, pid:4242, qmp:/path"),
+    ],
+    then_kill: Annotated[
+        bool, typer.Option("--then-kill", help="kill the VM once its evidence is sealed and read back")
+    ] = False,
+    then_start: Annotated[
+        bool, typer.Option("--then-start", help="start it again after the kill, through the manager that owns it")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="with --then-kill: say what would be killed and how, and kill nothing")
+    ] = False,
+    even_if_healthy: Annotated[
+        bool, typer.Option("--even-if-healthy", help="let --then-kill end a VM that is healthy or paused")
+    ] = False,
+    require: Annotated[
+        list[str] | None, typer.Option("--require", metavar="STEP", help="no kill without this step's evidence")
+    ] = None,
+    out: Annotated[
+        list[Path] | None, typer.Option("--out", metavar="DIR", help="where the bundle goes; may be repeated")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="0.5 s between the two exposures instead of 5 s")] = False,
+    gap: Annotated[float | None, typer.Option("--gap", metavar="S", min=0.1, help="seconds between exposures")] = None,
+    budget: Annotated[float, typer.Option("--budget", metavar="S", min=5, help="seconds for everything")] = 60.0,
+    max_stop: Annotated[float, typer.Option("--max-stop", metavar="MS", min=1, help="longest stop of the VM")] = 50.0,
+    no_core: Annotated[bool, typer.Option("--no-core", help="leave the core out of the bundle")] = False,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="sign the bundle with this SSH key (BUNDLE.sig)")
+    ] = None,
+    no_binary: Annotated[bool, typer.Option("--no-binary", help="never store QEMU's binary in the bundle")] = False,
+    ask_anyway: Annotated[
+        bool, typer.Option("--ask-anyway", help="ask QMP even what may block (can make a half-dead VM a dead one)")
+    ] = False,
+    ask_unstable: Annotated[
+        bool,
+        typer.Option(
+            "--ask-unstable",
+            help="last of all, ask QMP what QEMU promises nothing about (x-…; such a question has ended a VM)",
+        ),
+    ] = False,
+    live_gdb: Annotated[
+        bool,
+        typer.Option("--live-gdb", help="where nothing can be frozen (not x86-64), attach gdb: the VM stands still"),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Freeze one VM's evidence and say where it is stuck."""
+    from autopsy.capture.step import Options
+    from autopsy.cli import streams, terminal
+    from autopsy.cli.json_output import answer
+    from autopsy.commands.capture import Wish, fulfil
+    from autopsy.text import plain
+
+    wish = Wish(
+        name=target,
+        options=Options(
+            fast=fast,
+            gap=gap if gap is not None else (0.5 if fast else 5.0),
+            budget=budget,
+            core=not no_core,
+            ask_anyway=ask_anyway,
+            ask_unstable=ask_unstable,
+            live_gdb=live_gdb,
+            max_stop=max_stop / 1e3,
+            binary=not no_binary,
+        ),
+        places=tuple(out or (Path(),)),
+        then_kill=then_kill,
+        then_start=then_start,
+        dry_run=dry_run,
+        even_if_healthy=even_if_healthy,
+        require=tuple(require or ()),
+        sign=sign.absolute() if sign else None,
+        words=tuple(sys.argv[1:]),
+    )
+    with streams.guarded() as listeners:
+        with terminal.watcher() as watcher:
+            ended = fulfil(wish, watcher, lambda line: say(plain(line)))
+        for line in terminal.story(ended):
+            say(line)
+        if sys.stderr.isatty():
+            say("")
+        for line in [answer(ended)] if json else terminal.five_lines(ended):
+            show(line)
+        if listeners.out and listeners.out.lost:
+            say(f"note: stdout: {listeners.out.lost}: the bundle is {ended.captured.sealed.path}")
+    raise typer.Exit(ended.exit_code)
+
+
+@app.command()
+def analyze(bundle: BundlePath, json: Json = False) -> None:
+    """Say where the I/O is stuck, from a stored bundle."""
+    from autopsy.bundle.reader import open_bundle
+    from autopsy.cli import terminal
+    from autopsy.cli.json_output import verdict_json
+    from autopsy.diagnose.verdict import diagnose
+    from autopsy.facts.gather import gather
+
+    diagnosis = diagnose(gather(open_bundle(bundle)))
+    if json:
+        show(verdict_json(diagnosis))
+    else:
+        for line in terminal.diagnosis_lines(diagnosis):
+            show(line)
+
+
+@app.command()
+def report(
+    bundle: BundlePath,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="instead of stdout")] = None,
+    format: Annotated[  # noqa: A002 - the option's name is a contract
+        str,
+        typer.Option(
+            "--format", metavar="html|md|bug|json|schema", help="bug: for QEMU's tracker, redacted; schema: of the json"
+        ),
+    ] = "html",
+) -> None:
+    """Render a stored bundle's report."""
+    from autopsy.report.render import render, store
+
+    text = render(bundle, format)
+    if output is None:
+        show(text.rstrip("\n"))
+    else:
+        store(text, output)
+        say(f"written to {output}")
+
+
+@app.command()
+def examine(
+    bundle: BundlePath,
+    debug_file: DebugFiles = None,
+    debuginfod: Annotated[str, typer.Option("--debuginfod", metavar="URL", help="fetch symbols from this server")] = "",
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the new bundle goes")] = None,
+) -> None:
+    """Examine a stored core again, with better symbols.
+
+    The result is a new bundle beside the old one.
+    """
+    from autopsy.cli import terminal
+    from autopsy.commands.examine import examine_bundle
+
+    examined = examine_bundle(bundle, debug_files=tuple(debug_file or ()), debuginfod=debuginfod, place=out)
+    from autopsy.text import plain
+
+    say(plain(examined.note))
+    for line in terminal.diagnosis_lines(examined.diagnosis):
+        show(line)
+    show(f"bundle      {examined.sealed.path} (sha256 {examined.sealed.sha256})")
+
+
+@app.command()
+def gdb(bundle: BundlePath, debug_file: DebugFiles = None) -> None:
+    """Open an interactive gdb on a stored core.
+
+    `info coroutines` lists the parked requests.
+    """
+    from autopsy.commands.examine import debug
+
+    raise typer.Exit(debug(bundle, tuple(debug_file or ())))
+
+
+@app.command()
+def verify(
+    bundle: BundlePath,
+    allowed_signers: Annotated[
+        Path | None, typer.Option("--allowed-signers", metavar="FILE", help="who may have signed it; see ssh-keygen(1)")
+    ] = None,
+) -> None:
+    """Compare every file of a bundle with what was sealed."""
+    from autopsy.bundle.signing import signer
+    from autopsy.bundle.verify import verify as compare
+    from autopsy.text import plain
+
+    verified = compare(bundle)
+    if allowed_signers is not None:
+        show(f"{bundle}: signed by {plain(signer(bundle, allowed_signers))}")
+    show(f"{bundle}: whole, {verified.files} files" + (f", sha256 {verified.sha256}" if verified.sha256 else ""))
+
+
+@app.command()
+def redact(
+    bundle: BundlePath,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="where the copy goes")] = None,
+) -> None:
+    """Make a copy that can be shown to strangers.
+
+    Without memory and secrets, with pseudonyms for names; the map of them stays with you.
+    """
+    from autopsy.commands.redact import redact as hide
+
+    done = hide(bundle, output)
+    say(f"the map of its pseudonyms is yours alone: {done.map}")
+    if not done.same:
+        say("its diagnosis is not the original's: a name in it may be one of QEMU's own words; say so beside it")
+    say("read it before you show it: what nobody could know to be a secret is in it still")
+    show(f"{done.sealed.path} (sha256 {done.sealed.sha256})")
+
+
+@app.command()
+def seal(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a staging folder (.partial or .work)")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")] = None,
+) -> None:
+    """Seal the evidence that a killed capture left behind."""
+    from autopsy.commands.seal import seal_leftover
+
+    sealed = seal_leftover(folder, out)
+    show(f"{sealed.path} (sha256 {sealed.sha256})")
+
+
+@app.command()
+def replay(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="bundles, their folders, folders of cases")],
+    update: Annotated[bool, typer.Option("--update", help="rewrite expected.json where the verdict changed")] = False,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="write JUnit XML, too")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=0, max=256, help="processes; 0: one a core")] = 0,
+) -> None:
+    """Diagnose stored bundles again: old verdict against new.
+
+    A case is a folder with a bundle and expected.json; a bundle alone is held against its own sealed diagnosis.
+    """
+    from autopsy.replay import cases
+    from autopsy.replay import junit as xml
+    from autopsy.replay import replay as stored
+    from autopsy.text import plain
+
+    found = cases.find(tuple(paths))
+    replayed = []
+    for case in stored.replay(found, update=update, jobs=jobs or len(os.sched_getaffinity(0))):
+        replayed.append(case)
+        for line in stored.lines(case):
+            show(plain(line))
+    if junit is not None:
+        xml.write_junit(junit, replayed)
+    show(stored.summary(replayed))
+    raise typer.Exit(ExitCode.DONE if all(case.passed for case in replayed) else ExitCode.MISMATCH)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="a bundle, or its folder")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="another one, of the same VM or not")],
+    json: Json = False,
+) -> None:
+    """Say what changed between two captures."""
+    from msgspec.json import encode
+    from msgspec.json import format as indented
+
+    from autopsy.diff.compare import difference, look
+    from autopsy.diff.text import lines
+    from autopsy.text import plain
+
+    found = difference(look(a), look(b))
+    if json:
+        show(indented(encode(found), indent=2).decode())
+    else:
+        for line in lines(found):
+            show(plain(line))
+
+
+@app.command()
+def ps(json: Json = False) -> None:
+    """List this host's VMs without asking or stopping any."""
+    from autopsy.cli import terminal
+    from autopsy.cli.json_output import census_json
+    from autopsy.target.ps import census
+
+    found = census()
+    if json:
+        show(census_json(found))
+    else:
+        for line in terminal.census_lines(found):
+            show(line)
+
+
+@app.command()
+def drill(
+    scenario: Annotated[str, typer.Argument(metavar="[SCENARIO]", help="see --list")] = "throttle",
+    list_them: Annotated[bool, typer.Option("--list", help="show the scenarios and what each needs")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="leave the wedged QEMU running and say how to end it")] = False,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")] = None,
+) -> None:
+    """Wedge a QEMU of our own, capture it, kill it."""
+    from autopsy.cli import terminal
+    from autopsy.commands.drill import listing, run
+
+    if list_them:
+        for line in listing():
+            show(line)
+        return
+    with terminal.watcher() as watcher:
+        drilled = run(scenario, keep=keep, place=out or Path(), watcher=watcher, say=say)
+    for line in terminal.story(drilled.ended):
+        say(line)
+    for line in terminal.five_lines(drilled.ended):
+        show(line)
+    say(drilled.verdict_line)
+    raise typer.Exit(drilled.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The JSON that is printed for programs; its keys are relied on from outside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.facts.cite import Cite
+
+if TYPE_CHECKING:
+    from autopsy.commands.capture import Ended
+    from autopsy.target.ps import Vm
+
+
+class TargetAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Which process it was."""
+
+    pid: int
+    name: str
+    manager: str
+    qemu_version: str
+    build_id: str
+
+
+class StepAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """How one step went."""
+
+    name: str
+    outcome: str
+    why: str
+    ms: float
+
+
+class SecondaryAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is wrong beside the primary cause."""
+
+    where: str
+    signature: str
+
+
+class RuledOutAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A signature that it is not."""
+
+    signature: str
+    why: str
+
+
+class CannotTellAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A signature that the evidence does not decide."""
+
+    signature: str
+    missing: str
+
+
+class VerdictAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the I/O is stuck."""
+
+    where: str
+    signature: str
+    confidence: str
+    headline: str
+    objects: tuple[str, ...]
+    secondary: tuple[SecondaryAnswer, ...]
+    cites: tuple[Cite, ...]
+    ruled_out: tuple[RuledOutAnswer, ...]
+    cannot_tell: tuple[CannotTellAnswer, ...]
+
+
+class KillAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the VM was killed; `how` says by what means, or why it was not."""
+
+    asked: bool
+    done: bool
+    how: str
+
+
+class StartAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the VM was started again after its kill; `how` says by what means, or why it was not."""
+
+    asked: bool
+    done: bool
+    how: str
+
+
+class CaptureAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `capture --json` prints."""
+
+    bundle: str
+    report: str
+    sha256: str
+    target: TargetAnswer
+    steps: tuple[StepAnswer, ...]
+    stop_ms: float
+    verdict: VerdictAnswer | None
+    kill: KillAnswer
+    start: StartAnswer
+    notes: tuple[str, ...]
+
+
+def answer(ended: Ended) -> str:
+    """Return the one object that `capture --json` prints."""
+    captured = ended.captured
+    record = captured.target.record
+    return _text(
+        CaptureAnswer(
+            bundle=str(captured.sealed.path),
+            report=str(captured.report or ""),
+            sha256=captured.sealed.sha256,
+            target=TargetAnswer(
+                pid=record.pid,
+                name=record.name,
+                manager=record.manager,
+                qemu_version=record.qemu_version,
+                build_id=record.build_id,
+            ),
+            steps=tuple(
+                StepAnswer(
+                    name=step.name,
+                    outcome=step.outcome,
+                    why=step.why,
+                    ms=round((step.end_ns - step.start_ns) / 1e6, 1),
+                )
+                for step in captured.steps
+            ),
+            stop_ms=round(captured.stop_ms, 3),
+            verdict=verdict(captured.diagnosis) if captured.diagnosis else None,
+            kill=KillAnswer(asked=ended.kill_asked, done=ended.kill_done, how=ended.kill_words),
+            start=StartAnswer(asked=ended.start_asked, done=ended.start_done, how=ended.start_words),
+            notes=captured.notes,
+        )
+    )
+
+
+def verdict(diagnosis: Diagnosis) -> VerdictAnswer:
+    """Return the part of a diagnosis that programs rely on."""
+    return VerdictAnswer(
+        where=diagnosis.where,
+        signature=diagnosis.signature,
+        confidence=diagnosis.confidence,
+        headline=diagnosis.headline,
+        objects=diagnosis.objects,
+        secondary=tuple(SecondaryAnswer(where=one.where, signature=one.signature) for one in diagnosis.secondary),
+        cites=diagnosis.cites,
+        ruled_out=tuple(RuledOutAnswer(signature=one.signature, why=one.why) for one in diagnosis.ruled_out),
+        cannot_tell=tuple(
+            CannotTellAnswer(signature=one.signature, missing=one.missing) for one in diagnosis.cannot_tell
+        ),
+    )
+
+
+def verdict_json(diagnosis: Diagnosis) -> str:
+    """Return what `analyze --json` prints."""
+    return _text(verdict(diagnosis))
+
+
+def census_json(found: tuple[Vm, ...]) -> str:
+    """Return what `ps --json` prints: a list of VMs."""
+    return _text(found)
+
+
+def _text(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -1,0 +1,209 @@
+"""What a person at a terminal is shown: the live list of steps, and the five lines at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TextIO
+
+from autopsy.bundle.manifest import StepRecord
+from autopsy.capture.runner import Interrupted
+from autopsy.capture.step import Step
+from autopsy.cli import streams
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.errors import ExitCode
+from autopsy.text import plain
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+    from autopsy.commands.capture import Ended
+    from autopsy.target.ps import Vm
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WIDTH = 20  # of the longest step's name, with room
+
+
+@dataclass(slots=True)
+class Interrupt:
+    """Remembers that a person pressed Ctrl-C; the runner hears of it at the next tick."""
+
+    wanted: bool = False
+    pressed: bool = False
+
+    def check(self) -> None:
+        """Raise Interrupted once."""
+        if self.wanted:
+            self.wanted = False
+            raise Interrupted
+
+
+@dataclass(slots=True)
+class PlainLines:
+    """One line a step on stderr, for logs and pipes."""
+
+    interrupt: Interrupt
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+
+    def began(self, step: Step) -> None:
+        """Say nothing yet: the line comes with the outcome."""
+
+    def ended(self, record: StepRecord) -> None:
+        """Print the step's line."""
+        with contextlib.suppress(OSError):  # whoever listened has gone; the capture goes on
+            print(line(record), file=self.stream, flush=True)
+
+    def tick(self) -> None:
+        """Stop when asked to."""
+        self.interrupt.check()
+
+
+def line(record: StepRecord) -> str:
+    """Return `witness              Collected     12 ms  why`."""
+    ms = (record.end_ns - record.start_ns) / 1e6
+    stop = f"; the VM stood still for {record.stop_ns / 1e6:.2f} ms" if record.stop_ns else ""
+    return f"{record.name:<{WIDTH}} {record.outcome:<9} {ms:>7.0f} ms  {plain(record.why + stop).lstrip('; ')}".rstrip()
+
+
+COLOURS = {"Collected": "green", "TimedOut": "yellow", "Failed": "red", "Skipped": "yellow"}
+
+
+@dataclass(slots=True)
+class LiveList:
+    """The steps as they go, on a terminal."""
+
+    interrupt: Interrupt
+    live: Live
+    records: list[StepRecord] = field(default_factory=list)
+    current: str = ""
+    since: float = 0.0
+
+    def began(self, step: Step) -> None:
+        """Show the step as running."""
+        self.current, self.since = step.name, time.monotonic()
+        self._show()
+
+    def ended(self, record: StepRecord) -> None:
+        """Show the step's outcome."""
+        self.records.append(record)
+        self.current = ""
+        self._show()
+
+    def tick(self) -> None:
+        """Move the clock on, and stop when asked to."""
+        self._show()
+        self.interrupt.check()
+
+    def _show(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal has gone; the capture goes on
+            self.live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        from rich.table import Table  # noqa: PLC0415 - only a terminal needs rich
+        from rich.text import Text  # noqa: PLC0415 - likewise
+
+        table = Table.grid(padding=(0, 1))
+        table.add_column(min_width=WIDTH)
+        table.add_column(min_width=9)
+        table.add_column(justify="right", min_width=10)
+        table.add_column(overflow="fold")
+        for record in self.records:
+            _, _, rest = line(record).partition(" ms")
+            ms = (record.end_ns - record.start_ns) / 1e6
+            table.add_row(
+                record.name, Text(record.outcome, style=COLOURS[record.outcome]), f"{ms:.0f} ms", Text(rest.strip())
+            )
+        if self.current:
+            table.add_row(self.current, Text("…", style="cyan"), f"{(time.monotonic() - self.since) * 1e3:.0f} ms", "")
+        return table
+
+
+@contextlib.contextmanager
+def watcher() -> Iterator[PlainLines | LiveList]:
+    """Yield whoever shows the steps: live on a terminal, plain lines elsewhere.
+
+    The first SIGINT, SIGTERM or SIGHUP ends the step at hand and seals what is there; the second ends us at once, and
+    with us every child, which releases the VM wherever it was.
+    """
+    interrupt = Interrupt()
+
+    def stop(number: int, _: object) -> None:
+        if interrupt.pressed:
+            os._exit(ExitCode.INTERRUPTED)
+        interrupt.pressed = interrupt.wanted = True
+        with contextlib.suppress(OSError):
+            name = signal.Signals(number).name
+            if streams.takes(2):
+                os.write(2, f"\nautopsy: {name}: sealing what is there; once more ends it at once\n".encode())
+
+    # What nohup, or a shell that runs us in the background, has us ignore stays ignored.
+    heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        if not sys.stderr.isatty():
+            yield PlainLines(interrupt)
+            return
+        from rich.console import Console  # noqa: PLC0415 - only a terminal needs rich
+        from rich.live import Live  # noqa: PLC0415 - likewise
+
+        with Live(console=Console(stderr=True), auto_refresh=False) as live:
+            yield LiveList(interrupt, live)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def story(ended: Ended) -> Iterator[str]:
+    """Yield what a person must know besides the result: notes, what became of the kill and of the start."""
+    for note in ended.captured.notes:
+        yield f"note: {plain(note)}"
+    if ended.kill_asked:
+        yield plain(f"kill: {ended.kill_words}")
+    if ended.start_words:
+        yield plain(f"start: {ended.start_words}")
+
+
+def five_lines(ended: Ended) -> Iterator[str]:
+    """Yield verdict, where, confidence, report, bundle."""
+    captured = ended.captured
+    if captured.diagnosis is None:
+        yield "verdict     none could be made: see the notes above; the evidence is whole"
+        yield "where       unknown"
+        yield "confidence  none"
+    else:
+        yield from diagnosis_lines(captured.diagnosis)
+    yield f"report      {captured.report or 'inside the bundle'}"
+    yield f"bundle      {captured.sealed.path} ({captured.sealed.size / 1e6:.1f} MB, sha256 {captured.sealed.sha256})"
+
+
+def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield verdict, where and confidence."""
+    objects = ", ".join(diagnosis.objects[:4]) + (", …" if len(diagnosis.objects) > 4 else "")
+    yield f"verdict     {plain(diagnosis.headline)}"
+    yield f"where       {diagnosis.where} ({diagnosis.signature})" + (f": {plain(objects)}" if objects else "")
+    yield f"confidence  {diagnosis.confidence}"
+
+
+def _or_unknown(number: int | None) -> str:
+    return "?" if number is None else str(number)
+
+
+def census_lines(found: tuple[Vm, ...]) -> Iterator[str]:
+    """Yield a table of VMs."""
+    if not found:
+        yield "no QEMU runs on this host (or none that you may see: try as root)"
+        return
+    yield f"{'MANAGER':<9} {'NAME':<24} {'PID':>7}  {'QEMU':<10} {'DISKS':>5} {'REQ':>4} {'D':>3} {'CPU%':>5}  SIGNS"
+    for vm in found:
+        yield (
+            f"{vm.manager:<9} {plain(vm.name)[:24]:<24} {vm.pid:>7}  {vm.qemu_version.partition(' ')[0] or '?':<10} "
+            f"{_or_unknown(vm.disks):>5} {_or_unknown(vm.parked_requests):>4} "
+            f"{vm.threads_in_d:>3} {vm.cpu_percent:>5.0f}  "
+            f"{plain('; '.join(vm.signs))}"
+        ).rstrip()

@@ -1,0 +1,354 @@
+"""One capture from a name to a sealed bundle, its report and, if asked, the kill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import msgspec
+
+from autopsy import __version__
+from autopsy.bundle import layout
+from autopsy.bundle.manifest import SCHEMA, Clocks, Manifest, StepRecord
+from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.readme import readme
+from autopsy.bundle.seal import Sealed, encode_manifest, seal
+from autopsy.bundle.signing import can_sign, sign, signature_path
+from autopsy.capture.freeze.size_estimate import needs
+from autopsy.capture.plan import plan
+from autopsy.capture.runner import INTERRUPTED, Run, Watcher, run
+from autopsy.capture.staging.staging import Staging, prepare
+from autopsy.capture.step import Deadline, Options
+from autopsy.commands.seal import rescue
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.errors import ExitCode, NotStored, UsageError
+from autopsy.kill.then_kill import Order, end
+from autopsy.linux import clocks
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.target import target
+from autopsy.target.platforms import proxmox
+
+RESERVE = 0.25  # of the budget, kept for diagnosis, report and seal
+MOST_RESERVE = 12.0
+ANSWER_SECONDS = 16.0
+REPORT_SECONDS = 8.0
+SEAL_SECONDS = 20.0
+SIGN_SECONDS = 25.0
+HURRIED_GAP = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What `autopsy capture` was asked for. `words` is the command line, for the manifest."""
+
+    name: str
+    options: Options
+    places: tuple[Path, ...]
+    words: tuple[str, ...]
+    then_kill: bool = False
+    then_start: bool = False
+    dry_run: bool = False
+    even_if_healthy: bool = False
+    require: tuple[str, ...] = ()
+    sign: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """A capture that was sealed. `report` stands beside the bundle and inside it; empty notes mean nothing to tell."""
+
+    target: target.Target
+    sealed: Sealed
+    report: Path | None
+    diagnosis: Diagnosis | None
+    steps: tuple[StepRecord, ...]
+    notes: tuple[str, ...]
+    interrupted: bool = False
+
+    @property
+    def stop_ms(self) -> float:
+        """Return how long the VM stood still for us, all stops together."""
+        return sum(step.stop_ns for step in self.steps) / 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A capture, and what became of the kill and of the start after it."""
+
+    captured: Captured
+    kill_asked: bool
+    kill_done: bool
+    kill_words: str
+    exit_code: ExitCode
+    start_asked: bool = False
+    start_done: bool = False
+    start_words: str = ""
+
+
+def _quietly(_: str) -> None:
+    """Tell nobody."""
+
+
+def fulfil(wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) -> Ended:
+    """Find the VM, capture it and, if that was asked for and may be done, kill it.
+
+    `say` is given what a person must know before it happens.
+
+    Raises:
+        AutopsyError: no such VM, not permitted, or not stored; then nothing was killed.
+    """
+    unknown = [step for step in wish.require if step not in layout.STEPS]
+    if unknown:
+        raise UsageError(
+            unknown[0], "there is no such step", remedy=f"--require takes one of {', '.join(layout.STEPS)}"
+        )
+    if not wish.then_kill and (wish.then_start or wish.dry_run):
+        option = "--then-start" if wish.then_start else "--dry-run"
+        raise UsageError(option, "there is no kill for it to follow", remedy="say --then-kill as well")
+    if wish.sign is not None:
+        can_sign(wish.sign)
+    vm = target.find(wish.name)
+    options = _hurried(vm, wish.options, say)
+    captured = capture(vm, options=options, places=wish.places, words=wish.words, watcher=watcher)
+    if wish.sign is not None:
+        captured = _signed(captured, wish.sign)
+    if wish.then_kill:
+        return _with_rescued(_end(vm, captured, wish, say))
+    code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.DONE
+    return _with_rescued(
+        Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code)
+    )
+
+
+def _signed(captured: Captured, key: Path) -> Captured:
+    """Sign the sealed bundle. A key that has gone meanwhile costs the signature, which can be made later."""
+    bundle = captured.sealed.path
+    try:
+        in_child(lambda: str(sign(bundle, key)).encode(), SIGN_SECONDS)
+        told = f"signed: {signature_path(bundle)}"
+    except (ChildTimedOut, ChildFailed) as error:
+        told = f"the bundle could not be signed: {error}; `ssh-keygen -Y sign -n autopsy -f KEY {bundle}` does"
+    return replace(captured, notes=(*captured.notes, told))
+
+
+def _with_rescued(ended: Ended) -> Ended:
+    """Seal what earlier captures, killed themselves, left in memory: now that this VM's own matter is settled."""
+    captured = ended.captured
+    told = () if captured.interrupted else rescue(captured.sealed.path.parent)
+    return replace(ended, captured=replace(captured, notes=captured.notes + told)) if told else ended
+
+
+def _end(vm: target.Target, captured: Captured, wish: Wish, say: Callable[[str], None]) -> Ended:
+    """Kill the VM if it may be, and write that into the report. Whatever happens, the capture's result is kept."""
+    order = Order(
+        then_start=wish.then_start,
+        dry_run=wish.dry_run,
+        even_if_healthy=wish.even_if_healthy,
+        require=wish.require,
+    )
+    ending = end(vm, captured.sealed, order, diagnosis=captured.diagnosis, steps=captured.steps, say=say)
+    told = "; ".join(filter(None, (ending.words, ending.start_words)))
+    _tell_in_report(captured, f"{clocks.now().utc}: {told}")
+    return Ended(
+        captured=captured,
+        kill_asked=True,
+        kill_done=ending.killed,
+        kill_words=ending.words,
+        exit_code=ending.exit_code,
+        start_asked=wish.then_start,
+        start_done=ending.started,
+        start_words=ending.start_words,
+    )
+
+
+def _hurried(vm: target.Target, options: Options, say: Callable[[str], None]) -> Options:
+    """Shorten the capture where somebody else is about to kill the VM."""
+    warning = proxmox.clock(vm.record.name) if vm.record.manager == "proxmox" else ""
+    if not warning:
+        return options
+    say(f"note: {warning}")
+    return replace(options, fast=True, gap=min(options.gap, HURRIED_GAP))
+
+
+def capture(
+    vm: target.Target, *, options: Options, places: tuple[Path, ...], words: tuple[str, ...], watcher: Watcher
+) -> Captured:
+    """Freeze, examine, diagnose, render and seal; nothing is killed here.
+
+    Raises:
+        NotStored: no place could be written to, or the bundle could not be sealed; the message says where the
+            evidence lies.
+    """
+    began = clocks.now()
+    budget = Deadline(options.budget)
+    staging = prepare(_bundle_name(vm.record.name, began), places, needs(vm.record.pid))
+    manifest = Manifest(
+        schema=SCHEMA,
+        autopsy=__version__,
+        options=words,
+        began=began,
+        ended=began,
+        host=clocks.host(),
+        target=vm.record,
+        steps=(),
+    )
+    staging.put(layout.README, readme(__version__, vm.record, began).encode())
+    staging.claim()
+
+    def note(records: tuple[StepRecord, ...]) -> None:
+        nonlocal manifest
+        manifest = msgspec.structs.replace(manifest, steps=records, ended=clocks.now(), notes=tuple(staging.notes))
+        staging.put(layout.MANIFEST, encode_manifest(manifest))
+
+    note(())
+    reserve = min(MOST_RESERVE, options.budget * RESERVE)
+    steps = run(
+        plan(options),
+        Run(
+            target=vm,
+            options=options,
+            staging=staging,
+            budget=Deadline(max(0.0, budget.left() - reserve)),
+            watcher=watcher,
+            note=note,
+            meanwhile=_load,
+        ),
+    )
+    diagnosis = _diagnose(staging, budget)
+    note(steps)
+    sealed = _seal(staging, manifest, budget, options)
+    report = _beside(staging.work / layout.REPORT, report_path(sealed.path), budget)
+    staging.clear()
+    return Captured(
+        target=vm,
+        sealed=sealed,
+        report=report,
+        diagnosis=diagnosis,
+        steps=steps,
+        notes=tuple(staging.notes),
+        interrupted=any(step.why == INTERRUPTED for step in steps),
+    )
+
+
+def _tell_in_report(captured: Captured, kill: str) -> None:
+    """Write the kill into the report that stands beside the bundle; the sealed one stays as it was."""
+    if captured.report is None:
+        return
+    place = captured.report
+
+    def work() -> bytes:
+        temporary = place.with_name(f".{place.name}.partial")
+        from autopsy.report.html import html  # noqa: PLC0415 - loaded already: see _load
+
+        temporary.write_text(html(open_bundle(captured.sealed.path), kill=kill), encoding="utf-8")
+        temporary.chmod(0o600)
+        temporary.rename(place)
+        return b""
+
+    with contextlib.suppress(ChildTimedOut, ChildFailed):  # the report from before the kill is as good as ever
+        in_child(work, REPORT_SECONDS)
+
+
+def _bundle_name(vm: str, began: Clocks) -> str:
+    """Return `autopsy-<name>-<UTC time>`, whatever the guest's owner chose to call it."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", vm).strip("._-")[:60] or "vm"
+    moment = datetime.fromisoformat(began.utc)
+    return f"autopsy-{plain}-{moment:%Y%m%dT%H%M%SZ}"
+
+
+def report_path(bundle: Path) -> Path:
+    """Return where the report of a sealed bundle stands: beside it, under its name."""
+    return bundle.with_name(bundle.name.removesuffix(".tar.zst") + ".html")
+
+
+def _load() -> None:
+    """Load what diagnoses and renders, half of all our code: while gdb works there is nothing else to do."""
+    import_module("autopsy.report.store")
+
+
+def _diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
+    """Diagnose and render inside a child: a bug or a hang there must not cost the seal, nor a report the diagnosis."""
+
+    def work() -> bytes:
+        from autopsy.report.store import write_answers  # noqa: PLC0415 - loaded already: see _load
+
+        return msgspec.json.encode(write_answers(staging.work).unrendered)
+
+    try:
+        raw = in_child(work, min(ANSWER_SECONDS, max(1.0, budget.left())))
+        trouble = msgspec.json.decode(raw, type=str)
+    except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
+        trouble = str(error)
+    found: Diagnosis | None = None
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        found = msgspec.json.decode((staging.work / layout.DIAGNOSIS).read_bytes(), type=Diagnosis)
+    if trouble:
+        what, command = ("report", "report") if found else ("diagnosis", "analyze")
+        staging.notes.append(f"the {what} could not be made: {trouble}; `autopsy {command} BUNDLE` tries again")
+    return found
+
+
+def _seal(staging: Staging, manifest: Manifest, budget: Deadline, options: Options) -> Sealed:
+    """Seal in the best place that still answers.
+
+    Raises:
+        NotStored: none does.
+    """
+    leave_out = frozenset() if options.core else frozenset({layout.CORE})
+    last_words = "no place left"
+    while staging.places:
+        destination = staging.places[0] / f"{staging.name}.tar.zst"
+        try:
+            data = in_child(
+                partial(_sealed_bytes, staging.work, destination, _with_notes(manifest, staging), leave_out),
+                max(3.0, min(SEAL_SECONDS, budget.left())),
+            )
+        except (ChildTimedOut, ChildFailed) as error:
+            last_words = str(error)
+            if "No space left" in last_words and staging.make_room():
+                continue
+            staging.give_up_place(last_words)
+        else:
+            return msgspec.json.decode(data, type=Sealed, dec_hook=_path)
+    raise NotStored(
+        f"{staging.name}.tar.zst",
+        f"the bundle could not be stored anywhere ({last_words})",
+        remedy=f"nothing was killed; the evidence lies in {staging.work}: free some space, then `autopsy seal` it",
+    )
+
+
+def _with_notes(manifest: Manifest, staging: Staging) -> Manifest:
+    return msgspec.structs.replace(manifest, notes=tuple(staging.notes))
+
+
+def _sealed_bytes(folder: Path, destination: Path, manifest: Manifest, leave_out: frozenset[str]) -> bytes:
+    return msgspec.json.encode(seal(folder, destination, manifest, leave_out=leave_out), enc_hook=str)
+
+
+def _path(_: type, value: object) -> Path:
+    return Path(str(value))
+
+
+def _beside(source: Path, copy: Path, budget: Deadline) -> Path | None:
+    """Put the report beside the bundle, for those who will not unpack anything; in a child, for the disk may hang."""
+
+    def work() -> bytes:
+        temporary = copy.with_name(f".{copy.name}.partial")
+        shutil.copyfile(source, temporary)
+        os.chmod(temporary, 0o600)
+        temporary.rename(copy)
+        return b""
+
+    try:
+        in_child(work, min(REPORT_SECONDS, max(1.0, budget.left())))
+    except (ChildTimedOut, ChildFailed):
+        return None
+    return copy

@@ -1,0 +1,78 @@
+"""A drill from the wedge to the kill: what an on-call engineer would do, on a QEMU that nobody needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from autopsy.capture.runner import Watcher
+from autopsy.capture.step import Options
+from autopsy.commands.capture import Ended, Wish, fulfil
+from autopsy.drill.scenarios import SCENARIOS, Scenario, wedged
+from autopsy.errors import ExitCode
+
+
+@dataclass(frozen=True, slots=True)
+class Drilled:
+    """How a drill went. It is as it should be when the verdict is the scenario's."""
+
+    scenario: Scenario
+    ended: Ended
+
+    @property
+    def as_it_should(self) -> bool:
+        """Return whether the verdict points where the scenario is stuck."""
+        diagnosis = self.ended.captured.diagnosis
+        return diagnosis is not None and diagnosis.where == self.scenario.where
+
+    @property
+    def verdict_line(self) -> str:
+        """Return the drill's own last line."""
+        if self.as_it_should:
+            return f"drill: {self.scenario.name} is stuck in '{self.scenario.where}', and the verdict says so"
+        return f"drill: {self.scenario.name} is stuck in '{self.scenario.where}', but the verdict says otherwise"
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Return the capture's exit code, or a mismatch where the verdict is wrong.
+
+        A QEMU on storage that is really stuck outlives its kill until the drill sets the storage free.
+        """
+        outlived = self.ended.exit_code is ExitCode.STILL_THERE and self.scenario.survives_kill
+        if self.ended.exit_code is not ExitCode.DONE and not outlived:
+            return self.ended.exit_code
+        return ExitCode.DONE if self.as_it_should else ExitCode.MISMATCH
+
+
+def listing() -> Iterator[str]:
+    """Yield a line for each scenario."""
+    for scenario in SCENARIOS:
+        needs = f"  (needs {', '.join(scenario.needs)})" if scenario.needs else ""
+        yield f"{scenario.name:<17} {scenario.description}{needs}"
+
+
+def run(scenario: str, *, keep: bool, place: Path, watcher: Watcher, say: Callable[[str], None]) -> Drilled:
+    """Wedge a QEMU, capture it and kill it; with `keep` capture it and leave it.
+
+    Raises:
+        AutopsyError: something that the scenario needs is missing, or the capture failed.
+    """
+    with wedged(scenario, keep=keep) as it:
+        say(f"drill: {it.note}")
+        if keep:
+            say("drill: it stays; to end it:")
+            for command in it.endings:
+                say(f"         {command}")
+        ended = fulfil(
+            Wish(
+                name=it.target,
+                options=Options(),
+                places=(place,),
+                words=("drill", scenario),
+                then_kill=not keep,
+                even_if_healthy=True,
+            ),
+            watcher,
+        )
+        return Drilled(it.scenario, ended)

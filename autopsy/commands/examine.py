@@ -1,0 +1,149 @@
+"""Examines a stored bundle again, with better symbols, on any machine, long after the VM has gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.archive import members
+from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.seal import Sealed, seal
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.errors import ExaminationFailed, UsageError
+from autopsy.examine.core.inputs import Frozen
+from autopsy.examine.gdb.interactive import argv
+from autopsy.examine.run import examine
+from autopsy.examine.second_exposure import examine_again
+from autopsy.report.store import write_answers
+
+SECONDS = 120.0  # nobody's VM waits for this examination
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A new bundle: the old one's evidence with a new examination, diagnosis and report."""
+
+    sealed: Sealed
+    diagnosis: Diagnosis
+    note: str
+
+
+def examine_bundle(bundle: Path, *, debug_files: tuple[Path, ...], debuginfod: str, place: Path | None) -> Examined:
+    """Examine a bundle's core again and seal the result beside the bundle, which stays as it was sealed.
+
+    Raises:
+        UsageError: the bundle holds no core, or a debug file is not there.
+        ExaminationFailed: the core cannot be worked on.
+        NotStored: the new bundle could not be written.
+    """
+    for file in debug_files:
+        if not file.is_file():
+            raise UsageError(str(file), "there is no such file", remedy="give QEMU's debug file or unstripped binary")
+    with _unpacked(bundle) as folder:
+        note = _examine(folder, debug_files, debuginfod)
+        answers = write_answers(folder)
+        manifest = open_bundle(folder).manifest
+        told = f"examined again: {note}"
+        if answers.unrendered:
+            told += f"; no report could be made of it: {answers.unrendered}"
+        changed = msgspec.structs.replace(manifest, files=(), notes=(*manifest.notes, told))
+        return Examined(seal(folder, _beside(bundle, place), changed), answers.diagnosis, told)
+
+
+def _examine(folder: Path, debug_files: tuple[Path, ...], debuginfod: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="autopsy-") as scratch:
+        frozen = partial(
+            Frozen,
+            core=_core(folder),
+            read=partial(_read, folder),
+            scratch=Path(scratch),
+            debug_files=debug_files,
+            debuginfod=debuginfod,
+            seconds=SECONDS,
+        )
+        second_core = folder / layout.evidence(layout.SECOND_EXPOSURE, layout.CORE)
+        note = examine(
+            frozen(
+                write=partial(_write, folder, layout.GDB_THREADS),
+                second_core=second_core if second_core.is_file() else None,
+            )
+        )
+        if second_core.is_file():
+            with contextlib.suppress(ExaminationFailed):  # then what the capture itself found stays
+                examine_again(frozen(write=partial(_write, folder, layout.SECOND_EXPOSURE), second_core=second_core))
+        return note
+
+
+def debug(bundle: Path, debug_files: tuple[Path, ...]) -> int:
+    """Run an interactive gdb on a bundle's core and return its exit code."""
+    with _unpacked(bundle) as folder, tempfile.TemporaryDirectory(prefix="autopsy-") as scratch:
+        frozen = Frozen(
+            core=_core(folder),
+            read=partial(_read, folder),
+            write=lambda file, data: None,  # noqa: ARG005 - an interactive look leaves nothing behind
+            scratch=Path(scratch),
+            debug_files=debug_files,
+            seconds=SECONDS,
+        )
+        return subprocess.run(argv(frozen), check=False).returncode
+
+
+def _core(folder: Path) -> Path:
+    core = folder / layout.CORE
+    if not core.is_file():
+        raise UsageError(
+            str(folder), "holds no core to examine", remedy="it was captured with --no-core, or freeze failed"
+        )
+    return core
+
+
+@contextlib.contextmanager
+def _unpacked(bundle: Path) -> Iterator[Path]:
+    """Yield a private copy of the bundle as a folder."""
+    opened = open_bundle(bundle)
+    with tempfile.TemporaryDirectory(prefix="autopsy-", dir=os.environ.get("TMPDIR", "/var/tmp")) as scratch:  # noqa: S108 - private, and larger than a tmpfs /tmp may hold
+        folder = Path(scratch, "bundle")
+        if not opened.sealed:
+            shutil.copytree(bundle, folder, symlinks=True)
+        else:
+            for member in members(bundle):
+                copy = folder / member.name
+                copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with open(copy, "xb") as stream:
+                    stream.writelines(member.parts())
+        yield folder
+
+
+def _read(folder: Path, name: str) -> bytes:
+    path = folder / name
+    try:
+        if path.is_symlink() or not path.is_file():
+            return b""
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _write(folder: Path, step: str, file: str, data: bytes) -> None:
+    path = folder / layout.evidence(step, file)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
+def _beside(bundle: Path, place: Path | None) -> Path:
+    """Return a name that is still free for the new bundle."""
+    folder = (place or bundle.parent).absolute()
+    stem = bundle.name.removesuffix(".tar.zst").removesuffix(".partial")
+    names_tried = (f"{stem}-examined{number or ''}.tar.zst" for number in range(1000))
+    return next(path for name in names_tried if not (path := folder / name).exists())

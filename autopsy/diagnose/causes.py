@@ -1,0 +1,85 @@
+"""Which of the signatures that are seen is the cause, and which only wait because of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autopsy.diagnose.diagnosis import Where
+from autopsy.diagnose.signature import Match, Signature
+from autopsy.facts.subjects import Whole
+
+# Among causes that do not wait for one another: whatever stops everything first, what pauses on purpose late.
+RANK: dict[Where, int] = {"process": 0, "vm-state": 2, "guest": 3, "none": 4, "unknown": 5}
+SURE = {"proven": 0, "likely": 1, "possible": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A signature that matched; `place` is its place in the list of all."""
+
+    signature: Signature
+    match: Match
+    place: int
+
+    @property
+    def where(self) -> Where:
+        """Return where it is, which a match may know better than its signature."""
+        return self.match.where or self.signature.where
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The primary cause, if anything seen can be one, and for each of the others what holds it (or None)."""
+
+    primary: Seen | None
+    others: tuple[tuple[Seen, Seen | None], ...]
+
+
+def order(seen: Sequence[Seen]) -> Order:
+    """Find the cause: a match that waits for nothing that another one holds."""
+    # A pointer is no finding, and a VM with a finding is not healthy.
+    seen = [each for each in seen if not is_pointer(each)]
+    found = any(each.where != "none" and not each.match.harmless for each in seen)
+    seen = [each for each in seen if each.where != "none" or not found]
+    causes = {each.place: [other for other in seen if _holds(other, each)] for each in seen}
+    able = [each for each in seen if not each.match.effect and not each.match.harmless]
+    roots = [each for each in able if not _is_behind(each, causes)]
+    # Two that wait for each other are one deadlock: the more particular one, listed first, speaks for both.
+    primary = min(roots or able, key=_importance, default=None)
+    others = tuple(
+        (each, next(iter(sorted(causes[each.place], key=_importance)), None)) for each in seen if each is not primary
+    )
+    return Order(primary, tuple(sorted(others, key=lambda pair: _importance(pair[0]))))
+
+
+def is_pointer(each: Seen) -> bool:
+    """Tell whether a match is only worth a remark: it holds nothing up, and is no more than possible."""
+    return each.match.beside and each.match.confidence == "possible"
+
+
+def _is_behind(each: Seen, causes: dict[int, list[Seen]]) -> bool:
+    """Tell whether something holds this one that does not in turn wait for it."""
+    return any(each not in causes[other.place] for other in causes[each.place])
+
+
+def _holds(holder: Seen, waiter: Seen) -> bool:
+    if holder is waiter:
+        return False
+    waits_for = set(waiter.match.waits_for)
+    if Whole.PROCESS not in waiter.match.holds:
+        waits_for.add(Whole.PROCESS)
+    return bool(holder.match.holds & waits_for)
+
+
+def _importance(each: Seen) -> tuple[int, bool, bool, int, int, int]:
+    rank = RANK.get(each.where, 1)
+    sure = each.match.confidence
+    return (
+        max(rank, 2 if each.match.beside else 0),  # what keeps no request from its end comes after all that does
+        sure == "possible",
+        each.match.by_design,
+        SURE[sure],
+        -each.match.weight,
+        each.place,
+    )

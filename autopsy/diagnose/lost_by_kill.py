@@ -1,0 +1,26 @@
+"""What a kill makes unknowable, what our own capture did to the VM, and what came back while it was looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autopsy.bundle import layout
+from autopsy.diagnose.diagnosis import CannotTell
+from autopsy.facts.model.facts import Facts
+
+# What is in the frozen core can be asked of it later, with better symbols; the rest dies with the process.
+IN_THE_CORE = (layout.HEAP, layout.COROUTINES, layout.LOCKS, layout.MAIN_LOOP, layout.THREADS)
+
+
+def lost_by_kill(facts: Facts, undecided: Iterable[CannotTell]) -> tuple[str, ...]:
+    """Return the questions that nobody can answer any more once the process is gone."""
+    lost = []
+    for each in undecided:
+        later = any(file in each.missing for file in IN_THE_CORE) and "freeze" not in each.missing
+        if not later:
+            lost.append(f"Whether {each.text}: {each.missing}")
+    skipped = [each for each in facts.monitor.asked if each.exchange.outcome == "skipped"]
+    if skipped:
+        questions = ", ".join(dict.fromkeys(each.exchange.question for each in skipped))
+        lost.append(f"What QEMU itself would have answered to {questions}")
+    return tuple(dict.fromkeys(lost))[:12]

@@ -1,0 +1,1 @@
+"""Answers questions about the facts that several signatures ask."""

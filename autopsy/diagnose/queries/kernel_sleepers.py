@@ -1,0 +1,110 @@
+"""Finds threads that sleep in the kernel, and the disks that their files serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.diagnose.queries import kernel_stacks
+from autopsy.diagnose.queries.kernel_stacks import Family
+from autopsy.diagnose.queries.requests import (
+    disks_of,
+    still,
+)
+from autopsy.diagnose.queries.threads import descriptor, looks, slept_through, threads
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model.facts import Descriptor, Disk, Exposure, Facts, Mount, Park, Role, Thread
+
+MOST_NAMED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeper:
+    """A thread that waits in the kernel, and whether it slept through both looks."""
+
+    thread: Thread
+    look: Exposure
+    family: Family
+    through: bool | None
+
+
+def sleepers(facts: Facts) -> tuple[Sleeper, ...]:
+    """Return the threads that wait in the kernel for something that a family names, movers left out."""
+    found = []
+    for thread in threads(facts):
+        for look in looks(thread)[:1]:
+            kind = kernel_stacks.family(look)
+            if kind is None:
+                continue
+            through = slept_through(thread)
+            if through is not False:
+                found.append(Sleeper(thread, look, kind, through))
+    return tuple(found)
+
+
+def file_of(facts: Facts, look: Exposure) -> Descriptor | None:
+    """Return the descriptor that a thread's system call works on: its first argument in all those that matter."""
+    found = descriptor(facts, look.syscall.arguments[0]) if look.syscall.arguments else None
+    return found if found and found.kind in {"file", "block device"} else None
+
+
+def disks_on(facts: Facts, paths: frozenset[str]) -> tuple[Disk, ...]:
+    """Return the disks whose image lies at one of these paths."""
+    if isinstance(facts.disks, Unknown) or not paths:
+        return ()
+    return tuple(disk for disk in facts.disks.value if any(_same_file(node.filename, paths) for node in disk.nodes))
+
+
+def disks_behind(facts: Facts, found: list[Sleeper]) -> tuple[Disk, ...]:
+    """Return the disks of threads whose system call names no file: io_submit's caller, the kernel's own workers."""
+    if isinstance(facts.disks, Unknown):
+        return ()
+    submits = any(each.look.syscall.name == "io_submit" for each in found)
+    uring = any(each.thread.role is Role.KERNEL for each in found)
+    engine = "native" if submits else "io_uring" if uring else ""
+    parked = still(facts, *((Park.LINUX_AIO,) if submits else (Park.IO_URING,) if uring else ()))
+    names = {disk.name for request in parked for disk in disks_of(facts, request)}
+    using = [disk for disk in facts.disks.value if engine and any(node.aio == engine for node in disk.nodes)]
+    named = [disk for disk in using if disk.name in names] or using
+    still_disks = [disk for disk in named if not (isinstance(disk.completed, Known) and disk.completed.value > 0)]
+    return tuple(still_disks) if len(still_disks) <= MOST_NAMED else ()
+
+
+def disks_parked(facts: Facts) -> tuple[Disk, ...]:
+    """Return the disks whose requests are in an AIO engine, for a file that no node is known by: a data file, a base.
+
+    Where a job runs, the requests may be its own.
+    """
+    if isinstance(facts.jobs, Known) and facts.jobs.value:
+        return ()
+    alone = [disks_of(facts, request) for request in still(facts, Park.THREADS, Park.LINUX_AIO, Park.IO_URING)]
+    found = {each[0].name: each[0] for each in alone if len(each) == 1}
+    return tuple(found.values()) if len(found) <= MOST_NAMED else ()
+
+
+def image_of(facts: Facts, disk: Disk) -> str:
+    """Return where a disk's image lies, as its descriptor tells it."""
+    if isinstance(facts.descriptors, Unknown):
+        return ""
+    names = [node.filename for node in disk.nodes if node.filename and not node.filename.startswith("json:")]
+    kinds = {"file", "block device"}
+    open_files = [each.target for each in facts.descriptors.value if each.kind in kinds]
+    return next((path for path in open_files if any(_same_file(name, frozenset({path})) for name in names)), "")
+
+
+def _same_file(name: str, paths: frozenset[str]) -> bool:
+    """Compare an image's name as QEMU was given it, which may be relative, with what a descriptor links to."""
+    if not name or name.startswith("json:"):
+        return False
+    return name in paths or any(path.endswith("/" + name.removeprefix("./")) for path in paths)
+
+
+def mount_of(facts: Facts, path: str) -> Mount | None:
+    """Return the mount that a path lies on."""
+    if isinstance(facts.host.mounts, Unknown):
+        return None
+    on = [
+        mount
+        for mount in facts.host.mounts.value
+        if path == mount.path or path.startswith(mount.path.rstrip("/") + "/")
+    ]
+    return max(on, key=lambda mount: len(mount.path), default=None)

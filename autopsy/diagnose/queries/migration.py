@@ -1,0 +1,25 @@
+"""Tells which threads of a migration send or save state."""
+
+from __future__ import annotations
+
+from autopsy.bundle.syscalls import PEER_CALLS
+from autopsy.diagnose.queries.threads import functions, looks
+from autopsy.facts.model.facts import Role, Thread
+
+SENDING = (
+    "qemu_fflush",
+    "qio_channel_socket_writev",
+    "qio_channel_file_writev",
+    "qio_channel_writev",
+    "qemu_put_buffer",
+)
+
+
+SAVING = ("qemu_savevm_state", "save_snapshot", "bdrv_save_vmstate", "qemu_savevm_state_", "migration_completion")
+
+
+def sends_state(thread: Thread) -> bool:
+    """Tell whether a thread is in a call that hands the VM's state on: of a migration, a dump or a snapshot."""
+    inside = next((look.syscall.name for look in looks(thread) if look.syscall.name), "") in PEER_CALLS
+    frames = any(name.startswith((*SENDING, *SAVING)) for name in functions(thread))
+    return inside and (frames or thread.role is Role.MIGRATION)

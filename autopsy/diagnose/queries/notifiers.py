@@ -1,0 +1,35 @@
+"""Finds virtqueue notifications that nobody has seen."""
+
+from __future__ import annotations
+
+from autopsy.bundle.heap import devices
+from autopsy.diagnose.queries.threads import descriptor
+from autopsy.facts.cite import Unknown
+from autopsy.facts.model.facts import Descriptor, Facts
+
+
+def _queues(facts: Facts) -> tuple[devices.VirtQueue, ...]:
+    """Return the queues of disks that stood still in both exposures, idle as far as QEMU knows."""
+    if isinstance(facts.virtqueues, Unknown) or isinstance(facts.virtqueues.value.second, Unknown):
+        return ()
+    later = {(queue.device, queue.index): queue for queue in facts.virtqueues.value.second.value}
+    return tuple(
+        queue
+        for queue in facts.virtqueues.value.first
+        if queue.inuse == 0
+        and (again := later.get((queue.device, queue.index)))
+        and again.last_avail_idx == queue.last_avail_idx
+        and again.notification == queue.notification
+    )
+
+
+def _eventfd(facts: Facts, fd: int) -> Descriptor | None:
+    found = descriptor(facts, fd) if fd >= 0 else None
+    return found if found and found.kind == "eventfd" else None
+
+
+def unseen_notifiers(facts: Facts) -> tuple[int, ...]:
+    """Return the notifiers of idle disk queues that the descriptor table does not show."""
+    wanted = {fd for queue in _queues(facts) for fd in (queue.host_notifier_fd, queue.guest_notifier_fd) if fd >= 0}
+    counted = {fd for fd in wanted if (found := _eventfd(facts, fd)) is not None and found.counter is not None}
+    return tuple(sorted(wanted - counted))

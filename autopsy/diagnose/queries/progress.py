@@ -1,0 +1,91 @@
+"""Whether a disk's counters say of one request that it goes on."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from autopsy.facts.cite import Known
+from autopsy.facts.model.facts import BlockStats, CoroutineFact, Disk, Facts, Limits, Park
+from autopsy.facts.storage.requests import DRIVERS
+
+Kind = Literal["reads", "writes", "flushes", "unmaps"]
+
+# Names of the block layer's functions, exported or static, that tell what a request does.
+KINDS: tuple[tuple[str, Kind], ...] = (
+    ("pwrite", "writes"),
+    ("_write_entry", "writes"),
+    ("pread", "reads"),
+    ("_read_entry", "reads"),
+    ("flush", "flushes"),
+    ("pdiscard", "unmaps"),
+)
+LIMITED: dict[str, set[Kind]] = {"total": {"reads", "writes"}, "read": {"reads"}, "write": {"writes"}}
+# Some of a disk's requests wait at these while others never come there: for a server that only a part of the disk lies
+# on (a backing file, a child of a quorum), or until a backup has copied what they are about to overwrite.
+APART = frozenset(
+    {
+        *(Park.NBD_REPLY, Park.NBD_CONNECT, Park.NBD_SEND, Park.NBD_SLOT, Park.RBD, Park.ISCSI, Park.NFS, Park.CURL),
+        *(Park.SSH, Park.GLUSTER, Park.NVME, Park.COPY_BEFORE_WRITE),
+    }
+)
+
+
+def speaks_for(facts: Facts, disk: Disk, coroutine: CoroutineFact) -> bool | None:
+    """Tell whether a disk completed requests of this one's kind that go the same way; None where that is not known.
+
+    A request that was seen to stand, with all that is on its stack, is excused by nothing less.
+    """
+    if not isinstance(disk.completed, Known) or disk.completed.value <= 0:
+        return False
+    otherwise = False if isinstance(coroutine.stuck, Known) and coroutine.stuck.value else None
+    if coroutine.park in APART and _goes_elsewhere_too(disk, coroutine.park):
+        return otherwise
+    before, after = disk.stats, disk.stats_again
+    if not isinstance(before, Known) or not isinstance(after, Known):
+        return True
+    moved = {kind for kind in get_args(Kind) if _of_kind(after.value, kind) > _of_kind(before.value, kind)}
+    kind = _kind(coroutine)
+    if kind is None and coroutine.park is not Park.THROTTLE:
+        return True
+    if alike := {kind} if kind is not None else _limited_together(facts, disk):
+        return True if alike & moved else otherwise
+    return True if {"reads", "writes"} <= moved else None
+
+
+def _goes_elsewhere_too(disk: Disk, park: Park) -> bool:
+    leaves = [node.driver for node in disk.nodes if node.driver and not node.children]
+    return any(driver not in DRIVERS[park] for driver in leaves)
+
+
+def _kind(coroutine: CoroutineFact) -> Kind | None:
+    """Say what a request does by its outermost function that tells."""
+    for frame in reversed(coroutine.frames):
+        for word, kind in KINDS:
+            if word in frame.function:
+                return kind
+    return None
+
+
+def _limited_together(facts: Facts, disk: Disk) -> set[Kind]:
+    """Return the kinds of requests that wait for one and the same limit, none where that is not known."""
+    groups = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
+    name = disk.throttle_group.value if isinstance(disk.throttle_group, Known) else ""
+    limits: list[Limits] = [
+        each.limits.value for each in groups if each.name == name and isinstance(each.limits, Known)
+    ]
+    if isinstance(disk.limits, Known):
+        limits.append(disk.limits.value)
+    words = {word.split("-")[1] for each in limits for word, _ in each.values if word.count("-") == 1}
+    return LIMITED[words.pop()] if len(words) == 1 else set()
+
+
+def _of_kind(stats: BlockStats, kind: Kind) -> int:
+    match kind:
+        case "reads":
+            return stats.reads
+        case "writes":
+            return stats.writes
+        case "flushes":
+            return stats.flushes
+        case "unmaps":
+            return stats.unmaps

@@ -1,0 +1,177 @@
+"""Questions that many signatures put to the facts: which requests and threads stand still, and whose they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from autopsy.bundle import layout
+from autopsy.diagnose.diagnosis import Confidence
+from autopsy.diagnose.queries import naming, progress
+from autopsy.diagnose.queries.threads import blocks_main_loop, threads
+from autopsy.diagnose.queries.wording import count
+from autopsy.facts import subjects
+from autopsy.facts.cite import Cite, Known, Unknown
+from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Park, Role
+from autopsy.facts.storage.requests import can_wait
+from autopsy.facts.subjects import Subject, Whole
+
+LONG_IDLE_NS = 3_000_000_000
+# No request is met at these places in passing.
+NOT_IN_PASSING = frozenset({Park.BLKDEBUG, Park.THROTTLE_LOCK, Park.NBD_CONNECT})
+# The largest request that QEMU makes of a guest's, and a few of the smallest: a limit never has to hold more at once.
+AT_ONCE = {"bytes": 32 << 20, "requests": 16}
+MOST_CITES = 6
+MOST_NAMES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The requests that wait at some places. `moving` came from there or go on; `proven` needs two exposures."""
+
+    requests: tuple[CoroutineFact, ...]
+    moving: tuple[CoroutineFact, ...]
+    proven: bool
+
+    @property
+    def cites(self) -> tuple[Cite, ...]:
+        """Return where the first few are written."""
+        return tuple(each.cite for each in self.requests[:MOST_CITES])
+
+
+def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
+    """Return the requests parked at these places that nothing shows to go on."""
+    if isinstance(facts.coroutines, Unknown):
+        return facts.coroutines
+    wanted = frozenset(parks)
+    here = [each for each in facts.coroutines.value if each.park in wanted]
+    goes_on = [(each, moves(facts, each)) for each in here]
+    moving = tuple(each for each, on in goes_on if on)
+    waiting = tuple(each for each, on in goes_on if not on)
+    undecided = {each.address for each, on in goes_on if on is None}
+    proven = any(isinstance(each.stuck, Known) and each.stuck.value for each in waiting)
+    sure = tuple(
+        each
+        for each in waiting
+        if each.address not in undecided and (isinstance(each.stuck, Known) or _seems_still(facts, each))
+    )
+    if waiting and not sure:
+        words = f"{count(len(waiting), 'request')} waited there at the only look, as on any busy VM"
+        if any(isinstance(each.stuck, Known) for each in waiting):
+            words = f"whether {count(len(waiting), 'request')} that stood there were passed by others like them"
+        return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), words)
+    return Standing(sure, moving, proven)
+
+
+def _seems_still(facts: Facts, coroutine: CoroutineFact) -> bool:
+    """Tell whether one look is enough: other requests of its disk ended long ago, or the monitor is dead."""
+    if coroutine.park in NOT_IN_PASSING:
+        return True
+    if monitor_is_dead(facts):
+        return True
+    idle = [disk.stats.value.idle_ns for disk in disks_of(facts, coroutine) if isinstance(disk.stats, Known)]
+    return bool(idle) and all(each is not None and each > LONG_IDLE_NS for each in idle)
+
+
+def moves(facts: Facts, coroutine: CoroutineFact) -> bool | None:
+    """Tell whether a request goes on: it left its place, or its disk completed such as it while it was looked at.
+
+    On a busy disk a new request stands where the last one stood, at the same address with the same registers: only
+    the counters tell the two apart. None where they could, and too little of them is known.
+    """
+    if isinstance(coroutine.stuck, Known) and not coroutine.stuck.value:
+        return True
+    said = [progress.speaks_for(facts, disk, coroutine) for disk in disks_of(facts, coroutine)]
+    if not said or False in said:
+        return False
+    return None if None in said else True
+
+
+def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[Disk, ...]:
+    """Return the disk whose request it is, or all those that it could be of."""
+    if isinstance(facts.disks, Unknown):
+        return ()
+    if isinstance(coroutine.disk, Known):
+        return tuple(disk for disk in facts.disks.value if disk.name == coroutine.disk.value)
+    possible = [disk for disk in facts.disks.value if disk.inserted and can_wait(disk, coroutine.park)]
+    if isinstance(coroutine.stuck, Known) and coroutine.stuck.value:
+        still = [disk for disk in possible if not (isinstance(disk.completed, Known) and disk.completed.value > 0)]
+        possible = still or possible
+    return tuple(possible)
+
+
+def their_disks(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Disk, ...]:
+    """Return the disks that these requests belong to, those with most requests first.
+
+    Where a request could be of several disks and nothing tells which, none is named.
+    """
+    counted: Counter[subjects.Disk] = Counter()
+    for request in requests:
+        disks = disks_of(facts, request)
+        if len(disks) == 1:
+            counted[subjects.disk(disks[0])] += 1
+    return tuple(disk for disk, _ in counted.most_common())
+
+
+def title(disk: Disk) -> str:
+    """Return a disk's name, with the drive's beside it where that is another."""
+    return naming.name(subjects.disk(disk))
+
+
+def of_disks(disks: tuple[subjects.Disk, ...]) -> str:
+    """Say whose requests they are."""
+    if not disks:
+        return "of a disk that cannot be named"
+    more = f" and {len(disks) - MOST_NAMES} more" if len(disks) > MOST_NAMES else ""
+    return f"of {'disk' if len(disks) == 1 else 'disks'} {disk_names(disks[:MOST_NAMES])}{more}"
+
+
+def disk_names(disks: Iterable[subjects.Disk]) -> str:
+    """Return the names of disks, with commas between them."""
+    return ", ".join(naming.name(disk) for disk in disks)
+
+
+def lets_go(rate: int, unit: Literal["bytes", "requests"], seconds: float) -> bool:
+    """Tell whether a limit, a second, lets any request go within the time that was watched."""
+    return rate * seconds >= AT_ONCE[unit]
+
+
+def confidence(*, proven: bool, otherwise: Confidence = "likely") -> Confidence:
+    """Return `proven` only for what was seen in both exposures."""
+    return "proven" if proven else otherwise
+
+
+def disk_subjects(facts: Facts, requests: Iterable[CoroutineFact]) -> frozenset[Subject | Whole]:
+    """Return the disks that these requests hold up, and all those that they could be of where that is not known."""
+    return frozenset(subjects.disk(disk) for request in requests for disk in disks_of(facts, request))
+
+
+def monitor_is_dead(facts: Facts) -> bool:
+    """Tell whether QEMU is known to have left a question unanswered."""
+    return isinstance(facts.monitor.alive, Known) and not facts.monitor.alive.value
+
+
+def still(facts: Facts, *parks: Park) -> tuple[CoroutineFact, ...]:
+    """Return the requests that stand at these places, none where the coroutines are unknown."""
+    found = standing(facts, parks)
+    return found.requests if isinstance(found, Standing) else ()
+
+
+def thread_subjects(facts: Facts, tids: Iterable[int]) -> frozenset[Subject | Whole]:
+    """Return what blocked threads hold up: themselves, and the main loop or an iothread where they are that."""
+    blocked = set(tids)
+    roles = {thread.role for thread in threads(facts) if thread.tid in blocked}
+    held: set[Subject | Whole] = {subjects.Thread(tid) for tid in blocked}
+    if blocks_main_loop(facts, blocked):
+        held.add(Whole.MAIN_LOOP)
+    if Role.IOTHREAD in roles:
+        held.add(Whole.IOTHREAD)
+    return frozenset(held)
+
+
+def went_on(found: Standing) -> str:
+    """Say how it is known of requests that they go on."""
+    stood = any(isinstance(each.stuck, Known) and each.stuck.value for each in found.moving)
+    return "their disk completed others like them meanwhile" if stood else "they went on"

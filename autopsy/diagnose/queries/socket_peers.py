@@ -1,0 +1,93 @@
+"""What the sockets tell of the programs at their other ends."""
+
+from __future__ import annotations
+
+from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
+from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries.threads import (
+    looks,
+)
+from autopsy.diagnose.signature import claim
+from autopsy.facts import subjects
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model.facts import Facts, Peer, SocketFact, Thread
+
+
+def socket_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
+    """Return the socket that a thread's system call works on: its first argument in all those that wait for a peer."""
+    arguments = looks(thread)[0].syscall.arguments if looks(thread) else ()
+    if isinstance(facts.sockets, Unknown) or not arguments:
+        return ()
+    return tuple(each for each in facts.sockets.value if each.fd == arguments[0])
+
+
+def leads_to(remote: str, server: str) -> bool:
+    """Tell whether a socket's other end is a server, as a node writes it: the port tells, for hosts have names."""
+    port = server.rpartition(":")[2].split("/")[0]
+    if remote.startswith(("/", "@")):
+        return remote in server
+    return bool(port) and port.isdecimal() and remote.endswith(f":{port}")
+
+
+def state(sockets: tuple[SocketFact, ...]) -> str:
+    """Say in a clause what the sockets tell of the program at their other end."""
+    peers = [peer for each in sockets for peer in each.peers]
+    if stopped := next((peer for peer in peers if peer.state in {"T", "t"}), None):
+        return f": its process {stopped.pid} ({stopped.comm}) is stopped"
+    if stuck := next((peer for peer in peers if peer.state == "D"), None):
+        return (
+            f": its process {stuck.pid} ({stuck.comm}) sleeps in the kernel (State D, {stuck.wchan or 'wchan unknown'})"
+        )
+    if gone := next((each for each in sockets if each.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"}), None):
+        return f": the connection is half closed ({gone.state})"
+    if opening := next((each for each in sockets if each.state == "SYN-SENT"), None):
+        return f": {opening.remote} does not accept the connection"
+    return ": it is connected, and silent" if sockets else ""
+
+
+def peers_of(sockets: tuple[SocketFact, ...]) -> tuple[subjects.Peer, ...]:
+    """Return the programs at the other end."""
+    return tuple(dict.fromkeys(subjects.peer(peer) for each in sockets for peer in each.peers))[:3]
+
+
+def called(peer: Peer) -> str:
+    """Return a program as people speak of it."""
+    return naming.name(subjects.peer(peer))
+
+
+def about_sockets(sockets: tuple[SocketFact, ...]) -> list[Claim]:
+    """Say of each socket how its queues stand, and what the program at its other end does."""
+    claims = []
+    for each in sockets[:3]:
+        queues = ""
+        if each.received_queue is not None and each.send_queue is not None:
+            queues = f"; {each.received_queue} bytes unread by QEMU, {each.send_queue} unread by the other end"
+        claims.append(
+            claim(f"Socket fd {each.fd} to {each.remote or 'its peer'} is in state {each.state}{queues}.", each.cite)
+        )
+        for peer in each.peers[:2]:
+            where = f", in {peer.wchan}" if peer.wchan else ""
+            claims.append(claim(f"The other end is {called(peer)}, State {peer.state or 'unknown'}{where}.", peer.cite))
+    return claims
+
+
+ASLEEP = frozenset({"S", "D"})
+
+
+def ends_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
+    """Return the sockets that a thread waits for, none where it waits for anything besides.
+
+    QEMU's own event loops always wait for an eventfd, too: what waits for sockets alone is no event loop.
+    """
+    seen = [each for each in looks(thread)[:1] if each.state in ASLEEP]
+    name = seen[0].syscall.name if seen else ""
+    if name in PEER_CALLS:
+        found = socket_of(facts, thread)
+    elif name in POLL_CALLS and isinstance(facts.polls, Known) and isinstance(facts.sockets, Known):
+        wanted = {fd.fd for each in facts.polls.value if each.tid == thread.tid for fd in each.fds}
+        found = tuple(each for each in facts.sockets.value if each.fd in wanted)
+        found = found if {each.fd for each in found} == wanted else ()
+    else:
+        return ()
+    return () if any(each.state == "LISTEN" for each in found) else found

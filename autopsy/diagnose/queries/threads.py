@@ -1,0 +1,92 @@
+"""Finds threads by role, and tells which of them moved between the two snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autopsy.diagnose.queries import naming
+from autopsy.facts import subjects
+from autopsy.facts.cite import Fact, Known, Unknown
+from autopsy.facts.model.facts import Descriptor, Exposure, Facts, Role, Thread
+
+# A thread that sleeps in the kernel without being able to be stopped gains no switch from our capture.
+FEW_SWITCHES = 2
+
+
+LITTLE_NS = 1_000_000
+
+
+def threads(facts: Facts) -> tuple[Thread, ...]:
+    """Return the threads, none where they are unknown."""
+    return facts.threads.value if isinstance(facts.threads, Known) else ()
+
+
+def looks(thread: Thread) -> tuple[Exposure, ...]:
+    """Return what is known of a thread, earliest first."""
+    return tuple(each.value for each in (thread.first, thread.again) if isinstance(each, Known))
+
+
+def same_sleep(thread: Thread) -> Fact[bool]:
+    """Tell whether a thread slept through from the first look to the last, in one and the same system call."""
+    if isinstance(thread.first, Unknown):
+        return thread.first
+    if isinstance(thread.again, Unknown):
+        return thread.again
+    if isinstance(thread.movement, Unknown):
+        return thread.movement
+    first, again = thread.first.value, thread.again.value
+    same = first.syscall.is_like(again.syscall) or not (first.syscall.name and again.syscall.name)
+    if first.kernel_stack and again.kernel_stack:
+        # A stop changes the way into the call, and not where the thread sleeps in it.
+        deep = 1 if first.syscall.restarted or again.syscall.restarted else None
+        same = same and first.kernel_stack[:deep] == again.kernel_stack[:deep]
+    elif first.wchan and again.wchan:
+        same = same and first.wchan == again.wchan
+    moved = thread.movement.value
+    switches = moved.voluntary_switches
+    same = same and (moved.cpu_ns < LITTLE_NS if switches is None else switches <= FEW_SWITCHES)
+    return Known(same, again.cite)
+
+
+def slept_through(thread: Thread) -> bool | None:
+    """Tell whether a thread slept through from the first look to the last; None where it cannot be told."""
+    same = same_sleep(thread)
+    return same.value if isinstance(same, Known) else None
+
+
+def by_role(facts: Facts, *roles: Role) -> tuple[Thread, ...]:
+    """Return the threads of some roles."""
+    return tuple(thread for thread in threads(facts) if thread.role in roles)
+
+
+def named(thread: Thread) -> str:
+    """Return a thread as people speak of it."""
+    return naming.name(subjects.thread(thread))
+
+
+def descriptor(facts: Facts, fd: int) -> Descriptor | None:
+    """Return an open descriptor by its number, None where it is not known."""
+    if isinstance(facts.descriptors, Unknown):
+        return None
+    return next((each for each in facts.descriptors.value if each.fd == fd), None)
+
+
+def owns_bql(facts: Facts, tid: int) -> bool:
+    """Tell whether a thread is known to hold the BQL."""
+    owner = facts.locks.value.bql_owner if isinstance(facts.locks, Known) else None
+    return isinstance(owner, Known) and owner.value == tid and tid != 0
+
+
+def main_tid(facts: Facts) -> int:
+    """Return the main thread's id: the process's own."""
+    return facts.vm.pid
+
+
+def blocks_main_loop(facts: Facts, tids: Iterable[int]) -> bool:
+    """Tell whether one of these threads is the main thread, or holds the BQL that it needs."""
+    return any(tid == main_tid(facts) or owns_bql(facts, tid) for tid in tids)
+
+
+def functions(thread: Thread) -> tuple[str, ...]:
+    """Return the names of a thread's frames, innermost first."""
+    return tuple(frame.function for frame in thread.frames.value) if isinstance(thread.frames, Known) else ()

@@ -1,0 +1,69 @@
+"""The three answers that a signature can give, and what a signature is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autopsy.diagnose.diagnosis import Claim, Confidence, Where
+from autopsy.facts.cite import Cite
+from autopsy.facts.model.facts import Facts
+from autopsy.facts.subjects import Subject, Whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """The signature is seen. `effect` says that it is only ever the consequence of something else.
+
+    `beside` says that it is true but keeps no request from its end: any other cause comes before it.
+    `by_design` says that it ends by itself, as it was set up to: what does not comes before it.
+    `harmless` says that it is true of healthy VMs, too: it is never the cause, and is told beside one.
+    Whoever waits for (`waits_for`) what another match holds up (`holds`) is secondary to it.
+    `weight` counts the requests or threads that it explains.
+    """
+
+    headline: str
+    objects: tuple[Subject, ...]
+    confidence: Confidence
+    claims: tuple[Claim, ...]
+    holds: frozenset[Subject | Whole] = frozenset()
+    waits_for: frozenset[Subject | Whole] = frozenset()
+    effect: bool = False
+    beside: bool = False
+    by_design: bool = False
+    harmless: bool = False
+    weight: int = 0
+    where: Where | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuledOut:
+    """The signature is not it, and this is what speaks against it."""
+
+    why: str
+    cites: tuple[Cite, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CannotTell:
+    """It could be or not be: `missing` is the evidence that would decide."""
+
+    missing: str
+
+
+Judgement = Match | RuledOut | CannotTell
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One class of wedge. `id` names its runbook too; `title` is a clause that can follow "not:"."""
+
+    id: str
+    where: Where
+    title: str
+    judge: Callable[[Facts], Judgement]
+
+
+def claim(text: str, *cites: Cite) -> Claim:
+    """Return a sentence with its cites, each once."""
+    return Claim(text=text, cites=tuple(dict.fromkeys(cites)))

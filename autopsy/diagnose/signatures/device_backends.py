@@ -1,0 +1,152 @@
+"""Programs that serve one of the VM's devices, and stand still: vhost-user back ends, the software TPM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.bundle.syscalls import PEER_CALLS
+from autopsy.diagnose.queries.requests import confidence
+from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, socket_of, state
+from autopsy.diagnose.queries.threads import blocks_main_loop, functions, looks, named, slept_through, threads
+from autopsy.diagnose.queries.wording import sentence
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.facts import subjects
+from autopsy.facts.cite import Cite, Known, Unknown
+from autopsy.facts.model.facts import Facts, Helper, Peer, Thread
+from autopsy.facts.subjects import Whole
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """One kind of helper program; QEMU puts questions to it holding the BQL, and a device's work may go past QEMU.
+
+    `carries_disks` says that requests of the guest wait for it, of which QEMU itself holds none.
+    """
+
+    id: str
+    kind: str
+    title: str
+    words: str
+    frames: tuple[str, ...]
+    carries_disks: bool
+
+    def judge(self, facts: Facts) -> Judgement:
+        """Judge by a thread that waits for the helper on its socket, else by what state the helper is in."""
+        if isinstance(facts.threads, Unknown):
+            return CannotTell("the threads (evidence/witness/tasks.txt)")
+        helpers = [each for each in facts.helpers if each.kind == self.kind]
+        talking = [each for each in threads(facts) if self.talks(facts, each, helpers)]
+        silent = [each for each in talking if slept_through(each) is not False]
+        if silent:
+            return self._match(facts, silent, helpers)
+        if stopped := [each for each in helpers if any(_stands(peer) for peer in _peers(each))]:
+            return self._stopped(stopped[0])
+        if talking:
+            return RuledOut(f"the conversation with {self.words} goes on", (facts.threads.cite,))
+        return self._not_seen(facts, facts.threads.cite, helpers)
+
+    def _not_seen(self, facts: Facts, seen: Cite, helpers: list[Helper]) -> Judgement:
+        if self.carries_disks and (unseen := [each for each in helpers if not _peers(each)]):
+            return CannotTell(f"what {self.words} of {unseen[0].device} does: the program behind {unseen[0].address}")
+        if helpers:
+            cites = tuple(peer.cite for each in helpers for peer in _peers(each))
+            return RuledOut(f"no thread waits for {self.words}, and none is stopped", cites[:3] or (helpers[0].cite,))
+        if all(isinstance(each.frames, Unknown) for each in threads(facts)) and isinstance(facts.vm.arguments, Unknown):
+            return CannotTell("the threads' frames (evidence/gdb.threads/threads.json)")
+        return RuledOut(f"no thread is in a conversation with {self.words}", (seen,))
+
+    def talks(self, facts: Facts, thread: Thread, helpers: list[Helper]) -> bool:
+        """Tell whether a thread is in a call on the helper's socket, or under the helper's functions in any."""
+        if not any(look.syscall.name in PEER_CALLS for look in looks(thread)[:1]):
+            return False
+        inodes = {each.inode for helper in helpers for each in helper.sockets}
+        return bool(self._frames_of(thread)) or any(each.inode in inodes for each in socket_of(facts, thread))
+
+    def _match(self, facts: Facts, silent: list[Thread], helpers: list[Helper]) -> Match:
+        proven = any(slept_through(each) for each in silent)
+        sockets = tuple(socket for each in silent for socket in socket_of(facts, each))
+        inodes = {each.inode for each in sockets}
+        devices = [
+            subjects.Device(each.device) for each in helpers if inodes & {socket.inode for socket in each.sockets}
+        ]
+        held = frozenset({Whole.MAIN_LOOP}) if blocks_main_loop(facts, (each.tid for each in silent)) else frozenset()
+        claims = [
+            claim(
+                f"{sentence(named(each))} waits in {looks(each)[0].syscall.name}{self._under(each)}.",
+                looks(each)[0].cite,
+                *((each.frames.cite,) if isinstance(each.frames, Known) else ()),
+            )
+            for each in silent[:3]
+        ]
+        return Match(
+            headline=f"{sentence(named(silent[0]))} waits for {self.words}{state(sockets)}",
+            objects=(*devices, *peers_of(sockets), *(subjects.thread(each) for each in silent[:3])),
+            confidence=confidence(proven=proven),
+            claims=(*claims, *about_sockets(sockets)),
+            holds=held | {Whole.REQUESTS} | {subjects.thread(each) for each in silent},
+            weight=len(silent),
+        )
+
+    def _stopped(self, helper: Helper) -> Match:
+        """Say of a helper that stands still that its device does too, whether or not a thread of QEMU noticed."""
+        words = (
+            f"The {self.words.split(maxsplit=1)[1]} of {helper.device} does not run{state(helper.sockets)}; the "
+            "guest's requests wait there, and QEMU holds none of them"
+            if self.carries_disks
+            else f"{sentence(self.words)} does not run{state(helper.sockets)}; QEMU waits for nothing of it yet"
+        )
+        return Match(
+            headline=words,
+            objects=(subjects.Device(helper.device), *peers_of(helper.sockets)),
+            confidence="likely" if self.carries_disks else "possible",
+            claims=(
+                claim(f"{helper.model} {helper.device} is served through {helper.address}.", helper.cite),
+                *about_sockets(helper.sockets),
+            ),
+            holds=frozenset({Whole.REQUESTS, subjects.Device(helper.device)}) if self.carries_disks else frozenset(),
+            beside=not self.carries_disks,
+            weight=1,
+        )
+
+    def _frames_of(self, thread: Thread) -> list[str]:
+        return [name for name in functions(thread) if name.startswith(self.frames)]
+
+    def _under(self, thread: Thread) -> str:
+        found = self._frames_of(thread)
+        return f" under {found[0]}" if found else ""
+
+
+def _peers(helper: Helper) -> tuple[Peer, ...]:
+    return tuple(peer for each in helper.sockets for peer in each.peers)
+
+
+def _stands(peer: Peer) -> bool:
+    return peer.state in {"T", "t"}
+
+
+TALKS = (
+    Talk(
+        "vhost-user-silent",
+        "vhost-user",
+        "a vhost-user back end does not answer",
+        "a vhost-user back end",
+        ("vhost_", "process_message_reply"),
+        carries_disks=True,
+    ),
+    Talk(
+        "swtpm-silent",
+        "swtpm",
+        "the software TPM does not answer",
+        "the software TPM",
+        ("tpm_emulator_", "tpm_util_"),
+        carries_disks=False,
+    ),
+)
+
+
+def of_a_helper(facts: Facts, thread: Thread) -> bool:
+    """Tell whether a thread talks to a program that serves a device."""
+    return any(talk.talks(facts, thread, [each for each in facts.helpers if each.kind == talk.kind]) for talk in TALKS)
+
+
+SIGNATURES = tuple(Signature(talk.id, "peer", talk.title, talk.judge) for talk in TALKS)

@@ -1,0 +1,163 @@
+"""Threads that sleep in the host's kernel for storage, memory or a network file system: one signature a family."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.queries import kernel_stacks
+from autopsy.diagnose.queries.kernel_sleepers import (
+    MOST_NAMED,
+    Sleeper,
+    disks_behind,
+    disks_on,
+    disks_parked,
+    file_of,
+    image_of,
+    mount_of,
+    sleepers,
+)
+from autopsy.diagnose.queries.kernel_stacks import Family
+from autopsy.diagnose.queries.requests import (
+    Standing,
+    monitor_is_dead,
+    standing,
+    thread_subjects,
+    title,
+)
+from autopsy.diagnose.queries.threads import looks, named, threads
+from autopsy.diagnose.queries.wording import count
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
+from autopsy.facts import subjects
+from autopsy.facts.cite import Cite, Known, Unknown
+from autopsy.facts.coroutines import DISK_PARKS
+from autopsy.facts.model.facts import Descriptor, Exposure, Facts, Peer, Role
+from autopsy.facts.subjects import Subject, Whole
+
+
+def _judge(kind: Family, facts: Facts) -> Judgement:
+    if isinstance(facts.threads, Unknown):
+        return CannotTell("the kernel stacks of QEMU's threads (evidence/witness/tasks.txt)")
+    found = [each for each in sleepers(facts) if each.family.id == kind.id]
+    if not found:
+        return _not_seen(kind, facts)
+    if kind.passes and all(each.through is None for each in found) and not _stands(facts):
+        return CannotTell(f"a second look: {count(len(found), 'thread')} waited for {kind.words} at the only one")
+    files = {each.thread.tid: file_of(facts, each.look) for each in found}
+    paths = frozenset(file.target for file in files.values() if file is not None) | _opening(facts, found)
+    disks = disks_on(facts, paths) or disks_parked(facts) if paths else disks_behind(facts, found)
+    paths = paths or frozenset(path for disk in disks if (path := image_of(facts, disk)))
+    mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
+    proven = any(each.through for each in found)
+    tids = [each.thread.tid for each in found]
+    held: set[Subject | Whole] = {*kind.holds, *thread_subjects(facts, tids), *(subjects.disk(disk) for disk in disks)}
+    if kind.only_requests:
+        held.add(Whole.REQUESTS)
+    daemons = _daemons(facts, frozenset(mounts)) if kind.id == "fuse-daemon-silent" else ()
+    where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()] or sorted(paths)
+    return Match(
+        headline=_headline(kind, found, where, tuple(title(disk) for disk in disks)),
+        objects=(
+            *(subjects.disk(disk) for disk in disks),
+            *(subjects.file_system(mount) for mount in mounts.values()),
+            *(subjects.peer(daemon) for daemon in daemons),
+            *(subjects.thread(each.thread) for each in found[:MOST_NAMED]),
+        ),
+        confidence="proven" if proven else "likely",
+        claims=(
+            *_claims(facts, kind, found, files, proven=proven),
+            *(
+                claim(
+                    f"The daemon is {daemon.comm} {daemon.pid}, State {daemon.state or 'unknown'}"
+                    f"{f', in {daemon.wchan}' if daemon.wchan else ''}.",
+                    daemon.cite,
+                )
+                for daemon in daemons
+            ),
+        ),
+        holds=frozenset(held),
+        waits_for=frozenset({Whole.IO_LIMIT} if kind.id == "host-block-wait" else ()),
+        weight=len(found),
+    )
+
+
+def _opening(facts: Facts, found: list[Sleeper]) -> frozenset[str]:
+    """Return the file that the main thread is about to open, where it is one of those that wait."""
+    if isinstance(facts.main_loop, Unknown) or all(each.thread.role is not Role.MAIN for each in found):
+        return frozenset()
+    return frozenset(filter(None, [facts.main_loop.value.path]))
+
+
+def _daemons(facts: Facts, paths: frozenset[str]) -> tuple[Peer, ...]:
+    """Return the programs that should answer for these FUSE mounts."""
+    if isinstance(facts.fuse, Unknown):
+        return ()
+    here = [mount for mount in facts.fuse.value if mount.path in paths or not paths]
+    return tuple(daemon for mount in here if mount.sure or len(mount.daemons) == 1 for daemon in mount.daemons)[:3]
+
+
+def _stands(facts: Facts) -> bool:
+    """Tell whether something else shows that requests stand: a dead monitor, or a parked request seen twice."""
+    waiting = standing(facts, DISK_PARKS)
+    return monitor_is_dead(facts) or (isinstance(waiting, Standing) and waiting.proven)
+
+
+def _headline(kind: Family, found: list[Sleeper], where: list[str], disks: tuple[str, ...]) -> str:
+    place = f": {', '.join(where[:2])}" if where else ""
+    whose = f" (disk {', '.join(disks[:3])})" if disks else ""
+    verb = "waits" if len(found) == 1 else "wait"
+    return f"{count(len(found), 'thread')} of QEMU {verb} for {kind.words}{place}{whose}"
+
+
+def _claims(
+    facts: Facts, kind: Family, found: list[Sleeper], files: dict[int, Descriptor | None], *, proven: bool
+) -> list[Claim]:
+    claims = []
+    for each in found[:MOST_NAMED]:
+        file = files[each.thread.tid]
+        on = f" on {file.target}" if file else ""
+        cites = [each.look.cite, each.look.stack_cite] + ([file.cite] if file else [])
+        claims.append(
+            claim(
+                f"{named(each.thread)} is in {each.look.syscall.name or 'the kernel'}{on}, State {each.look.state}, "
+                f"under {kernel_stacks.deepest(each.look, kind)}.",
+                *cites,
+            )
+        )
+    if len(found) > MOST_NAMED:
+        claims.append(
+            claim(f"{len(found) - MOST_NAMED} more threads sleep there too.", *(f.look.cite for f in found[4:8]))
+        )
+    if proven:
+        through = [each for each in found if each.through]
+        again = [each.thread.again.value.cite for each in through if isinstance(each.thread.again, Known)]
+        claims.append(
+            claim(f"{count(len(through), 'thread')} slept through from the first look to the last.", *again[:4])
+        )
+    claims += [claim(f"The host's log says: {line.text}", line.cite) for line in facts.host.log[-2:]]
+    return claims
+
+
+def _not_seen(kind: Family, facts: Facts) -> Judgement:
+    seen = [look for thread in threads(facts) for look in looks(thread)[:1]]
+    if not seen:
+        return CannotTell("the kernel stacks of QEMU's threads (evidence/witness/tasks.txt)")
+    blind = [look for look in seen if look.state == "D" and not look.kernel_stack and not look.wchan]
+    if blind:
+        return CannotTell("the kernel stacks of the threads in State D (reading them needs root)")
+    cites: tuple[Cite, ...] = (facts.threads.cite,) if isinstance(facts.threads, Known) else ()
+    moved = [thread for thread in threads(facts) for look in looks(thread)[:1] if _is(kind, look)]
+    if moved:
+        words = f"{count(len(moved), 'thread')} waited for {kind.words}, and went on"
+        return RuledOut(words, tuple(look.cite for thread in moved[:4] for look in looks(thread)[:1]))
+    return RuledOut(f"none of {count(len(seen), 'thread')} waits for {kind.words}", cites)
+
+
+def _is(kind: Family, look: Exposure) -> bool:
+    found = kernel_stacks.family(look)
+    return found is not None and found.id == kind.id
+
+
+def _signature(kind: Family) -> Signature:
+    return Signature(kind.id, kind.where, kind.title, lambda facts: _judge(kind, facts))
+
+
+SIGNATURES = tuple(_signature(kind) for kind in kernel_stacks.FAMILIES)

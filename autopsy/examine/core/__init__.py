@@ -1,0 +1,1 @@
+"""Reads an ELF core, its binaries and their symbols."""

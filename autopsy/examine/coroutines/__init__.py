@@ -1,0 +1,1 @@
+"""Finds parked coroutines, and what they wait for."""

@@ -1,0 +1,46 @@
+"""Find where each thread left its own stack for the coroutine that it is in.
+
+Such a thread's stack ends at coroutine_trampoline(). What it did before, a drain, a command, a guest's register write,
+is in the context that qemu_coroutine_enter() saved: of the coroutine that entered this one, or of the thread's leader.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from autopsy.examine.core.reader import Core, Registers
+from autopsy.examine.core.symbols import Symbols
+from autopsy.examine.coroutines.find import Saved, context_of
+
+MOST_NESTED = 64  # coroutines that enter coroutines; QEMU's nest a few deep
+
+
+def chains(core: Core, saved: Sequence[Saved]) -> dict[int, tuple[Saved, ...]]:
+    """Return, for each thread that is in a coroutine, that coroutine, the one that entered it, and so on."""
+    by_address = {each.coroutine.address: each for each in saved}
+    running = sorted((each for each in saved if each.coroutine.state == "running"), key=_stack)
+    found: dict[int, tuple[Saved, ...]] = {}
+    for thread in core.threads:
+        index = bisect_right(running, thread.registers.rsp, key=_stack) - 1
+        inner = running[index] if index >= 0 and thread.registers.rsp < running[index].top else None
+        chain: dict[int, Saved] = {}
+        while inner is not None and inner.coroutine.address not in chain and len(chain) < MOST_NESTED:
+            chain[inner.coroutine.address] = inner
+            inner = by_address.get(inner.coroutine.caller)  # a leader has no such stack
+        if chain:
+            found[thread.tid] = tuple(chain.values())
+    return found
+
+
+def contexts(core: Core, symbols: Symbols, saved: Sequence[Saved]) -> dict[int, tuple[Registers, ...]]:
+    """Return, for each thread that is in a coroutine, the registers of what it came through, innermost first."""
+    found: dict[int, tuple[Registers, ...]] = {}
+    for tid, chain in chains(core, saved).items():
+        leader = context_of(core, symbols, chain[-1].coroutine.caller)
+        found[tid] = (*(each.registers for each in chain[1:]), *((leader,) if leader else ()))
+    return found
+
+
+def _stack(saved: Saved) -> int:
+    return saved.coroutine.stack

@@ -1,0 +1,1 @@
+"""Runs gdb on a core, and reads what it prints."""

@@ -1,0 +1,287 @@
+"""Unwind every thread and every parked coroutine in one run of gdb.
+
+gdb is given a core of our own making: the frozen stacks, and one thread for each thread and each parked coroutine. Only
+modules that some stack leads into are loaded, which is most of what makes it quick.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from autopsy.bundle.records import Coroutine, Frame, ThreadStack
+from autopsy.examine.core import synthetic
+from autopsy.examine.core.find_files import DELETED
+from autopsy.examine.core.reader import NT_AUXV, NT_FILE, PAGE, Core, CoreError, CoreThread, Extent
+from autopsy.examine.core.symbols import Image, Symbols
+from autopsy.examine.coroutines.entered import contexts
+from autopsy.examine.coroutines.find import Saved, returns
+from autopsy.examine.gdb.backtrace import Block, blocks, frames
+from autopsy.examine.gdb.mi import Gdb, GdbError
+
+AT_SYSINFO_EHDR = 33
+RED_ZONE = 256
+MOST_STACK = 1 << 20
+FIRST_LWP = 1 << 28  # beyond any thread id that Linux gives (PID_MAX_LIMIT is 1 << 22)
+TRAMPOLINE = "coroutine_trampoline"
+ENTERED_FROM = "(it is in a coroutine, which it entered from here:)"
+ENDED_FRAMES = 2  # qemu_coroutine_switch() and the trampoline
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A parked coroutine and the exposure whose memory holds its stack."""
+
+    core: Core
+    saved: Saved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unwound:
+    """The stacks: `backtrace` is gdb's own words for the threads, `coroutines` the frames by coroutine address."""
+
+    backtrace: str
+    threads: tuple[ThreadStack, ...]
+    coroutines: Mapping[int, tuple[Frame, ...]]
+    log: bytes
+    note: str
+
+
+def unwind(
+    core: Core,
+    symbols: Symbols,
+    parked: Iterable[Parked],
+    *,
+    comms: Mapping[int, str],
+    scratch: Path,
+    ends_at: float,
+    saved: Sequence[Saved] = (),
+    with_threads: bool = True,
+) -> Unwound:
+    """Return the frames of every thread and coroutine. Raises ExaminationFailed when gdb cannot be had at all.
+
+    `saved` are all coroutines: the stack of a thread that is in one goes on where it entered it.
+    """
+    standing = core.threads if with_threads else ()
+    left = [(tid, each) for tid, several in contexts(core, symbols, saved).items() for each in several]
+    groups: dict[tuple[object, ...], list[Parked]] = {}
+    for each in parked:
+        groups.setdefault(_signature(symbols, each), []).append(each)
+    alike = list(groups.values())
+    pieces = [_stack(core, thread.registers.rsp, MOST_STACK) for thread in standing]
+    pieces += [_stack(group[0].core, group[0].saved.registers.rsp, group[0].saved.top) for group in alike]
+    pieces += [_stack(core, registers.rsp, MOST_STACK) for _, registers in left]
+    pieces.append(_vdso(core))
+    extents = _joined(piece for several in pieces for piece in several)
+    threads = list(standing)
+    threads += [CoreThread(FIRST_LWP + index, group[0].saved.registers) for index, group in enumerate(alike)]
+    threads += [CoreThread(FIRST_LWP + len(alike) + index, registers) for index, (_, registers) in enumerate(left)]
+    scratch = scratch.absolute()  # gdb looks at files from a directory of its own
+    path = scratch / "stacks.core"
+    path.unlink(missing_ok=True)
+    images = led_into(symbols, extents, threads)
+    links = link(images, scratch)
+    synthetic.write(path, threads, extents, notes(core, links))
+    text, log, note = _run((f"core-file {path}", *commands(images, links, scratch)), scratch, ends_at)
+    by_lwp = {block.lwp: block for block in blocks(text)}
+    before: dict[int, list[Block]] = {}
+    for index, (tid, _) in enumerate(left):
+        if block := by_lwp.get(FIRST_LWP + len(alike) + index):
+            before.setdefault(tid, []).append(block)
+    backtrace, stacks = _threads(standing, symbols, by_lwp, comms, note, before=before)
+    found: dict[int, tuple[Frame, ...]] = {}
+    for index, group in enumerate(alike):
+        if block := by_lwp.get(FIRST_LWP + index):
+            shared = _inside(frames(block, symbols)[0], symbols)
+            found.update((each.saved.coroutine.address, shared) for each in group)
+    return Unwound(backtrace=backtrace, threads=stacks, coroutines=found, log=log, note=note)
+
+
+def led_into(symbols: Symbols, extents: Iterable[Extent], threads: Iterable[CoreThread]) -> list[Image]:
+    """Return the images that a pc or a word on a stack points into: no frame can lie in another."""
+    words = {thread.registers.rip for thread in threads}
+    for extent in extents:
+        skip = -extent.start % 8
+        size = (extent.end - extent.start - skip) & -8
+        data = extent.source[extent.offset + skip : extent.offset + skip + size]
+        words.update(memoryview(data).cast("Q"))
+    ordered = sorted(words)
+    return [
+        image
+        for image in symbols.images
+        if image.file and any(bisect_left(ordered, start) != bisect_left(ordered, end) for start, end in image.code)
+    ]
+
+
+def link(images: Iterable[Image], scratch: Path) -> dict[str, Path]:
+    """Give each image's file, and its debug file, a name in scratch that needs no quoting; return them by path.
+
+    A deleted file, one in another mount namespace, and one that somebody else holds the place of, are all found so.
+    """
+    folder = scratch / "modules"
+    debug = scratch / "debug" / ".build-id"
+    names: dict[str, Path] = {}
+    for number, image in enumerate(images):
+        if image.file is None:
+            continue
+        letters = [
+            each for each in image.path.rsplit("/", 1)[-1] if each.isascii() and (each.isalnum() or each in "-_.+")
+        ]
+        names[image.path] = folder / str(number) / ("".join(letters) or "module")
+        _symlink(names[image.path], image.file.path)
+        if image.debug and image.build_id:
+            _symlink(debug / image.build_id[:2] / f"{image.build_id[2:]}.debug", image.debug.path)
+    return names
+
+
+def commands(images: Iterable[Image], links: Mapping[str, Path], scratch: Path) -> list[str]:
+    """Return the gdb commands that load these images at their addresses."""
+    lines = [f"set debug-file-directory {scratch / 'debug'}:/usr/lib/debug"]
+    lines += [f"add-symbol-file {links[image.path]} -o {image.bias:#x}" for image in images if image.path in links]
+    return lines
+
+
+def notes(core: Core, links: Mapping[str, Path]) -> list[tuple[int, bytes]]:
+    """Return the auxiliary vector and the mapped files, by their names in scratch, for a core of our making."""
+    parts = [part for part in core.files if part.path.removesuffix(DELETED) in links]
+    ranges = [struct.pack("<QQQ", part.start, part.end, part.offset // PAGE) for part in parts]
+    paths = [os.fsencode(links[part.path.removesuffix(DELETED)]) + b"\0" for part in parts]
+    mapped = struct.pack("<QQ", len(parts), PAGE) + b"".join(ranges) + b"".join(paths)
+    return [*[note for note in core.note_bytes if note[0] == NT_AUXV][:1], (NT_FILE, mapped)]
+
+
+def _symlink(name: Path, target: Path) -> None:
+    name.parent.mkdir(parents=True, exist_ok=True)
+    name.unlink(missing_ok=True)
+    name.symlink_to(target.absolute())
+
+
+def _run(preparation: Iterable[str], scratch: Path, ends_at: float) -> tuple[str, bytes, str]:
+    trouble: list[str] = []
+    with Gdb(scratch, ends_at=ends_at) as gdb:
+        for command in preparation:
+            try:
+                answer = gdb.run(command)
+            except GdbError as error:
+                trouble.append(f"gdb: {error}")
+            else:
+                if not answer.whole:
+                    break
+        printed = gdb.run("thread apply all -ascending -c bt")
+        if not printed.whole:
+            late = time.monotonic() >= ends_at
+            trouble.append("gdb was ended at its deadline" if late else f"gdb ended by itself: {gdb.last_words()}")
+        return printed.text, gdb.log(), "; ".join(trouble)
+
+
+def _threads(
+    threads: Iterable[CoreThread],
+    symbols: Symbols,
+    by_lwp: Mapping[int, Block],
+    comms: Mapping[int, str],
+    note: str,
+    *,
+    before: Mapping[int, Sequence[Block]],
+) -> tuple[str, tuple[ThreadStack, ...]]:
+    lines: list[str] = []
+    stacks: list[ThreadStack] = []
+    for thread in threads:
+        block = by_lwp.get(thread.tid)
+        if block is None:
+            stacks.append(bare(thread, symbols, comms, note or "gdb printed nothing for it"))
+            continue
+        if lines:
+            lines.append("")
+        line = len(lines) + 1
+        lines += block.lines
+        pieces = [block, *before.get(thread.tid, ())]
+        for entrance in pieces[1:]:
+            lines += [ENTERED_FROM, *entrance.lines[1:]]
+        told = [frames(piece, symbols) for piece in pieces]
+        inner = [frame for piece, _ in told[:-1] for frame in _inside(piece, symbols)]
+        outer, doubt = told[-1]
+        named, cut_short = (*inner, *outer), doubt or pieces[-1].cut_short
+        stacks.append(
+            ThreadStack(tid=thread.tid, comm=comms.get(thread.tid, ""), frames=named, line=line, cut_short=cut_short)
+        )
+    return "\n".join([*lines, ""]), tuple(stacks)
+
+
+def bare(thread: CoreThread, symbols: Symbols, comms: Mapping[int, str], why: str) -> ThreadStack:
+    """Return the stack of a thread that was not unwound: where it stood."""
+    frame = symbols.frame(thread.registers.rip, called=False)
+    return ThreadStack(tid=thread.tid, comm=comms.get(thread.tid, ""), frames=(frame,), cut_short=why)
+
+
+def with_frames(coroutine: Coroutine, found: Mapping[int, tuple[Frame, ...]], symbols: Symbols) -> Coroutine:
+    """Return the coroutine with the frames that were found for it, if any were.
+
+    One in which coroutine_trampoline() itself switches away has ended, and waits in the pool.
+    """
+    if coroutine.address not in found or coroutine.state == "pooled":
+        return coroutine
+    stack = found[coroutine.address]
+    in_qemu = {frame.pc for frame in stack if symbols.main and frame.module == symbols.main.path}
+    whole = symbols.main is not None and symbols.main.file is not None
+    if whole and len(in_qemu) == len({frame.pc for frame in stack}) == ENDED_FRAMES and not coroutine.scheduled_by:
+        return msgspec.structs.replace(coroutine, state="pooled", frames=())
+    return msgspec.structs.replace(coroutine, frames=stack)
+
+
+def _inside(all_frames: tuple[Frame, ...], symbols: Symbols) -> tuple[Frame, ...]:
+    """Return the frames up to coroutine_trampoline: the outermost of QEMU's own, nameless in a stripped binary.
+
+    What lies beyond it is the context that makecontext() made up.
+    """
+    last = 0
+    for index, frame in enumerate(all_frames):
+        if frame.function == TRAMPOLINE:
+            return all_frames[: index + 1]
+        if symbols.main and frame.module == symbols.main.path:
+            last = index
+    return all_frames[: last + 1]
+
+
+def _signature(symbols: Symbols, each: Parked) -> tuple[object, ...]:
+    """Return what decides how a stack unwinds: coroutines that share it share their frames."""
+    saved = each.saved
+    return (saved.coroutine.pc, saved.top - saved.coroutine.sp, returns(each.core, symbols, saved))
+
+
+def _stack(core: Core, sp: int, end: int) -> list[Extent]:
+    start = max(0, (sp - RED_ZONE) & -8)
+    end = sp + MOST_STACK if end <= MOST_STACK else end
+    return [_clipped(extent, start, end) for extent in core.extents_within(start, end)]
+
+
+def _vdso(core: Core) -> list[Extent]:
+    base = core.auxv.get(AT_SYSINFO_EHDR, 0)
+    try:
+        core.word(base)
+    except CoreError:
+        return []
+    return [_clipped(extent, base, base + (8 << 12)) for extent in core.extents_within(base, base + (8 << 12))]
+
+
+def _clipped(extent: Extent, start: int, end: int) -> Extent:
+    first = max(start, extent.start)
+    return Extent(first, min(end, extent.end), extent.offset + first - extent.start, extent.source)
+
+
+def _joined(pieces: Iterable[Extent]) -> list[Extent]:
+    """Return the pieces by address, without the bytes that an earlier one has already given."""
+    joined: list[Extent] = []
+    free_from = 0
+    for piece in sorted(pieces, key=lambda piece: (piece.start, -piece.end)):
+        if piece.end <= free_from:
+            continue
+        joined.append(_clipped(piece, max(piece.start, free_from), piece.end))
+        free_from = piece.end
+    return joined

@@ -1,0 +1,1 @@
+"""Walks QEMU's heap by its debug information."""

@@ -1,0 +1,94 @@
+"""Lays the second exposure over the first, and says of each coroutine whether it moved in between."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.records import Coroutine, Frame
+from autopsy.errors import ExaminationFailed
+from autopsy.examine import previous
+from autopsy.examine.core.inputs import Frozen
+from autopsy.examine.core.reader import Core, CoreError
+from autopsy.examine.core.symbols import Symbols
+from autopsy.examine.coroutines import compare, find
+from autopsy.examine.coroutines.find import Saved
+from autopsy.examine.gdb.unwind import Parked, unwind, with_frames
+from autopsy.examine.heap import run, virtqueues
+from autopsy.examine.threads import poll_sets
+
+HEAP_SECONDS = 5.0
+GDB_SECONDS = 5.0
+IN_WORDS = {"stuck": "where they were"}
+
+
+def examine_again(frozen: Frozen) -> str:
+    """Write coroutines.json once more, with `since_first` and the frames that were unwound, and with DWARF heap.json.
+
+    Raises:
+        ExaminationFailed: one of the exposures cannot be read.
+    """
+    if frozen.second_core is None:
+        raise ExaminationFailed("second exposure", "there is no second core", remedy="see the outcome of freeze")
+    try:
+        core = Core(frozen.core)
+        second = Core.over(core, Core(frozen.second_core))
+    except CoreError as error:
+        raise ExaminationFailed("second exposure", str(error), remedy="see the outcome of freeze") from error
+    symbols = Symbols(core, frozen)
+    walking = run.start(frozen, symbols, min(HEAP_SECONDS, frozen.seconds))
+    compared = compare.compare(core, find.find(core, symbols), second, find.find(second, symbols))
+    unwound = _unwound(frozen)
+    known = previous.read(frozen.read, layout.SECOND_EXPOSURE)
+    found = [_with_frames(saved.coroutine, unwound) for saved in compared.first]
+    found += _newcomers(frozen, second, symbols, compared.new)
+    told = known.best_coroutines(found, blind=symbols.main is None or symbols.main.file is None)
+    frozen.write(layout.COROUTINES, msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
+    poll_sets.write(frozen)
+    with suppress(CoreError, OSError):  # the coroutines are written already
+        virtqueues.write(core, second, symbols, frozen.read, frozen.write)
+    if walking.child is not None:  # without debug information there is nothing to compare
+        with suppress(OSError):  # the coroutines are written already
+            run.finish(walking, earlier=known)
+    counts = Counter(each.since_first for each in told if each.state == "parked")
+    # The monitor's own stands still on every healthy VM: it is the analyzer that says "stuck".
+    return ", ".join(f"{count} {IN_WORDS.get(word, word)}" for word, count in sorted(counts.items()))
+
+
+def _newcomers(frozen: Frozen, second: Core, symbols: Symbols, new: tuple[Saved, ...]) -> list[Coroutine]:
+    """Return the coroutines that were not parked before, unwound from the second exposure where gdb can be had."""
+    if not new:
+        return []
+    parked = [Parked(second, saved) for saved in new]
+    found: Mapping[int, tuple[Frame, ...]] = {}
+    with TemporaryDirectory(dir=frozen.scratch) as scratch, suppress(ExaminationFailed):
+        ends_at = time.monotonic() + min(GDB_SECONDS, frozen.seconds)
+        found = unwind(
+            second, symbols, parked, comms={}, scratch=Path(scratch), ends_at=ends_at, with_threads=False
+        ).coroutines
+    return [with_frames(saved.coroutine, found, symbols) for saved in new]
+
+
+def _unwound(frozen: Frozen) -> dict[int, Coroutine]:
+    try:
+        known = msgspec.json.decode(
+            frozen.read(layout.evidence(layout.GDB_THREADS, layout.COROUTINES)), type=tuple[Coroutine, ...]
+        )
+    except msgspec.DecodeError:
+        return {}
+    return {each.address: each for each in known}
+
+
+def _with_frames(now: Coroutine, unwound: dict[int, Coroutine]) -> Coroutine:
+    """Return the coroutine with its frames, where it still stands where they were unwound."""
+    known = unwound.get(now.address)
+    if known is None or (known.pc, known.sp) != (now.pc, now.sp):
+        return now
+    return msgspec.structs.replace(now, frames=known.frames, line=known.line)

@@ -1,0 +1,1 @@
+"""Tells what each thread of a core holds and waits for."""

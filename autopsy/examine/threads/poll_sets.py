@@ -1,0 +1,126 @@
+"""Join what threads sleep on, so that a handler whose fd nobody polls can be seen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from autopsy.bundle import layout, sections
+from autopsy.bundle.records import EventFd, PollSet
+from autopsy.examine.core.inputs import Frozen
+from autopsy.examine.view import View
+
+FIRST = (layout.WITNESS, layout.PROC_FDS)
+INFO = re.compile(r"fdinfo/(\d{1,9})")
+IN_RING = re.compile(rb"^PollList:\n\s+op=", re.MULTILINE)
+COUNT = re.compile(rb"^eventfd-count:\s*([0-9a-f]{1,16})\s*$", re.MULTILINE)
+
+
+def sleeps(read: Callable[[str], bytes], step: str = layout.WITNESS) -> tuple[PollSet, ...]:
+    """Return the poll sets that a step saw, empty when it saw none or they cannot be read."""
+    data = read(layout.evidence(step, layout.POLLS))
+    try:
+        return msgspec.json.decode(data, type=tuple[PollSet, ...]) if data else ()
+    except msgspec.DecodeError:
+        return ()
+
+
+def polled(read: Callable[[str], bytes], *steps: str) -> frozenset[int] | None:
+    """Return every fd that some thread polls, by itself or through an epoll set; None when that is not known.
+
+    The first of `steps` tells what threads sleep on; all of them what is inside the epoll sets.
+    """
+    steps = steps or FIRST
+    sets = sleeps(read, steps[0])
+    if not sets or any(each.truncated for each in sets):
+        return None
+    fds = {fd.fd for each in sets for fd in each.fds}
+    waited = {each.epoll_fd for each in sets if each.epoll_fd is not None}
+    inside = epoll_sets(read, *steps)
+    if not waited <= inside.keys():
+        return None
+    for epoll in waited | (fds & inside.keys()):
+        fds |= inside[epoll]
+    return frozenset(fds)
+
+
+def epoll_sets(read: Callable[[str], bytes], *steps: str) -> dict[int, frozenset[int]]:
+    """Return the fds inside each epoll fd, as /proc/PID/fdinfo printed them."""
+    found: dict[int, frozenset[int]] = {}
+    for step in steps or FIRST:
+        for fd, data in _infos(read, step):
+            if b"\ntfd:" in b"\n" + data:
+                found.setdefault(fd, _targets(data))
+    return found
+
+
+def rings_poll(read: Callable[[str], bytes], *steps: str) -> bool:
+    """Return whether an event loop polls through io_uring, which tells nobody which fds.
+
+    QEMU's iothreads did where it was built so (5.0 to 10.1), and every event loop does since v10.2.
+    """
+    return any(IN_RING.search(data) for step in steps or FIRST for _, data in _infos(read, step))
+
+
+def eventfds(read: Callable[[str], bytes]) -> tuple[EventFd, ...]:
+    """Return every eventfd, with what both looks say of it."""
+    first, second = _counts(read, *FIRST), _counts(read, layout.SECOND_EXPOSURE)
+    heard, heard_again = _hearing(read, *FIRST), _hearing(read, layout.SECOND_EXPOSURE)
+    return tuple(
+        EventFd(
+            fd=fd,
+            count=first.get(fd),
+            polled=heard(fd) if fd in first else None,
+            count_again=second.get(fd),
+            polled_again=heard_again(fd) if fd in second else None,
+        )
+        for fd in sorted(first.keys() | second.keys())
+    )
+
+
+def _hearing(read: Callable[[str], bytes], *steps: str) -> Callable[[int], bool | None]:
+    """Return what tells whether an fd is polled, as far as these steps know."""
+    fds, rings = polled(read, *steps), rings_poll(read, *steps)
+
+    def heard(fd: int) -> bool | None:
+        if fds is None:
+            return None
+        return True if fd in fds else None if rings else False
+
+    return heard
+
+
+def examine(view: View) -> tuple[EventFd, ...]:
+    """Write eventfds.json, and return what it says."""
+    return write(view.frozen)
+
+
+def write(frozen: Frozen) -> tuple[EventFd, ...]:
+    """Write eventfds.json for what is at hand, without a core."""
+    found = eventfds(frozen.read)
+    frozen.write(layout.EVENTFDS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    return found
+
+
+def _counts(read: Callable[[str], bytes], *steps: str) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for step in steps:
+        for fd, data in _infos(read, step):
+            if count := COUNT.search(data):
+                found.setdefault(fd, int(count[1], 16))
+    return found
+
+
+def _infos(read: Callable[[str], bytes], step: str) -> Iterator[tuple[int, bytes]]:
+    """Yield each fd whose fdinfo was read, with it."""
+    for section in sections.parse(read(layout.evidence(step, layout.FDS))):
+        if fd := INFO.fullmatch(section.name):
+            yield int(fd[1]), section.data
+
+
+def _targets(fdinfo: bytes) -> frozenset[int]:
+    """Return the fds of lines such as `tfd:        5 events:       19 data: …`."""
+    rows = (line.split() for line in fdinfo.splitlines() if line.startswith(b"tfd:"))
+    return frozenset(int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit() and len(row[1]) < 10)

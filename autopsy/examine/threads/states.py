@@ -1,0 +1,56 @@
+"""What was seen of each thread before it was stopped: its name, its state, where in the kernel it slept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from autopsy.bundle import layout, sections
+from autopsy.bundle.records import FreezeRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thread. `state` is the letter of /proc/TID/stat, empty when it was not read."""
+
+    tid: int
+    comm: str = ""
+    state: str = ""
+    wchan: str = ""
+
+
+def tasks(read: Callable[[str], bytes]) -> dict[int, Task]:
+    """Return every thread that the witness or the freeze saw."""
+    found: dict[int, Task] = {}
+    for thread in freeze_record(read).threads:
+        found[thread.tid] = Task(thread.tid, comm=thread.comm)
+    seen: dict[int, dict[str, str]] = {}
+    for section in sections.parse(read(layout.evidence(layout.WITNESS, layout.TASKS))):
+        match section.name.split("/"):
+            case ["task", tid, ("comm" | "stat" | "wchan") as kind] if tid.isdecimal() and not section.error:
+                seen.setdefault(int(tid), {})[kind] = section.data.decode("utf-8", "backslashreplace").rstrip("\n")
+    for number, files in seen.items():
+        comm = files.get("comm", "") or (found[number].comm if number in found else "")
+        # The name in stat may hold anything, ")" too: the state follows the last one.
+        state = files.get("stat", "").rpartition(")")[2].strip()[:1]
+        found[number] = Task(number, comm, state, files.get("wchan", ""))
+    return found
+
+
+def freeze_record(read: Callable[[str], bytes], step: str = layout.FREEZE) -> FreezeRecord:
+    """Return what freeze.json says, an empty record when there is none."""
+    try:
+        return msgspec.json.decode(read(layout.evidence(step, layout.FREEZE_RECORD)), type=FreezeRecord)
+    except msgspec.DecodeError:
+        return FreezeRecord(
+            architecture="",
+            page_size=0,
+            frozen_at_ns=0,
+            stops=(),
+            threads=(),
+            left_out=(),
+            copied_bytes=0,
+            core_bytes=0,
+        )

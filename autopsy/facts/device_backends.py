@@ -1,0 +1,56 @@
+"""The programs that a device of the VM hands its work to: vhost-user back ends, the software TPM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopsy.facts.cite import Cite, Fact, Known
+from autopsy.facts.command_line import CommandLine, Options, string
+from autopsy.facts.model.facts import Helper, SocketFact
+
+VHOST_USER = "vhost-user"
+
+
+def gather(line: CommandLine, sockets: Fact[tuple[SocketFact, ...]]) -> tuple[Helper, ...]:
+    """Return each helper that the command line names, with the sockets that lead to it."""
+    connected = sockets.value if isinstance(sockets, Known) else ()
+    chardevs = {string(each, "id"): each for each in line.chardevs}
+    helpers = []
+    for kind, device, model, name in _asked_for(line):
+        chardev = chardevs.get(name)
+        if chardev is None:
+            continue
+        leading = tuple(each for each in connected if _leads_to(each, chardev))
+        helpers.append(
+            Helper(
+                kind=kind,
+                device=device,
+                model=model,
+                address=string(chardev, "path") or f"{string(chardev, 'host')}:{string(chardev, 'port')}",
+                sockets=leading,
+                cite=Cite(line.cite.file, line.cite.line, f"-chardev id={name}"),
+            )
+        )
+    return tuple(helpers)
+
+
+def _asked_for(line: CommandLine) -> Iterator[tuple[str, str, str, str]]:
+    """Yield kind, device, model and chardev of every device that a helper serves."""
+    for device in line.devices:
+        model = string(device, "driver")
+        if model.startswith(VHOST_USER) and string(device, "chardev"):
+            yield VHOST_USER, string(device, "id") or model, model, string(device, "chardev")
+    for tpm in line.tpmdevs:
+        if string(tpm, "type") == "emulator":
+            yield "swtpm", string(tpm, "id"), "tpm-emulator", string(tpm, "chardev")
+
+
+def _leads_to(socket: SocketFact, chardev: Options) -> bool:
+    if socket.state in {"LISTEN", "UNCONN"}:
+        return False
+    if path := string(chardev, "path"):
+        # The other end may have bound the socket by another spelling of its path.
+        file = "/" + path.rpartition("/")[2]
+        return any(name == path or ("/" + name).endswith(file) for name in (socket.remote, socket.local) if name)
+    port = string(chardev, "port")
+    return bool(port) and port.isdecimal() and any(e.endswith(f":{port}") for e in (socket.remote, socket.local))

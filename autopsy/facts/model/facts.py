@@ -1,0 +1,301 @@
+"""The typed facts that a bundle holds: what was seen, where, and nothing about what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from autopsy.bundle.heap import records as heap_records
+from autopsy.bundle.records import Frame, PollSet, QmpExchange
+from autopsy.bundle.syscalls import ARGUMENTS
+from autopsy.facts.cite import Cite, Fact
+from autopsy.facts.model.host import (
+    BlockDevice,
+    Descriptor,
+    FuseMount,
+    Helper,
+    HostFacts,
+    IoLimit,
+    LogLine,
+    Mount,
+    Peer,
+    Pressure,
+    RingsFact,
+    SocketFact,
+)
+from autopsy.facts.model.storage import (
+    BlockStats,
+    CoroutineFact,
+    Disk,
+    Job,
+    Limits,
+    Node,
+    Park,
+    Queues,
+    ThrottleGroup,
+)
+
+__all__ = [
+    "Asked",
+    "BlockDevice",
+    "BlockStats",
+    "CoMutexFact",
+    "CoroutineFact",
+    "Descriptor",
+    "Disk",
+    "Exposure",
+    "Facts",
+    "FuseMount",
+    "Helper",
+    "HostFacts",
+    "IoLimit",
+    "Job",
+    "Limits",
+    "Locks",
+    "LogLine",
+    "MainLoopFact",
+    "MonitorFact",
+    "Mount",
+    "Movement",
+    "MutexFact",
+    "Node",
+    "Park",
+    "Peer",
+    "Pressure",
+    "Queues",
+    "RingsFact",
+    "Role",
+    "RunState",
+    "SocketFact",
+    "Syscall",
+    "Thread",
+    "ThrottleGroup",
+    "Times",
+    "Vm",
+]
+
+
+class Role(Enum):
+    """What a thread is for, told by its name, its stack and its system call."""
+
+    MAIN = "main"
+    VCPU = "vcpu"
+    IOTHREAD = "iothread"
+    WORKER = "worker"
+    MONITOR = "monitor"
+    CALL_RCU = "call_rcu"
+    MIGRATION = "migration"
+    KERNEL = "kernel"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Syscall:
+    """What /proc/TID/syscall said. `number` is absent for a thread that was running or outside a system call.
+
+    `restarted` says that the call goes on as restart_syscall, for a stop has interrupted it; `name` is the call's own.
+    """
+
+    number: int | None
+    name: str
+    arguments: tuple[int, ...] = ()
+    restarted: bool = False
+
+    def is_like(self, other: Syscall) -> bool:
+        """Tell whether it is the same call with the same arguments, interrupted by a stop or not."""
+        taken = ARGUMENTS.get(self.name)
+        return (self.name, self.arguments[:taken]) == (other.name, other.arguments[:taken])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exposure:
+    """A thread at one moment, as /proc told of it."""
+
+    state: str
+    wchan: str
+    syscall: Syscall
+    kernel_stack: tuple[str, ...]
+    tracer: int
+    stop_pending: bool
+    cite: Cite
+    stack_cite: Cite
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """How far a thread came between two looks, `seconds` apart. Switches are absent where one look lacks them."""
+
+    seconds: float
+    cpu_ns: int
+    waited_ns: int
+    voluntary_switches: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thread:
+    """One thread of the process; `first` was read before anything was asked of the VM."""
+
+    tid: int
+    comm: str
+    role: Role
+    first: Fact[Exposure]
+    again: Fact[Exposure]
+    frames: Fact[tuple[Frame, ...]]
+    movement: Fact[Movement]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MutexFact:
+    """A mutex that somebody waits for; `owner` 0 means that nobody holds it."""
+
+    address: int
+    owner: int
+    kind: str
+    waiters: tuple[int, ...]
+    place: str
+    name: str
+    is_bql: bool
+    in_object: str
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoMutexFact:
+    """A coroutine mutex that requests wait for, by their coroutines' addresses.
+
+    `holder_tid` is the thread that its holder runs on, 0 if that is not known; a knot is a ring of such waits.
+    """
+
+    address: int
+    holder: int
+    holder_state: Literal["parked", "running", "pooled", "gone", "unclear", "handed over"]
+    holder_tid: int
+    waiters: tuple[int, ...]
+    in_knot: bool
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locks:
+    """Who holds and who waits. A cycle of one is a thread that waits for itself."""
+
+    mutexes: tuple[MutexFact, ...]
+    cycles: tuple[tuple[int, ...], ...]
+    bql_owner: Fact[int]
+    cite: Cite
+    comutexes: tuple[CoMutexFact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MainLoopFact:
+    """What the main thread was doing. `ours` is the question of ours that it was working on, if any.
+
+    `path` is the file that its system call names.
+    """
+
+    tid: int
+    state: Literal[
+        "idle", "nested poll", "blocked in a system call", "waits for a mutex", "running", "stopped", "unknown"
+    ]
+    under: str
+    waits_on_tid: int
+    command: str
+    ours: str
+    why: str
+    cite: Cite
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What query-status said."""
+
+    status: str
+    running: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One QMP exchange with the place where it is recorded."""
+
+    exchange: QmpExchange
+    again: bool
+    cite: Cite
+
+    @property
+    def answer(self) -> Any:  # noqa: ANN401 - QEMU's JSON, checked by whoever reads it
+        """Return the answer, None when there was none."""
+        return self.exchange.answer if self.exchange.outcome == "answered" else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorFact:
+    """How the QMP monitor behaved. `died_at` is the first question that was never answered."""
+
+    greeting: Fact[str]
+    holder: str
+    asked: tuple[Asked, ...]
+    died_at: Fact[Asked]
+    alive: Fact[bool]
+    alive_again: Fact[bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """The moments that every other time is told against, CLOCK_MONOTONIC in ns."""
+
+    began_ns: int
+    utc: str
+    zone: str
+    first_ns: int
+    second_ns: Fact[int]
+    gap_seconds: float
+    stopped_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vm:
+    """Which VM it was."""
+
+    pid: int
+    name: str
+    manager: str
+    qemu_version: str
+    build_id: str
+    arguments: Fact[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Everything that a bundle tells, ready to be judged.
+
+    `heap_walked` is known where a walk was tried: False says that there was no debug information for it.
+    """
+
+    vm: Vm
+    times: Times
+    threads: Fact[tuple[Thread, ...]]
+    coroutines: Fact[tuple[CoroutineFact, ...]]
+    disks: Fact[tuple[Disk, ...]]
+    nodes: tuple[Node, ...]
+    throttle_groups: Fact[tuple[ThrottleGroup, ...]]
+    jobs: Fact[tuple[Job, ...]]
+    locks: Fact[Locks]
+    main_loop: Fact[MainLoopFact]
+    descriptors: Fact[tuple[Descriptor, ...]]
+    polls: Fact[tuple[PollSet, ...]]
+    sockets: Fact[tuple[SocketFact, ...]]
+    fuse: Fact[tuple[FuseMount, ...]]
+    helpers: tuple[Helper, ...]
+    rings: Fact[RingsFact]
+    host: HostFacts
+    run_state: Fact[RunState]
+    run_state_again: Fact[RunState]
+    monitor: MonitorFact
+    migration: Fact[str]
+    symbols: Fact[str]
+    heap_walked: Fact[bool]
+    heap: Fact[heap_records.Exposure]
+    heap_again: Fact[heap_records.Exposure]
+    virtqueues: Fact[Queues]

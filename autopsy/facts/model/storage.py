@@ -1,0 +1,190 @@
+"""The typed facts about disks, their requests, their limits and their jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from autopsy.bundle.heap.devices import VirtQueue
+from autopsy.bundle.records import EventFd, Frame
+from autopsy.facts.cite import Cite, Fact
+
+
+class Park(Enum):
+    """Where a coroutine yielded; the value is the words for people."""
+
+    THROTTLE = "waits in a throttle group"
+    THROTTLE_LOCK = "waits for a throttle member's own lock, holding the group's"
+    DRAINED = "is queued because its disk is drained"
+    SERIALISING = "waits for an overlapping request"
+    FLUSH_QUEUE = "waits for another flush to end"
+    FLUSH = "waits for its flush"
+    GRAPH_LOCK = "waits for the block graph lock"
+    YIELD_TO_DRAIN = "asked for a drain"
+    BLKDEBUG = "is suspended by blkdebug"
+    THREADS = "waits for an AIO worker thread"
+    LINUX_AIO = "waits for Linux AIO"
+    IO_URING = "waits for io_uring"
+    NBD_REPLY = "waits for an NBD server's reply"
+    NBD_CONNECT = "waits for a connection to an NBD server"
+    NBD_SEND = "waits to send to an NBD server"
+    NBD_SLOT = "waits for one of 16 NBD slots"
+    RBD = "waits for librbd"
+    ISCSI = "waits for an iSCSI target"
+    NFS = "waits for an NFS server (libnfs)"
+    CURL = "waits for an HTTP or FTP server"
+    SSH = "waits for an SSH server"
+    GLUSTER = "waits for a Gluster volume"
+    BLKIO = "waits for libblkio"
+    NVME = "waits for a userspace NVMe queue"
+    QCOW2_LOCK = "waits for a qcow2 image's lock"
+    QCOW2_DEPENDENCY = "waits for another qcow2 allocation"
+    QCOW2_THREADS = "waits for a qcow2 crypto or compression thread"
+    TASK_POOL = "waits for a task of its pool"
+    COPY_BEFORE_WRITE = "waits until a backup has copied the old data"
+    COPY_MEMORY = "waits for block-copy memory"
+    MIRROR = "waits for a mirror's in-flight slot"
+    JOB = "is a job between two steps"
+    SLEEP = "sleeps for a time"
+    MONITOR_IDLE = "is the monitor, waiting for a question"
+    QMP_COMMAND = "runs a QMP command"
+    MIGRATION = "waits for migration data"
+    PVE_BACKUP = "waits for Proxmox backup"
+    NBD_SERVER = "serves an NBD client, waiting for a question"
+    DRIVER = "waits inside a block driver whose name is not known"
+    CO_MUTEX = "waits for a coroutine mutex"
+    OTHER = "waits somewhere this analyzer does not know"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoroutineFact:
+    """One parked coroutine. `stuck` says whether it stood at the same place in both exposures."""
+
+    address: int
+    park: Park
+    named_by: tuple[str, ...]
+    frames: tuple[Frame, ...]
+    stuck: Fact[bool]
+    context: int
+    locks_held: int
+    scheduled_by: str
+    node: Fact[str]
+    disk: Fact[str]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One block node. `throttle_group` is set for a throttle filter, `server` for a network driver."""
+
+    name: str
+    driver: str
+    filename: str = ""
+    children: tuple[str, ...] = ()
+    aio: str = ""
+    throttle_group: str = ""
+    server: str = ""
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits that are set, by QEMU's names (`bps-total`, `iops-read-max`), the zero ones left out."""
+
+    values: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockStats:
+    """The completed operations of one disk at one moment."""
+
+    reads: int
+    writes: int
+    flushes: int
+    unmaps: int
+    failed: int
+    idle_ns: int | None
+    cite: Cite
+
+    @property
+    def completed(self) -> int:
+        """Return every operation that has completed."""
+        return self.reads + self.writes + self.flushes + self.unmaps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """One disk of the guest, from its device to the node that does the I/O.
+
+    `completed` is how many operations ended between the two exposures; `in_flight` how many QEMU held at the first.
+    """
+
+    name: str
+    backend: str
+    device: str
+    model: Fact[str]
+    iothread: Fact[str]
+    nodes: tuple[Node, ...]
+    throttle_group: Fact[str]
+    limits: Fact[Limits]
+    io_status: Fact[str]
+    stats: Fact[BlockStats]
+    stats_again: Fact[BlockStats]
+    completed: Fact[int]
+    in_flight: Fact[int]
+    quiesced: Fact[int]
+    inserted: bool
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThrottleGroup:
+    """A throttle group, with its run-time state where the heap could be read.
+
+    `timer_ns` is how far in the future the next timer fires, seen from the freeze (negative: overdue; absent: no timer
+    pending); `due_ns` is when it would fire under the limits that are set now.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    limits: Fact[Limits]
+    armed: Fact[bool]
+    timer_ns: Fact[int | None]
+    due_ns: Fact[int]
+    pending: Fact[int]
+    restarting: Fact[bool]
+    lock_address: Fact[int]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One block job at the first exposure; `progressed` compares it with the second. A `speed` of 0 is no limit."""
+
+    id: str
+    kind: str
+    status: str
+    current: int
+    total: int
+    paused: bool
+    error: str
+    progressed: Fact[int]
+    speed: int
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queues:
+    """The virtqueues of virtio disks and SCSI controllers that are set up, at both looks.
+
+    `notifiers` are eventfds as both looks saw them, empty where that is not known.
+    """
+
+    first: tuple[VirtQueue, ...]
+    second: Fact[tuple[VirtQueue, ...]]
+    notifiers: tuple[EventFd, ...]
+    cite: Cite
+
+    def notifier(self, fd: int) -> EventFd | None:
+        """Return an eventfd as both looks saw it."""
+        return next((each for each in self.notifiers if each.fd == fd), None)

@@ -1,0 +1,1 @@
+"""What the evidence tells of disks, their nodes, requests, limits and jobs."""

@@ -1,0 +1,270 @@
+"""The block graph, put together from every place that tells a part of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from autopsy.bundle.heap import records as heap_records
+from autopsy.facts import command_line, monitor
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
+from autopsy.facts.command_line import CommandLine, Options, string
+from autopsy.facts.model.facts import MonitorFact, Node
+from autopsy.facts.untrusted import mapping, number, sequence, text
+
+MOST_NODES = 4096
+LOCAL = frozenset({"file", "host_device", "host_cdrom"})
+
+
+@dataclass(slots=True)
+class Graph:
+    """Nodes by name. What a later source adds fills what an earlier one left empty."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+
+    def add(self, node: Node) -> None:
+        """Add what is new in a node."""
+        if not node.name or len(self.nodes) >= MOST_NODES:
+            return
+        known = self.nodes.setdefault(node.name, node)
+        self.nodes[node.name] = replace(
+            known,
+            driver=known.driver or node.driver,
+            filename=known.filename or node.filename,
+            children=known.children or node.children,
+            aio=known.aio or node.aio,
+            throttle_group=known.throttle_group or node.throttle_group,
+            server=known.server or node.server,
+        )
+
+    def below(self, top: str) -> tuple[Node, ...]:
+        """Return a node and everything under it, from the top, each once."""
+        found: dict[str, Node] = {}
+        names = [top]
+        while names and len(found) < MOST_NODES:
+            node = self.nodes.get(names.pop(0))
+            if node is not None and node.name not in found:
+                found[node.name] = node
+                names += node.children
+        return tuple(found.values())
+
+
+def gather(talk: MonitorFact, heap: Fact[heap_records.Exposure], line: CommandLine) -> Graph:
+    """Return the graph as QMP, the heap and the command line tell it."""
+    graph = Graph()
+    drivers = _drivers(talk)
+    for node in _from_graph_question(talk, drivers):
+        graph.add(node)
+    for node in _from_nodes_question(talk):
+        graph.add(node)
+    if isinstance(heap, Known):
+        for found in heap.value.nodes:
+            children = tuple(edge.node_name for edge in found.children)
+            cite = Cite("evidence/gdb.threads/heap.json", 0, f"node {found.node_name}")
+            graph.add(
+                Node(name=found.node_name, driver=found.driver, filename=found.filename, children=children, cite=cite)
+            )
+    for options in line.blockdevs:
+        for node in from_options(options, line.cite):
+            graph.add(node)
+    for node in _from_statistics(talk):
+        graph.add(node)
+    for node in _from_file_names(graph):
+        graph.add(node)
+    return graph
+
+
+def drivers(talk: MonitorFact) -> Fact[frozenset[str]]:
+    """Return the drivers of all block nodes that there are: only one question tells every node."""
+    found = monitor.answer(talk, "query-named-block-nodes")
+    if isinstance(found, Unknown):
+        return found
+    return Known(frozenset(text(mapping(node).get("drv")) for node in sequence(found.value)), found.cite)
+
+
+def _drivers(talk: MonitorFact) -> dict[str, str]:
+    found = monitor.answer(talk, "query-named-block-nodes")
+    nodes = sequence(found.value) if isinstance(found, Known) else []
+    return {text(mapping(node).get("node-name")): text(mapping(node).get("drv")) for node in nodes}
+
+
+def _from_graph_question(talk: MonitorFact, drivers: Mapping[str, str]) -> Iterator[Node]:
+    found = monitor.answer(talk, "x-debug-query-block-graph")
+    if not isinstance(found, Known):
+        return
+    whole = mapping(found.value)
+    names = {number(mapping(node).get("id")): text(mapping(node).get("name")) for node in sequence(whole.get("nodes"))}
+    drawn = {
+        number(mapping(node).get("id"))
+        for node in sequence(whole.get("nodes"))
+        if mapping(node).get("type") == "block-driver"
+    }
+    below: dict[int, list[dict[str, Any]]] = {}
+    for edge in map(mapping, sequence(whole.get("edges"))):
+        below.setdefault(number(edge.get("parent")), []).append(edge)
+    for identity in sorted(drawn):
+        edges = below.get(identity, [])
+        # "file" before "backing": the path that a request takes first.
+        edges.sort(key=lambda edge: text(edge.get("name")) == "backing")
+        children = tuple(names.get(number(edge.get("child")), "") for edge in edges)
+        name = names[identity]
+        yield Node(
+            name=name,
+            driver=drivers.get(name, ""),
+            children=children,
+            cite=Cite(found.cite.file, found.cite.line, name),
+        )
+
+
+def _from_nodes_question(talk: MonitorFact) -> Iterator[Node]:
+    for question in ("query-named-block-nodes", "query-block"):
+        found = monitor.answer(talk, question)
+        if not isinstance(found, Known):
+            continue
+        for each in sequence(found.value):
+            node = mapping(each) if question == "query-named-block-nodes" else mapping(mapping(each).get("inserted"))
+            name = text(node.get("node-name"))
+            file = text(mapping(node.get("image")).get("filename")) or text(node.get("file"))
+            cite = Cite(found.cite.file, found.cite.line, f"node-name {name}")
+            driver = text(node.get("drv"))
+            yield Node(name=name, driver=driver, filename=file, server=_server_of_name(file, driver), cite=cite)
+
+
+def _from_statistics(talk: MonitorFact) -> Iterator[Node]:
+    """Read the chain that query-blockstats nests as `parent`, and the driver where it tells it."""
+    found = monitor.answer(talk, "query-blockstats")
+    for each in sequence(found.value) if isinstance(found, Known) else []:
+        node = mapping(each)
+        for _ in range(64):
+            below = mapping(node.get("parent"))
+            name = text(node.get("node-name"))
+            if name and isinstance(found, Known):
+                children = tuple(child for child in (text(below.get("node-name")),) if child)
+                driver = text(mapping(node.get("driver-specific")).get("driver"))
+                yield Node(
+                    name=name, driver=driver, children=children, cite=Cite(found.cite.file, found.cite.line, name)
+                )
+            if not below:
+                break
+            node = below
+
+
+def _from_file_names(graph: Graph) -> Iterator[Node]:
+    """Read `json:{…}` file names, the only place where a throttle filter tells its group over QMP."""
+    for node in tuple(graph.nodes.values()):
+        if not node.filename.startswith("json:"):
+            continue
+        try:
+            options = json.loads(node.filename[5:])
+        except (ValueError, RecursionError):
+            continue
+        first = next(from_options({**mapping(options), "node-name": node.name}, node.cite), None)
+        if first is not None:
+            yield first if not node.children else replace(first, children=node.children)
+
+
+def from_options(options: Options, cite: Cite, depth: int = 0) -> Iterator[Node]:
+    """Yield the node that a -blockdev describes and the nameless ones inside it."""
+    name = string(options, "node-name")
+    driver = string(options, "driver")
+    children: list[str] = []
+    inner: list[Options] = []
+    for key in ("file", "backing", "image"):
+        child = options.get(key)
+        if isinstance(child, Mapping) and child and depth < 16:
+            inner_name = string(child, "node-name") or f"{name}.{key}"
+            children.append(inner_name)
+            inner.append({**child, "node-name": inner_name})
+        elif isinstance(child, str) and child and driver not in LOCAL:
+            children.append(child)
+    yield Node(
+        name=name,
+        driver=driver,
+        filename=string(options, "filename"),
+        children=tuple(children),
+        aio=string(options, "aio") or ("threads" if driver in LOCAL else ""),
+        throttle_group=string(options, "throttle-group"),
+        server=server(options),
+        cite=Cite(cite.file, cite.line, f"node-name={name}"),
+    )
+    for child_options in inner:
+        yield from from_options(child_options, cite, depth + 1)
+
+
+def server(options: Options) -> str:
+    """Return who answers a network driver, as an operator would write it."""
+    where: Any = options.get("server")
+    if isinstance(where, list):
+        where = where[0] if where else {}
+    if isinstance(where, Mapping):
+        path = string(where, "path")
+        return path or f"{string(where, 'host')}:{string(where, 'port')}".strip(":")
+    path, host, port = string(options, "path"), string(options, "host"), string(options, "port")
+    driver = string(options, "driver")
+    if driver == "nbd":
+        return path or f"{host}:{port}".strip(":")
+    if driver == "rbd":
+        return f"{string(options, 'pool')}/{string(options, 'image')}"
+    if driver == "iscsi":
+        return string(options, "portal")
+    return string(options, "url") if driver in {"http", "https", "ftp", "ftps"} else host
+
+
+def _server_of_name(file: str, driver: str) -> str:
+    if file.startswith("json:"):
+        return server(_json_options(file))
+    if driver == "nbd" or file.startswith(("nbd:", "nbd+unix:")):
+        return file
+    return file if driver in {"rbd", "iscsi", "nfs", "ssh", "gluster", "http", "https"} else ""
+
+
+def _json_options(file: str) -> dict[str, object]:
+    """Return the options in a `json:{…}` file name, none where it is cut short."""
+    try:
+        return mapping(json.loads(file.removeprefix("json:")))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def drive_nodes(options: Options, top: str, cite: Cite) -> tuple[Node, ...]:
+    """Return the two nodes of a -drive: its format and, below, its protocol."""
+    file = string(options, "file") or string(options, "file", "filename")
+    if file.startswith("json:"):
+        return tuple(from_options({**_json_options(file), "node-name": top}, cite))
+    inner: Any = options.get("file")
+    scheme = file.split(":", 1)[0].split("+", 1)[0] if ":" in file.split("/", 1)[0] else ""
+    driver = string(inner, "driver") if isinstance(inner, Mapping) else ""
+    driver = driver or scheme or ("host_device" if file.startswith("/dev/") else "file" if file else "")
+    peer = server(inner) if isinstance(inner, Mapping) and driver == "nbd" else _server_of_name(file, driver)
+    aio = string(options, "aio") or ("threads" if driver in LOCAL else "")
+    below = f"{top}.file"
+    group = string(options, "throttling", "group")
+    return (
+        Node(
+            name=top,
+            driver=string(options, "format") or string(options, "driver"),
+            filename=file,
+            children=(below,),
+            cite=cite,
+        ),
+        Node(name=below, driver=driver, filename=file, aio=aio, server=peer, throttle_group=group, cite=cite),
+    )
+
+
+def read_command_line_again(graph: Graph, line: CommandLine, backend: str, top: str) -> None:
+    """Add what a -drive tells of the nodes below `top`, matched by their place in the chain."""
+    drive = next((each for each in line.drives if backend and string(each, "id") == backend), None)
+    if drive is None or not top:
+        return
+    format_node, *rest = drive_nodes(drive, top, Cite(command_line.CMDLINE, 0, f"-drive id={backend}"))
+    chain = graph.below(top)
+    if len(chain) <= 1:
+        graph.add(format_node)
+        for node in rest:
+            graph.add(node)
+        return
+    graph.add(replace(format_node, children=()))
+    if rest:
+        graph.add(replace(rest[-1], name=chain[-1].name, children=()))

@@ -1,0 +1,132 @@
+"""Whose request a parked coroutine carries: told by the heap, else by what only one disk can wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from autopsy.bundle import layout
+from autopsy.facts.cite import Fact, Known, Unknown
+from autopsy.facts.model.facts import CoroutineFact, Disk, Park
+from autopsy.facts.yield_points import NBD_REQUESTS
+
+HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
+
+# What a disk's chain must hold for its requests to be able to wait there: drivers, or aio= modes.
+DRIVERS: Mapping[Park, frozenset[str]] = MappingProxyType(
+    {
+        Park.NBD_REPLY: frozenset({"nbd"}),
+        Park.NBD_CONNECT: frozenset({"nbd"}),
+        Park.NBD_SEND: frozenset({"nbd"}),
+        Park.NBD_SLOT: frozenset({"nbd"}),
+        Park.RBD: frozenset({"rbd"}),
+        Park.ISCSI: frozenset({"iscsi"}),
+        Park.NFS: frozenset({"nfs"}),
+        Park.CURL: frozenset({"http", "https", "ftp", "ftps"}),
+        Park.SSH: frozenset({"ssh"}),
+        Park.GLUSTER: frozenset({"gluster"}),
+        Park.NVME: frozenset({"nvme"}),
+        Park.BLKDEBUG: frozenset({"blkdebug"}),
+        Park.QCOW2_LOCK: frozenset({"qcow2"}),
+        Park.QCOW2_DEPENDENCY: frozenset({"qcow2"}),
+        Park.QCOW2_THREADS: frozenset({"qcow2"}),
+        Park.COPY_BEFORE_WRITE: frozenset({"copy-before-write", "backup-top"}),
+    }
+)
+ENGINES: Mapping[Park, str] = MappingProxyType(
+    {Park.THREADS: "threads", Park.LINUX_AIO: "native", Park.IO_URING: "io_uring"}
+)
+
+
+# A request that stands in a driver without a name stands in the one of its disk's drivers that can make it wait.
+WAITING_DRIVERS: Mapping[str, Park] = MappingProxyType(
+    {
+        "blkdebug": Park.BLKDEBUG,
+        "nbd": Park.NBD_REPLY,
+        "rbd": Park.RBD,
+        "iscsi": Park.ISCSI,
+        "nfs": Park.NFS,
+        "ssh": Park.SSH,
+        "http": Park.CURL,
+        "https": Park.CURL,
+        "gluster": Park.GLUSTER,
+        "nvme": Park.NVME,
+    }
+)
+
+
+def link(
+    coroutines: Fact[tuple[CoroutineFact, ...]], disks: Fact[tuple[Disk, ...]], drivers: Fact[frozenset[str]]
+) -> Fact[tuple[CoroutineFact, ...]]:
+    """Return the coroutines with `disk` told by its disk's name wherever it can be told.
+
+    `drivers` are those of all nodes that there are, known only where QEMU listed them.
+    """
+    if isinstance(coroutines, Unknown):
+        return coroutines
+    if isinstance(drivers, Known):
+        checked = (_checked(each, drivers.value) for each in coroutines.value)
+        coroutines = Known(tuple(checked), coroutines.cite)
+    if isinstance(disks, Unknown):
+        return coroutines
+    named = (_driver(each, disks.value) for each in coroutines.value)
+    return Known(tuple(replace(each, disk=_disk(each, disks.value)) for each in named), coroutines.cite)
+
+
+def _checked(coroutine: CoroutineFact, drivers: frozenset[str]) -> CoroutineFact:
+    """Take a place back that was guessed from its neighbour's name, where no node has such a driver."""
+    guessed = any(name.startswith("near ") for name in coroutine.named_by)
+    wanted = DRIVERS.get(coroutine.park)
+    if not guessed or wanted is None or wanted & drivers:
+        return coroutine
+    park = Park.NBD_SERVER if coroutine.park in NBD_REQUESTS else Park.DRIVER
+    why = f"no node has the driver {' or '.join(sorted(wanted))}"
+    return replace(coroutine, park=park, named_by=(*coroutine.named_by, why))
+
+
+def _driver(coroutine: CoroutineFact, disks: tuple[Disk, ...]) -> CoroutineFact:
+    """Name the driver that a request stands in, where the disks have only one that can make it wait."""
+    if coroutine.park is not Park.DRIVER:
+        return coroutine
+    found = {node.driver: node for disk in disks for node in disk.nodes if node.driver in WAITING_DRIVERS}
+    if isinstance(coroutine.node, Known):
+        found = {driver: node for driver, node in found.items() if node.name == coroutine.node.value}
+    if len(found) != 1:
+        return coroutine
+    driver, node = next(iter(found.items()))
+    why = f"the only driver that waits is {driver} (node {node.name})"
+    return replace(coroutine, park=WAITING_DRIVERS[driver], named_by=(*coroutine.named_by, why))
+
+
+def _disk(coroutine: CoroutineFact, disks: tuple[Disk, ...]) -> Fact[str]:
+    if isinstance(coroutine.disk, Known):
+        title = coroutine.disk.value
+        named = [disk for disk in disks if title in {disk.backend, disk.device, disk.name, top(disk)}]
+        return Known(named[0].name, coroutine.disk.cite) if named else coroutine.disk
+    possible = [disk for disk in disks if disk.inserted and can_wait(disk, coroutine.park)]
+    if len(possible) > 1:
+        # An exact count of nothing in flight is as good as a name.
+        possible = [disk for disk in possible if not (isinstance(disk.in_flight, Known) and disk.in_flight.value == 0)]
+    if len(possible) == 1:
+        return Known(possible[0].name, coroutine.cite)
+    names_of_them = ", ".join(disk.name for disk in possible[:8]) or "none that is known"
+    return Unknown(HEAP, f"{coroutine.disk.why}; the disks that can wait there: {names_of_them}")
+
+
+def top(disk: Disk) -> str:
+    """Return the name of a disk's topmost node."""
+    return disk.nodes[0].name if disk.nodes else ""
+
+
+def can_wait(disk: Disk, park: Park) -> bool:
+    """Tell whether a disk's requests can wait at a place, as far as its chain is known."""
+    if park in {Park.THROTTLE, Park.THROTTLE_LOCK}:
+        return isinstance(disk.throttle_group, Unknown) or bool(disk.throttle_group.value)
+    drivers = {node.driver for node in disk.nodes if node.driver}
+    if park in DRIVERS:
+        return not drivers or bool(drivers & DRIVERS[park])
+    if park in ENGINES:
+        engines = {node.aio for node in disk.nodes if node.aio}
+        return not engines or ENGINES[park] in engines or (park is Park.THREADS)
+    return True

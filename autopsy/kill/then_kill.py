@@ -1,0 +1,137 @@
+"""Ends a VM whose evidence is sealed, where that is licensed, and has it started again, where that is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from autopsy.bundle.manifest import StepRecord
+from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.seal import Sealed
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.errors import AutopsyError, ExitCode
+from autopsy.kill import kill, restart
+from autopsy.kill.permission import licence
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.target.target import Target
+from autopsy.text import printable
+
+LOOK_SECONDS = 8.0
+MOST_LOST = 3  # of the questions that a kill makes unanswerable; the report has them all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What the operator wants done with the VM once its evidence is safe."""
+
+    then_start: bool = False
+    dry_run: bool = False
+    even_if_healthy: bool = False
+    require: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What became of the VM; empty words mean that it was not asked for."""
+
+    killed: bool
+    words: str
+    exit_code: ExitCode
+    started: bool = False
+    start_words: str = ""
+
+
+class Around(msgspec.Struct, frozen=True):
+    """What else has a hand on the VM: what a kill would cut off, and the state that HA keeps it in."""
+
+    ongoing: tuple[str, ...] = ()
+    ha: str = ""
+
+
+def end(
+    vm: Target,
+    sealed: Sealed,
+    order: Order,
+    *,
+    diagnosis: Diagnosis | None,
+    steps: tuple[StepRecord, ...],
+    say: Callable[[str], None],
+) -> Ending:
+    """Kill the VM if it may be killed; tell beforehand what that costs, and afterwards what came of it."""
+    around = _look_around(sealed.path, vm)
+    for line in _warnings(diagnosis, around):
+        say(line)
+    refusal = licence(diagnosis, steps, order.require, even_if_healthy=order.even_if_healthy)
+    if refusal:
+        return Ending(killed=False, words=f"not killed: {refusal.words}", exit_code=refusal.exit_code)
+    if order.dry_run:
+        return Ending(killed=False, words=_would(vm, order, around), exit_code=ExitCode.DONE)
+    unit = restart.unit_of(vm) if order.then_start else ""
+    try:
+        killed = kill.kill(vm, sealed)
+    except AutopsyError as error:
+        return Ending(killed=False, words=f"not killed: {error}; {error.remedy}", exit_code=error.exit_code)
+    left = (f"left behind: {', '.join(killed.left)}",) if killed.left else ()
+    if not killed.gone:
+        words = "; ".join((killed.words, kill.still_there(vm, killed).remedy, *killed.notes))
+        start = "not started again: it has not ended" if order.then_start else ""
+        return Ending(killed=False, words=words, exit_code=ExitCode.STILL_THERE, start_words=start)
+    words = "; ".join((killed.words, *left, *_of_ha(vm, around), *killed.notes))
+    if not order.then_start:
+        return Ending(killed=True, words=words, exit_code=ExitCode.DONE)
+    started = _start(vm, around, unit)
+    code = ExitCode.DONE if started.done else ExitCode.NOT_STARTED
+    return Ending(killed=True, words=words, exit_code=code, started=started.done, start_words=started.words)
+
+
+def _look_around(bundle: Path, vm: Target) -> Around:
+    """Read in the sealed evidence what else has a hand on the VM; a bug or a hang there costs only the warning."""
+
+    def work() -> bytes:
+        from autopsy.facts import platform  # noqa: PLC0415 - what reads evidence is loaded when there is some
+        from autopsy.facts.gather import gather  # noqa: PLC0415 - likewise
+
+        evidence = open_bundle(bundle)
+        ha = platform.ha_state(evidence, vm.record.name) if vm.record.manager == "proxmox" else ""
+        return msgspec.json.encode(Around(platform.ongoing(gather(evidence), evidence), ha))
+
+    try:
+        return msgspec.json.decode(in_child(work, LOOK_SECONDS), type=Around)
+    except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
+        return Around((f"what else is at work on it could not be told ({printable(str(error))})",))
+
+
+def _warnings(diagnosis: Diagnosis | None, around: Around) -> list[str]:
+    told = [f"before the kill: {each}" for each in around.ongoing]
+    lost = diagnosis.lost_by_kill if diagnosis else ()
+    told += [f"the kill makes unanswerable: {each}" for each in lost[:MOST_LOST]]
+    if len(lost) > MOST_LOST:
+        told.append(f"the kill makes unanswerable: {len(lost) - MOST_LOST} more questions, which the report lists")
+    return told
+
+
+def _would(vm: Target, order: Order, around: Around) -> str:
+    words = f"dry run, nothing was killed: process {vm.pid} ({printable(vm.record.name)}) would be, by {kill.means(vm)}"
+    command = restart.command_for(vm)
+    if order.then_start and not around.ha:
+        words += f"; then {' '.join(command)}" if command else "; and could not be started again from here"
+    return words
+
+
+def _of_ha(vm: Target, around: Around) -> tuple[str, ...]:
+    """Say what high availability will do next, and how to keep it from that."""
+    if not around.ha:
+        return ()
+    if around.ha in {"stopped", "disabled", "ignored"}:
+        return (f"HA keeps it {around.ha}: it does not start by itself",)
+    down = f"`ha-manager set vm:{vm.record.name} --state stopped` keeps it down"
+    return (f"HA keeps it {around.ha}: it starts again by itself within seconds; {down}",)
+
+
+def _start(vm: Target, around: Around, unit: str) -> restart.Started:
+    if around.ha and around.ha not in {"stopped", "disabled", "ignored"}:
+        return restart.Started(done=True, words=f"left to HA, which keeps it {around.ha} and starts it by itself")
+    return restart.start_again(vm, unit)

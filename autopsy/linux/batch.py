@@ -1,0 +1,122 @@
+"""Many small questions that may each hang in the kernel, answered by as few children as that takes."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
+
+BOARD_BYTES = 32 << 20  # shared with one child; the kernel gives pages only where something is written
+MOST_HUNG = 8  # questions that may hang before the rest is given up: each costs its deadline
+
+END = struct.Struct("<Q")  # where the next record goes; written last, so that a record is whole once it counts
+RECORD = struct.Struct("<I?I")  # which question, answered or not, how many bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A question that got no answer, and why; `hung` where it did not end in its time."""
+
+    why: str
+    hung: bool = False
+
+
+Answer = bytes | Unanswered
+
+
+class _Stalled(Exception):
+    """One question has used up its deadline."""
+
+
+def ask(questions: Sequence[Callable[[], bytes]], *, each: float, overall: float) -> tuple[Answer, ...]:
+    """Answer every question in a child, `each` seconds at most for one of them and `overall` for them all.
+
+    A question that hangs costs a new child, not the answers of the others. Never raises for what a question does.
+    """
+    give_up = time.monotonic() + overall
+    answers: list[Answer | None] = [None] * len(questions)
+    hung = 0
+    while (first := _first_open(answers)) is not None:
+        left = give_up - time.monotonic()
+        if left <= 0 or hung >= MOST_HUNG:
+            break
+        trouble = _one_child(questions, answers, first, min(each, left), left)
+        if trouble is not None and (stuck := _first_open(answers)) is not None:
+            answers[stuck] = trouble
+            hung += 1
+    return tuple(Unanswered("not asked: too many others hung") if answer is None else answer for answer in answers)
+
+
+def _first_open(answers: list[Answer | None]) -> int | None:
+    return next((number for number, answer in enumerate(answers) if answer is None), None)
+
+
+def _one_child(
+    questions: Sequence[Callable[[], bytes]], answers: list[Answer | None], first: int, each: float, overall: float
+) -> Unanswered | None:
+    """Let one child go through the questions from `first` on; return why it did not reach the end, if it did not."""
+    with mmap.mmap(-1, BOARD_BYTES) as board:
+        END.pack_into(board, 0, END.size)
+        watch = _Watch(board, each)
+        trouble = None
+        try:
+            collect(spawn(lambda: _work(board, questions, first)), overall, watch.tick)
+        except (ChildTimedOut, _Stalled):
+            trouble = Unanswered(f"no answer in {each:.1f} s", hung=True)
+        except ChildFailed as error:
+            trouble = Unanswered(str(error))
+        _read_board(board, answers)
+        return trouble
+
+
+class _Watch:
+    """Notices that the child has written nothing new for too long."""
+
+    def __init__(self, board: mmap.mmap, each: float) -> None:
+        self.board = board
+        self.each = each
+        self.written = 0
+        self.since = time.monotonic()
+
+    def tick(self) -> None:
+        written = END.unpack_from(self.board)[0]
+        if written != self.written:
+            self.written = written
+            self.since = time.monotonic()
+        elif time.monotonic() - self.since >= self.each:
+            raise _Stalled
+
+
+def _work(board: mmap.mmap, questions: Sequence[Callable[[], bytes]], first: int) -> bytes:
+    place = END.size
+    for number in range(first, len(questions)):
+        good = True
+        try:
+            data = questions[number]()
+        except Exception as error:  # noqa: BLE001 - one question's error must not cost the others their answers
+            good, data = False, f"{type(error).__name__}: {error}".encode("utf-8", "replace")
+        if place + RECORD.size + len(data) > BOARD_BYTES:
+            good, data = False, b"the answers before it filled the board"
+            if place + RECORD.size + len(data) > BOARD_BYTES:
+                break
+        RECORD.pack_into(board, place, number, good, len(data))
+        place += RECORD.size
+        board[place : place + len(data)] = data
+        place += len(data)
+        END.pack_into(board, 0, place)
+    return b""
+
+
+def _read_board(board: mmap.mmap, answers: list[Answer | None]) -> None:
+    end = END.unpack_from(board)[0]
+    place = END.size
+    while place < end:
+        number, good, length = RECORD.unpack_from(board, place)
+        place += RECORD.size
+        data = board[place : place + length]
+        place += length
+        answers[number] = data if good else Unanswered(data.decode("utf-8", "replace"))

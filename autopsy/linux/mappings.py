@@ -1,0 +1,190 @@
+"""Which of a process's pages are evidence, by its maps: QEMU's own heap, data and stacks, and never guest RAM."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from autopsy.bundle.records import Region
+
+PAGE = 4096
+
+_LINE = re.compile(
+    rb"^(?:([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-][w-][x-][sp]) ([0-9a-f]{1,16}) ([0-9a-f]+:[0-9a-f]+) (\d{1,20})"
+    rb" *([^\n]*)|VmFlags:([^\n]*))$",
+    re.MULTILINE,
+)
+_RUNS = re.compile(rb"\x01+")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+DELETED = " (deleted)"
+
+# A pagemap entry's top byte (Documentation/admin-guide/mm/pagemap.rst).
+_PRESENT, _SWAPPED, _FILE, _GUARD = 0x80, 0x40, 0x20, 0x04  # the last since Linux 6.15: MADV_GUARD_INSTALL
+_CHUNK_PAGES = 1 << 16
+
+
+Run = tuple[int, int]
+
+
+def _table(wanted: int, refused: int) -> bytes:
+    return bytes(1 if byte & wanted and not byte & refused else 0 for byte in range(256))
+
+
+IN_MEMORY = _table(_PRESENT, _GUARD)
+SWAPPED_OUT = _table(_SWAPPED, _GUARD | _PRESENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The process at hand: its id, descriptors of its mem and pagemap, and the path by which its /proc is read.
+
+    That path is best one through a descriptor of /proc/PID, which never comes to mean another process.
+    """
+
+    pid: int
+    memory: int
+    pagemap: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One mapping, with smaps' VmFlags (Documentation/filesystems/proc.rst). `path` as /proc tells it, unescaped."""
+
+    start: int
+    end: int
+    permissions: str
+    offset: int
+    device: str
+    inode: int
+    path: str
+    flags: frozenset[str]
+
+    @property
+    def size(self) -> int:
+        """Return the length in bytes."""
+        return self.end - self.start
+
+    @property
+    def file(self) -> str:
+        """Return the path without the kernel's remark that the file was deleted."""
+        return self.path.removesuffix(DELETED)
+
+    @property
+    def anonymous(self) -> bool:
+        """Return whether an absent page of it reads as zeros."""
+        return not self.inode and "p" in self.permissions
+
+
+def parse_smaps(data: bytes) -> tuple[Mapping, ...]:
+    """Return the mappings of /proc/PID/smaps (or maps: then without flags), in order; skip lines of no known form."""
+    found: list[Mapping] = []
+    for match in _LINE.finditer(data):
+        start, end, permissions, offset, device, inode, path, flags = match.groups()
+        if flags is None:
+            first, last = int(start, 16), int(end, 16)
+            if last <= first or first % PAGE or last % PAGE or (found and first < found[-1].end):
+                continue
+            found.append(
+                Mapping(
+                    start=first,
+                    end=last,
+                    permissions=permissions.decode(),
+                    offset=int(offset, 16),
+                    device=device.decode(),
+                    inode=int(inode),
+                    path=_OCTAL.sub(_unescape, path.decode("utf-8", "surrogateescape")),
+                    flags=frozenset(),
+                )
+            )
+        elif found and not found[-1].flags:
+            found[-1] = _with_flags(found[-1], flags)
+    return tuple(found)
+
+
+def _unescape(match: re.Match[str]) -> str:
+    # The kernel writes a newline in a path as \012, and nothing else (seq_path with "\n").
+    return "\n" if match[1] == "012" else match[0]
+
+
+def _with_flags(mapping: Mapping, flags: bytes) -> Mapping:
+    return Mapping(
+        start=mapping.start,
+        end=mapping.end,
+        permissions=mapping.permissions,
+        offset=mapping.offset,
+        device=mapping.device,
+        inode=mapping.inode,
+        path=mapping.path,
+        flags=frozenset(flags.decode("ascii", "replace").split()),
+    )
+
+
+def modules(mappings: Iterable[Mapping]) -> tuple[Mapping, ...]:
+    """Return every mapping of a file that has an executable mapping too: the binary and its libraries.
+
+    Any other file may be a guest's memory or disk, and opening it later may hang.
+    """
+    known = tuple(mappings)
+    programs = {
+        (each.device, each.inode)
+        for each in known
+        if each.inode and "x" in each.permissions and "p" in each.permissions and _ordinary(each.path)
+    }
+    return tuple(each for each in known if (each.device, each.inode) in programs and _ordinary(each.path))
+
+
+def _ordinary(path: str) -> bool:
+    return path.startswith("/") and not path.startswith(("/dev/", "/memfd:", "/SYSV", "/[aio]"))
+
+
+def refused(mapping: Mapping) -> str:  # noqa: PLR0911 - a list of reasons reads best as one
+    """Return why nothing of a writable mapping may be copied, empty where it is QEMU's own private memory."""
+    flags = mapping.flags
+    if not flags:
+        return "the kernel tells no VmFlags for it, so it could be guest RAM"
+    if "dc" in flags:
+        return "guest RAM (MADV_DONTFORK)"
+    if "ht" in flags:
+        return "huge pages of hugetlbfs"
+    if flags & {"um", "uw", "ui"}:
+        return "watched by userfaultfd, as guest RAM is in a migration"
+    if flags & {"io", "pf"}:
+        return "device memory"
+    if "x" in mapping.permissions:
+        return "generated code"
+    if "s" in mapping.permissions:
+        return "shared memory"
+    if "dd" in flags:
+        return "its owner asks that it is never dumped (MADV_DONTDUMP)"
+    return ""
+
+
+def runs(pagemap: int, start: int, end: int, table: bytes) -> Iterator[Run]:
+    """Yield the runs (address, bytes) of pages that the table wants, in order."""
+    for first, tops in _tops(pagemap, start, end):
+        yield from _found(first, tops, table)
+
+
+def _tops(pagemap: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield pagemap's top bytes, one a page, with the address that each lot begins at."""
+    while start < end:
+        pages = min(_CHUNK_PAGES, (end - start) // PAGE)
+        # Every eighth byte is the top one of a little-endian entry: one slice instead of a loop over the pages.
+        yield start, os.pread(pagemap, pages * 8, start // PAGE * 8)[7::8]
+        start += pages * PAGE
+
+
+def _found(start: int, tops: bytes, table: bytes) -> Iterator[Run]:
+    for match in _RUNS.finditer(tops.translate(table)):
+        yield start + match.start() * PAGE, (match.end() - match.start()) * PAGE
+
+
+def _region(mapping: Mapping, why: str) -> Region:
+    return Region(start=mapping.start, size=mapping.size, path=_printable(mapping.path), why=why)
+
+
+def _printable(path: str) -> str:
+    return path.encode("utf-8", "replace").decode()

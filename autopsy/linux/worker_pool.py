@@ -1,0 +1,184 @@
+"""Runs many small pieces of work in a few processes, each bounded in memory and time: the input is a stranger's."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from autopsy.linux.child import die_with_parent
+
+WORK_SECONDS = 30.0  # for one piece: decompressing a gigabyte of core takes 2
+MEMORY = 1 << 30  # of address space, beyond what the worker starts with
+MOST_PIECES = 500  # then a fresh worker takes over, so that what a piece may have left behind cannot add up
+MOST_ANSWER = 16 << 20
+ENDED_SECONDS = 5.0
+
+INDEX = struct.Struct("<I")
+LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a piece of work answered. `error` is empty unless it did not: killed, out of memory, broken."""
+
+    index: int
+    answer: bytes
+    seconds: float
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Worker:
+    """One process that waits for indices on `sending` and answers on `answers`."""
+
+    pid: int
+    pidfd: int
+    sending: int
+    answers: int
+    pieces: int = 0
+    index: int = -1
+    since: float = 0.0
+    received: bytearray = field(default_factory=bytearray)
+
+
+def work_through(
+    count: int,
+    work: Callable[[int], bytes],
+    *,
+    jobs: int,
+    seconds: float = WORK_SECONDS,
+    memory: int = MEMORY,
+) -> Iterator[Done]:
+    """Yield each index with what `work` answered, as they come to their end.
+
+    A piece that hangs is killed with its worker, and so is one that wants more memory than it may have.
+    Concurrency: call it only from a process with one thread.
+    """
+    waiting = iter(range(count))
+    busy: list[Worker] = []
+    idle: list[Worker] = []
+    try:
+        while True:
+            while len(busy) < jobs and (index := next(waiting, None)) is not None:
+                worker = idle.pop() if idle else _start(work, memory, [*busy, *idle])
+                busy.append(worker)  # before anything is asked, so that it is ended in every case
+                _ask(worker, index)
+            if not busy:
+                return
+            for worker in _stirring(busy, seconds):
+                done = _listen(worker, seconds)
+                if done is None:
+                    continue
+                busy.remove(worker)
+                if done.error or worker.pieces >= MOST_PIECES:
+                    _end(worker)
+                else:
+                    idle.append(worker)
+                yield done
+    finally:
+        for worker in (*busy, *idle):
+            _end(worker)
+
+
+def _start(work: Callable[[int], bytes], memory: int, others: list[Worker]) -> Worker:
+    asked, sending = os.pipe2(os.O_CLOEXEC)
+    answers, answering = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for descriptor in (sending, answers, *(each.sending for each in others)):
+                os.close(descriptor)  # a worker whose last writer has gone must notice it
+            _bound(memory)
+            _serve(work, asked, answering)
+        finally:
+            os._exit(1)
+    os.close(asked)
+    os.close(answering)
+    return Worker(pid, os.pidfd_open(pid), sending, answers)
+
+
+def _bound(memory: int) -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is ours
+    with open("/proc/self/statm", "rb") as stream:
+        held = int(stream.read().split()[0]) * resource.getpagesize()
+    for limit, value in ((resource.RLIMIT_AS, held + memory), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        _, hard = resource.getrlimit(limit)
+        most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (most, hard))
+
+
+def _serve(work: Callable[[int], bytes], asked: int, answering: int) -> None:
+    while question := os.read(asked, INDEX.size):
+        try:
+            good, data = True, work(INDEX.unpack(question)[0])
+        except MemoryError:
+            good, data = False, b"it wants more memory than a case may have"
+        except Exception as error:  # noqa: BLE001 - whatever it is, its words are the piece's answer
+            good, data = False, f"{type(error).__name__}: {error}"[:4096].encode("utf-8", "replace")
+        view = memoryview(LENGTH.pack(len(data) + 1) + bytes([good]) + data)
+        while view:
+            view = view[os.write(answering, view) :]
+
+
+def _ask(worker: Worker, index: int) -> None:
+    worker.index, worker.since = index, time.monotonic()
+    worker.pieces += 1
+    worker.received.clear()
+    try:
+        os.write(worker.sending, INDEX.pack(index))
+    except BrokenPipeError:
+        return  # it was killed from outside: its silence is told where it is listened to
+
+
+def _stirring(busy: list[Worker], seconds: float) -> list[Worker]:
+    """Wait until a worker has something to say or its time is up, and return those."""
+    poller = select.poll()
+    for worker in busy:
+        poller.register(worker.answers, select.POLLIN)
+    wait = max(0.0, min(worker.since + seconds for worker in busy) - time.monotonic())
+    ready = {descriptor for descriptor, _ in poller.poll(wait * 1000 + 1)}
+    now = time.monotonic()
+    return [worker for worker in busy if worker.answers in ready or now >= worker.since + seconds]
+
+
+def _listen(worker: Worker, seconds: float) -> Done | None:
+    """Return the worker's answer, once it is whole or never will be."""
+    spent = time.monotonic() - worker.since
+    error = ""
+    if spent >= seconds:
+        error = f"no answer in {seconds:g} s: it was given up"
+    elif part := os.read(worker.answers, 1 << 20):
+        worker.received += part
+    else:
+        error = "its worker process ended without an answer"
+    length = LENGTH.unpack_from(worker.received)[0] if len(worker.received) >= LENGTH.size else 0
+    if length > MOST_ANSWER:
+        error = "its answer is larger than any can be"
+    if not error and (not length or len(worker.received) < LENGTH.size + length):
+        return None
+    good, data = worker.received[LENGTH.size : LENGTH.size + 1], bytes(worker.received[LENGTH.size + 1 :])
+    if error or good == b"\0":
+        return Done(worker.index, b"", spent, error or data.decode("utf-8", "replace"))
+    return Done(worker.index, data, spent)
+
+
+def _end(worker: Worker) -> None:
+    """SIGKILL a worker and reap it; one that cannot die is left to init."""
+    try:
+        signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+        poller = select.poll()
+        poller.register(worker.pidfd, select.POLLIN)
+        if poller.poll(ENDED_SECONDS * 1000):
+            os.waitpid(worker.pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # somebody has reaped it already
+    finally:
+        for descriptor in (worker.pidfd, worker.sending, worker.answers):
+            os.close(descriptor)

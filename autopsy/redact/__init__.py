@@ -1,0 +1,1 @@
+"""Makes a copy that can be shared."""

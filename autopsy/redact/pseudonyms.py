@@ -1,0 +1,210 @@
+"""Gives everything that tells whose machine it was a name that does not, the same one wherever it stands."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from autopsy.redact import patterns as words
+
+REMOVED = "(removed)"
+LEAST_NAME = 3  # a VM called `a` would take every a out of the text
+LEAST_PART = 4
+SHAPES = {
+    "mac": "02:00:00:00:{:02x}:{:02x}",
+    "uuid": "00000000-0000-4000-8000-{:012x}",
+}
+
+
+@dataclass(slots=True)
+class Pseudonyms:
+    """`known` maps kind and original to its pseudonym, in the order in which they were met."""
+
+    known: dict[tuple[str, str], str] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
+    _names: dict[str, str] = field(default_factory=dict)
+    _count: Counter[str] = field(default_factory=Counter)
+    _pattern: re.Pattern[str] | None = None
+
+    def of(self, kind: str, original: str) -> str:
+        """Return the pseudonym of an original, the same one for every kind of thing with that very name."""
+        if not original or original in self.known.values() or original.startswith(REMOVED):
+            return original
+        if (kind, original) not in self.known:
+            self.known[kind, original] = self._names.get(original.lower()) or self._new(kind, original)
+        return self.known[kind, original]
+
+    def name(self, kind: str, original: str) -> str:
+        """Return the pseudonym of a name, which every text loses from now on unless it is too common a word."""
+        original = original.strip("\"'<>")
+        made = self.of(kind, original)
+        least = LEAST_PART if kind == "path" else LEAST_NAME
+        if len(original) >= least and original.lower() not in words.TOO_COMMON and not original.isdigit():
+            self._names.setdefault(original.lower(), made)
+        return made
+
+    def learned(self) -> None:
+        """Take note that all has been seen once: the next pass replaces every name that this one met, anywhere."""
+        self._pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{_trie(list(self._names))})(?![A-Za-z0-9])", re.IGNORECASE)
+
+    def table(self) -> dict[str, dict[str, str]]:
+        """Return pseudonyms and originals, by kind."""
+        found: dict[str, dict[str, str]] = {}
+        for (kind, original), made in self.known.items():
+            found.setdefault(kind, {})[made] = original
+        return found
+
+    def _new(self, kind: str, original: str) -> str:
+        self._count[kind] += 1
+        number = self._count[kind]
+        if kind in SHAPES:
+            return SHAPES[kind].format(*divmod(number, 256)) if kind == "mac" else SHAPES[kind].format(number)
+        if kind == "ipv4":
+            return str(ipaddress.IPv4Address("198.18.0.0") + number)  # RFC 2544: of no network that is
+        if kind == "ipv6":
+            return str(ipaddress.IPv6Address("2001:db8::") + number)
+        ending = words.ENDING.search(original) if kind == "path" else None
+        return f"{kind}-{number}{ending[0] if ending else ''}"
+
+    def text(self, text: str) -> str:
+        """Return a text without whose it was. Lines stay where they are."""
+        text = words.PEM.sub(_emptied, text)
+        text = words.SSH_KEY.sub(REMOVED, text)
+        text = words.SECRET_WORD.sub(self._secret, text)
+        text = words.URL.sub(self._url, text)
+        text = words.EMAIL.sub(lambda found: self.of("user", found[0]), text)
+        text = words.IQN.sub(lambda found: self.name("iqn", found[0]), text)
+        text = words.IDENTITY_WORD.sub(self._identity, text)
+        text = words.UUID.sub(lambda found: self.of("uuid", found[0].lower()), text)
+        text = words.MAC.sub(lambda found: self.of("mac", found[0].lower()), text)
+        text = words.NFS.sub(lambda found: f"{self.host(found['host'])}:", text)
+        text = words.CIFS.sub(lambda found: f"//{self.host(found['host'])}", text)
+        text = words.IPV4.sub(lambda found: self._ip("ipv4", found[0]), text)
+        text = words.IPV6.sub(lambda found: self._ip("ipv6", found[0]), text)
+        text = words.PATH.sub(lambda found: self.path(found[0]), text)
+        text = words.FQDN.sub(lambda found: self.host(found[0]), text)
+        text = words.LONG_HEX.sub(lambda found: found[0] if found[0] in self.kept else self.of("hex", found[0]), text)
+        text = words.OPAQUE.sub(self._opaque, text)
+        if self._pattern is not None and self._names:
+            text = self._pattern.sub(lambda found: self._names[found[0].lower()], text)
+        return text
+
+    def value(self, key: str, value: str) -> str:
+        """Return what stands behind a key, be it in JSON, on a command line or in a configuration."""
+        if words.SECRET_NAME.search(key):
+            return self.text(value)
+        if words.SECRET_KEY.search(key):
+            return REMOVED if value else value
+        if words.IDENTITY_KEY.search(key) and value and not value.startswith(("/", "json:")) and not value.isdigit():
+            return self.host(value) if "host" in key or "server" in key else self.identity(key, value)
+        return self.whole(value)
+
+    def identity(self, key: str, value: str) -> str:
+        """Return the pseudonym of a name of somebody or something, empty or common words as they are."""
+        if value.lower() in words.TOO_COMMON | words.WORDS or value in {"on", "off", "auto"}:
+            return value
+        kind = re.sub(r"[^a-z]", "", key.rpartition(".")[2].lower()) or "name"
+        return self.name(kind if kind not in SHAPES else "name", value)
+
+    def whole(self, value: str) -> str:
+        """Return a value that may be a path as a whole, with whatever characters are in it."""
+        if value.startswith("/") and "\n" not in value and len(value) < 4096:
+            deleted = " (deleted)" if value.endswith(" (deleted)") else ""
+            return self.path(value.removesuffix(deleted)) + deleted
+        return self.text(value)
+
+    def host(self, name: str) -> str:
+        """Return the pseudonym of a host, by name or by address."""
+        if (
+            not name
+            or name in {"localhost", "localhost.localdomain", "*"}
+            or name.lower() in words.NO_HOSTS | words.WORDS
+        ):
+            return name
+        plain = name.strip("[]")
+        try:
+            kind = "ipv6" if ipaddress.ip_address(plain).version == 6 else "ipv4"
+        except ValueError:
+            return self.name("host", name)
+        made = self._ip(kind, plain)
+        return f"[{made}]" if name.startswith("[") else made
+
+    def path(self, path: str) -> str:
+        """Return a path with pseudonyms for its parts that are not everybody's: what lies below what can be seen."""
+        if path.startswith(words.PUBLIC):
+            return path
+        return "/".join(self._part(part) for part in path.split("/"))
+
+    def _part(self, part: str) -> str:
+        if not part or part.lower() in words.WORDS or words.COMPONENT.fullmatch(part) or part in self.known.values():
+            return part
+        if words.UUID.fullmatch(part):
+            return self.of("uuid", part.lower())
+        special = len(part) > 8 or not part.isalpha() or not part.islower()
+        return self.name("path", part) if special else self.of("path", part)
+
+    def _secret(self, found: re.Match[str]) -> str:
+        key = re.split(r"[\s=:'\"]", found["key"].strip(), maxsplit=1)[0]
+        return found[0] if words.SECRET_NAME.search(key) else f"{found['key']}{REMOVED}"
+
+    def _identity(self, found: re.Match[str]) -> str:
+        value = found["value"]
+        if value.startswith("/") or value.lower().strip("\"'<>") in words.TOO_COMMON | words.WORDS or value.isdigit():
+            return found[0]
+        return f"{found['key']}{self.name('name', value)}"
+
+    def _url(self, found: re.Match[str]) -> str:
+        user = f"{REMOVED}@" if found["user"] else ""
+        query = f"?{self._query(found['query'][1:])}" if found["query"] else ""
+        path = self.path(found["path"]) if found["path"] else ""
+        return f"{found['scheme']}://{user}{self.host(found['host'])}{found['port'] or ''}{path}{query}"
+
+    def _query(self, query: str) -> str:
+        """Return a query without values, but for the path of the socket that storage is behind."""
+        pairs = (pair.partition("=") for pair in query.split("&"))
+        return "&".join(
+            f"{key}{equals}{self.path(value) if key == 'socket' else REMOVED}" for key, equals, value in pairs
+        )
+
+    def _ip(self, kind: str, address: str) -> str:
+        try:
+            known = ipaddress.ip_address(address)
+        except ValueError:  # a time of day, a PCI address, a version
+            return address
+        if known.is_loopback or known.is_unspecified:
+            return address
+        return self.of(kind, str(known))
+
+    def _opaque(self, found: re.Match[str]) -> str:
+        if found[0].startswith("_Z") or found[0] in self.kept:
+            return found[0]
+        return self.of("opaque", found[0])
+
+
+def _emptied(found: re.Match[str]) -> str:
+    return REMOVED + "\n" * found[0].count("\n")
+
+
+def _trie(names: list[str]) -> str:
+    """Return a pattern of all names, the longest first, that looks at each character once."""
+    tree: dict[str, dict] = {}  # type: ignore[type-arg]  # a tree of itself
+    for name in names:
+        here = tree
+        for character in name:
+            here = here.setdefault(character, {})
+        here[""] = {}
+    return _branches(tree) if tree else "(?!)"
+
+
+def _branches(tree: dict[str, dict]) -> str:  # type: ignore[type-arg]  # likewise
+    options = []
+    for first in sorted(each for each in tree if each):
+        ahead = re.escape(first)
+        below = tree[first]
+        while len(below) == 1 and "" not in below:
+            ((following, below),) = below.items()
+            ahead += re.escape(following)
+        options.append(ahead + (_branches(below) if set(below) - {""} else ""))
+    return f"(?:{'|'.join(options)}){'?' if '' in tree else ''}"

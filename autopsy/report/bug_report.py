@@ -1,0 +1,130 @@
+"""Writes a bug report in the sections of QEMU's own tracker, without whose machine it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from autopsy.bundle.manifest import Manifest
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.facts.cite import Known
+from autopsy.facts.model.facts import Facts
+from autopsy.redact.text import Redaction, redaction
+from autopsy.report.markdown import block, code, ours, plain
+from autopsy.report.stacks import Group, coroutine_groups, thread_groups
+from autopsy.report.units import duration
+from autopsy.report.wording import apart
+
+MOST_GROUPS = 80
+
+
+def bug_report(manifest: Manifest, facts: Facts, diagnosis: Diagnosis) -> str:
+    """Return the report as Markdown, redacted."""
+    hide = redaction(manifest, facts)
+    parts = (
+        _host(manifest, facts, hide),
+        _guest(manifest),
+        _problem(facts, diagnosis, hide),
+        _steps(),
+        _more(facts, diagnosis, hide),
+    )
+    return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+
+
+def _host(manifest: Manifest, facts: Facts, hide: Redaction) -> Iterator[str]:
+    host, target = manifest.host, manifest.target
+    yield f"<!-- Drafted by autopsy {plain(manifest.autopsy)}. Redacted; read it once more before you post it. -->"
+    yield from ("", "## Host environment")
+    yield f"- Operating system: {plain(host.distribution)}"
+    yield f"- OS/kernel version: Linux {plain(host.kernel)}"
+    yield f"- Architecture: {plain(host.architecture)}, {host.cpus} CPUs"
+    yield f"- QEMU flavor: {code(target.exe.rpartition('/')[2])}"
+    yield f"- QEMU version: {plain(target.qemu_version) or 'unknown'} (build-id {code(target.build_id or 'unknown')})"
+    yield "- QEMU command line:"
+    if isinstance(facts.vm.arguments, Known):
+        yield block(_arguments(facts.vm.arguments.value, hide))
+    else:
+        yield f"  not known: {plain(hide.text(facts.vm.arguments.why))}"
+    yield ""
+
+
+def _arguments(arguments: tuple[str, ...], hide: Redaction) -> Iterator[str]:
+    """Yield an option with its value a line, each value redacted by itself."""
+    line = ""
+    for argument in arguments:
+        shown = hide.text(argument)
+        if argument.startswith("-") and line:
+            yield f"{line} \\"
+            line = ""
+        line = f"{line} {shown}" if line else shown
+    yield line
+
+
+def _guest(manifest: Manifest) -> Iterator[str]:
+    yield "## Emulated/Virtualized environment"
+    yield "- Operating system: **TO FILL IN**"
+    yield "- OS/kernel version: **TO FILL IN**"
+    yield f"- Architecture: {plain(manifest.host.architecture)}"
+    yield ""
+
+
+def _problem(facts: Facts, diagnosis: Diagnosis, hide: Redaction) -> Iterator[str]:
+    yield from ("## Description of problem", "")
+    yield f"{ours(hide.text(diagnosis.headline))} ({diagnosis.confidence}; {code(diagnosis.signature)})."
+    yield ""
+    for claim in diagnosis.chain:
+        yield f"- {ours(hide.text(claim.text))}"
+    for each in diagnosis.secondary:
+        yield f"- Besides: {ours(hide.text(each.headline))}"
+    for path in diagnosis.paths:
+        if path.stuck_at is not None:
+            hops = (hop.name if hop.kind != "host" else "host" for hop in path.hops)
+            yield f"- Path: {plain(hide.text(' → '.join(hops)))}. {plain(hide.text(path.sentence))}"
+    for bug in diagnosis.known_bugs:
+        yield f"- It looks like a known bug: {plain(bug.title)} <{bug.link}>; in this build: {bug.in_this_build}."
+    if isinstance(facts.times.second_ns, Known):
+        yield f"- The VM was looked at twice, {duration(apart(facts))} apart."
+    yield ""
+
+
+def _steps() -> Iterator[str]:
+    yield from ("## Steps to reproduce", "1. **TO FILL IN**: how the VM is started", "2. **TO FILL IN**: its load", "")
+
+
+def _more(facts: Facts, diagnosis: Diagnosis, hide: Redaction) -> Iterator[str]:
+    yield from ("## Additional information", "")
+    symbols = facts.symbols.value if isinstance(facts.symbols, Known) else "unknown"
+    yield f"The stacks were taken from a frozen copy; names come from {code(symbols)}."
+    threads, coroutines = thread_groups(facts, diagnosis), coroutine_groups(facts, diagnosis)
+    if any(group.stuck for group in (*threads, *coroutines)):
+        yield from _folded("Stacks that are stuck", [each for each in (*threads, *coroutines) if each.stuck], hide)
+    yield from _folded("Threads, identical stacks together", threads, hide)
+    yield from _folded("Parked coroutines, identical stacks together", coroutines, hide)
+    if diagnosis.waits.edges:
+        label = {node.id: node.label for node in diagnosis.waits.nodes}
+        lines = [
+            f"{label.get(edge.waiter, '?')} -- {edge.label} --> {label.get(edge.holder, '?')}"
+            + (" (part of a ring)" if edge.in_cycle else "")
+            for edge in diagnosis.waits.edges
+        ]
+        yield from ("", "<details><summary>Who waits for whom</summary>", "")
+        yield block(map(hide.text, lines))
+        yield from ("", "</details>")
+    ruled_out = [f"not that {each.text}: {each.why}" for each in diagnosis.ruled_out]
+    yield from ("", "<details><summary>Ruled out</summary>", "", block(map(hide.text, ruled_out)), "", "</details>")
+
+
+def _folded(title: str, groups: Iterable[Group], hide: Redaction) -> Iterator[str]:
+    lines: list[str] = []
+    found = tuple(groups)
+    for group in found[:MOST_GROUPS]:
+        lines += (f"{group.title}; {group.state}; {group.moved}", *(f"    kernel  {line}" for line in group.kernel))
+        for frame in group.frames:
+            hint = f" ({frame.hint})" if frame.hint else ""
+            lines.append(f"    #{frame.number:<3} {frame.function or '??'} at {frame.place}{hint}")
+        lines.append("")
+    if len(found) > MOST_GROUPS:
+        lines.append(f"{len(found) - MOST_GROUPS} more")
+    if lines:
+        yield from ("", f"<details><summary>{title}</summary>", "")
+        yield block(map(hide.text, lines))
+        yield from ("", "</details>")

@@ -1,0 +1,68 @@
+"""The report for programs: the whole diagnosis with the manifest's essentials, and its JSON schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from autopsy.bundle.manifest import Clocks, Host, Manifest, StepRecord, TargetRecord
+from autopsy.diagnose.diagnosis import Diagnosis
+
+VERSION = 1
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """What `autopsy report --format json` prints. `version` counts changes of its keys; `kill` may be empty."""
+
+    version: int
+    autopsy: str
+    bundle_schema: int
+    began: Clocks
+    ended: Clocks
+    host: Host
+    target: TargetRecord
+    steps: tuple[StepRecord, ...]
+    notes: tuple[str, ...]
+    stop_ms: float
+    kill: str
+    diagnosis: Diagnosis
+
+
+def document(manifest: Manifest, diagnosis: Diagnosis, *, kill: str = "") -> str:
+    """Return the report as JSON."""
+    whole = Document(
+        version=VERSION,
+        autopsy=manifest.autopsy,
+        bundle_schema=manifest.schema,
+        began=manifest.began,
+        ended=manifest.ended,
+        host=manifest.host,
+        target=manifest.target,
+        steps=manifest.steps,
+        notes=manifest.notes,
+        stop_ms=round(sum(step.stop_ns for step in manifest.steps) / 1e6, 3),
+        kill=kill,
+        diagnosis=diagnosis,
+    )
+    return _text(_encodable(msgspec.to_builtins(whole)))
+
+
+def schema() -> str:
+    """Return the JSON schema of the document."""
+    return _text(msgspec.json.schema(Document))
+
+
+def _encodable(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Write bytes that are no UTF-8, which file names may hold, as escapes: JSON has no place for them."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _encodable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(each) for each in value]
+    return value
+
+
+def _text(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"

@@ -1,0 +1,37 @@
+"""Writes what a folder of evidence says: diagnosis.json and report.html."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.reader import open_bundle
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.verdict import diagnose
+from autopsy.facts.gather import gather
+from autopsy.report.html import render
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """What was written: `unrendered` says why there is no report, empty where there is one."""
+
+    diagnosis: Diagnosis
+    unrendered: str
+
+
+def write_answers(folder: Path) -> Answers:
+    """Diagnose the evidence in `folder`, store diagnosis.json there, and then report.html of the same facts.
+
+    A report that cannot be rendered costs nothing but itself.
+    """
+    bundle = open_bundle(folder)
+    facts = gather(bundle)
+    found = diagnose(facts)
+    (folder / layout.DIAGNOSIS).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    try:
+        (folder / layout.REPORT).write_text(render(bundle, facts, found), encoding="utf-8")
+    except Exception as error:  # noqa: BLE001 - a bug in the report must not cost the diagnosis its place
+        return Answers(found, f"{type(error).__name__}: {error}")
+    return Answers(found, "")

@@ -1,0 +1,81 @@
+"""Says in words where the I/O is stuck, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.queries.requests import title
+from autopsy.facts.cite import Cite, Known
+from autopsy.facts.model.facts import Facts
+from autopsy.report.units import duration
+
+# Where it is, as a person would say it.
+PLACES = {
+    "guest": "Stuck in the guest: QEMU owes it nothing",
+    "device": "Stuck in QEMU's device model",
+    "throttle": "Stuck in QEMU's I/O limits",
+    "block": "Stuck in QEMU's block layer",
+    "job": "Stuck in a block job",
+    "aio": "Stuck in QEMU's asynchronous I/O",
+    "host": "Stuck in the host's storage or kernel",
+    "peer": "Stuck at a program that QEMU depends on",
+    "migration": "Stuck in a migration",
+    "control": "Stuck in QEMU's main loop or monitor",
+    "process": "The whole process stands still",
+    "vm-state": "The VM is paused, not stuck",
+    "none": "Nothing is stuck",
+    "unknown": "Where it is stuck cannot be told",
+}
+
+
+SURE = {
+    "proven": "the mechanism itself was seen",
+    "likely": "the evidence speaks for it, and for nothing else that was seen",
+    "possible": "the evidence allows it, and does not decide",
+}
+
+
+SURE_OF_NOTHING = {
+    "proven": "QEMU answers, and no sign of trouble was found",
+    "likely": "no sign of trouble was found in what could be looked at",
+    "possible": "no sign of trouble was found in the little that could be looked at",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """How long the disks have completed nothing, or why that cannot be told."""
+
+    words: str
+    cites: tuple[Cite, ...] = ()
+
+
+def stalled_for(facts: Facts, diagnosis: Diagnosis) -> Stalled:
+    """Say for how long the disks that the diagnosis names have completed nothing, by QEMU's own counters."""
+    if diagnosis.where == "none":
+        return Stalled("nothing is")
+    stuck = {path.disk for path in diagnosis.paths if path.stuck_at is not None}
+    found = []
+    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        stats = disk.stats.value if isinstance(disk.stats, Known) else None
+        moved = isinstance(disk.completed, Known) and disk.completed.value > 0
+        if title(disk) in stuck and stats is not None and not moved:
+            if stats.idle_ns is not None:
+                found.append((stats.idle_ns / 1e9, disk.name, stats.cite))
+            elif not stats.completed:
+                return Stalled(
+                    f"cannot be told: disk {disk.name} has completed nothing since QEMU began", (stats.cite,)
+                )
+    if not found:
+        return Stalled("cannot be told: no counter says when the last request completed")
+    longest, name, cite = max(found)
+    return Stalled(f"for {duration(longest)} when the capture began: disk {name} has completed nothing since", (cite,))
+
+
+def apart(facts: Facts) -> float:
+    """Return how many seconds lay between the two looks: those at the threads, for they were read at both."""
+    for thread in facts.threads.value if isinstance(facts.threads, Known) else ():
+        if isinstance(thread.movement, Known):
+            return thread.movement.value.seconds
+    return facts.times.gap_seconds

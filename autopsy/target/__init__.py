@@ -1,0 +1,1 @@
+"""Leads from a word of the operator to one QEMU process."""

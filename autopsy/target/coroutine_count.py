@@ -1,0 +1,106 @@
+"""How many coroutines of a running QEMU are under way, by one word of each one's stack: no heap is read, none stopped.
+
+coroutine_trampoline() calls the coroutine's entry through a pointer, and when that has returned,
+qemu_coroutine_switch() by its address, to wait in the pool. Either leaves its return address at the very top of the
+stack, and the instruction before that address tells which of the two calls it was.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from itertools import pairwise
+
+from autopsy.linux.files import read_kernel
+from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, Process, parse_smaps, runs
+
+MOST_MAPS = 32 << 20
+STACK = 1 << 20  # COROUTINE_STACK_SIZE, above its guard page
+TOP = 0x100  # bytes below a stack's top in which the trampoline keeps its return address
+CALL_BYTES = 7
+DIRECT_CALL = 0xE8
+INDIRECT_CALL = 0xFF
+CALL_BY_MODRM = 0x10  # in bits 3 to 5 of the byte after 0xFF
+WORDS = struct.Struct(f"<{TOP // 8}Q")
+
+
+class Unclear(Exception):
+    """What lies in memory is not what this module knows."""
+
+
+def count(pid: int) -> bytes:
+    """Return, in digits, how many coroutines of QEMU are under way, but for the monitor's dispatcher, which always is.
+
+    They are block requests in flight, throttled ones too, and block jobs. Call it in a child: it takes the lock of the
+    process's memory map, which can be held for ever. A page that is not in memory is left alone.
+
+    Raises:
+        OSError: the process is gone, or not ours to look at.
+        Unclear: this QEMU's coroutines are made in another way.
+    """
+    mappings = parse_smaps(read_kernel(f"/proc/{pid}/maps", MOST_MAPS))
+    exe = os.readlink(f"/proc/{pid}/exe")
+    code = [each for each in mappings if "x" in each.permissions and each.path == exe]
+    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _count(Process(pid, memory, pagemap, f"/proc/{pid}"), list(_stacks(mappings)), code)
+        finally:
+            os.close(pagemap)
+    finally:
+        os.close(memory)
+
+
+def _read(process: Process, address: int, size: int) -> bytes:
+    """Read what can be had without a fault: a page that was swapped out may be on a stuck disk."""
+    start, end = address & -PAGE, -(-(address + size) // PAGE) * PAGE
+    if list(runs(process.pagemap, start, end, IN_MEMORY)) != [(start, end - start)]:
+        return b""
+    try:
+        return os.pread(process.memory, size, address)
+    except OSError:
+        return b""
+
+
+def _stacks(mappings: tuple[Mapping, ...]) -> Iterator[int]:
+    """Yield the top of all that may be a coroutine's stack: memory of no file, right above what nobody may touch."""
+    for guard, above in pairwise(mappings):
+        own = above.permissions == "rw-p" and above.anonymous and not above.path
+        if guard.end == above.start and guard.permissions.startswith("---") and own and above.size >= STACK:
+            yield above.start + STACK
+
+
+def _count(process: Process, tops: list[int], code: list[Mapping]) -> bytes:
+    inside: dict[int, bool | None] = {}
+    found = 0
+    known = 0
+    for top in tops:
+        data = _read(process, top - TOP, TOP)
+        words = WORDS.unpack(data) if len(data) == TOP else ()
+        back = next((word for word in reversed(words) if any(each.start < word < each.end for each in code)), 0)
+        if not back:
+            continue  # a thread's stack, or another's memory
+        if back not in inside:
+            inside[back] = calls_by_pointer(_read(process, back - CALL_BYTES, CALL_BYTES))
+        if inside[back] is not None:
+            known += 1
+            found += bool(inside[back])
+    if not found:
+        raise Unclear(f"of {known} coroutines none is the monitor's")
+    return str(found - 1).encode()
+
+
+def calls_by_pointer(code: bytes) -> bool | None:
+    """Tell whether the call that ends here goes through a pointer; None where it is no call, or could be either."""
+    if len(code) < CALL_BYTES:
+        return None
+    direct = code[-5] == DIRECT_CALL
+    # The pointer lies in a register, or in memory with no, a short or a long displacement.
+    lengths = ((2, (0x00, 0xC0)), (3, (0x40,)), (6, (0x80,)))
+    indirect = any(
+        code[-length] == INDIRECT_CALL and code[1 - length] & 0x38 == CALL_BY_MODRM and code[1 - length] & 0xC0 in modes
+        for length, modes in lengths
+    )
+    return None if direct == indirect else indirect

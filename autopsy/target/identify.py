@@ -1,0 +1,139 @@
+"""What a process must show to be taken for a QEMU, and what is said when it does not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from autopsy.bundle.manifest import Monitor, TargetRecord
+from autopsy.errors import NoSuchVm, NotPermitted, NotQemu
+from autopsy.linux.batch import Answer, Unanswered, ask
+from autopsy.target import identity, monitors, qemu_processes
+from autopsy.target.command_line import options, vm_name
+from autopsy.target.identity import Binary, clean
+from autopsy.target.permissions import explain, guards_of
+from autopsy.target.platforms import libvirt
+from autopsy.target.platforms.platform import Roots
+from autopsy.target.qemu_processes import Told
+from autopsy.target.resolve import LIST, Candidate, is_true
+from autopsy.text import printable
+
+PATIENCE = 0.2  # seconds for what has hung before
+
+
+def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord:
+    """Return what is to be recorded of a QEMU. `asked` is what the operator typed, for the error's words.
+
+    The caller makes sure that the number means one process all the while.
+
+    Raises:
+        NoSuchVm: the process ended, or is about to.
+        NotQemu: it is something else.
+        NotPermitted: the kernel does not show it to us.
+    """
+    pid, claim = candidate.pid, candidate.claim
+    try:
+        stat = identity.stat_of(f"/proc/{pid}")
+        link = identity.exe_link(pid)
+    except PermissionError as error:
+        raise _not_permitted(pid, asked) from error
+    except OSError as error:
+        raise _without_binary(pid, asked) from error
+    told = qemu_processes.tell([pid], each=PATIENCE if candidate.hangs else qemu_processes.EACH)[pid]
+    access, found = _reach(pid, told)
+    if isinstance(access, Unanswered) and "PermissionError" in access.why:
+        raise _not_permitted(pid, asked)
+    if claim is not None and not is_true(claim, told):
+        raise NoSuchVm(asked, f"{claim.pidfile} names process {pid}, which is no longer that VM", remedy=LIST)
+    binary = _as_named(link) if isinstance(told.binary, Unanswered) else told.binary
+    if binary is None or not (binary.qemu_version or isinstance(told.binary, Unanswered)):
+        raise _not_qemu(pid, asked, stat.comm, link)
+    given = None if isinstance(told.arguments, Unanswered) else options(told.arguments)
+    return TargetRecord(
+        pid=pid,
+        name=clean(claim.name if claim else (vm_name(given or ()) or f"pid{pid}")),
+        manager=claim.manager if claim else "process",
+        start_ticks=stat.start_ticks,
+        exe=binary.path,
+        exe_deleted=binary.deleted,
+        build_id=binary.build_id,
+        qemu_version=binary.qemu_version,
+        monitors=found,
+        domain=libvirt.domain_of(claim, roots) if claim and claim.manager == "libvirt" else None,
+    )
+
+
+def _as_named(link: str) -> Binary | None:
+    """Take a process for the QEMU it is named as, where its binary's file system hangs."""
+    path = link.removesuffix(identity.DELETED)
+    if not qemu_processes.named_like_qemu(link):
+        return None
+    return Binary(path=clean(path), deleted=path != link, replaced=False, qemu_version="", build_id="")
+
+
+def _try_access(pid: int) -> bytes:
+    """Open the process's memory: the same question to the kernel as ptrace(2) would put, with no effect at all."""
+    os.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
+    return b""
+
+
+def _reach(pid: int, told: Told) -> tuple[Answer, tuple[Monitor, ...]]:
+    """Ask whether we may look into the process, and which of its monitors can be reached, in one child."""
+    ears = monitors.ears_of(pid)
+    given = None if isinstance(told.arguments, Unanswered) else options(told.arguments)
+    found = monitors.found_listening(given, ears)
+    questions = [partial(_encoded, monitors.reached, monitor, ears) for monitor in found]
+    held = [partial(_encoded, monitors.reached_and_held, monitor, ears) for monitor in found]
+    access, *answers = ask(
+        [partial(_try_access, pid), *questions, *held], each=qemu_processes.EACH, overall=qemu_processes.OVERALL
+    )
+    best = zip(found, answers[: len(found)], answers[len(found) :], strict=True)
+    return access, tuple(monitors.storable(_last_of(*each)) for each in best)
+
+
+def _encoded(what: Callable[[Monitor, monitors.Ears], Monitor], monitor: Monitor, ears: monitors.Ears) -> bytes:
+    return msgspec.msgpack.encode(what(monitor, ears))
+
+
+def _last_of(told: Monitor, *answers: Answer) -> Monitor:
+    """Return the fullest of what is known of a monitor."""
+    good = [answer for answer in answers if not isinstance(answer, Unanswered)]
+    return msgspec.msgpack.decode(good[-1], type=Monitor) if good else told
+
+
+def _not_qemu(pid: int, asked: str, comm: str, link: str) -> NotQemu:
+    return NotQemu(
+        asked, f"process {pid} is {printable(comm)} ({printable(link)}), which is no QEMU system emulator", remedy=LIST
+    )
+
+
+def _without_binary(pid: int, asked: str) -> NoSuchVm | NotPermitted:
+    """Say why a process shows no binary: it is dying, dead, hidden, or the kernel's own."""
+    try:
+        stat = identity.stat_of(f"/proc/{pid}")
+    except OSError:
+        if identity.exists(pid):  # /proc is mounted with hidepid
+            return _not_permitted(pid, asked)
+        return NoSuchVm(asked, f"process {pid} has just ended", remedy=LIST)
+    if stat.state not in ("Z", "X"):
+        return NotQemu(asked, f"process {pid} is the kernel's own thread {stat.comm}", remedy=LIST)
+    stuck = identity.in_uninterruptible_sleep(pid)
+    if not stuck:
+        return NoSuchVm(
+            asked, f"process {pid} ({printable(stat.comm)}) has ended and waits for its parent", remedy=LIST
+        )
+    threads = ", ".join(f"{thread.tid} in {thread.wchan or 'the kernel'}" for thread in stuck)
+    return NoSuchVm(
+        asked,
+        f"process {pid} ({printable(stat.comm)}) is killed already and cannot die: thread {threads} sleeps for good",
+        remedy="free the storage it waits for; there is nothing left in it to capture",
+    )
+
+
+def _not_permitted(pid: int, asked: str) -> NotPermitted:
+    reason, remedy = explain(guards_of(pid))
+    cause = f"the kernel does not let us look into process {pid}"
+    return NotPermitted(asked, f"{cause} ({reason})" if reason else cause, remedy=remedy)

@@ -1,0 +1,1 @@
+"""Whose VM it is: one file a platform."""

@@ -1,0 +1,109 @@
+"""libvirt's domains inside containers such as KubeVirt's pods, told by files below the root of their processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from autopsy.linux.batch import Unanswered, ask
+from autopsy.linux.files import NotPlain, open_below, read_kernel, read_regular
+from autopsy.target.platforms.libvirt import MOST_XML, parse_status
+from autopsy.target.platforms.owned import MOST_FILES
+from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Inside, Roots, Status, pid_of
+
+EACH = 0.3  # seconds for one process: its root may lie on a file system that hangs
+OVERALL = 1.0
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """A pidfile that means the process, as the container tells it."""
+
+    name: str
+    pidfile: str
+    status: Status | None
+
+
+def claims(pids: Sequence[int], roots: Roots) -> tuple[Claim, ...]:
+    """Return what libvirt in each process's own container claims of that process.
+
+    A pidfile there holds the process id of the container's own PID namespace. Processes that see our own files are
+    left out: libvirt's files there speak for themselves.
+    """
+    answers = ask([partial(_of, pid, roots) for pid in pids], each=EACH, overall=OVERALL)
+    return tuple(
+        Claim("libvirt", found.name, pid, Path(found.pidfile), Inside(f"/proc/{pid}/root", found.status))
+        for pid, answer in zip(pids, answers, strict=True)
+        if not isinstance(answer, Unanswered)
+        for found in msgspec.msgpack.decode(answer, type=tuple[_Found, ...])
+    )
+
+
+def _of(pid: int, roots: Roots) -> bytes:
+    theirs = os.stat(f"/proc/{pid}/root")
+    ours = os.stat("/")
+    same_root = (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+    if same_root and os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+        return msgspec.msgpack.encode(())
+    status = read_kernel(f"/proc/{pid}/status")
+    allowed = owners(status, read_kernel(f"/proc/{pid}/uid_map"))
+    return msgspec.msgpack.encode(tuple(_found(f"/proc/{pid}/root", inner_pid(status, pid), allowed, roots)))
+
+
+def inner_pid(status: bytes, pid: int) -> int:
+    """Return the number that a process has in its own PID namespace, by its /proc/PID/status."""
+    line = next((line for line in status.splitlines() if line.startswith(b"NSpid:")), b"")
+    numbers = line.split()[1:]
+    return int(numbers[-1]) if numbers else pid
+
+
+def owners(status: bytes, uid_map: bytes) -> frozenset[int]:
+    """Return who may speak for a process in its container: root, its own user, and its user namespace's root."""
+    own = next((line.split()[1:] for line in status.splitlines() if line.startswith(b"Uid:")), [])
+    rows = [line.split() for line in uid_map.splitlines()]
+    roots = [int(row[1]) for row in rows if len(row) == 3 and row[0] == b"0"]
+    return frozenset({0, *(int(uid) for uid in own[:1]), *roots})
+
+
+def _found(root: str, inner: int, allowed: frozenset[int], roots: Roots) -> Iterator[_Found]:
+    for folder in roots.libvirt:  # the system's; and a session's whose runtime folder is /run
+        try:
+            listing = open_below(root, str(folder), os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            if _is_ours(listing, folder):
+                continue
+            names = sorted(name.removesuffix(".pid") for name in os.listdir(listing) if name.endswith(".pid"))
+        finally:
+            os.close(listing)
+        for name in names[:MOST_FILES]:
+            if pid_of(_small(root, f"{folder}/{name}.pid", MOST_PIDFILE, allowed)) == inner:
+                raw = _small(root, f"{folder}/{name}.xml", MOST_XML, allowed)
+                yield _Found(name, f"{folder}/{name}.pid", parse_status(raw) if raw else None)
+
+
+def _is_ours(listing: int, folder: Path) -> bool:
+    try:
+        ours = os.stat(folder)
+    except OSError:
+        return False
+    theirs = os.fstat(listing)
+    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _small(root: str, path: str, most: int, allowed: frozenset[int]) -> bytes:
+    try:
+        descriptor = open_below(root, path)
+    except OSError:
+        return b""
+    if os.fstat(descriptor).st_uid not in allowed:
+        os.close(descriptor)
+        return b""
+    try:
+        return read_regular(descriptor, path, most)
+    except (OSError, NotPlain):
+        return b""

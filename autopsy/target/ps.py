@@ -1,0 +1,122 @@
+"""Every QEMU of this host at a glance, without asking or stopping any."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+
+from autopsy.bundle.manifest import Monitor
+from autopsy.linux.batch import Unanswered, ask
+from autopsy.linux.unix_sockets import Listener, listeners_seen_by
+from autopsy.target import coroutine_count, monitors, qemu_processes
+from autopsy.target import vital_signs as signs
+from autopsy.target.command_line import Option, disks, options, vm_name
+from autopsy.target.identity import clean
+from autopsy.target.platforms.platform import ROOTS, Claim, Manager, Roots
+from autopsy.target.qemu_processes import Told
+from autopsy.target.resolve import all_claims, is_true
+from autopsy.target.vital_signs import Glance, glance
+
+EACH = 0.3  # seconds for one question about one process
+OVERALL = 2.0
+APART_SECONDS = 0.1  # between the two looks at a process, at least
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vm:
+    """One VM. `target` is the word that means it alone; `disks` is absent where its command line could not be read.
+
+    `state` is the main thread's letter of proc(5). `cpu_percent` is of one processor, over the tenth of a second that
+    the look took. `parked_requests` are the coroutines under way but for the monitor's own, absent where they could not
+    be counted. `signs` are words about what a healthy VM does not show.
+    """
+
+    target: str
+    manager: Manager
+    name: str
+    pid: int
+    qemu_version: str
+    binary_replaced: bool
+    state: str
+    threads: int
+    threads_in_d: int
+    cpu_percent: float
+    disks: int | None
+    monitors: tuple[Monitor, ...]
+    signs: tuple[str, ...]
+    parked_requests: int | None = None
+
+
+def census(roots: Roots = ROOTS) -> tuple[Vm, ...]:
+    """Return every VM that runs on this host, by PID; nothing is asked of any of them."""
+    named = qemu_processes.suspects()
+    claims = all_claims(named, roots)
+    pids = sorted({*named, *(claim.pid for claim in claims)})
+    begun = time.monotonic()
+    first = {pid: seen for pid in pids if (seen := glance(pid, at_threads=False)) is not None}
+    told = qemu_processes.tell(tuple(first), each=EACH, overall=OVERALL)
+    listeners = _Listeners()
+    known = {
+        pid: monitors.found_listening(_given(told[pid]), monitors.ears_of(pid, listeners.around(pid)))
+        for pid in first
+        if qemu_processes.is_qemu(told[pid]) or first[pid].dying
+    }
+    requests = dict(
+        zip(known, ask([partial(coroutine_count.count, pid) for pid in known], each=EACH, overall=OVERALL), strict=True)
+    )
+    time.sleep(max(0.0, begun + APART_SECONDS - time.monotonic()))
+    vms = []
+    for pid, found in known.items():
+        second = glance(pid, at_threads=True)
+        if second is None or second.stat.start_ticks != first[pid].stat.start_ticks:
+            continue  # it ended while we looked
+        claim = next((claim for claim in claims if claim.pid == pid and is_true(claim, told[pid])), None)
+        vm = _vm(first[pid], second, told[pid], claim, found)
+        counted = requests[pid]
+        vms.append(vm if isinstance(counted, Unanswered) else replace(vm, parked_requests=int(counted)))
+    return tuple(vms)
+
+
+class _Listeners:
+    """The listening sockets of each network namespace, read once for all the processes that share it."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, tuple[Listener, ...]] = {}
+
+    def around(self, pid: int) -> tuple[Listener, ...]:
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/net")
+            if namespace not in self.known:
+                self.known[namespace] = listeners_seen_by(pid)
+        except OSError:
+            return ()
+        return self.known[namespace]
+
+
+def _given(told: Told) -> tuple[Option, ...] | None:
+    return None if isinstance(told.arguments, Unanswered) else options(told.arguments)
+
+
+def _vm(first: Glance, second: Glance, told: Told, claim: Claim | None, found: tuple[Monitor, ...]) -> Vm:
+    given = _given(told)
+    pid = second.stat.pid
+    binary = None if isinstance(told.binary, Unanswered) else told.binary
+    seconds = max(second.at - first.at, APART_SECONDS)
+    return Vm(
+        target=claim.explicit if claim else f"pid:{pid}",
+        manager=claim.manager if claim else "process",
+        name=clean(claim.name if claim else (vm_name(given or ()) or f"pid{pid}")),
+        pid=pid,
+        qemu_version=binary.qemu_version if binary else "",
+        binary_replaced=binary is not None and (binary.deleted or binary.replaced),
+        state=second.stat.state,
+        threads=len(second.threads),
+        threads_in_d=len(second.asleep),
+        cpu_percent=round((second.stat.cpu_ticks - first.stat.cpu_ticks) / CLOCK_TICKS / seconds * 100, 1),
+        disks=None if given is None else disks(given),
+        monitors=tuple(monitors.storable(monitor) for monitor in found),
+        signs=signs.of(first, second, told),
+    )

@@ -1,0 +1,100 @@
+"""QEMUs that nobody but their own command line speaks for, found among all processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
+from autopsy.linux.batch import Unanswered, ask
+from autopsy.linux.files import read_kernel
+from autopsy.target import identity
+from autopsy.target.command_line import MOST_BYTES, words
+from autopsy.target.identity import Binary
+
+EACH = 1.0  # seconds for one question about one process
+OVERALL = 4.0  # seconds for all of them
+
+
+def suspects() -> tuple[int, ...]:
+    """Return the processes that are named like a QEMU: to be verified, for anybody may take such a name."""
+    return tuple(sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal() and _looks_like(int(entry))))
+
+
+def _looks_like(pid: int) -> bool:
+    """Return whether the binary or the process has such a name: an upgrade may rename the one, `-name` the other."""
+    try:
+        if named_like_qemu(identity.exe_link(pid)):
+            return True
+    except PermissionError:
+        pass  # not ours to see; its name is
+    except OSError:
+        if not _is_dead(pid):
+            return False  # a kernel thread, or gone
+    return _comm_like_qemu(pid)
+
+
+def named_like_qemu(exe: str) -> bool:
+    """Return whether a binary's path is named as distributions name QEMU: qemu-system-*, qemu-kvm, kvm."""
+    name = os.path.basename(exe)
+    return "qemu" in name or "kvm" in name
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        return identity.stat_of(f"/proc/{pid}").state == "Z"
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _comm_like_qemu(pid: int) -> bool:
+    try:
+        comm = read_kernel(f"/proc/{pid}/comm", 64)
+    except OSError:
+        return False
+    return comm.startswith((b"qemu-system", b"qemu-kvm", b"kvm"))
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one process tells of itself; each part is Unanswered where the kernel let us hang or refused."""
+
+    binary: Binary | Unanswered
+    arguments: tuple[str, ...] | Unanswered
+    named: bool
+
+
+def is_qemu(told: Told) -> bool:
+    """Return whether a process runs a QEMU system emulator; where its binary could not be read, by its name."""
+    return told.named if isinstance(told.binary, Unanswered) else bool(told.binary.qemu_version)
+
+
+def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -> dict[int, Told]:
+    """Ask every process for its binary and its command line, none of them longer than `each` seconds.
+
+    The command line takes the lock of the process's memory map, and the binary may lie on a file system that hangs:
+    both are read in a child.
+    """
+    known: dict[tuple[int, int, int], tuple[str, str]] = {}
+    binaries = [partial(_binary, pid, known) for pid in pids]
+    lines = [partial(_arguments, pid) for pid in pids]
+    answers = ask(binaries + lines, each=each, overall=overall)
+    found = {}
+    for pid, binary, line in zip(pids, answers[: len(pids)], answers[len(pids) :], strict=True):
+        found[pid] = Told(
+            binary if isinstance(binary, Unanswered) else msgspec.msgpack.decode(binary, type=Binary),
+            line if isinstance(line, Unanswered) else words(line),
+            _looks_like(pid),
+        )
+    return found
+
+
+def _binary(pid: int, known: dict[tuple[int, int, int], tuple[str, str]]) -> bytes:
+    return msgspec.msgpack.encode(identity.binary_of(pid, known))
+
+
+def _arguments(pid: int) -> bytes:
+    return read_kernel(f"/proc/{pid}/cmdline", MOST_BYTES)

@@ -1,0 +1,117 @@
+"""One process, held by a pidfd so that its number can never come to mean another."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from dataclasses import dataclass
+
+from autopsy.bundle.manifest import TargetRecord
+from autopsy.errors import AmbiguousVm, NoSuchVm, NotQemu
+from autopsy.target import identity, resolve
+from autopsy.target.identify import recognise
+from autopsy.target.platforms.platform import ROOTS, Roots
+from autopsy.target.resolve import LIST, Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The VM's process. `pidfd` stays open for as long as the capture runs."""
+
+    record: TargetRecord
+    pidfd: int
+
+    @property
+    def pid(self) -> int:
+        """Return the process id in our PID namespace."""
+        return self.record.pid
+
+
+def find(word: str, roots: Roots = ROOTS) -> Target:
+    """Take hold of the VM that the operator means by a VMID, a libvirt name, id or uuid, a PID, or an explicit form.
+
+    The explicit forms are `pve:102`, `libvirt:web1`, `pid:4242` and `qmp:/path.sock`.
+
+    Raises:
+        UsageError: the word cannot be meant.
+        AmbiguousVm: it means several; each is told in its explicit form.
+        NoSuchVm: it means none that runs.
+        NotQemu: it means a process that is no QEMU.
+        NotPermitted: the kernel does not show it to us.
+    """
+    found = resolve.meant_by(word, roots)
+    if len(found) > 1:
+        listed = ", ".join(f"{each.explicit} (process {each.pid})" for each in found)
+        raise AmbiguousVm(
+            word, f"{len(found)} virtual machines answer to it: {listed}", remedy=f"say which: {found[0].explicit}"
+        )
+    return hold(found[0], asked=word, roots=roots)
+
+
+def hold(candidate: Candidate, *, asked: str, roots: Roots = ROOTS) -> Target:
+    """Take hold of one process: open its pidfd, and tell who it is while nobody else can take its number.
+
+    `asked` is what the operator typed, for the error's words.
+
+    Raises:
+        NoSuchVm: there is no such process, or it ended meanwhile.
+        NotQemu: it is something else.
+        NotPermitted: the kernel does not show it to us.
+    """
+    pid = candidate.pid
+    pidfd = _open(pid, asked)
+    try:
+        record = recognise(candidate, asked=asked, roots=roots)
+        if not _same(pid, pidfd, record.start_ticks):
+            raise NoSuchVm(asked, f"process {pid} ended while it was looked at", remedy=LIST)  # noqa: TRY301 - see below
+    except BaseException:  # whatever it is: a descriptor that nobody knows of would stay open
+        os.close(pidfd)
+        raise
+    return Target(record, pidfd)
+
+
+def is_alive(target: Target) -> bool:
+    """Return whether the process has not ended; a thread that cannot die keeps it alive."""
+    return not _ended(target.pidfd)
+
+
+def _open(pid: int, asked: str) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        cause = f"there is no process {pid}"
+    except OSError as error:
+        leader = _leader_of(pid)
+        # EINVAL, and ENOENT since kernel 6.9, where the number is a thread's that leads no process
+        if error.errno not in (errno.EINVAL, errno.ENOENT) or leader is None:
+            raise
+        raise NotQemu(asked, f"{pid} is a thread of process {leader}", remedy=f"give the process: {leader}") from error
+    except OverflowError:
+        cause = f"{pid} is no process id"
+    leader = _leader_of(pid)
+    if leader not in (None, pid):
+        raise NotQemu(asked, f"{pid} is a thread of process {leader}", remedy=f"give the process: {leader}")
+    raise NoSuchVm(asked, cause, remedy=LIST)
+
+
+def _leader_of(tid: int) -> int | None:
+    try:
+        with open(f"/proc/{tid}/status", "rb") as stream:
+            found = next((line for line in stream if line.startswith(b"Tgid:")), b"")
+    except OSError:
+        return None
+    return int(found.split()[1]) if found else None
+
+
+def _ended(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def _same(pid: int, pidfd: int, start_ticks: int) -> bool:
+    try:
+        return identity.stat_of(f"/proc/{pid}").start_ticks == start_ticks and not _ended(pidfd)
+    except OSError:
+        return False

@@ -1,0 +1,100 @@
+"""What a look at /proc shows of a VM that no healthy one shows."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from autopsy.linux.batch import Unanswered
+from autopsy.linux.files import read_kernel
+from autopsy.target import identity
+from autopsy.target.identity import Asleep, Stat
+from autopsy.target.qemu_processes import Told
+from autopsy.text import printable
+
+MOST_THREADS_TOLD = 2
+SIGKILL = 1 << 8  # in SigPnd and ShdPnd: proc(5) counts signals from bit 0
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """One look at a process. `switches` counts how often its main thread has gone to sleep; `at` is CLOCK_MONOTONIC."""
+
+    at: float
+    stat: Stat
+    threads: tuple[Stat, ...]
+    asleep: tuple[Asleep, ...]
+    wchan: str
+    switches: int
+    tracer: int
+    killed: bool
+
+    @property
+    def dying(self) -> bool:
+        """Return whether the process has no memory any more, and only its threads or its parent keep it."""
+        return self.stat.state in ("Z", "X")
+
+
+def glance(pid: int, *, at_threads: bool) -> Glance | None:
+    """Look at a process by files of /proc that take no lock of its memory map; None when it is gone."""
+    try:
+        stat = identity.stat_of(f"/proc/{pid}")
+        status = _fields(read_kernel(f"/proc/{pid}/status", 1 << 14))
+    except (OSError, ValueError, IndexError):
+        return None
+    threads = identity.threads(pid) if at_threads else ()
+    pending = int(status.get("SigPnd", "0"), 16) | int(status.get("ShdPnd", "0"), 16)
+    return Glance(
+        at=time.monotonic(),
+        stat=stat,
+        threads=threads,
+        asleep=identity.asleep_among(pid, threads),
+        wchan=identity.wchan_of(pid, pid),
+        switches=int(status.get("voluntary_ctxt_switches", "0")),
+        tracer=int(status.get("TracerPid", "0")),
+        killed=bool(pending & SIGKILL),
+    )
+
+
+def _fields(status: bytes) -> dict[str, str]:
+    lines = status.decode("utf-8", "replace").splitlines()
+    return {key: value.strip() for key, colon, value in (line.partition(":") for line in lines) if colon}
+
+
+def of(first: Glance, second: Glance, told: Told) -> tuple[str, ...]:
+    """Return the signs of trouble in two looks at one process, each in a few words."""
+    return (*_of_threads(first, second), *_of_answers(told))
+
+
+def _of_threads(first: Glance, second: Glance) -> list[str]:
+    found = []
+    if second.dying:
+        found.append("killed, but cannot die" if second.asleep else "has ended; its parent has not noticed")
+    elif second.killed:
+        found.append("SIGKILL is pending")
+    if second.tracer:
+        found.append(f"traced by process {second.tracer}")
+    if second.stat.state == "T":
+        found.append("stopped by a signal")
+    # Kernel 4.20 brought cgroup v2's freezer, whose frozen threads sleep here; v1's are in D, in __refrigerator.
+    if second.wchan == "do_freezer_trap":
+        found.append("frozen by its cgroup")
+    still = first.switches == second.switches and first.wchan == second.wchan
+    if still and second.wchan.startswith("futex_"):  # the main loop sleeps in ppoll; a lock is its for microseconds
+        found.append("the main thread waits for a lock")
+    found += [f"{printable(each.comm)} sleeps in {each.wchan or '?'}" for each in second.asleep[:MOST_THREADS_TOLD]]
+    if len(second.asleep) > MOST_THREADS_TOLD:
+        found.append(f"{len(second.asleep) - MOST_THREADS_TOLD} more such threads")
+    return found
+
+
+def _of_answers(told: Told) -> list[str]:
+    found = []
+    if isinstance(told.binary, Unanswered):
+        if told.binary.hung:
+            found.append("its binary's file system does not answer")
+    elif told.binary.deleted or told.binary.replaced:
+        found.append("its binary was replaced since it started")
+    if isinstance(told.arguments, Unanswered) and told.arguments.hung:
+        found.append("its memory map is locked")
+    return found

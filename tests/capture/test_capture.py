@@ -1,0 +1,306 @@
+"""The whole command on real QEMUs: name in, verdict out, and every bad end in its own words."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autopsy.bundle import layout
+from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.verify import verify
+from autopsy.capture.plan import PLAN
+from autopsy.drill.scenarios import SCENARIOS, Scenario, wedged
+from support import lab
+from support.copies import copied
+
+SECONDS = 90
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def answer(self) -> Any:
+        return json.loads(self.out)
+
+    def outcome(self, step: str) -> tuple[str, str]:
+        return next((one["outcome"], one["why"]) for one in self.answer["steps"] if one["name"] == step)
+
+
+def autopsy(*words: str | Path, **more: Any) -> Done:
+    done = subprocess.run(
+        [sys.executable, "-m", "autopsy", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        **more,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def capture(pid: int, out: Path, *words: str, **more: Any) -> Done:
+    return autopsy("capture", f"pid:{pid}", "--fast", "--json", "--out", out, *words, **more)
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[lab.Machine]:
+    with lab.qemu("7.2") as machine:
+        yield machine
+
+
+def unharmed(pid: int) -> None:
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+        assert fields["State"][0] not in "tT", fields
+        assert fields["TracerPid"] == "0"
+        assert int(fields["SigPnd"], 16) == int(fields["ShdPnd"], 16) == 0
+
+
+def test_the_steps_are_those_of_the_design_in_their_order() -> None:
+    assert tuple(step.name for step in PLAN) == layout.STEPS
+
+
+def test_a_healthy_vm_is_captured_whole_and_left_unharmed(quiet: lab.Machine, tmp_path: Path) -> None:
+    done = capture(quiet.pid, tmp_path)
+    assert done.code == 0, done.err
+    answer = done.answer
+    assert set(answer) >= {"bundle", "report", "sha256", "target", "steps", "stop_ms", "verdict", "kill"}
+    assert set(answer["target"]) == {"pid", "name", "manager", "qemu_version", "build_id"}
+    assert [step["name"] for step in answer["steps"]] == list(layout.STEPS)
+    assert {step["outcome"] for step in answer["steps"]} == {"Collected"}, answer["steps"]
+    assert set(answer["steps"][0]) == {"name", "outcome", "why", "ms"}
+    assert answer["verdict"]["where"] == "none"
+    assert answer["kill"] == {"asked": False, "done": False, "how": "not asked for"}
+    assert answer["stop_ms"] > 0
+    bundle = Path(answer["bundle"])
+    assert verify(bundle).sha256 == answer["sha256"]
+    assert bundle.stat().st_mode & 0o777 == Path(answer["report"]).stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([bundle.name, Path(answer["report"]).name])
+    held = set(open_bundle(bundle).names())
+    assert {"manifest.json", "README.txt", "core", "report.html", "diagnosis.json"} <= held
+    assert not any("environ" in name for name in held)
+    unharmed(quiet.pid)
+    assert quiet.qmp("query-status")["status"] == "running"
+
+
+def test_piped_the_story_is_on_stderr_and_five_lines_on_stdout(quiet: lab.Machine, tmp_path: Path) -> None:
+    done = autopsy("capture", f"pid:{quiet.pid}", "--fast", "--out", tmp_path)
+    assert done.code == 0
+    assert [line.split()[0] for line in done.out.splitlines()] == ["verdict", "where", "confidence", "report", "bundle"]
+    assert [line.split()[0] for line in done.err.splitlines()][: len(layout.STEPS)] == list(layout.STEPS)
+    assert "\x1b" not in done.out + done.err
+
+
+def test_a_stored_bundle_says_the_same_again(quiet: lab.Machine, tmp_path: Path) -> None:
+    answer = capture(quiet.pid, tmp_path).answer
+    again = autopsy("analyze", answer["bundle"], "--json")
+    assert again.code == 0
+    assert again.answer == answer["verdict"]
+    assert "<html" in autopsy("report", answer["bundle"]).out
+    assert autopsy("verify", answer["bundle"]).code == 0
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_every_drill_ends_with_its_verdict(scenario: Scenario, tmp_path: Path) -> None:
+    if "root" in scenario.needs:
+        lab.need_root()
+    with wedged(scenario.name) as it:
+        done = capture(it.pid, tmp_path)
+        assert done.code == 0, done.err
+        verdict = done.answer["verdict"]
+        assert verdict["where"] == scenario.where, (verdict, done.answer["steps"])
+        assert verdict["signature"]
+        assert verdict["cites"] or scenario.where == "none"
+        if scenario.name != "stopped":
+            unharmed(it.pid)
+
+
+@pytest.mark.timeout(300)
+def test_the_throttle_deadlock_is_proven_and_its_monitor_is_left_alive(tmp_path: Path) -> None:
+    with lab.throttle_deadlock("10.0.2") as machine:
+        done = capture(machine.pid, tmp_path)
+        assert done.code == 0, done.err
+        outcome, why = done.outcome("qmp.query-block")
+        assert outcome == "Skipped"
+        assert "a mutex that it owns itself" in why
+        verdict = done.answer["verdict"]
+        assert (verdict["where"], verdict["signature"]) == ("throttle", "throttle-lock-self-deadlock")
+        assert verdict["confidence"] == "proven"
+        unharmed(machine.pid)
+        assert machine.qmp("query-status")["status"] == "running"
+
+
+def test_then_kill_kills_and_says_how(tmp_path: Path) -> None:
+    with wedged("nbd-silent") as it:
+        done = capture(it.pid, tmp_path, "--then-kill")
+        assert done.code == 0, done.err
+        assert done.answer["kill"]["asked"]
+        assert done.answer["kill"]["done"]
+        state = Path(f"/proc/{it.pid}/stat")
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+        note = json.loads(Path(done.answer["bundle"] + ".kill.json").read_text())
+        assert note["gone"]
+        assert note["sha256"] == done.answer["sha256"]
+        assert "SIGKILL" in Path(done.answer["report"]).read_text()
+
+
+def test_a_healthy_vm_is_not_killed_by_habit(quiet: lab.Machine, tmp_path: Path) -> None:
+    done = capture(quiet.pid, tmp_path, "--then-kill")
+    assert done.code == 5
+    assert not done.answer["kill"]["done"]
+    assert "--even-if-healthy" in done.answer["kill"]["how"]
+    assert quiet.qmp("query-status")["status"] == "running"
+
+
+def test_a_required_step_that_is_missing_forbids_the_kill(tmp_path: Path) -> None:
+    with wedged("stopped") as it:
+        done = capture(it.pid, tmp_path, "--then-kill", "--require", "qmp.query-block")
+        assert done.code == 5
+        assert "--require qmp.query-block" in done.answer["kill"]["how"]
+        assert Path(f"/proc/{it.pid}").exists()
+
+
+def test_a_process_that_cannot_die_is_named(tmp_path: Path) -> None:
+    lab.need_root()
+    with wedged("frozen-fs") as it:
+        done = capture(it.pid, tmp_path, "--then-kill")
+        assert done.code == 6, done.err
+        assert "percpu_rwsem_wait" in done.answer["kill"]["how"]
+
+
+def test_without_gdb_that_step_fails_and_the_rest_is_there(quiet: lab.Machine, tmp_path: Path) -> None:
+    path = tmp_path / "bin"
+    path.mkdir()
+    for tool in ("ss", "dmesg", "journalctl"):
+        if found := shutil.which(tool):
+            (path / tool).symlink_to(found)
+    done = capture(quiet.pid, tmp_path, env={**os.environ, "PATH": str(path)})
+    assert done.code == 0, done.err
+    outcome, why = done.outcome("gdb.threads")
+    assert outcome == "Failed"
+    assert "apt install gdb" in why
+    assert {one["outcome"] for one in done.answer["steps"] if one["name"] != "gdb.threads"} == {"Collected"}
+    assert open_bundle(Path(done.answer["bundle"])).read(layout.evidence(layout.GDB_THREADS, layout.COROUTINES))
+
+
+def test_without_permission_it_says_how_to_get_it(quiet: lab.Machine) -> None:
+    lab.need_root()
+    nobody = pwd.getpwnam("nobody")
+    as_nobody = f"""
+import os, sys
+# this Python may be closed to other users
+import autopsy.cli.app, autopsy.cli.json_output, autopsy.cli.terminal, autopsy.commands.capture
+os.setgroups([])
+os.setgid({nobody.pw_gid})
+os.setuid({nobody.pw_uid})
+sys.argv = ["autopsy", "capture", "pid:{quiet.pid}", "--out", "/tmp"]
+autopsy.cli.app.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", as_nobody], capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 4, done.stderr
+    assert "root" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_vm_that_dies_in_mid_capture_loses_nothing_that_was_collected(tmp_path: Path) -> None:
+    with lab.qemu("7.2") as machine:
+
+        def end_it() -> None:
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline and not list(tmp_path.glob("*.partial/core")):
+                time.sleep(0.005)
+            os.kill(machine.pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=end_it)
+        killer.start()
+        done = capture(machine.pid, tmp_path)
+        killer.join()
+        assert done.code == 0, done.err
+        assert done.outcome("witness")[0] == "Collected"
+        assert done.outcome("freeze")[0] == "Collected"
+        assert verify(Path(done.answer["bundle"])).files > 10
+
+
+def test_a_socket_that_is_another_program_s_is_no_vm(tmp_path: Path, short: Path) -> None:
+    path = short / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        done = autopsy("capture", f"qmp:{path}", "--out", tmp_path)
+    assert done.code == 3
+    assert "no QEMU" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_written_is_told_and_another_taken(quiet: lab.Machine, tmp_path: Path) -> None:
+    done = capture(quiet.pid, Path("/proc/nowhere"), "--out", str(tmp_path))
+    assert done.code == 0, done.err
+    assert Path(done.answer["bundle"]).parent == tmp_path
+    assert "/proc/nowhere" in done.err
+
+
+def test_a_full_directory_costs_no_evidence(quiet: lab.Machine, tmp_path: Path) -> None:
+    lab.need_root()
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], check=True)
+    try:
+        done = capture(quiet.pid, small, "--out", str(tmp_path))
+        assert done.code == 0, done.err
+        assert Path(done.answer["bundle"]).parent == tmp_path
+        assert "has room for" in done.err
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_no_such_vm_is_exit_3() -> None:
+    done = autopsy("capture", "99999999")
+    assert done.code == 3
+    assert "autopsy ps" in done.err
+
+
+def test_a_process_that_is_no_qemu_is_refused_with_what_it_is() -> None:
+    done = autopsy("capture", f"pid:{os.getpid()}")
+    assert done.code == 3
+    assert "python" in done.err
+
+
+def test_the_binary_of_a_deleted_qemu_is_kept_and_the_core_opens_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = copied(lab.build("7.2"), tmp_path, monkeypatch)
+    with lab.qemu(build) as machine:
+        build.binary.unlink()
+        done = capture(machine.pid, tmp_path)
+        assert done.code == 0, done.err
+        assert done.outcome("gdb.threads")[0] == "Collected"
+        assert layout.BINARY in open_bundle(Path(done.answer["bundle"])).names()
+    again = autopsy("examine", done.answer["bundle"])
+    assert again.code == 0, again.err
+    assert (
+        "main_loop_wait"
+        in open_bundle(next(tmp_path.glob("*-examined.tar.zst")))
+        .read(layout.evidence(layout.GDB_THREADS, layout.BACKTRACE))
+        .decode()
+    )

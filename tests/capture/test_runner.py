@@ -1,0 +1,173 @@
+"""The runner: every step in its order, none costing the next its evidence."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from autopsy.bundle.manifest import StepRecord, TargetRecord
+from autopsy.capture.runner import INTERRUPTED, Interrupted, Run, run
+from autopsy.capture.staging import places
+from autopsy.capture.staging.staging import Staging, prepare
+from autopsy.capture.step import Collected, Deadline, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
+from autopsy.target.target import Target
+
+
+class Quiet:
+    def __init__(self, tick: Callable[[], None] = lambda: None) -> None:
+        self.tick = tick
+
+    def began(self, step: Step) -> None:
+        pass
+
+    def ended(self, record: StepRecord) -> None:
+        pass
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Staging]:
+    made = prepare(f"autopsy-test-{os.getpid()}", (tmp_path / "out",))
+    yield made
+    made.clear()
+    assert not made.work.exists()
+
+
+def around(stage: Staging, budget: float = 30, watcher: Quiet | None = None) -> Run:
+    record = TargetRecord(
+        pid=os.getpid(),
+        name="vm",
+        manager="process",
+        start_ticks=1,
+        exe="",
+        exe_deleted=False,
+        build_id="",
+        qemu_version="",
+    )
+    return Run(
+        target=Target(record, -1),
+        options=Options(),
+        staging=stage,
+        budget=Deadline(budget),
+        watcher=watcher or Quiet(),
+        note=lambda _: None,
+        meanwhile=lambda: None,
+    )
+
+
+def step(name: str, collect: Callable[[Scene], Outcome], deadline: float = 5) -> Step:
+    return Step(name, Impact.NONE, deadline, collect)
+
+
+def good(scene: Scene) -> Outcome:
+    scene.write("x", b"evidence")
+    return Collected("fine", stop_ns=7)
+
+
+def bad(scene: Scene) -> Outcome:
+    scene.write("before", b"kept")
+    raise ValueError("a bug")
+
+
+def hang(scene: Scene) -> Outcome:
+    scene.write("before", b"kept")
+    time.sleep(600)
+    return Collected()
+
+
+def die(_: Scene) -> Outcome:
+    os._exit(3)
+
+
+def test_each_step_ends_as_it_did_and_the_next_one_runs(stage: Staging) -> None:
+    plan = (
+        step("bad", bad),
+        step("hang", hang, 0.3),
+        step("die", die),
+        step("skip", lambda _: Skipped("no need")),
+        step("late", lambda _: TimedOut("query-status: no answer in 2.0 s")),
+        step("good", good),
+    )
+    records = run(plan, around(stage))
+    outcomes = [record.outcome for record in records]
+    assert outcomes == ["Failed", "TimedOut", "Failed", "Skipped", "TimedOut", "Collected"]
+    assert records[0].why == "ValueError: a bug"
+    assert records[-1].stop_ns == 7
+
+
+def test_what_a_step_wrote_before_it_hung_is_durable(stage: Staging) -> None:
+    run((step("hang", hang, 0.3), step("bad", bad)), around(stage))
+    assert (stage.durable / "evidence/hang/before").read_bytes() == b"kept"
+    assert (stage.durable / "evidence/bad/before").read_bytes() == b"kept"
+    assert stage.durable != stage.work
+
+
+def test_a_library_s_timeout_is_a_failure_not_our_deadline(stage: Staging) -> None:
+    def collect(_: Scene) -> Outcome:
+        raise TimeoutError("somebody else's")
+
+    (record,) = run((step("x", collect),), around(stage))
+    assert record.outcome == "Failed"
+
+
+def test_the_budget_holds_and_the_rest_are_skipped(stage: Staging) -> None:
+    began = time.monotonic()
+    records = run((step("one", hang, 60), step("two", good), step("three", good)), around(stage, budget=1.0))
+    assert time.monotonic() - began < 10
+    assert [record.outcome for record in records] == ["TimedOut", "Skipped", "Skipped"]
+    assert records[1].why == "the budget is spent"
+
+
+def test_an_interrupted_capture_skips_the_rest_and_keeps_what_it_has(stage: Staging) -> None:
+    def tick() -> None:
+        raise Interrupted
+
+    records = run((step("one", hang), step("two", good)), around(stage, watcher=Quiet(tick)))
+    assert [(record.outcome, record.why) for record in records] == [
+        ("Failed", INTERRUPTED),
+        ("Skipped", INTERRUPTED),
+    ]
+
+
+def test_a_place_that_is_full_is_given_up_for_the_next(stage: Staging) -> None:
+    stage.places.insert(0, Path("/dev/full"))
+    run((step("good", good),), around(stage))
+    assert "/dev/full" in stage.notes[0]
+    assert (stage.durable / "evidence/good/x").read_bytes() == b"evidence"
+
+
+def test_a_directory_that_cannot_be_written_is_passed_over_and_told(tmp_path: Path) -> None:
+    made = prepare(f"autopsy-ro-{os.getpid()}", (Path("/proc/nowhere"), tmp_path / "good"))
+    try:
+        assert made.places[0] == tmp_path / "good"
+        assert any("/proc/nowhere" in note for note in made.notes)
+    finally:
+        made.clear()
+
+
+def test_without_memory_to_work_in_the_disk_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "MEMORY", ())
+    made = prepare(f"autopsy-disk-{os.getpid()}", (tmp_path,))
+    run((step("good", good),), around(made))
+    assert made.work == made.durable
+    assert (made.durable / "evidence/good/x").read_bytes() == b"evidence"
+    made.clear()
+
+
+def test_what_may_harm_the_vm_begins_only_when_everything_else_is_durable(stage: Staging) -> None:
+    def harm(_: Scene) -> Outcome:
+        assert stage.durable != stage.work
+        return Collected((stage.durable / "evidence/good/x").read_text())
+
+    plan = (step("good", good), Step("harm", Impact.MAY_HARM, 5, harm))
+    assert [record.why for record in run(plan, around(stage))] == ["fine", "evidence"]
+
+
+def test_what_may_harm_the_vm_is_left_out_where_nothing_could_be_stored(stage: Staging) -> None:
+    stage.places.clear()
+    records = run((step("good", good), Step("harm", Impact.MAY_HARM, 5, good)), around(stage))
+    assert [record.outcome for record in records] == ["Collected", "Skipped"]
+    assert records[1].why == "what was taken so far could be stored nowhere yet"

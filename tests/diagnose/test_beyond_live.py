@@ -1,0 +1,49 @@
+"""Trouble that lies beyond QEMU or between two states is told for what it is, and what only looks like it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support import lab
+from support.verdicts import captured
+from support.wedged import wedges_beyond as beyond
+from support.wedged.wedges import Stuck
+
+pytestmark = pytest.mark.live
+
+OLD, NEW = "7.2", "10.0.2"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """`signature` is the verdict's, `sure` the most that it may claim; `says` is in its headline."""
+
+    name: str
+    where: str
+    signature: str
+    set_up: Callable[[lab.Build], AbstractContextManager[Stuck]]
+    labels: tuple[str, ...]
+    sure: tuple[str, ...] = ("proven", "likely", "possible")
+    says: str = ""
+
+
+TRIALS = (Trial("a backup that is pulled", "none", "healthy", beyond.pulled_backup, (OLD, NEW)),)
+
+
+@pytest.mark.parametrize(
+    ("trial", "label"),
+    [(trial, label) for trial in TRIALS for label in trial.labels],
+    ids=[f"{trial.name}, {label}".replace(" ", "_") for trial in TRIALS for label in trial.labels],
+)
+def test_it_is_told_for_what_it_is(trial: Trial, label: str, tmp_path: Path) -> None:
+    with trial.set_up(lab.build(label)) as it:
+        verdict = captured(it.vm.pid, tmp_path)
+        assert (verdict.where, verdict.signature) == (trial.where, trial.signature), verdict
+        assert verdict.confidence in trial.sure, verdict
+        assert all(name in verdict.objects for name in it.names), verdict
+        assert trial.says in verdict.answer["verdict"]["headline"], verdict

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopsy.bundle import layout
+from autopsy.bundle.records import Coroutine, Module, ThreadStack
+from autopsy.drill.machine import Machine
+from autopsy.errors import ExaminationFailed
+from autopsy.examine import run
+from autopsy.examine.gdb import interactive, mi
+from autopsy.examine.gdb.backtrace import blocks
+from support import exposure, lab
+from support.copies import copied
+
+
+def threads(found: exposure.Exposed) -> dict[str, ThreadStack]:
+    return {each.comm: each for each in found.record(layout.THREADS, list[ThreadStack])}
+
+
+def main_module(found: exposure.Exposed) -> Module:
+    modules: list[Module] = found.record(layout.MODULES, list[Module])
+    return next(each for each in modules if "qemu" in each.path.rsplit("/", 1)[-1])
+
+
+def main_loop(machine: Machine, found: exposure.Exposed) -> list[str]:
+    stacks: list[ThreadStack] = found.record(layout.THREADS, list[ThreadStack])
+    return [frame.function for each in stacks if each.tid == machine.pid for frame in each.frames]
+
+
+def test_every_thread_is_unwound_named_and_cited(build: lab.Build) -> None:
+    with lab.qemu(build, "-object", "iothread,id=io0") as machine, exposure.exposed(machine) as found:
+        note = run.examine(found.frozen)
+        stacks = threads(found)
+        assert {"IO io0", "CPU 0/TCG"} <= stacks.keys()
+        assert len(os.listdir(f"/proc/{machine.pid}/task")) == len(found.record(layout.THREADS, list[ThreadStack]))
+        assert "main_loop_wait" in main_loop(machine, found)
+        assert [frame.function for frame in stacks["CPU 0/TCG"].frames].count("qemu_wait_io_event") == 1
+        printed = (found.place / "evidence" / layout.GDB_THREADS / layout.BACKTRACE).read_text().splitlines()
+        for each in stacks.values():
+            assert printed[each.line - 1].startswith("Thread ")
+            assert f"LWP {each.tid}" in printed[each.line - 1]
+            assert printed[each.line].startswith("#0 ")
+            assert each.cut_short == ""
+        assert "parked coroutines" in note
+        expected = {"7.2": "dynsym", "10.0.2": "dynsym", "10.0.2-debug": "dwarf"}[build.label]
+        assert main_module(found).symbols == expected
+        assert len(main_module(found).build_id) == 40
+        if build.label == "10.0.2-debug":
+            frames = stacks["IO io0"].frames
+            assert any(frame.file.endswith("iothread.c") and frame.line for frame in frames)
+
+
+def test_a_vcpu_inside_kvm_is_unwound(stock: lab.Build) -> None:
+    if not lab.kvm_works():
+        pytest.skip("/dev/kvm does not open here")
+    with lab.qemu(stock, accelerate=lab.KVM) as machine, exposure.exposed(machine) as found:
+        run.examine(found.frozen)
+        frames = [frame.function for frame in threads(found)["CPU 0/KVM"].frames]
+        assert "kvm_cpu_exec" in frames
+        assert "ioctl" in frames
+
+
+def test_without_gdb_the_raw_facts_are_there_and_the_remedy_is_told(
+    stock: lab.Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+        monkeypatch.setenv("PATH", "/nonexistent")
+        with pytest.raises(ExaminationFailed) as raised:
+            run.examine(found.frozen)
+        assert raised.value.remedy == "apt install gdb"
+        coroutines: list[Coroutine] = found.record(layout.COROUTINES, list[Coroutine])
+        assert [each.frames[0].function for each in coroutines if each.state == "parked"] == ["qemu_coroutine_switch"]
+        stacks: list[ThreadStack] = found.record(layout.THREADS, list[ThreadStack])
+        assert next(each for each in stacks if each.tid == machine.pid).frames[0].function == "ppoll"
+        assert main_module(found).symbols == "dynsym"
+
+
+def test_a_gdb_that_never_answers_is_ended_at_its_deadline(
+    stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = short / "bin" / "gdb"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\necho $$ > {short}/pid\nexec sleep 600\n")
+    fake.chmod(0o755)
+    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+        monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+        assert "gdb was ended at its deadline" in run.examine(replace(found.frozen, seconds=1.0))
+        assert not Path(f"/proc/{(short / 'pid').read_text().strip()}").exists()
+        assert {each.cut_short for each in threads(found).values()} == {"gdb was ended at its deadline"}
+
+
+def test_a_gdb_that_dies_is_told_by_its_last_words(
+    stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = short / "bin" / "gdb"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho out of memory >&2\nexit 1\n")
+    fake.chmod(0o755)
+    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+        monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+        with pytest.raises(ExaminationFailed, match="out of memory"):
+            run.examine(found.frozen)
+        assert found.record(layout.COROUTINES, list[Coroutine])
+
+
+def test_a_deleted_binary_is_read_from_the_process(
+    stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lab.qemu(copied(stock, short, monkeypatch)) as machine:
+        (short / "qemu-system-x86_64").unlink()
+        with exposure.exposed(machine) as found:
+            run.examine(found.frozen)
+            module = main_module(found)
+            assert (module.deleted, module.symbols, module.source) == (True, "dynsym", "process")
+            assert "main_loop_wait" in main_loop(machine, found)
+
+
+def test_a_replaced_binary_is_not_mistaken_for_the_one_that_runs(
+    stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lab.qemu(copied(stock, short, monkeypatch)) as machine:
+        binary = short / "qemu-system-x86_64"
+        binary.unlink()
+        binary.write_bytes(Path("/proc/self/exe").read_bytes())
+        with exposure.exposed(machine, alive=False) as found:
+            run.examine(found.frozen)
+            assert main_module(found).symbols == "none"
+            assert main_module(found).source == "not found"
+
+
+def test_a_private_mount_namespace_hides_no_binary(
+    stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.need_root()
+    ours = copied(stock, short, monkeypatch)
+    hidden = short / "hidden"
+    hidden.mkdir()
+    wrapper = short / "wrapper"
+    work = f'mount -t tmpfs autopsy {hidden} && cp {ours.binary} {hidden}/ && exec {hidden}/qemu-system-x86_64 "$@"'
+    wrapper.write_text(f"#!/bin/sh\nexec unshare --mount --propagation private sh -c '{work}' sh \"$@\"\n")
+    wrapper.chmod(0o755)
+    inside = lab.Build(ours.label, wrapper, ours.firmware_arguments, "")
+    with lab.qemu(inside) as machine, exposure.exposed(machine) as found:
+        assert not (hidden / "qemu-system-x86_64").exists()
+        run.examine(found.frozen)
+        assert main_module(found).path == f"{hidden}/qemu-system-x86_64"
+        assert main_module(found).symbols == "dynsym"
+        assert "main_loop_wait" in main_loop(machine, found)
+
+
+def test_scripts_beside_the_binary_never_run(stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = copied(stock, short, monkeypatch)
+    mark = short / "ran"
+    for name in (".gdbinit", "qemu-system-x86_64-gdb.gdb"):
+        (short / name).write_text(f"shell touch {mark}\n")
+    (short / "qemu-system-x86_64-gdb.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    monkeypatch.setenv("HOME", str(short))
+    monkeypatch.chdir(short)
+    with lab.qemu(ours) as machine, exposure.exposed(machine) as found:
+        (found.frozen.scratch / ".gdbinit").write_text(f"shell touch {mark}\n")
+        run.examine(found.frozen)
+        assert "main_loop_wait" in main_loop(machine, found)
+        subprocess.run(interactive.argv(found.frozen), input="", text=True, capture_output=True, timeout=60, check=True)
+    assert not mark.exists()
+
+
+def test_an_interactive_gdb_lists_the_parked_coroutines_and_unwinds_them(stock: lab.Build) -> None:
+    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+        asked = "info coroutines\ncoroutine 1\ncoroutine\ncoroutines-backtrace\nthread 1\nbacktrace\nx/i $pc\n"
+        answer = subprocess.run(
+            interactive.argv(found.frozen), input=asked, text=True, capture_output=True, timeout=60, check=True
+        ).stdout
+        assert "1 parked coroutines" in answer
+        assert answer.count("in monitor_qmp_dispatcher_co ()") >= 2
+        assert "in main_loop_wait ()" in answer
+        assert "=> 0x" in answer
+
+
+def test_the_index_cache_is_only_kept_where_nobody_else_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mi, "ROOTS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = mi.cache_directory()
+    assert made is not None
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    made.chmod(0o777)
+    assert mi.cache_directory() is None
+    made.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    made.symlink_to(elsewhere)
+    assert mi.cache_directory() is None
+
+
+PRINTED = """
+Thread 1 (LWP 100):
+#0  0x00007f0000000001 in std::function<void (int)>::operator()(int) const (...) at a dir/x y.cc:12
+#1  0x00007f0000000002 in ?? ()
+#2  <signal handler called>
+#3  0x00007f0000000003 in poll () from /lib/libc.so.6
+Backtrace stopped: previous frame inner to this frame (corrupt stack?)
+
+Thread 2 (Thread 0x7f00 (LWP 101)):
+#0  0x00007f0000000004 in f (...)
+(More stack frames follow...)
+"""
+
+
+def test_a_backtrace_is_read_as_gdb_prints_it() -> None:
+    first, second = blocks(PRINTED)
+    assert (first.lwp, second.lwp) == (100, 101)
+    assert [frame.function for frame in first.frames] == [
+        "std::function<void (int)>::operator()(int) const",
+        "",
+        "<signal handler called>",
+        "poll",
+    ]
+    assert (first.frames[0].file, first.frames[0].line) == ("a dir/x y.cc", 12)
+    assert first.frames[3].pc == 0x7F0000000003
+    assert first.cut_short == "previous frame inner to this frame (corrupt stack?)"
+    assert second.cut_short == "more frames follow than were asked for"
+
+
+@given(st.text(alphabet="Thread 1(LWP):#0x in?.\nab", max_size=300))
+def test_any_text_is_read_without_an_error(text: str) -> None:
+    for block in blocks(text):
+        assert block.lwp >= 0

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopsy.capture.freeze import memory_copy
+from autopsy.capture.freeze.choose_pages import Wanted, choose
+from autopsy.capture.freeze.memory_copy import Chunk, Snapshot
+from autopsy.linux.mappings import IN_MEMORY, PAGE, SWAPPED_OUT, Mapping, Process, modules, parse_smaps, refused, runs
+
+MADV_GUARD_INSTALL = 102  # Linux 6.13
+
+FLAGS = st.frozensets(
+    st.sampled_from(["rd", "wr", "ex", "sh", "mr", "mw", "dc", "dd", "ht", "io", "pf", "ac"]), min_size=1
+)
+PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30).map(
+    lambda text: f"/{text.strip()}x"
+)
+NAMES = st.one_of(st.just(""), st.just("[heap]"), st.just("[anon:glibc: malloc]"), PATHS)
+
+
+@st.composite
+def address_spaces(draw: st.DrawFn) -> tuple[Mapping, ...]:
+    found = []
+    position = 0x10000
+    for _ in range(draw(st.integers(0, 6))):
+        start = position + draw(st.integers(0, 3)) * PAGE
+        position = start + draw(st.integers(1, 5)) * PAGE
+        path = draw(NAMES)
+        found.append(
+            Mapping(
+                start=start,
+                end=position,
+                permissions="".join(draw(st.sampled_from(pair)) for pair in ("r-", "w-", "x-", "ps")),
+                offset=draw(st.integers(0, 9)) * PAGE,
+                device="fe:00",
+                inode=7 if path.startswith("/") else 0,
+                path=path,
+                flags=draw(FLAGS),
+            )
+        )
+    return tuple(found)
+
+
+def as_smaps(mappings: tuple[Mapping, ...]) -> bytes:
+    """Write mappings as the kernel does: fs/proc/task_mmu.c, show_map_vma."""
+    lines = []
+    for each in mappings:
+        path = each.path.replace("\n", "\\012")
+        head = f"{each.start:x}-{each.end:x} {each.permissions} {each.offset:08x} {each.device} {each.inode} "
+        lines.append((head.ljust(73) + path if path else head).encode())
+        lines += [b"Size:                  4 kB", b"THPeligible:           0"]
+        lines.append(f"VmFlags: {' '.join(sorted(each.flags))} ".encode())
+    return b"".join(line + b"\n" for line in lines)
+
+
+@given(address_spaces())
+def test_smaps_are_read_as_the_kernel_writes_them(mappings: tuple[Mapping, ...]) -> None:
+    assert parse_smaps(as_smaps(mappings)) == mappings
+
+
+@given(st.binary(max_size=400))
+def test_arbitrary_bytes_are_no_mappings_and_no_error(data: bytes) -> None:
+    for each in parse_smaps(data):
+        assert each.start < each.end
+
+
+@given(address_spaces(), st.data())
+def test_damaged_smaps_never_raise_nor_overlap(mappings: tuple[Mapping, ...], data: st.DataObject) -> None:
+    whole = bytearray(as_smaps(mappings))
+    for _ in range(data.draw(st.integers(0, 5))):
+        if whole:
+            whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    found = parse_smaps(bytes(whole))
+    assert all(one.end <= two.start for one, two in pairwise(found))
+
+
+def test_our_own_smaps_are_read_whole() -> None:
+    with open("/proc/self/smaps", "rb") as stream:
+        data = stream.read()
+    found = parse_smaps(data)
+    assert len(found) == data.count(b"VmFlags:")
+    assert all(each.flags for each in found)
+    assert sum("x" in each.permissions and each.path.startswith("/") for each in modules(found)) >= 2
+
+
+def mapping(*flags: str, permissions: str = "rw-p", path: str = "", inode: int = 0) -> Mapping:
+    return Mapping(
+        start=PAGE,
+        end=2 * PAGE,
+        permissions=permissions,
+        offset=0,
+        device="00:00",
+        inode=inode,
+        path=path,
+        flags=frozenset({"rd", "wr", *flags}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("each", "word"),
+    [
+        (mapping("dc", "hg", "mg"), "guest RAM"),
+        (mapping("dc", permissions="rw-s", path="/memfd:memory-backend-memfd (deleted)", inode=3), "guest RAM"),
+        (mapping("ht"), "huge pages"),
+        (mapping("um"), "userfaultfd"),
+        (mapping("io", "pf"), "device"),
+        (mapping(permissions="rwxp"), "generated code"),
+        (mapping(permissions="rw-s", path="/memfd:x", inode=3), "shared"),
+        (mapping("dd"), "never dumped"),
+        (Mapping(0, PAGE, "rw-p", 0, "00:00", 0, "", frozenset()), "no VmFlags"),
+    ],
+)
+def test_whatever_may_be_guest_ram_or_nobodys_is_refused(each: Mapping, word: str) -> None:
+    assert word in refused(each)
+
+
+def test_heap_and_stacks_are_not_refused() -> None:
+    assert refused(mapping("ac", path="[heap]")) == ""
+    assert refused(mapping("ac", "nr")) == ""
+
+
+def test_a_file_without_code_is_no_module() -> None:
+    code = mapping(permissions="r-xp", path="/usr/lib/x.so", inode=5)
+    data = mapping(path="/usr/lib/x.so", inode=5)
+    disk = mapping(path="/images/ram", inode=6)
+    assert modules((code, data, disk)) == (code, data)
+
+
+@contextmanager
+def own(file: str) -> Iterator[int]:
+    descriptor = os.open(f"/proc/self/{file}", os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def address_of(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def pages(start: int, found: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [((address - start) // PAGE, size // PAGE) for address, size in found]
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
+def test_only_touched_pages_are_found_in_a_large_arena() -> None:
+    arena = mmap.mmap(-1, 1 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    arena.madvise(mmap.MADV_NOHUGEPAGE)
+    start = address_of(arena)
+    for page in (0, 1, 2, 70_000, 262_143):
+        arena[page * PAGE] = 1
+    with own("pagemap") as pagemap:
+        found = [
+            ((address - start) // PAGE, size // PAGE)
+            for address, size in runs(pagemap, start, start + (1 << 30), IN_MEMORY)
+        ]
+    assert found == [(0, 3), (70_000, 1), (262_143, 1)]
+
+
+def test_a_copy_leaves_absent_pages_absent() -> None:
+    arena = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    arena.madvise(mmap.MADV_NOHUGEPAGE)
+    arena[0] = 1
+    start = address_of(arena)
+    with own("pagemap") as pagemap, own("mem") as memory:
+        mappings = parse_smaps(Path("/proc/self/smaps").read_bytes())
+        mine = next(each for each in mappings if each.start <= start < each.end)
+        choice = choose((mine,), pagemap)
+        before = resident()
+        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), choice.wanted)
+        assert resident() - before < (32 << 20) // PAGE
+    assert any(extent.address <= start < extent.end for extent in taken.extents)
+
+
+def test_beyond_the_cap_the_largest_mapping_is_cut_short_and_the_rest_is_named(tmp_path: Path) -> None:
+    entries = [1 << 63] * 16
+    entries[9] = 1 << 62
+    entries[5] = 0
+    file = tmp_path / "pagemap"
+    file.write_bytes(struct.pack("<16Q", *entries))
+    flags = frozenset({"rd", "wr"})
+    small = Mapping(PAGE, 4 * PAGE, "rw-p", 0, "00:00", 0, "[heap]", flags)
+    large = Mapping(4 * PAGE, 16 * PAGE, "rw-p", 0, "00:00", 0, "", flags)
+    with file.open("rb") as stream:
+        choice = choose((small, large), stream.fileno(), cap=8 * PAGE)
+        nothing = choose((small, large), stream.fileno(), cap=2 * PAGE)
+    assert [each.runs for each in choice.wanted] == [
+        ((PAGE, 3 * PAGE),),
+        ((4 * PAGE, PAGE), (6 * PAGE, 3 * PAGE), (10 * PAGE, PAGE)),
+    ]
+    assert [(each.start, each.size) for each in choice.left_out] == [(11 * PAGE, 5 * PAGE)]
+    assert [each.size for each in nothing.wanted] == [2 * PAGE, 0]
+    assert [(each.start, each.size) for each in nothing.left_out] == [(4 * PAGE, 12 * PAGE), (3 * PAGE, PAGE)]
+
+
+def test_a_page_that_cannot_be_read_splits_the_copy_and_is_not_in_it() -> None:
+    arena = mmap.mmap(-1, 8 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    arena.write(b"x" * 8 * PAGE)
+    start = address_of(arena)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.madvise(ctypes.c_void_p(start + 3 * PAGE), ctypes.c_size_t(PAGE), MADV_GUARD_INSTALL):
+        pytest.skip("this kernel has no guard pages of its own")
+    with own("mem") as memory, own("pagemap") as pagemap:
+        found = [
+            ((address - start) // PAGE, size // PAGE)
+            for address, size in runs(pagemap, start, start + 8 * PAGE, IN_MEMORY)
+        ]
+        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [Wanted(mapping("ac"), ((start, 8 * PAGE),))])
+        assert not list(runs(pagemap, start, start + 8 * PAGE, SWAPPED_OUT))
+    assert (3, 1) not in found
+    assert [((each.address - start) // PAGE, each.size // PAGE) for each in taken.extents] == [(0, 3), (4, 4)]
+
+
+def test_a_page_that_changed_between_the_copies_is_torn_and_stays_as_it_was_first() -> None:
+    arena = mmap.mmap(-1, 4 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    arena.write(b"x" * 4 * PAGE)
+    start = address_of(arena)
+    with own("mem") as memory:
+        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [Wanted(mapping("ac"), ((start, 4 * PAGE),))])
+        arena[PAGE] = arena[3 * PAGE] = 0
+        assert taken.torn(frozenset()) == [start + PAGE, start + 3 * PAGE]
+        assert taken.torn(frozenset({start + PAGE})) == [start + 3 * PAGE]
+    assert taken.chunks()[0].data.tobytes() == b"x" * 4 * PAGE
+
+
+def test_what_was_read_in_the_stop_takes_the_place_of_the_copy() -> None:
+    arena = mmap.mmap(-1, 4 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    arena.write(b"x" * 4 * PAGE)
+    start = address_of(arena)
+    with own("mem") as memory:
+        taken = Snapshot(
+            Process(os.getpid(), memory, -1, "/proc/self"),
+            [Wanted(mapping("ac"), ((start, PAGE), (start + 2 * PAGE, PAGE)))],
+        )
+    piece = Chunk(start - PAGE, memoryview(b"y" * 4 * PAGE))
+    extra = [((each.address - start) // PAGE, len(each.data) // PAGE) for each in taken.lay_over([piece])]
+    assert extra == [(-1, 1), (1, 1)]
+    assert all(chunk.data.tobytes() == b"y" * PAGE for chunk in taken.chunks())
+
+
+def test_what_is_swapped_out_is_told_apart_from_what_is_in_memory(tmp_path: Path) -> None:
+    entries = {1: 1 << 63, 2: 1 << 62, 3: 1 << 62, 4: 1 << 63 | 1 << 61, 5: 1 << 62 | 1 << 58}  # the last: a guard
+    file = tmp_path / "pagemap"
+    file.write_bytes(struct.pack("<8Q", *(entries.get(page, 0) for page in range(8))))
+    with file.open("rb") as stream:
+        heap = Mapping(PAGE, 8 * PAGE, "rw-p", 0, "00:00", 0, "[heap]", frozenset({"rd", "wr"}))
+        (found,) = choose((heap,), stream.fileno()).wanted
+    assert found.runs == ((PAGE, PAGE), (4 * PAGE, PAGE))
+    assert found.swapped == ((2 * PAGE, 2 * PAGE),)
+
+
+def arena_of(*letters: bytes) -> tuple[mmap.mmap, int]:
+    arena = mmap.mmap(-1, len(letters) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    arena.write(b"".join(letter * PAGE for letter in letters))
+    return arena, address_of(arena)
+
+
+def test_swapped_pages_take_their_place_among_the_others() -> None:
+    arena, start = arena_of(b"a", b"b", b"c")
+    with own("mem") as memory:
+        wanted = Wanted(mapping("ac"), ((start, PAGE), (start + 2 * PAGE, PAGE)), ((start + PAGE, PAGE),))
+        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [wanted])
+    assert b"".join(chunk.data[:1].tobytes() for chunk in taken.chunks()) == b"abc"
+    assert taken.notes == []
+    del arena
+
+
+def test_a_swap_device_that_hangs_costs_no_more_than_what_lies_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, start = arena_of(b"a", b"b", b"c")
+    honest = memory_copy.read_swapped
+
+    def hangs(pid: int, address: int, target: memoryview) -> int:
+        if address == start + 2 * PAGE:
+            time.sleep(100)
+        return honest(pid, address, target)
+
+    monkeypatch.setattr(memory_copy, "read_swapped", hangs)
+    with own("mem") as memory:
+        wanted = Wanted(mapping("ac"), ((start, PAGE),), ((start + PAGE, PAGE), (start + 2 * PAGE, PAGE)))
+        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [wanted], swap_seconds=0.2)
+    assert b"".join(chunk.data[:1].tobytes() for chunk in taken.chunks()) == b"ab"
+    assert "swapped out" in taken.notes[0]
+    del arena

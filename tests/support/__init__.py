@@ -1,0 +1,1 @@
+"""What tests stand on: real QEMUs, stuck storage, stand-ins, stored cases."""

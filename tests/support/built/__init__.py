@@ -1,0 +1,1 @@
+"""Bundles and wedges built from documented fields; none of it was captured."""

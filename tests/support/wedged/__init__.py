@@ -1,0 +1,1 @@
+"""Real QEMUs brought into a wedge, and set free again."""

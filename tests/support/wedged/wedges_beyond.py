@@ -1,0 +1,267 @@
+"""QEMUs whose trouble lies beyond them, or between two states; and healthy ones that look like those."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from autopsy.drill import guests
+from autopsy.drill.machine import Machine, of_device
+from autopsy.drill.process import Process, start, states, tool
+from autopsy.drill.site import Site, site
+from support import lab
+from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, Stuck, completed, in_flight
+
+
+@contextmanager
+def pulled_backup(build: lab.Build) -> Iterator[Stuck]:
+    """QEMU's own NBD server exports the guest's disk to a backup program that is connected, and asks for nothing."""
+    with (
+        lab.folder() as place,
+        lab.qemu(
+            build,
+            *("-blockdev", f"driver=file,node-name=file0,filename={lab.disk(place / 'd')}"),
+            *("-device", f"{NODE}=file0"),
+        ) as vm,
+    ):
+        vm.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": f"{place}/nbd"}})
+        export = {"type": "nbd", "id": "export0", "node-name": "file0", "name": "disk"}
+        vm.qmp("block-export-add", **export)
+        with subprocess.Popen(
+            [tool("qemu-io"), "-f", "raw", "-r", f"nbd+unix:///disk?socket={place}/nbd"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as client:
+            assert client.stdin
+            assert client.stdout
+            client.stdin.write(b"read 0 4k\n")
+            client.stdin.flush()
+            client.stdout.readline()  # it was answered: the connection is up
+            yield Stuck(vm)
+            client.stdin.close()
+
+
+@contextmanager
+def vhost_user(build: lab.Build) -> Iterator[tuple[Machine, Process]]:
+    """A guest that writes for ever to a vhost-user-blk back end."""
+    with lab.folder() as place, site() as there:
+        image = lab.disk(place / "d")
+        guests.write_boot_sector(image)
+        path = place / "vhost"
+        back_end = start(
+            there,
+            [
+                *(tool("qemu-storage-daemon"), "--blockdev", f"driver=file,node-name=file0,filename={image}"),
+                "--export",
+                f"type=vhost-user-blk,id=export0,node-name=file0,addr.type=unix,addr.path={path},writable=on",
+            ],
+            log="daemon.log",
+        )
+        back_end.wait_until("it listened", path.exists)
+        with lab.qemu(
+            build,
+            *("-object", "memory-backend-memfd,id=ram0,size=64M,share=on", "-machine", "memory-backend=ram0"),
+            *("-chardev", f"socket,id=vhost0,path={path}", "-device", "vhost-user-blk-pci,id=vd0,chardev=vhost0"),
+            accelerate=lab.KVM,
+            boots=True,
+        ) as vm:
+            began = image.stat().st_mtime_ns
+            lab.until("its guest wrote", lambda: image.stat().st_mtime_ns > began, seconds=BOOT_SECONDS)
+            yield vm, back_end
+
+
+@contextmanager
+def back_end_killed(build: lab.Build) -> Iterator[Stuck]:
+    """A vhost-user-blk back end that was killed: nothing answers the guest any more."""
+    with vhost_user(build) as (vm, back_end):
+        back_end.end()
+        lab.until("QEMU noticed", lambda: _disconnected(vm))
+        yield Stuck(vm, ("vd0",))
+
+
+def _disconnected(vm: Machine) -> bool:
+    return any(each["filename"].startswith("disconnected:") for each in vm.qmp("query-chardev"))
+
+
+@contextmanager
+def back_end_serving(build: lab.Build) -> Iterator[Stuck]:
+    """A vhost-user-blk back end that does its work."""
+    with vhost_user(build) as (vm, _):
+        yield Stuck(vm)
+
+
+@contextmanager
+def failing_at_once(build: lab.Build) -> Iterator[Stuck]:
+    """A guest whose NBD server was killed, without reconnect-delay: each request fails at once."""
+    with lab.folder() as place:
+        image = lab.disk(place / "d")
+        guests.write_boot_sector(image)
+        with (
+            lab.nbd(image) as server,
+            lab.qemu(
+                build,
+                *("-blockdev", f"driver=nbd,node-name=nbd0,{server.server}"),
+                *("-device", f"{NODE}=nbd0"),
+                accelerate=lab.KVM,
+                boots=True,
+            ) as vm,
+        ):
+            lab.until("it wrote", lambda: completed(vm)[1] > 200, seconds=BOOT_SECONDS)
+            server.process.end()
+            lab.until("requests failed", lambda: failed(vm) > 20)
+            yield Stuck(vm, ("vd0",))
+
+
+def failed(vm: Machine) -> int:
+    """Return how many writes have failed."""
+    return sum(int(each["stats"]["failed_wr_operations"]) for each in vm.qmp("query-blockstats"))
+
+
+@contextmanager
+def stopped_with_one_in_the_kernel(build: lab.Build) -> Iterator[Stuck]:
+    """SIGSTOP while a worker sleeps in the kernel, where a stop does not reach it."""
+    with (
+        lab.file_system() as mounted,
+        lab.qemu(
+            build,
+            *("-drive", f"if=none,id=disk0,format=raw,file={lab.disk(mounted.mount / 'd')},aio=threads"),
+            *DISK,
+        ) as vm,
+        lab.frozen(mounted),
+    ):
+        in_flight(vm, "disk0", 1)
+        lab.until("a worker waits for the thaw", lambda: lab.any_thread_in(vm.pid, "D"))
+        os.kill(vm.pid, signal.SIGSTOP)
+        lab.until("the others are stopped", lambda: states(vm.pid) == {"T", "D"})
+        try:
+            yield Stuck(vm, (f"process {vm.pid}", str(mounted.mount)))
+        finally:
+            os.kill(vm.pid, signal.SIGCONT)
+
+
+@contextmanager
+def waiting_before_switchover(build: lab.Build) -> Iterator[Stuck]:
+    """A migration that waits for its manager's word before it hands over, which does not come."""
+    with lab.folder() as place, lab.qemu(build, "-incoming", "defer", name="there") as there, lab.qemu(build) as vm:
+        there.qmp("migrate-incoming", uri=f"unix:{place}/migration")
+        pause = [{"capability": "pause-before-switchover", "state": True}]
+        vm.qmp("migrate-set-capabilities", capabilities=pause)
+        vm.qmp("migrate", uri=f"unix:{place}/migration")
+        lab.until("it waits", lambda: vm.qmp("query-migrate")["status"] == "pre-switchover")
+        yield Stuck(vm)
+
+
+@contextmanager
+def slow_server(build: lab.Build, requests: int = 40) -> Iterator[Stuck]:
+    """An NBD server that answers one request a second, and has many to answer."""
+    with lab.folder() as place, site() as there:
+        server = start(
+            there,
+            [
+                *(tool("qemu-storage-daemon"), "--nbd-server", f"addr.type=unix,addr.path={place}/nbd"),
+                *("--object", "throttle-group,id=group0,x-iops-total=1"),
+                *("--blockdev", "driver=null-co,node-name=null0,size=67108864,read-zeroes=on"),
+                *("--blockdev", "driver=throttle,node-name=n0,throttle-group=group0,file=null0"),
+                *("--export", "type=nbd,id=export0,node-name=n0,name=,writable=on"),
+            ],
+            log="server.log",
+        )
+        server.wait_until("it listened", (place / "nbd").exists)
+        with lab.qemu(
+            build,
+            *("-blockdev", f"driver=nbd,node-name=nbd0,server.type=unix,server.path={place}/nbd"),
+            *("-device", f"{NODE}=nbd0,cyls=100,heads=16,secs=63"),
+        ) as vm:
+            in_flight(vm, of_device("vd0"), requests)
+            lab.until("some were answered", lambda: completed(vm)[1] > 2)
+            yield Stuck(vm, ("vd0",))
+
+
+@contextmanager
+def at_its_limit(build: lab.Build, requests: int = 40) -> Iterator[Stuck]:
+    """Writes queued at a disk's own limit of one a second."""
+    with (
+        lab.folder() as place,
+        lab.qemu(
+            build,
+            "-drive",
+            f"if=none,id=disk0,format=raw,file={lab.disk(place / 'd')},throttling.iops-total=1",
+            *DISK,
+        ) as vm,
+    ):
+        in_flight(vm, "disk0", requests)
+        lab.until("some were done", lambda: completed(vm)[1] > 2)
+        yield Stuck(vm, ("vd0",))
+
+
+@contextmanager
+def frozen_behind_links(build: lab.Build) -> Iterator[Stuck]:
+    """Three disks named by symbolic links, as LVM names its volumes; the second lies on a frozen file system."""
+    with lab.file_system() as mounted, lab.folder() as place:
+        words = []
+        for number in range(3):
+            image = lab.disk((mounted.mount if number == 1 else place) / f"image{number}", mebibytes=16)
+            link = place / f"vm-102-disk-{number}"
+            link.symlink_to(image)
+            words += ["-drive", f"if=none,id=disk{number},format=raw,file={link},aio=threads"]
+            words += ["-device", f"virtio-blk-pci,id=vd{number},drive=disk{number}"]
+        with lab.qemu(build, *words) as vm, lab.frozen(mounted):
+            in_flight(vm, "disk1", 4, within=A_MOMENT)
+            yield Stuck(vm, ("vd1", str(mounted.mount)), mounted.thaw)
+
+
+@contextmanager
+def unmonitored(build: lab.Build, *words: str) -> Iterator[Stuck]:
+    """A guest that writes, in a QEMU that has no monitor at all; `words` are added to its disk."""
+    with lab.folder() as place, site() as there:
+        image = lab.disk(place / "d")
+        guests.write_boot_sector(image)
+        yield Stuck(_without_monitor(build, there, image, *words), ("vd0",))
+
+
+def _without_monitor(build: lab.Build, there: Site, image: Path, *words: str) -> Machine:
+    options = "".join(f",{word}" for word in words)
+    process = start(
+        there,
+        [
+            *(build.binary, *build.firmware_arguments, "-nodefaults", "-display", "none", *lab.KVM, "-m", "64"),
+            *("-name", "guest=t,debug-threads=on", "-monitor", "none"),
+            *("-drive", f"if=none,id=disk0,format=raw,file={image}{options}", *DISK),
+            *("-serial", f"file:{there.folder}/dots"),
+        ],
+        log="qemu.log",
+    )
+    dots = there.folder / "dots"
+    begins = "." if not words else ""
+    if begins:
+        process.wait_until("it wrote", lambda: dots.exists() and begins in dots.read_text(), seconds=BOOT_SECONDS)
+    else:
+        time.sleep(6)  # its firmware starts, and its first request is queued
+    return Machine(process, there.folder / "none", there.folder / "none")
+
+
+@contextmanager
+def migration_to_a_stopped_program(build: lab.Build) -> Iterator[Stuck]:
+    """A migration to the standard input of a program that is stopped."""
+    with lab.folder() as place, ExitStack() as last, lab.qemu(build, memory=128, accelerate=lab.KVM) as vm:
+        noise = place / "pid"
+        with suppress(TimeoutError):
+            vm.qmp("migrate", uri=f"exec:echo $$ > {noise}; kill -STOP $$; cat > /dev/null", within=A_MOMENT)
+        lab.until("its reader was stopped", lambda: noise.exists() and states(int(noise.read_text())) == {"T"})
+        reader = int(noise.read_text())
+        last.callback(os.kill, reader, signal.SIGCONT)
+        time.sleep(2 * A_MOMENT)
+        yield Stuck(vm, (str(reader),))
+
+
+def unread(path: Path) -> socket.socket:
+    """Connect to a UNIX socket, and read nothing."""
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(path))
+    return client
