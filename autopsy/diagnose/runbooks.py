@@ -1,32 +1,52 @@
-"""Turns a runbook, which is ours, into HTML that fits into the report."""
+"""Reads what a runbook advises: its own first lines are the next steps of a diagnosis."""
 
 from __future__ import annotations
 
 import re
-
-from markdown_it import MarkdownIt
-from markupsafe import Markup
+from dataclasses import dataclass
+from functools import cache
 
 from autopsy.resources import resource
 
 NAME = re.compile(r"[a-z0-9-]{1,80}")
-DEEPER = 2  # a runbook's title becomes an h3 below the section's own
+UNKNOWN = "unknown"
+CONFIRM, RELIEVE, RECOVER = "Confirm by hand", "Immediate relief that destroys no evidence", "Recovery"
+LOST = "What a kill makes unknowable"
 
 
-def runbook(signature: str) -> Markup | None:
-    """Return the runbook of a signature, None where there is none yet."""
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Next steps (confirm, relieve, recover), and the questions that only the living process can answer.
+
+    The word PID stands for the VM's; nothing else is filled in, because names are chosen by strangers and the steps are
+    pasted into shells.
+    """
+
+    steps: tuple[str, ...]
+    lost: tuple[str, ...]
+
+
+@cache
+def text(signature: str) -> str:
+    """Return the runbook of a signature as Markdown, empty where there is none."""
     if not NAME.fullmatch(signature):
-        return None
+        return ""
     try:
-        text = (resource("runbooks") / f"{signature}.md").read_text("utf-8")
+        return (resource("runbooks") / f"{signature}.md").read_text("utf-8")
     except OSError:
-        return None
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    tokens = reader.parse(text)
-    for token in tokens:
-        if token.type in {"heading_open", "heading_close"}:
-            token.tag = f"h{min(6, int(token.tag[1]) + DEEPER)}"
-        if token.type == "fence":
-            token.info = ""
-    # Not a guest's text, but a file of this package, read with raw HTML switched off.
-    return Markup(reader.renderer.render(tokens, reader.options, {}))  # noqa: S704 - as the line above says
+        return ""
+
+
+@cache
+def advice(signature: str) -> Advice:
+    """Return what the runbook of a signature advises; that of `unknown` where it has none."""
+    written = text(signature) or text(UNKNOWN)
+    steps = (lines(written, section)[:1] for section in (CONFIRM, RELIEVE, RECOVER))
+    return Advice(tuple(line for first in steps for line in first), lines(written, LOST))
+
+
+def lines(written: str, section: str) -> tuple[str, ...]:
+    """Return the items of one section's list."""
+    _, _, rest = written.partition(f"## {section}\n\n")
+    body, _, _ = rest.partition("\n\n## ")
+    return tuple(line.removeprefix("- ") for line in body.strip().splitlines())

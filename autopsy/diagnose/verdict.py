@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from autopsy.diagnose import advice, footprint, known_bugs, lost_by_kill, request_paths, wait_graph
+from autopsy.diagnose import footprint, known_bugs, lost_by_kill, request_paths, runbooks, wait_graph
 from autopsy.diagnose.causes import Order, Seen, is_pointer, order
 from autopsy.diagnose.diagnosis import CannotTell, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
 from autopsy.diagnose.queries import naming
@@ -93,7 +93,7 @@ def _diagnosis(
     chain: tuple[Claim, ...],
 ) -> Diagnosis:
     objects = tuple(dict.fromkeys(objects))
-    steps = advice.ADVICE.get(signature, advice.UNKNOWN)
+    steps = runbooks.advice(signature)
     undecided = tuple(
         CannotTell(signature=each.signature.id, text=each.signature.title, missing=each.answer.missing)
         for each in judged

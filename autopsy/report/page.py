@@ -13,16 +13,16 @@ from autopsy.bundle.archive import LARGE
 from autopsy.bundle.manifest import FileRecord, Manifest, StepRecord
 from autopsy.bundle.records import FreezeRecord, Stop
 from autopsy.diagnose.diagnosis import Diagnosis
-from autopsy.diagnose.runbooks import runbook
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.evidence import Evidence, records
 from autopsy.facts.model.facts import Facts
 from autopsy.report import tables_host, tables_storage
 from autopsy.report.clock_text import Calendar, calendar
-from autopsy.report.draw_request_path import PathDrawing, draw_path
-from autopsy.report.draw_timeline import TimelineDrawing, draw_timeline
-from autopsy.report.draw_wait_graph import WaitsDrawing, draw_waits
+from autopsy.report.draw.request_path import PathDrawing, draw_path
+from autopsy.report.draw.timeline import TimelineDrawing, draw_timeline
+from autopsy.report.draw.wait_graph import WaitsDrawing, draw_waits
 from autopsy.report.excerpts import Excerpts
+from autopsy.report.runbook import runbook
 from autopsy.report.stacks import Group, coroutine_groups, thread_groups
 from autopsy.report.table import Table
 from autopsy.report.wording import PLACES, SURE, SURE_OF_NOTHING, Stalled, stalled_for

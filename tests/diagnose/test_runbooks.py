@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autopsy.diagnose import known_bugs
-from autopsy.diagnose.advice import ADVICE
+from autopsy.diagnose import known_bugs, runbooks
 from autopsy.diagnose.signatures.catalogue import SIGNATURES
 
 RUNBOOKS = Path(__file__).resolve().parents[2] / "runbooks"
@@ -48,13 +47,20 @@ def test_a_runbook_says_what_it_is_in_three_lines_and_has_all_its_parts(name: st
     assert text.count("`") % 2 == 0
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", [*IDS, "unknown"])
 def test_the_next_steps_are_the_runbook_s_own_first_lines(name: str) -> None:
     text = (RUNBOOKS / f"{name}.md").read_text()
     sections = ("Confirm by hand", "Immediate relief that destroys no evidence", "Recovery")
-    assert ADVICE[name].steps == tuple(bullets(text, section)[0] for section in sections)
-    lost = bullets(text, "What a kill makes unknowable") if ADVICE[name].lost else []
-    assert list(ADVICE[name].lost) == lost
+    advice = runbooks.advice(name)
+    assert advice.steps == tuple(bullets(text, section)[0] for section in sections)
+    lost = "What a kill makes unknowable"
+    assert list(advice.lost) == (bullets(text, lost) if f"## {lost}" in text else [])
+
+
+@pytest.mark.parametrize("name", ["", "../README", "no-such-signature", "x" * 200])
+def test_a_name_without_a_runbook_has_the_advice_of_the_unknown(name: str) -> None:
+    assert runbooks.text(name) == ""
+    assert runbooks.advice(name) == runbooks.advice("unknown")
 
 
 def test_known_bugs_name_signatures_that_exist() -> None:

@@ -14,7 +14,7 @@ from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.cite import Cite
 from autopsy.facts.gather import gather
-from autopsy.report.draw_wait_graph import BOX_HEIGHT, BOX_WIDTH, draw_waits
+from autopsy.report.draw.wait_graph import BOX_HEIGHT, BOX_WIDTH, draw_waits
 from autopsy.report.excerpts import Excerpts
 from autopsy.report.html import environment, html
 from autopsy.text import visible

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
 from autopsy.facts.cite import Cite
-from autopsy.report.draw_request_path import shorten
+from autopsy.report.draw.request_path import shorten
 from autopsy.report.units import count
 
 BOX_WIDTH = 264
