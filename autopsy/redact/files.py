@@ -14,7 +14,9 @@ from autopsy.bundle import layout
 from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.sections import Section, parse, render
 from autopsy.redact import patterns as words
-from autopsy.redact.pseudonyms import REMOVED, Pseudonyms
+from autopsy.redact import secrets
+from autopsy.redact.pseudonyms import Pseudonyms
+from autopsy.redact.secrets import REMOVED
 
 # What is known, and so can be taken apart: the rest may hold anything.
 KNOWN = frozenset(
@@ -198,8 +200,9 @@ def _word(word: str, before: str, hide: Pseudonyms) -> str:
             return msgspec.json.encode(_walk(msgspec.json.decode(word), "", hide)).decode()
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             return hide.text(word)
-    if words.SECRET_KEY.search(before.lstrip("-")) and before.startswith("-"):
+    if secrets.KEY.search(before.lstrip("-")) and before.startswith("-"):
         return REMOVED
+    word = secrets.without_secrets(word)
     secret = before == "-object" and "secret" in word.partition(",")[0]
     parts = []
     for place, part in enumerate(re.split(r"(?<!,),(?!,)", word)):
@@ -246,7 +249,7 @@ def _attribute(key: str, value: str, hide: Pseudonyms) -> str:
         return value
     if key in {"username", "usage", "pool", "volume", "host", "hostname", "bridge", "network"}:
         return hide.value({"usage": "volume", "bridge": "share", "network": "share"}.get(key, key), value)
-    if key == "name" and ("/" in value.strip("/") or words.IQN.match(value)) and not value.startswith("/"):
+    if key == "name" and ("/" in value.strip("/") or secrets.IQN.match(value)) and not value.startswith("/"):
         return hide.name("volume", value)
     return hide.whole(value)
 

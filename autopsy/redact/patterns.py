@@ -4,22 +4,6 @@ from __future__ import annotations
 
 import re
 
-# Keys whose values are secrets, wherever they stand: taken out for good.
-SECRET_KEY = re.compile(
-    r"pass(?:w(?:or)?d|phrase|code)?$|passw|secret$|token|credential|api-?_?key|private-?_?key|auth-?_?key"
-    r"|master-pubkey"
-    r"|encryption-key|sshkeys?$|cookie|authorization|keyring|fingerprint|^pw$|^pin$|^psk$|luks|chap",
-    re.IGNORECASE,
-)
-# The names of secret objects, which say nothing; their values would be `data`.
-SECRET_NAME = re.compile(r"-secret$|^secret-?id$", re.IGNORECASE)
-SECRET_WORD = re.compile(
-    r"(?P<key>[\w.-]*(?:pass(?:w(?:or)?d|phrase|code)|passw|secret|token|credential|api[-_]?key"
-    r"|private[-_]?key|auth[-_]?key"
-    r"|cookie|authorization|fingerprint|psk|luks[\w.-]*|chap)[\w.-]*['\"]?\s*(?:=|:|\s(?:is|was)\s)\s*)"
-    r"(?P<value>'[^'\n]*'|\"[^\"\n]*\"|(?:Bearer|Basic)\s+\S+|[^\s,;'\"<>&]+)",
-    re.IGNORECASE,
-)
 # Keys whose values are names of somebody or something: replaced by the same word everywhere.
 IDENTITY_KEY = re.compile(
     r"^(?:.*\.)?(?:user(?:name)?|ciuser|login|host(?:name)?|domain|searchdomain|nameserver|server|portal"
@@ -46,15 +30,11 @@ DROPPED_ELEMENTS = re.compile(
 )
 XML_ATTRIBUTE = re.compile(r"\b(name|pool|volume|username|usage|host|hostname|dev|bridge|network|value)=(['\"])(.*?)\2")
 KEY = re.compile(r"[A-Za-z0-9_-]+")
-PEM = re.compile(r"-----BEGIN [^-\n]+-----.*?-----END [^-\n]+-----", re.DOTALL)
-SSH_KEY = re.compile(r"\b(?:ssh-(?:rsa|ed25519|dss)|ecdsa-sha2-\w+)[ %]\S+(?: [^\s,]+)?")
 
 URL = re.compile(
     r"\b(?P<scheme>[a-z][a-z0-9+]{1,15})://(?:(?P<user>[^\s/@'\"]+)@)?(?P<host>\[[0-9a-fA-F:.]+\]|[^\s/:,'\")\]?#;]*)"
     r"(?P<port>:\d{1,5})?(?P<path>/[^\s,'\")#?;]*)?(?P<query>\?[^\s,'\")]*)?"
 )
-EMAIL = re.compile(r"[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
-IQN = re.compile(r"\b0x5[0-9a-f]{15}\b|\b(?:iqn\.\d{4}-\d\d\.|eui\.|naa\.|wwn-0x)[\w.:-]{4,}", re.IGNORECASE)
 MAC = re.compile(r"(?<![\w:-])[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}(?![\w:-])")
 UUID = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(?![0-9a-fA-F])")
 IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])")

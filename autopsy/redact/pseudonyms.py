@@ -8,8 +8,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from autopsy.redact import patterns as words
+from autopsy.redact import secrets
+from autopsy.redact.secrets import REMOVED, without_secrets
 
-REMOVED = "(removed)"
 LEAST_NAME = 3  # a VM called `a` would take every a out of the text
 LEAST_PART = 4
 SHAPES = {
@@ -70,12 +71,11 @@ class Pseudonyms:
 
     def text(self, text: str) -> str:
         """Return a text without whose it was. Lines stay where they are."""
-        text = words.PEM.sub(_emptied, text)
-        text = words.SSH_KEY.sub(REMOVED, text)
-        text = words.SECRET_WORD.sub(self._secret, text)
+        text = without_secrets(text)
         text = words.URL.sub(self._url, text)
-        text = words.EMAIL.sub(lambda found: self.of("user", found[0]), text)
-        text = words.IQN.sub(lambda found: self.name("iqn", found[0]), text)
+        text = secrets.EMAIL.sub(lambda found: self.of("user", found[0]), text)
+        text = secrets.IQN.sub(lambda found: self.name("iqn", found[0]), text)
+        text = secrets.WWN.sub(lambda found: self.of("wwn", found[0].lower()), text)
         text = words.IDENTITY_WORD.sub(self._identity, text)
         text = words.UUID.sub(lambda found: self.of("uuid", found[0].lower()), text)
         text = words.MAC.sub(lambda found: self.of("mac", found[0].lower()), text)
@@ -93,9 +93,9 @@ class Pseudonyms:
 
     def value(self, key: str, value: str) -> str:
         """Return what stands behind a key, be it in JSON, on a command line or in a configuration."""
-        if words.SECRET_NAME.search(key):
+        if secrets.SECRET_ID.search(key):
             return self.text(value)
-        if words.SECRET_KEY.search(key):
+        if secrets.KEY.search(key):
             return REMOVED if value else value
         if words.IDENTITY_KEY.search(key) and value and not value.startswith(("/", "json:")) and not value.isdigit():
             return self.host(value) if "host" in key or "server" in key else self.identity(key, value)
@@ -145,10 +145,6 @@ class Pseudonyms:
         special = len(part) > 8 or not part.isalpha() or not part.islower()
         return self.name("path", part) if special else self.of("path", part)
 
-    def _secret(self, found: re.Match[str]) -> str:
-        key = re.split(r"[\s=:'\"]", found["key"].strip(), maxsplit=1)[0]
-        return found[0] if words.SECRET_NAME.search(key) else f"{found['key']}{REMOVED}"
-
     def _identity(self, found: re.Match[str]) -> str:
         value = found["value"]
         if value.startswith("/") or value.lower().strip("\"'<>") in words.TOO_COMMON | words.WORDS or value.isdigit():
@@ -181,10 +177,6 @@ class Pseudonyms:
         if found[0].startswith("_Z") or found[0] in self.kept:
             return found[0]
         return self.of("opaque", found[0])
-
-
-def _emptied(found: re.Match[str]) -> str:
-    return REMOVED + "\n" * found[0].count("\n")
 
 
 def _trie(names: list[str]) -> str:

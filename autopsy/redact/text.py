@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from autopsy.bundle.manifest import Manifest
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
+from autopsy.redact import secrets
+from autopsy.redact.patterns import OPAQUE
+from autopsy.redact.secrets import without_secrets
 from autopsy.text import visible
 
 # What every installation has says nothing about this one.
@@ -16,14 +19,15 @@ COMMON = (
     *("/usr/", "/lib", "/bin/", "/sbin/", "/proc/", "/sys/", "/build/", "/etc/", "/memfd:"),
     *("/dev/kvm", "/dev/null", "/dev/vhost", "/dev/loop", "/dev/shm/", "/dev/pts/"),  # noqa: S108 - compared, never opened
 )
-SECRET = re.compile(
-    r"(?P<key>\b(?:password|passwd|secret|data|user|username|serial|uuid|host|hostname|server\.host|mac|smbios|"
-    r"wwn|iqn|initiator-name|export|pool|image|namespace)\s*=\s*)(?P<value>[^,\s]+)",
+# Names of somebody or something, which a stranger needs no more than a secret.
+IDENTITY = re.compile(
+    r"(?P<key>\b(?:data|user|username|serial|uuid|host|hostname|server\.host|mac|smbios|wwn|iqn|initiator-name"
+    r"|export|pool|image|namespace)\s*=\s*)(?P<value>[^,\s]+)",
     re.IGNORECASE,
 )
-JSON_SECRET = re.compile(
-    r'(?P<key>"(?:[\w.-]*password|passwd|secret|data|user|username|serial|uuid|host|hostname|mac|wwn|initiator-name|'
-    r'export|pool|image|namespace|id)"\s*:\s*)"(?:[^"\\]|\\.)*"',
+JSON_IDENTITY = re.compile(
+    r'(?P<key>"(?:data|user|username|serial|uuid|host|hostname|mac|wwn|initiator-name|export|pool|image|namespace|id)"'
+    r'\s*:\s*)"(?:[^"\\]|\\.)*"',
     re.IGNORECASE,
 )
 URL = re.compile(r"\b([a-z][a-z0-9+]{1,15})://[^\s,'\")]*[^\s,'\"):.;]")
@@ -46,15 +50,17 @@ class Redaction:
 
     def text(self, text: str) -> str:
         """Return a text without whose it was, and with its unseen characters made visible."""
-        text = visible(text)
+        text = visible(without_secrets(text))
         text = URL.sub(lambda found: f"{found[1]}://SERVER", text)
         for path in self.known_paths:  # these may hold spaces, which no pattern can tell from the end of a path
             if path in text:
                 text = re.sub(rf"(?<![\w.]){re.escape(path)}(?!\w)", self._path(path), text)
+        text = secrets.IQN.sub("IQN", secrets.WWN.sub("WWN", secrets.EMAIL.sub("EMAIL", text)))
         text = UUID.sub("UUID", MAC.sub("MAC", text))
         text = IPV6.sub(_address, IPV4.sub("ADDRESS", text))
-        text = JSON_SECRET.sub(lambda found: f'{found["key"]}"REDACTED"', text)
-        text = SECRET.sub(lambda found: f"{found['key']}REDACTED", text)
+        text = JSON_IDENTITY.sub(lambda found: f'{found["key"]}"REDACTED"', text)
+        text = IDENTITY.sub(lambda found: f"{found['key']}REDACTED", text)
+        text = OPAQUE.sub(lambda found: found[0] if found[0].startswith("_Z") else "OPAQUE", text)
         text = PATH.sub(lambda found: self._path(found[0]), text)
         text = ABSTRACT.sub("@SOCKET", text)
         for name, word in self.names.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -11,6 +10,7 @@ from functools import partial
 from autopsy.capture.reading.procfs import OPEN, Process, read_file, tail_of
 from autopsy.capture.reading.reader import Cut, Read
 from autopsy.linux.files import open_below, read_below
+from autopsy.redact.secrets import without_secrets
 from autopsy.target.platforms import proxmox
 
 MOST_CONFIG = 1 << 20
@@ -19,27 +19,11 @@ DOMAINS = ("/run/libvirt/qemu", "/run/libvirt/qemu/run", "/etc/libvirt/qemu")
 RRDS = ("/var/lib/rrdcached/db/pve-vm-9.0", "/var/lib/rrdcached/db/pve2-vm")  # since Proxmox VE 9; before that
 MOST_RRD = 8 << 20
 PROXMOX = ("/etc/pve/storage.cfg", "/etc/pve/ha/manager_status", "/etc/pve/ha/resources.cfg")
-REMOVED = rb"\1(removed)"
-
-# What may be a secret in VMID.conf, in a domain's XML and in QEMU arguments that either may hold.
-SECRETS = (
-    re.compile(
-        rb"^(\s*[\w-]*(?:passw(?:or)?d|passphrase|secret|token)[\w-]*\s*:\s*)\S.*$", re.IGNORECASE | re.MULTILINE
-    ),
-    re.compile(
-        rb"(\b[\w-]*(?:passw(?:or)?d|passphrase|token)[\w-]*\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^\s,'\"<>]+)", re.IGNORECASE
-    ),
-    re.compile(rb"(\bsecret\b[^\s'\"]*,data=)[^\s,'\"<>]+", re.IGNORECASE),
-    re.compile(rb"(\"(?:[\w-]*(?:passw(?:or)?d|passphrase|token)[\w-]*|data)\"\s*:\s*\")[^\"]+", re.IGNORECASE),
-    re.compile(rb"(<(?:secret|passwd|password|passphrase)\b[^>/]*>)[^<]+", re.IGNORECASE),
-)
 
 
-def without_secrets(config: bytes) -> bytes:
+def hidden(config: bytes) -> bytes:
     """Return a configuration with the values of passwords and the like removed."""
-    for pattern in SECRETS:
-        config = pattern.sub(REMOVED, config)
-    return config
+    return without_secrets(config.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def configuration(name: str, manager: str, root: str = "") -> list[Read]:
@@ -122,8 +106,8 @@ def _configuration(path: str, root: str = "") -> bytes | Cut:
 
 def _clean(found: bytes | Cut) -> bytes | Cut:
     if isinstance(found, Cut):
-        return Cut(without_secrets(found.data), found.why)
-    return without_secrets(found)
+        return Cut(hidden(found.data), found.why)
+    return hidden(found)
 
 
 def _plain(name: str) -> bool:
