@@ -23,6 +23,7 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import CoroutineFact, Facts, Park, SocketFact
+from autopsy.facts.storage.requests import is_whole
 from autopsy.facts.subjects import Whole
 
 
@@ -111,6 +112,11 @@ def _servers(facts: Facts, requests: Iterable[CoroutineFact], drivers: frozenset
     """Return who should answer: by the nodes of the requests' disks, else by those that lie below no disk."""
     disks = [disk for request in requests for disk in disks_of(facts, request)]
     nodes = [node for disk in disks for node in disk.nodes] or list(facts.nodes)
+    if not all(map(is_whole, disks)):
+        # What hangs below a branch that was not told is among the nodes that hang below no disk.
+        every = facts.disks.value if isinstance(facts.disks, Known) else ()
+        below = {node.name for disk in every for node in disk.nodes}
+        nodes += [node for node in facts.nodes if node.name not in below]
     return tuple(dict.fromkeys(node.server for node in nodes if node.server and node.driver in drivers))
 
 

@@ -129,26 +129,42 @@ def _from_nodes_question(talk: MonitorFact) -> Iterator[Node]:
             file = text(mapping(node.get("image")).get("filename")) or text(node.get("file"))
             cite = Cite(found.cite.file, found.cite.line, f"node-name {name}")
             driver = text(node.get("drv"))
-            yield Node(name=name, driver=driver, filename=file, server=_server_of_name(file, driver), cite=cite)
+            yield Node(
+                name=name,
+                driver=driver,
+                filename=file,
+                children=_children(node),
+                server=_server_of_name(file, driver),
+                cite=cite,
+            )
+
+
+def _children(node: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the children that a node names. Since QEMU 10.1 it does ("block/qapi: include child references …")."""
+    # "file" before "backing": the path that a request takes first.
+    edges = sorted(map(mapping, sequence(node.get("children"))), key=lambda edge: text(edge.get("child")) == "backing")
+    return tuple(name for edge in edges if (name := text(edge.get("node-name"))))
 
 
 def _from_statistics(talk: MonitorFact) -> Iterator[Node]:
-    """Read the chain that query-blockstats nests as `parent`, and the driver where it tells it."""
+    """Read the chains that query-blockstats nests as `parent` and `backing`, and the driver where it tells it."""
     found = monitor.answer(talk, "query-blockstats")
-    for each in sequence(found.value) if isinstance(found, Known) else []:
-        node = mapping(each)
-        for _ in range(64):
-            below = mapping(node.get("parent"))
-            name = text(node.get("node-name"))
-            if name and isinstance(found, Known):
-                children = tuple(child for child in (text(below.get("node-name")),) if child)
-                driver = text(mapping(node.get("driver-specific")).get("driver"))
-                yield Node(
-                    name=name, driver=driver, children=children, cite=Cite(found.cite.file, found.cite.line, name)
-                )
-            if not below:
-                break
-            node = below
+    if not isinstance(found, Known):
+        return
+    waiting = [mapping(each) for each in sequence(found.value)]
+    for _ in range(MOST_NODES):
+        if not waiting:
+            return
+        node = waiting.pop(0)
+        below = [mapping(node[key]) for key in ("parent", "backing") if node.get(key)]
+        waiting += below
+        if name := text(node.get("node-name")):
+            yield Node(
+                name=name,
+                driver=text(mapping(node.get("driver-specific")).get("driver")),
+                children=tuple(dict.fromkeys(child for edge in below if (child := text(edge.get("node-name"))))),
+                cite=Cite(found.cite.file, found.cite.line, name),
+            )
 
 
 def _from_file_names(graph: Graph) -> Iterator[Node]:

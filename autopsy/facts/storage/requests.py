@@ -39,6 +39,10 @@ ENGINES: Mapping[Park, str] = MappingProxyType(
 )
 
 
+# They have more children than the one that query-blockstats follows.
+BRANCHING = frozenset({"copy-before-write", "backup-top", "quorum", "replication", "blkverify", "blklogwrites"})
+
+
 # A request that stands in a driver without a name stands in the one of its disk's drivers that can make it wait.
 WAITING_DRIVERS: Mapping[str, Park] = MappingProxyType(
     {
@@ -87,7 +91,7 @@ def _checked(coroutine: CoroutineFact, drivers: frozenset[str]) -> CoroutineFact
 
 def _driver(coroutine: CoroutineFact, disks: tuple[Disk, ...]) -> CoroutineFact:
     """Name the driver that a request stands in, where the disks have only one that can make it wait."""
-    if coroutine.park is not Park.DRIVER:
+    if coroutine.park is not Park.DRIVER or not all(map(is_whole, disks)):
         return coroutine
     found = {node.driver: node for disk in disks for node in disk.nodes if node.driver in WAITING_DRIVERS}
     if isinstance(coroutine.node, Known):
@@ -123,6 +127,8 @@ def can_wait(disk: Disk, park: Park) -> bool:
     """Tell whether a disk's requests can wait at a place, as far as its chain is known."""
     if park in {Park.THROTTLE, Park.THROTTLE_LOCK}:
         return isinstance(disk.throttle_group, Unknown) or bool(disk.throttle_group.value)
+    if not is_whole(disk):
+        return True
     drivers = {node.driver for node in disk.nodes if node.driver}
     if park in DRIVERS:
         return not drivers or bool(drivers & DRIVERS[park])
@@ -130,3 +136,8 @@ def can_wait(disk: Disk, park: Park) -> bool:
         engines = {node.aio for node in disk.nodes if node.aio}
         return not engines or ENGINES[park] in engines or (park is Park.THREADS)
     return True
+
+
+def is_whole(disk: Disk) -> bool:
+    """Tell whether all branches of a disk's chain are known: a backup's target is one that few answers tell."""
+    return not any(node.driver in BRANCHING and len(node.children) < 2 for node in disk.nodes)
