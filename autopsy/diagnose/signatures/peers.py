@@ -109,15 +109,19 @@ def _places(requests: tuple[CoroutineFact, ...]) -> str:
 
 
 def _servers(facts: Facts, requests: Iterable[CoroutineFact], drivers: frozenset[str]) -> tuple[str, ...]:
-    """Return who should answer: by the nodes of the requests' disks, else by those that lie below no disk."""
+    """Return who should answer: by the nodes of the requests' disks, else the only one that it can be."""
     disks = [disk for request in requests for disk in disks_of(facts, request)]
-    nodes = [node for disk in disks for node in disk.nodes] or list(facts.nodes)
-    if not all(map(is_whole, disks)):
+    nodes = [node for disk in disks for node in disk.nodes]
+    sure = bool(nodes) and all(map(is_whole, disks))
+    if not nodes:
+        nodes = list(facts.nodes)
+    elif not sure:
         # What hangs below a branch that was not told is among the nodes that hang below no disk.
         every = facts.disks.value if isinstance(facts.disks, Known) else ()
         below = {node.name for disk in every for node in disk.nodes}
         nodes += [node for node in facts.nodes if node.name not in below]
-    return tuple(dict.fromkeys(node.server for node in nodes if node.server and node.driver in drivers))
+    servers = tuple(dict.fromkeys(node.server for node in nodes if node.server and node.driver in drivers))
+    return servers if sure or len(servers) == 1 else ()
 
 
 def _jobs(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Job, ...]:

@@ -52,8 +52,9 @@ def exchanges(bundle: Path, step: str) -> list[QmpExchange]:
 
 
 @pytest.mark.live
-def test_a_capture_asks_a_real_qemu_only_what_its_own_schema_calls_stable(build: lab.Build, tmp_path: Path) -> None:
-    with lab.qemu(build, *DISKS) as machine:
+@pytest.mark.parametrize("label", [each.label for each in lab.qemu_builds()])
+def test_a_capture_asks_a_real_qemu_only_what_its_own_schema_calls_stable(label: str, tmp_path: Path) -> None:
+    with lab.qemu(lab.build(label), *DISKS) as machine:
         schema = machine.qmp("query-qmp-schema")
         answer = capture(machine.pid, tmp_path).answer
         assert machine.qmp("query-status")["status"] == "running"
@@ -199,6 +200,22 @@ def test_unstable_questions_are_asked_after_all_else_was_taken(stock: lab.Build,
     assert all(each.answer["inuse"] == 0 for each in rings)
     steps = {step.name: step for step in open_bundle(bundle).manifest.steps}
     assert min(each.asked_ns for each in asked) > max(steps[name].end_ns for name in layout.STEPS)
+
+
+@pytest.mark.live
+def test_qemu_11_lives_on_after_whatever_may_be_asked_and_dies_of_what_may_not(tmp_path: Path) -> None:
+    with lab.qemu(lab.build("11"), *DISKS) as machine:
+        answer = capture(machine.pid, tmp_path, "--ask-unstable").answer
+        assert machine.qmp("query-status")["status"] == "running"
+        asked = exchanges(Path(answer["bundle"]), layout.UNSTABLE)
+        outcomes = {each.question: each.outcome for each in asked}
+        assert outcomes[unstable.GRAPH] == outcomes[unstable.VIRTIO] == "answered"
+        assert outcomes[unstable.VIRTIO_STATUS] == "skipped"
+        assert unstable.QUEUE_STATUS not in outcomes
+        path = next(each.arguments["path"] for each in asked if each.question == unstable.VIRTIO_STATUS)
+        with pytest.raises((OSError, ValueError)):
+            machine.qmp(unstable.VIRTIO_STATUS, path=path)
+        lab.until("QEMU has aborted", lambda: not Path(f"/proc/{machine.pid}/maps").read_bytes(), seconds=60)
 
 
 def test_what_the_schema_kept_from_being_asked_is_asked_then(short: Path) -> None:
