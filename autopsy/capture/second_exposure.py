@@ -16,6 +16,7 @@ from autopsy.capture.proc import step as proc
 from autopsy.capture.qmp import step as qmp
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped, TimedOut
 from autopsy.errors import ExaminationFailed
+from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.second_exposure import examine_again
 
 RESERVE_SECONDS = 3.0  # for the exposure itself, when the budget cuts the gap short
@@ -44,8 +45,9 @@ def _compare(scene: Scene) -> Outcome:
         return Skipped("there is no second core")
     try:
         with tempfile.TemporaryDirectory(prefix="scratch-", dir=scene.staging) as scratch:
-            frozen = gdb.frozen(scene, scene.staging / layout.CORE, Path(scratch), second_core)
-            return Collected(examine_again(frozen))
+            core = scene.staging / layout.CORE
+            with gdb.frozen(scene, core, Path(scratch), second_core) as frozen:
+                return Collected(examine_boxed(frozen, examine_again))
     except ExaminationFailed as error:
         return Failed(str(error))
 

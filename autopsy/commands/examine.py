@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +20,10 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.seal import Sealed, seal
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExaminationFailed, UsageError
+from autopsy.examine.boxed import examine_boxed
+from autopsy.examine.core.debuginfod import fetch
 from autopsy.examine.core.inputs import Frozen
-from autopsy.examine.gdb.interactive import argv
+from autopsy.examine.gdb.interactive import converse
 from autopsy.examine.run import examine
 from autopsy.examine.second_exposure import examine_again
 from autopsy.report.store import write_answers
@@ -61,26 +63,29 @@ def examine_bundle(bundle: Path, *, debug_files: tuple[Path, ...], debuginfod: s
 
 
 def _examine(folder: Path, debug_files: tuple[Path, ...], debuginfod: str) -> str:
-    with tempfile.TemporaryDirectory(prefix="autopsy-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="autopsy-") as scratch,
+        tempfile.TemporaryDirectory(prefix="autopsy-") as fetched,
+    ):
         frozen = partial(
             Frozen,
             core=_core(folder),
             read=partial(_read, folder),
             scratch=Path(scratch),
             debug_files=debug_files,
-            debuginfod=debuginfod,
+            fetch=partial(fetch, debuginfod, Path(fetched)),
             seconds=SECONDS,
         )
         second_core = folder / layout.evidence(layout.SECOND_EXPOSURE, layout.CORE)
-        note = examine(
-            frozen(
-                write=partial(_write, folder, layout.GDB_THREADS),
-                second_core=second_core if second_core.is_file() else None,
-            )
+        first = frozen(
+            write=partial(_write, folder, layout.GDB_THREADS),
+            second_core=second_core if second_core.is_file() else None,
         )
+        note = examine_boxed(first, examine)
         if second_core.is_file():
             with contextlib.suppress(ExaminationFailed):  # then what the capture itself found stays
-                examine_again(frozen(write=partial(_write, folder, layout.SECOND_EXPOSURE), second_core=second_core))
+                second = frozen(write=partial(_write, folder, layout.SECOND_EXPOSURE), second_core=second_core)
+                examine_boxed(second, examine_again)
         return note
 
 
@@ -95,7 +100,11 @@ def debug(bundle: Path, debug_files: tuple[Path, ...]) -> int:
             debug_files=debug_files,
             seconds=SECONDS,
         )
-        return subprocess.run(argv(frozen), check=False).returncode
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for gdb
+        try:
+            return int(examine_boxed(frozen, converse, at_terminal=True).partition(";")[0])
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def _core(folder: Path) -> Path:

@@ -21,6 +21,7 @@ from autopsy.linux.sandbox import Confined, Sandbox, enter
 MOST_MESSAGE = 128 << 20
 MOST_ALTOGETHER = 512 << 20
 REAP_SECONDS = 1.0
+LONGEST = 1e6  # seconds that a poll can wait
 CLONE_NEWPID = 0x20000000
 PR_SET_PDEATHSIG = 1
 LENGTH = struct.Struct("<I")
@@ -181,7 +182,7 @@ class _Conversation:
     def _wait(self, descriptor: int, what: int) -> None:
         poller = select.poll()
         poller.register(descriptor, what)
-        if not poller.poll(max(0.0, self.ends_at - time.monotonic()) * 1000):
+        if not poller.poll(min(max(0.0, self.ends_at - time.monotonic()), LONGEST) * 1000):
             raise TooSlow
 
 

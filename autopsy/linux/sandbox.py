@@ -32,6 +32,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWNET = 0x40000000
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 CAPABILITIES = 64  # more than there are
@@ -83,7 +84,7 @@ def enter(box: Sandbox) -> Confined:
     if os.geteuid() == 0:
         scratch = _become_nobody_else(scratch, lacking)
     os.chdir(scratch)
-    for limit, most in (
+    for what, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_AS, box.memory),
         (resource.RLIMIT_FSIZE, box.file_size),
@@ -91,7 +92,7 @@ def enter(box: Sandbox) -> Confined:
         (resource.RLIMIT_NOFILE, box.descriptors),
         (resource.RLIMIT_MEMLOCK, 0),
     ):
-        _limit(limit, most)
+        limit(what, most)
     _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     reading = (*SYSTEM, NULL, *box.readable)
     if not landlock.restrict(reading, (scratch, NULL, *box.writable)):
@@ -129,7 +130,9 @@ def _become_nobody_else(scratch: Path, lacking: list[str]) -> Path:
     os.setgroups([])
     os.setresgid(UID, UID, UID)
     os.setresuid(UID, UID, UID)
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # the kernel forgets it where the user changes
+    # The kernel forgets both where the user changes; without the second, /proc/self/fd would be root's.
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
     return INSIDE
 
 
@@ -141,10 +144,11 @@ def _drop_capabilities() -> None:
     _checked(_libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)())), "capset")
 
 
-def _limit(limit: int, most: int) -> None:
-    _, hard = resource.getrlimit(limit)
+def limit(what: int, most: int) -> None:
+    """Bound one of this process's resources; a narrower bound that it has already stays."""
+    _, hard = resource.getrlimit(what)
     wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(limit, (wanted, wanted))
+    resource.setrlimit(what, (wanted, wanted))
 
 
 def _checked(result: int, what: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
 import signal
 import socket
 import subprocess
@@ -45,8 +44,12 @@ class Done:
 
 
 def autopsy(*words: str | Path, **more: Any) -> Done:
+    return started([sys.executable, "-m", "autopsy", *map(str, words)], **more)
+
+
+def started(command: list[str], **more: Any) -> Done:
     done = subprocess.run(
-        [sys.executable, "-m", "autopsy", *map(str, words)],
+        command,
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -188,12 +191,10 @@ def test_a_process_that_cannot_die_is_named(tmp_path: Path) -> None:
 
 
 def test_without_gdb_that_step_fails_and_the_rest_is_there(quiet: lab.Machine, tmp_path: Path) -> None:
-    path = tmp_path / "bin"
-    path.mkdir()
-    for tool in ("ss", "dmesg", "journalctl"):
-        if found := shutil.which(tool):
-            (path / tool).symlink_to(found)
-    done = capture(quiet.pid, tmp_path, env={**os.environ, "PATH": str(path)})
+    elsewhere = "from autopsy.linux import environment; environment.PATH = '/nonexistent'; "
+    program = f"{elsewhere}from autopsy.cli.app import main; main()"
+    words = ("capture", f"pid:{quiet.pid}", "--fast", "--json", "--out", str(tmp_path))
+    done = started([sys.executable, "-c", program, *words])
     assert done.code == 0, done.err
     outcome, why = done.outcome("gdb.threads")
     assert outcome == "Failed"

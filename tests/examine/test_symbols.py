@@ -4,6 +4,7 @@ import lzma
 import os
 import struct
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from autopsy.bundle import layout
 from autopsy.bundle.records import Module
 from autopsy.examine import run
+from autopsy.examine.core.debuginfod import fetch
 from autopsy.examine.core.elf import SHDR, SYM, Elf, ElfError
 from autopsy.examine.core.reader import Core
 from autopsy.examine.core.symbols import Symbols
+from autopsy.linux import environment
 from support import exposure, lab
 from support.copies import copied
 
@@ -186,10 +189,12 @@ def test_a_debuginfod_server_is_asked_for_what_is_not_at_hand(
         f'#!/bin/sh\necho "$DEBUGINFOD_URLS $*" >> {short}/asked\n[ $1 = executable ] && echo {short}/away\n'
     )
     client.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{client.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(environment, "PATH", f"{client.parent}:{environment.PATH}")
     with lab.qemu(copied(stock, short, monkeypatch)) as machine, exposure.exposed(machine, alive=False) as found:
         (short / "qemu-system-x86_64").rename(short / "away")
-        symbols = Symbols(Core(found.frozen.core), replace(found.frozen, debuginfod="http://127.0.0.1:1"))
+        symbols = Symbols(
+            Core(found.frozen.core), replace(found.frozen, fetch=partial(fetch, "http://127.0.0.1:1", short))
+        )
         assert symbols.main is not None
         assert symbols.main.record().source == "debuginfod"
         asked = [f"http://127.0.0.1:1 {kind} {symbols.main.build_id}" for kind in ("executable", "debuginfo")]

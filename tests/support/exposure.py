@@ -14,6 +14,7 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.capture.freeze import step as freeze
+from autopsy.capture.gdb.mapped import mapped
 from autopsy.capture.proc import step as proc
 from autopsy.capture.proc import witness
 from autopsy.capture.step import Collected, Deadline, Options, Scene
@@ -54,17 +55,19 @@ def exposed(machine: Machine, *, again: bool = False, alive: bool = True) -> Ite
         results.mkdir(parents=True)
         scratch = place / "scratch"
         scratch.mkdir()
-        yield Exposed(
-            Frozen(
-                core=place / layout.CORE,
-                read=lambda path: (place / path).read_bytes() if (place / path).is_file() else b"",
-                write=lambda file, data: _write(results / file, data),
-                scratch=scratch,
-                second_core=place / "evidence" / layout.SECOND_EXPOSURE / layout.CORE if again else None,
-                process=Path(f"/proc/{machine.pid}") if alive else None,
-            ),
-            place,
-        )
+        maps = (place / "evidence" / layout.WITNESS / layout.MAPS).read_bytes()
+        with mapped(machine.pid, maps if alive else b"") as files:
+            yield Exposed(
+                Frozen(
+                    core=place / layout.CORE,
+                    read=lambda path: (place / path).read_bytes() if (place / path).is_file() else b"",
+                    write=lambda file, data: _write(results / file, data),
+                    scratch=scratch,
+                    second_core=place / "evidence" / layout.SECOND_EXPOSURE / layout.CORE if again else None,
+                    mapped=files,
+                ),
+                place,
+            )
 
 
 def _write(path: Path, data: bytes) -> None:

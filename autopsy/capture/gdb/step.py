@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import zstandard
@@ -11,9 +13,11 @@ import zstandard
 from autopsy.bundle import layout
 from autopsy.capture.freeze import step as freeze
 from autopsy.capture.gdb import attach
+from autopsy.capture.gdb.mapped import mapped
 from autopsy.capture.reading.procfs import Gone, held
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
 from autopsy.errors import ExaminationFailed
+from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.run import examine
 
@@ -29,7 +33,8 @@ def look(scene: Scene) -> Outcome:
     scratch = scene.staging / "scratch"
     scratch.mkdir(mode=0o700, exist_ok=True)
     try:
-        note = examine(frozen(scene, core, scratch))
+        with frozen(scene, core, scratch) as given:
+            note = examine_boxed(given, examine)
     except ExaminationFailed as error:
         _store_binary(scene)  # whoever examines the core elsewhere needs it all the more
         return Failed(f"{error}: {error.remedy}")
@@ -82,8 +87,9 @@ def _lost_with_the_process(scene: Scene) -> str:
     return "" if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) else "is another at its path"
 
 
-def frozen(scene: Scene, core: Path, scratch: Path, second_core: Path | None = None) -> Frozen:
-    """Return what the examination is given while the VM is alive."""
+@contextmanager
+def frozen(scene: Scene, core: Path, scratch: Path, second_core: Path | None = None) -> Iterator[Frozen]:
+    """Yield what the examination is given while the VM is alive."""
 
     def read(path: str) -> bytes:
         try:
@@ -91,12 +97,13 @@ def frozen(scene: Scene, core: Path, scratch: Path, second_core: Path | None = N
         except OSError:
             return b""
 
-    return Frozen(
-        core=core,
-        read=read,
-        write=scene.write,
-        scratch=scratch,
-        second_core=second_core,
-        process=Path(f"/proc/{scene.target.pid}"),
-        seconds=max(1.0, scene.deadline.left() - SPARE_SECONDS),
-    )
+    with mapped(scene.target.pid, scene.earlier(layout.WITNESS, layout.MAPS)) as files:
+        yield Frozen(
+            core=core,
+            read=read,
+            write=scene.write,
+            scratch=scratch,
+            second_core=second_core,
+            mapped=files,
+            seconds=max(1.0, scene.deadline.left() - SPARE_SECONDS),
+        )

@@ -9,12 +9,13 @@ from __future__ import annotations
 import lzma
 import mmap
 import os
-import stat
 import struct
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+from autopsy.linux.regular import open_regular
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 PHDR = struct.Struct("<IIQQQQQQ")
@@ -297,12 +298,10 @@ def build_id_in(notes: bytes) -> str:
 
 
 def _map(path: Path) -> mmap.mmap:
-    """Map a regular file; the name may be a stranger's choice, and opening a FIFO would wait for ever."""
+    """Map a regular file; the name may be a stranger's choice."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        descriptor = open_regular(path)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ElfError(f"{path.name} is no regular file")
             return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         finally:
             os.close(descriptor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from autopsy.examine.core.reader import MappedFile
 DELETED = " (deleted)"
 DEBUG_ROOT = Path("/usr/lib/debug")
 MOST_BINARY = 1 << 30  # an unstripped QEMU has some 300 MB
-FETCH_SECONDS = 60.0
+# Where a system keeps programs and libraries: a name out of a core leads nowhere else.
+HOMES = tuple(map(Path, ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt", "/nix/store", "/gnu/store")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Files:
 
     def mapped(self, part: MappedFile, build_id: str) -> Found | None:
         """Return the file of a mapping: the process's own while it lives, else one with the same build-id."""
-        for path, source in self._places(part, build_id):
+        for path, source in self._places(part):
             if (found := _opened(path, source)) and _same(found.elf, build_id, trusted=source == "process"):
                 return found
         for found in self._given:
@@ -49,10 +50,11 @@ class Files:
                 return found
         if build_id and (stored := self._bundled()) and stored.elf.build_id == build_id:
             return stored
-        here = Path(part.path.removesuffix(DELETED))
-        if build_id and (found := _opened(here, "this machine")) and found.elf.build_id == build_id:
-            return found
-        return None
+        here = Path(os.path.normpath(part.path.removesuffix(DELETED)))
+        if not build_id or not any(here.is_relative_to(home) for home in HOMES):
+            return None
+        found_here = _opened(here, "this machine")
+        return found_here if found_here and found_here.elf.build_id == build_id else None
 
     def debug(self, build_id: str) -> Found | None:
         """Return the separate debug file of a build-id, if one is at hand or this machine has it installed."""
@@ -61,41 +63,20 @@ class Files:
         for found in self._given:
             if found.elf.build_id == build_id and (found.elf.has_dwarf or found.elf.has_symtab):
                 return found
-        installed = DEBUG_ROOT / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
-        found_here = _opened(installed, "installed debug file")
-        return found_here if found_here and found_here.elf.build_id == build_id else None
+        for folder in installed_debug_files():
+            installed = _opened(folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug", "installed debug file")
+            if installed and installed.elf.build_id == build_id:
+                return installed
+        return None
 
     def fetched(self, kind: str, build_id: str) -> Found | None:
         """Return what a debuginfod server has, if the operator named one. `kind` is "debuginfo" or "executable"."""
-        if not self._frozen.debuginfod or not build_id:
-            return None
-        environment = {
-            **os.environ,
-            "DEBUGINFOD_URLS": self._frozen.debuginfod,
-            "DEBUGINFOD_CACHE_PATH": str(self._frozen.scratch / "debuginfod"),
-        }
-        try:
-            answer = subprocess.run(
-                ["debuginfod-find", kind, build_id],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=FETCH_SECONDS,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        found = _opened(Path(os.fsdecode(answer.stdout.strip())), "debuginfod")
+        path = self._frozen.fetch(kind, build_id) if build_id else None
+        found = _opened(path, "debuginfod") if path else None
         return found if found and found.elf.build_id == build_id else None
 
-    def _places(self, part: MappedFile, build_id: str) -> Iterator[tuple[Path, str]]:
-        process = self._frozen.process
-        if process is None:
-            return
-        yield process / "map_files" / f"{part.start:x}-{part.end:x}", "process"
-        if part.path.startswith("/") and build_id:
-            yield Path(f"{process}/root{part.path.removesuffix(DELETED)}"), "process's root"
-            yield process / "exe", "process's exe"
+    def _places(self, part: MappedFile) -> Iterator[tuple[Path, str]]:
+        yield from ((each.path, each.source) for each in self._frozen.mapped if each.start == part.start)
 
     def _bundled(self) -> Found | None:
         """Return the binary that was stored beside the core, unpacked once."""
@@ -128,6 +109,15 @@ def _opened(path: Path, source: str) -> Found | None:
 def _same(elf: Elf, build_id: str, *, trusted: bool) -> bool:
     """Return whether this is the mapped file; one without a build-id is believed only from the process itself."""
     return elf.build_id == build_id if build_id else trusted
+
+
+def installed_debug_files() -> tuple[Path, ...]:
+    """Return where this machine's debug files lie, if nobody but root put them there."""
+    try:
+        facts = os.stat(DEBUG_ROOT)
+    except OSError:
+        return ()
+    return (DEBUG_ROOT,) if facts.st_uid == 0 and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ()
 
 
 def _has_code(elf: Elf) -> bool:

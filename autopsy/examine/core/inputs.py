@@ -7,21 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A file that the living process has mapped at `start`, to be read at `path`; `source` says in words whose."""
+
+    start: int
+    path: Path
+    source: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
     """One capture's frozen bytes, of a VM that may be long gone.
 
     `read` takes a path inside the bundle and returns its bytes, empty when it is not there; `write` takes a file name
-    inside evidence/gdb.threads/. `process` is /proc/PID while the VM still runs: the truest place for its binary and
-    libraries (exe, map_files, root), even deleted ones. `scratch` is a private directory that is removed afterwards.
+    inside evidence/gdb.threads/. A core is a path or an open descriptor. `mapped` are the process's own files while the
+    VM still runs: the truest place for its binary and libraries, even deleted ones. `fetch` takes "debuginfo" or
+    "executable" and a build-id, and returns what a server has of it. `scratch` is a private directory that is removed
+    afterwards.
     """
 
-    core: Path
+    core: Path | int
     read: Callable[[str], bytes]
     write: Callable[[str, bytes], None]
     scratch: Path
-    second_core: Path | None = None
-    process: Path | None = None
+    second_core: Path | int | None = None
+    mapped: tuple[Mapped, ...] = ()
     debug_files: tuple[Path, ...] = ()
-    debuginfod: str = ""
+    fetch: Callable[[str, str], Path | None] = lambda _kind, _build_id: None
     seconds: float = 20.0

@@ -156,7 +156,7 @@ class Core:
     bytes that are really there.
     """
 
-    def __init__(self, source: Path | Contents) -> None:
+    def __init__(self, source: Path | int | Contents) -> None:
         contents = source if isinstance(source, Contents) else _map(source)
         self.loads = contents.loads
         self.extents = contents.extents
@@ -296,12 +296,12 @@ def parse(data: mmap.mmap | bytes) -> Contents:
     return _with_notes(data, notes, loads, extents)
 
 
-def _map(path: Path) -> Contents:
+def _map(file: Path | int) -> Contents:
     try:
-        with open(path, "rb") as stream:
+        with open(file, "rb", closefd=isinstance(file, Path)) as stream:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise CoreError(f"{path.name} cannot be read: {error}") from error
+        raise CoreError(f"{file.name if isinstance(file, Path) else 'core'} cannot be read: {error}") from error
     return parse(data)
 
 

@@ -77,7 +77,7 @@ class Symbols:
     """Every image of the process, and the names in them."""
 
     def __init__(self, core: Core, frozen: Frozen) -> None:
-        self._core = core
+        self.core = self._core = core
         self._files = Files(frozen)
         deleted = _deleted_paths(frozen)
         parts = _parts(core)

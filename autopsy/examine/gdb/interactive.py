@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from pathlib import Path
 
 from autopsy.errors import ExaminationFailed
@@ -13,8 +14,10 @@ from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines import find
 from autopsy.examine.coroutines.find import Saved
 from autopsy.examine.coroutines.listing import frame_line
-from autopsy.examine.gdb.mi import BACKTRACE, RAILS, index_cache
+from autopsy.examine.gdb.mi import BACKTRACE, RAILS
 from autopsy.examine.gdb.unwind import FIRST_LWP, commands, link, notes
+from autopsy.linux import environment
+from autopsy.linux.sandbox import send_no_signal
 
 COMMANDS = """\
 define coroutine
@@ -48,6 +51,20 @@ ALOUD = ("set logging off", "set logging redirect off", "set logging file gdb.tx
 WELCOME = "Parked coroutines are threads here: `info coroutines`, `coroutine N`, `coroutines-backtrace`."
 
 
+def converse(frozen: Frozen) -> str:
+    """Let a person use a gdb on a core, and return its exit code. Call it in the sandbox.
+
+    Raises ExaminationFailed if there is no core to open, or no gdb.
+    """
+    try:
+        done = subprocess.run(
+            argv(frozen), check=False, env=environment.ours(TERM=environment.terminals()), preexec_fn=send_no_signal
+        )
+    except FileNotFoundError as error:
+        raise ExaminationFailed("gdb", "is not installed", remedy="apt install gdb") from error
+    return str(done.returncode)
+
+
 def argv(frozen: Frozen) -> list[str]:
     """Return the command line of a gdb with the right files at the right addresses; `scratch` must outlive it.
 
@@ -69,7 +86,7 @@ def argv(frozen: Frozen) -> list[str]:
     script = scratch / "commands.gdb"
     script.write_text(_script(scratch, parked, symbols, threads=len(core.threads)), encoding="utf-8")
     words = ["gdb", "-nx", "-q"]
-    for setting in (*RAILS, *BACKTRACE, *index_cache()):
+    for setting in (*RAILS, *BACKTRACE):
         words += ["-iex", setting]
     loads = commands(images, links, scratch)
     # Each by itself: a module that gdb does not like must not cost the others.

@@ -9,12 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-import select
 import selectors
 import signal
-import stat
 import subprocess
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,12 +23,14 @@ from typing import Self
 from pygdbmi import gdbmiparser
 
 from autopsy.errors import ExaminationFailed
+from autopsy.linux.confined import signal_name
+from autopsy.linux.environment import ours
+from autopsy.linux.sandbox import limit, send_no_signal
 
 MOST_OUTPUT = 128 << 20
-LARGEST_FILE = 1 << 30  # what gdb may write: a log, an index of QEMU's debug information
-ROOTS_CACHE = Path("/var/cache/autopsy")
+LARGEST_FILE = 1 << 30  # what gdb may write: a log
 GOODBYE_SECONDS = 0.2
-ANSWER_SECONDS = 0.5  # of the cache's file system
+HOSTILE = "the debug information may be hostile"
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 
@@ -84,10 +83,8 @@ class Gdb:
         self._gone = False
         self._log = scratch / "gdb.log"
         arguments = ["gdb", "--interpreter=mi3", "-nx", "-q"]
-        for setting in (*RAILS, *BACKTRACE, *index_cache()):
+        for setting in (*RAILS, *BACKTRACE):
             arguments += ["-iex", setting]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DEBUGINFOD")}
-        environment |= {"LC_ALL": "C.UTF-8", "TERM": "dumb"}
         with open(self._log, "wb") as log:
             try:
                 self._process = subprocess.Popen(
@@ -96,7 +93,7 @@ class Gdb:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     cwd=scratch,
-                    env=environment,
+                    env=ours(),
                     process_group=0,  # a Ctrl-C on our terminal is not for gdb; in our session, it ends with our child
                     preexec_fn=partial(bound_to, os.getpid()),  # noqa: PLW1509 - an examination runs in a process of one thread
                 )
@@ -180,8 +177,15 @@ class Gdb:
             raise self._ended()
         return Answer("".join(printed), whole=False)
 
+    def how_it_ended(self) -> str:
+        """Return by which signal gdb died, or what it said last."""
+        with suppress(subprocess.TimeoutExpired):
+            if (code := self._process.wait(GOODBYE_SECONDS)) < 0:
+                return f"died: {signal_name(-code)}; {HOSTILE}"
+        return f"ended by itself: {self.last_words()}"
+
     def _ended(self) -> ExaminationFailed:
-        return ExaminationFailed("gdb", f"ended by itself: {self.last_words()}", remedy="see gdb.log")
+        return ExaminationFailed("gdb", self.how_it_ended(), remedy="see gdb.log")
 
     def _line(self) -> bytes | None:
         """Return gdb's next line; None at the deadline or when gdb has gone."""
@@ -201,62 +205,11 @@ class Gdb:
         return line
 
 
-def cache_directory() -> Path | None:
-    """Return our directory for gdb's index cache, made and private, or None where there is no such place.
-
-    It must be a directory of ours that nobody else can write: gdb maps the indexes it finds there.
-    """
-    if os.geteuid() == 0:
-        folder = ROOTS_CACHE
-    else:
-        base = os.environ.get("XDG_CACHE_HOME", "")
-        folder = Path(base if base.startswith("/") else os.path.expanduser("~/.cache")) / "autopsy"
-    if not _answers(folder):
-        return None
-    try:
-        facts = os.lstat(folder)
-    except OSError:
-        return None
-    private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
-    return folder if private and os.access(folder, os.W_OK) else None
-
-
-def _answers(folder: Path) -> bool:
-    """Return whether a directory can be made and written to, as a child finds out: its file system may be stuck."""
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        with suppress(BaseException):
-            bound_to(parent)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                status = 0
-        os._exit(status)
-    pidfd = os.pidfd_open(pid)
-    try:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        if not poller.poll(ANSWER_SECONDS * 1000):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # where it sleeps in the kernel, it dies when it wakes
-            return False
-    finally:
-        os.close(pidfd)
-    return os.waitpid(pid, 0)[1] == 0
-
-
-def index_cache() -> tuple[str, ...]:
-    """Return the settings that let gdb keep its indexes from one capture to the next, none where it may not."""
-    folder = cache_directory()
-    if folder is None or any(character in str(folder) for character in "\n\"'\\"):
-        return ()
-    return (f"set index-cache directory {folder}", "set index-cache enabled on")
-
-
 def bound_to(parent: int) -> None:
-    """Die with the examination, and never fill a disk or leave a core of its own."""
+    """Die with the examination, signal nobody, and never fill a disk or leave a core of its own."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended between the fork and the request
         os._exit(1)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit(resource.RLIMIT_FSIZE, LARGEST_FILE)
+    limit(resource.RLIMIT_CORE, 0)
+    send_no_signal()

@@ -18,7 +18,7 @@ import msgspec
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
 from autopsy.examine.core import synthetic
-from autopsy.examine.core.find_files import DELETED
+from autopsy.examine.core.find_files import DELETED, installed_debug_files
 from autopsy.examine.core.reader import NT_AUXV, NT_FILE, PAGE, Core, CoreError, CoreThread, Extent
 from autopsy.examine.core.symbols import Image, Symbols
 from autopsy.examine.coroutines.entered import contexts
@@ -143,7 +143,8 @@ def link(images: Iterable[Image], scratch: Path) -> dict[str, Path]:
 
 def commands(images: Iterable[Image], links: Mapping[str, Path], scratch: Path) -> list[str]:
     """Return the gdb commands that load these images at their addresses."""
-    lines = [f"set debug-file-directory {scratch / 'debug'}:/usr/lib/debug"]
+    folders = (scratch / "debug", *installed_debug_files())
+    lines = [f"set debug-file-directory {':'.join(map(str, folders))}"]
     lines += [f"add-symbol-file {links[image.path]} -o {image.bias:#x}" for image in images if image.path in links]
     return lines
 
@@ -177,7 +178,7 @@ def _run(preparation: Iterable[str], scratch: Path, ends_at: float) -> tuple[str
         printed = gdb.run("thread apply all -ascending -c bt")
         if not printed.whole:
             late = time.monotonic() >= ends_at
-            trouble.append("gdb was ended at its deadline" if late else f"gdb ended by itself: {gdb.last_words()}")
+            trouble.append("gdb was ended at its deadline" if late else f"gdb {gdb.how_it_ended()}")
         return printed.text, gdb.log(), "; ".join(trouble)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
-import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,14 +22,20 @@ from autopsy.bundle import layout
 from autopsy.bundle.heap.loops import Context
 from autopsy.bundle.heap.records import Exposure, Heap
 from autopsy.bundle.records import ThreadStack
+from autopsy.examine.core import synthetic
 from autopsy.examine.core.find_files import Found
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.symbols import Symbols
-from autopsy.examine.gdb.mi import RAILS, bound_to
+from autopsy.examine.gdb.mi import HOSTILE, RAILS, bound_to
+from autopsy.examine.gdb.unwind import notes
 from autopsy.examine.previous import NOTHING, Earlier
 from autopsy.examine.threads.poll_sets import polled, rings_poll
 from autopsy.examine.threads.states import freeze_record, tasks
 from autopsy.examine.view import View
+from autopsy.linux import environment
+from autopsy.linux.confined import signal_name
+from autopsy.linux.forked import Forked
+from autopsy.linux.sandbox import send_no_signal
 
 MOST_SECONDS = 15.0
 MOST_WORDS = 300
@@ -43,7 +50,7 @@ class Walking:
     frozen: Frozen
     found: Found | None
     why: str
-    child: subprocess.Popen[bytes] | None
+    child: subprocess.Popen[bytes] | Forked | None
     answer: Path
     errors: Path
     ends_at: float
@@ -59,15 +66,19 @@ def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
     found = _debug_information(symbols)
     seconds = min(MOST_SECONDS, seconds)
     answer, errors = frozen.scratch / "heap-walk.answer", frozen.scratch / "heap-walk.log"
-    child = None
-    if found is None:
-        why = "no debug information (DWARF) for the QEMU binary is at hand"
-    else:
-        command, why = _command(frozen, symbols, found)
-        try:
-            child = _spawn(command, _request(frozen, symbols, found, seconds), answer, errors)
-        except OSError as error:
-            why = f"the heap walk could not be started: {error.strerror}"
+    child: subprocess.Popen[bytes] | Forked | None = None
+    why = "" if has_drgn() else WITHOUT_DRGN
+    try:
+        if found is None:
+            why = "no debug information (DWARF) for the QEMU binary is at hand"
+        elif has_drgn():
+            child = _fork(_request(frozen, symbols, found, seconds, frozen.core), answer, errors)
+        else:
+            core = _plain_core(frozen, symbols)
+            request = _request(frozen, symbols, found, seconds, core)
+            child = _spawn(_command(frozen, symbols, found, core), request, answer, errors)
+    except OSError as error:
+        why = f"the heap walk could not be started: {error.strerror}"
     return Walking(frozen, found, why, child, answer, errors, time.monotonic() + seconds)
 
 
@@ -89,16 +100,16 @@ def finish(walking: Walking, threads: Iterable[ThreadStack] = (), earlier: Earli
     return heap
 
 
-def _request(frozen: Frozen, symbols: Symbols, found: Found, seconds: float) -> bytes:
+def _request(frozen: Frozen, symbols: Symbols, found: Found, seconds: float, core: Path | int) -> bytes:
     fds = polled(frozen.read)
     return msgspec.json.encode(
         {
-            "core": str(frozen.core),
+            "core": _name(core),
             "debug": str(found.path),
             "images": [{"path": str(each.file.path), "bias": each.bias} for each in symbols.images if each.file],
             "frozen_at_ns": freeze_record(frozen.read).frozen_at_ns,
             "seconds": seconds,
-            "second_core": str(frozen.second_core or ""),
+            "second_core": "" if frozen.second_core is None else _name(frozen.second_core),
             "second_at_ns": freeze_record(frozen.read, layout.SECOND_EXPOSURE).frozen_at_ns,
             "polled": None if fds is None else sorted(fds),
             "rings_poll": rings_poll(frozen.read),
@@ -106,17 +117,67 @@ def _request(frozen: Frozen, symbols: Symbols, found: Found, seconds: float) -> 
     )
 
 
-def _command(frozen: Frozen, symbols: Symbols, found: Found) -> tuple[list[str], str]:
-    """Return what walks: a Python with drgn, and where there is none the Python inside gdb, with what that costs."""
-    if importlib.util.find_spec("drgn") is not None:
-        return [sys.executable, "-P", "-m", "autopsy.examine.heap.walk"], ""
+def has_drgn() -> bool:
+    """Return whether drgn walks the heap; where it is not installed gdb does."""
+    return importlib.util.find_spec("drgn") is not None
+
+
+def lay_out(scratch: Path) -> None:
+    """Put what the Python inside gdb needs of ours where gdb can read it."""
+    house = scratch / "python"
+    if house.exists():
+        return
+    package, codec = Path(autopsy.__file__).parent, Path(msgspec.__file__).parent
+    ours = ["__init__.py", "errors.py", *(f"{part}/**/*.py" for part in ("bundle", "examine", "linux"))]
+    for folder, patterns in ((package, ours), (codec, ["*.py", "*.so"])):
+        for file in (file for pattern in patterns for file in folder.glob(pattern)):
+            copy = house / folder.name / file.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
+def _name(core: Path | int) -> str | int:
+    return core if isinstance(core, int) else str(core)
+
+
+def _plain_core(frozen: Frozen, symbols: Symbols) -> Path:
+    """Write the core without the names of mapped files: gdb would open them, and take their bytes for the VM's."""
+    path = frozen.scratch.absolute() / "heap.core"
+    path.unlink(missing_ok=True)
+    core = symbols.core
+    synthetic.write(path, core.threads, list(core.extents), notes(core, {}))
+    return path
+
+
+def _command(frozen: Frozen, symbols: Symbols, found: Found, core: Path) -> list[str]:
+    """Return a gdb whose own Python walks."""
+    lay_out(frozen.scratch)
     binary = symbols.main.file if symbols.main else None
-    walk = f"import sys; sys.path[:0] = {sys.path!r}; from autopsy.examine import heap_gdb; heap_gdb.walk()"
+    house = str(frozen.scratch.absolute() / "python")
+    walk = (
+        f"import sys; sys.path.insert(0, {house!r}); from autopsy.examine.heap import drgn_in_gdb; drgn_in_gdb.walk()"
+    )
     command = ["gdb", "-nx", "-q", "-batch"]
     for rail in RAILS:
         command += ["-iex", rail]
-    command += ["-e", str((binary or found).path), "-s", str(found.path), "-c", str(frozen.core)]
-    return [*command, "-ex", f"python {walk}"], WITHOUT_DRGN
+    command += ["-e", str((binary or found).path), "-s", str(found.path), "-c", str(core)]
+    return [*command, "-ex", f"python {walk}"]
+
+
+def _fork(request: bytes, answer: Path, errors: Path) -> Forked:
+    """Start drgn's walk as a copy of this process: nothing has to be found, or read, to start a program."""
+    with tempfile.TemporaryFile(dir=answer.parent) as asked, open(answer, "wb") as told, open(errors, "wb") as log:
+        asked.write(request)
+        asked.seek(0)
+        return Forked.start(_walk, (asked.fileno(), told.fileno(), log.fileno()))
+
+
+def _walk() -> None:
+    send_no_signal()
+    warnings.simplefilter("ignore")  # what Python thinks of drgn is no reason to end
+    from autopsy.examine.heap.walk import main  # noqa: PLC0415 - drgn is large, and not always there
+
+    main()
 
 
 def _spawn(command: list[str], request: bytes, answer: Path, errors: Path) -> subprocess.Popen[bytes]:
@@ -129,7 +190,8 @@ def _spawn(command: list[str], request: bytes, answer: Path, errors: Path) -> su
             stdin=asked,
             stdout=told,
             stderr=log,
-            env=_environment(),
+            cwd=answer.parent,
+            env=environment.ours(PYTHONDONTWRITEBYTECODE="1"),
             preexec_fn=partial(bound_to, os.getpid()),  # noqa: PLW1509 - an examination runs in a process of one thread
         )
 
@@ -147,7 +209,9 @@ def _collect(walking: Walking) -> Heap:
             walking.child.wait(GOODBYE_SECONDS)
         why = "the heap walk was ended: it took longer than it may"
     else:
-        if code:
+        if code < 0:
+            why = f"the heap walk died: {signal_name(-code)}; {HOSTILE}"
+        elif code:
             words = walking.errors.read_bytes()[-MOST_WORDS:].decode("utf-8", "replace").strip().rpartition("\n")[2]
             why = f"the heap walk ended with {code}: {words}"
     lines = walking.answer.read_bytes().split(b"\n")
@@ -165,13 +229,6 @@ def _debug_information(symbols: Symbols) -> Found | None:
         if found and found.elf.has_dwarf:
             return found
     return None
-
-
-def _environment() -> dict[str, str]:
-    """Return our environment with our own package in reach, and without servers that debug information comes from."""
-    house = str(Path(autopsy.__file__).resolve().parent.parent)
-    inherited = {name: value for name, value in os.environ.items() if name not in ("DEBUGINFOD_URLS", "PYTHONPATH")}
-    return {**inherited, "PYTHONPATH": house, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _named(exposure: Exposure | None, comms: Mapping[int, str]) -> Exposure | None:

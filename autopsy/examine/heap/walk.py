@@ -40,14 +40,17 @@ class MappedImage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to walk. Times are when the exposures were frozen; `polled` and `rings_poll` are what Walk says of them."""
+    """What to walk; a core is a path or an open descriptor.
 
-    core: str
+    Times are when the exposures were frozen; `polled` and `rings_poll` are what Walk says of them.
+    """
+
+    core: str | int
     debug: str
     frozen_at_ns: int
     seconds: float
     images: tuple[MappedImage, ...] = ()
-    second_core: str = ""
+    second_core: str | int = ""
     second_at_ns: int = 0
     polled: tuple[int, ...] | None = None
     rings_poll: bool = False
@@ -60,7 +63,7 @@ def main() -> None:
     _confine(request.seconds)
     began = time.monotonic()
     program, notes = _program(request)
-    core = Core(Path(request.core))
+    core = Core(_core(request.core))
     can_overlay = hasattr(program, "add_memory_segment")  # gdb cannot, and reads the binary by itself
     for image in request.images if can_overlay else ():
         _fill_from(program, core, image)
@@ -69,7 +72,7 @@ def main() -> None:
     if not request.second_core or not can_overlay:
         return
     try:
-        delta = Core(Path(request.second_core))
+        delta = Core(_core(request.second_core))
     except CoreError as error:
         sys.stderr.write(f"the second core: {error}\n")
         return
@@ -78,6 +81,10 @@ def main() -> None:
     second = _exposure(program, delta, request, request.second_at_ns, [])
     first = msgspec.structs.replace(first, nodes=_compare(first.nodes, second.nodes))
     _tell(Heap(first=first, second=second, symbols=request.debug, ms=_since(began)))
+
+
+def _core(name: str | int) -> Path | int:
+    return Path(name) if isinstance(name, str) else name
 
 
 def _confine(seconds: float) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,9 @@ from autopsy.bundle.records import Coroutine, Module, ThreadStack
 from autopsy.drill.machine import Machine
 from autopsy.errors import ExaminationFailed
 from autopsy.examine import run
-from autopsy.examine.gdb import interactive, mi
+from autopsy.examine.gdb import interactive
 from autopsy.examine.gdb.backtrace import blocks
+from autopsy.linux import environment
 from support import exposure, lab
 from support.copies import copied
 
@@ -72,7 +72,7 @@ def test_without_gdb_the_raw_facts_are_there_and_the_remedy_is_told(
     stock: lab.Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
-        monkeypatch.setenv("PATH", "/nonexistent")
+        monkeypatch.setattr(environment, "PATH", "/nonexistent")
         with pytest.raises(ExaminationFailed) as raised:
             run.examine(found.frozen)
         assert raised.value.remedy == "apt install gdb"
@@ -91,7 +91,7 @@ def test_a_gdb_that_never_answers_is_ended_at_its_deadline(
     fake.write_text(f"#!/bin/sh\necho $$ > {short}/pid\nexec sleep 600\n")
     fake.chmod(0o755)
     with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
-        monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+        monkeypatch.setattr(environment, "PATH", f"{fake.parent}:{environment.PATH}")
         assert "gdb was ended at its deadline" in run.examine(replace(found.frozen, seconds=1.0))
         assert not Path(f"/proc/{(short / 'pid').read_text().strip()}").exists()
         assert {each.cut_short for each in threads(found).values()} == {"gdb was ended at its deadline"}
@@ -105,7 +105,7 @@ def test_a_gdb_that_dies_is_told_by_its_last_words(
     fake.write_text("#!/bin/sh\necho out of memory >&2\nexit 1\n")
     fake.chmod(0o755)
     with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
-        monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+        monkeypatch.setattr(environment, "PATH", f"{fake.parent}:{environment.PATH}")
         with pytest.raises(ExaminationFailed, match="out of memory"):
             run.examine(found.frozen)
         assert found.record(layout.COROUTINES, list[Coroutine])
@@ -182,23 +182,6 @@ def test_an_interactive_gdb_lists_the_parked_coroutines_and_unwinds_them(stock: 
         assert answer.count("in monitor_qmp_dispatcher_co ()") >= 2
         assert "in main_loop_wait ()" in answer
         assert "=> 0x" in answer
-
-
-def test_the_index_cache_is_only_kept_where_nobody_else_can_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mi, "ROOTS_CACHE", tmp_path / "cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = mi.cache_directory()
-    assert made is not None
-    assert stat.S_IMODE(made.stat().st_mode) == 0o700
-    made.chmod(0o777)
-    assert mi.cache_directory() is None
-    made.rmdir()
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    made.symlink_to(elsewhere)
-    assert mi.cache_directory() is None
 
 
 PRINTED = """

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -21,6 +20,7 @@ from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import Core
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.heap import run as heap
+from autopsy.linux import environment
 from support import exposure, lab
 
 pytestmark = pytest.mark.live
@@ -290,7 +290,7 @@ def test_without_drgn_and_without_gdb_it_says_what_to_install(monkeypatch: pytes
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "drgn" else find(name))
     with lab.qemu(DEBUG) as machine, exposure.exposed(machine) as exposed:
-        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setattr(environment, "PATH", str(tmp_path))
         symbols = Symbols(Core(exposed.frozen.core), exposed.frozen)
         found = heap.finish(heap.start(exposed.frozen, symbols, 15))
     assert found.first is None
@@ -350,10 +350,9 @@ def victims(whole: Exposure) -> list[int]:
     ]
 
 
-def test_nothing_of_the_environment_reaches_the_walk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("DEBUGINFOD_URLS", "http://localhost:9")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    environment = heap._environment()
-    assert "DEBUGINFOD_URLS" not in environment
-    assert environment["PYTHONPATH"] != str(tmp_path)
-    assert environment["PATH"] == os.environ["PATH"]
+def test_nothing_of_the_callers_environment_reaches_a_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    callers = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_PRELOAD", "LD_LIBRARY_PATH", "GDBHISTFILE", "DEBUGINFOD_URLS")
+    for name in callers:
+        monkeypatch.setenv(name, str(tmp_path))
+    assert str(tmp_path) not in environment.ours().values()
+    assert set(callers) & set(environment.ours()) == {"PATH"}
