@@ -12,7 +12,7 @@ import pytest
 
 from support import lab
 
-LABELS = ("7.2", "10.0.2", "10.0.2-debug")
+LABELS = ("7.2", "10.0.2", "10.0.2-debug", "11")
 
 
 @pytest.fixture(params=LABELS)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from autopsy.drill.process import tool
 
 HERE = Path(__file__).resolve().parent
 LAB = HERE.parents[1] / "build" / "lab"
@@ -32,13 +35,21 @@ class Build:
 
     @property
     def command(self) -> tuple[str, ...]:
-        return self.program(self.binary)
-
-    def program(self, binary: Path) -> tuple[str, ...]:
-        """Return what starts a program that came with this QEMU; its own system is around it, as in a container."""
         if self.system is None:
-            return (str(binary),)
-        return (str(CHROOTED), str(self.system), f"/{binary.relative_to(self.system)}")
+            return (str(self.binary),)
+        return (str(CHROOTED), str(self.system), f"/{self.binary.relative_to(self.system)}")
+
+    def tool(self, name: str) -> tuple[str, ...]:
+        """Return what starts a program such as qemu-storage-daemon: the one of this QEMU, or of this host."""
+        if self.system is None:
+            return (tool(name),)
+        return (str(CHROOTED), str(self.system), f"/usr/bin/{name}")
+
+    def has_device(self, name: str) -> bool:
+        asked = subprocess.run(
+            [*self.command, "-machine", "none", "-device", f"{name},help"], capture_output=True, check=False
+        )
+        return b"options" in asked.stdout
 
 
 def qemu_builds() -> tuple[Build, ...]:

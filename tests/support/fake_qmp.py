@@ -53,7 +53,7 @@ class Client:
         return question
 
     def answer(self, question: dict[str, Any], value: object) -> None:
-        self.say({"return": value, "id": question["id"]})
+        self.say({"return": value, **{key: question[key] for key in question if key == "id"}})
 
     def wait(self) -> None:
         """Say nothing until the test is over."""
