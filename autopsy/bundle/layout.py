@@ -63,6 +63,7 @@ WORKERS = "workers.json"  # records.Worker[]
 MODULES = "modules.json"  # records.Module[]
 HEAP = "heap.json"  # records.Heap
 VIRTQUEUES = "virtqueues.json"  # heap_virtio.VirtioShapes
+RING_WORDS = "ring-words.json"  # heap_virtio.RingsLook
 GDB_LOG = "gdb.log"
 SOCKETS = "sockets.txt"  # sections net/unix, net/tcp, net/tcp6, ss, peer/<pid>/{status,wchan,stack,…}, fuse/<minor>/…
 SOCKET_ENDS = "sockets.json"  # records.SocketEnd[]

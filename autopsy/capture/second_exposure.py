@@ -10,6 +10,7 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import FreezeRecord
+from autopsy.capture.freeze import ring_words
 from autopsy.capture.freeze import step as freeze
 from autopsy.capture.gdb import step as gdb
 from autopsy.capture.proc import step as proc
@@ -31,6 +32,7 @@ def expose(scene: Scene) -> Outcome:
         ("monitor", qmp.ask_again(scene)),
         ("coroutines", _compare(scene)),
     )
+    ring_words.look(scene)
     stop_ns = sum(outcome.stop_ns for _, outcome in parts if isinstance(outcome, Collected))
     told = [f"{waited:.1f} s after the first"]
     told += [words for name, outcome in parts if (words := _words(name, outcome))]

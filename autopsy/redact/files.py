@@ -50,6 +50,7 @@ KNOWN = frozenset(
             layout.SOCKETS,
         ),
         layout.VIRTQUEUES,
+        layout.RING_WORDS,
         *(
             layout.SOCKET_ENDS,
             layout.AIO,

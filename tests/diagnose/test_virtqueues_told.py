@@ -117,7 +117,7 @@ def test_a_guest_whose_writes_wait_has_no_queue_that_lost_anything(build: lab.Bu
     """Its virtio-blk disk has three queues, of which its one vCPU uses one; its SCSI controller's are idle."""
     with test_virtqueues.guest_that_waits(lab.build(build.label)) as machine, lab.folder() as place:
         captured(machine.pid, place)
-        (bundle,) = place.iterdir()
+        (bundle,) = place.glob("*.tar.zst")
         facts = gather(open_bundle(bundle))
     found = diagnose(facts)
     assert isinstance(facts.disks, Known)

@@ -11,6 +11,7 @@ from pathlib import Path
 import zstandard
 
 from autopsy.bundle import layout
+from autopsy.capture.freeze import ring_words
 from autopsy.capture.freeze import step as freeze
 from autopsy.capture.gdb import attach
 from autopsy.capture.gdb.mapped import mapped
@@ -40,7 +41,9 @@ def look(scene: Scene) -> Outcome:
         return Failed(f"{error}: {error.remedy}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Collected("; ".join(filter(None, (note, _store_binary(scene)))))
+    kept = _store_binary(scene)
+    ring_words.look(scene)  # last: it reads what belongs to the VM, and everything else is stored
+    return Collected("; ".join(filter(None, (note, kept))))
 
 
 def _without_core(scene: Scene) -> Outcome:

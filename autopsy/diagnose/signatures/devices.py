@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from autopsy.bundle.heap import devices
 from autopsy.diagnose.queries.notifiers import _eventfd, _queues, unseen_notifiers
 from autopsy.diagnose.queries.requests import still, their_disks
 from autopsy.diagnose.queries.threads import functions, threads
-from autopsy.diagnose.queries.wording import missing
+from autopsy.diagnose.queries.untaken import Untaken, untaken
+from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
-from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Descriptor, Facts, Park
+from autopsy.facts.cite import Cite, Known, Unknown
+from autopsy.facts.model.facts import Descriptor, Facts, Park, Queues
 from autopsy.facts.subjects import Whole
 
 HEAP_MISSING = "heap.json (QEMU's DWARF: `autopsy examine BUNDLE --debug-file F`)"
@@ -76,27 +79,34 @@ def _notify_off(facts: Facts) -> Judgement:
     )
 
 
-def _kick_lost(facts: Facts) -> Judgement:
+def _kick_lost(facts: Facts) -> Judgement:  # noqa: PLR0911 - one answer for each thing that may be missing
     if isinstance(facts.virtqueues, Unknown) or _missing_queues(facts):
         return CannotTell(_missing_queues(facts))
     if isinstance(facts.polls, Unknown):
         return CannotTell(f"the threads' poll sets: {missing(facts.polls)}")
     if unseen := unseen_notifiers(facts):
         return CannotTell(f"the descriptors {', '.join(map(str, unseen))} (evidence/proc.fds/fds.txt)")
-    lost, unclear = [], []
+    lost = tuple(_pending(facts, heard=False))
+    if lost:
+        return _unheard(facts.polls.cite, lost)
+    if waiting := untaken(facts, _queues(facts)):
+        return _never_told(facts.virtqueues.value, waiting)
+    if unclear := tuple(str(fd.fd) for _, fd in _pending(facts, heard=None)):
+        return CannotTell(f"who polls eventfd {', '.join(unclear)}: io_uring tells nobody")
+    return RuledOut("no kick of a disk's queue lies in an eventfd that nobody polls", (facts.virtqueues.cite,))
+
+
+def _pending(facts: Facts, *, heard: bool | None) -> Iterator[tuple[devices.VirtQueue, Descriptor]]:
+    """Yield the idle queues whose eventfd has counted kicks all the time, and is heard like that."""
     for queue in _queues(facts):
         fd = _eventfd(facts, queue.host_notifier_fd)
         if fd is None or queue.host_notifier_enabled is False or not _stays(facts, fd):
             continue
-        heard = _heard(facts, fd)
-        if heard is False:
-            lost.append((queue, fd))
-        elif heard is None:
-            unclear.append(fd.fd)
-    if not lost and unclear:
-        return CannotTell(f"who polls eventfd {', '.join(map(str, unclear))}: io_uring tells nobody")
-    if not lost:
-        return RuledOut("no kick of a disk's queue lies in an eventfd that nobody polls", (facts.virtqueues.cite,))
+        if _heard(facts, fd) is heard:
+            yield queue, fd
+
+
+def _unheard(polls: Cite, lost: tuple[tuple[devices.VirtQueue, Descriptor], ...]) -> Match:
     queue, fd = lost[0]
     return Match(
         headline=f"The guest kicked queue {queue.index} of {queue.device}, and no thread listens",
@@ -104,14 +114,40 @@ def _kick_lost(facts: Facts) -> Judgement:
         confidence="likely",
         claims=(
             claim(
-                (f"Eventfd {fd.fd} counts {fd.counter} kicks and is in no thread's poll set."),
+                f"Eventfd {fd.fd} counts {fd.counter} kicks and is in no thread's poll set.",
                 fd.cite,
-                facts.polls.cite,
+                polls,
             ),
         ),
         holds=frozenset({Whole.REQUESTS}),
         waits_for=frozenset({Whole.MAIN_LOOP, Whole.IOTHREAD}),
         weight=len(lost),
+    )
+
+
+def _never_told(queues: Queues, waiting: tuple[Untaken, ...]) -> Match:
+    queue, requests = waiting[0].queue, waiting[0].requests
+    return Match(
+        headline=(
+            f"{count(requests, 'request waits', 'requests wait')} in queue {queue.index} of {queue.device}, and no "
+            "kick tells QEMU of it"
+        ),
+        objects=tuple(dict.fromkeys(subjects.Device(each.queue.device) for each in waiting)),
+        confidence="likely",
+        claims=(
+            claim(
+                f"The guest is {requests} ahead of QEMU in that ring, from before the second exposure until after it.",
+                queues.words_cite,
+                queues.cite,
+            ),
+            claim(
+                f"Eventfd {queue.host_notifier_fd}, by which the guest kicks, was empty at both looks: the kick was "
+                "lost, or the guest never gave it.",
+                queues.cite,
+            ),
+        ),
+        holds=frozenset({Whole.REQUESTS}),
+        weight=sum(each.requests for each in waiting),
     )
 
 

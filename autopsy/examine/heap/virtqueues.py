@@ -18,9 +18,10 @@ import msgspec
 
 from autopsy.bundle import layout, sections
 from autopsy.bundle.heap.devices import VirtQueue
-from autopsy.bundle.heap.virtio import VirtioDevice, VirtioShapes
+from autopsy.bundle.heap.virtio import RingPlace, VirtioDevice, VirtioShapes
 from autopsy.examine.core.reader import WORD, Core, CoreError
 from autopsy.examine.core.symbols import Symbols
+from autopsy.examine.heap import vrings
 from autopsy.examine.view import View
 
 QUEUES = 1024  # VIRTIO_QUEUE_MAX
@@ -201,6 +202,7 @@ def _device(core: Core, symbols: Symbols, place: Place, eventfds: dict[int, bool
         broken=None if flags is None else flags[0],
         vhost_started=None if flags is None else flags[1],
         queues=tuple(_queues(symbols, array, name, kind, eventfds)),
+        rings=tuple(_rings(core, array)),
     )
 
 
@@ -236,6 +238,16 @@ def _queues(symbols: Symbols, array: bytes, device: str, kind: str, eventfds: di
             guest_notifier_fd=queue.guest_fd,
             host_notifier_enabled=bool(queue.host_enabled),
         )
+
+
+def _rings(core: Core, array: bytes) -> Iterator[RingPlace]:
+    for values in QUEUE.iter_unpack(array):
+        queue = Members(*values)
+        if not queue.size:
+            return
+        addresses = queue.descriptors, queue.available, queue.used
+        if found := vrings.place(core, queue.number, queue.size, queue.caches, addresses):
+            yield found
 
 
 def _type(symbols: Symbols, cls: int) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from autopsy.bundle.heap.devices import VirtQueue
+from autopsy.bundle.heap.virtio import RingWords
 from autopsy.bundle.records import EventFd, Frame
 from autopsy.facts.cite import Cite, Fact
 
@@ -177,12 +178,17 @@ class Job:
 class Queues:
     """The virtqueues of virtio disks and SCSI controllers that are set up, at both looks.
 
-    `notifiers` are eventfds as both looks saw them, empty where that is not known.
+    `notifiers` are eventfds as both looks saw them, `words` and `words_again` the index words of rings in the guest's
+    memory after each; empty where that is not known.
     """
 
     first: tuple[VirtQueue, ...]
     second: Fact[tuple[VirtQueue, ...]]
     notifiers: tuple[EventFd, ...]
+    words: tuple[RingWords, ...]
+    words_again: tuple[RingWords, ...]
+    words_cite: Cite
+    broken: frozenset[str]
     cite: Cite
 
     def notifier(self, fd: int) -> EventFd | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.bundle import layout, records
 from autopsy.bundle.heap import records as heap_records
 from autopsy.bundle.heap.devices import VirtQueue
-from autopsy.bundle.heap.virtio import VirtioShapes
+from autopsy.bundle.heap.virtio import RingsLook, RingWords, VirtioShapes
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, string
 from autopsy.facts.evidence import Evidence
@@ -65,6 +65,8 @@ def gather(  # noqa: PLR0917 - every source of a queue, once
 def _queues(
     evidence: Evidence, first: tuple[VirtQueue, ...], second: tuple[VirtQueue, ...] | None, cite: Cite
 ) -> Known[Queues]:
+    found = shapes(evidence)
+    shaped = found.value.first if isinstance(found, Known) else ()
     twice = decode(evidence, layout.SECOND_EXPOSURE, layout.EVENTFDS, tuple[records.EventFd, ...])
     again: Fact[tuple[VirtQueue, ...]] = (
         Unknown(cite.file, "there is no second exposure of them") if second is None else Known(_of_disks(second), cite)
@@ -74,10 +76,19 @@ def _queues(
             first=_of_disks(first),
             second=again,
             notifiers=twice.value if isinstance(twice, Known) else (),
+            words=_words(evidence, layout.GDB_THREADS),
+            words_again=_words(evidence, layout.SECOND_EXPOSURE),
+            broken=frozenset(device.device for device in shaped if device.broken),
+            words_cite=Cite(layout.evidence(layout.SECOND_EXPOSURE, layout.RING_WORDS)),
             cite=cite,
         ),
         cite,
     )
+
+
+def _words(evidence: Evidence, step: str) -> tuple[RingWords, ...]:
+    found = decode(evidence, step, layout.RING_WORDS, RingsLook)
+    return found.value.words if isinstance(found, Known) else ()
 
 
 def _absent(told: VirtioShapes, disks: Fact[tuple[Disk, ...]], line: CommandLine) -> str:

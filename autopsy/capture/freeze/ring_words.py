@@ -1,0 +1,93 @@
+"""Read the two index words of each disk's rings in the guest's memory, four bytes a queue and nothing else of it.
+
+How far the guest's driver has come is written nowhere else, and it alone shows a request that QEMU was never told of.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from contextlib import suppress
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.heap.virtio import RingsLook, RingWords, VirtioDevice, VirtioShapes
+from autopsy.capture.reading.procfs import Gone, held
+from autopsy.capture.step import Scene
+from autopsy.linux.mappings import IN_MEMORY, PAGE, runs
+
+FAMILIES = ("virtio-blk", "virtio-scsi")
+MOST_RINGS = 4096
+MOST_LEFT_OUT = 20
+WORD = struct.Struct("<H")
+
+
+class NotThere(Exception):
+    """The page of a word is not in memory: to read it is to wait for whoever brings it."""
+
+
+def look(scene: Scene) -> None:
+    """Read the words where this step's virtqueues.json has them, and write ring-words.json; without rings, nothing."""
+    devices = _devices(scene)
+    if not any(device.rings for device in devices):
+        return
+    words: list[RingWords] = []
+    left_out: list[str] = []
+    try:
+        with held(scene.target) as process:
+            memory = os.open("mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process.folder)
+            try:
+                pagemap = os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process.folder)
+                try:
+                    _read(memory, pagemap, devices, words, left_out)
+                finally:
+                    os.close(pagemap)
+            finally:
+                os.close(memory)
+    except (OSError, Gone) as error:
+        left_out.append(f"the rings' words could not be read: {getattr(error, 'strerror', None) or error}")
+    told = RingsLook(
+        taken_ns=time.monotonic_ns(),
+        words=tuple(words),
+        left_out=tuple(left_out[:MOST_LEFT_OUT]),
+    )
+    with suppress(OSError):  # a full disk: what the step has stored before is worth more than these words
+        scene.write_json(layout.RING_WORDS, told)
+
+
+def _devices(scene: Scene) -> tuple[VirtioDevice, ...]:
+    """Return the disks and controllers as the newest exposure has them."""
+    try:
+        shapes = msgspec.json.decode(scene.earlier(scene.step, layout.VIRTQUEUES), type=VirtioShapes)
+    except msgspec.DecodeError:
+        return ()
+    newest = shapes.first if shapes.second is None else shapes.second
+    return tuple(device for device in newest if device.device_type.startswith(FAMILIES))
+
+
+def _read(
+    memory: int, pagemap: int, devices: tuple[VirtioDevice, ...], words: list[RingWords], left_out: list[str]
+) -> None:
+    for device in devices:
+        for ring in device.rings:
+            if len(words) == MOST_RINGS:
+                left_out.append(f"only {MOST_RINGS} rings are read")
+                return
+            try:
+                avail, used = _word(memory, pagemap, ring.avail), _word(memory, pagemap, ring.used)
+            except (NotThere, OSError, OverflowError) as error:
+                left_out.append(f"queue {ring.index} of {device.device}: {error}")
+                continue
+            words.append(RingWords(device=device.device, index=ring.index, avail_idx=avail, used_idx=used))
+
+
+def _word(memory: int, pagemap: int, address: int) -> int:
+    page = address & -PAGE
+    if address % WORD.size or not any(runs(pagemap, page, page + PAGE, IN_MEMORY)):
+        raise NotThere("its page is not in memory")
+    data = os.pread(memory, WORD.size, address)
+    if len(data) < WORD.size:
+        raise NotThere("it cannot be read")
+    return int(WORD.unpack(data)[0])
