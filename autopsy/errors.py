@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     STILL_THERE = 6
     MISMATCH = 7
     NOT_STARTED = 8
+    VM_ENDED = 9
     INTERRUPTED = 130
 
 

@@ -40,6 +40,9 @@ STEPS = (
     SECOND_EXPOSURE,
 )
 
+# No step: what was taken of a VM that had ended by itself.
+END = "end"
+
 # Files inside evidence/<step>/.
 TASKS = "tasks.txt"  # sections task/<tid>/{comm,stat,status,wchan,syscall,stack,schedstat}, and the process's own
 FDS = "fds.txt"  # sections fd/<n> (the link), fdinfo/<n>, mountinfo
@@ -74,6 +77,7 @@ DMESG = "dmesg.txt"
 JOURNAL = "journal.txt"  # sections named by the journalctl that gave them
 VM_CONFIG = "vm-config.txt"  # sections: domain XML or VMID.conf, redacted
 VM_LOG = "vm.log"
+LEFT = "left-behind.txt"  # sections named by the VM's sockets and pidfile: `still there`, or why not
 VM_TASKS = "vm-tasks.txt"  # sections: what the manager was told to do with the VM of late, newest first
 RRD = "rrd"  # the manager's own record of the VM's load, from before the incident (rrdtool)
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from autopsy.bundle.vm_end import VmEnd
+
 SCHEMA = 1
 
 OutcomeName = Literal["Collected", "TimedOut", "Failed", "Skipped"]
@@ -110,7 +112,10 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The first file of every bundle. Unknown fields are ignored, so that newer minor additions still open."""
+    """The first file of every bundle. Unknown fields are ignored, so that newer minor additions still open.
+
+    `end` is how the VM ended by itself during its capture, null where it lived on.
+    """
 
     schema: int
     autopsy: str
@@ -122,3 +127,4 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[StepRecord, ...]
     notes: tuple[str, ...] = ()
     files: tuple[FileRecord, ...] = ()
+    end: VmEnd | None = None

@@ -19,11 +19,11 @@ PLAN = (
     Step(layout.QUERY_STATUS, Impact.ASKS, 8, qmp.query_status),
     Step(layout.QUERY_BLOCK, Impact.MAY_BLOCK, 6, qmp.query_block),
     Step(layout.THROTTLE_GROUPS, Impact.MAY_BLOCK, 6, qmp.throttle_groups),
-    Step(layout.GDB_THREADS, Impact.NONE, 25, gdb.look),
+    Step(layout.GDB_THREADS, Impact.NONE, 25, gdb.look, without_vm=True),
     Step(layout.PROC_STACKS, Impact.NONE, 5, proc.stacks),
     Step(layout.PROC_FDS, Impact.NONE, 6, proc.fds),
     Step(layout.PROC_AIO, Impact.NONE, 4, proc.aio),
-    Step(layout.HOST, Impact.NONE, 10, host.look),
+    Step(layout.HOST, Impact.NONE, 10, host.look, without_vm=True),
     Step(layout.SECOND_EXPOSURE, Impact.STOPS, 25, second_exposure.expose),
 )
 

@@ -11,6 +11,8 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import LeftBehind, OutcomeName, StepRecord
+from autopsy.bundle.vm_end import VmEnd
+from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.staging.staging import SETTLE_SECONDS, Staging
 from autopsy.capture.step import Collected, Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_words, spawn
@@ -61,6 +63,7 @@ class Run:
     """
 
     target: Target
+    watch: EndWatch
     options: Options
     staging: Staging
     budget: Deadline
@@ -80,8 +83,12 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
     for place, step in enumerate(plan, start=1):
         it.watcher.began(step)
         start = time.monotonic_ns()
+        it.watch.began(step.name)
+        end = it.watch.conclude(it.staging.work)
         if interrupted:
             answer = _Answer(Skipped(INTERRUPTED))
+        elif end is not None and not step.without_vm:
+            answer = _Answer(Skipped(_ended(end)))
         elif step.impact is Impact.MAY_HARM and not _all_durable(it):
             answer = _Answer(Skipped("what was taken so far could be stored nowhere yet"))
         elif it.budget.left() < LEAST_SECONDS:
@@ -92,6 +99,7 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
             except Interrupted:
                 interrupted = True
                 answer = _Answer(Failed(INTERRUPTED))
+        it.watch.conclude(it.staging.work)
         record = _record(step, answer, start)
         records.append(record)
         it.note(tuple(records))
@@ -123,13 +131,16 @@ def _run(step: Step, it: Run, kept: float) -> _Answer:
         return _Answer(Failed(str(error)))
 
 
+def _ended(end: VmEnd) -> str:
+    return f"the VM ended after {end.after}"
+
+
 def _tick(step: Step, it: Run) -> Callable[[], None]:
     """Return what to do ten times a second while a step's child works; beside the longest step, `meanwhile` once."""
-    if step.name != layout.GDB_THREADS:
-        return it.watcher.tick
-    ahead = [it.meanwhile]
+    ahead = [it.meanwhile] if step.name == layout.GDB_THREADS else []
 
     def tick() -> None:
+        it.watch.look()
         it.watcher.tick()
         if ahead:
             ahead.pop()()

@@ -19,6 +19,7 @@ from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped, Tim
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.second_exposure import examine_again
+from autopsy.target.target import ends_within
 
 RESERVE_SECONDS = 3.0  # for the exposure itself, when the budget cuts the gap short
 
@@ -55,13 +56,16 @@ def _compare(scene: Scene) -> Outcome:
 
 
 def _wait(scene: Scene) -> float:
-    """Sleep until `gap` seconds after the first exposure and return how many seconds after it now is."""
+    """Sleep until `gap` seconds after the first exposure and return how many seconds after it now is.
+
+    Nobody waits for a VM that has ended.
+    """
     try:
         first = msgspec.json.decode(scene.earlier(layout.FREEZE, layout.FREEZE_RECORD), type=FreezeRecord).frozen_at_ns
     except msgspec.DecodeError:  # the first was not frozen; its threads were looked at all the same, just now
         first = time.monotonic_ns()
     due = first / 1e9 + scene.options.gap - time.monotonic()
-    time.sleep(max(0.0, min(due, scene.deadline.left() - RESERVE_SECONDS)))
+    ends_within(scene.target, max(0.0, min(due, scene.deadline.left() - RESERVE_SECONDS)))
     return time.monotonic() - first / 1e9
 
 

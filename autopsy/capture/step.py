@@ -123,9 +123,13 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the plan. `collect` runs in a child process that may be abandoned at `deadline` seconds."""
+    """One step of the plan. `collect` runs in a child process that may be abandoned at `deadline` seconds.
+
+    `without_vm` says that it has something to take when the VM has ended, too.
+    """
 
     name: str
     impact: Impact
     deadline: float
     collect: Callable[[Scene], Outcome]
+    without_vm: bool = False

@@ -21,8 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Freeze the evidence of a wedged QEMU before anybody kills it, and say where its disk I/O is stuck.",
     epilog="Exit codes: 0 done, 2 usage, 3 no such VM, 4 not permitted, 5 evidence not stored (nothing was killed), "
-    "6 killed but still there, 7 verify or replay mismatch, 8 killed but not started again, 130 interrupted, "
-    "1 a bug of autopsy's.",
+    "6 killed but still there, 7 verify or replay mismatch, 8 killed but not started again, "
+    "9 the VM ended by itself, 130 interrupted, 1 a bug of autopsy's.",
 )
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a .tar.zst bundle, or its folder")]

@@ -24,6 +24,13 @@ class TargetAnswer(msgspec.Struct, frozen=True, kw_only=True):
     build_id: str
 
 
+class VmAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the VM lived on until any kill of ours; else the step or the question that it ended after."""
+
+    alive: bool
+    ended_after: str
+
+
 class StepAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """How one step went."""
 
@@ -38,6 +45,8 @@ class SecondaryAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     where: str
     signature: str
+    headline: str
+    objects: tuple[str, ...]
 
 
 class RuledOutAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +100,7 @@ class CaptureAnswer(msgspec.Struct, frozen=True, kw_only=True):
     report: str
     sha256: str
     target: TargetAnswer
+    vm: VmAnswer
     steps: tuple[StepAnswer, ...]
     stop_ms: float
     verdict: VerdictAnswer | None
@@ -115,6 +125,7 @@ def answer(ended: Ended) -> str:
                 qemu_version=record.qemu_version,
                 build_id=record.build_id,
             ),
+            vm=VmAnswer(alive=captured.end is None, ended_after=captured.end.after if captured.end else ""),
             steps=tuple(
                 StepAnswer(
                     name=step.name,
@@ -141,7 +152,10 @@ def verdict(diagnosis: Diagnosis) -> VerdictAnswer:
         confidence=diagnosis.confidence,
         headline=diagnosis.headline,
         objects=diagnosis.objects,
-        secondary=tuple(SecondaryAnswer(where=one.where, signature=one.signature) for one in diagnosis.secondary),
+        secondary=tuple(
+            SecondaryAnswer(where=one.where, signature=one.signature, headline=one.headline, objects=one.objects)
+            for one in diagnosis.secondary
+        ),
         cites=diagnosis.cites,
         ruled_out=tuple(RuledOutAnswer(signature=one.signature, why=one.why) for one in diagnosis.ruled_out),
         cannot_tell=tuple(

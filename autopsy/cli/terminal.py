@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
 from autopsy.bundle.manifest import StepRecord
+from autopsy.bundle.vm_end import in_words
 from autopsy.capture.runner import Interrupted
 from autopsy.capture.step import Step
 from autopsy.cli import streams
@@ -170,8 +171,10 @@ def story(ended: Ended) -> Iterator[str]:
 
 
 def five_lines(ended: Ended) -> Iterator[str]:
-    """Yield verdict, where, confidence, report, bundle."""
+    """Yield verdict, where, confidence, report, bundle; ahead of them that the VM has ended, where it has."""
     captured = ended.captured
+    if captured.end is not None:
+        yield f"ended       {plain(in_words(captured.end))}"
     if captured.diagnosis is None:
         yield "verdict     none could be made: see the notes above; the evidence is whole"
         yield "where       unknown"

@@ -22,6 +22,9 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.readme import readme
 from autopsy.bundle.seal import Sealed, encode_manifest, seal
 from autopsy.bundle.signing import can_sign, sign, signature_path
+from autopsy.bundle.vm_end import VmEnd, in_words
+from autopsy.capture import aftermath
+from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.freeze.size_estimate import needs
 from autopsy.capture.plan import plan
 from autopsy.capture.runner import INTERRUPTED, Run, Watcher, run
@@ -43,6 +46,7 @@ REPORT_SECONDS = 8.0
 SEAL_SECONDS = 20.0
 SIGN_SECONDS = 25.0
 HURRIED_GAP = 0.5
+NOT_STARTED = "not started again: we did not end it, and whoever did may have had a reason"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +67,10 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captured:
-    """A capture that was sealed. `report` stands beside the bundle and inside it; empty notes mean nothing to tell."""
+    """A capture that was sealed. `report` stands beside the bundle and inside it; empty notes mean nothing to tell.
+
+    `end` is how the VM ended by itself meanwhile, None where it lived on.
+    """
 
     target: target.Target
     sealed: Sealed
@@ -72,6 +79,7 @@ class Captured:
     steps: tuple[StepRecord, ...]
     notes: tuple[str, ...]
     interrupted: bool = False
+    end: VmEnd | None = None
 
     @property
     def stop_ms(self) -> float:
@@ -117,11 +125,14 @@ def fulfil(wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) 
         can_sign(wish.sign)
     vm = target.find(wish.name)
     options = _hurried(vm, wish.options, say)
-    captured = capture(vm, options=options, places=wish.places, words=wish.words, watcher=watcher)
+    watch = EndWatch(vm)
+    captured = capture(vm, watch, options=options, places=wish.places, words=wish.words, watcher=watcher)
     if wish.sign is not None:
         captured = _signed(captured, wish.sign)
+    if captured.end is not None:
+        return _with_rescued(_ended_by_itself(captured, captured.end, wish))
     if wish.then_kill:
-        return _with_rescued(_end(vm, captured, wish, say))
+        return _with_rescued(_end(vm, watch, captured, wish, say))
     code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.DONE
     return _with_rescued(
         Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code)
@@ -146,7 +157,16 @@ def _with_rescued(ended: Ended) -> Ended:
     return replace(ended, captured=replace(captured, notes=captured.notes + told)) if told else ended
 
 
-def _end(vm: target.Target, captured: Captured, wish: Wish, say: Callable[[str], None]) -> Ended:
+def _ended_by_itself(captured: Captured, end: VmEnd, wish: Wish) -> Ended:
+    """Say that the VM is gone, and that we have neither killed it nor started it again."""
+    told = f"not killed: it ended by itself: {in_words(end)}" if wish.then_kill else "not asked for"
+    code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.VM_ENDED
+    start = NOT_STARTED if wish.then_start else ""
+    ended = Ended(captured=captured, kill_asked=wish.then_kill, kill_done=False, kill_words=told, exit_code=code)
+    return replace(ended, start_asked=wish.then_start, start_words=start)
+
+
+def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, say: Callable[[str], None]) -> Ended:
     """Kill the VM if it may be, and write that into the report. Whatever happens, the capture's result is kept."""
     order = Order(
         then_start=wish.then_start,
@@ -155,6 +175,8 @@ def _end(vm: target.Target, captured: Captured, wish: Wish, say: Callable[[str],
         require=wish.require,
     )
     ending = end(vm, captured.sealed, order, diagnosis=captured.diagnosis, steps=captured.steps, say=say)
+    if ending.exit_code is ExitCode.VM_ENDED and (late := watch.conclude(captured.sealed.path.parent)) is not None:
+        return _ended_by_itself(replace(captured, end=late), late, wish)
     told = "; ".join(filter(None, (ending.words, ending.start_words)))
     _tell_in_report(captured, f"{clocks.now().utc}: {told}")
     return Ended(
@@ -179,7 +201,13 @@ def _hurried(vm: target.Target, options: Options, say: Callable[[str], None]) ->
 
 
 def capture(
-    vm: target.Target, *, options: Options, places: tuple[Path, ...], words: tuple[str, ...], watcher: Watcher
+    vm: target.Target,
+    watch: EndWatch,
+    *,
+    options: Options,
+    places: tuple[Path, ...],
+    words: tuple[str, ...],
+    watcher: Watcher,
 ) -> Captured:
     """Freeze, examine, diagnose, render and seal; nothing is killed here.
 
@@ -205,7 +233,9 @@ def capture(
 
     def note(records: tuple[StepRecord, ...]) -> None:
         nonlocal manifest
-        manifest = msgspec.structs.replace(manifest, steps=records, ended=clocks.now(), notes=tuple(staging.notes))
+        manifest = msgspec.structs.replace(
+            manifest, steps=records, ended=clocks.now(), notes=tuple(staging.notes), end=watch.end
+        )
         staging.put(layout.MANIFEST, encode_manifest(manifest))
 
     note(())
@@ -214,6 +244,7 @@ def capture(
         plan(options),
         Run(
             target=vm,
+            watch=watch,
             options=options,
             staging=staging,
             budget=Deadline(max(0.0, budget.left() - reserve)),
@@ -222,10 +253,20 @@ def capture(
             meanwhile=_load,
         ),
     )
-    diagnosis = _diagnose(staging, budget)
+    while True:
+        known = watch.conclude(staging.work)
+        if known is not None:
+            aftermath.take_what_is_left(vm, options, staging)
+        note(steps)
+        diagnosis = _diagnose(staging, budget)
+        if watch.conclude(staging.work) == known:  # it did not end while it was diagnosed
+            break
     note(steps)
     sealed = _seal(staging, manifest, budget, options)
     report = _beside(staging.work / layout.REPORT, report_path(sealed.path), budget)
+    end = watch.conclude(staging.work)
+    if end is not None and manifest.end is None:
+        staging.notes.append(f"{in_words(end)}: its evidence was sealed by then, and does not tell of it")
     staging.clear()
     return Captured(
         target=vm,
@@ -235,6 +276,7 @@ def capture(
         steps=steps,
         notes=tuple(staging.notes),
         interrupted=any(step.why == INTERRUPTED for step in steps),
+        end=end,
     )
 
 

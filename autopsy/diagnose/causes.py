@@ -67,7 +67,7 @@ def _holds(holder: Seen, waiter: Seen) -> bool:
     if holder is waiter:
         return False
     waits_for = set(waiter.match.waits_for)
-    if Whole.PROCESS not in waiter.match.holds:
+    if not {Whole.PROCESS, Whole.ENDED} & waiter.match.holds:
         waits_for.add(Whole.PROCESS)
     return bool(holder.match.holds & waits_for)
 

@@ -59,6 +59,7 @@ class Secondary(msgspec.Struct, frozen=True, kw_only=True):
     headline: str
     because_of: str
     cites: tuple[Cite, ...] = ()
+    objects: tuple[str, ...] = ()
 
 
 class KnownBug(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from autopsy.bundle import layout
 from autopsy.diagnose.diagnosis import CannotTell
+from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
 
 # What is in the frozen core can be asked of it later, with better symbols; the rest dies with the process.
@@ -13,7 +14,9 @@ IN_THE_CORE = (layout.HEAP, layout.COROUTINES, layout.LOCKS, layout.MAIN_LOOP, l
 
 
 def lost_by_kill(facts: Facts, undecided: Iterable[CannotTell]) -> tuple[str, ...]:
-    """Return the questions that nobody can answer any more once the process is gone."""
+    """Return the questions that nobody can answer any more once the process is gone; none where it is gone already."""
+    if isinstance(facts.vm.end, Known):
+        return ()
     lost = []
     for each in undecided:
         later = any(file in each.missing for file in IN_THE_CORE) and "freeze" not in each.missing

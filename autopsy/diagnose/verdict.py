@@ -112,6 +112,7 @@ def _diagnosis(
                 headline=each.match.headline,
                 because_of=holder.signature.id if holder else "",
                 cites=_cites(each.match.claims)[:6],
+                objects=tuple(dict.fromkeys(map(naming.name, each.match.objects))),
             )
             for each, holder in found.others
         ),

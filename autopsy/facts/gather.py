@@ -16,6 +16,7 @@ from autopsy.facts import (
     monitor,
     sockets,
     threads,
+    vm_end,
 )
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
@@ -50,6 +51,7 @@ def gather(evidence: Evidence) -> Facts:
             qemu_version=target.qemu_version,
             build_id=target.build_id,
             arguments=arguments,
+            end=vm_end.gather(evidence),
         ),
         times=_times(evidence),
         threads=found_threads,

@@ -6,6 +6,7 @@ from typing import Any
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import QmpExchange
+from autopsy.facts import vm_end
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, lines, missing
 from autopsy.facts.model.facts import Asked, MonitorFact, RunState
@@ -27,6 +28,8 @@ def gather(evidence: Evidence) -> MonitorFact:
     greetings = [each for each in asked if each.exchange.question == GREETING and not each.again]
     # What a question did that QEMU promises nothing about says nothing of how the VM was before.
     asked_well = [each for each in asked if not each.cite.file.startswith(layout.evidence(layout.UNSTABLE, ""))]
+    # Nor does what a QEMU that ended did not answer say anything of its main loop.
+    asked_well = [each for each in asked_well if not vm_end.fell_silent(evidence, each)]
     silent = [each for each in asked_well if each.exchange.outcome == "no answer"]
     silent.sort(key=lambda each: each.exchange.asked_ns)
     return MonitorFact(
@@ -36,7 +39,7 @@ def gather(evidence: Evidence) -> MonitorFact:
         died_at=Known(silent[0], silent[0].cite) if silent else Unknown(absent.evidence, "no question went unanswered"),
         alive=_alive([each for each in asked_well if not each.again], absent),
         alive_again=_alive(
-            [each for each in asked if each.again], missing(evidence, layout.SECOND_EXPOSURE, layout.QMP)
+            [each for each in asked_well if each.again], missing(evidence, layout.SECOND_EXPOSURE, layout.QMP)
         ),
     )
 

@@ -16,6 +16,7 @@ class Whole(Enum):
     """What a VM has one of, or that is spoken of as one; the value is the words for people."""
 
     PROCESS = "the process"
+    ENDED = "what has ended"  # it explains nothing that was seen before, and nothing explains it
     MAIN_LOOP = "the main loop"
     STORAGE = "the storage"
     REQUESTS = "requests in flight"

@@ -44,7 +44,8 @@ ASLEEP = "SIGKILL (virsh destroy would hang libvirtd: a thread sleeps uninterrup
 class Killed:
     """What became of the process. `stuck` are the threads that keep it, where it is not gone.
 
-    `left` is what it left behind: sockets, pidfiles, locks, processes in its cgroup.
+    `left` is what it left behind: sockets, pidfiles, locks, processes in its cgroup. `by_itself` says that it had ended
+    before, and that nothing was sent.
     """
 
     how: str
@@ -53,6 +54,7 @@ class Killed:
     stuck: tuple[Asleep, ...] = ()
     notes: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    by_itself: bool = False
 
     @property
     def words(self) -> str:
@@ -76,7 +78,7 @@ def kill(
         NotPermitted: the kernel does not let us.
     """
     if _has_ended(target):
-        return Killed("it had ended by itself before the kill", gone=True)
+        return Killed("it had ended by itself before the kill", gone=True, by_itself=True)
     _make_sure(target)
     estate = estate_of(target, _locks(target))
     note = audit_log.begun(target, sealed)

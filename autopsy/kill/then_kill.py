@@ -74,6 +74,13 @@ def end(
         killed = kill.kill(vm, sealed)
     except AutopsyError as error:
         return Ending(killed=False, words=f"not killed: {error}; {error.remedy}", exit_code=error.exit_code)
+    return _told(vm, order, around, unit, killed)
+
+
+def _told(vm: Target, order: Order, around: Around, unit: str, killed: kill.Killed) -> Ending:
+    """Say what came of the kill, and start the VM again where that is asked and it is gone by our hand."""
+    if killed.by_itself:
+        return Ending(killed=False, words=f"not killed: {killed.words}", exit_code=ExitCode.VM_ENDED)
     left = (f"left behind: {', '.join(killed.left)}",) if killed.left else ()
     if not killed.gone:
         words = "; ".join((killed.words, kill.still_there(vm, killed).remedy, *killed.notes))

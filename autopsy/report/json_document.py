@@ -7,13 +7,17 @@ from typing import Any
 import msgspec
 
 from autopsy.bundle.manifest import Clocks, Host, Manifest, StepRecord, TargetRecord
+from autopsy.bundle.vm_end import VmEnd
 from autopsy.diagnose.diagnosis import Diagnosis
 
 VERSION = 1
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """What `autopsy report --format json` prints. `version` counts changes of its keys; `kill` may be empty."""
+    """What `autopsy report --format json` prints. `version` counts changes of its keys; `kill` may be empty.
+
+    `end` is how the VM ended by itself, null where it lived on.
+    """
 
     version: int
     autopsy: str
@@ -26,6 +30,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     stop_ms: float
     kill: str
+    end: VmEnd | None
     diagnosis: Diagnosis
 
 
@@ -43,6 +48,7 @@ def document(manifest: Manifest, diagnosis: Diagnosis, *, kill: str = "") -> str
         notes=manifest.notes,
         stop_ms=round(sum(step.stop_ns for step in manifest.steps) / 1e6, 3),
         kill=kill,
+        end=manifest.end,
         diagnosis=diagnosis,
     )
     return _text(_encodable(msgspec.to_builtins(whole)))

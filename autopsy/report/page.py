@@ -12,6 +12,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.archive import LARGE
 from autopsy.bundle.manifest import FileRecord, Manifest, StepRecord
 from autopsy.bundle.records import FreezeRecord, Stop
+from autopsy.bundle.vm_end import in_words
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.evidence import Evidence, records
@@ -93,7 +94,7 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> 
         sure=(SURE_OF_NOTHING if diagnosis.where == "none" else SURE)[diagnosis.confidence],
         utc=when.utc(began, digits=0),
         local=when.host(began, digits=0),
-        kill=_kill(kill, when),
+        kill=_kill(kill, when) or _by_itself(bundle.manifest),
         stalled=stalled_for(facts, diagnosis),
         calendar=when,
         stuck_paths=tuple(each for each in drawings if each.stuck),
@@ -139,6 +140,10 @@ def _kill(words: str, when: Calendar) -> str:
     """Put the moment of the kill, which leads its sentence, on both clocks."""
     moment, colon, rest = words.partition(": ")
     return f"{when.both(moment)}: {rest}" if colon else words
+
+
+def _by_itself(manifest: Manifest) -> str:
+    return f"no: it ended by itself. {in_words(manifest.end)}" if manifest.end else ""
 
 
 def _alike(told: Iterable[tuple[str, str, tuple[Cite, ...]]]) -> tuple[Alike, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.bundle.manifest import Manifest
+from autopsy.bundle.vm_end import in_words
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
@@ -47,12 +48,14 @@ def _impact(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, kill: str, w
     yield f"- QEMU {version}, Linux {plain(manifest.host.kernel)}, {plain(manifest.host.distribution)}."
     stalled = stalled_for(facts, diagnosis)
     yield f"- Stalled: {plain(stalled.words)}{cited(stalled.cites)}."
-    yield f"- {_killed(kill, when)}"
+    yield f"- {_killed(manifest, kill, when)}"
     yield ""
 
 
-def _killed(kill: str, when: Calendar) -> str:
+def _killed(manifest: Manifest, kill: str, when: Calendar) -> str:
     moment, colon, rest = kill.partition(": ")
+    if not colon and manifest.end is not None:
+        return f"Not killed: {plain(in_words(manifest.end))}. **TO FILL IN**: how the VM was brought back."
     if not colon:
         return "Not killed when this was drafted. **TO FILL IN**: how the VM was brought back."
     return f"Recovery: {plain(when.both(moment))}: {plain(rest)}. **TO FILL IN**: when the guest was up again."
@@ -70,6 +73,8 @@ def _timeline(manifest: Manifest, facts: Facts, kill: str, when: Calendar) -> It
     if isinstance(facts.monitor.died_at, Known):
         asked = facts.monitor.died_at.value.exchange
         yield f"- {when.utc(asked.asked_ns)[11:]}: QMP did not answer {code(asked.question)} any more"
+    if manifest.end is not None:
+        yield f"- {when.utc(manifest.end.seen_ns)[11:]}: {plain(in_words(manifest.end))}"
     moment, colon, rest = kill.partition(": ")
     if colon:
         yield f"- {plain(when.both(moment))}: {plain(rest)}"

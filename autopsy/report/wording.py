@@ -22,7 +22,7 @@ PLACES = {
     "peer": "Stuck at a program that QEMU depends on",
     "migration": "Stuck in a migration",
     "control": "Stuck in QEMU's main loop or monitor",
-    "process": "The whole process stands still",
+    "process": "The whole process stands still, or has ended",
     "vm-state": "The VM is paused, not stuck",
     "none": "Nothing is stuck",
     "unknown": "Where it is stuck cannot be told",

@@ -76,6 +76,11 @@ def is_alive(target: Target) -> bool:
     return not _ended(target.pidfd)
 
 
+def ends_within(target: Target, seconds: float) -> bool:
+    """Wait at most `seconds` for the process to end, and return whether it has."""
+    return _ended(target.pidfd, seconds)
+
+
 def _open(pid: int, asked: str) -> int:
     try:
         return os.pidfd_open(pid)
@@ -104,10 +109,11 @@ def _leader_of(tid: int) -> int | None:
     return int(found.split()[1]) if found else None
 
 
-def _ended(pidfd: int) -> bool:
+def _ended(pidfd: int, seconds: float = 0) -> bool:
+    """Return whether a pidfd is readable: the whole process has ended, not its first thread alone."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(0))
+    return bool(poller.poll(seconds * 1000))
 
 
 def _same(pid: int, pidfd: int, start_ticks: int) -> bool:

@@ -237,7 +237,7 @@ def test_a_vm_that_dies_in_mid_capture_loses_nothing_that_was_collected(tmp_path
         killer.start()
         done = capture(machine.pid, tmp_path)
         killer.join()
-        assert done.code == 0, done.err
+        assert done.code == 9, done.err
         assert done.outcome("witness")[0] == "Collected"
         assert done.outcome("freeze")[0] == "Collected"
         assert verify(Path(done.answer["bundle"])).files > 10

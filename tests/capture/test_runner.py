@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from autopsy.bundle.manifest import StepRecord, TargetRecord
+from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.runner import INTERRUPTED, Interrupted, Run, run
 from autopsy.capture.staging import places
 from autopsy.capture.staging.staging import Staging, prepare
@@ -47,8 +48,10 @@ def around(stage: Staging, budget: float = 30, watcher: Quiet | None = None) -> 
         build_id="",
         qemu_version="",
     )
+    vm = Target(record, os.pidfd_open(os.getpid()))
     return Run(
-        target=Target(record, -1),
+        target=vm,
+        watch=EndWatch(vm),
         options=Options(),
         staging=stage,
         budget=Deadline(budget),

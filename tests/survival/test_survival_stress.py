@@ -162,8 +162,9 @@ def test_a_vm_that_is_killed_in_the_middle_of_a_step_leaves_a_whole_bundle(step:
         done = capture(machine.pid, tmp_path, "--gap", "3", "--budget", "30", within=memory)
         lab.until(f"{step} began", lambda: bool(list(memory.memory.glob(f"*.work/evidence/{step}"))), seconds=30)
         machine.process.send(signal.SIGKILL)
-        assert done.end() == 0, done.story
+        assert done.end() == 9, done.story
         assert verify(done.bundle).files
+        assert done.answer["vm"]["alive"] is False
         assert done.outcomes()["witness"] == "Collected"
 
 

@@ -12,7 +12,7 @@ from autopsy.bundle.sections import Section, parse
 from autopsy.capture.host import block_devices, cgroups, kernel_log, storage_clients, vm_files
 from autopsy.capture.reading.procfs import Gone, Process, held, read_file
 from autopsy.capture.reading.reader import Read, SectionFile, Trouble, sections, store, take
-from autopsy.capture.step import Failed, Outcome, Scene
+from autopsy.capture.step import Outcome, Scene
 from autopsy.linux.mounts import Mount, mounts_in_use
 from autopsy.target import permissions
 
@@ -34,6 +34,7 @@ FILES = (
     "/proc/sys/fs/aio-max-nr",
     "/proc/sys/fs/aio-nr",
     "/proc/sys/fs/file-nr",
+    "/proc/sys/kernel/core_pattern",
     "/proc/sys/kernel/io_uring_disabled",
     "/proc/sys/kernel/tainted",
     "/proc/sys/kernel/yama/ptrace_scope",
@@ -49,24 +50,39 @@ MOST_FILE = 4 << 20
 
 
 def look(scene: Scene) -> Outcome:
-    """Take what the host says of itself, the surest first; every file that could hang hangs alone."""
+    """Take what the host says of itself, the surest first; every file that could hang hangs alone.
+
+    When the VM has ended, there is the host around it still.
+    """
     trouble = Trouble()
+    record = scene.target.record
+    root = record.domain.root if record.domain else ""
     try:
         with held(scene.target) as process:
-            table = _descriptors(scene)
-            with SectionFile(scene, layout.HOST_FILES) as stored:
-                mountinfo = _files(scene, process, stored, trouble)
-                groups = _groups(scene, process, mountinfo, stored, trouble)
-                block_devices.collect(scene, process, table, stored, trouble)
-                mounts = mounts_in_use(table)
-                storage_clients.collect(scene, process, mounts, stored, trouble)
-                for batch in sections(_room(process, mounts), scene.deadline, trouble):
-                    stored.append(batch)
-            _logs(scene, process, cgroups.scopes(groups), trouble)
-        trouble.notes += filter(None, [permissions.lockdown()])
+            groups = _around(scene, process, trouble)
+            _logs(scene, vm_files.log(process, record.name, record.manager, root), cgroups.scopes(groups), trouble)
     except Gone as error:
-        return Failed(str(error))
+        trouble.notes.append(str(error))
+        if not (scene.folder / layout.HOST_FILES).exists():
+            with SectionFile(scene, layout.HOST_FILES) as stored:
+                _files(scene, None, stored, trouble)
+        _logs(scene, vm_files.managers_log(record.name, record.manager, root), (), trouble)
+    trouble.notes += filter(None, [permissions.lockdown()])
     return trouble.outcome()
+
+
+def _around(scene: Scene, process: Process, trouble: Trouble) -> tuple[bytes, ...]:
+    """Store host.txt, and return what the `cgroup` files of the process say."""
+    table = _descriptors(scene)
+    with SectionFile(scene, layout.HOST_FILES) as stored:
+        mountinfo = _files(scene, process, stored, trouble)
+        groups = _groups(scene, process, mountinfo, stored, trouble)
+        block_devices.collect(scene, process, table, stored, trouble)
+        mounts = mounts_in_use(table)
+        storage_clients.collect(scene, process, mounts, stored, trouble)
+        for batch in sections(_room(process, mounts), scene.deadline, trouble):
+            stored.append(batch)
+    return groups
 
 
 def _descriptors(scene: Scene) -> Mapping[str, Section]:
@@ -75,11 +91,12 @@ def _descriptors(scene: Scene) -> Mapping[str, Section]:
     return {section.name: section for section in parse(raw)}
 
 
-def _files(scene: Scene, process: Process, stored: SectionFile, trouble: Trouble) -> bytes:
-    """Store the fixed files, and return our own mountinfo."""
+def _files(scene: Scene, process: Process | None, stored: SectionFile, trouble: Trouble) -> bytes:
+    """Store the fixed files, and return our own mountinfo. Without a process its own is left out."""
     mountinfo = b""
     reads = [Read(path, partial(read_file, path)) for path in (*FILES, *_settings())]
-    reads.append(Read(f"/proc/{process.pid}/mountinfo", partial(process.read, "mountinfo", MOST_FILE)))
+    if process is not None:
+        reads.append(Read(f"/proc/{process.pid}/mountinfo", partial(process.read, "mountinfo", MOST_FILE)))
     reads.append(Read(OWN_MOUNTS, partial(read_file, OWN_MOUNTS, MOST_FILE)))
     for batch in sections(reads, scene.deadline, trouble):
         stored.append(batch)
@@ -118,8 +135,11 @@ def _statvfs(path: str) -> bytes:
     return "".join(f"{field} {getattr(told, field)}\n" for field in fields).encode()
 
 
-def _logs(scene: Scene, process: Process, units: tuple[str, ...], trouble: Trouble) -> None:
-    """Store what the logs and the VM's manager tell; each file is left out where there is nothing of it."""
+def _logs(scene: Scene, own: list[Read], units: tuple[str, ...], trouble: Trouble) -> None:
+    """Store what the logs and the VM's manager tell; each file is left out where there is nothing of it.
+
+    `own` are the reads of where QEMU's own words go.
+    """
     record = scene.target.record
     _plainly(scene, layout.DMESG, [Read(kernel_log.KMSG, kernel_log.kernel_log, seconds=2)], trouble)
     root = record.domain.root if record.domain else ""
@@ -128,7 +148,7 @@ def _logs(scene: Scene, process: Process, units: tuple[str, ...], trouble: Troub
     if tasks := vm_files.tasks(record.name, record.manager):
         store(scene, layout.VM_TASKS, tasks, trouble)
     _plainly(scene, layout.RRD, vm_files.rrd(record.name, record.manager), trouble)
-    _plainly(scene, layout.VM_LOG, vm_files.log(process, record.name, record.manager, root), trouble)
+    _plainly(scene, layout.VM_LOG, own, trouble)
     store(scene, layout.JOURNAL, kernel_log.journal(units), trouble)
 
 

@@ -46,9 +46,8 @@ def configuration(name: str, manager: str, root: str = "") -> list[Read]:
 
 def log(process: Process, name: str, manager: str, root: str = "") -> list[Read]:
     """Return reads of where QEMU's words go, the likeliest first; a manager may have kept them for itself."""
-    paths = [f"/var/log/libvirt/qemu/{name}.log"] if manager == "libvirt" and _plain(name) else []
     return [
-        *(Read(f"{root}{path}", partial(_log, root, path)) for path in paths),
+        *managers_log(name, manager, root),
         *(
             Read(f"/proc/{process.pid}/{file}", partial(_log, "", f"{process.path}/{file}"))
             for file in _own_streams(process)
@@ -56,11 +55,22 @@ def log(process: Process, name: str, manager: str, root: str = "") -> list[Read]
     ]
 
 
+def managers_log(name: str, manager: str, root: str = "") -> list[Read]:
+    """Return reads of the log that the VM's manager keeps, which outlives the process."""
+    paths = [f"/var/log/libvirt/qemu/{name}.log"] if manager == "libvirt" and _plain(name) else []
+    return [Read(f"{root}{path}", partial(_log, root, path)) for path in paths]
+
+
+def tail(descriptor: int) -> bytes | Cut:
+    """Return the end of an open log, without secrets."""
+    return _clean(tail_of(descriptor, MOST_LOG))
+
+
 def _log(root: str, path: str) -> bytes | Cut:
     """Return a log's tail; libvirt's begins with the whole command line, secrets included."""
     descriptor = open_below(root, path) if root else os.open(path, OPEN)
     try:
-        return _clean(tail_of(descriptor, MOST_LOG))
+        return tail(descriptor)
     finally:
         os.close(descriptor)
 

@@ -14,8 +14,11 @@ from autopsy.bundle.records import QmpExchange
 from autopsy.capture.qmp import commands, stability
 from autopsy.capture.qmp.client import Answered, NoAnswer, NotAsked, Refused, Reply, Transport
 from autopsy.capture.step import Scene
+from autopsy.target.target import ends_within
 
 QUESTION_SECONDS = 2.0
+END_SECONDS = 1.0  # from the connection's end to the process's: it may have much memory to give back
+ENDED = "the VM has ended"
 LEAST_SECONDS = 0.1  # a question that cannot be given even this is not asked
 
 OutcomeWord = Literal["answered", "error", "no answer", "skipped", "greeted", "busy", "silent", "refused", "absent"]
@@ -75,10 +78,20 @@ class Interview:
         if why_not:
             self._write(question, arguments, "skipped", begun, 0.0, why=why_not)
             return None
-        reply = await self._transport.ask(question, arguments, seconds)
+        reply = self._unless_ended(await self._transport.ask(question, arguments, seconds))
         if isinstance(reply, Answered):
             reply = Answered(keep(reply.value))
         return self._note(question, arguments, reply, begun, seconds)
+
+    def _unless_ended(self, reply: Reply) -> Reply:
+        """Ask the pidfd, not whoever lies between, what a reply that is no answer means."""
+        match reply:
+            case Answered():
+                return reply
+            case Refused() | NoAnswer(""):
+                return NoAnswer(ENDED) if ends_within(self._scene.target, 0) else reply
+            case NoAnswer() | NotAsked():
+                return NoAnswer(ENDED) if ends_within(self._scene.target, END_SECONDS) else reply
 
     def _note(self, question: str, arguments: Mapping[str, Any], reply: Reply, begun: int, seconds: float) -> Any:  # noqa: ANN401 - JSON
         match reply:

@@ -10,6 +10,7 @@ from autopsy.diagnose.signatures import (
     cgroup_limits,
     device_backends,
     devices,
+    ended,
     guest,
     healthy,
     host_kernel,
@@ -23,6 +24,7 @@ from autopsy.diagnose.signatures import (
 )
 
 SIGNATURES: tuple[Signature, ...] = (
+    *ended.SIGNATURES,
     *process.SIGNATURES,
     *run_state.SIGNATURES,
     *throttle.SIGNATURES,

@@ -78,6 +78,8 @@ def _why_not(facts: Facts, main: Thread, loop: MainLoopFact) -> str:
 
 def _unseen(facts: Facts, main: Thread) -> str:
     """Say what is missing that could show another cause, empty if nothing is."""
+    if isinstance(facts.vm.end, Known) and slept_through(main) is None:
+        return "whether the main thread went on: the VM ended before anything told"
     seen = looks(main)[:1]
     if not seen or not seen[0].syscall.name:
         return "the main thread's system call (evidence/witness/tasks.txt)"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from autopsy.bundle.heap import records as heap_records
 from autopsy.bundle.records import Frame, PollSet, QmpExchange
 from autopsy.bundle.syscalls import ARGUMENTS
+from autopsy.bundle.vm_end import VmEnd
 from autopsy.facts.cite import Cite, Fact
 from autopsy.facts.model.host import (
     BlockDevice,
@@ -44,6 +45,7 @@ __all__ = [
     "CoroutineFact",
     "Descriptor",
     "Disk",
+    "EndFact",
     "Exposure",
     "Facts",
     "FuseMount",
@@ -255,8 +257,17 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndFact:
+    """The end of the process. `last_words` are the last lines of QEMU's log, `left` the files that it left behind."""
+
+    end: VmEnd
+    last_words: tuple[LogLine, ...]
+    left: tuple[LogLine, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vm:
-    """Which VM it was."""
+    """Which VM it was, and how it ended by itself during the capture, where it did."""
 
     pid: int
     name: str
@@ -264,6 +275,7 @@ class Vm:
     qemu_version: str
     build_id: str
     arguments: Fact[tuple[str, ...]]
+    end: Fact[EndFact]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
