@@ -18,6 +18,7 @@ from autopsy.target.identity import clean
 
 Protocol = Literal["qmp", "hmp"]
 PORTS = ("serial", "parallel", "virtioconsole", "debugcon")  # may share their device with a monitor
+OBJECTS: dict[str, Protocol] = {"monitor-qmp": "qmp", "monitor-hmp": "hmp"}
 NO_MONITOR = Monitor(protocol="hmp", transport="other", address="none")
 
 
@@ -36,6 +37,11 @@ def told(given: Sequence[Option]) -> tuple[Monitor, ...]:
             mon = settings(option.value, implied="chardev")
             protocol: Protocol = "qmp" if mon.get("mode") == "control" else "hmp"
             found.append(_from_device(devices.get(mon.get("chardev", ""), {}), protocol))
+        elif option.name == "object":
+            # Since QEMU 11.1 a monitor is an object that a user can make as well.
+            made = settings(option.value, implied="qom-type")
+            if made.get("qom-type") in OBJECTS:
+                found.append(_from_device(devices.get(made.get("chardev", ""), {}), OBJECTS[made["qom-type"]]))
     return tuple(monitor for monitor in found if monitor.address != "none")
 
 

@@ -46,6 +46,13 @@ def monitors(line: str) -> list[tuple[str, str, str]]:
         ("-chardev socket,id=m,path=/a,server=on -mon chardev=m,mode=control", [("qmp", "unix", "/a")]),
         ("-mon m,mode=control,pretty=on -chardev socket,id=m,path=/a", [("qmp", "unix", "/a")]),
         ("-mon chardev=m -chardev socket,path=/a,id=m", [("hmp", "unix", "/a")]),
+        ("-object monitor-qmp,id=q,chardev=m -chardev socket,id=m,path=/a,server=on", [("qmp", "unix", "/a")]),
+        ("-object monitor-hmp,id=h,chardev=m -chardev socket,id=m,path=/a,server=on", [("hmp", "unix", "/a")]),
+        (
+            '-chardev socket,id=m,path=/a,server=on -object {"qom-type":"monitor-qmp","id":"q","chardev":"m"}',
+            [("qmp", "unix", "/a")],
+        ),
+        ("-object iothread,id=io0 -chardev socket,id=io0,path=/a,server=on", []),
         ("-chardev socket,id=m,fd=22,server=on,wait=off -mon chardev=m,mode=control", [("qmp", "fd", "22")]),
         ("-chardev socket,id=m,path=a,abstract=on -mon chardev=m,mode=control", [("qmp", "unix", "@a")]),
         ("-chardev socket,id=m,host=::1,port=1 -mon m,mode=control", [("qmp", "tcp", "::1:1")]),
