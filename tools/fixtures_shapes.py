@@ -11,6 +11,7 @@ import fixtures_storage as storage
 import fixtures_wedges as wedges
 
 from support import lab
+from support.wedged import starts
 from support.wedged import wedges as live
 from support.wedged import wedges_disks as live_disks
 
@@ -165,6 +166,15 @@ SHAPES: tuple[Shape, ...] = (
     *on((NEW,), "guest-panicked", guests.guest_panicked, where="guest", signature="guest-panicked", not_these=STOPS),
     *on((OLD,), "paused", wedges.paused, where="vm-state", signature="vm-paused", not_these=("process-stopped",)),
     *on((NEW,), "prelaunch", wedges.prelaunch, where="vm-state", signature="vm-prelaunch", not_these=("vm-paused",)),
+    *on(
+        (OLD, NEW),
+        "awaits-client",
+        starts.awaits_client,
+        where="vm-state",
+        signature="vm-awaits-client",
+        why="the serial port has server=on and wait=on, and nobody has connected",
+        not_these=("main-loop-nested-poll", "main-loop-blocked", "chardev-blocked"),
+    ),
     *on((OLD,), "incoming", wedges.incoming, where="migration", signature="vm-inmigrate", not_these=("vm-paused",)),
     *on(
         (OLD, NEW),

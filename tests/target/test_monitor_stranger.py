@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from autopsy.bundle import layout
-from autopsy.capture import addressee
-from autopsy.capture.qmp import session
+from autopsy.capture.qmp import addressee, session
 from autopsy.drill.machine import Machine
 from autopsy.drill.process import Process, start
 from autopsy.drill.site import site

@@ -15,7 +15,7 @@ from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, R
 from qemu.qmp.error import ProtocolError
 
 from autopsy import text
-from autopsy.capture import addressee
+from autopsy.capture.qmp import addressee
 from autopsy.linux import unix_sockets
 
 CLOSE_SECONDS = 0.5

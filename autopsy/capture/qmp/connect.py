@@ -12,7 +12,7 @@ from autopsy import text
 from autopsy.bundle.layout import QUERY_STATUS
 from autopsy.bundle.manifest import Monitor
 from autopsy.bundle.records import QmpExchange
-from autopsy.capture.qmp import commands, session
+from autopsy.capture.qmp import commands, first_client, session
 from autopsy.capture.qmp.client import Busy, Closed, Greeted, Silent, SocketMonitor, Transport, Welcome
 from autopsy.capture.qmp.virsh import VirshMonitor
 from autopsy.capture.step import Failed, Outcome, Scene, Skipped, TimedOut
@@ -140,7 +140,8 @@ async def reach(scene: Scene) -> Transport | Outcome:
 def _candidates(scene: Scene) -> Iterator[Transport]:
     """Yield the ways to ask, the best first: the one that has greeted us before, then the free ones."""
     record = scene.target.record
-    reachable = [each for each in record.monitors if _askable(each)]
+    awaited = first_client.awaited(scene)
+    reachable = [each for each in record.monitors if _askable(each) and each.address not in awaited]
     transports = [SocketMonitor(each.address, each.reachable, record.pid) for each in reachable]
     known = {each.monitor for each in session.earlier(scene, QUERY_STATUS) if each.outcome == "greeted"}
     transports.sort(key=lambda each: (each.monitor not in known, each.held()))
@@ -158,7 +159,7 @@ def _askable(monitor: Monitor) -> bool:
 
 def _nothing_to_ask(scene: Scene) -> Outcome:
     """Tell the monitors that there are, and why none of them is touched."""
-    monitors = scene.target.record.monitors
+    monitors, awaited = scene.target.record.monitors, first_client.awaited(scene)
     for each in monitors:
         exchange = QmpExchange(
             question=commands.GREETING,
@@ -167,16 +168,18 @@ def _nothing_to_ask(scene: Scene) -> Outcome:
             ms=0,
             deadline_ms=0,
             monitor=each.address,
-            why=_untouched(each),
+            why=_untouched(each, awaited),
         )
         session.write_down(scene, exchange)
     if not monitors:
         return Skipped("this VM has no monitor")
-    return Skipped("no QMP monitor that can be asked: " + "; ".join(_untouched(each) for each in monitors))
+    return Skipped("no QMP monitor that can be asked: " + "; ".join(_untouched(each, awaited) for each in monitors))
 
 
-def _untouched(monitor: Monitor) -> str:
+def _untouched(monitor: Monitor, awaited: frozenset[str]) -> str:
     address = text.printable(monitor.address, 100)
+    if monitor.address in awaited:
+        return f"QEMU waits on {address} for its first client: whoever connects would start the VM"
     if monitor.protocol == "hmp":
         return f"{monitor.transport} {address} is a human monitor (HMP)"
     if monitor.transport == "unix":

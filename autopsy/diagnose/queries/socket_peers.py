@@ -5,9 +5,7 @@ from __future__ import annotations
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
-from autopsy.diagnose.queries.threads import (
-    looks,
-)
+from autopsy.diagnose.queries.threads import descriptor, looks
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
@@ -91,3 +89,18 @@ def ends_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
     else:
         return ()
     return () if any(each.state == "LISTEN" for each in found) else found
+
+
+def awaited_client(facts: Facts) -> SocketFact | None:
+    """Return the socket on which QEMU waits for its first client, None where the main thread does something else.
+
+    Its loop always polls more: the descriptor of its signals, and what its block layer is woken by.
+    """
+    if isinstance(facts.polls, Unknown) or isinstance(facts.sockets, Unknown):
+        return None
+    polled = next((each.fds for each in facts.polls.value if each.tid == facts.vm.pid), ())
+    listening = {each.fd: each for each in facts.sockets.value if each.state == "LISTEN"}
+    others = [descriptor(facts, each.fd) for each in polled if each.fd not in listening]
+    if len(others) > 1 or any(each is None or each.kind != "eventfd" for each in others):
+        return None
+    return next((listening[each.fd] for each in polled if each.fd in listening), None)

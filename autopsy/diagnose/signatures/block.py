@@ -19,6 +19,7 @@ from autopsy.diagnose.queries.requests import (
     their_disks,
     thread_subjects,
 )
+from autopsy.diagnose.queries.socket_peers import awaited_client
 from autopsy.diagnose.queries.threads import by_role, functions, looks, named, owns_bql, threads
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -191,6 +192,8 @@ def _nested_poll(facts: Facts) -> Judgement:
         if loop.state == "unknown":
             return CannotTell(f"what the main thread does: {loop.why}")
         return RuledOut(f"the main loop does not poll inside another call: it is {loop.state}", (loop.cite,))
+    if holder is None and (listener := awaited_client(facts)) is not None:
+        return RuledOut("the main thread waits for a socket's first client", (loop.cite, listener.cite))
     who = "the main thread" if holder is None else named(holder)
     under = loop.under if holder is None else _under(functions(holder))
     command = f" for {loop.command}" if loop.command not in {"", under} and holder is None else ""

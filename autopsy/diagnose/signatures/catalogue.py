@@ -20,6 +20,7 @@ from autopsy.diagnose.signatures import (
     peers,
     process,
     run_state,
+    start,
     throttle,
 )
 
@@ -27,6 +28,7 @@ SIGNATURES: tuple[Signature, ...] = (
     *ended.SIGNATURES,
     *process.SIGNATURES,
     *run_state.SIGNATURES,
+    *start.SIGNATURES,
     *throttle.SIGNATURES,
     *cgroup_limits.SIGNATURES,
     *host_kernel.SIGNATURES,
