@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.bundle import proc_stat
 from autopsy.drill.site import Site, undisturbed
 from autopsy.errors import AutopsyError
 
@@ -104,7 +105,7 @@ def states(pid: int) -> set[str]:
     found = set()
     for task in Path(f"/proc/{pid}/task").glob("*/stat"):
         try:
-            found.add(task.read_text().rpartition(")")[2].split()[0])
+            found.add(proc_stat.parse(task.read_bytes()).state)
         except (FileNotFoundError, ProcessLookupError):
             continue  # that thread has ended meanwhile
     return found

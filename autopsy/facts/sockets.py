@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from autopsy.bundle import layout, records
+from autopsy.bundle import layout, proc_stat, records
 from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
@@ -54,7 +54,7 @@ def peer(pid: int, found: Mapping[str, Section]) -> Peer:
     return Peer(
         pid=pid,
         comm=part("comm").rstrip("\n"),
-        state=fields(part("status")).get("State", "")[:1] or part("stat").rpartition(")")[2].strip()[:1],
+        state=fields(part("status")).get("State", "")[:1] or proc_stat.parse(part("stat").encode()).state,
         wchan=part("wchan").strip().strip("0"),
         kernel_stack=tuple(stack),
         cite=Cite(TEXT, status.line if status else 0, f"peer {pid}"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from autopsy.bundle import layout, records, restarts, syscalls
+from autopsy.bundle import layout, proc_stat, records, restarts, syscalls
 from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, missing, section_map, text
@@ -114,8 +114,8 @@ def _look(path: str, tid: int, found: Mapping[str, Section]) -> Look | None:
         section = found.get(f"task/{tid}/{name}")
         return "" if section is None or section.error else text(section)
 
-    status, stat = fields(part("status")), part("stat")
-    state = (status.get("State") or stat.rpartition(")")[2].strip())[:1]
+    status, stat = fields(part("status")), proc_stat.parse(part("stat").encode())
+    state = status.get("State", "")[:1] or stat.state
     if not state:
         return None
     stack = found.get(f"task/{tid}/stack")
@@ -134,7 +134,7 @@ def _look(path: str, tid: int, found: Mapping[str, Section]) -> Look | None:
         stack_cite=Cite(path, stack.line if stack else anchor.line, f"task {tid}: kernel stack"),
     )
     return Look(
-        comm=part("comm").rstrip("\n") or stat.partition("(")[2].rpartition(")")[0],
+        comm=part("comm").rstrip("\n") or stat.comm,
         exposure=exposure,
         cpu_ns=int_of(schedule[0]) if schedule else None,
         waited_ns=int_of(schedule[1]) if len(schedule) > 1 else None,

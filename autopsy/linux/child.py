@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
 
 PR_SET_PDEATHSIG = 1
@@ -151,7 +152,7 @@ def _kill_session(leader: int) -> None:
 
 def _session(pid: int) -> int:
     with open(f"/proc/{pid}/stat", "rb") as stream:
-        return int(stream.read().rpartition(b")")[2].split()[3])
+        return proc_stat.parse(stream.read()).session
 
 
 def _poll(descriptor: int, seconds: float) -> bool:
@@ -165,7 +166,7 @@ def _asleep(pid: int) -> LeftBehind:
     state = wchan = "?"
     with contextlib.suppress(OSError, IndexError):
         with open(f"/proc/{pid}/stat", "rb") as stream:
-            state = stream.read().rpartition(b")")[2].split()[0].decode()
+            state = proc_stat.parse(stream.read()).state or "?"
         with open(f"/proc/{pid}/wchan", "rb") as stream:
             wchan = stream.read().decode() or "?"
     return LeftBehind(pid=pid, state=state, wchan=wchan)

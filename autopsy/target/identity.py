@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from autopsy.bundle.proc_stat import ProcStat, parse
 from autopsy.linux.files import read_kernel, real_path_in
 
 VERSION = re.compile(rb"QEMU emulator version (\d[^\0\n]{0,120})")
@@ -23,39 +24,13 @@ PT_NOTE = 4
 NT_GNU_BUILD_ID = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """/proc/PID/stat or /proc/PID/task/TID/stat, which take no lock of the process's memory map.
-
-    `start_ticks` is field 22: clock ticks since boot; `cpu_ticks` is utime + stime.
-    """
-
-    pid: int
-    comm: str
-    state: str
-    threads: int
-    start_ticks: int
-    cpu_ticks: int
-
-
-def stat_of(folder: str) -> Stat:
-    """Read the stat file in /proc/PID or /proc/PID/task/TID.
+def stat_of(folder: str) -> ProcStat:
+    """Read the stat file in /proc/PID or /proc/PID/task/TID, which takes no lock of the process's memory map.
 
     Raises:
         OSError: there is no such process any more.
     """
-    raw = read_kernel(f"{folder}/stat", 4096)
-    head, _, tail = raw.rpartition(b")")  # the last one: a thread may be named "x) R 1"
-    pid, _, comm = head.partition(b" (")
-    fields = tail.split()  # fields[0] is field 3 of proc(5), the state
-    return Stat(
-        pid=int(pid),
-        comm=comm.decode("utf-8", "backslashreplace"),
-        state=fields[0].decode(),
-        threads=int(fields[17]),
-        start_ticks=int(fields[19]),
-        cpu_ticks=int(fields[11]) + int(fields[12]),
-    )
+    return parse(read_kernel(f"{folder}/stat", 4096))
 
 
 def exists(pid: int) -> bool:
@@ -83,12 +58,12 @@ def in_uninterruptible_sleep(pid: int) -> tuple[Asleep, ...]:
     return asleep_among(pid, threads(pid))
 
 
-def asleep_among(pid: int, among: Iterable[Stat]) -> tuple[Asleep, ...]:
+def asleep_among(pid: int, among: Iterable[ProcStat]) -> tuple[Asleep, ...]:
     """Return those threads of a process that were in state D, and where they sleep."""
     return tuple(Asleep(each.pid, each.comm, wchan_of(pid, each.pid)) for each in among if each.state == "D")
 
 
-def threads(pid: int) -> tuple[Stat, ...]:
+def threads(pid: int) -> tuple[ProcStat, ...]:
     """Return the stat of every thread that is still there."""
     found = []
     try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from autopsy.bundle.proc_stat import ProcStat
 from autopsy.linux.batch import Unanswered
 from autopsy.linux.files import read_kernel
 from autopsy.target import identity
-from autopsy.target.identity import Asleep, Stat
+from autopsy.target.identity import Asleep
 from autopsy.target.qemu_processes import Told
 from autopsy.text import printable
 
@@ -21,8 +22,8 @@ class Glance:
     """One look at a process. `switches` counts how often its main thread has gone to sleep; `at` is CLOCK_MONOTONIC."""
 
     at: float
-    stat: Stat
-    threads: tuple[Stat, ...]
+    stat: ProcStat
+    threads: tuple[ProcStat, ...]
     asleep: tuple[Asleep, ...]
     wchan: str
     switches: int

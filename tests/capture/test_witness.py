@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopsy.bundle import layout
+from autopsy.bundle import layout, proc_stat
 from autopsy.bundle.records import FutexWait, PollSet
 from autopsy.capture.proc import thread_waits, witness
 from autopsy.capture.reading import procfs
@@ -90,7 +90,7 @@ def comm(pid: int, tid: str) -> str:
 
 
 def in_state(pid: int, state: str) -> int:
-    return sum(procfs.state(file.read_bytes()) == state for file in Path(f"/proc/{pid}/task").glob("*/stat"))
+    return sum(proc_stat.parse(file.read_bytes()).state == state for file in Path(f"/proc/{pid}/task").glob("*/stat"))
 
 
 @pytest.mark.live
@@ -152,7 +152,7 @@ def test_a_worker_in_uninterruptible_sleep_shows_where_it_sleeps(stock: lab.Buil
                 workers = [
                     name.split("/")[1] for name in told if name.endswith("/comm") and b"worker" in told[name].data
                 ]
-                (asleep,) = [tid for tid in workers if procfs.state(told[f"task/{tid}/stat"].data) == "D"]
+                (asleep,) = [tid for tid in workers if proc_stat.parse(told[f"task/{tid}/stat"].data).state == "D"]
                 assert told[f"task/{asleep}/wchan"].data.strip(b"0\n")
                 assert b"write" in told[f"task/{asleep}/stack"].data
                 assert told[f"task/{asleep}/syscall"].data.split()[0] in {b"18", b"296"}  # pwrite64, pwritev
@@ -262,7 +262,11 @@ def test_a_lock_of_the_memory_map_that_is_really_held_costs_only_what_needs_it(t
                 assert "cmdline did not answer in 1.0 s" in outcome.why
                 assert "left behind" not in outcome.why
                 assert (
-                    sum(procfs.state(section.data) == "D" for name, section in told.items() if name.endswith("/stat"))
+                    sum(
+                        proc_stat.parse(section.data).state == "D"
+                        for name, section in told.items()
+                        if name.endswith("/stat")
+                    )
                     == 2
                 )
                 assert (at.folder / layout.AUXV).exists()

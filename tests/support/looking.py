@@ -12,9 +12,8 @@ from typing import TypeVar
 
 import msgspec
 
-from autopsy.bundle import sections
+from autopsy.bundle import proc_stat, sections
 from autopsy.bundle.manifest import TargetRecord
-from autopsy.capture.reading import procfs
 from autopsy.capture.step import Deadline, Options, Scene
 from autopsy.target.target import Target
 
@@ -27,7 +26,7 @@ def scene(
 ) -> Iterator[Scene]:
     """Make the scene of one step, as the runner would."""
     (place / "evidence" / step).mkdir(parents=True, exist_ok=True)
-    started = procfs.start_ticks(Path(f"/proc/{pid}/stat").read_bytes())
+    started = proc_stat.parse(Path(f"/proc/{pid}/stat").read_bytes()).start_ticks
     assert started is not None
     record = TargetRecord(
         pid=pid,

@@ -11,12 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from autopsy.bundle.proc_stat import ProcStat
 from autopsy.drill.machine import Machine
 from autopsy.drill.process import start
 from autopsy.linux.batch import Unanswered
 from autopsy.target import coroutine_count
 from autopsy.target import vital_signs as signs
-from autopsy.target.identity import Binary, Stat
+from autopsy.target.identity import Binary
 from autopsy.target.platforms.platform import Roots
 from autopsy.target.ps import Vm, census
 from autopsy.target.qemu_processes import Told
@@ -187,7 +188,7 @@ def test_one_vm_whose_memory_map_is_locked_does_not_hide_the_others() -> None:
 
 
 def glance_of(**changes: object) -> Glance:
-    stat = Stat(pid=7, comm="qemu", state="S", threads=3, start_ticks=1, cpu_ticks=1)
+    stat = ProcStat(pid=7, comm="qemu", state="S", threads=3, start_ticks=1, cpu_ticks=1)
     calm = Glance(
         at=1.0, stat=stat, threads=(), asleep=(), wchan="do_sys_poll", switches=9, tracer=0, killed=False
     )  # fmt: skip

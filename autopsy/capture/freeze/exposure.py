@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from autopsy.bundle import proc_stat
 from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture.freeze import running_threads
 from autopsy.capture.freeze.choose_pages import Choice, choose
@@ -119,9 +120,9 @@ def tasks(pid: int, folder: str) -> tuple[Task, ...]:
         raise ProcessGone(f"process {pid} is gone") from error
     for tid in sorted(tids, key=lambda tid: (tid != pid, tid)):
         with contextlib.suppress(OSError, ValueError):
-            stat = _read(f"{folder}/task/{tid}/stat")
-            comm, _, rest = stat.partition(b"(")[2].rpartition(b")")
-            found.append(Task(tid, comm.decode("utf-8", "replace"), rest.split()[0].decode()))
+            told = proc_stat.parse(_read(f"{folder}/task/{tid}/stat"))
+            if told.state:
+                found.append(Task(tid, told.comm, told.state))
     return tuple(found)
 
 
@@ -211,9 +212,8 @@ def _environment(folder: str) -> tuple[int, int]:
 
     It is as likely as not to hold a secret, and no frame lies in it.
     """
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = _read(f"{folder}/stat").rpartition(b")")[2].split()
-        return int(fields[47]), int(fields[48])  # fields 50 and 51, env_start and env_end; 0 where we may not know
+    with contextlib.suppress(OSError):
+        return proc_stat.parse(_read(f"{folder}/stat")).environment  # zeros where we may not know
     return 0, 0
 
 

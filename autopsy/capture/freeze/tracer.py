@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 
+from autopsy.bundle import proc_stat
 from autopsy.bundle.records import Stop
 from autopsy.capture.freeze.memory_copy import Chunk, read_pages
 from autopsy.capture.freeze.tracer_memory import STACK_CAP, Board, Caught, Fate
@@ -258,8 +259,8 @@ class _Tracer:
             return "", False
         finally:
             os.close(descriptor)
-        fields = stat[stat.rfind(b")") + 2 :].split(None, 7)  # state ppid pgrp session tty tpgid flags
-        return fields[0].decode(), bool(int(fields[6]) & KERNELS_OWN)
+        fields = proc_stat.fields(stat)
+        return fields[0].decode(), bool(int(fields[proc_stat.FLAGS - proc_stat.FIRST]) & KERNELS_OWN)
 
     def _wait(self, moving: deque[tuple[int, int]], deadline: int) -> None:
         """Copy the registers of each thread as it comes to a stand, until all stand or time is up.

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import msgspec
 
 from autopsy import text
-from autopsy.bundle import layout, sections
+from autopsy.bundle import layout, proc_stat, sections
 from autopsy.bundle.records import FutexWait, GuardLook, MainGlance
 from autopsy.capture.proc.thread_waits import call_now, read_memory
-from autopsy.capture.reading.procfs import OPEN, Process, held, state
+from autopsy.capture.reading.procfs import OPEN, Process, held
 from autopsy.capture.step import Scene
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 
@@ -128,7 +128,7 @@ def _thread(tid: int, files: Mapping[str, bytes]) -> Thread:
         tid=tid,
         inner=int(inner[1]) if inner else tid,
         comm=text.printable(files.get("comm", b"").removesuffix(b"\n")),
-        state=state(files.get("stat", b"")),
+        state=proc_stat.parse(files.get("stat", b"")).state,
         wchan=text.printable(wchan.strip(), 60),
         in_fuse=bool(FUSE.search(wchan) or FUSE.search(files.get("stack", b""))),
         ran=files.get("schedstat", b""),
@@ -177,7 +177,7 @@ def _cleared(process: Process, seen: Witnessed, suspects: Mapping[int, bytes]) -
 def _is_as_it_was(process: Process, thread: Thread, wait: FutexWait | None) -> bool:
     """Return whether a suspect still does what made it one."""
     task = f"task/{thread.tid}"
-    now = state(process.small(f"{task}/stat"))
+    now = proc_stat.parse(process.small(f"{task}/stat")).state
     if not now:
         return False  # it has ended
     if thread.state in STOPPED:
@@ -196,7 +196,7 @@ def _glances(process: Process, memory: int, seen: Witnessed) -> Iterator[MainGla
     for _ in range(GLANCES):
         call = call_now(process, seen.pid)
         glance = MainGlance(
-            state=state(process.small(f"task/{seen.pid}/stat")),
+            state=proc_stat.parse(process.small(f"task/{seen.pid}/stat")).state,
             call=call.name if call else "",
             waits_for_mutex=call is not None and call.name == "futex" and _is_mutex(*call.arguments[1:3]),
             owned=tuple(sorted(each for each in addresses if _owner_at(memory, each) == inner)),

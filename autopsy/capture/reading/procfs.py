@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from autopsy.bundle import proc_stat
 from autopsy.capture.reading.reader import Cut, Unreadable
 from autopsy.target.target import Target
 
@@ -77,23 +78,11 @@ def held(target: Target) -> Iterator[Process]:
         raise Gone(f"process {target.pid} has ended") from error
     try:
         process = Process(target.pid, folder)
-        if start_ticks(process.small("stat")) != target.record.start_ticks:
+        if proc_stat.parse(process.small("stat")).start_ticks != target.record.start_ticks:
             raise Gone(f"process {target.pid} is not the one that was captured: it started at another time")
         yield process
     finally:
         os.close(folder)
-
-
-def start_ticks(stat: bytes) -> int | None:
-    """Return field 22 of /proc/PID/stat; a thread's name may hold anything, so fields count from the LAST ')'."""
-    fields = stat.rpartition(b")")[2].split()
-    return int(fields[19]) if len(fields) > 19 else None
-
-
-def state(stat: bytes) -> str:
-    """Return field 3 of /proc/PID/stat, empty where there is none."""
-    fields = stat.rpartition(b")")[2].split()
-    return fields[0].decode("ascii", "replace") if fields else ""
 
 
 def read_file(path: str, most: int = MOST_BYTES, *, folder: int | None = None) -> bytes | Cut:

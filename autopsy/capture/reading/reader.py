@@ -15,6 +15,7 @@ from enum import IntEnum
 from types import TracebackType
 from typing import Self
 
+from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
 from autopsy.bundle.sections import Section, render
 from autopsy.capture.step import Collected, Deadline, Outcome, Scene, TimedOut
@@ -276,8 +277,8 @@ class _Reader:
         return found
 
     def _state(self) -> str:
-        with contextlib.suppress(OSError, IndexError), open(f"/proc/{self._child.pid}/stat", "rb") as stream:
-            return stream.read().rpartition(b")")[2].split()[0].decode()
+        with contextlib.suppress(OSError), open(f"/proc/{self._child.pid}/stat", "rb") as stream:
+            return proc_stat.parse(stream.read()).state or "?"
         return "?"
 
     def _wchan(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from autopsy.bundle import layout, sections
+from autopsy.bundle import layout, proc_stat, sections
 from autopsy.bundle.records import FreezeRecord
 
 
@@ -33,8 +33,7 @@ def tasks(read: Callable[[str], bytes]) -> dict[int, Task]:
                 seen.setdefault(int(tid), {})[kind] = section.data.decode("utf-8", "backslashreplace").rstrip("\n")
     for number, files in seen.items():
         comm = files.get("comm", "") or (found[number].comm if number in found else "")
-        # The name in stat may hold anything, ")" too: the state follows the last one.
-        state = files.get("stat", "").rpartition(")")[2].strip()[:1]
+        state = proc_stat.parse(files.get("stat", "").encode()).state
         found[number] = Task(number, comm, state, files.get("wchan", ""))
     return found
 
