@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 MANIFEST = "manifest.json"
 README = "README.txt"
 CORE = "core"
@@ -11,7 +13,11 @@ BINARY = "binary.zst"
 
 # In a folder at work only, never in a bundle.
 SCRATCH = "scratch"  # how folders begin that a step needs for a while
-HALF = ".half"  # how files end that are being written
+
+# How the folders of a capture end that is not sealed yet: NAME.<letters that nobody can guess>.work, and .partial.
+WORK = ".work"
+PARTIAL = ".partial"
+_UNFINISHED = re.compile(r"(?:\.[0-9a-f]{8})?\.(?:work|partial)$")
 
 WITNESS = "witness"
 FREEZE = "freeze"
@@ -85,3 +91,8 @@ RRD = "rrd"  # the manager's own record of the VM's load, from before the incide
 def evidence(step: str, file: str) -> str:
     """Return the path of a step's file inside the bundle."""
     return f"evidence/{step}/{file}"
+
+
+def of_folder(folder: str) -> str:
+    """Return the name of the capture that a staging folder is of, without what its bundle does not bear."""
+    return _UNFINISHED.sub("", folder)

@@ -7,6 +7,7 @@ import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -14,6 +15,8 @@ from autopsy.bundle import layout as names
 from autopsy.bundle.archive import LARGE, MOST_IN_MEMORY, members, safe_name
 from autopsy.bundle.manifest import SCHEMA, Manifest
 from autopsy.errors import DamagedBundle, NewerBundle, UsageError
+from autopsy.files import private
+from autopsy.files.plain import NotPlain, open_beneath
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +43,27 @@ class Bundle:
         return _read_below(self.path, name)
 
     def extract(self, name: str, destination: Path) -> bool:
-        """Copy one file, however large, to `destination`; return whether the bundle holds it."""
+        """Copy one file, however large, to a new one; return whether the bundle holds it."""
+        if name not in self.listing:
+            return False
+        with private.new(destination) as stream:
+            self.pour(name, stream)
+        return True
+
+    def pour(self, name: str, stream: BinaryIO) -> None:
+        """Write one file's bytes, however many.
+
+        Raises:
+            NotPlain: it is not one of the bundle's files, or a link by now.
+        """
         if not self.sealed:
-            source = self.path / safe_name(name)
-            if not _is_plain(source):
-                return False
-            shutil.copyfile(source, destination)
-            return True
+            with open(open_below(self.path, name), "rb") as source:
+                shutil.copyfileobj(source, stream, 1 << 20)
+            return
         for member in members(self.path):
             if member.name == name:
-                with open(destination, "xb") as stream:
-                    stream.writelines(member.parts())
-                return True
-        return False
+                stream.writelines(member.parts())
+                return
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -102,31 +113,35 @@ class _SchemaOnly(msgspec.Struct, frozen=True):
     schema: int
 
 
-def _is_plain(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    except OSError:
-        return False
+def open_below(folder: Path, name: str) -> int:
+    """Open a file of a folder that a stranger may have made: no link is followed, no FIFO waited for.
+
+    Raises:
+        NotPlain: it is no regular file, or not below.
+        OSError: as open(2) gives it.
+    """
+    with private.anybodys(folder) as top:
+        return open_beneath(top, safe_name(name))
 
 
 def _read_below(folder: Path, name: str) -> bytes:
-    """Return a file of a folder that a stranger may have made: no link is followed, no FIFO waited for."""
     try:
-        path = folder / safe_name(name)
-        if not path.parent.resolve().is_relative_to(folder.resolve()):
-            return b""
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError):
+        descriptor = open_below(folder, name)
+    except (OSError, ValueError, NotPlain):
         return b""
     with open(descriptor, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            return b""
-        if status.st_size > MOST_IN_MEMORY:
-            raise DamagedBundle(str(path), "is larger than evidence can be", remedy="do not trust it")
+        if os.fstat(descriptor).st_size > MOST_IN_MEMORY:
+            raise DamagedBundle(str(folder / name), "is larger than evidence can be", remedy="do not trust it")
         return stream.read(MOST_IN_MEMORY + 1)
 
 
 def _listing(folder: Path) -> tuple[str, ...]:
     found = [str(Path(parent, file).relative_to(folder)) for parent, _, files in os.walk(folder) for file in files]
     return tuple(sorted(name for name in found if _is_plain(folder / name)))
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False

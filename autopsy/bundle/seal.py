@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -18,10 +19,17 @@ from autopsy.bundle import layout
 from autopsy.bundle.manifest import FileRecord, Manifest
 from autopsy.bundle.verify import verify
 from autopsy.errors import DamagedBundle, NotStored
+from autopsy.files import private
+from autopsy.files.plain import NotPlain, open_beneath
 
 LEVEL = 3
+MOST_OF_A_NAME = 10
 # The core comes last, so that whoever wants only the small evidence can stop reading before it.
 ORDER = (layout.README, layout.DIAGNOSIS, layout.REPORT)
+
+
+class NameTaken(NotStored):
+    """Something of the bundle's name is there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +48,19 @@ def seal(staging: Path, destination: Path, manifest: Manifest, *, leave_out: fro
     """Pack `staging` into `destination` and return its seal. The staging folder is left as it is.
 
     Raises:
+        NameTaken: something of that name is there already.
         NotStored: anything at all went wrong; no half-written bundle is left under the final name.
     """
-    temporary = unfinished(destination)
-    if destination.exists():
-        raise NotStored(str(destination), "is there already", remedy=f"the evidence lies in {staging}")
+    work = _Work(staging, destination, manifest, leave_out)
     try:
-        try:
-            digest = _seal(staging, temporary, destination, manifest, leave_out)
-        except (ValueError, DamagedBundle):  # a child of ours that woke up late may have written meanwhile
-            digest = _seal(staging, temporary, destination, manifest, leave_out)
+        with private.anybodys(destination.parent) as place:
+            try:
+                digest = _seal(work, place)
+            except (ValueError, DamagedBundle, NotPlain):  # a late child of ours may have written meanwhile
+                digest = _seal(work, place)
+    except FileExistsError as error:
+        raise NameTaken(str(destination), "is there already", remedy=f"the evidence lies in {staging}") from error
     except Exception as error:
-        temporary.unlink(missing_ok=True)
-        destination.unlink(missing_ok=True)
         raise NotStored(
             str(destination),
             f"the bundle could not be stored ({error})",
@@ -61,19 +69,62 @@ def seal(staging: Path, destination: Path, manifest: Manifest, *, leave_out: fro
     return Sealed(destination, digest, destination.stat().st_size)
 
 
-def unfinished(destination: Path) -> Path:
-    """Return where a bundle is written before it has its name; only a killed capture leaves that behind."""
-    return destination.with_name(f".{destination.name}.partial")
+def seal_in(place: Path, name: str, staging: Path, manifest: Manifest, leave_out: frozenset[str]) -> Sealed:
+    """Seal into a place under the first name that is free: that of the capture, then with a number.
+
+    Raises:
+        NotStored: as `seal` does.
+    """
+    for end in ("", *(f"-{number}" for number in range(2, MOST_OF_A_NAME))):
+        try:
+            return seal(staging, place / f"{name}{end}.tar.zst", manifest, leave_out=leave_out)
+        except NameTaken:
+            continue
+    return seal(staging, place / f"{name}-{private.token()}.tar.zst", manifest, leave_out=leave_out)
 
 
-def _seal(staging: Path, temporary: Path, destination: Path, manifest: Manifest, leave_out: frozenset[str]) -> str:
-    destination.unlink(missing_ok=True)
-    files = tuple(_record(staging, name) for name in _in_order(staging) if name not in leave_out)
-    digest = _pack(staging, temporary, msgspec.structs.replace(manifest, files=files))
-    temporary.rename(destination)
-    _sync_folder(destination.parent)
-    _read_back(destination, digest)
+def half_written(staging: Path) -> str:
+    """Return how the names of bundles begin that were never finished; only a killed capture leaves such a file."""
+    return f".{staging.name.removesuffix(layout.WORK).removesuffix(layout.PARTIAL)}."
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is to be packed, and where to."""
+
+    staging: Path
+    destination: Path
+    manifest: Manifest
+    leave_out: frozenset[str]
+
+
+def _seal(work: _Work, place: int) -> str:
+    name = work.destination.name
+    with suppress(FileNotFoundError):
+        os.stat(name, dir_fd=place, follow_symlinks=False)
+        raise FileExistsError(name)
+    unfinished = work.staging.name.endswith((layout.WORK, layout.PARTIAL))
+    half = f"{half_written(work.staging) if unfinished else f'.{name}.'}{private.token()}{layout.PARTIAL}"
+    try:
+        with private.held(work.staging) as folder:
+            files = tuple(_record(folder, each) for each in _in_order(folder) if each not in work.leave_out)
+            digest = _pack(folder, half, place, msgspec.structs.replace(work.manifest, files=files))
+        private.rename_new(place, half, name)
+    except BaseException:
+        _unlink(half, place)
+        raise
+    try:
+        os.fsync(place)
+        _read_back(work.destination, digest)
+    except BaseException:
+        _unlink(name, place)
+        raise
     return digest
+
+
+def _unlink(name: str, place: int) -> None:
+    with suppress(OSError):
+        os.unlink(name, dir_fd=place)
 
 
 def _read_back(destination: Path, digest: str) -> None:
@@ -81,20 +132,34 @@ def _read_back(destination: Path, digest: str) -> None:
         raise ValueError("what was read back is not what was written")
 
 
-def _in_order(staging: Path) -> list[str]:
+def _in_order(folder: int) -> list[str]:
     """Return the plain files that belong into the bundle: no link that leads elsewhere, nothing half done."""
     found = []
-    for parent, folders, files in os.walk(staging):
-        folders[:] = [folder for folder in folders if not folder.startswith(layout.SCRATCH)]
-        found += [Path(parent, file) for file in files if not file.endswith(layout.HALF)]
-    plain = [str(path.relative_to(staging)) for path in found if stat.S_ISREG(os.lstat(path).st_mode)]
-    plain = [name for name in plain if name != layout.MANIFEST]
+    for parent, folders, files, _ in os.fwalk(".", dir_fd=folder):
+        folders[:] = [each for each in folders if not each.startswith(layout.SCRATCH)]
+        found += [f"{parent}/{file}".removeprefix("./") for file in files if not file.endswith(private.HALF)]
+    plain = [name for name in found if name != layout.MANIFEST and _is_plain(folder, name)]
     rank = {name: place for place, name in enumerate(ORDER)}
     return sorted(plain, key=lambda name: (name in (layout.CORE, layout.BINARY), rank.get(name, len(ORDER)), name))
 
 
-def _record(staging: Path, name: str) -> FileRecord:
-    with open(staging / name, "rb") as stream:
+def _is_plain(folder: int, name: str) -> bool:
+    try:
+        with _reading(folder, name):
+            return True
+    except NotPlain:
+        return False
+
+
+@contextmanager
+def _reading(folder: int, name: str) -> Iterator[io.BufferedReader]:
+    """Open a file of the staging folder to read; no link is followed, whenever it was laid."""
+    with open(open_beneath(folder, name), "rb") as stream:
+        yield stream
+
+
+def _record(folder: int, name: str) -> FileRecord:
+    with _reading(folder, name) as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return FileRecord(path=name, size=os.fstat(stream.fileno()).st_size, sha256=digest)
 
@@ -111,10 +176,8 @@ class _Hashing:
         return self.stream.write(data)
 
 
-def _pack(staging: Path, temporary: Path, manifest: Manifest) -> str:
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
+def _pack(folder: int, half: str, place: int, manifest: Manifest) -> str:
+    with private.new(half, below=place) as file:
         hashing = _Hashing(file)
         with (
             zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).stream_writer(
@@ -124,7 +187,7 @@ def _pack(staging: Path, temporary: Path, manifest: Manifest) -> str:
         ):
             _put_manifest(tar, manifest)
             for record in manifest.files:
-                with open(staging / record.path, "rb") as stream:
+                with _reading(folder, record.path) as stream:
                     entry = _entry(record.path, record.size, manifest)
                     tar.addfile(entry, stream)
         file.flush()
@@ -157,11 +220,3 @@ def _seconds(utc: str) -> float:
         return datetime.fromisoformat(utc).timestamp()
     except ValueError:
         return 0.0
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,8 +11,9 @@ from pathlib import Path
 from autopsy.bundle import layout
 from autopsy.bundle.archive import MOST_IN_MEMORY, members
 from autopsy.bundle.manifest import Manifest
-from autopsy.bundle.reader import decode_manifest, open_bundle
+from autopsy.bundle.reader import decode_manifest, open_below, open_bundle
 from autopsy.errors import DamagedBundle
+from autopsy.files.plain import NotPlain
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,7 @@ def _verify_folder(path: Path) -> Verified:
     found: dict[str, tuple[int, str]] = {}
     for name in bundle.names():
         if name != layout.MANIFEST:
-            with open(path / name, "rb") as stream:
-                found[name] = _digest(iter(lambda: stream.read(1 << 20), b""))
+            found[name] = _digest_below(path, name)
     if not bundle.manifest.files:
         raise DamagedBundle(
             str(path),
@@ -66,6 +66,15 @@ def _verify_folder(path: Path) -> Verified:
         )
     _compare(path, bundle.manifest, found)
     return Verified(bundle.manifest, "", len(bundle.manifest.files))
+
+
+def _digest_below(path: Path, name: str) -> tuple[int, str]:
+    try:
+        descriptor = open_below(path, name)
+    except (NotPlain, ValueError):  # it is none of ours: that it is there is told
+        return 0, ""
+    with open(descriptor, "rb") as stream:
+        return _digest(iter(lambda: stream.read(1 << 20), b""))
 
 
 def _digest(parts: Iterator[bytes]) -> tuple[int, str]:

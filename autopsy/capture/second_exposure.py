@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
 
 import msgspec
 
@@ -15,6 +13,7 @@ from autopsy.capture.freeze import step as freeze
 from autopsy.capture.gdb import step as gdb
 from autopsy.capture.proc import step as proc
 from autopsy.capture.qmp import step as qmp
+from autopsy.capture.scratch import scratch
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped, TimedOut
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.boxed import examine_boxed
@@ -47,9 +46,9 @@ def _compare(scene: Scene) -> Outcome:
     if not second_core.exists():
         return Skipped("there is no second core")
     try:
-        with tempfile.TemporaryDirectory(prefix="scratch-", dir=scene.staging) as scratch:
+        with scratch(scene) as folder:
             core = scene.staging / layout.CORE
-            with gdb.frozen(scene, core, Path(scratch), second_core) as frozen:
+            with gdb.frozen(scene, core, folder, second_core) as frozen:
                 return Collected(examine_boxed(frozen, examine_again))
     except ExaminationFailed as error:
         return Failed(str(error))

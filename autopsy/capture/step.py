@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from autopsy.files import private
 from autopsy.target.target import Target
 
 
@@ -105,9 +105,7 @@ class Scene:
 
     def write(self, file: str, data: bytes) -> None:
         """Store one file of this step's evidence at once, so that it outlives the step."""
-        descriptor = os.open(self.folder / file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb") as stream:
-            stream.write(data)
+        private.store(self.folder / file, data)
 
     def write_json(self, file: str, value: object) -> None:
         """Store records as indented JSON, for eyes as much as for the analyzer."""

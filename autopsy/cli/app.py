@@ -34,6 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 def main() -> None:
     """Run the command line; an error that a person can act on is told in three short lines."""
+    os.umask(0o077)  # nobody else is let into what we make, from the start
     try:
         sys.exit(app(standalone_mode=False) or ExitCode.DONE)  # typer returns the code of an Exit
     except AutopsyError as error:
@@ -41,9 +42,7 @@ def main() -> None:
 
         say(f"autopsy: {plain(str(error))}\n         {plain(error.remedy)}")
         sys.exit(error.exit_code)
-    except typer.Abort:
-        sys.exit(ExitCode.INTERRUPTED)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own usage errors; its error class lives in click

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,7 +18,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.manifest import SCHEMA, Clocks, Manifest, StepRecord
 from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.readme import readme
-from autopsy.bundle.seal import Sealed, encode_manifest, seal
+from autopsy.bundle.seal import Sealed, encode_manifest, seal_in
 from autopsy.bundle.signing import can_sign, sign, signature_path
 from autopsy.bundle.vm_end import VmEnd, in_words
 from autopsy.capture import aftermath
@@ -33,6 +31,7 @@ from autopsy.capture.step import Deadline, Options
 from autopsy.commands.seal import rescue
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExitCode, NotStored, UsageError
+from autopsy.files import private
 from autopsy.kill.then_kill import Order, end
 from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
@@ -287,12 +286,9 @@ def _tell_in_report(captured: Captured, kill: str) -> None:
     place = captured.report
 
     def work() -> bytes:
-        temporary = place.with_name(f".{place.name}.partial")
         from autopsy.report.html import html  # noqa: PLC0415 - loaded already: see _load
 
-        temporary.write_text(html(open_bundle(captured.sealed.path), kill=kill), encoding="utf-8")
-        temporary.chmod(0o600)
-        temporary.rename(place)
+        private.publish(place, html(open_bundle(captured.sealed.path), kill=kill).encode())
         return b""
 
     with contextlib.suppress(ChildTimedOut, ChildFailed):  # the report from before the kill is as good as ever
@@ -347,10 +343,9 @@ def _seal(staging: Staging, manifest: Manifest, budget: Deadline, options: Optio
     leave_out = frozenset() if options.core else frozenset({layout.CORE})
     last_words = "no place left"
     while staging.places:
-        destination = staging.places[0] / f"{staging.name}.tar.zst"
         try:
             data = in_child(
-                partial(_sealed_bytes, staging.work, destination, _with_notes(manifest, staging), leave_out),
+                partial(_sealed_bytes, staging, _with_notes(manifest, staging), leave_out),
                 max(3.0, min(SEAL_SECONDS, budget.left())),
             )
         except (ChildTimedOut, ChildFailed) as error:
@@ -371,8 +366,9 @@ def _with_notes(manifest: Manifest, staging: Staging) -> Manifest:
     return msgspec.structs.replace(manifest, notes=tuple(staging.notes))
 
 
-def _sealed_bytes(folder: Path, destination: Path, manifest: Manifest, leave_out: frozenset[str]) -> bytes:
-    return msgspec.json.encode(seal(folder, destination, manifest, leave_out=leave_out), enc_hook=str)
+def _sealed_bytes(staging: Staging, manifest: Manifest, leave_out: frozenset[str]) -> bytes:
+    sealed = seal_in(staging.places[0], staging.name, staging.work, manifest, leave_out)
+    return msgspec.json.encode(sealed, enc_hook=str)
 
 
 def _path(_: type, value: object) -> Path:
@@ -383,10 +379,7 @@ def _beside(source: Path, copy: Path, budget: Deadline) -> Path | None:
     """Put the report beside the bundle, for those who will not unpack anything; in a child, for the disk may hang."""
 
     def work() -> bytes:
-        temporary = copy.with_name(f".{copy.name}.partial")
-        shutil.copyfile(source, temporary)
-        os.chmod(temporary, 0o600)
-        temporary.rename(copy)
+        private.publish(copy, source.read_bytes())
         return b""
 
     try:

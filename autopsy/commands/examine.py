@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.archive import members
-from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.archive import members, safe_name
+from autopsy.bundle.reader import Bundle, open_bundle
 from autopsy.bundle.seal import Sealed, seal
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExaminationFailed, UsageError
@@ -26,6 +25,8 @@ from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.gdb.interactive import converse
 from autopsy.examine.run import examine
 from autopsy.examine.second_exposure import examine_again
+from autopsy.files import private
+from autopsy.files.plain import NotPlain
 from autopsy.report.store import write_answers
 
 SECONDS = 120.0  # nobody's VM waits for this examination
@@ -122,15 +123,21 @@ def _unpacked(bundle: Path) -> Iterator[Path]:
     opened = open_bundle(bundle)
     with tempfile.TemporaryDirectory(prefix="autopsy-", dir=os.environ.get("TMPDIR", "/var/tmp")) as scratch:  # noqa: S108 - private, and larger than a tmpfs /tmp may hold
         folder = Path(scratch, "bundle")
+        os.close(private.make(folder))
         if not opened.sealed:
-            shutil.copytree(bundle, folder, symlinks=True)
+            _copy_plain_files(opened, folder)
         else:
             for member in members(bundle):
-                copy = folder / member.name
-                copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with open(copy, "xb") as stream:
+                with private.new_below(folder, member.name) as stream:
                     stream.writelines(member.parts())
         yield folder
+
+
+def _copy_plain_files(bundle: Bundle, folder: Path) -> None:
+    """Copy what a folder holds of a bundle: links in it may lead anywhere, and we are about to write beside them."""
+    for name in bundle.names():
+        with contextlib.suppress(ValueError, NotPlain), private.new_below(folder, safe_name(name)) as stream:
+            bundle.pour(name, stream)
 
 
 def _read(folder: Path, name: str) -> bytes:
@@ -144,10 +151,7 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _write(folder: Path, step: str, file: str, data: bytes) -> None:
-    path = folder / layout.evidence(step, file)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.unlink(missing_ok=True)
-    path.write_bytes(data)
+    private.store_below(folder, layout.evidence(step, file), data)
 
 
 def _beside(bundle: Path, place: Path | None) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import NotStored
 from autopsy.facts.gather import gather
 from autopsy.facts.host import STORAGE_WORDS, VM_WORDS
+from autopsy.files import private
 from autopsy.redact.files import left_out, manifest, redacted
 from autopsy.redact.pseudonyms import Pseudonyms
 from autopsy.report.store import write_answers
@@ -59,11 +59,9 @@ def redact(path: Path, output: Path | None) -> Redacted:
     staging = Path(tempfile.mkdtemp(prefix=".redacting-", dir=destination.parent))
     try:
         for name, data in files.items():
-            place = staging / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
-        (staging / layout.MANIFEST).write_bytes(encode_manifest(told))
-        (staging / layout.README).write_text(readme(__version__, told.target, told.began), encoding="utf-8")
+            private.store_below(staging, name, data)
+        private.store(staging / layout.MANIFEST, encode_manifest(told))
+        private.store(staging / layout.README, readme(__version__, told.target, told.began).encode())
         found = write_answers(staging).diagnosis
         sealed = seal(staging, destination, told)
     finally:
@@ -106,12 +104,7 @@ def _store_map(path: Path, hide: Pseudonyms) -> Path:
     place = path.with_name(f"{path.name}.redaction.json")
     data = msgspec.json.format(msgspec.json.encode(hide.table()), indent=1) + b"\n"
     try:
-        half = place.with_name(f".{place.name}{layout.HALF}")
-        half.unlink(missing_ok=True)
-        descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as stream:
-            stream.write(data)
-        half.rename(place)
+        private.publish(place, data)
     except OSError as error:
         raise NotStored(
             str(place), f"the map could not be stored: {error.strerror}", remedy="copy the bundle"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import os
 from pathlib import Path
 
 import msgspec
 
+from autopsy.bundle import layout
 from autopsy.bundle.reader import open_bundle
-from autopsy.bundle.seal import Sealed, seal, unfinished
+from autopsy.bundle.seal import Sealed, half_written, seal_in
 from autopsy.capture.staging import leftovers
-from autopsy.capture.staging.leftovers import PARTIAL, WORK
 from autopsy.errors import AutopsyError, DamagedBundle, NotStored, UsageError
+from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 
 RESCUE_SECONDS = 20.0
@@ -29,9 +31,10 @@ def seal_leftover(folder: Path, place: Path | None) -> Sealed:
         NotStored: the bundle could not be written.
     """
     folder = folder.absolute()
+    _must_be_ours(folder)
     fuller = leftovers.twin(folder)
     for each in filter(None, (folder, fuller)):
-        if each.is_dir() and each.name.endswith((WORK, PARTIAL)) and leftovers.at_work(each):
+        if each.is_dir() and each.name.endswith((layout.WORK, layout.PARTIAL)) and leftovers.at_work(each):
             raise UsageError(
                 str(folder), "its capture is still at work", remedy="wait for its end, or press Ctrl-C there"
             )
@@ -41,21 +44,42 @@ def seal_leftover(folder: Path, place: Path | None) -> Sealed:
     return sealed
 
 
+def _must_be_ours(folder: Path) -> None:
+    """Refuse what somebody else made or may have added to: our seal would vouch for it."""
+    try:
+        os.close(private.hold(folder))
+    except private.NotPrivate as error:
+        raise UsageError(
+            str(folder),
+            f"{error.strerror}: that it is what a capture saw, nobody can vouch for",
+            remedy="if you trust whoever made it: `cp -r` it to a folder of your own, and seal that",
+        ) from error
+    except OSError:
+        return  # there is no such folder: that is told where it is opened
+
+
 def _seal(folder: Path, place: Path) -> Sealed:
     manifest = open_bundle(folder).manifest
     if not folder.is_dir() or manifest.files:
         raise UsageError(str(folder), "is sealed already", remedy="`autopsy verify` tells whether it is whole")
-    return seal(folder, place / _bundle(folder), manifest)
-
-
-def _bundle(folder: Path) -> str:
-    return f"{folder.name.removesuffix(PARTIAL).removesuffix(WORK)}.tar.zst"
+    return seal_in(place, layout.of_folder(folder.name), folder, manifest, frozenset())
 
 
 def _clear(folder: Path) -> None:
-    if folder.name.endswith((WORK, PARTIAL)):  # what a person copied elsewhere stays
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished(folder.with_name(_bundle(folder))).unlink(missing_ok=True)  # it was killed while it sealed
+    """Remove what was sealed, with the halves of bundles that its capture was killed over."""
+    if not folder.name.endswith((layout.WORK, layout.PARTIAL)):  # what a person copied elsewhere stays
+        return
+    with contextlib.suppress(OSError):
+        private.remove(folder)
+    begins = half_written(folder)
+    with contextlib.suppress(OSError), os.scandir(folder.parent) as beside:
+        for entry in beside:
+            if entry.name.startswith(begins) and entry.name.endswith(layout.PARTIAL) and _is_our_file(entry):
+                os.unlink(entry.path)
+
+
+def _is_our_file(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
 
 
 def rescue(place: Path) -> tuple[str, ...]:
@@ -86,5 +110,5 @@ def _rescue(folder: Path, place: Path) -> str:
     except AutopsyError as error:
         return f"a killed capture left {folder}: {error.cause}"
     _clear(folder)
-    _clear(place / (folder.name.removesuffix(WORK) + PARTIAL))
+    _clear(place / (folder.name.removesuffix(layout.WORK) + layout.PARTIAL))
     return f"what a killed capture left in memory is sealed now: {sealed.path}"

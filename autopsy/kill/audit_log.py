@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import socket
@@ -15,6 +14,7 @@ import msgspec
 from autopsy import __version__
 from autopsy.bundle.manifest import Clocks
 from autopsy.bundle.seal import Sealed
+from autopsy.files import private
 from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.target.target import Target
@@ -115,20 +115,7 @@ def _failure(what: str, work: Callable[[], bytes], seconds: float) -> str:
 
 def _store(kill_note: KillNote, path: Path) -> bytes:
     """Replace the note durably: whatever happens, a whole one is there."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(temporary, flags, 0o600), "wb") as stream:
-        stream.write(msgspec.json.format(msgspec.json.encode(kill_note), indent=1) + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    private.publish(path, msgspec.json.format(msgspec.json.encode(kill_note), indent=1) + b"\n")
     return b""
 
 

@@ -131,5 +131,6 @@ def write_expected(home: Path, expected: Expected) -> None:
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with open(descriptor, "wb") as stream:
+        os.fchmod(descriptor, 0o644)  # it is committed beside its bundle, for whoever checks that out
         stream.write(encode(expected))
     temporary.rename(home / EXPECTED)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -13,6 +10,7 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import UsageError
 from autopsy.facts.gather import gather
+from autopsy.files import private
 from autopsy.report.bug_report import bug_report
 from autopsy.report.html import html
 from autopsy.report.json_document import document, schema
@@ -54,25 +52,11 @@ def store(text: str, path: Path) -> None:
     """
     try:
         if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+            private.pour(path, text.encode())
         else:
-            _replace(text, path.resolve())
+            private.publish(path.resolve(), text.encode())
     except OSError as error:
         raise UsageError(str(path), f"cannot be written: {error.strerror}", remedy="give -o another path") from error
-
-
-def _replace(text: str, path: Path) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 MOST = 1 << 20

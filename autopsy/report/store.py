@@ -11,6 +11,7 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather
+from autopsy.files import private
 from autopsy.report.html import render
 
 
@@ -29,9 +30,9 @@ def write_answers(folder: Path) -> Answers:
     bundle = open_bundle(folder)
     facts = gather(bundle)
     found = diagnose(facts)
-    (folder / layout.DIAGNOSIS).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    private.store(folder / layout.DIAGNOSIS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     try:
-        (folder / layout.REPORT).write_text(render(bundle, facts, found), encoding="utf-8")
+        private.store(folder / layout.REPORT, render(bundle, facts, found).encode())
     except Exception as error:  # noqa: BLE001 - a bug in the report must not cost the diagnosis its place
         return Answers(found, f"{type(error).__name__}: {error}")
     return Answers(found, "")

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from autopsy.bundle import layout
 from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.seal import seal_in
 from autopsy.bundle.verify import verify
 from autopsy.capture.staging import staging
 from autopsy.drill.machine import Machine
@@ -32,6 +34,7 @@ from support.surviving import (
     namespace,
     orphans_come_to_us,
 )
+from tests.bundle.test_bundle import MANIFEST
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
@@ -138,22 +141,24 @@ def test_what_a_killed_capture_left_in_memory_is_sealed_by_the_next_one(
     assert memory.works() == []
     assert "killed capture" in second.story
     assert len(list(tmp_path.glob("*.tar.zst"))) == 2
-    rescued = tmp_path / left.name.replace(".work", ".tar.zst")
+    rescued = tmp_path / f"{layout.of_folder(left.name)}.tar.zst"
     assert "core" in open_bundle(rescued).names()
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_second_capture_of_the_same_second_takes_another_name(tmp_path: Path) -> None:
+def test_two_captures_of_the_same_second_share_neither_folder_nor_bundle(tmp_path: Path) -> None:
     """The first one was killed, or its VM is called the same."""
-    wanted = [tmp_path / each for each in ("autopsy-vm-1.tar.zst", "autopsy-vm-1-2.partial")]
-    for each in wanted:
-        each.mkdir()
     made = [staging.prepare("autopsy-vm-1", (tmp_path,)) for _ in range(2)]
     try:
-        assert [each.name for each in made] == ["autopsy-vm-1-3", "autopsy-vm-1-4"]
+        assert len({each.work for each in made} | {each.durable for each in made}) == 4
+        for each in made:
+            each.put("README.txt", b"read me")
+            each.claim()
+        sealed = [seal_in(tmp_path, each.name, each.work, MANIFEST, frozenset()) for each in made]
+        assert [each.path.name for each in sealed] == ["autopsy-vm-1.tar.zst", "autopsy-vm-1-2.tar.zst"]
     finally:
         for each in made:
-            each.work.rmdir()
+            each.clear()
 
 
 def test_a_capture_at_work_is_not_taken_for_a_dead_one(vm: Machine, memory: Namespace, tmp_path: Path) -> None:

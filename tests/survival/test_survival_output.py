@@ -73,7 +73,7 @@ def sparse(place: Path, room: str = "120m") -> Iterator[tuple[Path, Path]]:
             lab.until("it is unmounted", lambda: not subprocess.run(["umount", mount], check=False).returncode)
 
 
-PLACES = {"tmp": "/var/tmp", "cache": "/var/cache", "run": "/run"}  # noqa: S108 - of a mount namespace of our own
+PLACES = {"tmp": "/var/tmp", "cache": "/var/cache", "lib": "/var/lib", "run": "/run"}  # noqa: S108 - of a mount namespace of our own
 
 
 def stuck_below(mount: Path, *which: str) -> tuple[str, ...]:
@@ -170,11 +170,11 @@ def test_a_capture_s_needs_count_qemu_s_own_memory_and_not_the_guest_s(vm: Machi
 
 
 def test_with_every_disk_stuck_memory_takes_the_bundle(vm: Machine) -> None:
-    """Output, /var/tmp, HOME, TMPDIR and the places of caches are frozen: only tmpfs is left."""
+    """Output, /var/lib, /var/tmp, HOME, TMPDIR and the places of caches are frozen: only tmpfs is left."""
     with lab.file_system() as stuck:
-        for name in ("out", "tmp", "home", "cache", "run"):
+        for name in ("out", "tmp", "home", "cache", "lib", "run"):
             (stuck.mount / name).mkdir()
-        with namespace(*stuck_below(stuck.mount, "cache", "tmp", "run")) as memory:
+        with namespace(*stuck_below(stuck.mount, "cache", "tmp", "lib", "run")) as memory:
             environment = {"HOME": "/mnt/home", "TMPDIR": "/mnt/tmp", "XDG_CACHE_HOME": "/mnt/home/.cache"}
             with lab.frozen(stuck):
                 done = capture(vm.pid, "/mnt/out", "--fast", "--budget", "20", within=memory, environment=environment)
@@ -235,10 +235,10 @@ def test_a_disk_that_fails_in_the_middle_is_given_up(vm: Machine, tmp_path: Path
 
 def test_with_no_place_at_all_nothing_is_killed_and_the_exit_code_is_5(vm: Machine) -> None:
     with lab.file_system() as stuck:
-        for name in ("out", "tmp", "run"):
+        for name in ("out", "tmp", "lib", "run"):
             (stuck.mount / name).mkdir()
         with (
-            namespace(*stuck_below(stuck.mount, "run", "tmp"), memory="64k") as memory,
+            namespace(*stuck_below(stuck.mount, "run", "lib", "tmp"), memory="64k") as memory,
             lab.frozen(stuck),
         ):
             done = capture(vm.pid, "/mnt/out", "--fast", "--then-kill", "--even-if-healthy", within=memory)
@@ -249,9 +249,9 @@ def test_with_no_place_at_all_nothing_is_killed_and_the_exit_code_is_5(vm: Machi
 def test_the_seal_fails_only_and_nothing_is_killed(vm: Machine, tmp_path: Path) -> None:
     """Every place was good when it began; when the bundle is to be packed, memory is full and the disk read-only."""
     with sparse(tmp_path, "500m") as (out, _):
-        for name in ("tmp", "run"):
+        for name in ("tmp", "lib", "run"):
             (out / name).mkdir()
-        with namespace(*stuck_below(out, "tmp", "run"), memory="192m") as memory:
+        with namespace(*stuck_below(out, "tmp", "lib", "run"), memory="192m") as memory:
             done = capture(vm.pid, out, "--gap", "8", "--then-kill", "--even-if-healthy", within=memory)
             lab.until("the capture is under way", lambda: bool(list(memory.works())) and bool(list(out.iterdir())))
             fill(out)

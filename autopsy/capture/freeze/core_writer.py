@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.capture.freeze.memory_copy import Chunk
+from autopsy.files import private
 from autopsy.linux.mappings import PAGE, Mapping
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -26,7 +27,6 @@ NT_PRSTATUS, NT_PRPSINFO, NT_AUXV, NT_FILE = 1, 3, 6, 0x46494C45
 PN_XNUM = 0xFFFF
 GAP_PAGES = 4  # absent pages of anonymous memory, which read as zeros, that are cheaper as a hole than as a segment
 ZERO = bytes(PAGE)
-WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,12 @@ def write(path: Path, notes: Notes, mappings: Sequence[Mapping], chunks: Iterabl
         OSError: it cannot be written whole; what there is of it is removed.
     """
     segments = list(_segments(mappings, sorted(chunks, key=lambda chunk: chunk.address), GAP_PAGES if fill else 0))
-    descriptor = os.open(path, WRITE_FLAGS, 0o600)
-    try:
-        return _write(descriptor, _render_notes(notes), segments)
-    except OSError:
-        path.unlink()
-        raise
-    finally:
-        os.close(descriptor)
+    with private.held(path.parent) as folder, private.new(path.name, below=folder) as stream:
+        try:
+            return _write(stream.fileno(), _render_notes(notes), segments)
+        except OSError:
+            os.unlink(path.name, dir_fd=folder)
+            raise
 
 
 def _write(descriptor: int, notes: bytes, segments: list[_Segment]) -> int:

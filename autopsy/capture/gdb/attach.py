@@ -7,7 +7,6 @@ hang, what hangs all the same is killed at a deadline of its own, and a guardian
 
 from __future__ import annotations
 
-import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from autopsy.bundle.records import Frame, ThreadStack
 from autopsy.capture.freeze.exposure import ProcessGone, tasks
 from autopsy.capture.gdb.guardian import TRACED, Guardian, NotHealed, post
 from autopsy.capture.qmp.guard import FUSE
+from autopsy.capture.scratch import scratch
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.gdb.backtrace import blocks
@@ -50,15 +50,12 @@ def look(scene: Scene) -> Outcome:
     if obstacle := _lasting_obstacle(pid):
         return Skipped(f"--live-gdb: {obstacle}: gdb would hang with the VM stopped")
     comms = {each.tid: each.comm for each in tasks(pid, f"/proc/{pid}")}
-    scratch = scene.staging / "scratch"
-    scratch.mkdir(mode=0o700, exist_ok=True)
     ends_at = time.monotonic() + min(STAND_STILL_SECONDS, scene.deadline.left() - HEAL_SECONDS)
     try:
-        told = _ask(scene, scratch, ends_at)
+        with scratch(scene) as folder:
+            told = _ask(scene, folder, ends_at)
     except (ExaminationFailed, GdbError, NotHealed, OSError) as error:
         return Failed(f"--live-gdb: {error}")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     scene.write(layout.GDB_LOG, told.log)
     scene.write(layout.BACKTRACE, told.text.encode("utf-8", "backslashreplace"))
     stacks = threads(told.text, comms)
@@ -98,12 +95,12 @@ def may_not_attach(pid: int) -> str:
     return ""
 
 
-def _ask(scene: Scene, scratch: Path, ends_at: float) -> Told:
+def _ask(scene: Scene, folder: Path, ends_at: float) -> Told:
     pid = scene.target.pid
     keeper: Guardian | None = None
     begun = time.monotonic_ns()
     try:
-        with Gdb(scratch, ends_at=ends_at) as gdb:
+        with Gdb(folder, ends_at=ends_at) as gdb:
             for setting in LIVE:
                 gdb.run(setting.format(pid=pid))
             keeper = post(pid, scene.target.pidfd, gdb.pid)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from autopsy.capture.freeze import step as freeze
 from autopsy.capture.gdb import attach
 from autopsy.capture.gdb.mapped import mapped
 from autopsy.capture.reading.procfs import Gone, held
+from autopsy.capture.scratch import scratch
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.boxed import examine_boxed
@@ -31,16 +31,12 @@ def look(scene: Scene) -> Outcome:
     core = scene.staging / layout.CORE
     if not core.exists():
         return _without_core(scene)
-    scratch = scene.staging / "scratch"
-    scratch.mkdir(mode=0o700, exist_ok=True)
     try:
-        with frozen(scene, core, scratch) as given:
+        with scratch(scene) as folder, frozen(scene, core, folder) as given:
             note = examine_boxed(given, examine)
     except ExaminationFailed as error:
         _store_binary(scene)  # whoever examines the core elsewhere needs it all the more
         return Failed(f"{error}: {error.remedy}")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     kept = _store_binary(scene)
     ring_words.look(scene)  # last: it reads what belongs to the VM, and everything else is stored
     return Collected("; ".join(filter(None, (note, kept))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from autopsy.bundle.records import QmpExchange
 from autopsy.capture.qmp import commands, stability
 from autopsy.capture.qmp.client import Answered, NoAnswer, NotAsked, Refused, Reply, Transport
 from autopsy.capture.step import Scene
+from autopsy.files import private
 from autopsy.target.target import ends_within
 
 QUESTION_SECONDS = 2.0
@@ -26,14 +26,7 @@ OutcomeWord = Literal["answered", "error", "no answer", "skipped", "greeted", "b
 
 def write_down(scene: Scene, exchange: QmpExchange) -> None:
     """Append one exchange to the step's qmp.jsonl; it is whole in the kernel when this returns: no kill can take it."""
-    line = msgspec.json.encode(exchange) + b"\n"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(scene.folder / layout.QMP, flags, 0o600)
-    try:
-        while line:
-            line = line[os.write(descriptor, line) :]
-    finally:
-        os.close(descriptor)
+    private.append(scene.folder / layout.QMP, msgspec.json.encode(exchange) + b"\n")
 
 
 class Interview:

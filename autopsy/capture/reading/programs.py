@@ -16,6 +16,7 @@ MOST_BYTES = 4 << 20
 END_SECONDS = 0.2
 PLACES = "/usr/sbin:/sbin:/usr/bin:/bin"  # an operator's PATH may lack sbin, where ss and dmsetup often lie
 NOGROUP = 65534
+ORDINARY_UMASK = 0o022  # ours closes what we make: a VM that is started again must not inherit it
 PASSED_ON = ("TZ",)  # the journal's times are told in the host's zone
 
 
@@ -42,6 +43,7 @@ def output(words: Sequence[str], *, seconds: float, most: int = MOST_BYTES, user
         user=user,
         group=None if user is None else NOGROUP,
         extra_groups=None if user is None else (),
+        umask=ORDINARY_UMASK,
         preexec_fn=die_with_parent,  # noqa: PLW1509 - a reader has one thread
     )
     printed, errors, why = _gather(started, time.monotonic() + seconds, most)

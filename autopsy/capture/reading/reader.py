@@ -19,6 +19,7 @@ from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
 from autopsy.bundle.sections import Section, render
 from autopsy.capture.step import Collected, Deadline, Outcome, Scene, TimedOut
+from autopsy.files import private
 from autopsy.linux.child import end, spawn
 
 ANSWER_SECONDS = 1.0  # a file of /proc or /sys that answers at all answers in a few milliseconds
@@ -105,8 +106,7 @@ class SectionFile:
     """A file of sections that is on disk as far as it was read, whatever ends us."""
 
     def __init__(self, scene: Scene, file: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._stream = open(os.open(scene.folder / file, flags, 0o600), "wb", buffering=0)  # noqa: SIM115 - see __exit__
+        self._stream = private.begin(scene.folder / file)
 
     def __enter__(self) -> Self:
         return self

@@ -19,8 +19,6 @@ from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 
 YOUNG_SECONDS = 60.0  # a folder without a README may be a capture that is only beginning
 LOOK_SECONDS = 2.0
-WORK = ".work"
-PARTIAL = ".partial"
 
 
 def claim(folder: Path) -> int | None:
@@ -61,19 +59,20 @@ def leftovers() -> tuple[Path, ...]:
     found = []
     for place in memory_places():
         with contextlib.suppress(OSError):
-            found += [path for path in place.iterdir() if path.name.endswith(WORK) and _is_ours(path)]
-    return tuple(path for path in sorted(found, key=lambda each: each.name[-len(WORK) - 16 :]) if not at_work(path))
+            found += [path for path in place.iterdir() if path.name.endswith(layout.WORK) and is_ours(path)]
+    by_age = sorted(found, key=lambda each: layout.of_folder(each.name)[-16:])
+    return tuple(path for path in by_age if not at_work(path))
 
 
 def twin(folder: Path) -> Path | None:
     """Return the complete working folder of which `folder`, a durable copy, holds what was there a step before."""
-    if not folder.name.endswith(PARTIAL):
+    if not folder.name.endswith(layout.PARTIAL):
         return None
-    name = folder.name.removesuffix(PARTIAL) + WORK
-    return next((path for place in memory_places() if _is_ours(path := place / name)), None)
+    name = folder.name.removesuffix(layout.PARTIAL) + layout.WORK
+    return next((path for place in memory_places() if is_ours(path := place / name)), None)
 
 
-def _is_ours(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
     """Return whether a folder is one that we made: nobody else's, and closed to everybody else."""
     try:
         status = os.lstat(folder)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.mounts import mounts_of
 
 PROBE_SECONDS = 2.0
 MEMORY = (Path("/run"), Path("/dev/shm"))  # noqa: S108 - the folder that is made there is 0700
-FALLBACKS = (Path("/var/tmp"), *MEMORY)  # noqa: S108 - likewise
+STATE = Path("/var/lib/autopsy")  # root's own
+EVERYBODYS = Path("/var/tmp")  # noqa: S108 - nothing of ours lies in it but a private folder
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 MEMORY_SHARE = 2  # at most one part in so many of the memory that is left: the host needs it more than we do
 UNLIMITED = 1 << 60  # version 1 of the cgroups tells no limit as a number near 2**63
@@ -25,10 +26,11 @@ CGROUP_FILES = (("memory.current", "memory.max"), ("memory.usage_in_bytes", "mem
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A directory that answers, with the bytes that fit there."""
+    """A directory that answers, with the bytes that fit there; `made` for this capture, it goes when it is empty."""
 
     path: Path
     room: int
+    made: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +42,30 @@ class Unusable:
     hangs: bool = False
 
 
-def probe(path: Path, needs: int) -> Place | Unusable:
-    """Find out in a child whether a file can be made, written and fsynced there, and whether `needs` bytes fit."""
+def fallbacks() -> tuple[Path, ...]:
+    """Return where evidence goes when no place that was asked for can take it, the best first."""
+    return (*((STATE,) if os.geteuid() == 0 else ()), EVERYBODYS, *MEMORY)
+
+
+def probe(path: Path, needs: int, *, fallback: bool = False) -> Place | Unusable:
+    """Find out in a child whether a file can be made, written and fsynced there, and whether `needs` bytes fit.
+
+    A place that a person named is made where it is missing. Of the fallbacks only our own are; and in the one where
+    everybody writes, a folder of our own is made and returned.
+    """
+    place = path / f"autopsy-{private.token()}" if fallback and path == EVERYBODYS else path
 
     def try_it() -> bytes:
-        path.mkdir(parents=True, mode=0o700, exist_ok=True)
-        _write_unseen(path)
-        there = os.statvfs(path)
+        if not fallback:
+            private.provide(path)
+        elif place != path:
+            os.close(private.make(place))
+        elif path == STATE:
+            with contextlib.suppress(FileExistsError):
+                os.close(private.make(path))
+            os.close(private.hold(path))
+        _write_unseen(place)
+        there = os.statvfs(place)
         return str(there.f_bavail * there.f_frsize).encode()
 
     try:
@@ -55,11 +74,24 @@ def probe(path: Path, needs: int) -> Place | Unusable:
         return Unusable(path, f"{error} (is its storage stuck?)", hangs=True)
     except ChildFailed as error:
         return Unusable(path, str(error))
-    if lies_in_memory(path):
+    if lies_in_memory(place):
         room = min(room, spare_memory())
     if room < needs:
+        if place != path:
+            leave(place)
         return Unusable(path, f"has room for {room >> 20} MB, and about {(needs >> 20) + 1} may be needed")
-    return Place(path, room)
+    return Place(place, room, made=place != path)
+
+
+def leave(place: Path) -> None:
+    """Remove a place that was made for this capture, if nothing is in it."""
+
+    def work() -> bytes:
+        os.rmdir(place)
+        return b""
+
+    with contextlib.suppress(ChildTimedOut, ChildFailed):
+        in_child(work, PROBE_SECONDS)
 
 
 def _write_unseen(folder: Path) -> None:
@@ -69,12 +101,10 @@ def _write_unseen(folder: Path) -> None:
     except OSError as error:
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}:  # NFS and FUSE know no such files
             raise
-        named = folder / f".autopsy-{secrets.token_hex(8)}.probe"
-        descriptor = os.open(named, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            _write_through(descriptor)
-        finally:
+        named = folder / f".autopsy-{private.token()}.probe"
+        with private.new(named) as stream:
             named.unlink()
+            _write_through(os.dup(stream.fileno()))
     else:
         _write_through(descriptor)
 

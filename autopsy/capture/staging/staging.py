@@ -1,35 +1,37 @@
 """Where evidence lies until it is sealed: at work in memory, and after each step durably on a disk that answers.
 
 The working folder is on tmpfs, so that a step never waits for the disk that the bundle goes to; that disk may be the
-one that is stuck. After each step its files are copied to `<place>/<name>.partial` and fsynced, in a child that may be
-abandoned. A place that hangs or refuses is given up for the next one; one that is too small for the copy still gets
-the bundle. What lies in memory is not copied to memory again.
+one that is stuck. After each step its files are copied to `<place>/<name>.<token>.partial` and fsynced, in a child that
+may be abandoned. A place that hangs or refuses is given up for the next one; one that is too small for the copy still
+gets the bundle. What lies in memory is not copied to memory again.
+
+Both folders are made by us and held open: whoever may write in the place can neither foresee their names nor lay
+anything in them. The durable one is made first, before the other shows the name to whoever lists /dev/shm.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from autopsy.bundle import layout
 from autopsy.capture.freeze.size_estimate import Needs
 from autopsy.capture.staging import places
+from autopsy.capture.staging.copying import FULL, copy_new, sync_tree
 from autopsy.capture.staging.leftovers import claim
-from autopsy.capture.staging.places import Unusable
+from autopsy.capture.staging.places import Place, Unusable
 from autopsy.errors import NotStored
+from autopsy.files import private
 from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, in_child, spawn
+from autopsy.linux.handover import opened
 
 PUT_SECONDS = 2.0
 SETTLE_SECONDS = 5.0
 PROBE_SECONDS = places.PROBE_SECONDS
 MODEST = Needs(work=96 << 20, bundle=16 << 20)
-FULL = b"full"
-MOST_OF_A_NAME = 9
 
 
 @dataclass(slots=True)
@@ -37,18 +39,22 @@ class Staging:
     """One capture's folders. `work` is complete; `durable` trails it by at most one step, where there is a place.
 
     `places` are the directories still believed good, the best first; the bundle goes to the first. Those in `tight`
-    have room for the bundle and for nothing else. `notes` say why any was given up. `made` are folders to
-    remove, `tried` places that are not looked at again.
+    have room for the bundle and for nothing else. `notes` say why any was given up. `held` is the descriptor of
+    `work`, `copies` are those of the durable folders, `tried` places that are not looked at again, and `ours` those
+    that were made for this capture alone.
     """
 
     name: str
+    token: str
     work: Path
+    held: int
     places: list[Path]
     notes: list[str] = field(default_factory=list)
     tight: set[Path] = field(default_factory=set)
     in_memory: bool = True
     tried: set[Path] = field(default_factory=set)
-    made: set[Path] = field(default_factory=set)
+    ours: set[Path] = field(default_factory=set)
+    copies: dict[Path, int] = field(default_factory=dict)
     settling: Child | None = None
     claimed: int | None = None
 
@@ -56,19 +62,23 @@ class Staging:
     def durable(self) -> Path:
         """Return the folder that survives us: in the best place that has room for it, or the working folder itself."""
         for place in self.places:
-            folder = place / f"{self.name}.partial"
+            folder = self.copy_in(place)
             if folder == self.work:
                 return self.work
             if place not in self.tight:
                 return self.work if self.in_memory and places.lies_in_memory(place) else folder
         return self.work
 
+    def copy_in(self, place: Path) -> Path:
+        """Return where the durable folder lies in a place."""
+        return place / f"{self.name}.{self.token}{layout.PARTIAL}"
+
     def folder(self, step: str) -> Path:
         """Make and return a step's evidence folder. Where the disk refuses or hangs, the step will say so."""
         made = self.work / "evidence" / step
 
         def make() -> bytes:
-            made.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(private.enter(self.held, f"evidence/{step}"))
             return b""
 
         self._do(make, str(made))
@@ -76,13 +86,9 @@ class Staging:
 
     def put(self, name: str, data: bytes) -> None:
         """Store a file of the capture's own, whole or not at all; never raises and never hangs."""
-        whole = self.work / name
-        half = whole.with_name(f".{name}.half")
 
         def write() -> bytes:
-            half.write_bytes(data)
-            half.chmod(0o600)
-            half.rename(whole)  # a copy of it is made at any moment
+            private.replace(self.held, name, data)  # a copy of it is made at any moment
             return b""
 
         self._do(write, name)
@@ -107,8 +113,8 @@ class Staging:
         if not self.places:
             self._fall_back()
         self._note(f"{place}: {why}; the evidence goes to {self.places[0] if self.places else 'no other place'}")
-        if clean and place / f"{self.name}.partial" != self.work:
-            self._remove(place / f"{self.name}.partial")
+        if clean and self.copy_in(place) != self.work:
+            self._remove(self.copy_in(place))
 
     def give_up_place(self, why: str) -> None:
         """Stop using the best place."""
@@ -116,15 +122,17 @@ class Staging:
 
     def _fall_back(self) -> None:
         """Look for another place after the last one was given up."""
-        for path in places.FALLBACKS:
+        for path in places.fallbacks():
             if path in self.tried:
                 continue
             self.tried.add(path)
-            match places.probe(path, 0):
+            match places.probe(path, 0, fallback=True):
                 case Unusable(why=why):
                     self._note(f"{path}: {why}")
-                case place:
+                case Place() as place:
                     self.places.append(place.path)
+                    if place.made:
+                        self.ours.add(place.path)
                     return
 
     def _note(self, words: str) -> None:
@@ -137,16 +145,40 @@ class Staging:
         self._begin()
 
     def _begin(self) -> None:
-        if self.places:
+        while self.places:
             durable = self.durable
-            if durable == self.work and self.in_memory:
-                return
-            self.made.add(durable)
-            work = self.work
+            if durable == self.work:
+                work: Callable[[], bytes] = partial(sync_tree, self.held)
+                if self.in_memory:
+                    return
+            elif (copy := self.hold_copy(durable)) is None:
+                continue
+            else:
+                work = partial(copy_new, self.held, copy)
             try:
-                self.settling = spawn(lambda: _copy_new(work, durable))
+                self.settling = spawn(work)
             except ChildFailed as error:
                 self._note(f"the evidence could not be made durable in time: {error}")
+            return
+
+    def hold_copy(self, folder: Path) -> int | None:
+        """Return the descriptor of a durable folder; None where there can be none: that is told, and its place left."""
+        if folder not in self.copies:
+            try:
+                self.copies[folder] = opened(partial(_made_durably, folder), PROBE_SECONDS)
+            except (ChildTimedOut, ChildFailed) as error:
+                self._without_copy(folder.parent, error)
+                return None
+        return self.copies[folder]
+
+    def _without_copy(self, place: Path, why: ChildTimedOut | ChildFailed) -> None:
+        """Go on without a copy in this place, or without the place where it does not answer."""
+        match why:
+            case ChildTimedOut():
+                self.give_up(place, str(why))
+            case ChildFailed():
+                self._note(f"{place}: the evidence is not kept there while it is gathered: {why}")
+                self.tight.add(place)
 
     def settled(self, seconds: float = SETTLE_SECONDS) -> None:
         """Wait until what was begun is durable. Moves on to the next place when one hangs, refuses or is full."""
@@ -160,7 +192,7 @@ class Staging:
                     self.tight.add(place)
                     self._begin()
             except ChildTimedOut as error:
-                self.made.discard(durable)
+                self.copies.pop(durable, None)  # nobody waits for its removal
                 self.give_up(place, str(error))
                 self._begin()
             except ChildFailed as error:
@@ -172,8 +204,8 @@ class Staging:
 
         All of it is in the working folder, too.
         """
-        copy = self.places[0] / f"{self.name}.partial"
-        if copy not in self.made or copy == self.work:
+        copy = self.copy_in(self.places[0])
+        if copy not in self.copies:
             return False
         self.tight.add(self.places[0])
         self._remove(copy)
@@ -182,14 +214,23 @@ class Staging:
     def clear(self) -> None:
         """Remove the folders of a capture that was sealed. A folder that cannot be removed stays; nothing waits."""
         self.settled()
-        for folder in {self.work, *self.made}:
-            self._remove(folder)
+        self._remove(self.work)
+        os.close(self.held)
+        self.remove_copies()
         if self.claimed is not None:
             os.close(self.claimed)
             self.claimed = None
 
+    def remove_copies(self) -> None:
+        """Remove the durable folders, and the places that were made for them alone."""
+        for folder in tuple(self.copies):
+            self._remove(folder)
+        for place in self.ours:
+            places.leave(place)
+
     def _remove(self, folder: Path) -> None:
-        self.made.discard(folder)
+        if (descriptor := self.copies.pop(folder, None)) is not None:
+            os.close(descriptor)
         if not attempt(_removal(folder), PROBE_SECONDS):
             self._note(f"{folder} could not be removed")
 
@@ -205,11 +246,17 @@ def attempt(work: Callable[[], bytes], seconds: float) -> bool:
 
 def _removal(folder: Path) -> Callable[[], bytes]:
     def remove() -> bytes:
-        if os.path.lexists(folder):
-            shutil.rmtree(folder)
+        private.remove(folder)
         return b""
 
     return remove
+
+
+def _made_durably(folder: Path) -> int:
+    made = private.make(folder)
+    with private.anybodys(folder.parent) as place:
+        os.fsync(place)
+    return made
 
 
 def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Staging:
@@ -219,149 +266,72 @@ def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Stagi
         NotStored: neither the wanted places nor any fallback can be written to.
     """
     asked_for = tuple(path.absolute() for path in wanted)
-    notes = [needs.note] if needs.note else []
-    good: list[Path] = []
-    tight: set[Path] = set()
-    tried: set[Path] = set()
-    for path in dict.fromkeys((*asked_for, *places.FALLBACKS)):
-        if good and path not in asked_for:
+    staging = Staging(name, private.token(), Path(), -1, [], [needs.note] if needs.note else [])
+    for path in dict.fromkeys((*asked_for, *places.fallbacks())):
+        if staging.places and path not in asked_for:
             break
-        tried.add(path)
-        match places.probe(path, needs.bundle):
+        staging.tried.add(path)
+        match places.probe(path, needs.bundle, fallback=path not in asked_for):
             case Unusable(why=why):
-                notes.append(f"{path}: {why}")
-            case place:
-                good.append(place.path)
-                if place.room < needs.work + needs.bundle:
-                    tight.add(place.path)
-    if not good:
-        raise NotStored(str(wanted[0]), "; ".join(notes), remedy="give a directory that can be written to: --out DIR")
-    if good[0] not in asked_for:
-        notes.append(f"the bundle goes to {good[0]}")
-    made = _made(name, good, tight, needs.work)
-    if made is None:
-        raise NotStored(str(good[0]), "no folder can be made there", remedy="give a directory with room: --out DIR")
-    chosen, work, in_memory = made
-    return Staging(chosen, work, good, notes, tight, in_memory=in_memory, tried=tried)
+                staging.notes.append(f"{path}: {why}")
+            case Place() as place:
+                _take(staging, place, needs)
+    if not staging.places:
+        why = "; ".join(staging.notes)
+        raise NotStored(str(wanted[0]), why, remedy="give a directory that can be written to: --out DIR")
+    if staging.places[0] not in asked_for:
+        staging.notes.append(f"the bundle goes to {staging.places[0]}")
+    first = str(staging.places[0])
+    _make_the_first_copy(staging)
+    if not _make_the_working_folder(staging, needs.work):
+        staging.remove_copies()
+        raise NotStored(first, "no folder can be made there", remedy="give a directory with room: --out DIR")
+    return staging
 
 
-def _made(name: str, good: list[Path], tight: set[Path], needs: int) -> tuple[str, Path, bool] | None:
-    """Make the working folder, in memory where there is room. Return the capture's name, the folder, and where it is.
-
-    Another capture of this very second may have the name: one that was killed, or one of a VM that is called the same.
-    """
-    memories = places.memory_places()
-    for chosen in (name, *(f"{name}-{number}" for number in range(2, MOST_OF_A_NAME))):
-        if _taken(chosen, (*good, *memories)):
-            continue
-        if found := next((work for each in memories if (work := _workplace(each, chosen, needs))), None):
-            return chosen, found, True
-        if not _taken(chosen, memories):  # since we looked
-            if found := _on_disk(chosen, good, tight):
-                return chosen, found, False
-            if not _taken(chosen, tuple(good)):
-                return None
-    return None
+def _take(staging: Staging, place: Place, needs: Needs) -> None:
+    staging.places.append(place.path)
+    if place.made:
+        staging.ours.add(place.path)
+    if place.room < needs.work + needs.bundle:
+        staging.tight.add(place.path)
 
 
-def _taken(name: str, folders: tuple[Path, ...]) -> bool:
-    """Return whether a capture of this name lies in one of the folders; one that does not answer is not waited for."""
-
-    def look() -> bytes:
-        found = (folder / f"{name}{end}" for folder in folders for end in (".work", ".partial", ".tar.zst"))
-        return b"taken" if any(map(os.path.lexists, found)) else b""
-
-    try:
-        return bool(in_child(look, PROBE_SECONDS))
-    except (ChildTimedOut, ChildFailed):
-        return False
+def _make_the_first_copy(staging: Staging) -> None:
+    """Make the durable folder before anything shows its name."""
+    while staging.places:
+        place = next((each for each in staging.places if each not in staging.tight), None)
+        if place is None or places.lies_in_memory(place) or staging.hold_copy(staging.copy_in(place)) is not None:
+            return
 
 
-def _on_disk(name: str, good: list[Path], tight: set[Path]) -> Path | None:
-    """Make a working folder where the bundle goes, for memory has no room: in the roomiest place that lets us."""
-    for place in sorted(good, key=lambda each: each in tight):
-        work = place / f"{name}.partial"
-        if attempt(_making(work), PROBE_SECONDS):
-            return work
-    return None
+def _make_the_working_folder(staging: Staging, needs: int) -> bool:
+    """Make it in memory where there is room, else where the bundle goes: in the roomiest place that lets us."""
+    file_name = f"{staging.name}.{staging.token}{layout.WORK}"
+    for memory in places.memory_places():
+        if (folder := _workplace(memory / file_name, needs)) is not None:
+            staging.work, staging.held = memory / file_name, folder
+            return True
+    staging.in_memory = False
+    for place in sorted(staging.places, key=lambda each: each in staging.tight):
+        work = staging.copy_in(place)
+        if (folder := staging.copies.pop(work, None)) is None:
+            try:
+                folder = opened(partial(private.make, work), PROBE_SECONDS)
+            except (ChildTimedOut, ChildFailed):
+                continue
+        staging.work, staging.held = work, folder
+        return True
+    return False
 
 
-def _making(folder: Path) -> Callable[[], bytes]:
-    def make() -> bytes:
-        folder.mkdir(mode=0o700)
-        return b""
-
-    return make
-
-
-def _workplace(place: Path, name: str, needs: int) -> Path | None:
+def _workplace(folder: Path, needs: int) -> int | None:
     """Make a private folder in memory, or return None where there is no room."""
-    made = place / f"{name}.work"
+    place = folder.parent
     try:
         there = os.statvfs(place)
         if min(there.f_bavail * there.f_frsize, places.spare_memory()) < needs or not os.access(place, os.W_OK):
             return None
-        made.mkdir(mode=0o700)
+        return private.make(folder)
     except OSError:
         return None
-    return made
-
-
-def _copy_new(work: Path, durable: Path) -> bytes:
-    """Copy every file that is not there yet in the same size and age, fsync each, then the folders."""
-    if work == durable:
-        _sync_tree(work)
-        return b""
-    try:
-        touched: set[Path] = set()
-        for parent, folders, files in os.walk(work):
-            folders[:] = [folder for folder in folders if not folder.startswith(layout.SCRATCH)]
-            there = durable / Path(parent).relative_to(work)
-            there.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for file in files:
-                if not file.endswith(layout.HALF) and _copy_one(Path(parent, file), there / file):
-                    touched.update((there, *(durable / each for each in there.relative_to(durable).parents)))
-        for folder in (*touched, durable.parent):
-            _sync(folder, os.O_DIRECTORY)
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        shutil.rmtree(durable, ignore_errors=True)  # the bundle needs that room
-        return FULL
-    return b""
-
-
-def _copy_one(source: Path, copy: Path) -> bool:
-    try:
-        status = source.stat()
-        known = copy.stat()
-        if (known.st_size, known.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
-            return False
-    except FileNotFoundError:
-        if not source.exists():  # it was a file for a moment only
-            return False
-    status = source.stat()
-    if not stat.S_ISREG(status.st_mode):
-        return False
-    half = copy.with_name(copy.name + layout.HALF)
-    shutil.copyfile(source, half)
-    half.chmod(0o600)
-    os.utime(half, ns=(status.st_atime_ns, status.st_mtime_ns))
-    _sync(half, 0)
-    half.rename(copy)
-    return True
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_tree(folder: Path) -> None:
-    for parent, _, files in os.walk(folder):
-        for file in files:
-            _sync(Path(parent, file), 0)
-        _sync(Path(parent), os.O_DIRECTORY)
