@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
 
 BOARD_BYTES = 32 << 20  # shared with one child; the kernel gives pages only where something is written
 MOST_HUNG = 8  # questions that may hang before the rest is given up: each costs its deadline
+MOST_HUNG_OF_ONE = 2  # of those that are one user's, before the rest of that user's are given up
 
 END = struct.Struct("<Q")  # where the next record goes; written last, so that a record is whole once it counts
 RECORD = struct.Struct("<I?I")  # which question, answered or not, how many bytes
@@ -32,23 +34,37 @@ class _Stalled(Exception):
     """One question has used up its deadline."""
 
 
-def ask(questions: Sequence[Callable[[], bytes]], *, each: float, overall: float) -> tuple[Answer, ...]:
+def ask(
+    questions: Sequence[Callable[[], bytes]], *, each: float, overall: float, owners: Sequence[int] = ()
+) -> tuple[Answer, ...]:
     """Answer every question in a child, `each` seconds at most for one of them and `overall` for them all.
 
     A question that hangs costs a new child, not the answers of the others. Never raises for what a question does.
+    `owners` are the users whom the questions are about: what one user lets hang is held against that user alone.
     """
     give_up = time.monotonic() + overall
     answers: list[Answer | None] = [None] * len(questions)
     hung = 0
+    of_one: Counter[int] = Counter()
     while (first := _first_open(answers)) is not None:
         left = give_up - time.monotonic()
-        if left <= 0 or hung >= MOST_HUNG:
+        if left <= 0 or (hung >= MOST_HUNG and not owners):
             break
         trouble = _one_child(questions, answers, first, min(each, left), left)
         if trouble is not None and (stuck := _first_open(answers)) is not None:
             answers[stuck] = trouble
             hung += 1
+            if owners:
+                of_one[owners[stuck]] += 1
+                if of_one[owners[stuck]] >= MOST_HUNG_OF_ONE:
+                    _give_up(answers, [number for number, owner in enumerate(owners) if owner == owners[stuck]])
     return tuple(Unanswered("not asked: too many others hung") if answer is None else answer for answer in answers)
+
+
+def _give_up(answers: list[Answer | None], numbers: list[int]) -> None:
+    for number in numbers:
+        if answers[number] is None:
+            answers[number] = Unanswered("not asked: too many others of the same user hung")
 
 
 def _first_open(answers: list[Answer | None]) -> int | None:
@@ -64,7 +80,8 @@ def _one_child(
         watch = _Watch(board, each)
         trouble = None
         try:
-            collect(spawn(lambda: _work(board, questions, first)), overall, watch.tick)
+            left = [number for number in range(first, len(questions)) if answers[number] is None]
+            collect(spawn(lambda: _work(board, questions, left)), overall, watch.tick)
         except (ChildTimedOut, _Stalled):
             trouble = Unanswered(f"no answer in {each:.1f} s", hung=True)
         except ChildFailed as error:
@@ -91,9 +108,9 @@ class _Watch:
             raise _Stalled
 
 
-def _work(board: mmap.mmap, questions: Sequence[Callable[[], bytes]], first: int) -> bytes:
+def _work(board: mmap.mmap, questions: Sequence[Callable[[], bytes]], numbers: Sequence[int]) -> bytes:
     place = END.size
-    for number in range(first, len(questions)):
+    for number in numbers:
         good = True
         try:
             data = questions[number]()

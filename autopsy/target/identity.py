@@ -16,7 +16,7 @@ from autopsy.linux.files import read_kernel, real_path_in
 VERSION = re.compile(rb"QEMU emulator version (\d[^\0\n]{0,120})")
 PART = 4 << 20  # of a binary at a time
 OVERLAP = 256  # a version's text may lie across two parts
-MOST_BINARY = 1 << 30
+MOST_BINARY = 64 << 20  # of it, for a version: .rodata lies before what a debugger wants, and some 20 MB in
 MOST_NOTES = 1 << 20
 DELETED = " (deleted)"
 

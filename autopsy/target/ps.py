@@ -14,6 +14,7 @@ from autopsy.target import coroutine_count, monitors, qemu_processes
 from autopsy.target import vital_signs as signs
 from autopsy.target.command_line import Option, disks, options, vm_name
 from autopsy.target.identity import clean
+from autopsy.target.platforms.owned import started_by
 from autopsy.target.platforms.platform import ROOTS, Claim, Manager, Roots
 from autopsy.target.qemu_processes import Told
 from autopsy.target.resolve import all_claims, is_true
@@ -64,9 +65,9 @@ def census(roots: Roots = ROOTS) -> tuple[Vm, ...]:
         for pid in first
         if qemu_processes.is_qemu(told[pid]) or first[pid].dying
     }
-    requests = dict(
-        zip(known, ask([partial(coroutine_count.count, pid) for pid in known], each=EACH, overall=OVERALL), strict=True)
-    )
+    counts = [partial(coroutine_count.count, pid) for pid in known]
+    owners = [started_by(pid) for pid in known]
+    requests = dict(zip(known, ask(counts, each=EACH, overall=OVERALL, owners=owners), strict=True))
     time.sleep(max(0.0, begun + APART_SECONDS - time.monotonic()))
     vms = []
     for pid, found in known.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from autopsy.linux.files import read_kernel
 from autopsy.target import identity
 from autopsy.target.command_line import MOST_BYTES, words
 from autopsy.target.identity import Binary
+from autopsy.target.platforms.owned import is_trusted, started_by
 
 EACH = 1.0  # seconds for one question about one process
 OVERALL = 4.0  # seconds for all of them
@@ -76,14 +78,18 @@ def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -
     """Ask every process for its binary and its command line, none of them longer than `each` seconds.
 
     The command line takes the lock of the process's memory map, and the binary may lie on a file system that hangs:
-    both are read in a child.
+    both are read in a child. Command lines come first, for they are short, and root's processes before others', those
+    of the user who has most of them last: anybody may start many that are slow to tell, and named like a QEMU.
     """
     known: dict[tuple[int, int, int], tuple[str, str]] = {}
-    binaries = [partial(_binary, pid, known) for pid in pids]
+    users = {pid: started_by(pid) for pid in pids}
+    count = Counter(users.values())
+    pids = sorted(pids, key=lambda pid: (not is_trusted(users[pid]), count[users[pid]], pid))
     lines = [partial(_arguments, pid) for pid in pids]
-    answers = ask(binaries + lines, each=each, overall=overall)
+    binaries = [partial(_binary, pid, known) for pid in pids]
+    answers = ask(lines + binaries, each=each, overall=overall, owners=[users[pid] for pid in pids] * 2)
     found = {}
-    for pid, binary, line in zip(pids, answers[: len(pids)], answers[len(pids) :], strict=True):
+    for pid, line, binary in zip(pids, answers[: len(pids)], answers[len(pids) :], strict=True):
         found[pid] = Told(
             binary if isinstance(binary, Unanswered) else msgspec.msgpack.decode(binary, type=Binary),
             line if isinstance(line, Unanswered) else words(line),

@@ -15,7 +15,7 @@ from autopsy.linux.unix_sockets import listeners_seen_by, owners_of
 from autopsy.target import identity, monitors, qemu_processes
 from autopsy.target.command_line import last, options, vm_name
 from autopsy.target.platforms import containers, libvirt, proxmox
-from autopsy.target.platforms.owned import is_trusted, runs_as
+from autopsy.target.platforms.owned import is_trusted, runs_as, started_by
 from autopsy.target.platforms.platform import Claim, Roots
 from autopsy.target.qemu_processes import Told
 from autopsy.text import printable
@@ -184,7 +184,10 @@ def listening_at(path: str, word: str) -> tuple[int, ...]:
     (ours,) = ask([partial(_identity_of, place)], each=qemu_processes.EACH, overall=qemu_processes.EACH)
     file = None if isinstance(ours, Unanswered) else tuple(int(number) for number in ours.split())
     answers = ask(
-        [partial(_listens, pid, place, file) for pid in pids], each=qemu_processes.EACH, overall=qemu_processes.OVERALL
+        [partial(_listens, pid, place, file) for pid in pids],
+        each=qemu_processes.EACH,
+        overall=qemu_processes.OVERALL,
+        owners=[started_by(pid) for pid in pids],
     )
     found = tuple(pid for pid, answer in zip(pids, answers, strict=True) if answer == b"yes")
     if found:

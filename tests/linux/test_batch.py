@@ -58,3 +58,12 @@ def test_answers_that_are_too_large_leave_room_for_the_others() -> None:
     answers = ask([lambda: b"1", lambda: bytes(40 << 20), lambda: b"2"], each=5, overall=10)
     assert good(answers) == [b"1", b"2"]
     assert isinstance(answers[1], Unanswered)
+
+
+def test_what_one_user_lets_hang_is_held_against_that_user_alone() -> None:
+    questions = [hangs, hangs, *[lambda: b"theirs"] * 3, *[lambda: b"ours"] * 20]
+    answers = ask(questions, each=0.2, overall=30, owners=[1000] * 5 + [0] * 20)
+    assert good(answers) == [b"ours"] * 20
+    assert [each.why for each in answers[2:5] if isinstance(each, Unanswered)] == [
+        "not asked: too many others of the same user hung"
+    ] * 3

@@ -12,7 +12,7 @@ import msgspec
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.files import NotPlain, open_below, read_kernel, read_regular
 from autopsy.target.platforms.libvirt import MOST_XML, parse_status
-from autopsy.target.platforms.owned import MOST_FILES
+from autopsy.target.platforms.owned import MOST_FILES, started_by
 from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Inside, Roots, Status, pid_of
 
 EACH = 0.3  # seconds for one process: its root may lie on a file system that hangs
@@ -33,7 +33,9 @@ def claims(pids: Sequence[int], roots: Roots) -> tuple[Claim, ...]:
     A pidfile there holds the process id of the container's own PID namespace. Processes that see our own files are
     left out: libvirt's files there speak for themselves.
     """
-    answers = ask([partial(_of, pid, roots) for pid in pids], each=EACH, overall=OVERALL)
+    answers = ask(
+        [partial(_of, pid, roots) for pid in pids], each=EACH, overall=OVERALL, owners=list(map(started_by, pids))
+    )
     return tuple(
         Claim("libvirt", found.name, pid, Path(found.pidfile), Inside(f"/proc/{pid}/root", found.status))
         for pid, answer in zip(pids, answers, strict=True)
@@ -49,7 +51,7 @@ def _of(pid: int, roots: Roots) -> bytes:
     if same_root and os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
         return msgspec.msgpack.encode(())
     status = read_kernel(f"/proc/{pid}/status")
-    allowed = owners(status, read_kernel(f"/proc/{pid}/uid_map"))
+    allowed = speakers(status, read_kernel(f"/proc/{pid}/uid_map"))
     return msgspec.msgpack.encode(tuple(_found(f"/proc/{pid}/root", inner_pid(status, pid), allowed, roots)))
 
 
@@ -60,7 +62,7 @@ def inner_pid(status: bytes, pid: int) -> int:
     return int(numbers[-1]) if numbers else pid
 
 
-def owners(status: bytes, uid_map: bytes) -> frozenset[int]:
+def speakers(status: bytes, uid_map: bytes) -> frozenset[int]:
     """Return who may speak for a process in its container: root, its own user, and its user namespace's root."""
     own = next((line.split()[1:] for line in status.splitlines() if line.startswith(b"Uid:")), [])
     rows = [line.split() for line in uid_map.splitlines()]

@@ -96,9 +96,17 @@ def _walk(run: Path, path: Path, descriptors: list[int]) -> Folder | None:
 
 def runs_as(pid: int, uid: int) -> bool:
     """Return whether a process is one user's altogether: its real, effective, saved and file system uid."""
+    return set(_uids(pid)) == {b"%d" % uid}
+
+
+def started_by(pid: int) -> int:
+    """Return a process's real uid, -1 where it has ended; the owner of /proc/PID is root where it is not dumpable."""
+    return int(next(iter(_uids(pid)), b"-1"))
+
+
+def _uids(pid: int) -> list[bytes]:
     try:
         status = read_kernel(f"/proc/{pid}/status")
     except OSError:
-        return False
-    line = next((line for line in status.splitlines() if line.startswith(b"Uid:")), b"")
-    return set(line.split()[1:]) == {b"%d" % uid}
+        return []
+    return next((line.split()[1:] for line in status.splitlines() if line.startswith(b"Uid:")), [])
