@@ -89,6 +89,18 @@ def test_kicks_that_are_off_are_told_only_where_a_loop_sleeps_on_them() -> None:
     assert back.signature not in SIGNATURES
 
 
+def test_a_queue_that_no_guest_has_set_up_hides_nothing() -> None:
+    never = cases.virtqueue()
+    assert never.heap is not None
+    queues = tuple(
+        msgspec.structs.replace(queue, host_notifier_fd=0, guest_notifier_fd=0) for queue in never.heap.virtqueues
+    )
+    never.heap = msgspec.structs.replace(never.heap, virtqueues=queues)
+    found = told(shaped(never))
+    assert found.where == "none", found.headline
+    assert not undecided(found) & set(SIGNATURES)
+
+
 def test_one_look_at_a_queue_decides_nothing() -> None:
     found = told(shaped(cases.virtqueue(host_fd=30), two=False))
     assert found.signature not in SIGNATURES

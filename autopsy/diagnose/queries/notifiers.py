@@ -24,12 +24,17 @@ def _queues(facts: Facts) -> tuple[devices.VirtQueue, ...]:
 
 
 def _eventfd(facts: Facts, fd: int) -> Descriptor | None:
-    found = descriptor(facts, fd) if fd >= 0 else None
+    found = descriptor(facts, fd) if _set_up(fd) else None
     return found if found and found.kind == "eventfd" else None
+
+
+def _set_up(fd: int) -> bool:
+    """Tell whether a notifier was ever made: until then its memory is zeroed, and 0 is QEMU's standard input."""
+    return fd > 0
 
 
 def unseen_notifiers(facts: Facts) -> tuple[int, ...]:
     """Return the notifiers of idle disk queues that the descriptor table does not show."""
-    wanted = {fd for queue in _queues(facts) for fd in (queue.host_notifier_fd, queue.guest_notifier_fd) if fd >= 0}
+    wanted = {fd for queue in _queues(facts) for fd in (queue.host_notifier_fd, queue.guest_notifier_fd) if _set_up(fd)}
     counted = {fd for fd in wanted if (found := _eventfd(facts, fd)) is not None and found.counter is not None}
     return tuple(sorted(wanted - counted))
