@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
@@ -365,7 +366,7 @@ def ps(json: Json = False) -> None:
     if json:
         show(census_json(found))
     else:
-        for line in terminal.census_lines(found):
+        for line in terminal.ps_lines(found, get_terminal_size().columns if sys.stdout.isatty() else 0):
             show(line)
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from autopsy.bundle.manifest import StepRecord
 from autopsy.bundle.vm_end import in_words
@@ -193,20 +193,50 @@ def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[str]:
     yield f"confidence  {diagnosis.confidence}"
 
 
+PS_COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
+    ("MANAGER", "left"),
+    ("NAME", "left"),
+    ("PID", "right"),
+    ("QEMU", "left"),
+    ("DISKS", "right"),
+    ("REQ", "right"),
+    ("D", "right"),
+    ("CPU%", "right"),
+    ("SIGNS", "left"),
+)
+NO_WIDTH = 4096  # a pipe or a file has none: a VM stays one line, for grep and awk
+
+
 def _or_unknown(number: int | None) -> str:
     return "?" if number is None else str(number)
 
 
-def census_lines(found: tuple[Vm, ...]) -> Iterator[str]:
-    """Yield a table of VMs."""
-    if not found:
+def ps_lines(vms: tuple[Vm, ...], width: int = 0) -> Iterator[str]:
+    """Yield a table of VMs, a line each; `width` is the terminal's, 0 where nothing is cut for want of one."""
+    if not vms:
         yield "no QEMU runs on this host (or none that you may see: try as root)"
         return
-    yield f"{'MANAGER':<9} {'NAME':<24} {'PID':>7}  {'QEMU':<10} {'DISKS':>5} {'REQ':>4} {'D':>3} {'CPU%':>5}  SIGNS"
-    for vm in found:
-        yield (
-            f"{vm.manager:<9} {plain(vm.name)[:24]:<24} {vm.pid:>7}  {vm.qemu_version.partition(' ')[0] or '?':<10} "
-            f"{_or_unknown(vm.disks):>5} {_or_unknown(vm.parked_requests):>4} "
-            f"{vm.threads_in_d:>3} {vm.cpu_percent:>5.0f}  "
-            f"{plain('; '.join(vm.signs))}"
-        ).rstrip()
+    from rich.console import Console  # noqa: PLC0415 - only what draws a table needs rich
+    from rich.table import Table  # noqa: PLC0415 - likewise
+    from rich.text import Text  # noqa: PLC0415 - likewise
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    for title, justify in PS_COLUMNS:
+        table.add_column(title, justify=justify, no_wrap=title != PS_COLUMNS[-1][0], overflow="fold")
+    for vm in vms:
+        row = (
+            vm.manager,
+            plain(vm.name),
+            str(vm.pid),
+            vm.qemu_version.partition(" ")[0] or "?",
+            _or_unknown(vm.disks),
+            _or_unknown(vm.parked_requests),
+            str(vm.threads_in_d),
+            f"{vm.cpu_percent:.0f}",
+            plain("; ".join(vm.signs)),
+        )
+        table.add_row(*map(Text, row))  # no markup: names are chosen by strangers
+    console = Console(width=width or NO_WIDTH, color_system=None, highlight=False, emoji=False)
+    with console.capture() as drawn:
+        console.print(table)
+    yield from (line.rstrip() for line in drawn.get().splitlines())

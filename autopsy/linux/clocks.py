@@ -6,6 +6,8 @@ import os
 import time
 from datetime import UTC, datetime
 
+import psutil
+
 from autopsy.bundle.manifest import Clocks, Host
 
 
@@ -29,7 +31,7 @@ def host() -> Host:
         architecture=uname.machine,
         distribution=_distribution(),
         page_size=os.sysconf("SC_PAGE_SIZE"),
-        cpus=os.cpu_count() or 1,
+        cpus=psutil.cpu_count() or 1,
         boot_id=_first_line("/proc/sys/kernel/random/boot_id"),
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import msgspec
+import psutil
 
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.files import read_kernel
@@ -23,7 +24,7 @@ OVERALL = 4.0  # seconds for all of them
 
 def suspects() -> tuple[int, ...]:
     """Return the processes that are named like a QEMU: to be verified, for anybody may take such a name."""
-    return tuple(sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal() and _looks_like(int(entry))))
+    return tuple(pid for pid in psutil.pids() if _looks_like(pid))
 
 
 def _looks_like(pid: int) -> bool:

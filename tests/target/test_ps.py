@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from autopsy.bundle.proc_stat import ProcStat
+from autopsy.cli import terminal
 from autopsy.drill.machine import Machine
 from autopsy.drill.process import start
 from autopsy.linux.batch import Unanswered
@@ -216,4 +217,38 @@ def test_a_tracer_and_a_pending_sigkill_are_signs() -> None:
     assert signs.of(glance_of(), glance_of(tracer=12, killed=True), TOLD) == (
         "SIGKILL is pending",
         "traced by process 12",
+    )
+
+
+def test_a_table_that_is_piped_has_a_line_for_each_vm_however_long_its_name() -> None:
+    long = "[bold]web[/bold] " + "x" * 300
+    lines = tuple(terminal.ps_lines((vm(name=long, signs=("a sign " * 40,)), vm(name="db1"))))
+    assert len(lines) == 3
+    assert long in lines[1]
+    assert lines[0].split() == ["MANAGER", "NAME", "PID", "QEMU", "DISKS", "REQ", "D", "CPU%", "SIGNS"]
+    assert lines[2].split()[:3] == ["plain", "db1", "7"]
+
+
+def test_a_table_on_a_terminal_is_as_wide_as_that_and_hides_nothing() -> None:
+    lines = tuple(terminal.ps_lines((vm(name="web1", signs=("thread 1 hangs", "another sign of trouble")),), 60))
+    assert max(map(len, lines)) <= 60
+    assert ["another", "sign", "of", "trouble"][-1] in " ".join(lines)
+
+
+def vm(name: str, signs: tuple[str, ...] = ()) -> Vm:
+    return Vm(
+        target="pid:7",
+        manager="plain",
+        name=name,
+        pid=7,
+        qemu_version="7.2.22 (Debian)",
+        disks=1,
+        parked_requests=None,
+        binary_replaced=False,
+        state="S",
+        threads=3,
+        monitors=(),
+        threads_in_d=0,
+        cpu_percent=3.4,
+        signs=signs,
     )

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.mounts import mounts_of
@@ -18,7 +20,6 @@ STATE = Path("/var/lib/autopsy")  # root's own
 EVERYBODYS = Path("/var/tmp")  # noqa: S108 - nothing of ours lies in it but a private folder
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 MEMORY_SHARE = 2  # at most one part in so many of the memory that is left: the host needs it more than we do
-UNLIMITED = 1 << 60  # version 1 of the cgroups tells no limit as a number near 2**63
 
 # Used, limit: of the cgroups' second version, then of the first.
 CGROUP_FILES = (("memory.current", "memory.max"), ("memory.usage_in_bytes", "memory.limit_in_bytes"))
@@ -138,10 +139,7 @@ def memory_places() -> tuple[Path, ...]:
 
 def spare_memory() -> int:
     """Return how many bytes of memory evidence may take: tmpfs counts against our own cgroup's limit, too."""
-    left = [UNLIMITED]
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as stream:
-        left += [int(line.split()[1]) << 10 for line in stream if line.startswith("MemAvailable:")]
-    left += _cgroup_room()
+    left = [int(psutil.virtual_memory().available), *_cgroup_room()]
     return max(0, min(left)) // MEMORY_SHARE
 
 
