@@ -10,10 +10,12 @@ from functools import partial
 from autopsy.bundle import layout
 from autopsy.bundle.sections import Section, parse
 from autopsy.capture.host import kernel_log, vm_files
+from autopsy.capture.host.own_log import readable
 from autopsy.capture.reading.programs import output
 from autopsy.capture.reading.reader import Cut, Read, Trouble, Unreadable, store, take
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline, Options, Outcome, Scene
+from autopsy.files.plain import open_plain
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.target.command_line import last, options, words
 from autopsy.target.target import Target
@@ -22,7 +24,6 @@ SECONDS = 6.0
 JOURNAL_SECONDS = 2.0
 INODE = re.compile(rb"^ino:\s*(\d+)$", re.MULTILINE)
 MOUNT = re.compile(rb"^mnt_id:\s*(\d+)$", re.MULTILINE)
-OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 DELETED = b" (deleted)"
 
 
@@ -72,14 +73,14 @@ def _own_stream(table: Mapping[str, Section], number: int) -> Read | None:
     if link is None or info is None or not link.data.startswith(b"/") or link.data.endswith(DELETED):
         return None
     inode, mount = INODE.search(info.data), MOUNT.search(info.data)  # `ino` since Linux 5.14
-    if inode is None or mount is None:
+    if inode is None or mount is None or not readable(info.data):
         return None
     return Read(f"fd/{number}", partial(_same_file, link.data, int(inode[1]), int(mount[1])))
 
 
 def _same_file(path: bytes, inode: int, mount: int) -> bytes | Cut:
     """Return the tail of a file, if it is the one that QEMU had open: its path alone may lead anywhere by now."""
-    descriptor = os.open(path, OPEN)
+    descriptor = open_plain(os.fsdecode(path))
     try:
         here = MOUNT.search(_info(descriptor))
         if os.fstat(descriptor).st_ino != inode or here is None or int(here[1]) != mount:

@@ -9,6 +9,8 @@ import stat
 import struct
 from pathlib import Path
 
+from autopsy.files.plain import READ, NotPlain, open_plain, reopen
+
 MOST_LINKS = 40  # as the kernel itself counts
 
 SYS_OPENAT2 = 437  # one number on every architecture; kernel 5.6
@@ -19,10 +21,6 @@ RESOLVE_IN_ROOT = 0x10
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class NotPlain(Exception):
-    """The file is not what it must be: a link, a FIFO, a device, or far too large."""
-
-
 def read_plain(path: str | Path, most: int) -> bytes:
     """Read a regular file that must not be a symbolic link.
 
@@ -30,13 +28,7 @@ def read_plain(path: str | Path, most: int) -> bytes:
         NotPlain: it is something else, or larger than `most` bytes.
         OSError: as open(2) and read(2) give it.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a socket
-            raise NotPlain(f"{path} is not a regular file") from error
-        raise
-    return read_regular(descriptor, str(path), most)
+    return read_regular(open_plain(path), str(path), most)
 
 
 def read_regular(descriptor: int, path: str, most: int) -> bytes:
@@ -60,21 +52,27 @@ def open_below(root: str, path: str, flags: int = 0) -> int:
     """Open `path` as a process whose root directory is `root` would, and never anything outside of it.
 
     A container's owner lays its links: an absolute one must not lead into our own tree, however fast it is swapped.
+    Nor is a device, a FIFO or a socket ever opened: a regular file is, and with O_DIRECTORY a folder.
 
     Raises:
+        NotPlain: it is something else.
         OSError: as openat2(2) gives it; ENOSYS before kernel 5.6.
     """
     folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        wanted = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | flags
-        how = OPEN_HOW.pack(wanted, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-        descriptor = int(_libc.syscall(SYS_OPENAT2, folder, os.fsencode(path), how, len(how)))
-        if descriptor < 0:
+        how = OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        looked_at = int(_libc.syscall(SYS_OPENAT2, folder, os.fsencode(path), how, len(how)))
+        if looked_at < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), f"{root}{path}")
     finally:
         os.close(folder)
-    return descriptor
+    try:
+        if flags & os.O_DIRECTORY:
+            return os.open(f"/proc/self/fd/{looked_at}", READ | os.O_DIRECTORY)
+        return reopen(looked_at, path)
+    finally:
+        os.close(looked_at)
 
 
 def read_below(root: str, path: str, most: int) -> bytes:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from autopsy.errors import NoSuchVm, NotQemu, UsageError
+from autopsy.files.plain import NotPlain
 from autopsy.linux.batch import Unanswered, ask
-from autopsy.linux.files import NotPlain
 from autopsy.linux.unix_sockets import listeners_seen_by, owners_of
 from autopsy.target import identity, monitors, qemu_processes
 from autopsy.target.command_line import last, options, vm_name

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import zstandard
 
@@ -21,9 +23,16 @@ from autopsy.errors import ExaminationFailed
 from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.run import examine
+from autopsy.files import private
 
 BINARY_LEVEL = 3  # 20 MB of QEMU become 6 MB in a tenth of a second
+MOST_BINARY = 256 << 20  # a QEMU with all its debug information is 73 MB large
+ROOM_FOR = 4  # binaries of this size: the rest of the evidence needs the room more
 SPARE_SECONDS = 1.0  # for what was found to be written before the step's deadline
+
+
+class TooLarge(Exception):
+    """The binary is larger than any QEMU is, or than there is room for."""
 
 
 def look(scene: Scene) -> Outcome:
@@ -55,18 +64,41 @@ def _store_binary(scene: Scene) -> str:
     options = scene.options
     if not (options.binary and options.core) or not (why := _lost_with_the_process(scene)):
         return ""
-    packed = scene.staging / layout.BINARY
     try:
-        with (
-            held(scene.target) as process,
-            open(f"{process.path}/exe", "rb") as binary,
-            open(packed, "xb") as stream,
-        ):
-            zstandard.ZstdCompressor(level=BINARY_LEVEL).copy_stream(binary, stream)
-    except (OSError, Gone) as error:
-        packed.unlink(missing_ok=True)
+        with held(scene.target) as process, open(f"{process.path}/exe", "rb") as binary:
+            _pack_binary(binary, scene.staging)
+    except (OSError, Gone, TooLarge) as error:
         return f"the binary, which {why}, could not be kept: {getattr(error, 'strerror', None) or error}"
     return f"the binary, which {why}, is kept as {layout.BINARY}"
+
+
+def _pack_binary(binary: BinaryIO, staging: Path) -> None:
+    """Store a binary whose owner chose its size, where the host's memory has room for it several times.
+
+    Raises:
+        TooLarge: it has not; the capture goes on without it.
+        OSError: it cannot be written whole.
+    """
+    size = os.fstat(binary.fileno()).st_size
+    there = os.statvfs(staging)
+    if size > min(MOST_BINARY, there.f_bavail * there.f_frsize // ROOM_FOR):
+        raise TooLarge(f"it is {size >> 20} MB large")
+    with private.held(staging) as folder, private.replacing(folder, layout.BINARY) as stream:
+        # As long as it was, should it grow meanwhile.
+        zstandard.ZstdCompressor(level=BINARY_LEVEL).copy_stream(_Bounded(binary, size), stream)  # type: ignore[arg-type]  # only read() is used
+
+
+@dataclass(slots=True)
+class _Bounded:
+    """A file of so many bytes at most."""
+
+    stream: BinaryIO
+    left: int
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(min(size, self.left))
+        self.left -= len(data)
+        return data
 
 
 def _lost_with_the_process(scene: Scene) -> str:

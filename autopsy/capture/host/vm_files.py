@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 
-from autopsy.capture.reading.procfs import OPEN, Process, read_file, tail_of
+from autopsy.capture.host.own_log import open_own
+from autopsy.capture.reading.procfs import Process, read_file, tail_of
 from autopsy.capture.reading.reader import Cut, Read
+from autopsy.files.plain import open_plain
 from autopsy.linux.files import open_below, read_below
 from autopsy.redact.secrets import without_secrets
 from autopsy.target.platforms import proxmox
@@ -49,8 +51,8 @@ def log(process: Process, name: str, manager: str, root: str = "") -> list[Read]
     return [
         *managers_log(name, manager, root),
         *(
-            Read(f"/proc/{process.pid}/{file}", partial(_log, "", f"{process.path}/{file}"))
-            for file in _own_streams(process)
+            Read(f"/proc/{process.pid}/fd/{number}", partial(_own_log, process, number))
+            for number in _own_streams(process)
         ),
     ]
 
@@ -68,7 +70,15 @@ def tail(descriptor: int) -> bytes | Cut:
 
 def _log(root: str, path: str) -> bytes | Cut:
     """Return a log's tail; libvirt's begins with the whole command line, secrets included."""
-    descriptor = open_below(root, path) if root else os.open(path, OPEN)
+    descriptor = open_below(root, path) if root else open_plain(path)
+    try:
+        return tail(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _own_log(process: Process, number: int) -> bytes | Cut:
+    descriptor = open_own(process, number)
     try:
         return tail(descriptor)
     finally:
@@ -124,7 +134,7 @@ def _plain(name: str) -> bool:
     return bool(name) and "/" not in name and "\0" not in name and name not in {".", ".."}
 
 
-def _own_streams(process: Process) -> Iterator[str]:
+def _own_streams(process: Process) -> Iterator[int]:
     """Yield stderr, then stdout, where they are files."""
     for number in (2, 1):
         try:
@@ -132,4 +142,4 @@ def _own_streams(process: Process) -> Iterator[str]:
         except OSError:
             continue
         if link.startswith(b"/") and not link.startswith(b"/dev/"):
-            yield f"fd/{number}"
+            yield number

@@ -15,6 +15,7 @@ from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.mounts import mounts_of
 
 PROBE_SECONDS = 2.0
+FALLBACK_SECONDS = 1.0  # there are several, and all may lie on the disk that is stuck
 MEMORY = (Path("/run"), Path("/dev/shm"))  # noqa: S108 - the folder that is made there is 0700
 STATE = Path("/var/lib/autopsy")  # root's own
 EVERYBODYS = Path("/var/tmp")  # noqa: S108 - nothing of ours lies in it but a private folder
@@ -70,7 +71,7 @@ def probe(path: Path, needs: int, *, fallback: bool = False) -> Place | Unusable
         return str(there.f_bavail * there.f_frsize).encode()
 
     try:
-        room = int(in_child(try_it, PROBE_SECONDS))
+        room = int(in_child(try_it, FALLBACK_SECONDS if fallback else PROBE_SECONDS))
     except ChildTimedOut as error:
         return Unusable(path, f"{error} (is its storage stuck?)", hangs=True)
     except ChildFailed as error:

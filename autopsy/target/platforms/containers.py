@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from autopsy.files.plain import NotPlain
 from autopsy.linux.batch import Unanswered, ask
-from autopsy.linux.files import NotPlain, open_below, read_kernel, read_regular
+from autopsy.linux.files import open_below, read_kernel, read_regular
 from autopsy.target.platforms.libvirt import MOST_XML, parse_status
 from autopsy.target.platforms.owned import MOST_FILES, started_by
 from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Inside, Roots, Status, pid_of
@@ -100,7 +101,7 @@ def _is_ours(listing: int, folder: Path) -> bool:
 def _small(root: str, path: str, most: int, allowed: frozenset[int]) -> bytes:
     try:
         descriptor = open_below(root, path)
-    except OSError:
+    except (OSError, NotPlain):
         return b""
     if os.fstat(descriptor).st_uid not in allowed:
         os.close(descriptor)

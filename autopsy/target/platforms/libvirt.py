@@ -14,8 +14,8 @@ from xml.etree import ElementTree as ET
 import msgspec
 
 from autopsy.bundle.manifest import Domain
+from autopsy.files.plain import NotPlain
 from autopsy.linux.batch import Unanswered, ask
-from autopsy.linux.files import NotPlain
 from autopsy.target.command_line import last, options, vm_name
 from autopsy.target.platforms.owned import Folder, NotOwned, is_trusted, opened, read_owned
 from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Roots, Status, pid_of

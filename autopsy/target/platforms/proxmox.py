@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autopsy.linux.files import NotPlain
+from autopsy.files.plain import NotPlain
 from autopsy.target.command_line import last, options
 from autopsy.target.platforms.owned import Folder, NotOwned, is_trusted, opened
 from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Roots, pid_of

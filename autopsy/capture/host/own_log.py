@@ -1,0 +1,73 @@
+"""Opens what QEMU writes its words to, where the process itself may read it.
+
+To open a descriptor of /proc/PID/fd again is to open its file with our own rights. One that was opened by O_PATH alone,
+or handed down to be written to only, stands for a file that its holder may not read: its bytes are none of a bundle's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+
+from autopsy.capture.reading.procfs import Process
+from autopsy.capture.reading.reader import Unreadable
+from autopsy.files.plain import LOOK, NotPlain, open_beneath, reopen
+
+O_PATH = 0o10000000  # as fdinfo tells it: include/uapi/asm-generic/fcntl.h
+LOGS = "/var/log/"
+_FLAGS = re.compile(rb"^flags:\s*([0-7]+)$", re.MULTILINE)
+_UIDS = re.compile(rb"^Uid:\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", re.MULTILINE)
+
+
+def open_own(process: Process, number: int) -> int:
+    """Open the file of one of the process's descriptors to read.
+
+    It must be the process's own, or root's below /var/log, found there by its path without any link.
+
+    Raises:
+        Unreadable: the process may not read it, or it is no regular file.
+        OSError: as open(2) gives it.
+    """
+    if not readable(process.small(f"fdinfo/{number}")):
+        raise Unreadable("the process only knows its path")
+    looked_at = os.open(f"{process.path}/fd/{number}", LOOK & ~os.O_NOFOLLOW)
+    try:
+        owner = os.fstat(looked_at).st_uid
+        if {owner} != _uids(process) and not (owner == 0 and _is_a_log(process, number, looked_at)):
+            raise Unreadable("it is not the process's own, nor a log of root's")
+        return reopen(looked_at, f"fd/{number}")
+    except NotPlain as error:
+        raise Unreadable("no regular file") from error
+    finally:
+        os.close(looked_at)
+
+
+def readable(fdinfo: bytes) -> bool:
+    """Return whether a descriptor stands for an open file, and not only for its path."""
+    flags = _FLAGS.search(fdinfo)
+    return flags is not None and not int(flags[1], 8) & O_PATH
+
+
+def _uids(process: Process) -> set[int]:
+    """Return the real, effective, saved and file system user of the process."""
+    found = _UIDS.search(process.small("status"))
+    return set(map(int, found.groups())) if found else set()
+
+
+def _is_a_log(process: Process, number: int, looked_at: int) -> bool:
+    """Return whether a file is the one of its name below our own /var/log."""
+    path = os.fsdecode(process.link(f"fd/{number}"))
+    if not path.startswith(LOGS):
+        return False
+    with suppress(OSError, NotPlain):
+        folder = os.open(LOGS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            ours = open_beneath(folder, path.removeprefix(LOGS))
+        finally:
+            os.close(folder)
+        try:
+            return os.path.samestat(os.fstat(ours), os.fstat(looked_at))
+        finally:
+            os.close(ours)
+    return False

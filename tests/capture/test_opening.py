@@ -1,0 +1,136 @@
+"""What a target names is opened only if it is a regular file that the target itself may read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from autopsy.bundle import layout
+from autopsy.capture.gdb import step as gdb
+from autopsy.capture.host import vm_files
+from autopsy.capture.reading.procfs import Process
+from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.files.plain import NotPlain
+from autopsy.linux.files import open_below, read_below, read_plain
+from support import strangers
+
+SECRET = b"root's own\n"
+
+
+@contextmanager
+def stranger_with(stderr: int) -> Iterator[Process]:
+    """Run another user's process that has such a descriptor as its stderr."""
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(stderr, 2)
+        strangers.become()
+        os.write(told, b"x")
+        signal.pause()
+        os._exit(0)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(told)
+    folder = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield Process(pid, folder)
+    finally:
+        os.close(folder)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def words(process: Process) -> bytes:
+    """Return what the reads of its own log give."""
+    found = b""
+    for read in vm_files.log(process, "x", "process"):
+        try:
+            data = read.take()
+        except (OSError, Unreadable):
+            continue
+        found += data.data if isinstance(data, Cut) else data
+    return found
+
+
+@pytest.mark.parametrize("flags", [os.O_PATH, os.O_WRONLY, os.O_WRONLY | os.O_APPEND])
+def test_a_file_that_the_vm_s_user_may_not_read_is_not_read_for_him(tmp_path: Path, flags: int) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(SECRET)
+    file.chmod(0o600)
+    descriptor = os.open(file, flags)
+    try:
+        with stranger_with(descriptor) as process:
+            assert SECRET not in words(process)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_log_of_its_own_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_bytes(b"qemu: warning\n")
+    os.chown(file, strangers.STRANGER, strangers.STRANGER)
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
+    try:
+        with stranger_with(descriptor) as process:
+            assert b"qemu: warning" in words(process)
+    finally:
+        os.close(descriptor)
+
+
+def test_neither_a_device_nor_a_fifo_is_opened_to_find_out_what_it_is(tmp_path: Path) -> None:
+    """Whoever waits to write to a FIFO goes on as soon as anybody opens it to read."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (tmp_path / "link").symlink_to("/fifo")
+    os.mknod(tmp_path / "device", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    opened = threading.Event()
+
+    def write() -> None:
+        os.close(os.open(fifo, os.O_WRONLY))
+        opened.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        time.sleep(0.2)  # until it waits
+        for name in ("fifo", "link", "device"):
+            with pytest.raises(NotPlain):
+                read_below(str(tmp_path), f"/{name}", 10)
+        with pytest.raises(NotPlain):
+            read_plain(fifo, 10)
+        assert not opened.wait(0.5)
+    finally:
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        writer.join()
+        os.close(reader)
+
+
+def test_a_link_within_the_target_s_root_is_followed_there(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_bytes(b"its own")
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    assert read_below(str(tmp_path), "/link", 100) == b"its own"
+    listing = open_below(str(tmp_path), "/etc", os.O_DIRECTORY)
+    assert os.listdir(listing) == ["passwd"]
+    os.close(listing)
+
+
+def test_a_binary_larger_than_any_qemu_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = tmp_path / "qemu"
+    binary.write_bytes(os.urandom(3 << 20))
+    monkeypatch.setattr(gdb, "MOST_BINARY", 2 << 20)
+    with binary.open("rb") as stream, pytest.raises(gdb.TooLarge, match="3 MB"):
+        gdb._pack_binary(stream, tmp_path)
+    assert not (tmp_path / layout.BINARY).exists()
+    monkeypatch.setattr(gdb, "MOST_BINARY", 4 << 20)
+    with binary.open("rb") as stream:
+        gdb._pack_binary(stream, tmp_path)
+    assert (tmp_path / layout.BINARY).stat().st_size > 3 << 20
