@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -72,13 +73,14 @@ def safe_name(name: str) -> str:
     return plain
 
 
-def members(path: Path) -> Iterator[Member]:
-    """Yield the regular files of the archive in their order.
+def members(path: Path, descriptor: int | None = None) -> Iterator[Member]:
+    """Yield the regular files of the archive in their order; with a `descriptor`, of the file that it has open.
 
     Raises:
         DamagedBundle: not a .tar.zst, cut short, lying about its sizes, or holding anything but plain files.
     """
-    with _said_as_damage(path), open(path, "rb") as file:
+    with _said_as_damage(path), open(path if descriptor is None else os.dup(descriptor), "rb") as file:
+        file.seek(0)
         yield from _members(path, file)
 
 

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from autopsy.bundle import layout as names
-from autopsy.bundle.archive import LARGE, MOST_IN_MEMORY, members, safe_name
+from autopsy.bundle import layout
+from autopsy.bundle.archive import LARGE, MOST_ALTOGETHER, MOST_IN_MEMORY, MOST_MEMBERS, members, safe_name
 from autopsy.bundle.manifest import SCHEMA, Manifest
 from autopsy.errors import DamagedBundle, NewerBundle, UsageError
 from autopsy.files import private
@@ -75,18 +75,76 @@ def open_bundle(path: Path) -> Bundle:
         NewerBundle: its schema is newer than ours.
     """
     if path.is_dir():
-        manifest = decode_manifest(path, _read_below(path, names.MANIFEST))
+        manifest = decode_manifest(path, _read_below(path, layout.MANIFEST))
         return Bundle(path, manifest, sealed=False, files={}, listing=_listing(path))
     if not path.exists():
-        raise UsageError(str(path), "there is no such file", remedy="give a bundle (.tar.zst) or its folder")
+        raise _absent(path)
+    return _open_archive(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A bundle that was opened, and of which nothing was read yet: whoever does may be unable to open it any more.
+
+    `descriptor` is an archive's; `files` are the plain files of a folder, without its cores and its binary.
+    """
+
+    path: Path
+    descriptor: int | None
+    files: dict[str, bytes]
+
+    def read(self) -> Bundle:
+        """Return the bundle.
+
+        Raises:
+            DamagedBundle: it is no bundle, or only part of one.
+            NewerBundle: its schema is newer than ours.
+        """
+        if self.descriptor is not None:
+            return _open_archive(self.path, self.descriptor)
+        manifest = decode_manifest(self.path, self.files.get(layout.MANIFEST, b""))
+        return Bundle(self.path, manifest, sealed=True, files=self.files, listing=tuple(sorted(self.files)))
+
+
+def hold(path: Path) -> Held:
+    """Open a tarball, or read a folder's files as they are.
+
+    Raises:
+        UsageError: there is nothing at that path.
+        DamagedBundle: it is a folder that holds more than any bundle does, or cannot be read.
+    """
+    if not path.exists():
+        raise _absent(path)
+    if not path.is_dir():
+        try:
+            return Held(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), {})
+        except OSError as error:
+            raise DamagedBundle(str(path), f"cannot be read: {error.strerror}", remedy="check the path") from error
+    files: dict[str, bytes] = {}
+    room = MOST_ALTOGETHER
+    for name in _listing(path):
+        if name in LARGE:
+            continue
+        files[name] = _read_below(path, name)
+        room -= len(files[name])
+        if room < 0 or len(files) > MOST_MEMBERS:
+            raise DamagedBundle(str(path), "holds more than any bundle does", remedy="do not trust it")
+    return Held(path, None, files)
+
+
+def _absent(path: Path) -> UsageError:
+    return UsageError(str(path), "there is no such file", remedy="give a bundle (.tar.zst) or its folder")
+
+
+def _open_archive(path: Path, descriptor: int | None = None) -> Bundle:
     files: dict[str, bytes] = {}
     listing: list[str] = []
-    for member in members(path):
+    for member in members(path, descriptor):
         listing.append(member.name)
         if member.name in LARGE:
             continue
         files[member.name] = b"".join(member.parts())
-    manifest = decode_manifest(path, files.get(names.MANIFEST, b""))
+    manifest = decode_manifest(path, files.get(layout.MANIFEST, b""))
     if missing := {record.path for record in manifest.files} - set(listing):
         raise DamagedBundle(str(path), f"{min(missing)} is missing", remedy="copy the bundle again; do not trust it")
     return Bundle(path, manifest, sealed=True, files=files, listing=tuple(listing))
@@ -95,7 +153,7 @@ def open_bundle(path: Path) -> Bundle:
 def decode_manifest(path: Path, data: bytes) -> Manifest:
     """Return the manifest, after a look at its schema number alone: a newer one may not decode at all."""
     if not data:
-        raise DamagedBundle(str(path), f"holds no {names.MANIFEST}", remedy="is it an autopsy bundle?")
+        raise DamagedBundle(str(path), f"holds no {layout.MANIFEST}", remedy="is it an autopsy bundle?")
     try:
         schema = msgspec.json.decode(data, type=_SchemaOnly).schema
         if schema > SCHEMA:
@@ -106,7 +164,7 @@ def decode_manifest(path: Path, data: bytes) -> Manifest:
             )
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise DamagedBundle(str(path), f"{names.MANIFEST}: {error}", remedy="do not trust it") from error
+        raise DamagedBundle(str(path), f"{layout.MANIFEST}: {error}", remedy="do not trust it") from error
 
 
 class _SchemaOnly(msgspec.Struct, frozen=True):

@@ -186,13 +186,11 @@ def capture(
 @app.command()
 def analyze(bundle: BundlePath, json: Json = False) -> None:
     """Say where the I/O is stuck, from a stored bundle."""
-    from autopsy.bundle.reader import open_bundle
     from autopsy.cli import terminal
     from autopsy.cli.json_output import verdict_json
-    from autopsy.diagnose.verdict import diagnose
-    from autopsy.facts.gather import gather
+    from autopsy.report.store import diagnosis_of
 
-    diagnosis = diagnose(gather(open_bundle(bundle)))
+    diagnosis = diagnosis_of(bundle)
     if json:
         show(verdict_json(diagnosis))
     else:

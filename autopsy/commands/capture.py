@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ import msgspec
 from autopsy import __version__
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import SCHEMA, Clocks, Manifest, StepRecord
-from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.readme import readme
 from autopsy.bundle.seal import Sealed, encode_manifest, seal_in
 from autopsy.bundle.signing import can_sign, sign, signature_path
@@ -28,6 +26,7 @@ from autopsy.capture.plan import plan
 from autopsy.capture.runner import INTERRUPTED, Run, Watcher, run
 from autopsy.capture.staging.staging import Staging, prepare
 from autopsy.capture.step import Deadline, Options
+from autopsy.commands import answers
 from autopsy.commands.seal import rescue
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExitCode, NotStored, UsageError
@@ -40,7 +39,6 @@ from autopsy.target.platforms import proxmox
 
 RESERVE = 0.25  # of the budget, kept for diagnosis, report and seal
 MOST_RESERVE = 12.0
-ANSWER_SECONDS = 16.0
 REPORT_SECONDS = 8.0
 SEAL_SECONDS = 20.0
 SIGN_SECONDS = 25.0
@@ -177,7 +175,7 @@ def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, say
     if ending.exit_code is ExitCode.VM_ENDED and (late := watch.conclude(captured.sealed.path.parent)) is not None:
         return _ended_by_itself(replace(captured, end=late), late, wish)
     told = "; ".join(filter(None, (ending.words, ending.start_words)))
-    _tell_in_report(captured, f"{clocks.now().utc}: {told}")
+    answers.tell_in_report(captured.sealed.path, captured.report, f"{clocks.now().utc}: {told}")
     return Ended(
         captured=captured,
         kill_asked=True,
@@ -257,7 +255,7 @@ def capture(
         if known is not None:
             aftermath.take_what_is_left(vm, options, staging)
         note(steps)
-        diagnosis = _diagnose(staging, budget)
+        diagnosis = answers.diagnose(staging, budget)
         if watch.conclude(staging.work) == known:  # it did not end while it was diagnosed
             break
     note(steps)
@@ -279,22 +277,6 @@ def capture(
     )
 
 
-def _tell_in_report(captured: Captured, kill: str) -> None:
-    """Write the kill into the report that stands beside the bundle; the sealed one stays as it was."""
-    if captured.report is None:
-        return
-    place = captured.report
-
-    def work() -> bytes:
-        from autopsy.report.html import html  # noqa: PLC0415 - loaded already: see _load
-
-        private.publish(place, html(open_bundle(captured.sealed.path), kill=kill).encode())
-        return b""
-
-    with contextlib.suppress(ChildTimedOut, ChildFailed):  # the report from before the kill is as good as ever
-        in_child(work, REPORT_SECONDS)
-
-
 def _bundle_name(vm: str, began: Clocks) -> str:
     """Return `autopsy-<name>-<UTC time>`, whatever the guest's owner chose to call it."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", vm).strip("._-")[:60] or "vm"
@@ -310,28 +292,6 @@ def report_path(bundle: Path) -> Path:
 def _load() -> None:
     """Load what diagnoses and renders, half of all our code: while gdb works there is nothing else to do."""
     import_module("autopsy.report.store")
-
-
-def _diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
-    """Diagnose and render inside a child: a bug or a hang there must not cost the seal, nor a report the diagnosis."""
-
-    def work() -> bytes:
-        from autopsy.report.store import write_answers  # noqa: PLC0415 - loaded already: see _load
-
-        return msgspec.json.encode(write_answers(staging.work).unrendered)
-
-    try:
-        raw = in_child(work, min(ANSWER_SECONDS, max(1.0, budget.left())))
-        trouble = msgspec.json.decode(raw, type=str)
-    except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
-        trouble = str(error)
-    found: Diagnosis | None = None
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        found = msgspec.json.decode((staging.work / layout.DIAGNOSIS).read_bytes(), type=Diagnosis)
-    if trouble:
-        what, command = ("report", "report") if found else ("diagnosis", "analyze")
-        staging.notes.append(f"the {what} could not be made: {trouble}; `autopsy {command} BUNDLE` tries again")
-    return found
 
 
 def _seal(staging: Staging, manifest: Manifest, budget: Deadline, options: Options) -> Sealed:

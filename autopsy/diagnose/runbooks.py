@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from autopsy.resources import resource
+from autopsy.resources import texts
 
 NAME = re.compile(r"[a-z0-9-]{1,80}")
 UNKNOWN = "unknown"
@@ -29,12 +29,7 @@ class Advice:
 @cache
 def text(signature: str) -> str:
     """Return the runbook of a signature as Markdown, empty where there is none."""
-    if not NAME.fullmatch(signature):
-        return ""
-    try:
-        return (resource("runbooks") / f"{signature}.md").read_text("utf-8")
-    except OSError:
-        return ""
+    return texts("runbooks").get(f"{signature}.md", "") if NAME.fullmatch(signature) else ""
 
 
 @cache

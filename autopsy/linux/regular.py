@@ -74,6 +74,7 @@ def copy(descriptor: int, destination: Path, most: int) -> int:
     made = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     done = 0
     try:
+        os.fchmod(made, 0o644)  # whatever our umask is: it is copied for another user
         while done < size:
             try:
                 part = os.copy_file_range(descriptor, made, size - done, done, done)

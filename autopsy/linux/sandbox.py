@@ -43,13 +43,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """What is left to a process. `scratch` is an empty folder of its own, `readable` are files and folders besides.
+    """What is left to a process.
 
+    `scratch` is an empty folder of its own, if it needs one; `readable` are files and folders besides.
     `keep` are descriptors that it goes on to hold, `writable` devices that it may open, such as its terminal; `memory`
     bounds its address space.
     """
 
-    scratch: Path
+    scratch: Path | None = None
     readable: tuple[Path, ...] = ()
     writable: tuple[Path, ...] = ()
     keep: tuple[int, ...] = ()
@@ -61,7 +62,7 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True)
 class Confined:
-    """How it went: the scratch folder as it is named inside, and in words what this kernel did not give."""
+    """The scratch folder as it is named inside, / where there is none, and in words what this kernel did not give."""
 
     scratch: Path
     lacking: tuple[str, ...]
@@ -80,10 +81,10 @@ def enter(box: Sandbox) -> Confined:
         OSError: the kernel refused what it has; whoever asked for it must do nothing with a stranger's bytes then.
     """
     lacking: list[str] = []
-    scratch = box.scratch.absolute()
+    scratch = box.scratch.absolute() if box.scratch else None
     if os.geteuid() == 0:
         scratch = _become_nobody_else(scratch, lacking)
-    os.chdir(scratch)
+    os.chdir(scratch or "/")
     for what, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_AS, box.memory),
@@ -95,11 +96,11 @@ def enter(box: Sandbox) -> Confined:
         limit(what, most)
     _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     reading = (*SYSTEM, NULL, *box.readable)
-    if not landlock.restrict(reading, (scratch, NULL, *box.writable)):
+    if not landlock.restrict(reading, ((scratch, NULL) if scratch else (NULL,)) + box.writable):
         lacking.append("this kernel has no Landlock (5.13)")
     if not seccomp.deny(signals=False):
         lacking.append("system calls are not filtered on this architecture")
-    return Confined(scratch, tuple(lacking))
+    return Confined(scratch or Path("/"), tuple(lacking))
 
 
 def send_no_signal() -> None:
@@ -112,28 +113,29 @@ def send_no_signal() -> None:
     seccomp.deny(signals=True)
 
 
-def _become_nobody_else(scratch: Path, lacking: list[str]) -> Path:
+def _become_nobody_else(scratch: Path | None, lacking: list[str]) -> Path | None:
     """Move the scratch folder to where our new user can reach it, and become that user."""
-    apart = CLONE_NEWNS | CLONE_NEWIPC
+    apart = CLONE_NEWIPC | (CLONE_NEWNS if scratch else 0)
     if not seccomp.knows_this_machine():
         apart |= CLONE_NEWNET  # elsewhere there is no socket to be had: the kernel is spared a network
     try:
         _checked(_libc.unshare(apart), "unshare")
-        # A slave: what is unmounted outside is not held by us.
-        _checked(_libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None), "mount")
-        _checked(_libc.mount(os.fsencode(scratch), os.fsencode(INSIDE), None, MS_BIND | MS_REC, None), "mount")
+        if scratch:
+            # A slave: what is unmounted outside is not held by us.
+            _checked(_libc.mount(None, b"/", None, MS_REC | MS_SLAVE, None), "mount")
+            _checked(_libc.mount(os.fsencode(scratch), os.fsencode(INSIDE), None, MS_BIND | MS_REC, None), "mount")
+            os.chown(INSIDE, UID, UID)
     except OSError as error:
         lacking.append(f"no user of its own: {error.filename}: {error.strerror}")
         _drop_capabilities()
         return scratch
-    os.chown(INSIDE, UID, UID)
     os.setgroups([])
     os.setresgid(UID, UID, UID)
     os.setresuid(UID, UID, UID)
     # The kernel forgets both where the user changes; without the second, /proc/self/fd would be root's.
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
-    return INSIDE
+    return INSIDE if scratch else None
 
 
 def _drop_capabilities() -> None:

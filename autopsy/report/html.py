@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from autopsy.diagnose.diagnosis import Diagnosis
@@ -12,7 +12,7 @@ from autopsy.facts.gather import gather
 from autopsy.facts.model.facts import Facts
 from autopsy.report import units
 from autopsy.report.page import compose
-from autopsy.resources import resource
+from autopsy.resources import texts
 from autopsy.text import visible
 
 
@@ -31,7 +31,7 @@ def render(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, *, kill: str = 
 def environment() -> Environment:
     """Return an environment whose templates cannot print what a guest chose in any form but as visible text."""
     return Environment(
-        loader=FileSystemLoader(resource("templates"), encoding="utf-8"),
+        loader=DictLoader(texts("templates")),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_finalize,

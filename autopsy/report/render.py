@@ -6,11 +6,12 @@ from pathlib import Path
 
 import msgspec
 
-from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.reader import Bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import UsageError
 from autopsy.facts.gather import gather
 from autopsy.files import private
+from autopsy.report.boxed import read_boxed
 from autopsy.report.bug_report import bug_report
 from autopsy.report.html import html
 from autopsy.report.json_document import document, schema
@@ -30,7 +31,11 @@ def render(path: Path, format: str) -> str:  # noqa: A002 - the option's name is
         raise UsageError(format, "there is no such format", remedy=f"one of {', '.join(FORMATS)}")
     if format == "schema":
         return schema()
-    bundle, kill = open_bundle(path), killed(path)
+    kill = killed(path)
+    return read_boxed((path,), lambda opened: _rendered(opened[0], path, format, kill).encode()).decode()
+
+
+def _rendered(bundle: Bundle, path: Path, format: str, kill: str) -> str:  # noqa: A002 - as above
     if format == "html":
         return html(bundle, kill=kill)
     facts = gather(bundle)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.reader import Bundle, open_bundle
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather
 from autopsy.files import private
+from autopsy.report.boxed import read_boxed
 from autopsy.report.html import render
 
 
@@ -27,12 +29,26 @@ def write_answers(folder: Path) -> Answers:
 
     A report that cannot be rendered costs nothing but itself.
     """
-    bundle = open_bundle(folder)
+    return answer(open_bundle(folder), lambda name, data: private.store(folder / name, data))
+
+
+def answer(bundle: Bundle, write: Callable[[str, bytes], None]) -> Answers:
+    """Diagnose a bundle, and hand out diagnosis.json and then report.html of the same facts."""
     facts = gather(bundle)
     found = diagnose(facts)
-    private.store(folder / layout.DIAGNOSIS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    write(layout.DIAGNOSIS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     try:
-        private.store(folder / layout.REPORT, render(bundle, facts, found).encode())
+        write(layout.REPORT, render(bundle, facts, found).encode())
     except Exception as error:  # noqa: BLE001 - a bug in the report must not cost the diagnosis its place
         return Answers(found, f"{type(error).__name__}: {error}")
     return Answers(found, "")
+
+
+def diagnosis_of(path: Path) -> Diagnosis:
+    """Diagnose a stored bundle.
+
+    Raises:
+        AutopsyError: it is no bundle, or not a whole one.
+    """
+    told = read_boxed((path,), lambda opened: msgspec.json.encode(diagnose(gather(opened[0]))))
+    return msgspec.json.decode(told, type=Diagnosis)

@@ -134,6 +134,8 @@ def lay_out(scratch: Path) -> None:
             copy = house / folder.name / file.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+    for laid in (house, *house.rglob("*")):
+        laid.chmod(0o755)  # for another user, whatever our umask is
 
 
 def _name(core: Path | int) -> str | int:

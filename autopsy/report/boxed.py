@@ -1,0 +1,92 @@
+"""Reads bundles in a process that can do nothing else: what is in them may be a stranger's, archive and all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import msgspec
+
+from autopsy.bundle.reader import Bundle, Held, hold
+from autopsy.errors import AutopsyError, DamagedBundle, NewerBundle, UsageError
+from autopsy.linux import confined
+from autopsy.linux.confined import Died, Line, Refused, TooSlow
+from autopsy.linux.sandbox import Confined, Sandbox, python_tree
+from autopsy.resources import texts
+
+SECONDS = 300.0  # decompressing 4 GiB of cores takes some 10
+MEMORY = 4 << 30
+KNOWN: tuple[type[AutopsyError], ...] = (UsageError, DamagedBundle, NewerBundle)
+
+
+def read_boxed(paths: Sequence[Path], work: Callable[[tuple[Bundle, ...]], bytes]) -> bytes:
+    """Open these bundles in the sandbox and return what `work` makes of them.
+
+    Raises:
+        AutopsyError: as hold(), the opening and `work` raise it; DamagedBundle, where it was the end of the process.
+    """
+    held: list[Held] = []
+    try:
+        held.extend(map(hold, paths))
+        return in_box(
+            lambda _box, _line: work(tuple(each.read() for each in held)),
+            thing=", ".join(map(str, paths)),
+            seconds=SECONDS,
+            keep=tuple(each.descriptor for each in held if each.descriptor is not None),
+        )
+    finally:
+        for each in held:
+            if each.descriptor is not None:
+                os.close(each.descriptor)
+
+
+def in_box(
+    work: Callable[[Confined, Line], bytes],
+    *,
+    thing: str,
+    seconds: float,
+    keep: tuple[int, ...] = (),
+    hear: Callable[[str, bytes], bytes] = lambda _name, _data: b"",
+) -> bytes:
+    """Run `work` in the sandbox, without a place to write; `thing` is what it reads.
+
+    Raises:
+        AutopsyError: as `work` raises it; DamagedBundle, where anything else became of the process.
+    """
+    load()
+    box = Sandbox(readable=python_tree(), keep=keep, memory=MEMORY)
+    try:
+        return confined.run(work, box, seconds=seconds, hear=hear, words=_in_words)
+    except TooSlow:
+        raise DamagedBundle(thing, f"could not be read within {seconds:.0f} s", remedy="do not trust it") from None
+    except Died as error:
+        raise DamagedBundle(thing, f"what read it ended: {error}", remedy="do not trust it") from None
+    except Refused as error:
+        raise _as_raised(thing, error) from None
+
+
+def load() -> None:
+    """Load what is loaded late: where our own files lie below root's home, nobody else could read them any more."""
+    for name in ("zlib", "lzma", "bz2", "encodings.unicode_escape", "autopsy.report.store", "autopsy.report.render"):
+        import_module(name)
+    for folder in ("templates", "runbooks"):
+        texts(folder)
+
+
+def _in_words(error: BaseException) -> bytes:
+    if isinstance(error, AutopsyError):
+        return msgspec.json.encode((error.thing, error.cause, error.remedy))
+    return f"{type(error).__name__}: {error}".encode("utf-8", "replace")
+
+
+def _as_raised(thing: str, error: Refused) -> AutopsyError:
+    for kind in KNOWN:
+        if kind.__name__ == error.kind:
+            try:
+                named, cause, remedy = msgspec.json.decode(error.data, type=tuple[str, str, str])
+            except msgspec.DecodeError:
+                break
+            return kind(named, cause, remedy=remedy)
+    return AutopsyError(thing, error.data[:1000].decode("utf-8", "replace"), remedy="this is a bug: please tell us")
