@@ -148,6 +148,11 @@ class VirtualMachine:
 
 
 @dataclass(frozen=True, slots=True)
+class Migration:
+    """The VM's migration: there is one at a time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Monitor:
     """The VM's monitor."""
 
@@ -178,6 +183,7 @@ Subject = (
     | HostDevice
     | ControlGroup
     | VirtualMachine
+    | Migration
     | Monitor
     | MonitorClient
 )

@@ -97,6 +97,9 @@ def test_every_kind_of_subject_has_a_name_of_its_own() -> None:
     kinds = subjects.Subject.__args__  # type: ignore[attr-defined]  # a union's members
     for kind in kinds:
         values = [7 if field.type == "int" else "seven" for field in dataclasses.fields(kind) if field.compare]
+        if not values:  # there is one of it
+            assert naming.name(kind())
+            continue
         assert "7" in naming.name(kind(*values)) or "seven" in naming.name(kind(*values))
 
 

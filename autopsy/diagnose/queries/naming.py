@@ -41,6 +41,8 @@ def name(subject: Subject) -> str:  # noqa: C901, PLR0911, PLR0912 - one return 
             return f"cgroup {path}"
         case subjects.VirtualMachine(vm):
             return f"VM {vm}"
+        case subjects.Migration():
+            return "the migration"
         case subjects.Monitor(vm):
             return f"monitor of {vm}"
         case subjects.Device(words) | subjects.Server(words) | subjects.File(words) | subjects.MonitorClient(words):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.queries.threads import looks, threads
-from autopsy.diagnose.queries.wording import count, missing
+from autopsy.diagnose.queries.threads import looks, named, threads
+from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
@@ -26,16 +26,28 @@ def _stopped(facts: Facts) -> Judgement:
     if not seen:
         return CannotTell("every thread's State in /proc (evidence/witness/tasks.txt)")
     stopped = [(thread, look) for thread, look in seen if look.state == "T"]
+    # A stop does not reach a thread that sleeps in the kernel uninterruptibly: it stops as soon as it comes out.
+    inside = [(thread, look) for thread, look in seen if look.state == "D"]
     cites = tuple(look.cite for _, look in (stopped or seen)[:4])
-    if len(stopped) < len(seen):
+    if not stopped or len(stopped) + len(inside) < len(seen):
         return RuledOut(f"{len(seen) - len(stopped)} of {count(len(seen), 'thread')} are not in State T", cites)
+    whole = f"all {count(len(seen), 'thread')} are in State T"
+    if inside:
+        whole = f"{count(len(stopped), 'thread')} in State T, and {len(inside)} in State D, which a stop does not reach"
     return Match(
-        headline=f"The process is stopped (SIGSTOP or SIGTSTP): all {count(len(seen), 'thread')} are in State T",
+        headline=f"The process is stopped (SIGSTOP or SIGTSTP): {whole}",
         objects=(subjects.Process(facts.vm.pid),),
         confidence="proven",
         claims=(
-            claim(f"All {count(len(seen), 'thread')} were in State T before anything was asked of the VM.", *cites),
+            claim(f"{sentence(whole)}, before anything was asked of the VM.", *cites),
             claim("No thread is traced (TracerPid is 0): a signal stopped it, no debugger.", *cites),
+            *(
+                claim(
+                    f"{sentence(named(thread))} stops when it leaves {look.syscall.name or 'the kernel'}.",
+                    look.cite,
+                )
+                for thread, look in inside[:4]
+            ),
         ),
         holds=HOLDS,
         weight=len(seen),

@@ -135,7 +135,7 @@ FAMILIES = (
     Paused(
         "vm-migrated",
         "migration",
-        ("finish-migrate", "postmigrate", "colo"),
+        ("postmigrate", "colo"),
         "the VM has handed over to its migration's destination",
         "the VM was paused by its migration",
     ),
@@ -155,4 +155,41 @@ FAMILIES = (
     ),
 )
 
-SIGNATURES = tuple(Signature(family.id, family.where, family.title, family.judge) for family in FAMILIES)
+SWITCHING = "finish-migrate"
+WAITS_FOR_MANAGER = "pre-switchover"
+
+
+def _switching_over(facts: Facts) -> Judgement:
+    """The migration's source is paused for its last part: nothing was handed over yet, and here is the only copy."""
+    state = status(facts)
+    if isinstance(state, Unknown):
+        return CannotTell(f"the run state: {missing(state)}")
+    if state.value != SWITCHING:
+        return RuledOut(f"the run state is {state.value}", (state.cite,))
+    migration = facts.migration
+    held = isinstance(migration, Known) and migration.value == WAITS_FOR_MANAGER
+    told = migration.value if isinstance(migration, Known) else "unknown"
+    words = (
+        "The migration waits for its manager's word (migrate-continue) before it hands over"
+        if held
+        else "The VM is paused while its migration sends the last of it"
+    )
+    alive = facts.monitor.alive
+    return Match(
+        headline=f"{words}: the VM is still here, and nowhere else (migration {told})",
+        objects=(subjects.VirtualMachine(facts.vm.name), subjects.Migration()),
+        confidence="proven" if held else "likely",
+        claims=(
+            claim(f"The run state is {state.value}: the destination does not run yet.", state.cite),
+            *((claim(f"The migration's status is {told}.", migration.cite),) if isinstance(migration, Known) else ()),
+        ),
+        holds=frozenset({Whole.GUEST}),
+        waits_for=frozenset({Whole.MAIN_LOOP, subjects.Migration()}),
+        effect=isinstance(alive, Known) and not alive.value,
+    )
+
+
+SIGNATURES = (
+    *(Signature(family.id, family.where, family.title, family.judge) for family in FAMILIES),
+    Signature("vm-switching-over", "migration", "the VM is paused for the end of its migration", _switching_over),
+)
