@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 
 from autopsy.diagnose import footprint, known_bugs, lost_by_kill, request_paths, runbooks, wait_graph
+from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.causes import Order, Seen, is_pointer, order
 from autopsy.diagnose.diagnosis import CannotTell, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.signature import CannotTell as Undecided
 from autopsy.diagnose.signature import Judgement, Match, RuledOut, Signature, claim
-from autopsy.diagnose.signatures.catalogue import SIGNATURES
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model.facts import Facts

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from autopsy.facts.cite import Cite, Fact, Known
+from autopsy.bundle import layout
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, Options, string
 from autopsy.facts.model.facts import Helper, SocketFact
+from autopsy.facts.untrusted import mapping, sequence, text
 
 VHOST_USER = "vhost-user"
+DISCONNECTED = "disconnected:"
+NOT_ASKED = Unknown(layout.evidence(layout.QUERY_STATUS, layout.QMP), "query-chardev was not asked")
 
 
-def gather(line: CommandLine, sockets: Fact[tuple[SocketFact, ...]]) -> tuple[Helper, ...]:
-    """Return each helper that the command line names, with the sockets that lead to it."""
+def gather(
+    line: CommandLine, sockets: Fact[tuple[SocketFact, ...]], chardevs_told: Fact[Any] = NOT_ASKED
+) -> tuple[Helper, ...]:
+    """Return each helper that the command line names, with the sockets that lead to it.
+
+    `chardevs_told` is QEMU's answer to query-chardev.
+    """
     connected = sockets.value if isinstance(sockets, Known) else ()
     chardevs = {string(each, "id"): each for each in line.chardevs}
     helpers = []
@@ -28,10 +38,23 @@ def gather(line: CommandLine, sockets: Fact[tuple[SocketFact, ...]]) -> tuple[He
                 model=model,
                 address=string(chardev, "path") or f"{string(chardev, 'host')}:{string(chardev, 'port')}",
                 sockets=leading,
+                connected=_connected(chardevs_told, name),
                 cite=Cite(line.cite.file, line.cite.line, f"-chardev id={name}"),
             )
         )
     return tuple(helpers)
+
+
+def _connected(told: Fact[Any], name: str) -> Fact[bool]:
+    """Return whether a chardev is connected: QEMU writes so before the address of one that is not."""
+    if isinstance(told, Unknown):
+        return told
+    for each in map(mapping, sequence(told.value)):
+        if text(each.get("label")) == name:
+            address = text(each.get("filename"))
+            cite = Cite(told.cite.file, told.cite.line, f"chardev {name}: {address}")
+            return Known(value=not address.startswith(DISCONNECTED), cite=cite)
+    return Unknown(told.cite.file, f"query-chardev does not list {name}")
 
 
 def _asked_for(line: CommandLine) -> Iterator[tuple[str, str, str, str]]:

@@ -66,7 +66,7 @@ def gather(evidence: Evidence) -> Facts:
         polls=descriptors.poll_sets(evidence),
         sockets=found_sockets,
         fuse=sockets.fuse(evidence),
-        helpers=device_backends.gather(line, found_sockets),
+        helpers=device_backends.gather(line, found_sockets, monitor.answer(talk, "query-chardev")),
         rings=rings.gather(evidence),
         host=host.gather(evidence),
         run_state=monitor.run_state(talk),

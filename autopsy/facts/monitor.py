@@ -41,7 +41,18 @@ def gather(evidence: Evidence) -> MonitorFact:
         alive_again=_alive(
             [each for each in asked_well if each.again], missing(evidence, layout.SECOND_EXPOSURE, layout.QMP)
         ),
+        not_asked=_not_asked(evidence, asked),
     )
+
+
+def _not_asked(evidence: Evidence, asked: list[Asked]) -> str:
+    """Say why nobody could be asked: the step says so itself, and a monitor that keeps silent is another thing."""
+    step = next((each for each in evidence.manifest.steps if each.name == layout.QUERY_STATUS), None)
+    met = {each.exchange.outcome for each in asked if each.exchange.question == GREETING}
+    put = any(each.exchange.question != GREETING for each in asked)
+    if step is None or step.outcome not in {"Skipped", "Failed"} or put or met & {"greeted", "silent"}:
+        return ""
+    return step.why
 
 
 def _alive(asked: list[Asked], absent: Unknown) -> Fact[bool]:

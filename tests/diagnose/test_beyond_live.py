@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,53 @@ class Trial:
     says: str = ""
 
 
-TRIALS = (Trial("a backup that is pulled", "none", "healthy", beyond.pulled_backup, (OLD, NEW)),)
+TRIALS = (
+    Trial("a backup that is pulled", "none", "healthy", beyond.pulled_backup, (OLD, NEW)),
+    Trial(
+        "a vhost-user back end that is gone",
+        "peer",
+        "vhost-user-silent",
+        beyond.back_end_killed,
+        (OLD, NEW),
+        says="gone",
+    ),
+    Trial("a vhost-user back end that serves", "none", "healthy", beyond.back_end_serving, (NEW,)),
+    Trial(
+        "an NBD server that was killed, without a delay for it to come back",
+        "peer",
+        "requests-fail",
+        beyond.failing_at_once,
+        (OLD, NEW),
+        says="not connected to",
+    ),
+    Trial(
+        "an NBD server that serves", "none", "healthy", partial(beyond.failing_at_once, flows=True), (NEW,), ("proven",)
+    ),
+    Trial(
+        "a stop that one worker is too deep in the kernel for",
+        "process",
+        "process-stopped",
+        beyond.stopped_with_one_in_the_kernel,
+        (OLD,),
+    ),
+    Trial(
+        "a migration that waits for its manager's word",
+        "migration",
+        "vm-switching-over",
+        beyond.waiting_before_switchover,
+        (OLD, NEW),
+        says="still here, and nowhere else",
+    ),
+    Trial(
+        "a VM without a monitor",
+        "none",
+        "healthy",
+        beyond.unmonitored,
+        (OLD, NEW),
+        ("likely",),
+        says="could not be asked",
+    ),
+)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autopsy.diagnose import known_bugs, runbooks
-from autopsy.diagnose.signatures.catalogue import SIGNATURES
+from autopsy.diagnose.catalogue import SIGNATURES
 
 RUNBOOKS = Path(__file__).resolve().parents[2] / "runbooks"
 IDS = tuple(signature.id for signature in SIGNATURES)

@@ -39,6 +39,8 @@ class Talk:
         silent = [each for each in talking if slept_through(each) is not False]
         if silent:
             return self._match(facts, silent, helpers)
+        if gone := [each for each in helpers if _gone(each)]:
+            return self._left(gone[0])
         if stopped := [each for each in helpers if any(_stands(peer) for peer in _peers(each))]:
             return self._stopped(stopped[0])
         if talking:
@@ -108,6 +110,24 @@ class Talk:
             weight=1,
         )
 
+    def _left(self, helper: Helper) -> Match:
+        """Say of a helper that is not connected that whatever the guest asks of its device is answered by nobody."""
+        serves_disks = helper.model.startswith(DISKS)
+        cite = helper.connected.cite if isinstance(helper.connected, Known) else helper.cite
+        return Match(
+            headline=f"{sentence(self.words)} of {helper.device} is gone: nobody is at the other end of "
+            f"{helper.address}" + (", and the guest's requests are answered by nobody" if serves_disks else ""),
+            objects=(subjects.Device(helper.device), subjects.Server(helper.address)),
+            confidence="proven",
+            claims=(
+                claim(f"{helper.model} {helper.device} is served through {helper.address}.", helper.cite),
+                claim("QEMU says that this chardev is disconnected.", cite),
+            ),
+            holds=frozenset({Whole.REQUESTS, subjects.Device(helper.device)}) if serves_disks else frozenset(),
+            beside=not serves_disks,
+            weight=1,
+        )
+
     def _frames_of(self, thread: Thread) -> list[str]:
         return [name for name in functions(thread) if name.startswith(self.frames)]
 
@@ -120,10 +140,16 @@ def _peers(helper: Helper) -> tuple[Peer, ...]:
     return tuple(peer for each in helper.sockets for peer in each.peers)
 
 
+def _gone(helper: Helper) -> bool:
+    """Tell whether nobody serves the device: QEMU says so, and no socket leads there."""
+    return isinstance(helper.connected, Known) and not helper.connected.value and not helper.sockets
+
+
 def _stands(peer: Peer) -> bool:
     return peer.state in {"T", "t"}
 
 
+DISKS = ("vhost-user-blk", "vhost-user-scsi", "vhost-user-fs")
 TALKS = (
     Talk(
         "vhost-user-silent",

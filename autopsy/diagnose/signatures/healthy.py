@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.diagnosis import Claim, Confidence
+from autopsy.diagnose.queries.account import left_over
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.notifiers import unseen_notifiers
 from autopsy.diagnose.queries.requests import Standing, standing
-from autopsy.diagnose.queries.threads import by_role, same_sleep, threads
+from autopsy.diagnose.queries.threads import by_role, looks, same_sleep, threads
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
-from autopsy.facts.model.facts import Facts, Park, Role
+from autopsy.facts.model.facts import Facts, Park, Role, Thread
 
 SWITCHING = frozenset({"qemu_coroutine_switch", "qemu_coroutine_yield", "coroutine_trampoline"})
 WATCHED = DISK_PARKS | {Park.PVE_BACKUP, Park.CO_MUTEX, Park.COPY_MEMORY}
@@ -26,18 +27,19 @@ def _healthy(facts: Facts) -> Judgement:
     return next(_against(facts), None) or Match(
         headline=_headline(facts),
         objects=(),
-        confidence="proven" if _both(facts) else "likely",
-        claims=tuple(_claims(facts)),
+        confidence=_sure(facts),
+        claims=(*_claims(facts), *(claim(f"Not accounted for: {each.text}", *each.cites) for each in left_over(facts))),
     )
 
 
 def _lacking(facts: Facts) -> Iterator[str]:
     """Yield what is missing without which a wedge could hide."""
     needed = (
-        *(standing(facts, WATCHED), facts.threads, facts.coroutines, facts.monitor.alive),
+        *(standing(facts, WATCHED), facts.threads, facts.coroutines),
         *(facts.descriptors, facts.polls, facts.locks, facts.heap_walked),
     )
     yield from (missing(fact) for fact in needed if isinstance(fact, Unknown))
+    yield from _lacking_an_answer(facts)
     for vcpu in by_role(facts, Role.VCPU):
         if isinstance(vcpu.movement, Unknown):
             yield f"what {vcpu.comm} did between two looks: {missing(vcpu.movement)}"
@@ -48,6 +50,23 @@ def _lacking(facts: Facts) -> Iterator[str]:
     for job in facts.jobs.value if isinstance(facts.jobs, Known) else ():
         if job.status == "running" and isinstance(job.progressed, Unknown):
             yield f"whether job {job.id} goes on: {missing(job.progressed)}"
+
+
+def _lacking_an_answer(facts: Facts) -> Iterator[str]:
+    """Yield what is missing where QEMU could not be asked: its own threads must show that it works, and the guest's."""
+    if isinstance(facts.monitor.alive, Known):
+        return
+    if not facts.monitor.not_asked:
+        yield missing(facts.monitor.alive)
+    elif isinstance(facts.main_loop, Unknown) or facts.main_loop.value.state != "idle":
+        yield f"whether the main loop comes round: nobody could be asked ({facts.monitor.not_asked})"
+    elif not any(_in_the_guest(thread) for thread in by_role(facts, Role.VCPU)):
+        yield f"whether the guest runs, or is paused: nobody could be asked ({facts.monitor.not_asked})"
+
+
+def _in_the_guest(thread: Thread) -> bool:
+    """Tell whether a vCPU is inside of KVM: that of a paused VM waits for its condition instead."""
+    return any(look.syscall.name in {"ioctl", "running"} for look in looks(thread))
 
 
 def _nameless(facts: Facts) -> int:
@@ -77,14 +96,27 @@ def _against(facts: Facts) -> Iterator[RuledOut]:
         yield RuledOut(f"{count(len(found), 'thread')} wait in the kernel", tuple(each.look.cite for each in found[:4]))
 
 
+def _sure(facts: Facts) -> Confidence:
+    """Return how sure it is: without a monitor, whether requests failed or are slow cannot be seen."""
+    if isinstance(facts.monitor.alive, Unknown):
+        return "likely" if _both_looks(facts) else "possible"
+    if left_over(facts):
+        return "likely"
+    return "proven" if _both(facts) else "likely"
+
+
 def _both(facts: Facts) -> bool:
     """Tell whether both exposures were there to compare."""
-    return any(isinstance(same_sleep(thread), Known) for thread in threads(facts)) and isinstance(
-        facts.monitor.alive_again, Known
-    )
+    return _both_looks(facts) and isinstance(facts.monitor.alive_again, Known)
+
+
+def _both_looks(facts: Facts) -> bool:
+    return any(isinstance(same_sleep(thread), Known) for thread in threads(facts))
 
 
 def _headline(facts: Facts) -> str:
+    if isinstance(facts.monitor.alive, Unknown):
+        return f"Nothing looks stuck, but QEMU could not be asked: {facts.monitor.not_asked}"
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
     done = sum(disk.completed.value for disk in disks if isinstance(disk.completed, Known))
     if done:
@@ -98,6 +130,8 @@ def _claims(facts: Facts) -> list[Claim]:
     alive = facts.monitor.alive
     if isinstance(alive, Known):
         claims.append(claim("QEMU's main loop answered its monitor.", alive.cite))
+    elif isinstance(facts.main_loop, Known):
+        claims.append(claim(f"The main loop is {facts.main_loop.value.state}.", facts.main_loop.value.cite))
     if isinstance(facts.coroutines, Known):
         total = len([each for each in facts.coroutines.value if each.park in DISK_PARKS])
         words = f"{count(total, 'request')} were in flight, and all moved on" if total else "No request was in flight"

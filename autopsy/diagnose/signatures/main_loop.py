@@ -1,14 +1,16 @@
-"""The main loop itself: it sleeps outside of its poll, spins, or waits for RCU."""
+"""QEMU's loops and their threads: they sleep outside of their poll, spin, or wait for RCU."""
 
 from __future__ import annotations
 
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
+from autopsy.diagnose.diagnosis import Where
+from autopsy.diagnose.queries.account import about, unexplained
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
 from autopsy.diagnose.queries.migration import sends_state
 from autopsy.diagnose.queries.requests import thread_subjects
-from autopsy.diagnose.queries.socket_peers import ends_of
-from autopsy.diagnose.queries.threads import by_role, descriptor, functions, looks, named, slept_through
-from autopsy.diagnose.queries.wording import missing
+from autopsy.diagnose.queries.socket_peers import ends_of, peers_of, socket_of
+from autopsy.diagnose.queries.threads import by_role, descriptor, functions, looks, named, slept_through, threads
+from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.signatures.device_backends import of_a_helper
 from autopsy.facts import subjects
@@ -16,6 +18,8 @@ from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Descriptor, Exposure, Facts, MainLoopFact, Role, Thread
 from autopsy.facts.subjects import Whole
 
+# A library's threads may rest in any call; these are QEMU's own, and rest in theirs.
+WORKING = frozenset({Role.IOTHREAD, Role.WORKER, Role.VCPU})
 BUSY_SHARE = 0.85
 OF_A_DESCRIPTOR = frozenset(
     {"read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "fsync", "fdatasync", "ioctl"}
@@ -162,8 +166,54 @@ def _rcu(facts: Facts) -> Judgement:
     )
 
 
+def _asleep(facts: Facts) -> Judgement:
+    if isinstance(facts.threads, Unknown):
+        return CannotTell("the threads' system calls (evidence/witness/tasks.txt)")
+    found = [thread for thread in unexplained(facts) if thread.role in WORKING and not _told_elsewhere(facts, thread)]
+    if not found:
+        watched = [thread for thread in threads(facts) if thread.role in WORKING]
+        if watched and all(slept_through(thread) is None for thread in watched):
+            return CannotTell("a second look at the threads (evidence/second-exposure/tasks.txt)")
+        return RuledOut("no iothread, worker or vCPU sleeps in a call that nobody explains", (facts.threads.cite,))
+    thread = found[0]
+    look = looks(thread)[0]
+    what = waits_for(look)
+    sockets = socket_of(facts, thread)
+    more = f", and {count(len(found) - 1, 'more thread')}" if len(found) > 1 else ""
+    return Match(
+        headline=f"{sentence(named(thread))} sleeps in {look.syscall.name}{f', {what}' if what else ''}{more}",
+        objects=(*(subjects.thread(each) for each in found[:4]), *peers_of(sockets)),
+        confidence="likely",
+        claims=tuple(about(facts, each) for each in found[:4]),
+        where=_where(facts, thread),
+        holds=thread_subjects(facts, (each.tid for each in found)) | {Whole.REQUESTS},
+        beside=True,
+        weight=len(found),
+    )
+
+
+def _told_elsewhere(facts: Facts, thread: Thread) -> bool:
+    """Tell whether another signature knows what the thread waits for."""
+    locks = facts.locks.value.mutexes if isinstance(facts.locks, Known) else ()
+    submits = looks(thread)[0].syscall.name == "io_submit"
+    return (
+        submits
+        or any(thread.tid in mutex.waiters for mutex in locks)
+        or sends_state(thread)
+        or of_a_helper(facts, thread)
+        or bool(ends_of(facts, thread))
+    )
+
+
+def _where(facts: Facts, thread: Thread) -> Where:
+    if looks(thread)[0].state == "D":
+        return "host"
+    return "peer" if socket_of(facts, thread) else "control"
+
+
 SIGNATURES = (
     Signature("main-loop-blocked", "control", "the main loop sleeps in a system call", _blocked),
     Signature("main-loop-spins", "control", "the main loop or an iothread spins", _spins),
+    Signature("thread-asleep", "control", "a thread sleeps in a call that nobody explains", _asleep),
     Signature("rcu-drain-wait", "control", "the main loop waits for RCU", _rcu),
 )

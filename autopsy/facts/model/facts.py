@@ -233,7 +233,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorFact:
-    """How the QMP monitor behaved. `died_at` is the first question that was never answered."""
+    """How the QMP monitor behaved. `died_at` is the first question that was never answered.
+
+    `not_asked` says why no question could be put at all; it is empty where one was, or where that is not known.
+    """
 
     greeting: Fact[str]
     holder: str
@@ -241,6 +244,7 @@ class MonitorFact:
     died_at: Fact[Asked]
     alive: Fact[bool]
     alive_again: Fact[bool]
+    not_asked: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,13 +52,17 @@ class SocketFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Helper:
-    """A program that one of the VM's devices hands its work to; QEMU holds none of a vhost-user disk's requests."""
+    """A program that one of the VM's devices hands its work to; QEMU holds none of a vhost-user disk's requests.
+
+    `connected` is what QEMU itself says of the connection to it.
+    """
 
     kind: str
     device: str
     model: str
     address: str
     sockets: tuple[SocketFact, ...]
+    connected: Fact[bool]
     cite: Cite
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 from autopsy.drill import guests
 from autopsy.drill.machine import Machine, of_device
 from autopsy.drill.process import Process, start, states, tool
-from autopsy.drill.site import Site, site
+from autopsy.drill.site import site
 from support import lab
 from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, Stuck, completed, in_flight
 
@@ -97,25 +96,41 @@ def back_end_serving(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
-def failing_at_once(build: lab.Build) -> Iterator[Stuck]:
-    """A guest whose NBD server was killed, without reconnect-delay: each request fails at once."""
-    with lab.folder() as place:
-        image = lab.disk(place / "d")
-        guests.write_boot_sector(image)
-        with (
-            lab.nbd(image) as server,
-            lab.qemu(
-                build,
-                *("-blockdev", f"driver=nbd,node-name=nbd0,{server.server}"),
-                *("-device", f"{NODE}=nbd0"),
-                accelerate=lab.KVM,
-                boots=True,
-            ) as vm,
-        ):
-            lab.until("it wrote", lambda: completed(vm)[1] > 200, seconds=BOOT_SECONDS)
+def failing_at_once(build: lab.Build, *, flows: bool = False) -> Iterator[Stuck]:
+    """Writes to an NBD server that was killed, without reconnect-delay: each fails at once. Else it `flows`."""
+    with (
+        lab.folder() as place,
+        lab.nbd(lab.disk(place / "d")) as server,
+        lab.qemu(
+            build,
+            *("-blockdev", f"driver=nbd,node-name=nbd0,{server.server}"),
+            *("-device", f"{NODE}=nbd0"),
+        ) as vm,
+    ):
+        if not flows:
             server.process.end()
-            lab.until("requests failed", lambda: failed(vm) > 20)
-            yield Stuck(vm, ("vd0",))
+        with asking(lambda: vm.qemu_io(of_device("vd0"), "aio_write 0 4k")):
+            lab.until("requests ended", lambda: (completed(vm)[1] if flows else failed(vm)) > 2)
+            yield Stuck(vm, () if flows else ("vd0",))
+
+
+@contextmanager
+def asking(question: Callable[[], object]) -> Iterator[None]:
+    """Put a question over and over while the block runs."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.05):
+            with suppress(OSError):
+                question()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def failed(vm: Machine) -> int:
@@ -140,7 +155,7 @@ def stopped_with_one_in_the_kernel(build: lab.Build) -> Iterator[Stuck]:
         os.kill(vm.pid, signal.SIGSTOP)
         lab.until("the others are stopped", lambda: states(vm.pid) == {"T", "D"})
         try:
-            yield Stuck(vm, (f"process {vm.pid}", str(mounted.mount)))
+            yield Stuck(vm, (f"process {vm.pid}",))
         finally:
             os.kill(vm.pid, signal.SIGCONT)
 
@@ -217,33 +232,23 @@ def frozen_behind_links(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
-def unmonitored(build: lab.Build, *words: str) -> Iterator[Stuck]:
-    """A guest that writes, in a QEMU that has no monitor at all; `words` are added to its disk."""
+def unmonitored(build: lab.Build) -> Iterator[Stuck]:
+    """A guest that writes, in a QEMU that has no monitor."""
     with lab.folder() as place, site() as there:
         image = lab.disk(place / "d")
         guests.write_boot_sector(image)
-        yield Stuck(_without_monitor(build, there, image, *words), ("vd0",))
-
-
-def _without_monitor(build: lab.Build, there: Site, image: Path, *words: str) -> Machine:
-    options = "".join(f",{word}" for word in words)
-    process = start(
-        there,
-        [
-            *(build.binary, *build.firmware_arguments, "-nodefaults", "-display", "none", *lab.KVM, "-m", "64"),
-            *("-name", "guest=t,debug-threads=on", "-monitor", "none"),
-            *("-drive", f"if=none,id=disk0,format=raw,file={image}{options}", *DISK),
-            *("-serial", f"file:{there.folder}/dots"),
-        ],
-        log="qemu.log",
-    )
-    dots = there.folder / "dots"
-    begins = "." if not words else ""
-    if begins:
-        process.wait_until("it wrote", lambda: dots.exists() and begins in dots.read_text(), seconds=BOOT_SECONDS)
-    else:
-        time.sleep(6)  # its firmware starts, and its first request is queued
-    return Machine(process, there.folder / "none", there.folder / "none")
+        process = start(
+            there,
+            [
+                *(build.binary, *build.firmware_arguments, "-nodefaults", "-display", "none", *lab.KVM, "-m", "64"),
+                *("-blockdev", f"driver=file,node-name=file0,filename={image}", "-device", f"{NODE}=file0"),
+                *("-name", "guest=t,debug-threads=on", "-serial", f"file:{place}/dots"),
+            ],
+            log="qemu.log",
+        )
+        dots = place / "dots"
+        process.wait_until("it wrote", lambda: dots.exists() and "." in dots.read_text(), seconds=BOOT_SECONDS)
+        yield Stuck(Machine(process, place / "none", place / "none"))
 
 
 @contextmanager
@@ -258,10 +263,3 @@ def migration_to_a_stopped_program(build: lab.Build) -> Iterator[Stuck]:
         last.callback(os.kill, reader, signal.SIGCONT)
         time.sleep(2 * A_MOMENT)
         yield Stuck(vm, (str(reader),))
-
-
-def unread(path: Path) -> socket.socket:
-    """Connect to a UNIX socket, and read nothing."""
-    client = socket.socket(socket.AF_UNIX)
-    client.connect(str(path))
-    return client

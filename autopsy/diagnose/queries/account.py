@@ -1,0 +1,117 @@
+"""What a healthy VM is accounted for by, and what is left over: no thread, device or counter counts as nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopsy.bundle.syscalls import POLL_CALLS
+from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.queries.kernel_stacks import family, waits_for
+from autopsy.diagnose.queries.requests import title
+from autopsy.diagnose.queries.socket_peers import leads_to, socket_of
+from autopsy.diagnose.queries.threads import descriptor, looks, named, slept_through, threads
+from autopsy.diagnose.queries.wording import count, sentence
+from autopsy.diagnose.signature import claim
+from autopsy.facts.cite import Known
+from autopsy.facts.model.facts import Disk, Exposure, Facts, Role, Thread
+
+# What each kind of thread sleeps in where nobody has work for it. A worker is woken by a futex, or by its own timeout.
+TIMEOUTS = frozenset({"nanosleep", "clock_nanosleep"})
+RINGS = frozenset({"io_uring_enter", "io_getevents"})
+SIGNALS = frozenset({"rt_sigtimedwait", "rt_sigsuspend"})
+INTERRUPTIBLE = frozenset({"futex"}) | TIMEOUTS | POLL_CALLS | SIGNALS  # nobody is in State D there, but by a freezer
+IDLE = {
+    Role.MAIN: POLL_CALLS,
+    Role.IOTHREAD: POLL_CALLS | RINGS,
+    Role.MONITOR: POLL_CALLS,
+    Role.VCPU: frozenset({"ioctl", "futex", *SIGNALS}),
+    Role.WORKER: frozenset({"futex"}),
+    Role.CALL_RCU: frozenset({"futex", *TIMEOUTS}),
+    Role.MIGRATION: frozenset({"futex", *TIMEOUTS, *POLL_CALLS}),
+    Role.OTHER: frozenset({"futex", *TIMEOUTS, *POLL_CALLS, *RINGS, *SIGNALS}),
+}
+CONNECTED_FOR_GOOD = frozenset({"nbd"})  # the other network drivers may connect when there is work
+
+
+def unexplained(facts: Facts) -> tuple[Thread, ...]:
+    """Return the threads that slept through both looks in a call that is none that they rest in.
+
+    A thread in State D is among them; what a kernel stack of a known family explains is not.
+    """
+    found = tuple(thread for thread in threads(facts) if _is_unexplained(thread))
+    # What stands in the freezer is in State D in whatever call it was: all of them together are no finding each.
+    return () if len(found) * 2 > len(threads(facts)) else found
+
+
+def _is_unexplained(thread: Thread) -> bool:
+    look = next(iter(looks(thread)), None)
+    if look is None or thread.role is Role.KERNEL or slept_through(thread) is not True:
+        return False
+    if look.state not in {"S", "D"} or not look.syscall.name or family(look) is not None:
+        return False
+    return look.syscall.name not in (INTERRUPTIBLE if look.state == "D" else IDLE[thread.role])
+
+
+def about(facts: Facts, thread: Thread) -> Claim:
+    """Say where a thread sleeps: which call, on what, and what for as far as its kernel stack tells."""
+    look = looks(thread)[0]
+    what = waits_for(look)
+    return claim(
+        f"{sentence(named(thread))} sleeps in {look.syscall.name}{_on(facts, thread, look)}, State {look.state}, "
+        f"{look.wchan or 'wchan unknown'}{f': it waits {what}' if what else ''}.",
+        look.cite,
+        look.stack_cite,
+    )
+
+
+def _on(facts: Facts, thread: Thread, look: Exposure) -> str:
+    sockets = socket_of(facts, thread)
+    if sockets and sockets[0].remote:
+        return f" on a socket to {sockets[0].remote}"
+    file = descriptor(facts, look.syscall.arguments[0]) if look.syscall.arguments else None
+    return f" on {file.target}" if file is not None and file.kind != "other" else ""
+
+
+def left_over(facts: Facts) -> tuple[Claim, ...]:
+    """Return what keeps a VM from being proven healthy: each is nothing that was seen to be wrong."""
+    return (*_threads(facts), *_devices(facts), *_disks(facts))
+
+
+def _threads(facts: Facts) -> Iterator[Claim]:
+    for thread in unexplained(facts)[:4]:
+        yield about(facts, thread)
+
+
+def _devices(facts: Facts) -> Iterator[Claim]:
+    for helper in facts.helpers:
+        if any(socket.peers for socket in helper.sockets):
+            continue
+        yield claim(f"What serves {helper.model} {helper.device} was not seen: {helper.address}.", helper.cite)
+
+
+def _disks(facts: Facts) -> Iterator[Claim]:
+    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        still = not (isinstance(disk.completed, Known) and disk.completed.value > 0)
+        if still and isinstance(disk.stats, Known) and disk.stats.value.failed:
+            failures = count(disk.stats.value.failed, "request")
+            yield claim(f"Disk {title(disk)} has failed {failures} since QEMU began.", disk.stats.cite)
+        if still and isinstance(disk.in_flight, Known) and disk.in_flight.value and isinstance(disk.completed, Known):
+            held = count(disk.in_flight.value, "request")
+            yield claim(
+                f"Disk {title(disk)} holds {held}, and completed none.", disk.in_flight.cite, disk.completed.cite
+            )
+        yield from no_connection(facts, disk)
+
+
+def no_connection(facts: Facts, disk: Disk) -> Iterator[Claim]:
+    """Yield each server of a disk that a connection should lead to for good, and none was seen to."""
+    if not isinstance(facts.sockets, Known):
+        return
+    ends = [socket.remote for socket in facts.sockets.value if socket.remote and socket.state != "LISTEN"]
+    for node in disk.nodes:
+        if node.driver in CONNECTED_FOR_GOOD and node.server and not any(leads_to(end, node.server) for end in ends):
+            yield claim(
+                f"No connection to {node.server} was seen, the server of disk {title(disk)}.",
+                node.cite,
+                facts.sockets.cite,
+            )
