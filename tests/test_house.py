@@ -97,3 +97,37 @@ def test_nothing_big_is_committed() -> None:
 def test_no_folder_of_code_holds_more_than_20_files() -> None:
     folders = Counter(name(path.parent) for path in sources())
     assert {folder: count for folder, count in folders.items() if count > MOST_FILES} == {}
+
+
+# A file that is made or replaced goes through autopsy/files/private.py: what a stranger laid is not written through.
+# (autopsy/examine writes to its scratch alone, in a process that can reach nothing else.)
+WRITERS = ("autopsy/bundle", "autopsy/capture", "autopsy/commands", "autopsy/kill", "autopsy/redact", "autopsy/report")
+MAKES = {"write_text", "write_bytes", "copyfile", "copytree", "copy", "copy2", "mkdir", "makedirs", "touch", "mkstemp"}
+OF_A_MODULE = {"copy", "copy2"}  # on anything else a method of that name copies no file
+
+
+def _makes_a_file(call: ast.Call) -> bool:
+    called = call.func
+    word = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+    owner = called.value.id if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) else ""
+    if word in MAKES:
+        return word not in OF_A_MODULE or owner == "shutil"
+    if word != "open":
+        return False
+    if owner == "os":
+        return "O_CREAT" in ast.unparse(call)
+    if owner == "tarfile":
+        return False
+    modes = [*call.args[1 if not owner else 0 :], *(each.value for each in call.keywords if each.arg == "mode")]
+    return any(isinstance(each, ast.Constant) and set(str(each.value)) & set("wax+") for each in modes[:1])
+
+
+def test_files_are_made_in_one_way() -> None:
+    found = [
+        f"{name(path)}:{node.lineno}: {ast.unparse(node)[:60]}"
+        for path in sources()
+        if name(path).startswith(WRITERS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and _makes_a_file(node)
+    ]
+    assert found == []
