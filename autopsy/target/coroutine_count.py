@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from autopsy.linux.files import read_kernel
 from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, Process, parse_smaps, runs
+from autopsy.target.image import image_of
 
 MOST_MAPS = 32 << 20
 STACK = 1 << 20  # COROUTINE_STACK_SIZE, above its guard page
@@ -40,7 +41,7 @@ def count(pid: int) -> bytes:
         Unclear: this QEMU's coroutines are made in another way.
     """
     mappings = parse_smaps(read_kernel(f"/proc/{pid}/maps", MOST_MAPS))
-    exe = os.readlink(f"/proc/{pid}/exe")
+    exe = image_of(pid).link
     code = [each for each in mappings if "x" in each.permissions and each.path == exe]
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -14,6 +14,7 @@ from autopsy.linux.batch import Answer, Unanswered, ask
 from autopsy.target import identity, monitors, qemu_processes
 from autopsy.target.command_line import options, vm_name
 from autopsy.target.identity import Binary, clean
+from autopsy.target.image import named_like_qemu
 from autopsy.target.permissions import explain, guards_of
 from autopsy.target.platforms import libvirt
 from autopsy.target.platforms.platform import Roots
@@ -69,7 +70,7 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord
 def _as_named(link: str) -> Binary | None:
     """Take a process for the QEMU it is named as, where its binary's file system hangs."""
     path = link.removesuffix(identity.DELETED)
-    if not qemu_processes.named_like_qemu(link):
+    if not named_like_qemu(link):
         return None
     return Binary(path=clean(path), deleted=path != link, replaced=False, qemu_version="", build_id="")
 

@@ -12,6 +12,7 @@ import msgspec
 
 from autopsy.bundle.proc_stat import ProcStat, parse
 from autopsy.linux.files import read_kernel, real_path_in
+from autopsy.target.image import image_of
 
 VERSION = re.compile(rb"QEMU emulator version (\d[^\0\n]{0,120})")
 PART = 4 << 20  # of a binary at a time
@@ -114,7 +115,7 @@ class Binary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def binary_of(pid: int, known: dict[tuple[int, int, int], tuple[str, str]] | None = None) -> Binary:
-    """Read the version and the build-id out of /proc/PID/exe, even of a deleted one.
+    """Read the version and the build-id out of the program that a process runs, even of a deleted one.
 
     Can block where the binary's file system hangs: call it in a child. `known` keeps what was read, by device, inode
     and time of change, for other processes that run the same binary.
@@ -122,8 +123,9 @@ def binary_of(pid: int, known: dict[tuple[int, int, int], tuple[str, str]] | Non
     Raises:
         OSError: the process is gone, or the kernel does not show it to us.
     """
-    link = exe_link(pid)
-    descriptor = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    image = image_of(pid)
+    link = image.link
+    descriptor = os.open(image.place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         key = (status.st_dev, status.st_ino, status.st_mtime_ns)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from autopsy.linux.files import read_kernel
 from autopsy.target import identity
 from autopsy.target.command_line import MOST_BYTES, words
 from autopsy.target.identity import Binary
+from autopsy.target.image import is_loader, named_like_qemu
 from autopsy.target.platforms.owned import is_trusted, started_by
 
 EACH = 1.0  # seconds for one question about one process
@@ -24,7 +25,13 @@ OVERALL = 4.0  # seconds for all of them
 
 def suspects() -> tuple[int, ...]:
     """Return the processes that are named like a QEMU: to be verified, for anybody may take such a name."""
-    return tuple(pid for pid in psutil.pids() if _looks_like(pid))
+    return tuple(pid for pid in psutil.pids() if _looks_like(pid) or _is_behind_a_loader(pid))
+
+
+def _is_behind_a_loader(pid: int) -> bool:
+    with suppress(OSError):
+        return is_loader(identity.exe_link(pid))
+    return False
 
 
 def _looks_like(pid: int) -> bool:
@@ -38,12 +45,6 @@ def _looks_like(pid: int) -> bool:
         if not _is_dead(pid):
             return False  # a kernel thread, or gone
     return _comm_like_qemu(pid)
-
-
-def named_like_qemu(exe: str) -> bool:
-    """Return whether a binary's path is named as distributions name QEMU: qemu-system-*, qemu-kvm, kvm."""
-    name = os.path.basename(exe)
-    return "qemu" in name or "kvm" in name
 
 
 def _is_dead(pid: int) -> bool:

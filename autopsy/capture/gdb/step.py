@@ -24,6 +24,7 @@ from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.run import examine
 from autopsy.files import private
+from autopsy.target.image import image_of
 
 BINARY_LEVEL = 3  # 20 MB of QEMU become 6 MB in a tenth of a second
 MOST_BINARY = 256 << 20  # a QEMU with all its debug information is 73 MB large
@@ -65,7 +66,7 @@ def _store_binary(scene: Scene) -> str:
     if not (options.binary and options.core) or not (why := _lost_with_the_process(scene)):
         return ""
     try:
-        with held(scene.target) as process, open(f"{process.path}/exe", "rb") as binary:
+        with held(scene.target) as process, open(image_of(process.pid).place, "rb") as binary:
             _pack_binary(binary, scene.staging)
     except (OSError, Gone, TooLarge) as error:
         return f"the binary, which {why}, could not be kept: {getattr(error, 'strerror', None) or error}"
@@ -112,7 +113,7 @@ def _lost_with_the_process(scene: Scene) -> str:
             and os.readlink(f"{process}/root") == "/"
         ):
             return ""
-        here, there = os.stat(record.exe), os.stat(f"{process}/exe")
+        here, there = os.stat(record.exe), os.stat(image_of(record.pid).place)
     except OSError:
         return "is not to be found by its path"
     return "" if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) else "is another at its path"
