@@ -37,7 +37,7 @@ from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather
 from autopsy.replay import expected
 from autopsy.replay.cases import EXPECTED, PROVENANCE, UNPACKED, write_expected
-from support import lab
+from support import builds, lab
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -135,7 +135,7 @@ def _places() -> list[tuple[str, str]]:
     found = {
         str(Path(sys.prefix)): "/usr",
         str(FIXTURES.parent): "/srv/autopsy",
-        str(lab.SHARED): "/srv/lab",
+        str(builds.LAB): "/srv/lab",
         str(Path.home()): "/home/operator",
     }
     for each in lab.qemu_builds():

@@ -69,7 +69,7 @@ def qemu_builds() -> tuple[Build, ...]:
             "AUTOPSY_QEMU_DEBUG",
             LAB / "qemu-debug" / "qemu-system-x86_64",
             Path("/usr/share"),
-            "`make lab` unpacks it from ../shared/qemu-debug, where that is",
+            "`make lab` builds it",
         ),
         Build(
             "11",

@@ -17,11 +17,10 @@ from autopsy.drill.machine import of_device as of_device  # noqa: PLC0414 - test
 from autopsy.drill.process import Process, states
 from autopsy.drill.site import Site, site
 from autopsy.drill.storage import FileSystem, FuseExport, NbdServer
-from support.builds import Build, build, missing
+from support.builds import LAB, Build, build, missing
 from support.builds import qemu_builds as qemu_builds  # noqa: PLC0414 - tests read it from here
 
 HOUSE = Path(__file__).resolve().parents[2]
-SHARED = HOUSE.parent / "shared"
 
 KVM = ("-accel", "kvm")
 TCG = ("-accel", "tcg")
@@ -31,10 +30,10 @@ DEADLOCK_TRIES, DEADLOCK_SECONDS = 8, 15.0
 
 def guest_files() -> tuple[Path, Path]:
     """Return kernel and initrd of the small Linux guest (AUTOPSY_GUEST names their folder)."""
-    folder = Path(os.environ.get("AUTOPSY_GUEST", SHARED / "guest"))
+    folder = Path(os.environ.get("AUTOPSY_GUEST", LAB / "guest"))
     kernel, initrd = folder / "vmlinuz", folder / "initrd.gz"
     if not (kernel.is_file() and initrd.is_file()):
-        missing("the guest's kernel and initrd are not here: AUTOPSY_GUEST names their folder")
+        missing("the guest's kernel and initrd are not here: `make lab` makes them")
     return kernel, initrd
 
 

@@ -1,0 +1,42 @@
+"""A busy VM that is captured again and again is none the worse."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from autopsy.drill import guests
+from autopsy.drill.machine import Machine
+from support import lab
+from support.verdicts import captured
+from support.wedged import wedges
+
+TIMES = 20 if os.environ.get("AUTOPSY_SOAK") == "1" else 3
+
+
+def writes_on(vm: Machine) -> None:
+    before = wedges.completed(vm)[1]
+    lab.until("its guest wrote on", lambda: wedges.completed(vm)[1] > before + 100, seconds=wedges.BOOT_SECONDS)
+
+
+@pytest.mark.live
+def test_the_newest_qemu_and_its_busy_guest_live_through_one_capture_after_the_other(tmp_path: Path) -> None:
+    with lab.folder() as place:
+        image, serial = lab.disk(place / "d"), place / "serial"
+        guests.write_boot_sector(image)
+        with lab.qemu(
+            "11",
+            *("-object", "iothread,id=io0", "-drive", f"if=none,id=disk0,format=raw,file={image}"),
+            *("-device", "virtio-blk-pci,id=vd0,drive=disk0,iothread=io0", "-serial", f"file:{serial}"),
+            accelerate=lab.KVM,
+            boots=True,
+        ) as vm:
+            for _ in range(TIMES):
+                writes_on(vm)
+                verdict = captured(vm.pid, tmp_path)  # fails where a thread is stopped, traced, or has a signal pending
+                assert verdict.where == "none", verdict
+                assert vm.qmp("query-status")["status"] == "running"
+            writes_on(vm)
+            assert set(serial.read_text()) == {"."}  # an E where a write has failed
