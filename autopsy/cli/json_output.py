@@ -49,6 +49,15 @@ class SecondaryAnswer(msgspec.Struct, frozen=True, kw_only=True):
     objects: tuple[str, ...]
 
 
+class CauseAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several causes that do not wait for one another."""
+
+    where: str
+    signature: str
+    headline: str
+    objects: tuple[str, ...]
+
+
 class RuledOutAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A signature that it is not."""
 
@@ -71,7 +80,9 @@ class VerdictAnswer(msgspec.Struct, frozen=True, kw_only=True):
     confidence: str
     headline: str
     objects: tuple[str, ...]
+    since: str
     secondary: tuple[SecondaryAnswer, ...]
+    causes: tuple[CauseAnswer, ...]
     cites: tuple[Cite, ...]
     ruled_out: tuple[RuledOutAnswer, ...]
     cannot_tell: tuple[CannotTellAnswer, ...]
@@ -152,6 +163,11 @@ def verdict(diagnosis: Diagnosis) -> VerdictAnswer:
         confidence=diagnosis.confidence,
         headline=diagnosis.headline,
         objects=diagnosis.objects,
+        since=diagnosis.since,
+        causes=tuple(
+            CauseAnswer(where=one.where, signature=one.signature, headline=one.headline, objects=one.objects)
+            for one in diagnosis.causes
+        ),
         secondary=tuple(
             SecondaryAnswer(where=one.where, signature=one.signature, headline=one.headline, objects=one.objects)
             for one in diagnosis.secondary

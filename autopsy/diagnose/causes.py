@@ -53,6 +53,19 @@ def order(seen: Sequence[Seen]) -> Order:
     return Order(primary, tuple(sorted(others, key=lambda pair: _importance(pair[0]))))
 
 
+def independent(found: Order) -> tuple[Seen, ...]:
+    """Return the primary cause, and each other one that nothing seen holds up: they would stay if it went away."""
+    if found.primary is None:
+        return ()
+    others = (
+        each
+        for each, holder in found.others
+        if holder is None
+        and not (each.match.effect or each.match.harmless or each.match.beside or each.where == "none")
+    )
+    return (found.primary, *others)
+
+
 def is_pointer(each: Seen) -> bool:
     """Tell whether a match is only worth a remark: it holds nothing up, and is no more than possible."""
     return each.match.beside and each.match.confidence == "possible"

@@ -62,6 +62,15 @@ class Secondary(msgspec.Struct, frozen=True, kw_only=True):
     objects: tuple[str, ...] = ()
 
 
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several that do not wait for one another, with its own objects."""
+
+    where: Where
+    signature: str
+    headline: str
+    objects: tuple[str, ...]
+
+
 class KnownBug(msgspec.Struct, frozen=True, kw_only=True):
     """A QEMU bug that shows this signature. `in_this_build` never decides a verdict."""
 
@@ -150,3 +159,5 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     waits: WaitGraph
     symbols: str = ""
     subjects: tuple[Named, ...] = ()
+    since: str = ""
+    causes: tuple[Cause, ...] = ()

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from autopsy.diagnose import footprint, known_bugs, lost_by_kill, request_paths, runbooks, wait_graph
 from autopsy.diagnose.catalogue import SIGNATURES
-from autopsy.diagnose.causes import Order, Seen, is_pointer, order
-from autopsy.diagnose.diagnosis import CannotTell, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
+from autopsy.diagnose.causes import Order, Seen, independent, is_pointer, order
+from autopsy.diagnose.diagnosis import CannotTell, Cause, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
 from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries.requests import title
+from autopsy.diagnose.queries.silence import about_silence, silence_of
 from autopsy.diagnose.signature import CannotTell as Undecided
 from autopsy.diagnose.signature import Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -19,6 +21,7 @@ from autopsy.facts.subjects import Subject
 
 MOST_CITES = 24
 UNKNOWN = "unknown"
+NOTHING_STUCK = frozenset({"none", "vm-state"})
 PID = re.compile(r"\bPID\b")
 
 
@@ -142,6 +145,8 @@ def _diagnosis(
         waits=wait_graph.draw(facts),
         symbols=footprint.symbols(facts),
         subjects=tuple(map(naming.record, objects)),
+        since=_since(facts, where, objects),
+        causes=tuple(_cause(each) for each in independent(found)),
     )
 
 
@@ -154,6 +159,25 @@ def _remarks(judged: tuple[Judged, ...]) -> tuple[Claim, ...]:
 def _filled(text: str, pid: int) -> str:
     """Fill in the process's number, and no name: names are chosen by strangers, and steps are pasted into shells."""
     return PID.sub(str(pid), text)
+
+
+def _cause(seen: Seen) -> Cause:
+    return Cause(
+        where=seen.where,
+        signature=seen.signature.id,
+        headline=seen.match.headline,
+        objects=tuple(dict.fromkeys(map(naming.name, seen.match.objects))),
+    )
+
+
+def _since(facts: Facts, where: Where, objects: tuple[Subject, ...]) -> str:
+    """Say how long the disk that has been silent the longest had completed nothing, empty where nobody counted."""
+    if where in NOTHING_STUCK or not isinstance(facts.disks, Known):
+        return ""
+    named = [each for each in facts.disks.value if subjects.disk(each) in objects]
+    longest = max(named, key=lambda disk: silence.idle_ns if (silence := silence_of(disk)) else -1, default=None)
+    words = about_silence(longest) if longest else ""
+    return f"disk {title(longest)}: {words}" if longest and words else ""
 
 
 def _cites(claims: tuple[Claim, ...]) -> tuple[Cite, ...]:

@@ -94,3 +94,20 @@ def test_it_is_told_for_what_it_is(trial: Trial, label: str, tmp_path: Path) -> 
         assert verdict.confidence in trial.sure, verdict
         assert all(name in verdict.objects for name in it.names), verdict
         assert trial.says in verdict.answer["verdict"]["headline"], verdict
+
+
+@pytest.mark.parametrize("label", [NEW])
+def test_a_server_that_answers_one_request_a_second_is_not_proven_silent(label: str, tmp_path: Path) -> None:
+    with beyond.slow_server(lab.build(label)) as it:
+        verdict = captured(it.vm.pid, tmp_path)
+        assert verdict.where in {"none", "peer"}, verdict
+        assert verdict.where == "none" or verdict.confidence != "proven", verdict
+        assert verdict.where == "none" or "its last request ended" in verdict.answer["verdict"]["since"], verdict
+
+
+@pytest.mark.parametrize("label", [NEW])
+def test_writes_queued_at_a_limit_of_one_a_second_are_told_as_that(label: str, tmp_path: Path) -> None:
+    with beyond.at_its_limit(lab.build(label)) as it:
+        verdict = captured(it.vm.pid, tmp_path)
+        assert verdict.where in {"none", "throttle"}, verdict  # none of them may have been let go between the looks
+        assert "limit" in verdict.answer["verdict"]["headline"], verdict

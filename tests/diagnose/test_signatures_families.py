@@ -137,7 +137,7 @@ def _fields(record: object) -> dict[str, object]:
 def test_a_blocking_call_names_the_disk_that_it_serves_and_one_that_goes_on_is_none() -> None:
     found = diagnose(gather(cases.blocking_library().bundle()))
     assert found.objects[:3] == ("vd0", f"the main thread {e.PID}", "192.0.2.7:22")
-    assert found.confidence == "proven"
+    assert found.confidence == "likely"  # nothing says that the server is not merely slow
     again = diagnose(gather(cases.blocking_library(wakes=True).bundle()))
     assert (again.signature, again.confidence) == ("peer-blocks-thread", "likely")
     went_on = diagnose(gather(cases.blocking_library(goes_on=True).bundle()))

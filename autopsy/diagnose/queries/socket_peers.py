@@ -44,6 +44,12 @@ def state(sockets: tuple[SocketFact, ...]) -> str:
     return ": it is connected, and silent" if sockets else ""
 
 
+def stands(sockets: tuple[SocketFact, ...]) -> bool:
+    """Tell whether the other end is known not to move: its process is stopped, or its connection half closed."""
+    stopped = any(peer.state in {"T", "t"} for each in sockets for peer in each.peers)
+    return stopped or any(each.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"} for each in sockets)
+
+
 def peers_of(sockets: tuple[SocketFact, ...]) -> tuple[subjects.Peer, ...]:
     """Return the programs at the other end."""
     return tuple(dict.fromkeys(subjects.peer(peer) for each in sockets for peer in each.peers))[:3]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.queries.migration import sends_state
 from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, thread_subjects, title
-from autopsy.diagnose.queries.socket_peers import about_sockets, ends_of, leads_to, peers_of, state
+from autopsy.diagnose.queries.silence import beyond_their_past
+from autopsy.diagnose.queries.socket_peers import about_sockets, ends_of, leads_to, peers_of, stands, state
 from autopsy.diagnose.queries.threads import (
     blocks_main_loop,
     functions,
@@ -65,7 +66,7 @@ def _judge(facts: Facts) -> Judgement:
             *map(subjects.Server, remotes[:2]),
             *peers_of(sockets),
         ),
-        confidence=confidence(proven=slept_through(thread) is True),
+        confidence=confidence(proven=slept_through(thread) is True and (stands(sockets) or beyond_their_past(disks))),
         claims=(*claims, *about_sockets(sockets)),
         holds=thread_subjects(facts, (each.tid for each, _ in silent))
         | {Whole.REQUESTS, *(subjects.disk(each) for each in disks)},

@@ -9,8 +9,9 @@ from autopsy.diagnose.queries.account import left_over
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.notifiers import unseen_notifiers
 from autopsy.diagnose.queries.requests import Standing, standing
+from autopsy.diagnose.queries.silence import slow
 from autopsy.diagnose.queries.threads import by_role, looks, same_sleep, threads
-from autopsy.diagnose.queries.wording import count, missing
+from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
@@ -28,7 +29,11 @@ def _healthy(facts: Facts) -> Judgement:
         headline=_headline(facts),
         objects=(),
         confidence=_sure(facts),
-        claims=(*_claims(facts), *(claim(f"Not accounted for: {each.text}", *each.cites) for each in left_over(facts))),
+        claims=(
+            *_claims(facts),
+            *(claim(f"{sentence(each.text)}.", *each.cites) for each in slow(facts)),
+            *(claim(f"Not accounted for: {each.text}", *each.cites) for each in left_over(facts)),
+        ),
     )
 
 
@@ -119,6 +124,8 @@ def _headline(facts: Facts) -> str:
         return f"Nothing looks stuck, but QEMU could not be asked: {facts.monitor.not_asked}"
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
     done = sum(disk.completed.value for disk in disks if isinstance(disk.completed, Known))
+    if slowest := next(slow(facts), None):
+        return f"Nothing is stuck, but {slowest.text}"
     if done:
         seconds = f" in {facts.times.gap_seconds:.1f} s" if facts.times.gap_seconds else ""
         return f"Nothing is stuck: QEMU answers, and its disks completed {count(done, 'request')}{seconds}"

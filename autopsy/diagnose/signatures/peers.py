@@ -15,9 +15,11 @@ from autopsy.diagnose.queries.requests import (
     standing,
     still,
     their_disks,
+    title,
     went_on,
 )
-from autopsy.diagnose.queries.socket_peers import about_sockets, leads_to, peers_of, state
+from autopsy.diagnose.queries.silence import about_silence, beyond_their_past, silence_of
+from autopsy.diagnose.queries.socket_peers import about_sockets, leads_to, peers_of, stands, state
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -69,12 +71,20 @@ class Service:
             )
         ]
         if waiting.proven:
-            claims.append(claim("They stood at the same place in both exposures: no reply came.", *waiting.cites))
+            claims.append(claim("They stood at the same place in both exposures.", *waiting.cites))
+        owners = {disk.name: disk for request in waiting.requests for disk in disks_of(facts, request)}
+        claims += [
+            claim(f"Of disk {title(disk)} {words}.", silence.cite)
+            for disk in list(owners.values())[:4]
+            if (silence := silence_of(disk)) and (words := about_silence(disk))
+        ]
+        # QEMU itself says that it has no connection; of one that is silent it says nothing.
+        dead = bool(self.only_with) or stands(sockets) or beyond_their_past(owners.values())
         claims += about_sockets(sockets)
         return Match(
             headline=f"{number} {whose} {verb} for {self.words}{f' {who}' if who else ''}{state(sockets)}",
             objects=(*disks, *jobs, *((subjects.Server(who),) if who else ()), *peers_of(sockets)),
-            confidence=confidence(proven=waiting.proven),
+            confidence=confidence(proven=waiting.proven and dead),
             claims=tuple(claims),
             holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
             weight=len(waiting.requests),

@@ -97,7 +97,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockStats:
-    """The completed operations of one disk at one moment."""
+    """The completed operations of one disk at one moment, `total_ns` what they took together."""
 
     reads: int
     writes: int
@@ -105,7 +105,13 @@ class BlockStats:
     unmaps: int
     failed: int
     idle_ns: int | None
+    total_ns: int
     cite: Cite
+
+    @property
+    def mean_ns(self) -> int:
+        """Return what an operation took on the average, 0 where none has completed."""
+        return self.total_ns // self.completed if self.completed else 0
 
     @property
     def completed(self) -> int:

@@ -263,6 +263,7 @@ def _statistics(talk: MonitorFact, *, again: bool) -> Fact[dict[str, BlockStats]
             unmaps=number(stats.get("unmap_operations")),
             failed=sum(number(stats.get(f"failed_{kind}_operations")) for kind in ("rd", "wr", "flush", "unmap")),
             idle_ns=number(stats["idle_time_ns"]) if "idle_time_ns" in stats else None,
+            total_ns=sum(number(stats.get(f"{kind}_total_time_ns")) for kind in ("rd", "wr", "flush", "unmap")),
             cite=Cite(found.cite.file, found.cite.line, f"blockstats of {title}"),
         )
         for kind, name in zip(("device", "qdev", "node"), names_of_it, strict=True):

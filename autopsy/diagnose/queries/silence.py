@@ -1,0 +1,87 @@
+"""How long a disk has completed nothing, whether its own past explains that, and how slow one is that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.queries.requests import disks_of, moves, title
+from autopsy.diagnose.queries.wording import count
+from autopsy.diagnose.signature import claim
+from autopsy.facts.cite import Cite, Known
+from autopsy.facts.coroutines import DISK_PARKS
+from autopsy.facts.model.facts import Disk, Facts, Park
+
+SECOND = 1_000_000_000
+# Storage that answers is met to take so long for one request, or so many times what it took on the average.
+PATIENCE_NS, TIMES = 30 * SECOND, 20
+SLOW_SECONDS = 10.0  # what a new request may have to wait before a disk is called slow
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """How long ago a disk's last request ended, and how long one took on the average, in ns."""
+
+    idle_ns: int
+    mean_ns: int
+    cite: Cite
+
+    @property
+    def beyond_its_past(self) -> bool:
+        """Tell whether it lasts longer than what this disk ever did explains."""
+        return self.idle_ns > max(PATIENCE_NS, TIMES * self.mean_ns)
+
+
+def silence_of(disk: Disk) -> Silence | None:
+    """Return how long a disk was silent at the last look; None where it completed something, or nobody counted."""
+    if isinstance(disk.completed, Known) and disk.completed.value > 0:
+        return None
+    for stats in (disk.stats_again, disk.stats):
+        if isinstance(stats, Known) and stats.value.idle_ns is not None:
+            return Silence(stats.value.idle_ns, stats.value.mean_ns, stats.cite)
+    return None
+
+
+def beyond_their_past(disks: Iterable[Disk]) -> bool:
+    """Tell whether each of these disks has been silent for longer than its past explains."""
+    found = [silence_of(disk) for disk in disks]
+    return bool(found) and all(each is not None and each.beyond_its_past for each in found)
+
+
+def seconds(nanoseconds: int) -> str:
+    """Say a time as people do."""
+    number = nanoseconds / SECOND
+    if number < 120:
+        return f"{number:.1f} s"
+    return f"{number / 3600:.1f} h" if number > 7200 else f"{number / 60:.0f} min"
+
+
+def about_silence(disk: Disk) -> str:
+    """Say since when a disk is silent, empty where nobody counted."""
+    found = silence_of(disk)
+    if found is None:
+        return ""
+    usual = f"; a request took {seconds(found.mean_ns)} on the average" if found.mean_ns else ""
+    return f"its last request ended {seconds(found.idle_ns)} before the last look{usual}"
+
+
+def slow(facts: Facts) -> Iterator[Claim]:
+    """Tell of each disk that goes on and is slow: a new request would have to wait long for those before it."""
+    waiting: dict[str, list[Park]] = {}
+    for each in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
+        owners = disks_of(facts, each)
+        if len(owners) == 1 and each.park in DISK_PARKS and moves(facts, each):
+            waiting.setdefault(owners[0].name, []).append(each.park)
+    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        parks = waiting.get(disk.name, [])
+        done = disk.completed.value if isinstance(disk.completed, Known) else 0
+        if not parks or done <= 0 or len(parks) * facts.times.gap_seconds / done < SLOW_SECONDS:
+            continue
+        wait = len(parks) * facts.times.gap_seconds / done
+        limit = ", at QEMU's own limit" if Park.THROTTLE in parks else ""
+        yield claim(
+            f"disk {title(disk)} is slow{limit}: {count(len(parks), 'request')} waited, and it completed {done} in "
+            f"{facts.times.gap_seconds:.1f} s, so a new one waits about {wait:.0f} s",
+            disk.completed.cite if isinstance(disk.completed, Known) else disk.cite,
+        )

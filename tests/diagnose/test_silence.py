@@ -1,0 +1,113 @@
+"""Slow is not stuck: a peer is proven silent only beyond what its disk's past explains, or where it cannot move."""
+
+from __future__ import annotations
+
+import pytest
+
+from autopsy.bundle import layout, records
+from autopsy.bundle.sections import Section
+from autopsy.cli.json_output import verdict as answer
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.verdict import diagnose
+from autopsy.facts.gather import gather
+from support.built import cases
+from support.built import evidence as e
+
+
+def told(case: e.Case) -> Diagnosis:
+    return diagnose(gather(case.bundle()))
+
+
+def silent_server(*, state: str, idle: float, mean: float, socket: str = "ESTAB") -> e.Case:
+    """Return a VM with one request at an NBD server, by that process's State, the disk's silence and mean latency."""
+    case = e.Case()
+    case.idle_threads()
+    case.parked(e.NBD)
+    case.monitor()
+    case.disks(e.disk("d0", file="nbd+unix:///?socket=/run/nbd.sock", idle_ns=int(idle * e.SECOND)))
+    for exchanges in case.exchanges.values():
+        for exchange in exchanges:
+            if exchange.question == "query-blockstats":
+                exchange.answer[0]["stats"]["rd_total_time_ns"] = int(100 * mean * e.SECOND)
+    case.command_line = ("-drive", "file=nbd+unix:///?socket=/run/nbd.sock,format=raw,if=none,id=d0")
+    end = records.SocketEnd(fd=11, inode=77, family="unix", state=socket, remote="/run/nbd.sock", peer_pids=(900,))
+    case.ends.append(end)
+    status = f"Name:\tserver\nState:\t{state}\n".encode()
+    case.peer_sections += [Section("peer/900/comm", b"server\n"), Section("peer/900/status", status)]
+    return case
+
+
+@pytest.mark.parametrize(
+    ("state", "idle", "mean", "sure"),
+    [
+        ("S (sleeping)", 0.6, 1.0, "likely"),  # it answers one a second, and was looked at for less
+        ("S (sleeping)", 20.0, 20.0, "likely"),  # it answers after 20 s
+        ("S (sleeping)", 60.0, 10.0, "likely"),
+        ("S (sleeping)", 60.0, 0.001, "proven"),
+        ("T (stopped)", 0.6, 1.0, "proven"),
+    ],
+)
+def test_a_server_is_proven_silent_only_beyond_what_its_past_explains(
+    state: str, idle: float, mean: float, sure: str
+) -> None:
+    found = told(silent_server(state=state, idle=idle, mean=mean))
+    assert (found.signature, found.confidence) == ("nbd-silent", sure)
+    assert found.since.startswith(f"disk d0: its last request ended {idle:.1f} s before the last look")
+
+
+def test_a_disk_that_never_completed_anything_has_no_past() -> None:
+    case = silent_server(state="S (sleeping)", idle=600, mean=0)
+    for exchanges in case.exchanges.values():
+        for exchange in exchanges:
+            if exchange.question == "query-blockstats":
+                del exchange.answer[0]["stats"]["idle_time_ns"]
+    assert (told(case).confidence, told(case).since) == ("likely", "")
+
+
+def test_a_half_closed_connection_is_no_slow_server() -> None:
+    case = silent_server(state="S (sleeping)", idle=1, mean=1, socket="CLOSE-WAIT")
+    assert told(case).confidence == "proven"
+
+
+def throttled(*, waiting: int, done: int) -> e.Case:
+    case = e.Case()
+    case.idle_threads()
+    case.parked(e.THROTTLED_LEGACY, waiting)
+    case.monitor()
+    case.disks(e.disk("d0", "vd0", before=100, after=100 + done, iops=1, group="d0"))
+    return case
+
+
+def test_a_disk_at_its_own_limit_is_slow_and_told_with_its_figure() -> None:
+    found = told(throttled(waiting=40, done=5))
+    assert found.where == "none"
+    assert "slow, at QEMU's own limit: 40 requests waited" in found.headline
+    assert "about 20 s" in found.headline  # 5 reads and 5 writes in 5 s
+
+
+def test_a_disk_whose_requests_soon_get_their_turn_is_not_called_slow() -> None:
+    found = told(throttled(waiting=4, done=50))
+    assert (found.where, "slow" in found.headline) == ("none", False)
+
+
+def test_two_causes_that_do_not_wait_for_one_another_are_told_each_with_its_own_disks() -> None:
+    case = cases.frozen_threads()
+    case.parked(e.NBD)
+    for step in (layout.QUERY_BLOCK, layout.QUERY_STATUS, layout.SECOND_EXPOSURE):
+        case.exchanges[step] = []
+    case.monitor()
+    case.disks(e.disk("d0", file="/mnt/vm/disk.raw"), e.disk("d1", file="nbd://storage:10809"))
+    case.command_line = (
+        *("-drive", "file=/mnt/vm/disk.raw,if=none,id=d0"),
+        *("-drive", "file=nbd://storage:10809,format=raw,if=none,id=d1"),
+    )
+    causes = {each.signature: each.objects for each in answer(told(case)).causes}
+    assert set(causes) == {"host-fs-frozen", "nbd-silent"}
+    assert "d0" in causes["host-fs-frozen"]
+    assert "d0" not in causes["nbd-silent"]
+    assert "d1" in causes["nbd-silent"]
+
+
+def test_an_effect_is_no_cause_of_its_own() -> None:
+    found = told(cases.nbd())
+    assert [each.signature for each in found.causes] == [found.signature]
