@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help drill test case soak fuzz sbom audit lint bench lab dist deb clean packages-for-drill packages-for-tests
+.PHONY: help drill test case soak fuzz mutate sbom audit lint bench lab dist deb clean packages-for-drill packages-for-tests
 
 SCENARIO ?= throttle
 PYTEST ?=
@@ -27,6 +27,7 @@ help:
 	@echo 'make deb                        dist/autopsy_VERSION_ARCH.deb, which installs without a network'
 	@echo 'make case BUNDLE=… [NAME=…]    a case of fixtures/ from a capture, redacted'
 	@echo 'make soak  [SOAK="--minutes 10"] every wedge on every QEMU, every way to hurt a capture: hours'
+	@echo 'make mutate [FUZZ="--seconds 60"] hostile debug information, read by gdb in the sandbox'
 	@echo 'make fuzz  [FUZZ="--seconds 60"] what reads bytes of strangers, guided by coverage'
 	@echo 'make sbom                       dist/autopsy.cdx.json: what it stands on'
 	@echo 'make audit                      whether any of that is known to be vulnerable; needs a network'
@@ -49,6 +50,9 @@ soak: packages-for-tests lab $(VENV)/installed-for-tests
 fuzz: $(VENV)/installed-for-tests
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz
 	$(BIN)/python tools/fuzz.py $(FUZZ)
+
+mutate: packages-for-tests $(VENV)/installed-for-tests
+	$(BIN)/python tools/mutate_elf.py $(FUZZ)
 
 case: $(VENV)/installed
 	$(BIN)/python tools/case.py "$(BUNDLE)" $(if $(NAME),--name "$(NAME)")
