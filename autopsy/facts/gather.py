@@ -25,6 +25,8 @@ from autopsy.facts.model.facts import Facts, MonitorFact, Role, Times, Vm
 from autopsy.facts.storage import disks, jobs, nodes, requests, rings, throttle, virtqueues
 from autopsy.facts.untrusted import mapping, number, sequence
 
+TICKS = 100  # a second, in /proc/PID/stat: USER_HZ of every architecture that QEMU runs on
+
 
 def gather(evidence: Evidence) -> Facts:
     """Return everything that the bundle tells. What is missing or damaged is Unknown, never an exception."""
@@ -51,6 +53,7 @@ def gather(evidence: Evidence) -> Facts:
             qemu_version=target.qemu_version,
             build_id=target.build_id,
             arguments=arguments,
+            started_seconds=target.start_ticks / TICKS,
             end=vm_end.gather(evidence),
         ),
         times=_times(evidence),

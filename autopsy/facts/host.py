@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 
 from autopsy.bundle import layout
 from autopsy.bundle.sections import Section
@@ -16,6 +17,7 @@ from autopsy.facts.threads import int_of
 PATH = layout.evidence(layout.HOST, layout.HOST_FILES)
 AVERAGE = re.compile(r"^(some|full) avg10=([0-9.]+)", re.MULTILINE)
 INFLIGHT = re.compile(r"/sys/(?:class/)?block/([^/]+)/inflight")
+KERNEL_TIME = re.compile(r"(?:<\d+>)?\[\s*(\d+\.\d+)\]")
 SUSPENDED = re.compile(r"/sys/(?:class/)?block/([^/]+)/dm/suspended")
 
 # Fragments first, in lower case: a regular expression of this length costs more on every line than all the rest.
@@ -205,4 +207,16 @@ def _log(evidence: Evidence, step: str, files: tuple[str, ...], words: tuple[str
         lowered = ((number, line, line.lower()) for number, line in enumerate(lines, start=1))
         speaking = [(number, line) for number, line, low in lowered if any(word in low for word in words)]
         for number, line in speaking[-MOST_LINES:]:
-            yield LogLine(line[:400], Cite(path, number, line[:200]))
+            yield LogLine(line[:400], Cite(path, number, line[:200]), _at(line, evidence))
+
+
+def _at(line: str, evidence: Evidence) -> float | None:
+    """Return when a line was written, in seconds since the boot: the kernel's log says so, the journal the time."""
+    if found := KERNEL_TIME.match(line):
+        return float(found[1])
+    try:
+        written = datetime.fromisoformat(line.split(" ", 1)[0])
+        began = datetime.fromisoformat(evidence.manifest.began.utc)
+        return evidence.manifest.began.monotonic_ns / 1e9 - (began - written).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import kernel_stacks
+from autopsy.diagnose.queries.host_log import lines_about
 from autopsy.diagnose.queries.kernel_sleepers import (
     MOST_NAMED,
     Sleeper,
@@ -63,7 +64,8 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         ),
         confidence="proven" if proven else "likely",
         claims=(
-            *_claims(facts, kind, found, files, proven=proven),
+            *_claims(kind, found, files, proven=proven),
+            *(claim(f"The host's log says: {line.text}", line.cite) for line in lines_about(facts, mounts.values())),
             *(
                 claim(
                     f"The daemon is {daemon.comm} {daemon.pid}, State {daemon.state or 'unknown'}"
@@ -107,9 +109,7 @@ def _headline(kind: Family, found: list[Sleeper], where: list[str], disks: tuple
     return f"{count(len(found), 'thread')} of QEMU {verb} for {kind.words}{place}{whose}"
 
 
-def _claims(
-    facts: Facts, kind: Family, found: list[Sleeper], files: dict[int, Descriptor | None], *, proven: bool
-) -> list[Claim]:
+def _claims(kind: Family, found: list[Sleeper], files: dict[int, Descriptor | None], *, proven: bool) -> list[Claim]:
     claims = []
     for each in found[:MOST_NAMED]:
         file = files[each.thread.tid]
@@ -132,7 +132,6 @@ def _claims(
         claims.append(
             claim(f"{count(len(through), 'thread')} slept through from the first look to the last.", *again[:4])
         )
-    claims += [claim(f"The host's log says: {line.text}", line.cite) for line in facts.host.log[-2:]]
     return claims
 
 

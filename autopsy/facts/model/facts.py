@@ -279,6 +279,7 @@ class Vm:
     qemu_version: str
     build_id: str
     arguments: Fact[tuple[str, ...]]
+    started_seconds: float = 0.0
     end: Fact[EndFact]
 
 

@@ -133,10 +133,14 @@ class IoLimit:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line of a log that speaks of storage, memory or this VM."""
+    """One line of a log that speaks of storage, memory or this VM.
+
+    `at_seconds` is its time since the host's boot, None where it tells none.
+    """
 
     text: str
     cite: Cite
+    at_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
