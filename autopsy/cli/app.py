@@ -341,11 +341,11 @@ def diff(
     from msgspec.json import encode
     from msgspec.json import format as indented
 
-    from autopsy.diff.compare import difference, look
+    from autopsy.diff.compare import between
     from autopsy.diff.text import lines
     from autopsy.text import plain
 
-    found = difference(look(a), look(b))
+    found = between(a, b)
     if json:
         show(indented(encode(found), indent=2).decode())
     else:

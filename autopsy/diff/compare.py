@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from autopsy.bundle.reader import Bundle, open_bundle
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
@@ -29,6 +31,7 @@ from autopsy.diff.difference import (
 from autopsy.facts.cite import Known
 from autopsy.facts.gather import gather
 from autopsy.facts.model.facts import CoroutineFact, Facts, Park, Pressure, Thread
+from autopsy.report.boxed import read_boxed
 
 MOST_FUNCTIONS = 12  # of a stack that is told
 IDLE_PARKS = frozenset({Park.MONITOR_IDLE, Park.NBD_SERVER})
@@ -54,9 +57,22 @@ def look(path: Path) -> Look:
     Raises:
         AutopsyError: it is no bundle, or not a whole one.
     """
-    bundle = open_bundle(path)
+    return _looked_at(open_bundle(path))
+
+
+def _looked_at(bundle: Bundle) -> Look:
     facts = gather(bundle)
     return Look(bundle, facts, diagnose(facts))
+
+
+def between(a: Path, b: Path) -> Difference:
+    """Return what changed from A to B, as a process says that can do nothing else.
+
+    Raises:
+        AutopsyError: one of them is no bundle, or not a whole one.
+    """
+    told = read_boxed((a, b), lambda opened: msgspec.json.encode(difference(*map(_looked_at, opened))))
+    return msgspec.json.decode(told, type=Difference)
 
 
 def difference(a: Look, b: Look) -> Difference:

@@ -109,8 +109,17 @@ def send_no_signal() -> None:
     Raises:
         OSError: the kernel refused.
     """
+    filter_calls(signals=True)
+
+
+def filter_calls(*, signals: bool) -> None:
+    """Give up sockets, other processes, mounts and the like, with `signals` those as well; files stay.
+
+    Raises:
+        OSError: the kernel refused.
+    """
     _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    seccomp.deny(signals=True)
+    seccomp.deny(signals=signals)
 
 
 def _become_nobody_else(scratch: Path | None, lacking: list[str]) -> Path | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from autopsy.linux.child import die_with_parent
+from autopsy.linux.sandbox import filter_calls
 
 WORK_SECONDS = 30.0  # for one piece: decompressing a gigabyte of core takes 2
 MEMORY = 1 << 30  # of address space, beyond what the worker starts with
@@ -105,6 +106,7 @@ def _start(work: Callable[[int], bytes], memory: int, others: list[Worker]) -> W
 
 def _bound(memory: int) -> None:
     die_with_parent()
+    filter_calls(signals=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is ours
     with open("/proc/self/statm", "rb") as stream:
         held = int(stream.read().split()[0]) * resource.getpagesize()
