@@ -79,6 +79,7 @@ SOCKET_ENDS = "sockets.json"  # records.SocketEnd[]
 AIO = "aio.txt"  # sections sys/fs/aio-nr, sys/fs/aio-max-nr, io, status, and fdinfo/<n> of each io_uring
 RINGS = "rings.json"  # records.Rings
 HOST_FILES = "host.txt"  # sections named by their absolute path, and block-devices, statvfs <mount point>, dmsetup …
+IMAGES = "images.txt"  # sections image/<n>: device, inode and name of each image whose name is no open file's own
 DMESG = "dmesg.txt"
 JOURNAL = "journal.txt"  # sections named by the journalctl that gave them
 VM_CONFIG = "vm-config.txt"  # sections: domain XML or VMID.conf, redacted

@@ -53,7 +53,7 @@ def read(evidence: Evidence) -> CommandLine:
         "tpmdev": "type",
     }
     options: dict[str, list[Options]] = {name: [] for name in first}
-    for name, value in _pairs(arguments):
+    for name, value in pairs(arguments):
         if name in options:
             options[name].append(parse(value, first[name]))
     return CommandLine(
@@ -67,7 +67,8 @@ def read(evidence: Evidence) -> CommandLine:
     )
 
 
-def _pairs(arguments: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def pairs(arguments: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield each option with the word after it."""
     for name, value in pairwise(arguments):
         if name.startswith("-"):
             yield name.lstrip("-"), value

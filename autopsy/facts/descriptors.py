@@ -36,20 +36,35 @@ def gather(evidence: Evidence) -> Fact[tuple[Descriptor, ...]]:
     path = layout.evidence(step, layout.FDS)
     found = section_map(evidence, step, layout.FDS)
     polled = _polled(evidence, found)
+    devices = _devices(found)
     descriptors = []
     for name, section in found.items():
         fd = int_of(name.removeprefix("fd/")) if name.startswith("fd/") else None
         if fd is None or section.error:
             continue
-        descriptors.append(_descriptor(fd, text(section).rstrip("\n"), found, polled, Cite(path, section.line, name)))
+        descriptors.append(
+            _descriptor(
+                fd,
+                text(section).rstrip("\n"),
+                found.get(f"fdinfo/{fd}"),
+                polled,
+                devices,
+                Cite(path, section.line, name),
+            )
+        )
     return Known(tuple(descriptors), Cite(path))
 
 
-def _descriptor(
-    fd: int, target: str, found: Mapping[str, Section], polled: Mapping[int, tuple[int, ...]], cite: Cite
+def _descriptor(  # noqa: PLR0917 - every source of a descriptor's facts, once
+    fd: int,
+    target: str,
+    info: Section | None,
+    polled: Mapping[int, tuple[int, ...]],
+    devices: Mapping[str, str],
+    cite: Cite,
 ) -> Descriptor:
-    info = found.get(f"fdinfo/{fd}")
-    counter = int_of(fields(text(info)).get("eventfd-count", ""), 16) if info else None
+    told = fields(text(info)) if info else {}
+    counter = int_of(told.get("eventfd-count", ""), 16)
     socket = SOCKET.fullmatch(target)
     kind = next((kind for prefix, kind in KINDS if target.startswith(prefix)), "")
     if not kind:
@@ -67,8 +82,17 @@ def _descriptor(
         counter=counter,
         socket=int(socket[1]) if socket else None,
         polled_by=polled.get(fd, ()),
+        device=devices.get(told.get("mnt_id", ""), ""),
+        inode=int_of(told.get("ino", "")) or 0,
         cite=cite,
     )
+
+
+def _devices(found: Mapping[str, Section]) -> dict[str, str]:
+    """Return the device of each mount, as major:minor, by the mount's id."""
+    mountinfo = found.get("mountinfo")
+    rows = (line.split() for line in text(mountinfo).splitlines()) if mountinfo else ()
+    return {row[0]: row[2] for row in rows if len(row) > 2}
 
 
 def poll_sets(evidence: Evidence) -> Fact[tuple[records.PollSet, ...]]:

@@ -22,7 +22,7 @@ from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
 from autopsy.facts.model.facts import Facts, MonitorFact, Role, Times, Vm
-from autopsy.facts.storage import disks, jobs, nodes, requests, rings, throttle, virtqueues
+from autopsy.facts.storage import disks, images, jobs, nodes, requests, rings, throttle, virtqueues
 from autopsy.facts.untrusted import mapping, number, sequence
 
 TICKS = 100  # a second, in /proc/PID/stat: USER_HZ of every architecture that QEMU runs on
@@ -35,7 +35,8 @@ def gather(evidence: Evidence) -> Facts:
     line = command_line.read(evidence)
     own = numbers(evidence.read(layout.evidence(layout.WITNESS, layout.TASKS)))
     found_threads = threads.gather(evidence, _roles(talk, own))
-    graph = nodes.gather(talk, heap, line)
+    found_descriptors = descriptors.gather(evidence)
+    graph = nodes.gather(talk, heap, line, images.gather(evidence, line, found_descriptors))
     shaped = virtqueues.shapes(evidence)
     found_disks = disks.gather(talk, heap, line, graph, shaped)
     found_locks = locks.gather(evidence, heap, found_threads)
@@ -65,7 +66,7 @@ def gather(evidence: Evidence) -> Facts:
         jobs=jobs.gather(talk, heap),
         locks=found_locks,
         main_loop=locks.main_loop(evidence, found_threads, found_locks, died),
-        descriptors=descriptors.gather(evidence),
+        descriptors=found_descriptors,
         polls=descriptors.poll_sets(evidence),
         sockets=found_sockets,
         fuse=sockets.fuse(evidence),

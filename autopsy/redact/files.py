@@ -48,6 +48,7 @@ KNOWN = frozenset(
             layout.HEAP,
             layout.GDB_LOG,
             layout.SOCKETS,
+            layout.IMAGES,
         ),
         layout.VIRTQUEUES,
         layout.RING_WORDS,

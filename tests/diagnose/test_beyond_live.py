@@ -71,6 +71,13 @@ TRIALS = (
         says="still here, and nowhere else",
     ),
     Trial(
+        "three disks named by links, one on a frozen file system",
+        "host",
+        "host-fs-frozen",
+        beyond.frozen_behind_links,
+        (OLD, NEW),
+    ),
+    Trial(
         "a VM without a monitor",
         "none",
         "healthy",

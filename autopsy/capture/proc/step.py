@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from autopsy.bundle import layout
 from autopsy.capture.host import block_devices
-from autopsy.capture.proc import descriptors, sockets, thread_waits, threads
+from autopsy.capture.proc import descriptors, images, sockets, thread_waits, threads
 from autopsy.capture.proc.aio import collect as collect_rings
 from autopsy.capture.reading.procfs import Gone, Process, held
 from autopsy.capture.reading.reader import Trouble
@@ -26,11 +26,12 @@ def stacks(scene: Scene) -> Outcome:
 
 
 def fds(scene: Scene) -> Outcome:
-    """Take the descriptor table again, then the sockets and whoever holds their other ends."""
+    """Take the descriptor table again, the sockets and whoever holds their other ends, and where images' names lead."""
 
     def look(process: Process, trouble: Trouble) -> None:
         table = descriptors.take(scene, process, trouble)
         sockets.collect(scene, process, table, trouble)
+        images.collect(scene, table, trouble)
 
     return _looked(scene, look)
 

@@ -51,7 +51,11 @@ def disks_on(facts: Facts, paths: frozenset[str]) -> tuple[Disk, ...]:
     """Return the disks whose image lies at one of these paths."""
     if isinstance(facts.disks, Unknown) or not paths:
         return ()
-    return tuple(disk for disk in facts.disks.value if any(_same_file(node.filename, paths) for node in disk.nodes))
+    return tuple(
+        disk
+        for disk in facts.disks.value
+        if any(node.opened in paths or _same_file(node.filename, paths) for node in disk.nodes)
+    )
 
 
 def disks_behind(facts: Facts, found: list[Sleeper]) -> tuple[Disk, ...]:
@@ -83,6 +87,8 @@ def disks_parked(facts: Facts) -> tuple[Disk, ...]:
 
 def image_of(facts: Facts, disk: Disk) -> str:
     """Return where a disk's image lies, as its descriptor tells it."""
+    if opened := next((node.opened for node in disk.nodes if node.opened), ""):
+        return opened
     if isinstance(facts.descriptors, Unknown):
         return ""
     names = [node.filename for node in disk.nodes if node.filename and not node.filename.startswith("json:")]

@@ -11,7 +11,10 @@ from autopsy.facts.cite import Cite, Fact
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptor:
-    """One open file descriptor. `counter` is an eventfd's count, `socket` a socket's inode."""
+    """One open file descriptor. `counter` is an eventfd's count, `socket` a socket's inode.
+
+    `device` (major:minor of its mount) and `inode` tell which file it is, as far as the kernel shows them.
+    """
 
     fd: int
     kind: Literal["file", "block device", "socket", "eventfd", "epoll", "timerfd", "io_uring", "kvm", "pipe", "other"]
@@ -19,6 +22,8 @@ class Descriptor:
     counter: int | None = None
     socket: int | None = None
     polled_by: tuple[int, ...] = ()
+    device: str = ""
+    inode: int = 0
     cite: Cite
 
 

@@ -76,12 +76,16 @@ class CoroutineFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One block node. `throttle_group` is set for a throttle filter, `server` for a network driver."""
+    """One block node. `throttle_group` is set for a throttle filter, `server` for a network driver.
+
+    `opened` is the file that it has open, where that is known by another name: a link's end, a descriptor's file.
+    """
 
     name: str
     driver: str
     filename: str = ""
     children: tuple[str, ...] = ()
+    opened: str = ""
     aio: str = ""
     throttle_group: str = ""
     server: str = ""

@@ -15,14 +15,19 @@ from autopsy.facts.model.facts import MonitorFact, Node
 from autopsy.facts.untrusted import mapping, number, sequence, text
 
 MOST_NODES = 4096
+NOTHING: Mapping[str, str] = {}
 LOCAL = frozenset({"file", "host_device", "host_cdrom"})
 
 
 @dataclass(slots=True)
 class Graph:
-    """Nodes by name. What a later source adds fills what an earlier one left empty."""
+    """Nodes by name. What a later source adds fills what an earlier one left empty.
+
+    `opened` tells the open file of an image that is known by another name, by that name.
+    """
 
     nodes: dict[str, Node] = field(default_factory=dict)
+    opened: Mapping[str, str] = field(default_factory=dict)
 
     def add(self, node: Node) -> None:
         """Add what is new in a node."""
@@ -46,14 +51,16 @@ class Graph:
         while names and len(found) < MOST_NODES:
             node = self.nodes.get(names.pop(0))
             if node is not None and node.name not in found:
-                found[node.name] = node
+                found[node.name] = replace(node, opened=self.opened.get(node.filename, ""))
                 names += node.children
         return tuple(found.values())
 
 
-def gather(talk: MonitorFact, heap: Fact[heap_records.Exposure], line: CommandLine) -> Graph:
+def gather(
+    talk: MonitorFact, heap: Fact[heap_records.Exposure], line: CommandLine, opened: Mapping[str, str] = NOTHING
+) -> Graph:
     """Return the graph as QMP, the heap and the command line tell it."""
-    graph = Graph()
+    graph = Graph(opened=opened)
     drivers = _drivers(talk)
     for node in _from_graph_question(talk, drivers):
         graph.add(node)

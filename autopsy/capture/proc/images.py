@@ -1,0 +1,48 @@
+"""Which file each image's name leads to: by device and inode, for QEMU may know it by a symbolic link."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from autopsy.bundle import layout
+from autopsy.bundle.sections import Section
+from autopsy.capture.reading.reader import Read, Trouble, store
+from autopsy.capture.step import Scene
+
+MOST_IMAGES = 256
+SECONDS = 1.0
+# `filename=/a,`, `file=/a`, and JSON's "file": "/a".
+FILE = re.compile(rb'file(?:name)?"?[=:]\s*"?(/(?:[^,"\0]|,,)+)')
+
+
+def collect(scene: Scene, table: Mapping[str, Section], trouble: Trouble) -> None:
+    """Store `images.txt`: a section `image/<n>` for each image whose name is no open file's own.
+
+    QEMU has each of them open; a file system that hangs costs the child that asks it, and this file.
+    """
+    targets = {section.data for name, section in table.items() if name.startswith("fd/")}
+    paths = [path for path in dict.fromkeys(_named(scene)) if os.fsencode(path) not in targets]
+    reads = [
+        Read(f"image/{number}", partial(_identity, path), seconds=SECONDS)
+        for number, path in enumerate(paths[:MOST_IMAGES])
+    ]
+    if reads:
+        store(scene, layout.IMAGES, reads, trouble)
+
+
+def _named(scene: Scene) -> Iterator[str]:
+    """Yield the files that QEMU and its command line name; what is of another namespace leads to no open file of it."""
+    told = (scene.earlier(layout.WITNESS, layout.CMDLINE), scene.earlier(layout.QUERY_BLOCK, layout.QMP))
+    for found in FILE.finditer(b"\0".join(told)):
+        path = os.fsdecode(found[1].replace(b",,", b","))
+        if not path.startswith("/dev/fdset/"):
+            yield path
+
+
+def _identity(path: str) -> bytes:
+    status = os.stat(path)
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    return f"{device} {status.st_ino} ".encode() + os.fsencode(path)

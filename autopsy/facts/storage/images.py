@@ -1,0 +1,46 @@
+"""Which open file an image's name leads to: by device and inode, or by the set of a descriptor that was passed."""
+
+from __future__ import annotations
+
+import re
+
+from autopsy.bundle import layout
+from autopsy.facts.cite import Fact, Known
+from autopsy.facts.command_line import CommandLine, pairs, parse, string
+from autopsy.facts.evidence import Evidence, section_map, text
+from autopsy.facts.model.facts import Descriptor
+from autopsy.facts.threads import int_of
+
+IDENTITY = re.compile(r"(\d+:\d+) (\d+) (/.*)", re.DOTALL)
+
+
+def gather(evidence: Evidence, line: CommandLine, descriptors: Fact[tuple[Descriptor, ...]]) -> dict[str, str]:
+    """Return the open file of each image that is known by another name, by that name."""
+    if not isinstance(descriptors, Known):
+        return {}
+    files = [each for each in descriptors.value if each.kind in {"file", "block device"}]
+    return {**_by_identity(evidence, files), **_by_set(line, files)}
+
+
+def _by_identity(evidence: Evidence, files: list[Descriptor]) -> dict[str, str]:
+    targets = {(each.device, each.inode): each.target for each in files if each.device and each.inode}
+    found = {}
+    for section in section_map(evidence, layout.PROC_FDS, layout.IMAGES).values():
+        told = IDENTITY.fullmatch(text(section)) if not section.error else None
+        if told and (target := targets.get((told[1], int(told[2])))):
+            found[told[3]] = target
+    return found
+
+
+def _by_set(line: CommandLine, files: list[Descriptor]) -> dict[str, str]:
+    """Read -add-fd: QEMU opens what it is told to find in a set by duplicating the descriptor that was passed."""
+    targets = {each.fd: each.target for each in files}
+    sets: dict[str, list[str]] = {}
+    for name, value in pairs(line.arguments):
+        if name == "add-fd":
+            options = parse(value, "fd")
+            fd = int_of(string(options, "fd"))
+            if fd in targets:
+                sets.setdefault(f"/dev/fdset/{string(options, 'set')}", []).append(targets[fd])
+    # The same file twice, to read and to write, is one.
+    return {path: found[0] for path, found in sets.items() if len(set(found)) == 1}
