@@ -96,7 +96,7 @@ def test_a_wedged_domain_is_captured_by_name_killed_and_started_again_through_li
 
     stored = sections_of(told["bundle"], layout.VM_CONFIG)
     assert b"<domstatus state='running'" in stored["/run/libvirt/qemu/web1.xml"]
-    assert b"passwd=(removed)" in stored["/run/libvirt/qemu/web1.xml"]
+    assert b"passwd='(removed)'" in stored["/run/libvirt/qemu/web1.xml"]
     assert b"<name>web1</name>" in stored["/etc/libvirt/qemu/web1.xml"]
     sealed = open_bundle(Path(told["bundle"]))
     assert b"starting up libvirt version" in sealed.read(layout.evidence(layout.HOST, layout.VM_LOG))
