@@ -91,7 +91,10 @@ class LeftBehind(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of the plan as it went. Times are CLOCK_MONOTONIC in ns; `stop_ns` is how long the VM stood still."""
+    """One step of the plan as it went. Times are CLOCK_MONOTONIC in ns; `stop_ns` is how long the VM stood still.
+
+    `interrupted` says that a person ended it, or ended the capture before it.
+    """
 
     name: str
     impact: ImpactName
@@ -101,6 +104,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     stop_ns: int = 0
     left_behind: tuple[LeftBehind, ...] = ()
+    interrupted: bool = False
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):

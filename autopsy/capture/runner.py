@@ -44,6 +44,7 @@ class Interrupted(Exception):
 class _Answer:
     outcome: Outcome
     left_behind: tuple[LeftBehind, ...] = ()
+    interrupted: bool = False
 
 
 class _Wire(msgspec.Struct, frozen=True):
@@ -86,7 +87,7 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
         it.watch.began(step.name)
         end = it.watch.conclude(it.staging.work)
         if interrupted:
-            answer = _Answer(Skipped(INTERRUPTED))
+            answer = _Answer(Skipped(INTERRUPTED), interrupted=True)
         elif end is not None and not step.without_vm:
             answer = _Answer(Skipped(_ended(end)))
         elif step.impact is Impact.MAY_HARM and not _all_durable(it):
@@ -98,7 +99,7 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
                 answer = _run(step, it, kept=share * (len(plan) - place))
             except Interrupted:
                 interrupted = True
-                answer = _Answer(Failed(INTERRUPTED))
+                answer = _Answer(Failed(INTERRUPTED), interrupted=True)
         it.watch.conclude(it.staging.work)
         record = _record(step, answer, start)
         records.append(record)
@@ -193,4 +194,5 @@ def _record(step: Step, answer: _Answer, start: int) -> StepRecord:
         start_ns=start,
         end_ns=time.monotonic_ns(),
         left_behind=answer.left_behind,
+        interrupted=answer.interrupted,
     )

@@ -23,7 +23,7 @@ from autopsy.capture import aftermath
 from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.freeze.size_estimate import needs
 from autopsy.capture.plan import plan
-from autopsy.capture.runner import INTERRUPTED, Run, Watcher, run
+from autopsy.capture.runner import Run, Watcher, run
 from autopsy.capture.staging.staging import Staging, prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers
@@ -34,6 +34,7 @@ from autopsy.files import private
 from autopsy.kill.then_kill import Order, end
 from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.linux.trouble import Trouble
 from autopsy.target import target
 from autopsy.target.platforms import proxmox
 
@@ -272,7 +273,7 @@ def capture(
         diagnosis=diagnosis,
         steps=steps,
         notes=tuple(staging.notes),
-        interrupted=any(step.why == INTERRUPTED for step in steps),
+        interrupted=any(step.interrupted for step in steps),
         end=end,
     )
 
@@ -308,10 +309,12 @@ def _seal(staging: Staging, manifest: Manifest, budget: Deadline, options: Optio
                 partial(_sealed_bytes, staging, _with_notes(manifest, staging), leave_out),
                 max(3.0, min(SEAL_SECONDS, budget.left())),
             )
-        except (ChildTimedOut, ChildFailed) as error:
+        except ChildFailed as error:
             last_words = str(error)
-            if "No space left" in last_words and staging.make_room():
-                continue
+            if error.trouble is not Trouble.FULL or not staging.make_room():
+                staging.give_up_place(last_words)
+        except ChildTimedOut as error:
+            last_words = str(error)
             staging.give_up_place(last_words)
         else:
             return msgspec.json.decode(data, type=Sealed, dec_hook=_path)

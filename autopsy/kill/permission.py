@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopsy.bundle.manifest import StepRecord
-from autopsy.capture.runner import INTERRUPTED
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExitCode
 
@@ -34,7 +33,7 @@ def licence(
         if step is None or step.outcome != "Collected":
             became = f"{step.outcome} ({step.why})" if step else "not reached"
             return Refusal(f"--require {name}, but it was {became}", ExitCode.NOT_STORED)
-    if any(step.why == INTERRUPTED for step in steps):
+    if any(step.interrupted for step in steps):
         return Refusal("the capture was interrupted", ExitCode.INTERRUPTED)
     if diagnosis is not None and diagnosis.where in NOT_WEDGED and not even_if_healthy:
         return Refusal(

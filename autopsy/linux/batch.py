@@ -10,21 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
+from autopsy.linux.trouble import Trouble, trouble_of
 
 BOARD_BYTES = 32 << 20  # shared with one child; the kernel gives pages only where something is written
 MOST_HUNG = 8  # questions that may hang before the rest is given up: each costs its deadline
 MOST_HUNG_OF_ONE = 2  # of those that are one user's, before the rest of that user's are given up
 
 END = struct.Struct("<Q")  # where the next record goes; written last, so that a record is whole once it counts
-RECORD = struct.Struct("<I?I")  # which question, answered or not, how many bytes
+RECORD = struct.Struct("<I?BI")  # which question, answered or not, the kind of failure, how many bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """A question that got no answer, and why; `hung` where it did not end in its time."""
+    """A question that got no answer, and why in words; `hung` where it did not end in its time."""
 
     why: str
     hung: bool = False
+    trouble: Trouble = Trouble.OTHER
 
 
 Answer = bytes | Unanswered
@@ -85,7 +87,7 @@ def _one_child(
         except (ChildTimedOut, _Stalled):
             trouble = Unanswered(f"no answer in {each:.1f} s", hung=True)
         except ChildFailed as error:
-            trouble = Unanswered(str(error))
+            trouble = Unanswered(str(error), trouble=error.trouble)
         _read_board(board, answers)
         return trouble
 
@@ -111,16 +113,17 @@ class _Watch:
 def _work(board: mmap.mmap, questions: Sequence[Callable[[], bytes]], numbers: Sequence[int]) -> bytes:
     place = END.size
     for number in numbers:
-        good = True
+        good, trouble = True, Trouble.OTHER
         try:
             data = questions[number]()
         except Exception as error:  # noqa: BLE001 - one question's error must not cost the others their answers
-            good, data = False, f"{type(error).__name__}: {error}".encode("utf-8", "replace")
+            good, trouble = False, trouble_of(error)
+            data = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
         if place + RECORD.size + len(data) > BOARD_BYTES:
             good, data = False, b"the answers before it filled the board"
             if place + RECORD.size + len(data) > BOARD_BYTES:
                 break
-        RECORD.pack_into(board, place, number, good, len(data))
+        RECORD.pack_into(board, place, number, good, trouble, len(data))
         place += RECORD.size
         board[place : place + len(data)] = data
         place += len(data)
@@ -132,8 +135,8 @@ def _read_board(board: mmap.mmap, answers: list[Answer | None]) -> None:
     end = END.unpack_from(board)[0]
     place = END.size
     while place < end:
-        number, good, length = RECORD.unpack_from(board, place)
+        number, good, trouble, length = RECORD.unpack_from(board, place)
         place += RECORD.size
         data = board[place : place + length]
         place += length
-        answers[number] = data if good else Unanswered(data.decode("utf-8", "replace"))
+        answers[number] = data if good else Unanswered(data.decode("utf-8", "replace"), trouble=Trouble(trouble))

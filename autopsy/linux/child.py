@@ -15,13 +15,15 @@ from dataclasses import dataclass
 
 from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
+from autopsy.linux.trouble import Trouble, trouble_of
 
 PR_SET_PDEATHSIG = 1
 MOST_BYTES = 256 << 20  # of one child's answer: a bound on our memory, not on any evidence we know of
 REAP_SECONDS = 0.5  # from SIGKILL to the child being gone; past it the child sleeps in the kernel
 
-# Good or not, then the length. The end of the pipe would not do: a grandchild stuck in the kernel holds it open.
-HEADER = struct.Struct("<?Q")
+# Good or not, the kind of failure, then the length. The end of the pipe would not do: a grandchild that is stuck in the
+# kernel holds it open.
+HEADER = struct.Struct("<?BQ")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -42,7 +44,11 @@ class ChildTimedOut(Exception):
 
 
 class ChildFailed(Exception):
-    """The child's work raised, or the child died. The message is the error's own words."""
+    """The child's work raised, or the child died. The message is the error's own words, for people."""
+
+    def __init__(self, words: str, trouble: Trouble = Trouble.OTHER) -> None:
+        super().__init__(words)
+        self.trouble = trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ def spawn(work: Callable[[], bytes]) -> Child:
             os.close(sending)
             raise
     except OSError as error:
-        raise ChildFailed(f"no process could be started: {error.strerror}") from error
+        raise ChildFailed(f"no process could be started: {error.strerror}", trouble_of(error)) from error
     if pid == 0:
         _be_the_child(work, sending)
     os.close(sending)
@@ -103,13 +109,14 @@ def _be_the_child(work: Callable[[], bytes], sending: int) -> None:
             _send(sending, good=True, data=work())
             status = 0
         except BaseException as error:  # noqa: BLE001 - whatever it is, its words are all that the parent will ever see
-            _send(sending, good=False, data=f"{type(error).__name__}: {error}".encode("utf-8", "replace"))
+            words = f"{type(error).__name__}: {error}".encode("utf-8", "replace")
+            _send(sending, good=False, data=words, trouble=trouble_of(error))
     finally:
         os._exit(status)
 
 
-def _send(descriptor: int, *, good: bool, data: bytes) -> None:
-    view = memoryview(HEADER.pack(good, len(data)) + data)
+def _send(descriptor: int, *, good: bool, data: bytes, trouble: Trouble = Trouble.OTHER) -> None:
+    view = memoryview(HEADER.pack(good, trouble, len(data)) + data)
     while view:
         view = view[os.write(descriptor, view) :]
 
@@ -198,7 +205,7 @@ def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None
                 raise ChildFailed("the child process ended without an answer")
             answer += part
             if len(answer) >= HEADER.size:
-                wanted = HEADER.size + HEADER.unpack_from(answer)[1]
+                wanted = HEADER.size + HEADER.unpack_from(answer)[2]
             if wanted > MOST_BYTES:
                 raise ChildFailed(f"it would answer more than {MOST_BYTES >> 20} MiB")
     finally:
@@ -206,9 +213,10 @@ def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None
     if len(answer) < wanted:
         raise ChildTimedOut(seconds, left_behind)
     data = bytes(answer[HEADER.size :])
-    if HEADER.unpack_from(answer)[0]:
+    good, trouble, _ = HEADER.unpack_from(answer)
+    if good:
         return data
-    raise ChildFailed(data.decode("utf-8", "replace"))
+    raise ChildFailed(data.decode("utf-8", "replace"), Trouble(trouble))
 
 
 def in_child(work: Callable[[], bytes], seconds: float) -> bytes:

@@ -11,6 +11,7 @@ import msgspec
 from autopsy.bundle.manifest import Monitor, TargetRecord
 from autopsy.errors import NoSuchVm, NotPermitted, NotQemu
 from autopsy.linux.batch import Answer, Unanswered, ask
+from autopsy.linux.trouble import Trouble
 from autopsy.target import identity, monitors, qemu_processes
 from autopsy.target.command_line import options, vm_name
 from autopsy.target.identity import Binary, clean
@@ -45,7 +46,7 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord
         raise _without_binary(pid, asked) from error
     told = qemu_processes.tell([pid], each=PATIENCE if candidate.hangs else qemu_processes.EACH)[pid]
     access, found = _reach(pid, told)
-    if isinstance(access, Unanswered) and "PermissionError" in access.why:
+    if isinstance(access, Unanswered) and access.trouble is Trouble.NOT_PERMITTED:
         raise _not_permitted(pid, asked)
     if claim is not None and not is_true(claim, told):
         raise NoSuchVm(asked, f"{claim.pidfile} names process {pid}, which is no longer that VM", remedy=LIST)

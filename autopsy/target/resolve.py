@@ -11,6 +11,7 @@ from functools import partial
 from autopsy.errors import NoSuchVm, NotQemu, UsageError
 from autopsy.files.plain import NotPlain
 from autopsy.linux.batch import Unanswered, ask
+from autopsy.linux.trouble import Trouble
 from autopsy.linux.unix_sockets import listeners_seen_by, owners_of
 from autopsy.target import identity, monitors, qemu_processes
 from autopsy.target.command_line import last, options, vm_name
@@ -192,7 +193,7 @@ def listening_at(path: str, word: str) -> tuple[int, ...]:
     found = tuple(pid for pid, answer in zip(pids, answers, strict=True) if answer == b"yes")
     if found:
         return found
-    if isinstance(ours, Unanswered) and "NotPlain" in ours.why:
+    if isinstance(ours, Unanswered) and ours.trouble is Trouble.NOT_PLAIN:
         raise NoSuchVm(word, "that is no socket", remedy=LIST)
     if file is None:
         raise NoSuchVm(word, f"there is no such socket, and no QEMU listens on one of that name ({place})", remedy=LIST)

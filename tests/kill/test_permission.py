@@ -18,7 +18,6 @@ from autopsy.bundle import sections
 from autopsy.bundle.manifest import Clocks, Domain, Host, Manifest, StepRecord, TargetRecord
 from autopsy.bundle.records import QmpExchange
 from autopsy.bundle.seal import Sealed
-from autopsy.capture.runner import INTERRUPTED
 from autopsy.capture.step import Collected
 from autopsy.commands.capture import Wish, fulfil
 from autopsy.drill.machine import Machine
@@ -167,7 +166,8 @@ def test_a_required_step_that_is_missing_forbids_the_kill() -> None:
 
 
 def test_an_interrupted_capture_kills_nothing() -> None:
-    refusal = licence(None, (step("host", "Failed", INTERRUPTED),), (), even_if_healthy=True)
+    ended = msgspec.structs.replace(step("host", "Failed", "in whatever words"), interrupted=True)
+    refusal = licence(None, (ended,), (), even_if_healthy=True)
     assert refusal is not None
     assert refusal.exit_code == ExitCode.INTERRUPTED
 

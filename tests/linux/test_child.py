@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from autopsy.files.plain import NotPlain
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_child, spawn
+from autopsy.linux.trouble import Trouble
 
 
 def test_the_answer_comes_back_whole() -> None:
@@ -89,3 +92,24 @@ def test_the_clock_ticks_while_the_child_works() -> None:
 
     assert collect(spawn(work), 10, lambda: ticks.append(1)) == b"x"
     assert len(ticks) >= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble"),
+    [
+        (OSError(errno.ENOSPC, "in the words of some language"), Trouble.FULL),
+        (OSError(errno.EDQUOT, ""), Trouble.FULL),
+        (PermissionError(errno.EACCES, ""), Trouble.NOT_PERMITTED),
+        (FileNotFoundError(errno.ENOENT, ""), Trouble.GONE),
+        (ProcessLookupError(errno.ESRCH, ""), Trouble.GONE),
+        (NotPlain("a FIFO"), Trouble.NOT_PLAIN),
+        (ValueError("No space left on device"), Trouble.OTHER),
+    ],
+)
+def test_what_went_wrong_comes_back_as_what_code_can_act_on(error: Exception, trouble: Trouble) -> None:
+    def work() -> bytes:
+        raise error
+
+    with pytest.raises(ChildFailed) as caught:
+        in_child(work, 5)
+    assert caught.value.trouble is trouble
