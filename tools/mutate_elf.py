@@ -18,8 +18,8 @@ from pathlib import Path
 
 from autopsy.examine.core.elf import Elf
 from autopsy.examine.gdb.mi import RAILS
-from autopsy.linux import confined, sandbox
-from autopsy.linux.confined import Died, Refused, TooSlow, signal_name
+from autopsy.linux.confine import confined, sandbox
+from autopsy.linux.confine.confined import Died, Refused, TooSlow, signal_name
 from autopsy.linux.environment import ours
 
 SOURCE = """

@@ -22,9 +22,10 @@ from autopsy.errors import ExaminationFailed
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.gdb.mi import HOSTILE
 from autopsy.examine.heap import run as heap
-from autopsy.linux import confined, regular
-from autopsy.linux.confined import Died, Line, Refused, TooSlow
-from autopsy.linux.sandbox import Confined, Sandbox, python_tree
+from autopsy.linux import regular
+from autopsy.linux.confine import confined
+from autopsy.linux.confine.confined import Died, Line, Refused, TooSlow
+from autopsy.linux.confine.sandbox import Confined, Sandbox, python_tree
 
 MOST_COPIED = 1 << 30  # of the process's files together
 SPARE_SECONDS = 2.0  # for an examination that ends at its own deadline to say so

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from autopsy.linux.child import die_with_parent
-from autopsy.linux.sandbox import filter_calls
+from autopsy.linux.confine.sandbox import filter_calls
 
 WORK_SECONDS = 30.0  # for one piece: decompressing a gigabyte of core takes 2
 MEMORY = 1 << 30  # of address space, beyond what the worker starts with

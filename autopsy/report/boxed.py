@@ -11,9 +11,9 @@ import msgspec
 
 from autopsy.bundle.reader import Bundle, Held, hold
 from autopsy.errors import AutopsyError, DamagedBundle, NewerBundle, UsageError
-from autopsy.linux import confined
-from autopsy.linux.confined import Died, Line, Refused, TooSlow
-from autopsy.linux.sandbox import Confined, Sandbox, python_tree
+from autopsy.linux.confine import confined
+from autopsy.linux.confine.confined import Died, Line, Refused, TooSlow
+from autopsy.linux.confine.sandbox import Confined, Sandbox, python_tree
 from autopsy.resources import texts
 
 SECONDS = 300.0  # decompressing 4 GiB of cores takes some 10

@@ -26,7 +26,8 @@ SECONDS = 120
 STAND_IN = """
 from pathlib import Path
 from autopsy.cli.app import main
-from autopsy.linux import environment, sandbox
+from autopsy.linux import environment
+from autopsy.linux.confine import sandbox
 sandbox.SYSTEM += (Path({fake!r}),)
 environment.PATH = {folder!r}
 main()

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from autopsy.linux import confined, landlock, sandbox, seccomp
-from autopsy.linux.confined import Died, Line, Refused, TooSlow
-from autopsy.linux.sandbox import UID, Confined, Sandbox
+from autopsy.linux.confine import confined, landlock, sandbox, seccomp
+from autopsy.linux.confine.confined import Died, Line, Refused, TooSlow
+from autopsy.linux.confine.sandbox import UID, Confined, Sandbox
 
 SECONDS = 20.0
 IS_ROOT = os.geteuid() == 0

@@ -17,7 +17,7 @@ from autopsy.examine.coroutines.listing import frame_line
 from autopsy.examine.gdb.mi import BACKTRACE, RAILS
 from autopsy.examine.gdb.unwind import FIRST_LWP, commands, link, notes
 from autopsy.linux import environment
-from autopsy.linux.sandbox import send_no_signal
+from autopsy.linux.confine.sandbox import send_no_signal
 
 COMMANDS = """\
 define coroutine

@@ -23,9 +23,9 @@ from typing import Self
 from pygdbmi import gdbmiparser
 
 from autopsy.errors import ExaminationFailed
-from autopsy.linux.confined import signal_name
+from autopsy.linux.confine.confined import signal_name
+from autopsy.linux.confine.sandbox import limit, send_no_signal
 from autopsy.linux.environment import ours
-from autopsy.linux.sandbox import limit, send_no_signal
 
 MOST_OUTPUT = 128 << 20
 LARGEST_FILE = 1 << 30  # what gdb may write: a log

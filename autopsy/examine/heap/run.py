@@ -33,9 +33,9 @@ from autopsy.examine.threads.poll_sets import polled, rings_poll
 from autopsy.examine.threads.states import freeze_record, tasks
 from autopsy.examine.view import View
 from autopsy.linux import environment
-from autopsy.linux.confined import signal_name
-from autopsy.linux.forked import Forked
-from autopsy.linux.sandbox import send_no_signal
+from autopsy.linux.confine.confined import signal_name
+from autopsy.linux.confine.forked import Forked
+from autopsy.linux.confine.sandbox import send_no_signal
 
 MOST_SECONDS = 15.0
 MOST_WORDS = 300

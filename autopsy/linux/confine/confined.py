@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from autopsy.linux.sandbox import Confined, Sandbox, enter
+from autopsy.linux.confine.sandbox import Confined, Sandbox, enter
 
 MOST_MESSAGE = 128 << 20
 MOST_ALTOGETHER = 512 << 20

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from autopsy.linux import landlock, seccomp
+from autopsy.linux.confine import landlock, seccomp
 
 UID = 61999  # of the range in which systemd makes up users for a while: no package, and no daemon, has it
 INSIDE = Path("/root")  # where root's scratch folder appears inside: in its place nobody else could see anything
