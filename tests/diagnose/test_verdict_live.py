@@ -19,7 +19,7 @@ from support.wedged.wedges import Stuck
 
 pytestmark = pytest.mark.live
 
-OLD, NEW, DEBUG = "7.2", "10.0.2", "10.0.2-debug"
+OLD, NEW, DEBUG, NEWEST = "7.2", "10.0.2", "10.0.2-debug", "11"
 # Every wedge on every QEMU takes ten minutes: `make soak` does it. `make test` takes most of them on one or two.
 SOAK = os.environ.get("AUTOPSY_SOAK") == "1"
 
@@ -65,7 +65,7 @@ WEDGES = (
         "peer",
         "nbd-silent",
         partial(wedges_disks.nbd_stopped, tcp=True, requests=200),
-        (NEW,),
+        (NEW, NEWEST),
     ),
     Wedge(
         "a drain over a stopped NBD server",
@@ -128,7 +128,7 @@ WEDGES = (
         "host",
         "host-fs-frozen",
         partial(wedges_disks.frozen, engine="aio=io_uring"),
-        (NEW,),
+        (NEW, NEWEST),
     ),
     Wedge(
         "a control group's limit under aio=threads",
@@ -210,14 +210,16 @@ WEDGES = (
         (OLD, DEBUG),
     ),
     Wedge("a server that accepts nobody", "peer", "peer-blocks-thread", wedges.connecting, (OLD, DEBUG)),
-    Wedge("a silent iSCSI target", "peer", "peer-blocks-thread", wedges.iscsi_silent, (OLD,), (NEW, DEBUG)),
-    Wedge("a migration that nobody reads", "migration", "migration-send-blocked", wedges.migration_unread, (NEW,)),
+    Wedge("a silent iSCSI target", "peer", "peer-blocks-thread", wedges.iscsi_silent, (OLD,), (NEW, DEBUG, NEWEST)),
+    Wedge(
+        "a migration that nobody reads", "migration", "migration-send-blocked", wedges.migration_unread, (NEW, NEWEST)
+    ),
 )
 
 
 def runs() -> list[tuple[Wedge, str]]:
     """Return what is run now: each wedge on its usual QEMUs, or on all of them."""
-    labels = (OLD, NEW, DEBUG)
+    labels = (OLD, NEW, DEBUG, NEWEST)
     return [
         (wedge, label)
         for wedge in WEDGES
