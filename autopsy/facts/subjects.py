@@ -51,6 +51,20 @@ class Driver:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """One request, by the address of the coroutine that carries it."""
+
+    coroutine: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The host's kernel, where nothing more is known than what kind of wait it is."""
+
+    wait: str
+
+
+@dataclass(frozen=True, slots=True)
 class ThrottleGroup:
     """One throttle group."""
 
@@ -170,6 +184,8 @@ Subject = (
     Disk
     | Device
     | Driver
+    | Request
+    | Kernel
     | ThrottleGroup
     | Job
     | Thread

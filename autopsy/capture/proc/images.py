@@ -26,7 +26,7 @@ def collect(scene: Scene, table: Mapping[str, Section], trouble: Trouble) -> Non
     targets = {section.data for name, section in table.items() if name.startswith("fd/")}
     paths = [path for path in dict.fromkeys(_named(scene)) if os.fsencode(path) not in targets]
     reads = [
-        Read(f"image/{number}", partial(_identity, path), seconds=SECONDS)
+        Read(f"image/{number}", partial(_identity, path), seconds=SECONDS, fate=os.path.dirname(path))
         for number, path in enumerate(paths[:MOST_IMAGES])
     ]
     if reads:

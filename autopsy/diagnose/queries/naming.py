@@ -19,6 +19,10 @@ def name(subject: Subject) -> str:  # noqa: C901, PLR0911, PLR0912 - one return 
             return f"{disk} ({drive})" if drive else disk
         case subjects.Driver(node, driver):
             return f"block driver {driver} (node {node})"
+        case subjects.Request(address):
+            return f"the request of coroutine {address:#x}"
+        case subjects.Kernel(wait):
+            return f"the host's kernel ({wait})"
         case subjects.ThrottleGroup(group):
             return f"throttle group {group}"
         case subjects.Job(job):

@@ -1,0 +1,82 @@
+"""Puts the graph of waits together, beside the signatures: what those call the cause must be where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from autopsy.diagnose.diagnosis import Where
+from autopsy.diagnose.queries.threads import by_role
+from autopsy.diagnose.waits import kernel, locks, polls, requests
+from autopsy.diagnose.waits.ends import Ends, ends
+from autopsy.diagnose.waits.wait import Wait
+from autopsy.facts import subjects
+from autopsy.facts.model.facts import Facts, Role
+from autopsy.facts.subjects import Subject
+
+MOST_WAITS = 50_000  # of each kind of evidence: what is more is no VM's, but a hostile bundle's
+BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
+    ("locks", locks.waits),
+    ("kernel", kernel.waits),
+    ("requests", requests.waits),
+    ("polls", polls.waits),
+)
+# What must not wait: the guest's requests, the loops that serve them, its CPUs, and whoever sends it elsewhere.
+LOOPS = (Role.MAIN, Role.IOTHREAD, Role.VCPU, Role.MONITOR, Role.MIGRATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Every wait that was seen. `trouble` names the kinds of evidence that failed, or were more than a VM has."""
+
+    waits: tuple[Wait, ...]
+    roots: tuple[Subject, ...]
+    trouble: tuple[str, ...]
+
+    def ends(self) -> Ends:
+        """Return where the waiting ends."""
+        return ends(self.waits, self.roots)
+
+
+def build(facts: Facts) -> Graph:
+    """Return the graph. A builder that fails costs its own edges only, and is told."""
+    waits: list[Wait] = []
+    trouble = []
+    for name, builder in BUILDERS:
+        try:
+            found = list(islice(builder(facts), MOST_WAITS + 1))
+        except Exception as error:  # noqa: BLE001 - a bug in one kind of evidence must not cost the others their edges
+            trouble.append(f"{name}: {type(error).__name__}: {error}"[:200])
+            continue
+        if len(found) > MOST_WAITS:
+            trouble.append(f"{name}: more than {MOST_WAITS} waits, the rest left out")
+        waits += found[:MOST_WAITS]
+    threads = [subjects.thread(each) for each in by_role(facts, *LOOPS)]
+    asked = dict.fromkeys(wait.waiter for wait in waits if isinstance(wait.waiter, subjects.Request))
+    return Graph(tuple(waits), (*threads, *asked), tuple(trouble))
+
+
+def where(sink: Subject) -> Where:  # noqa: C901, PLR0911 - one return for each station on a request's way
+    """Say where a sink is. A thread that waits for nobody known is QEMU's own business."""
+    match sink:
+        case subjects.Server() | subjects.Peer():
+            return "peer"
+        case subjects.FileSystem() | subjects.HostDevice() | subjects.Kernel() | subjects.ControlGroup():
+            return "host"
+        case subjects.ThrottleGroup():
+            return "throttle"
+        case subjects.Driver() | subjects.Disk() | subjects.Request():
+            return "block"
+        case subjects.Device():
+            return "device"
+        case subjects.Job():
+            return "job"
+        case subjects.Migration():
+            return "migration"
+        case subjects.Process() | subjects.Tracer():
+            return "process"
+        case subjects.Thread() | subjects.Lock() | subjects.Monitor() | subjects.MonitorClient() | subjects.File():
+            return "control"
+        case subjects.VirtualMachine():
+            return "vm-state"

@@ -1,0 +1,39 @@
+"""Edges of threads that sleep in the host's kernel: to the file system of what they work on, and on to its daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopsy.diagnose.queries.kernel_sleepers import Sleeper, disks_behind, file_of, image_of, mount_of, sleepers
+from autopsy.diagnose.waits.wait import Certainty, How, Wait
+from autopsy.facts import subjects
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model.facts import Facts, Mount, Role
+from autopsy.facts.subjects import Subject
+
+
+def waits(facts: Facts) -> Iterator[Wait]:
+    """Yield where each of them sleeps; what no file is known of sleeps in the kernel itself."""
+    mounts: dict[str, Mount] = {}
+    for each in sleepers(facts):
+        sure = Certainty.SEEN if each.through else Certainty.ONCE
+        on = [mount for path in _paths(facts, each) if (mount := mount_of(facts, path)) is not None]
+        mounts.update((mount.path, mount) for mount in on)
+        ends: tuple[Subject, ...] = tuple(map(subjects.file_system, on)) or (subjects.Kernel(each.family.id),)
+        for end in ends:
+            cites = (each.look.cite, each.look.stack_cite)
+            yield Wait(subjects.thread(each.thread), end, How.SLEEPS_ON, sure, cites)
+    for served in facts.fuse.value if isinstance(facts.fuse, Known) else ():
+        if served.path in mounts and (served.sure or len(served.daemons) == 1):
+            for daemon in served.daemons:
+                place = subjects.file_system(mounts[served.path])
+                yield Wait(place, subjects.peer(daemon), How.SERVED_BY, Certainty.ONCE, (served.cite, daemon.cite))
+
+
+def _paths(facts: Facts, sleeper: Sleeper) -> tuple[str, ...]:
+    file = file_of(facts, sleeper.look)
+    if file is not None:
+        return (file.target,)
+    if sleeper.thread.role is Role.MAIN and not isinstance(facts.main_loop, Unknown) and facts.main_loop.value.path:
+        return (facts.main_loop.value.path,)
+    return tuple(path for disk in disks_behind(facts, [sleeper]) if (path := image_of(facts, disk)))

@@ -1,0 +1,73 @@
+"""Edges of parked requests: to the throttle group, the server, or the worker threads and the kernel that have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopsy.diagnose.queries.kernel_sleepers import sleepers
+from autopsy.diagnose.queries.requests import disks_of, moves
+from autopsy.diagnose.queries.socket_peers import leads_to
+from autopsy.diagnose.waits.wait import Certainty, How, Wait
+from autopsy.facts import subjects
+from autopsy.facts.cite import Known
+from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Park, Role
+from autopsy.facts.storage.requests import DRIVERS
+from autopsy.facts.subjects import Subject
+
+THROTTLE = frozenset({Park.THROTTLE, Park.THROTTLE_LOCK})
+ENGINES = frozenset({Park.THREADS, Park.LINUX_AIO, Park.IO_URING})
+
+
+def waits(facts: Facts) -> Iterator[Wait]:
+    """Yield what each request that stands is parked at; one that goes on waits for nobody for long."""
+    asleep = sleepers(facts)
+    workers = [subjects.thread(each.thread) for each in asleep if each.thread.role in {Role.WORKER, Role.KERNEL}]
+    for request in standing(facts):
+        sure = Certainty.SEEN if isinstance(request.stuck, Known) and request.stuck.value else Certainty.ONCE
+        owners = disks_of(facts, request)
+        for on in _ends(facts, request, owners, workers):
+            yield Wait(subjects.Request(request.address), on, How.PARKED_AT, sure, (request.cite,))
+    yield from _servers(facts)
+
+
+def standing(facts: Facts) -> Iterator[CoroutineFact]:
+    """Yield the requests that nothing shows to go on."""
+    for request in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
+        if (request.park in THROTTLE | ENGINES | DRIVERS.keys()) and not moves(facts, request):
+            yield request
+
+
+def _ends(
+    facts: Facts, request: CoroutineFact, owners: tuple[Disk, ...], workers: list[subjects.Thread]
+) -> Iterator[Subject]:
+    if request.park in THROTTLE:
+        groups = {disk.throttle_group.value for disk in owners if isinstance(disk.throttle_group, Known)}
+        yield from (subjects.ThrottleGroup(group) for group in sorted(groups) if group)
+    elif request.park in ENGINES:
+        yield from workers
+    elif request.park is Park.BLKDEBUG:
+        yield from (_drivers(owners, request.park))
+    else:
+        nodes = [node for disk in owners for node in disk.nodes] or list(facts.nodes)
+        wanted = DRIVERS.get(request.park, frozenset())
+        servers = dict.fromkeys(node.server for node in nodes if node.server and node.driver in wanted)
+        yield from map(subjects.Server, servers)
+
+
+def _drivers(owners: tuple[Disk, ...], park: Park) -> Iterator[Subject]:
+    for disk in owners:
+        for node in disk.nodes:
+            if node.driver in DRIVERS[park]:
+                yield subjects.Driver(node.name, node.driver)
+
+
+def _servers(facts: Facts) -> Iterator[Wait]:
+    """Yield who is at the other end of the connection to each server."""
+    sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
+    for server in dict.fromkeys(node.server for node in facts.nodes if node.server):
+        for socket in sockets:
+            if socket.state not in {"LISTEN", "UNCONN"} and socket.remote and leads_to(socket.remote, server):
+                for peer in socket.peers:
+                    yield Wait(
+                        subjects.Server(server), subjects.peer(peer), How.SERVED_BY, Certainty.ONCE, (socket.cite,)
+                    )

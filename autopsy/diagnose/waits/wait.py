@@ -1,0 +1,40 @@
+"""One edge of the graph of waits: who cannot go on before whom, how, and how surely it was seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from autopsy.facts.cite import Cite
+from autopsy.facts.subjects import Subject
+
+
+class How(Enum):
+    """The kind of a wait; the value is the words between the two."""
+
+    HELD_BY = "is held by"
+    WAITS_FOR_LOCK = "waits for"
+    POLLS_FOR = "polls for"
+    PARKED_AT = "is parked at"
+    SLEEPS_ON = "sleeps in a system call on"
+    SERVED_BY = "is served by"
+    STOPPED_BY = "is stopped by"
+
+
+class Certainty(Enum):
+    """How surely an edge was seen, the surest first."""
+
+    SEEN = "at both looks"
+    ONCE = "at one look"
+    CONSISTENT = "by frames alone"
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """`waiter` cannot go on before `on` does."""
+
+    waiter: Subject
+    on: Subject
+    how: How
+    certainty: Certainty
+    cites: tuple[Cite, ...] = ()
