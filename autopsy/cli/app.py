@@ -1,8 +1,7 @@
-"""Parses arguments, calls one function, chooses the exit code; the only printer."""
+"""Parses arguments, calls one function, chooses the exit code."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Annotated
 
 import typer
 
-from autopsy.errors import AutopsyError, ExitCode, UsageError
+from autopsy.cli.capture_command import capture
+from autopsy.cli.printing import Json, say, show
+from autopsy.errors import AutopsyError, ExitCode
 
 app = typer.Typer(
     name="autopsy",
@@ -21,8 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Freeze the evidence of a wedged QEMU before anybody kills it, and say where its disk I/O is stuck.",
-    epilog="Exit codes: 0 done, 2 usage, 3 no such VM, 4 not permitted, 5 evidence not stored (nothing was killed), "
-    "6 killed but still there, 7 verify or replay mismatch, 8 killed but not started again, "
+    epilog="Exit codes: 0 done, 2 usage, 3 no such VM, 4 not permitted, "
+    "5 nothing was killed (not stored, healthy, or needless), 6 killed but still there, "
+    "7 verify or replay mismatch, 8 killed but not started again, "
     "9 the VM ended by itself, 130 interrupted, 1 a bug of autopsy's.",
 )
 
@@ -30,7 +32,6 @@ BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a .tar.zst b
 DebugFiles = Annotated[
     list[Path] | None, typer.Option("--debug-file", metavar="F", help="QEMU's debug file or unstripped binary")
 ]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
 def main() -> None:
@@ -52,27 +53,6 @@ def main() -> None:
         raise
 
 
-def say(text: str) -> None:
-    """Tell the story: on stderr, whether or not anybody still listens."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
-
-
-def show(text: str) -> None:
-    """Print the result: on stdout. Whoever has read enough of it may go.
-
-    Raises:
-        UsageError: it cannot be written there.
-    """
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer goes there
-        if isinstance(error, BrokenPipeError):
-            return
-        raise UsageError("stdout", f"cannot be written: {error.strerror}", remedy="send it elsewhere") from error
-
-
 def tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
     """Print the version and leave."""
     if wanted:
@@ -91,96 +71,7 @@ def root(
     """Hold the options that belong to no command."""
 
 
-@app.command()
-def capture(
-    target: Annotated[
-        str,
-        typer.Argument(metavar="TARGET", help="VMID, libvirt name, PID; or pve:102, libvirt:web1, pid:4242, qmp:/path"),
-    ],
-    then_kill: Annotated[
-        bool, typer.Option("--then-kill", help="kill the VM once its evidence is sealed and read back")
-    ] = False,
-    then_start: Annotated[
-        bool, typer.Option("--then-start", help="start it again after the kill, through the manager that owns it")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="with --then-kill: say what would be killed and how, and kill nothing")
-    ] = False,
-    even_if_healthy: Annotated[
-        bool, typer.Option("--even-if-healthy", help="let --then-kill end a VM that is healthy or paused")
-    ] = False,
-    require: Annotated[
-        list[str] | None, typer.Option("--require", metavar="STEP", help="no kill without this step's evidence")
-    ] = None,
-    out: Annotated[
-        list[Path] | None, typer.Option("--out", metavar="DIR", help="where the bundle goes; may be repeated")
-    ] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="0.5 s between the two exposures instead of 5 s")] = False,
-    gap: Annotated[float | None, typer.Option("--gap", metavar="S", min=0.1, help="seconds between exposures")] = None,
-    budget: Annotated[float, typer.Option("--budget", metavar="S", min=5, help="seconds for everything")] = 60.0,
-    max_stop: Annotated[float, typer.Option("--max-stop", metavar="MS", min=1, help="longest stop of the VM")] = 50.0,
-    no_core: Annotated[bool, typer.Option("--no-core", help="leave the core out of the bundle")] = False,
-    sign: Annotated[
-        Path | None, typer.Option("--sign", metavar="KEY", help="sign the bundle with this SSH key (BUNDLE.sig)")
-    ] = None,
-    no_binary: Annotated[bool, typer.Option("--no-binary", help="never store QEMU's binary in the bundle")] = False,
-    ask_anyway: Annotated[
-        bool, typer.Option("--ask-anyway", help="ask QMP even what may block (can make a half-dead VM a dead one)")
-    ] = False,
-    ask_unstable: Annotated[
-        bool,
-        typer.Option(
-            "--ask-unstable",
-            help="last of all, ask QMP what QEMU promises nothing about (x-…; such a question has ended a VM)",
-        ),
-    ] = False,
-    live_gdb: Annotated[
-        bool,
-        typer.Option("--live-gdb", help="where nothing can be frozen (not x86-64), attach gdb: the VM stands still"),
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Freeze one VM's evidence and say where it is stuck."""
-    from autopsy.capture.step import Options
-    from autopsy.cli import streams, terminal
-    from autopsy.cli.json_output import answer
-    from autopsy.commands.capture import Wish, fulfil
-    from autopsy.text import plain
-
-    wish = Wish(
-        name=target,
-        options=Options(
-            fast=fast,
-            gap=gap if gap is not None else (0.5 if fast else 5.0),
-            budget=budget,
-            core=not no_core,
-            ask_anyway=ask_anyway,
-            ask_unstable=ask_unstable,
-            live_gdb=live_gdb,
-            max_stop=max_stop / 1e3,
-            binary=not no_binary,
-        ),
-        places=tuple(out or (Path(),)),
-        then_kill=then_kill,
-        then_start=then_start,
-        dry_run=dry_run,
-        even_if_healthy=even_if_healthy,
-        require=tuple(require or ()),
-        sign=sign.absolute() if sign else None,
-        words=tuple(sys.argv[1:]),
-    )
-    with streams.guarded() as listeners:
-        with terminal.watcher() as watcher:
-            ended = fulfil(wish, watcher, lambda line: say(plain(line)))
-        for line in terminal.story(ended):
-            say(line)
-        if sys.stderr.isatty():
-            say("")
-        for line in [answer(ended)] if json else terminal.five_lines(ended):
-            show(line)
-        if listeners.out and listeners.out.lost:
-            say(f"note: stdout: {listeners.out.lost}: the bundle is {ended.captured.sealed.path}")
-    raise typer.Exit(ended.exit_code)
+app.command()(capture)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.diagnosis import Advice, Diagnosis, KnownBug
 from autopsy.facts.cite import Cite
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ class VerdictAnswer(msgspec.Struct, frozen=True, kw_only=True):
     since: str
     secondary: tuple[SecondaryAnswer, ...]
     causes: tuple[CauseAnswer, ...]
+    advice: tuple[Advice, ...]
+    kill: str
+    known_bugs: tuple[KnownBug, ...]
     cites: tuple[Cite, ...]
     ruled_out: tuple[RuledOutAnswer, ...]
     cannot_tell: tuple[CannotTellAnswer, ...]
@@ -172,6 +175,9 @@ def verdict(diagnosis: Diagnosis) -> VerdictAnswer:
             SecondaryAnswer(where=one.where, signature=one.signature, headline=one.headline, objects=one.objects)
             for one in diagnosis.secondary
         ),
+        advice=diagnosis.advice,
+        kill=diagnosis.kill,
+        known_bugs=diagnosis.known_bugs,
         cites=diagnosis.cites,
         ruled_out=tuple(RuledOutAnswer(signature=one.signature, why=one.why) for one in diagnosis.ruled_out),
         cannot_tell=tuple(

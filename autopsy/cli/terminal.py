@@ -106,8 +106,8 @@ class LiveList:
             self.live.update(self._table(), refresh=True)
 
     def _table(self) -> Table:
-        from rich.table import Table  # noqa: PLC0415 - only a terminal needs rich
-        from rich.text import Text  # noqa: PLC0415 - likewise
+        from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 1))
         table.add_column(min_width=WIDTH)
@@ -150,8 +150,8 @@ def watcher() -> Iterator[PlainLines | LiveList]:
         if not sys.stderr.isatty():
             yield PlainLines(interrupt)
             return
-        from rich.console import Console  # noqa: PLC0415 - only a terminal needs rich
-        from rich.live import Live  # noqa: PLC0415 - likewise
+        from rich.console import Console
+        from rich.live import Live
 
         with Live(console=Console(stderr=True), auto_refresh=False) as live:
             yield LiveList(interrupt, live)
@@ -216,9 +216,9 @@ def ps_lines(vms: tuple[Vm, ...], width: int = 0) -> Iterator[str]:
     if not vms:
         yield "no QEMU runs on this host (or none that you may see: try as root)"
         return
-    from rich.console import Console  # noqa: PLC0415 - only what draws a table needs rich
-    from rich.table import Table  # noqa: PLC0415 - likewise
-    from rich.text import Text  # noqa: PLC0415 - likewise
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
     for title, justify in PS_COLUMNS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -31,6 +32,7 @@ from autopsy.commands.seal import rescue
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExitCode, NotStored, UsageError
 from autopsy.files import private
+from autopsy.kill.permission import Insistence
 from autopsy.kill.then_kill import Order, end
 from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
@@ -59,6 +61,7 @@ class Wish:
     then_start: bool = False
     dry_run: bool = False
     even_if_healthy: bool = False
+    even_if_needless: bool = False
     require: tuple[str, ...] = ()
     sign: Path | None = None
 
@@ -169,9 +172,15 @@ def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, say
     order = Order(
         then_start=wish.then_start,
         dry_run=wish.dry_run,
-        even_if_healthy=wish.even_if_healthy,
+        insistence=Insistence(
+            even_if_healthy=wish.even_if_healthy,
+            even_if_needless=wish.even_if_needless,
+            command=_insisting(wish),
+        ),
         require=wish.require,
     )
+    if captured.diagnosis is not None:
+        say(f"verdict: {captured.diagnosis.headline} ({captured.diagnosis.confidence})")
     ending = end(vm, captured.sealed, order, diagnosis=captured.diagnosis, steps=captured.steps, say=say)
     if ending.exit_code is ExitCode.VM_ENDED and (late := watch.conclude(captured.sealed.path.parent)) is not None:
         return _ended_by_itself(replace(captured, end=late), late, wish)
@@ -187,6 +196,12 @@ def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, say
         start_done=ending.started,
         start_words=ending.start_words,
     )
+
+
+def _insisting(wish: Wish) -> str:
+    """Return the command line that kills this VM although it is proven that it need not be killed."""
+    said = wish.words[1:] if wish.words[:1] == ("capture",) else (wish.name, "--then-kill")
+    return shlex.join(("autopsy", "capture", "--even-if-needless", *said))
 
 
 def _hurried(vm: target.Target, options: Options, say: Callable[[str], None]) -> Options:

@@ -72,6 +72,7 @@ def run(scenario: str, *, keep: bool, place: Path, watcher: Watcher, say: Callab
                 words=("drill", scenario),
                 then_kill=not keep,
                 even_if_healthy=True,
+                even_if_needless=True,
             ),
             watcher,
         )

@@ -25,6 +25,8 @@ Where = Literal[
     "unknown",
 ]
 Confidence = Literal["proven", "likely", "possible"]
+KillEffect = Literal["helps", "needless", "futile", "unknown"]
+When = Literal["now", "if-not", "never", "later"]
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +138,14 @@ class Named(msgspec.Struct, frozen=True, kw_only=True):
     name: str
 
 
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """One command for this very VM, ready for a shell, and why."""
+
+    when: When
+    command: str
+    why: str
+
+
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """Where the I/O is stuck, what proves it, what it is not, and what cannot be told."""
 
@@ -161,3 +171,6 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     subjects: tuple[Named, ...] = ()
     since: str = ""
     causes: tuple[Cause, ...] = ()
+    kill: KillEffect = "unknown"
+    kill_why: str = ""
+    advice: tuple[Advice, ...] = ()

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.resources import texts
 
 NAME = re.compile(r"[a-z0-9-]{1,80}")
@@ -38,6 +39,15 @@ def advice(signature: str) -> Advice:
     written = text(signature) or text(UNKNOWN)
     steps = (lines(written, section)[:1] for section in (CONFIRM, RELIEVE, RECOVER))
     return Advice(tuple(line for first in steps for line in first), lines(written, LOST))
+
+
+def cure(diagnosis: Diagnosis) -> str:
+    """Return what to do instead of a kill: the command for this VM, else the runbook's own words."""
+    first = next((each for each in diagnosis.advice if each.when == "now"), None)
+    if first is not None:
+        return f"`{first.command}` ({first.why})"
+    written = text(diagnosis.signature) or text(UNKNOWN)
+    return next(iter(lines(written, RELIEVE)), "")
 
 
 def lines(written: str, section: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from autopsy.diagnose import footprint, known_bugs, lost_by_kill, request_paths, runbooks, wait_graph
+from autopsy.diagnose import footprint, kill_effect, known_bugs, lost_by_kill, request_paths, runbooks, wait_graph
 from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.causes import Order, Seen, independent, is_pointer, order
 from autopsy.diagnose.diagnosis import CannotTell, Cause, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
@@ -97,6 +97,9 @@ def _diagnosis(
 ) -> Diagnosis:
     objects = tuple(dict.fromkeys(objects))
     steps = runbooks.advice(signature)
+    causes = independent(found)
+    sure = (*causes[:1], *(each for each in causes[1:] if each.match.confidence != "possible"))
+    kill = kill_effect.of_kill(((each.signature.id, each.match.objects) for each in sure), facts)
     undecided = tuple(
         CannotTell(signature=each.signature.id, text=each.signature.title, missing=each.answer.missing)
         for each in judged
@@ -146,7 +149,9 @@ def _diagnosis(
         symbols=footprint.symbols(facts),
         subjects=tuple(map(naming.record, objects)),
         since=_since(facts, where, objects),
-        causes=tuple(_cause(each) for each in independent(found)),
+        causes=tuple(map(_cause, causes)),
+        kill=kill.effect,
+        kill_why=kill.why,
     )
 
 

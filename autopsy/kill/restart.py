@@ -78,6 +78,11 @@ def start_again(target: Target, unit: str = "", *, seconds: float = START_SECOND
     return Started(done=True, words=f"started again {how}: process {pid}, after {took:.1f} s")
 
 
+def nobody_can(target: Target, unit: str = "") -> str:
+    """Return why nobody here can start this VM again, empty where somebody can."""
+    return "" if command_for(target) else _why_not(target, unit)
+
+
 def _why_not(target: Target, unit: str) -> str:
     record = target.record
     if record.domain is not None and not record.domain.root:

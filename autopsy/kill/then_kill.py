@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -14,13 +14,12 @@ from autopsy.bundle.seal import Sealed
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import AutopsyError, ExitCode
 from autopsy.kill import kill, restart
-from autopsy.kill.permission import licence
+from autopsy.kill.permission import Insistence, cautions, licence
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.target.target import Target
 from autopsy.text import printable
 
 LOOK_SECONDS = 8.0
-MOST_LOST = 3  # of the questions that a kill makes unanswerable; the report has them all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +28,7 @@ class Order:
 
     then_start: bool = False
     dry_run: bool = False
-    even_if_healthy: bool = False
+    insistence: Insistence = field(default_factory=Insistence)
     require: tuple[str, ...] = ()
 
 
@@ -61,15 +60,21 @@ def end(
     say: Callable[[str], None],
 ) -> Ending:
     """Kill the VM if it may be killed; tell beforehand what that costs, and afterwards what came of it."""
-    around = _look_around(sealed.path, vm)
-    for line in _warnings(diagnosis, around):
-        say(line)
-    refusal = licence(diagnosis, steps, order.require, even_if_healthy=order.even_if_healthy)
+    refusal = licence(diagnosis, steps, order.require, order.insistence)
     if refusal:
         return Ending(killed=False, words=f"not killed: {refusal.words}", exit_code=refusal.exit_code)
-    if order.dry_run:
-        return Ending(killed=False, words=_would(vm, order, around), exit_code=ExitCode.DONE)
+    around = _look_around(sealed.path, vm)
     unit = restart.unit_of(vm) if order.then_start else ""
+    nobody = restart.nobody_can(vm, unit) if order.then_start and not around.ha else ""
+    if nobody:
+        words = f"not killed: nobody could start it again, as --then-start asks: {nobody}; without --then-start it is"
+        return Ending(killed=False, words=f"{words} killed", exit_code=ExitCode.NOT_STORED)
+    warned = cautions(diagnosis)
+    if order.dry_run:
+        words = "; ".join((_would(vm, order, around), *warned))
+        return Ending(killed=False, words=words, exit_code=ExitCode.DONE)
+    for line in (*warned, *_warnings(diagnosis, around)):
+        say(line)
     try:
         killed = kill.kill(vm, sealed)
     except AutopsyError as error:
@@ -113,10 +118,11 @@ def _look_around(bundle: Path, vm: Target) -> Around:
 
 def _warnings(diagnosis: Diagnosis | None, around: Around) -> list[str]:
     told = [f"before the kill: {each}" for each in around.ongoing]
-    lost = diagnosis.lost_by_kill if diagnosis else ()
-    told += [f"the kill makes unanswerable: {each}" for each in lost[:MOST_LOST]]
-    if len(lost) > MOST_LOST:
-        told.append(f"the kill makes unanswerable: {len(lost) - MOST_LOST} more questions, which the report lists")
+    lost = len(diagnosis.lost_by_kill) if diagnosis else 0
+    if lost:
+        told.append(
+            f"the kill makes {lost} {'question' if lost == 1 else 'questions'} unanswerable; the report has them"
+        )
     return told
 
 

@@ -154,7 +154,7 @@ def test_the_throttle_deadlock_is_proven_and_its_monitor_is_left_alive(tmp_path:
 
 def test_then_kill_kills_and_says_how(tmp_path: Path) -> None:
     with wedged("nbd-silent") as it:
-        done = capture(it.pid, tmp_path, "--then-kill")
+        done = capture(it.pid, tmp_path, "--then-kill", "--even-if-needless")
         assert done.code == 0, done.err
         assert done.answer["kill"]["asked"]
         assert done.answer["kill"]["done"]

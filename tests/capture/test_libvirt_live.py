@@ -104,7 +104,12 @@ def test_a_wedged_domain_is_captured_by_name_killed_and_started_again_through_li
     for secret in (libvirts.SECRET.encode(), next(key).read_bytes()):
         assert not [name for name in sealed.names() if secret in sealed.read(name)]
 
-    done = libvirtd.autopsy("capture", web1, "--then-kill", "--then-start", "--fast", "--json", "--out", tmp_path)
+    refused = libvirtd.autopsy("capture", web1, "--then-kill", "--fast", "--json", "--out", tmp_path)
+    assert refused.returncode == ExitCode.NOT_STORED, refused.stderr
+    assert libvirtd.pid("web1") == before
+
+    insisting = ("--then-kill", "--even-if-needless", "--then-start", "--fast", "--json", "--out", tmp_path)
+    done = libvirtd.autopsy("capture", web1, *insisting)
     told = libvirts.answer(done)
     assert done.returncode == 0, done.stderr
     assert told["verdict"]["where"] == "throttle"
@@ -122,7 +127,8 @@ def test_a_stuck_state_change_lock_is_told_and_the_kill_leaves_libvirts_books_ri
     libvirts.define(libvirtd, "db1", lab.disk(libvirtd.site.folder / "db1.raw"))
     pid = libvirtd.pid("db1")
     with stopped(pid), waiting(libvirtd, "db1"):
-        done = libvirtd.autopsy("capture", "db1", "--then-kill", "--fast", "--json", "--out", tmp_path)
+        words = ("--then-kill", "--even-if-needless", "--fast", "--json", "--out", tmp_path)
+        done = libvirtd.autopsy("capture", "db1", *words)
         told = libvirts.answer(done)
         assert outcome(told, layout.QUERY_STATUS)[0] == "Skipped"
         assert "libvirtd (occupied" in outcome(told, layout.QUERY_STATUS)[1]

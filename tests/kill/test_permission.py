@@ -27,7 +27,7 @@ from autopsy.facts.gather import gather
 from autopsy.kill.audit_log import KillNote, note_path
 from autopsy.kill.kill import kill
 from autopsy.kill.leftover_resources import Estate, Place, _is_its_own, estate_of, left_by
-from autopsy.kill.permission import Refusal, licence
+from autopsy.kill.permission import Insistence, Refusal, licence
 from autopsy.kill.restart import command_for, start_again
 from autopsy.target import target
 from autopsy.target.platforms.platform import Roots
@@ -156,18 +156,18 @@ def step(name: str, outcome: Any, why: str = "") -> StepRecord:
 
 def test_a_required_step_that_is_missing_forbids_the_kill() -> None:
     steps = (step("witness", "Collected"), step("freeze", "TimedOut", "no end within 5 s"))
-    assert licence(None, steps, ("witness",), even_if_healthy=False) is None
-    assert licence(None, steps, ("freeze",), even_if_healthy=True) == Refusal(
+    assert licence(None, steps, ("witness",), Insistence()) is None
+    assert licence(None, steps, ("freeze",), Insistence(even_if_healthy=True)) == Refusal(
         "--require freeze, but it was TimedOut (no end within 5 s)", ExitCode.NOT_STORED
     )
-    assert licence(None, steps, ("host",), even_if_healthy=True) == Refusal(
+    assert licence(None, steps, ("host",), Insistence(even_if_healthy=True)) == Refusal(
         "--require host, but it was not reached", ExitCode.NOT_STORED
     )
 
 
 def test_an_interrupted_capture_kills_nothing() -> None:
     ended = msgspec.structs.replace(step("host", "Failed", "in whatever words"), interrupted=True)
-    refusal = licence(None, (ended,), (), even_if_healthy=True)
+    refusal = licence(None, (ended,), (), Insistence(even_if_healthy=True))
     assert refusal is not None
     assert refusal.exit_code == ExitCode.INTERRUPTED
 

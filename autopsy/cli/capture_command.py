@@ -1,0 +1,106 @@
+"""`autopsy capture`: its options, its story and its result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autopsy.cli.printing import Json, say, show
+
+
+def capture(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="VMID, libvirt name, PID; or pve:102, libvirt:web1, pid:4242, qmp:/path"),
+    ],
+    then_kill: Annotated[
+        bool, typer.Option("--then-kill", help="kill the VM once its evidence is sealed and read back")
+    ] = False,
+    then_start: Annotated[
+        bool, typer.Option("--then-start", help="start it again after the kill, through the manager that owns it")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="with --then-kill: say what would be killed and how, and kill nothing")
+    ] = False,
+    even_if_healthy: Annotated[
+        bool, typer.Option("--even-if-healthy", help="let --then-kill end a VM that is healthy or paused")
+    ] = False,
+    even_if_needless: Annotated[
+        bool, typer.Option("--even-if-needless", help="let --then-kill end a VM that is proven to need no kill")
+    ] = False,
+    require: Annotated[
+        list[str] | None, typer.Option("--require", metavar="STEP", help="no kill without this step's evidence")
+    ] = None,
+    out: Annotated[
+        list[Path] | None, typer.Option("--out", metavar="DIR", help="where the bundle goes; may be repeated")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="0.5 s between the two exposures instead of 5 s")] = False,
+    gap: Annotated[float | None, typer.Option("--gap", metavar="S", min=0.1, help="seconds between exposures")] = None,
+    budget: Annotated[float, typer.Option("--budget", metavar="S", min=5, help="seconds for everything")] = 60.0,
+    max_stop: Annotated[float, typer.Option("--max-stop", metavar="MS", min=1, help="longest stop of the VM")] = 50.0,
+    no_core: Annotated[bool, typer.Option("--no-core", help="leave the core out of the bundle")] = False,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="sign the bundle with this SSH key (BUNDLE.sig)")
+    ] = None,
+    no_binary: Annotated[bool, typer.Option("--no-binary", help="never store QEMU's binary in the bundle")] = False,
+    ask_anyway: Annotated[
+        bool, typer.Option("--ask-anyway", help="ask QMP even what may block (can make a half-dead VM a dead one)")
+    ] = False,
+    ask_unstable: Annotated[
+        bool,
+        typer.Option(
+            "--ask-unstable",
+            help="last of all, ask QMP what QEMU promises nothing about (x-…; such a question has ended a VM)",
+        ),
+    ] = False,
+    live_gdb: Annotated[
+        bool,
+        typer.Option("--live-gdb", help="where nothing can be frozen (not x86-64), attach gdb: the VM stands still"),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Freeze one VM's evidence and say where it is stuck."""
+    from autopsy.capture.step import Options
+    from autopsy.cli import streams, terminal
+    from autopsy.cli.json_output import answer
+    from autopsy.commands.capture import Wish, fulfil
+    from autopsy.text import plain
+
+    wish = Wish(
+        name=target,
+        options=Options(
+            fast=fast,
+            gap=gap if gap is not None else (0.5 if fast else 5.0),
+            budget=budget,
+            core=not no_core,
+            ask_anyway=ask_anyway,
+            ask_unstable=ask_unstable,
+            live_gdb=live_gdb,
+            max_stop=max_stop / 1e3,
+            binary=not no_binary,
+        ),
+        places=tuple(out or (Path(),)),
+        then_kill=then_kill,
+        then_start=then_start,
+        dry_run=dry_run,
+        even_if_healthy=even_if_healthy,
+        even_if_needless=even_if_needless,
+        require=tuple(require or ()),
+        sign=sign.absolute() if sign else None,
+        words=tuple(sys.argv[1:]),
+    )
+    with streams.guarded() as listeners:
+        with terminal.watcher() as watcher:
+            ended = fulfil(wish, watcher, lambda line: say(plain(line)))
+        for line in terminal.story(ended):
+            say(line)
+        if sys.stderr.isatty():
+            say("")
+        for line in [answer(ended)] if json else terminal.five_lines(ended):
+            show(line)
+        if listeners.out and listeners.out.lost:
+            say(f"note: stdout: {listeners.out.lost}: the bundle is {ended.captured.sealed.path}")
+    raise typer.Exit(ended.exit_code)
