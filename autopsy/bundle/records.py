@@ -345,7 +345,7 @@ class Rings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SocketEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """One socket of the VM and, where it is on this host, the other end of it.
+    """One socket of the VM, or a pipe that it shares, and, where it is on this host, the other end of it.
 
     `state` is the kernel's word (ESTAB, LISTEN, SYN-SENT, …). `local` and `remote` are paths (`@name` for an abstract
     one) or address:port. Queues are bytes: `receive_queue` waits to be read by the VM, `send_queue` to be read or
@@ -354,7 +354,7 @@ class SocketEnd(msgspec.Struct, frozen=True, kw_only=True):
 
     fd: int
     inode: int
-    family: Literal["unix", "tcp", "other"]
+    family: Literal["unix", "tcp", "other", "pipe"]
     state: str = ""
     local: str = ""
     remote: str = ""

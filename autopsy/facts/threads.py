@@ -164,7 +164,8 @@ def syscall(line: str, places: Iterable[str] = ()) -> Syscall:
     words = line.split()
     number = int_of(words[0]) if words else None
     if number is None or number < 0:
-        return Syscall(None, words[0] if words else "")
+        # -1: it sleeps outside of any system call, as in a page fault.
+        return Syscall(None, words[0] if words and number is None else "")
     arguments = tuple(value for word in words[1:7] if (value := int_of(word, 16)) is not None)
     name = restarts.interrupted(places) if number == restarts.X86_64 else ""
     return Syscall(number, name or syscalls.NAMES.get(number, str(number)), arguments, restarted=bool(name))

@@ -132,7 +132,7 @@ time.sleep(600)
         collected(proc.fds(at))
         ends = looking.decoded(at, layout.SOCKET_ENDS, list[SocketEnd])
         told = looking.found(at, layout.SOCKETS)
-    assert [end.local for end in ends] == ["@autopsy-elsewhere"]
+    assert [end.local for end in ends if end.family != "pipe"] == ["@autopsy-elsewhere"]
     assert b"@autopsy-elsewhere" in told["ss"].data
     assert b"@autopsy-elsewhere" in told["net/unix"].data
 

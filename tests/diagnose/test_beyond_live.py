@@ -78,6 +78,14 @@ TRIALS = (
         (OLD, NEW),
     ),
     Trial(
+        "a migration into a program that is stopped",
+        "migration",
+        "migration-send-blocked",
+        beyond.migration_to_a_stopped_program,
+        (NEW,),
+        says="is stopped",
+    ),
+    Trial(
         "a VM without a monitor",
         "none",
         "healthy",

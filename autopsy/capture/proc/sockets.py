@@ -72,7 +72,11 @@ def collect(scene: Scene, process: Process, descriptors: Mapping[str, Section], 
         reads.append(Read("ss", partial(_ss, process), seconds=SS_SECONDS + 1))
         for batch in sections(reads, scene.deadline, trouble):
             stored.append(batch)
-        asked = take([Read("ends", partial(_ends, process, own), seconds=SEARCH_SECONDS + 2)], scene.deadline, trouble)
+        asked = take(
+            [Read("ends", partial(_ends, process, own, own_pipes(descriptors)), seconds=SEARCH_SECONDS + 2)],
+            scene.deadline,
+            trouble,
+        )
         stored.append(section for section in asked.values() if section.error)
         ends = msgspec.json.decode(asked["ends"].data or b"[]", type=list[SocketEnd])
         scene.write_json(layout.SOCKET_ENDS, ends)
@@ -90,6 +94,15 @@ def own_sockets(descriptors: Mapping[str, Section]) -> dict[int, int]:
     for name, section in descriptors.items():
         if name.startswith("fd/") and section.data.startswith(b"socket:["):
             found.setdefault(int(section.data[8:-1]), int(name[3:]))
+    return found
+
+
+def own_pipes(descriptors: Mapping[str, Section]) -> dict[int, int]:
+    """Return the inodes of the target's pipes with their lowest descriptor."""
+    found: dict[int, int] = {}
+    for name, section in descriptors.items():
+        if name.startswith("fd/") and section.data.startswith(b"pipe:["):
+            found.setdefault(int(section.data[6:-1]), int(name[3:]))
     return found
 
 
@@ -137,7 +150,7 @@ def _ss(process: Process) -> bytes | Cut:
     return output(SS, seconds=SS_SECONDS)
 
 
-def _ends(process: Process, own: Mapping[int, int]) -> bytes | Cut:
+def _ends(process: Process, own: Mapping[int, int], pipes: Mapping[int, int]) -> bytes | Cut:
     """Be the search for other ends, in a reader; return SocketEnd[] as JSON."""
     _enter_network(process)
     try:
@@ -147,15 +160,17 @@ def _ends(process: Process, own: Mapping[int, int]) -> bytes | Cut:
     tcp = [row for path in ("net/tcp", "net/tcp6") for row in tcp_sockets(_whole(process, path))]
     ends = [_end(fd, inode, unix, tcp) for inode, fd in sorted(own.items(), key=lambda item: item[1])]
     links = {b"socket:[%d]" % end.peer_inode for end in ends if end.peer_inode}
+    links |= {b"pipe:[%d]" % inode for inode in pipes}
     held, complete = holders(links, seconds=SEARCH_SECONDS, but=process.pid)
-    told = msgspec.json.encode(
-        [
-            msgspec.structs.replace(end, peer_pids=held.get(b"socket:[%d]" % end.peer_inode, ()))
-            if end.peer_inode
-            else end
-            for end in ends
-        ]
-    )
+    sockets = [
+        msgspec.structs.replace(end, peer_pids=held.get(b"socket:[%d]" % (end.peer_inode or 0), ())) for end in ends
+    ]
+    shared = [
+        SocketEnd(fd=fd, inode=inode, family="pipe", peer_pids=pids)
+        for inode, fd in sorted(pipes.items(), key=lambda item: item[1])
+        if (pids := held.get(b"pipe:[%d]" % inode))  # most are a signal's way inside of QEMU
+    ]
+    told = msgspec.json.encode([*sockets, *shared])
     return told if complete else Cut(told, f"the host has too many processes to search them all in {SEARCH_SECONDS} s")
 
 

@@ -41,7 +41,7 @@ def state(sockets: tuple[SocketFact, ...]) -> str:
         return f": the connection is half closed ({gone.state})"
     if opening := next((each for each in sockets if each.state == "SYN-SENT"), None):
         return f": {opening.remote} does not accept the connection"
-    return ": it is connected, and silent" if sockets else ""
+    return ": it is connected, and silent" if any(each.family != "pipe" for each in sockets) else ""
 
 
 def stands(sockets: tuple[SocketFact, ...]) -> bool:
@@ -64,15 +64,25 @@ def about_sockets(sockets: tuple[SocketFact, ...]) -> list[Claim]:
     """Say of each socket how its queues stand, and what the program at its other end does."""
     claims = []
     for each in sockets[:3]:
+        if each.family == "pipe":
+            claims.append(claim(f"Fd {each.fd} is a pipe that another process has, too.", each.cite))
+            claims += _about_peers(each)
+            continue
         queues = ""
         if each.received_queue is not None and each.send_queue is not None:
             queues = f"; {each.received_queue} bytes unread by QEMU, {each.send_queue} unread by the other end"
         claims.append(
             claim(f"Socket fd {each.fd} to {each.remote or 'its peer'} is in state {each.state}{queues}.", each.cite)
         )
-        for peer in each.peers[:2]:
-            where = f", in {peer.wchan}" if peer.wchan else ""
-            claims.append(claim(f"The other end is {called(peer)}, State {peer.state or 'unknown'}{where}.", peer.cite))
+        claims += _about_peers(each)
+    return claims
+
+
+def _about_peers(end: SocketFact) -> list[Claim]:
+    claims = []
+    for peer in end.peers[:2]:
+        where = f", in {peer.wchan}" if peer.wchan else ""
+        claims.append(claim(f"The other end is {called(peer)}, State {peer.state or 'unknown'}{where}.", peer.cite))
     return claims
 
 
@@ -94,7 +104,7 @@ def ends_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
         found = found if {each.fd for each in found} == wanted else ()
     else:
         return ()
-    return () if any(each.state == "LISTEN" for each in found) else found
+    return () if any(each.state == "LISTEN" or each.family == "pipe" for each in found) else found
 
 
 def awaited_client(facts: Facts) -> SocketFact | None:

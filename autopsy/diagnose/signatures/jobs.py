@@ -12,7 +12,7 @@ from autopsy.diagnose.queries.requests import (
     their_disks,
     thread_subjects,
 )
-from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, socket_of
+from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, socket_of, stands, state
 from autopsy.diagnose.queries.threads import by_role, functions, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -23,6 +23,7 @@ from autopsy.facts.model.facts import Facts, Job, Park, Role
 from autopsy.facts.subjects import Whole
 
 LARGEST_STEP = 16 << 20  # the most that a job copies before it counts it, in bytes
+RECEIVING = frozenset({"read", "readv", "recvmsg", "recvfrom"})
 WAITING = frozenset({"ready", "pending", "concluded"})
 
 
@@ -161,9 +162,12 @@ def _migration(facts: Facts) -> Judgement:
         )
     tids = [thread.tid for thread in blocked]
     sockets = tuple(dict.fromkeys(socket for thread in blocked for socket in socket_of(facts, thread)))
-    to = f" to {sockets[0].remote}" if sockets and sockets[0].remote else ""
+    receives = looks(blocked[0])[0].syscall.name in RECEIVING if looks(blocked[0]) else False
+    doing, other = ("receiving", ": nobody sends") if receives else ("sending", ": its reader does not read")
+    to = f" {'from' if receives else 'to'} {sockets[0].remote}" if sockets and sockets[0].remote else ""
     return Match(
-        headline=f"{sentence(named(blocked[0]))} is blocked sending the VM's state{to}: its reader does not read",
+        headline=f"{sentence(named(blocked[0]))} is blocked {doing} the VM's state{to}"
+        f"{state(sockets) if stands(sockets) else other}",
         objects=(
             *(subjects.Server(each.remote) for each in sockets[:3] if each.remote),
             *peers_of(sockets),
@@ -173,7 +177,7 @@ def _migration(facts: Facts) -> Judgement:
         claims=(
             *(
                 claim(
-                    f"{sentence(named(thread))} sends, and sleeps in {looks(thread)[0].syscall.name or 'the kernel'}.",
+                    f"{sentence(named(thread))} sleeps in {looks(thread)[0].syscall.name or 'the kernel'}.",
                     looks(thread)[0].cite,
                 )
                 for thread in blocked[:3]

@@ -41,11 +41,14 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketFact:
-    """One socket of the process. Queues are bytes: what the VM has not read, and what the other end has not."""
+    """One socket of the process, or a pipe that it shares with another.
+
+    Queues are bytes: what the VM has not read, and what the other end has not.
+    """
 
     fd: int
     inode: int
-    family: Literal["unix", "tcp", "other"]
+    family: Literal["unix", "tcp", "other", "pipe"]
     state: str
     local: str
     remote: str

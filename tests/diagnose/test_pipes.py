@@ -1,0 +1,41 @@
+"""Whoever has the other end of a pipe is told as whoever has that of a socket."""
+
+from __future__ import annotations
+
+from autopsy.bundle import records
+from autopsy.bundle.sections import Section
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.verdict import diagnose
+from autopsy.facts.gather import gather
+from support.built import cases
+from support.built import evidence as e
+
+WRITING = "1 0xb 0x7f0000000000 0x1000 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000"
+READING = "0 0xb 0x7f0000000000 0x1000 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000"
+
+
+def migrating(call: str, stack: str, state: str = "T (stopped)") -> Diagnosis:
+    case = cases.healthy_idle()
+    case.thread(e.PID + 60, "live_migration", syscall=call, stack=(stack, "vfs_write", "do_syscall_64"))
+    case.ends.append(records.SocketEnd(fd=11, inode=77, family="pipe", peer_pids=(900,)))
+    case.peer_sections += [
+        Section("peer/900/comm", b"zstd\n"),
+        Section("peer/900/status", f"Name:\tzstd\nState:\t{state}\n".encode()),
+    ]
+    return diagnose(gather(case.bundle()))
+
+
+def test_the_program_at_a_pipe_s_other_end_is_named() -> None:
+    found = migrating(WRITING, "pipe_write")
+    assert found.signature == "migration-send-blocked"
+    assert "zstd 900" in found.objects
+    assert found.headline.endswith("sending the VM's state: its process 900 (zstd) is stopped")
+    assert "The other end is zstd 900, State T." in {claim.text for claim in found.chain}
+
+
+def test_one_that_runs_does_not_read() -> None:
+    assert migrating(WRITING, "pipe_write", "S (sleeping)").headline.endswith("its reader does not read")
+
+
+def test_a_thread_that_receives_is_not_said_to_send() -> None:
+    assert "is blocked receiving the VM's state" in migrating(READING, "pipe_read").headline
