@@ -49,6 +49,9 @@ STEPS = (
 # No step: what was taken of a VM that had ended by itself.
 END = "end"
 
+# No step: the files of an import as they were given, under numbers.
+GIVEN = "given"
+
 # Files inside evidence/<step>/.
 TASKS = "tasks.txt"  # sections task/<tid>/{comm,stat,status,wchan,syscall,stack,schedstat}, and the process's own
 FDS = "fds.txt"  # sections fd/<n> (the link), fdinfo/<n>, mountinfo
@@ -92,6 +95,12 @@ RRD = "rrd"  # the manager's own record of the VM's load, from before the incide
 def evidence(step: str, file: str) -> str:
     """Return the path of a step's file inside the bundle."""
     return f"evidence/{step}/{file}"
+
+
+def name_of(vm: str, utc: str) -> str:
+    """Return `autopsy-<name>-<UTC time>`, whatever the guest's owner chose to call it."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", vm).strip("._-")[:60] or "vm"
+    return f"autopsy-{plain}-{re.sub(r'[^0-9T]', '', utc[:19])}Z"
 
 
 def of_folder(folder: str) -> str:

@@ -115,10 +115,27 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class GivenFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of an import as somebody gave it; `stored` is where its bytes lie in the bundle, empty for nowhere."""
+
+    name: str
+    what: str
+    size: int
+    sha256: str
+    stored: str = ""
+
+
+class Imported(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the evidence comes from that others took. `whole` says that it is a core, in which nothing is left out."""
+
+    files: tuple[GivenFile, ...]
+    whole: bool = False
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The first file of every bundle. Unknown fields are ignored, so that newer minor additions still open.
 
-    `end` is how the VM ended by itself during its capture, null where it lived on.
+    `end` is how the VM ended by itself during its capture, null where it lived on. `imported` is null for a capture.
     """
 
     schema: int
@@ -132,3 +149,4 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     files: tuple[FileRecord, ...] = ()
     end: VmEnd | None = None
+    imported: Imported | None = None

@@ -51,3 +51,27 @@ def readme(version: str, target: TargetRecord, began: Clocks) -> str:
         utc=began.utc,
         zone=began.zone,
     )
+
+
+IMPORTED = """\
+This is evidence of one QEMU virtual machine that others took, put into one file by autopsy {version}.
+
+  VM       {name}, as far as it is told
+  imported {utc} UTC; when it was taken is not known
+
+Start with report.html (any browser, no network) or diagnosis.json. No answer in them is surer than "consistent", but
+where the evidence itself proves it; what was not taken is told as not known.
+
+  manifest.json            what was given (`imported`), under which number it is kept, and what was not taken
+  evidence/given/1 2 ...   the files as they were given
+  evidence/gdb.threads/    backtrace.txt: their stacks, one after the other, as they were understood
+  core                     where a core was given: without the guest's memory
+
+Cores, logs and command lines can hold secrets: do not attach this file to a public bug; `autopsy redact` makes a copy
+that you can.
+"""
+
+
+def readme_of_import(version: str, target: TargetRecord, began: Clocks) -> str:
+    """Return the text for one bundle of imported evidence."""
+    return IMPORTED.format(version=version, name=target.name, utc=began.utc)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from autopsy.cli.capture_command import capture
+from autopsy.cli.importing import import_evidence
 from autopsy.cli.printing import Json, say, show
 from autopsy.errors import AutopsyError, ExitCode
 
@@ -109,6 +110,9 @@ def report(
     else:
         store(text, output)
         say(f"written to {output}")
+
+
+app.command(name="import")(import_evidence)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from autopsy.facts.cite import Cite
 
 if TYPE_CHECKING:
     from autopsy.commands.capture import Ended
+    from autopsy.commands.import_evidence import ImportedBundle
     from autopsy.target.ps import Vm
 
 
@@ -189,6 +190,31 @@ def verdict(diagnosis: Diagnosis) -> VerdictAnswer:
 def verdict_json(diagnosis: Diagnosis) -> str:
     """Return what `analyze --json` prints."""
     return _text(verdict(diagnosis))
+
+
+class ImportAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `import --json` prints; `source` says of each file what it was."""
+
+    bundle: str
+    report: str
+    sha256: str
+    source: tuple[str, ...]
+    verdict: VerdictAnswer
+    notes: tuple[str, ...]
+
+
+def import_json(done: ImportedBundle) -> str:
+    """Return the one object that `import --json` prints."""
+    return _text(
+        ImportAnswer(
+            bundle=str(done.sealed.path),
+            report=str(done.report or ""),
+            sha256=done.sealed.sha256,
+            source=done.source,
+            verdict=verdict(done.diagnosis),
+            notes=(*done.notes, *done.diagnosis.next_steps),
+        )
+    )
 
 
 def census_json(found: tuple[Vm, ...]) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +13,7 @@ import msgspec
 
 from autopsy import __version__
 from autopsy.bundle import layout
-from autopsy.bundle.manifest import SCHEMA, Clocks, Manifest, StepRecord
+from autopsy.bundle.manifest import SCHEMA, Manifest, StepRecord
 from autopsy.bundle.readme import readme
 from autopsy.bundle.seal import Sealed, encode_manifest, seal_in
 from autopsy.bundle.signing import can_sign, sign, signature_path
@@ -230,7 +228,7 @@ def capture(
     """
     began = clocks.now()
     budget = Deadline(options.budget)
-    staging = prepare(_bundle_name(vm.record.name, began), places, needs(vm.record.pid))
+    staging = prepare(layout.name_of(vm.record.name, began.utc), places, needs(vm.record.pid))
     manifest = Manifest(
         schema=SCHEMA,
         autopsy=__version__,
@@ -291,13 +289,6 @@ def capture(
         interrupted=any(step.interrupted for step in steps),
         end=end,
     )
-
-
-def _bundle_name(vm: str, began: Clocks) -> str:
-    """Return `autopsy-<name>-<UTC time>`, whatever the guest's owner chose to call it."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", vm).strip("._-")[:60] or "vm"
-    moment = datetime.fromisoformat(began.utc)
-    return f"autopsy-{plain}-{moment:%Y%m%dT%H%M%SZ}"
 
 
 def report_path(bundle: Path) -> Path:

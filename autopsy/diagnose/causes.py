@@ -11,7 +11,7 @@ from autopsy.facts.subjects import Whole
 
 # Among causes that do not wait for one another: whatever stops everything first, what pauses on purpose late.
 RANK: dict[Where, int] = {"process": 0, "vm-state": 2, "guest": 3, "none": 4, "unknown": 5}
-SURE = {"proven": 0, "likely": 1, "possible": 2}
+SURE = {"proven": 0, "likely": 1, "consistent": 1, "possible": 2}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ Where = Literal[
     "none",
     "unknown",
 ]
-Confidence = Literal["proven", "likely", "possible"]
+Confidence = Literal["proven", "likely", "possible", "consistent"]
 KillEffect = Literal["helps", "needless", "futile", "unknown"]
 When = Literal["now", "if-not", "never", "later"]
 

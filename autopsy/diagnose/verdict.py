@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from autopsy.diagnose import footprint, kill_effect, known_bugs, lost_by_kill, request_paths, runbooks, wait_graph
+from autopsy.diagnose import (
+    footprint,
+    imported,
+    kill_effect,
+    known_bugs,
+    lost_by_kill,
+    request_paths,
+    runbooks,
+    wait_graph,
+)
 from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.causes import Order, Seen, independent, is_pointer, order
 from autopsy.diagnose.diagnosis import CannotTell, Cause, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
@@ -35,7 +44,7 @@ class Judged:
 
 def diagnose(facts: Facts) -> Diagnosis:
     """Return where the I/O is stuck and why, with everything that speaks for it, against it, and that is missing."""
-    judged = tuple(Judged(signature, _judge(signature, facts)) for signature in SIGNATURES)
+    judged = tuple(Judged(each, _judge(each, facts)) for each in imported.signatures(facts, SIGNATURES))
     seen = [
         Seen(each.signature, each.answer, place) for place, each in enumerate(judged) if isinstance(each.answer, Match)
     ]
@@ -59,7 +68,7 @@ def diagnose(facts: Facts) -> Diagnosis:
 
 def _judge(signature: Signature, facts: Facts) -> Judgement:
     try:
-        return signature.judge(facts)
+        return imported.held_to(facts, signature, signature.judge(facts))
     except Exception as error:  # noqa: BLE001 - a bug in one signature must not cost the other sixty their say
         return Undecided(f"nothing: this signature failed on the evidence ({type(error).__name__}: {error})")
 
@@ -68,6 +77,8 @@ def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order) -> Diagnosi
     """Say what is known when no cause is: the effects that were seen, and what would tell their cause."""
     effects = [each for each, _ in found.others if not each.match.harmless]
     headline = "The evidence is not enough to tell"
+    if place := imported.place(facts):
+        headline = f"{place}; what holds it up cannot be told from this evidence"
     if effects:
         headline = f"{effects[0].match.headline}; what holds it up cannot be told from this evidence"
     return _diagnosis(
@@ -135,7 +146,7 @@ def _diagnosis(
         ),
         cannot_tell=undecided,
         chain=chain,
-        next_steps=tuple(_filled(step, facts.vm.pid) for step in steps.steps),
+        next_steps=(*(_filled(step, facts.vm.pid) for step in steps.steps), *imported.next_time(facts)),
         lost_by_kill=(
             *(_filled(each, facts.vm.pid) for each in steps.lost),
             *lost_by_kill.lost_by_kill(facts, undecided),

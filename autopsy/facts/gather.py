@@ -21,7 +21,7 @@ from autopsy.facts import (
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import Facts, MonitorFact, Role, Times, Vm
+from autopsy.facts.model.facts import Facts, MonitorFact, Origin, Role, Times, Vm
 from autopsy.facts.storage import disks, images, jobs, nodes, requests, rings, throttle, virtqueues
 from autopsy.facts.untrusted import mapping, number, sequence
 
@@ -82,7 +82,16 @@ def gather(evidence: Evidence) -> Facts:
         heap=heap,
         heap_again=heap_again,
         virtqueues=virtqueues.gather(evidence, heap, heap_again, shaped, found_disks, line),
+        origin=_origin(evidence),
+        frames_again=decode(evidence, layout.SECOND_EXPOSURE, layout.THREADS, tuple[records.ThreadStack, ...]),
     )
+
+
+def _origin(evidence: Evidence) -> Origin:
+    imported = evidence.manifest.imported
+    if imported is None:
+        return Origin.CAPTURE
+    return Origin.CORE if imported.whole else Origin.PASTE
 
 
 def _heap(evidence: Evidence) -> tuple[Fact[heap_records.Exposure], Fact[heap_records.Exposure]]:

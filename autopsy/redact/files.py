@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from autopsy.bundle import layout
-from autopsy.bundle.manifest import Manifest
+from autopsy.bundle.manifest import Imported, Manifest
 from autopsy.bundle.sections import Section, parse, render
 from autopsy.redact import patterns as words
 from autopsy.redact import secrets
@@ -126,7 +126,18 @@ def manifest(told: Manifest, hide: Pseudonyms) -> Manifest:
         steps=tuple(replace(each, why=hide.text(each.why)) for each in told.steps),
         notes=tuple(hide.text(each) for each in told.notes),
         files=(),
+        imported=_imported(told.imported),
     )
+
+
+def _imported(told: Imported | None) -> Imported | None:
+    """Return what was given, without the files' names: they themselves are no part of a redacted bundle."""
+    if told is None:
+        return None
+    files = tuple(
+        replace(each, name=f"file-{number}", sha256="", stored="") for number, each in enumerate(told.files, 1)
+    )
+    return replace(told, files=files)
 
 
 def _decoded(data: bytes) -> str:

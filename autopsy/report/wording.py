@@ -33,6 +33,7 @@ SURE = {
     "proven": "the mechanism itself was seen",
     "likely": "the evidence speaks for it, and for nothing else that was seen",
     "possible": "the evidence allows it, and does not decide",
+    "consistent": "what others took fits it; it was one look, with no clock, and not all was taken",
 }
 
 
@@ -40,6 +41,7 @@ SURE_OF_NOTHING = {
     "proven": "QEMU answers, and no sign of trouble was found",
     "likely": "no sign of trouble was found in what could be looked at",
     "possible": "no sign of trouble was found in the little that could be looked at",
+    "consistent": "what others took shows no sign of trouble",
 }
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from autopsy.diagnose import known_bugs, runbooks
 from autopsy.diagnose.catalogue import SIGNATURES
+from autopsy.diagnose.frames.catalogue import FROM_FRAMES
 
 RUNBOOKS = Path(__file__).resolve().parents[2] / "runbooks"
-IDS = tuple(signature.id for signature in SIGNATURES)
+IDS = tuple(signature.id for signature in (*SIGNATURES, *FROM_FRAMES))
 SECTIONS = (
     "Confirm by hand",
     "Immediate relief that destroys no evidence",

@@ -7,10 +7,10 @@ from enum import Enum
 from typing import Any, Literal
 
 from autopsy.bundle.heap import records as heap_records
-from autopsy.bundle.records import Frame, PollSet, QmpExchange
+from autopsy.bundle.records import Frame, PollSet, QmpExchange, ThreadStack
 from autopsy.bundle.syscalls import ARGUMENTS
 from autopsy.bundle.vm_end import VmEnd
-from autopsy.facts.cite import Cite, Fact
+from autopsy.facts.cite import Cite, Fact, Unknown
 from autopsy.facts.model.host import (
     BlockDevice,
     Descriptor,
@@ -62,6 +62,7 @@ __all__ = [
     "Movement",
     "MutexFact",
     "Node",
+    "Origin",
     "Park",
     "Peer",
     "Pressure",
@@ -90,6 +91,14 @@ class Role(Enum):
     MIGRATION = "migration"
     KERNEL = "kernel"
     OTHER = "other"
+
+
+class Origin(Enum):
+    """Who took the evidence, and how much of the process it can show."""
+
+    CAPTURE = "our own capture"
+    CORE = "a core that others took: one moment of the whole process"
+    PASTE = "what others pasted: some of the process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +292,9 @@ class Vm:
     end: Fact[EndFact]
 
 
+NOT_AGAIN = Unknown("evidence/second-exposure/threads.json", "no second look was pasted")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Everything that a bundle tells, ready to be judged.
@@ -316,3 +328,5 @@ class Facts:
     heap: Fact[heap_records.Exposure]
     heap_again: Fact[heap_records.Exposure]
     virtqueues: Fact[Queues]
+    origin: Origin = Origin.CAPTURE
+    frames_again: Fact[tuple[ThreadStack, ...]] = NOT_AGAIN

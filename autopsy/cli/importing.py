@@ -1,0 +1,41 @@
+"""The command `import`: what others took becomes a bundle with a diagnosis."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FilesGiven = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="backtraces, a core, logs; several at once; - reads a pipe")
+]
+OutDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")]
+JsonWanted = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+
+
+def import_evidence(files: FilesGiven, out: OutDirectory = None, json: JsonWanted = False) -> None:
+    """Diagnose what others took: a pasted backtrace, a core, logs.
+
+    The result is a bundle. What was not taken is told as unknown; no answer is surer than "consistent", but where the
+    evidence itself proves it.
+    """
+    from autopsy.cli import terminal
+    from autopsy.cli.json_output import import_json
+    from autopsy.cli.printing import say, show
+    from autopsy.commands.import_evidence import import_evidence as bring_in
+    from autopsy.text import plain
+
+    done = bring_in(tuple(files), place=out or Path(), words=tuple(sys.argv[1:]))
+    if json:
+        show(import_json(done))
+        return
+    for line in (*done.source, *(f"note: {note}" for note in done.notes)):
+        say(plain(line))
+    for line in terminal.diagnosis_lines(done.diagnosis):
+        show(line)
+    for line in done.diagnosis.next_steps:
+        show(f"next        {plain(line)}")
+    show(f"report      {done.report or 'inside the bundle'}")
+    show(f"bundle      {done.sealed.path} ({done.sealed.size / 1e6:.1f} MB, sha256 {done.sealed.sha256})")

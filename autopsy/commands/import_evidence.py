@@ -1,0 +1,194 @@
+"""Makes a bundle with a diagnosis of what others took: pasted backtraces, a core, logs, a report of the host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.manifest import Manifest
+from autopsy.bundle.reader import hold, open_bundle
+from autopsy.bundle.seal import Sealed, seal_in
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.errors import ExaminationFailed, UsageError
+from autopsy.examine.boxed import examine_boxed
+from autopsy.examine.core.inputs import Frozen
+from autopsy.examine.run import examine
+from autopsy.files import private
+from autopsy.incoming.boxed import read_boxed
+from autopsy.incoming.bundle import Given, Typed, lay_out, write_manifest
+from autopsy.incoming.stored import stored
+from autopsy.linux import clocks, regular
+from autopsy.report.boxed import in_box
+from autopsy.report.store import Answers, answer
+
+SECONDS = 120.0  # nobody's VM waits for this examination
+MOST_PIPED = 256 << 20  # bytes of what comes from a pipe
+WANTED = (
+    "a gdb, pstack, eu-stack or coredumpctl backtrace, a core of QEMU (also compressed), its command line or log, "
+    "QMP answers, a kernel log with hung tasks"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedBundle:
+    """What became of an import; `source` says what each file was."""
+
+    sealed: Sealed
+    report: Path | None
+    diagnosis: Diagnosis
+    source: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def import_evidence(files: Sequence[Path], *, place: Path, words: tuple[str, ...]) -> ImportedBundle:
+    """Read the files, lay them out as a bundle, examine a core among them, diagnose, render and seal.
+
+    Raises:
+        UsageError: a file is not there, or nothing in any of them is of use.
+        NotStored: the bundle could not be written.
+    """
+    if not place.is_dir():
+        raise UsageError(str(place), "there is no such folder", remedy="give --out a folder that is there")
+    with _workshop() as (folder, scratch), _opened(files, scratch) as given:
+        os.mkdir(scratch / "read", 0o700)
+        material = read_boxed([each.descriptor for each in given], scratch / "read")
+        source = tuple(f"{each.name}: {seen.what}" for each, seen in zip(given, material.seen, strict=True))
+        if not any(seen.of_use for seen in material.seen):
+            raise UsageError(
+                "import", f"nothing of a wedged QEMU is in it: {'; '.join(source)}", remedy=f"looked for: {WANTED}"
+            )
+        laid = lay_out(folder, given, material, stored(material.paste), Typed(clocks.now(), words))
+        manifest = laid.manifest
+        if laid.core:
+            manifest = _examined(folder, scratch, manifest)
+        answers = _answered(folder)
+        notes = [*manifest.notes]
+        if answers.unrendered:
+            notes.append(f"no report could be made: {answers.unrendered}; `autopsy report BUNDLE` tries again")
+            manifest = msgspec.structs.replace(manifest, notes=tuple(notes))
+        sealed = seal_in(
+            place.absolute(), layout.name_of(manifest.target.name, manifest.began.utc), folder, manifest, frozenset()
+        )
+        return ImportedBundle(sealed, _beside(folder, sealed), answers.diagnosis, source, tuple(notes))
+
+
+def _examined(folder: Path, scratch: Path, manifest: Manifest) -> Manifest:
+    """Examine the core as one of our own."""
+    core = scratch / "read" / layout.CORE
+    with private.new(folder / layout.CORE) as copy, open(regular.open_regular(core), "rb") as taken:
+        _copy_sparse(taken.fileno(), copy.fileno())
+    core.unlink()
+    work = scratch / "examine"
+    frozen = Frozen(
+        core=folder / layout.CORE,
+        read=lambda name: open_bundle(folder).read(name),
+        write=lambda file, data: private.store_below(folder, layout.evidence(layout.GDB_THREADS, file), data),
+        scratch=work,
+        seconds=SECONDS,
+    )
+    try:
+        note, outcome = examine_boxed(frozen, examine), "Collected"
+    except ExaminationFailed as error:
+        note, outcome = f"{error}", "Failed"
+    steps = tuple(
+        msgspec.structs.replace(each, outcome=outcome, why=note)
+        if each.name == layout.GDB_THREADS
+        else msgspec.structs.replace(each, outcome="Collected", why="the core that was imported")
+        if each.name == layout.FREEZE
+        else each
+        for each in manifest.steps
+    )
+    changed = msgspec.structs.replace(manifest, steps=steps, notes=(*manifest.notes, f"the core: {note}"))
+    write_manifest(folder, changed)
+    return changed
+
+
+def _copy_sparse(source: int, destination: int) -> None:
+    """Copy a file's bytes and leave its holes holes."""
+    size, at = os.fstat(source).st_size, 0
+    os.ftruncate(destination, size)
+    with contextlib.suppress(OSError):  # nothing but a hole is left
+        while at < size:
+            at = os.lseek(source, at, os.SEEK_DATA)
+            end = os.lseek(source, at, os.SEEK_HOLE)
+            while at < end:
+                at += os.pwrite(destination, os.pread(source, min(1 << 20, end - at), at), at)
+
+
+@contextlib.contextmanager
+def _workshop() -> Iterator[tuple[Path, Path]]:
+    """Yield the bundle's folder and a scratch folder, both ours alone and gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="autopsy-", dir=os.environ.get("TMPDIR", "/var/tmp")) as top:  # noqa: S108 - private, and larger than a tmpfs /tmp may hold
+        folder, scratch = Path(top, "bundle"), Path(top, "scratch")
+        os.close(private.make(folder))
+        os.close(private.make(scratch))
+        yield folder, scratch
+
+
+@contextlib.contextmanager
+def _opened(files: Sequence[Path], scratch: Path) -> Iterator[list[Given]]:
+    """Open the files; `-` is what a pipe holds."""
+    with contextlib.ExitStack() as stack:
+        given = []
+        for file in files:
+            descriptor = _open(file, scratch)
+            stack.callback(os.close, descriptor)
+            given.append(Given("stdin" if str(file) == "-" else file.name, descriptor))
+        yield given
+
+
+def _open(file: Path, scratch: Path) -> int:
+    try:
+        if str(file) == "-":
+            return _spooled(0, scratch / "stdin")
+        if stat.S_ISFIFO(os.stat(file).st_mode):  # `<(gdb …)` of a shell
+            with open(file, "rb") as pipe:
+                return _spooled(pipe.fileno(), scratch / f"pipe-{private.token()}")
+        return regular.open_regular(file)
+    except OSError as error:
+        raise UsageError(str(file), f"cannot be read: {error.strerror}", remedy="check the path") from error
+
+
+def _spooled(source: int, path: Path) -> int:
+    """Return a descriptor of a file of ours that holds what came through a pipe, as much as anybody reads of it."""
+    with private.new(path) as copy:
+        left = MOST_PIPED
+        while left and (data := os.read(source, min(1 << 20, left))):
+            copy.write(data)
+            left -= len(data)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _answered(folder: Path) -> Answers:
+    """Have the evidence diagnosed and rendered by a process that can do nothing else, and store what it says."""
+    held = hold(folder)
+
+    def hear(name: str, data: bytes) -> bytes:
+        if name in {layout.DIAGNOSIS, layout.REPORT}:
+            private.store(folder / name, data)
+        return b""
+
+    data = in_box(
+        lambda _box, line: msgspec.json.encode(answer(held.read(), line.tell)),
+        thing="the evidence",
+        seconds=SECONDS,
+        hear=hear,
+    )
+    return msgspec.json.decode(data, type=Answers)
+
+
+def _beside(folder: Path, sealed: Sealed) -> Path | None:
+    copy = sealed.path.with_name(sealed.path.name.removesuffix(".tar.zst") + ".html")
+    try:
+        private.publish(copy, (folder / layout.REPORT).read_bytes())
+    except OSError:
+        return None
+    return copy

@@ -1,0 +1,205 @@
+"""Block layer and jobs: waits that can never end, because what they wait for needs whoever waits."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.frames.stacks import Stack, Wait, stacks
+from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries.wording import sentence
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, Signature, claim
+from autopsy.facts import subjects
+from autopsy.facts.cite import Known
+from autopsy.facts.model.facts import CoroutineFact, Facts, Park, Role
+from autopsy.facts.subjects import Whole
+
+DRAINS = (
+    "bdrv_do_drained_begin",
+    "bdrv_drain",
+    "bdrv_subtree_drained",
+    "bdrv_parent_drained",
+    "bdrv_co_yield_to_drain",
+    "blk_drain",
+    "bdrv_drained_begin",
+)
+GRAPH = ("bdrv_graph_wrlock", "bdrv_graph_wrlock_drained")
+JOB_ENDS = (
+    "job_exit",
+    "job_finalize",
+    "job_completed",
+    "job_do_finalize",
+    "job_do_dismiss",
+    "job_dismiss",
+    "job_clean",
+    "job_prepare",
+    "job_txn",
+    "job_unref",
+    "job_cancel",
+    "job_finish_sync",
+    "job_abort",
+    "block_job_",
+    "mirror_exit",
+    "mirror_drain",
+    "backup_clean",
+    "commit_complete",
+    "stream_prepare",
+    "child_job_",
+)
+FRAME = frozenset({Whole.MAIN_LOOP, Whole.REQUESTS, Whole.IOTHREAD, Whole.STORAGE})
+
+
+def called(stack: Stack) -> str:
+    """Return whose stack it is, in words."""
+    return naming.name(subjects.thread(stack.thread))
+
+
+def match(headline: str, *found: Stack, claims: tuple[str, ...] = (), where: object = None) -> Match:
+    """Return a match about some stacks: each is cited, with a sentence of its own."""
+    words = claims or tuple(
+        f"{sentence(called(each))} is in {', under '.join(dict.fromkeys(shown(each)))}." for each in found
+    )
+    return Match(
+        headline=headline,
+        objects=tuple(subjects.thread(each.thread) for each in found),
+        confidence="likely",
+        claims=tuple(claim(text, each.cite) for text, each in zip(words, found, strict=False)),
+        holds=FRAME | {subjects.thread(each.thread) for each in found},
+        weight=1,
+        where=where,  # type: ignore[arg-type]  # one of the closed vocabulary, from the callers below
+    )
+
+
+def shown(stack: Stack) -> tuple[str, ...]:
+    """Return the few functions that say where a stack is: what waits, what it waits in, and what that is for."""
+    named = [name for name in stack.names if name]
+    polls = stack.polls_for[:1]
+    outside = [name for name in stack.outer if name][:2]
+    return tuple(named[:1]) + polls + tuple(outside) if named else ("a function without a name",)
+
+
+def nothing(why: str, found: tuple[Stack, ...]) -> Judgement:
+    """Say that the stacks that there are do not show it; there may be others."""
+    return CannotTell(f"{why}: all threads' frames, and the parked coroutines" if found else "the threads' frames")
+
+
+def _graph(facts: Facts) -> Judgement:
+    """Somebody wants the graph for himself, and whom he waits for needs what he holds."""
+    found = stacks(facts)
+    writers = [each for each in found if each.has(*GRAPH) and each.wait in {Wait.POLL, Wait.LOCK}]
+    drainers = [each for each in found if each.wait is Wait.POLL and (each.is_main or each.holds_bql)]
+    readers = _parked(facts, Park.GRAPH_LOCK)
+    if drainers and readers:
+        parked = f"a request is parked in bdrv_graph_co_rdlock ({len(readers)} in what was pasted)"
+        return match(
+            f"{sentence(called(drainers[0]))} drains requests that wait for the block graph's lock",
+            drainers[0],
+            claims=(f"{sentence(called(drainers[0]))} polls in {drainers[0].polls_for[0]}, and {parked}.",),
+        )
+    for writer in writers:
+        others = [each for each in found if each is not writer and (each.wants_context or each.wait is Wait.POLL)]
+        if others:
+            other = others[0]
+            words = "waits for an AioContext" if other.wants_context else f"polls in {other.polls_for[0]}"
+            mine = "waits for an AioContext" if writer.wants_context else "waits for the graph's readers"
+            return match(
+                f"The block graph's lock and an AioContext wait for each other: {called(writer)} wants to change the "
+                f"graph, and {called(other)} {words}",
+                writer,
+                other,
+                claims=(
+                    f"{sentence(called(writer))} {mine}, in {writer.has(*GRAPH)}.",
+                    f"{sentence(called(other))} {words}.",
+                ),
+            )
+    if writers:
+        return match(
+            f"{sentence(called(writers[0]))} waits in {writers[0].has(*GRAPH)} for readers that do not end", writers[0]
+        )
+    return nothing("no thread changes the block graph", found)
+
+
+def _parked(facts: Facts, *parks: Park) -> tuple[CoroutineFact, ...]:
+    found = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    return tuple(each for each in found if each.park in parks)
+
+
+def _nested(facts: Facts) -> Judgement:
+    """A poll inside another one's call: the outer cannot end before the inner, and the inner may wait for the outer."""
+    found = stacks(facts)
+    for stack in found:
+        polls = stack.polls_for
+        if stack.wait is Wait.POLL and len(polls) > 1:
+            return match(
+                f"{sentence(called(stack))} waits in {polls[0]}, inside of its wait in {polls[-1]}: neither ends "
+                "before the other",
+                stack,
+                claims=(f"{sentence(called(stack))} polls in {', inside of '.join(polls[:4])}.",),
+            )
+    for stack in found:
+        if stack.wait is Wait.POLL and stack.thread.role in {Role.MIGRATION, Role.OTHER} and stack.holds_bql:
+            return match(
+                f"{sentence(called(stack))} holds the BQL and polls in {stack.polls_for[0]} for what only the main "
+                "loop can run",
+                stack,
+            )
+    return nothing("no thread polls inside of another poll", found)
+
+
+def _job_end(facts: Facts) -> Judgement:
+    """The end of a job drains: it holds what the requests need to end, or their end is queued behind it."""
+    found = stacks(facts)
+    for stack in found:
+        if stack.wait is not Wait.POLL or not (stack.is_main or stack.holds_bql):
+            continue
+        job = stack.begins(*JOB_ENDS)
+        if not job or _parked(facts, Park.NBD_REPLY, Park.NBD_CONNECT):
+            continue
+        return match(
+            f"{sentence(called(stack))} waits in {stack.polls_for[0]} at the end of a block job ({job}) for requests "
+            "that cannot end meanwhile",
+            stack,
+            claims=(f"{sentence(called(stack))} polls in {stack.polls_for[0]}, under {job}.",),
+        )
+    return nothing("no thread waits at the end of a job", found)
+
+
+def _ide(facts: Facts) -> Judgement:
+    found = stacks(facts)
+    for stack in found:
+        cancel = stack.has("ide_cancel_dma_sync", "ide_bus_reset", "ide_reset", "ahci_reset_port", "bmdma_cmd_writeb")
+        if cancel and stack.wait is Wait.POLL:
+            return match(
+                f"{sentence(called(stack))} cancels an IDE or AHCI request ({cancel}) and drains for it", stack
+            )
+    return nothing("no thread cancels an IDE request", found)
+
+
+def _negotiation(facts: Facts) -> Judgement:
+    """A drain waits for an NBD client that negotiates, and nobody lets the negotiation go on."""
+    found = stacks(facts)
+    waiting = [each for each in _parked(facts, Park.NBD_CONNECT) if _negotiates(each)]
+    drains = [each for each in found if each.wait is Wait.POLL]
+    for stack in drains:
+        if waiting or stack.begins("nbd_receive_negotiate", "nbd_start_negotiate", "nbd_client_connect"):
+            return match(
+                f"{sentence(called(stack))} waits in {stack.polls_for[0]} while the NBD client negotiates with its "
+                "server",
+                stack,
+            )
+    return nothing("no drain waits for an NBD negotiation", found)
+
+
+def _negotiates(coroutine: CoroutineFact) -> bool:
+    return any(
+        each.function.startswith(("nbd_receive_negotiate", "nbd_start_negotiate", "nbd_opt_"))
+        for each in coroutine.frames
+    )
+
+
+SIGNATURES = (
+    Signature(
+        "graph-lock-against-context", "block", "the block graph's lock and an AioContext wait for each other", _graph
+    ),
+    Signature("nbd-negotiation-drained", "block", "a drain waits for an NBD negotiation", _negotiation),
+    Signature("ide-cancel-drains", "device", "a cancelled IDE request is drained", _ide),
+    Signature("poll-inside-poll", "block", "a wait lies inside of another one", _nested),
+    Signature("job-end-drains", "block", "the end of a block job drains", _job_end),
+)

@@ -1,0 +1,184 @@
+"""What lies outside of QEMU's own waits: peers, the host's calls, and work that goes on while all others wait."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.diagnosis import Where
+from autopsy.diagnose.frames.block_waits import called, match, nothing
+from autopsy.diagnose.frames.stacks import Stack, Wait, stacks
+from autopsy.diagnose.frames.words import DISPATCH
+from autopsy.diagnose.queries.wording import sentence
+from autopsy.diagnose.signature import Judgement, Match, Signature
+from autopsy.facts.model.facts import Facts, Role
+
+SOCKET_CALLS = frozenset({"recvmsg", "recvfrom", "sendmsg", "sendto", "connect", "recvmmsg"})
+FILE_CALLS = frozenset(
+    {"lseek", "pread64", "pwrite64", "preadv", "pwritev", "preadv2", "pwritev2", "fsync", "fdatasync", "fallocate"}
+    | {"ftruncate", "openat", "close", "fstat", "newfstatat", "statx", "io_submit", "copy_file_range", "syncfs"}
+    | {"sync_file_range", "io_uring_enter", "fcntl"}
+)
+STREAM_CALLS = frozenset({"read", "write", "readv", "writev", "poll", "ppoll"})
+VHOST_USER = ("vhost_user_", "vhost_set_", "vhost_kernel_", "vhost_backend_")
+# Functions of libraries and drivers that ask a server and wait for its answer.
+PEERS = (
+    "rados_",
+    "rbd_",
+    "librbd",
+    "librados",
+    "ceph",
+    "Objecter",
+    "qemu_rbd",
+    "glfs_",
+    "qemu_gluster",
+    "syncop_",
+    "iscsi_",
+    "nfs_",
+    "ssh_",
+    "sftp_",
+    "curl_",
+    "nbd_",
+    "slirp_",
+    "sorecvfrom",
+    "qio_channel_socket_",
+    "qio_channel_tls_",
+    "tpm_emulator",
+    "tpm_util",
+    "scsi_pr_",
+    "pr_manager",
+    "libvirt",
+    "usbredir",
+)
+CHARDEV = ("qemu_chr_write_buffer", "qemu_chr_write", "qemu_chr_fe_write_all", "qemu_chr_fe_write")
+JOBS = ("job_co_entry", "blockdev_create_run", "mirror_run", "backup_run", "commit_run", "stream_run")
+
+
+def _blocks_others(stack: Stack) -> bool:
+    return stack.holds_bql or stack.thread.role is Role.IOTHREAD
+
+
+def _vhost_user(facts: Facts) -> Judgement:
+    found = stacks(facts)
+    for stack in found:
+        place = stack.begins("vhost_user_")
+        if place and (stack.wait is Wait.CALL or stack.begins("qemu_chr_fe_read_all", "tcp_chr_", "qio_channel_")):
+            held = " and holds the BQL" if stack.holds_bql else ""
+            return match(
+                f"{sentence(called(stack))} asks a vhost-user back end ({place}) and waits for its answer{held}", stack
+            )
+    return nothing("no thread asks a vhost-user back end", found)
+
+
+def _chardev(facts: Facts) -> Judgement:
+    found = stacks(facts)
+    for stack in found:
+        place = stack.has(*CHARDEV)
+        if place and stack.wait in {Wait.CALL, Wait.LOCK, Wait.RESTS}:
+            return match(
+                f"{sentence(called(stack))} writes to a character device ({place}) whose reader does not read", stack
+            )
+    return nothing("no thread writes to a character device", found)
+
+
+def _peer(facts: Facts) -> Judgement:
+    """A thread that others need asks a program at the other end of a connection, and waits there."""
+    found = stacks(facts)
+    for stack in found:
+        if not _blocks_others(stack) or stack.wait not in {
+            Wait.CALL,
+            Wait.CONDITION,
+            Wait.SEMAPHORE,
+            Wait.POLL,
+            Wait.RUNS,
+        }:
+            continue
+        place = stack.begins(*PEERS)
+        asks = (
+            stack.call in SOCKET_CALLS
+            or (stack.call in STREAM_CALLS and place)
+            or (place and stack.wait in {Wait.CONDITION, Wait.SEMAPHORE})
+        )
+        if asks and not (stack.wait is Wait.POLL and stack.polls_for):
+            return match(
+                f"{sentence(called(stack))} waits in {place or stack.call} for a program at the other end", stack
+            )
+    return nothing("no thread that others need waits for a peer", found)
+
+
+def _host(facts: Facts) -> Judgement:
+    """A thread that others need is in a system call on a file, or every request is in one."""
+    found = stacks(facts)
+    for stack in found:
+        if _blocks_others(stack) and stack.wait is Wait.CALL and stack.call in FILE_CALLS | {"read", "write"}:
+            return match(
+                f"{sentence(called(stack))} is in {stack.call} on the host's storage, and others wait for it", stack
+            )
+    working = [each for each in found if each.thread.role is Role.WORKER and each.call in FILE_CALLS]
+    if working and any(each.wait is Wait.POLL for each in found):
+        return match(
+            f"{len(working)} of QEMU's worker threads are in {working[0].call} on the host's storage, and a drain "
+            "waits for them",
+            *working[:4],
+        )
+    return nothing("no thread that others need is in a call on the host's storage", found)
+
+
+def _busy(facts: Facts) -> Judgement:
+    """The main thread, or a vCPU that holds the BQL, works on and on."""
+    found = stacks(facts)
+    waiting = [each for each in found if each.wants_bql]
+    for stack in found:
+        if stack.wait is not Wait.RUNS or not stack.holds_bql:
+            continue
+        if not stack.is_main and not waiting:
+            continue
+        return _works(stack)
+    return nothing("no thread that holds the BQL runs", found)
+
+
+def _works(stack: Stack) -> Match:
+    job = stack.begins(*JOBS)
+    device = next((name for name in stack.names if name in DISPATCH), "")
+    where: Where = "job" if job else "device" if device else "control"
+    place = next((name for name in stack.names if name), "")
+    inside = _emulation(stack) if device else job or _outer(stack)
+    return match(
+        f"{sentence(called(stack))} works in {place}{f', for {inside},' if inside else ''} with the BQL held, and all "
+        "others wait for it",
+        stack,
+        where=where,
+    )
+
+
+def _emulation(stack: Stack) -> str:
+    """Return the device model's function: the outermost below the memory region's dispatch."""
+    before = ""
+    for name in stack.names:
+        if name in DISPATCH:
+            return before
+        before = name or before
+    return before
+
+
+def _outer(stack: Stack) -> str:
+    loop = (
+        "main_loop",
+        "glib_pollfds",
+        "os_host_main_loop",
+        "g_main",
+        "aio_",
+        "qemu_main",
+        "qemu_default",
+        "coroutine_",
+    )
+    named = [name for name in stack.names[1:] if name and name != "main" and not name.startswith(loop)]
+    return named[-1] if named else ""
+
+
+SIGNATURES_FIRST = (
+    Signature("vhost-user-question", "peer", "a vhost-user back end is asked and does not answer", _vhost_user),
+)
+SIGNATURES = (
+    Signature("chardev-write-waits", "control", "a character device's reader is waited for", _chardev),
+    Signature("peer-question-waits", "peer", "a peer is asked and does not answer", _peer),
+    Signature("host-call-waits", "host", "a call on the host's storage is waited for", _host),
+    Signature("busy-with-bql", "control", "a thread works with the BQL held", _busy),
+)

@@ -1,0 +1,163 @@
+"""What each thread waits for and holds, as far as the functions on its stack tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from autopsy.diagnose.frames import words
+from autopsy.diagnose.queries.threads import threads
+from autopsy.facts.cite import Cite, Known
+from autopsy.facts.model.facts import Facts, Role, Thread
+
+
+class Wait(Enum):
+    """How a thread waits; the value says it in words."""
+
+    LOCK = "waits for a mutex"
+    POLL = "polls inside a call of its own"
+    SEMAPHORE = "waits for a semaphore"
+    EVENT = "waits for an event"
+    CONDITION = "waits for a condition"
+    JOIN = "waits for a thread's end"
+    CALL = "is in a system call"
+    RESTS = "rests"
+    RUNS = "runs"
+    NAMELESS = "stands where no name tells what it does"
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One thread's functions, innermost first, with how it waits there.
+
+    `under` is the first function outside of the waiting itself; `outer` are the functions from it outwards. `call` is
+    the system call. `holds_bql` says what its place implies: there it cannot be without the BQL.
+    """
+
+    thread: Thread
+    names: tuple[str, ...]
+    wait: Wait
+    under: str
+    outer: tuple[str, ...]
+    call: str
+    holds_bql: bool
+    cite: Cite
+
+    def has(self, *wanted: str) -> str:
+        """Return the innermost of these functions that it is in, empty for none."""
+        return next((name for name in self.names if name in wanted), "")
+
+    def begins(self, *starts: str) -> str:
+        """Return its innermost function outside of the waiting whose name begins so, empty for none."""
+        return next((name for name in self.outer if name.startswith(starts)), "")
+
+    @property
+    def wants_bql(self) -> bool:
+        """Tell whether it waits for the BQL."""
+        return self.wait is Wait.LOCK and (self.has(*words.BQL) != "" or self.under in words.ONLY_BQL)
+
+    @property
+    def wants_context(self) -> bool:
+        """Tell whether it waits for an AioContext's lock."""
+        return self.wait is Wait.LOCK and self.has("aio_context_acquire") != "" and not self.wants_bql
+
+    @property
+    def polls_for(self) -> tuple[str, ...]:
+        """Return the functions that poll, innermost first: those around each aio_poll that is no thread's own loop."""
+        found = []
+        for place, name in enumerate(self.names):
+            around = self.names[place + 1 : place + 2]
+            if name in words.POLLS and around and around[0] not in words.OWN_LOOPS:
+                found.append(around[0])
+            elif name in words.OLD_POLLS and not place:
+                found.append(name)
+        return tuple(found)
+
+    @property
+    def is_main(self) -> bool:
+        """Tell whether it is the main thread."""
+        return self.thread.role is Role.MAIN
+
+
+def stacks(facts: Facts) -> tuple[Stack, ...]:
+    """Return every thread that has frames, but those that moved from one look to the next."""
+    again = _again(facts)
+    found = []
+    for thread in threads(facts):
+        if not isinstance(thread.frames, Known):
+            continue
+        names = tuple(_plain(frame.function) for frame in thread.frames.value)
+        if thread.tid in again and again[thread.tid] != names:
+            continue
+        found.append(_stack(thread, names, thread.frames.cite))
+    return tuple(found)
+
+
+def _again(facts: Facts) -> Mapping[int, tuple[str, ...]]:
+    later = facts.frames_again
+    if not isinstance(later, Known):
+        return {}
+    return {each.tid: tuple(_plain(frame.function) for frame in each.frames) for each in later.value}
+
+
+def _plain(name: str) -> str:
+    return name if name.startswith("<") else name.partition(".")[0].removeprefix("__GI_")
+
+
+def _stack(thread: Thread, names: tuple[str, ...], cite: Cite) -> Stack:
+    place = next((at for at, name in enumerate(names) if name and name not in words.WAITING), len(names))
+    inner, outer = names[:place], names[place:]
+    under = outer[0] if outer else ""
+    call = next((found for name in names[:4] if (found := words.system_call(name))), "")
+    wait = _wait(inner, outer, call, names)
+    stack = Stack(thread, names, wait, under, outer, call, holds_bql=False, cite=cite)
+    return Stack(thread, names, wait, under, outer, call, holds_bql=_holds_bql(stack), cite=cite)
+
+
+def _wait(inner: tuple[str, ...], outer: tuple[str, ...], call: str, names: tuple[str, ...]) -> Wait:
+    for wait, wanted in (
+        (Wait.JOIN, words.JOINS),
+        (Wait.SEMAPHORE, words.SEMAPHORES),
+        (Wait.EVENT, words.EVENTS),
+        (Wait.CONDITION, words.CONDITIONS),
+        (Wait.LOCK, words.LOCKS),
+    ):
+        if any(name in wanted or (name.startswith(words.OLD_LOCK) and wait is Wait.LOCK) for name in inner):
+            return Wait.RESTS if outer and outer[0] in words.IDLE_UNDER.get(wait.name, frozenset()) else wait
+    if _polls(names):
+        return Wait.POLL
+    if call in words.POLL_CALLS and (not outer or outer[0] in words.LOOPS or set(outer[:6]) & words.LOOPS):
+        return Wait.RESTS
+    if call == "ioctl" and set(outer[:2]) & words.GUEST_RUNS:
+        return Wait.RESTS
+    if call:
+        return Wait.CALL
+    named = names[0] if names else ""
+    return Wait.RUNS if named else Wait.NAMELESS
+
+
+def _polls(names: tuple[str, ...]) -> bool:
+    """Tell whether the innermost that it does is a poll of its own: nothing but polling lies inside of it."""
+    for place, name in enumerate(names):
+        if name in words.OLD_POLLS and not place:
+            return True
+        if name in words.POLLS:
+            around = names[place + 1] if place + 1 < len(names) else ""
+            quiet = all(each in words.POLLING or words.system_call(each) in words.POLL_CALLS for each in names[:place])
+            return quiet and around not in words.OWN_LOOPS and around != ""
+    return False
+
+
+def _holds_bql(stack: Stack) -> bool:
+    if stack.wants_bql:
+        return False
+    names = set(stack.names)
+    if stack.is_main:
+        return stack.wait is not Wait.RESTS
+    return bool(names & words.DISPATCH or names & words.UNDER_BQL)
+
+
+def of_role(found: Iterable[Stack], *roles: Role) -> tuple[Stack, ...]:
+    """Return the stacks of threads of some roles."""
+    return tuple(each for each in found if each.thread.role in roles)

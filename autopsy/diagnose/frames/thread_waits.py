@@ -1,0 +1,186 @@
+"""Threads that wait for one another: joins, locks taken twice or in the wrong order, RCU, migration, vCPUs."""
+
+from __future__ import annotations
+
+from autopsy.diagnose.diagnosis import Where
+from autopsy.diagnose.frames.block_waits import called, match, nothing
+from autopsy.diagnose.frames.stacks import Stack, Wait, stacks
+from autopsy.diagnose.frames.words import READS_RCU
+from autopsy.diagnose.queries.wording import sentence
+from autopsy.diagnose.signature import Judgement, Match, Signature
+from autopsy.facts.model.facts import Facts, Role
+
+MIGRATION = (
+    "migration_",
+    "migrate_",
+    "multifd_",
+    "postcopy_",
+    "colo_",
+    "process_incoming_migration",
+    "source_return_path",
+    "await_return_path",
+    "close_return_path",
+    "qemu_loadvm",
+    "qemu_savevm",
+    "loadvm_",
+    "ram_save",
+    "ram_load",
+    "rdma_",
+    "qemu_rdma",
+    "vmstate_load",
+    "vmstate_save",
+    "bg_migration",
+    "save_snapshot",
+    "load_snapshot",
+    "mig_",
+)
+RCU = ("drain_call_rcu", "synchronize_rcu", "wait_for_readers")
+# Who is in one of these holds the lock that the other takes.
+HELD: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
+    (("monitor_cleanup", "monitor_data_destroy"), ("monitor_qapi_event_",), "the monitor's lock"),
+    (("throttle_group_",), ("throttle_group_",), "a throttle group's lock"),
+    (("virtio_scsi_do_tmf", "virtio_scsi_handle_ctrl"), ("scsi_device_", "scsi_req_"), "a SCSI device's lock"),
+)
+PAUSES = (
+    "pause_all_vcpus",
+    "run_on_cpu",
+    "do_run_on_cpu",
+    "async_safe_run_on_cpu",
+    "start_exclusive",
+    "cpu_exec_start",
+)
+RECEIVES = ("qemu_fill_buffer", "qio_channel_", "qemu_rdma_", "gnutls_", "recvmsg", "readv", "read")
+
+
+def _migrates(*found: Stack) -> bool:
+    return any(each.thread.role is Role.MIGRATION or each.begins(*MIGRATION) for each in found)
+
+
+def _where(*found: Stack) -> Where:
+    return "migration" if _migrates(*found) else "control"
+
+
+def _twice(facts: Facts) -> Judgement:
+    """A thread takes a lock that a function further out on its own stack holds."""
+    found = stacks(facts)
+    for stack in (each for each in found if each.wait is Wait.LOCK and not each.wants_context):
+        taker = stack.under
+        if stack.has("<signal handler called>") and taker:
+            place = stack.names.index("<signal handler called>")
+            outside = {name for name in stack.names[place:] if name}
+            if taker in outside or taker.startswith(("malloc", "free", "_int_", "calloc", "realloc")):
+                return _own(stack, f"{taker} inside of a signal handler that interrupted it")
+        for holders, takers, lock in HELD:
+            holder = next((name for name in stack.outer[1:] if name.startswith(holders)), "")
+            if taker.startswith(takers) and holder:
+                return _own(stack, f"{lock} in {taker}, under {holder}")
+        if taker and taker in stack.outer[1:] and not stack.wants_bql:
+            return _own(stack, f"a lock in {taker}, which lies a second time further out on its stack")
+    return nothing("no stack takes a lock twice", found)
+
+
+def _own(stack: Stack, words: str) -> Match:
+    return match(f"{sentence(called(stack))} waits for a lock that it holds itself: {words}", stack)
+
+
+def _rcu(facts: Facts) -> Judgement:
+    """A thread waits for RCU's readers, and is one, or waits inside of a loop that one of them needs."""
+    found = stacks(facts)
+    for stack in found:
+        rcu = stack.has(*RCU)
+        if not rcu or stack.wait not in {Wait.EVENT, Wait.CONDITION, Wait.LOCK} or stack.thread.role is Role.CALL_RCU:
+            continue
+        reader = next((name for name in stack.names if name in READS_RCU), "")
+        if reader:
+            return match(
+                f"{sentence(called(stack))} waits in {rcu} for RCU's readers, and is one of them (in {reader})", stack
+            )
+        return match(
+            f"{sentence(called(stack))} waits in {rcu} for RCU's readers, and holds up all that needs it", stack
+        )
+    return nothing("no thread waits for RCU", found)
+
+
+def _join(facts: Facts) -> Judgement:
+    """A thread waits for another one's end, which needs what the first holds, or was never told to end."""
+    found = stacks(facts)
+    for stack in (each for each in found if each.wait is Wait.JOIN):
+        joined = stack.begins("")
+        others = [each for each in found if each is not stack and each.wants_bql and each.thread.role is not Role.VCPU]
+        if others and stack.holds_bql:
+            return match(
+                f"{sentence(called(stack))} waits in {joined} for the end of a thread that waits for the BQL: "
+                f"{called(others[0])}",
+                stack,
+                others[0],
+                where=_where(stack, others[0]),
+            )
+        return match(
+            f"{sentence(called(stack))} waits in {joined} for the end of a thread that does not end",
+            stack,
+            where=_where(stack),
+        )
+    return nothing("no thread waits for another one's end", found)
+
+
+def _migration(facts: Facts) -> Judgement:
+    """A thread of the migration waits for another part of it, or for the other side."""
+    found = stacks(facts)
+    waits = {Wait.SEMAPHORE, Wait.EVENT, Wait.CONDITION, Wait.POLL, Wait.CALL, Wait.RUNS, Wait.LOCK}
+    ranked = sorted(
+        (each for each in found if each.wait in waits and not each.wants_bql and _in_migration(each)),
+        key=lambda each: (not each.is_main, not each.holds_bql, each.thread.role is not Role.MIGRATION),
+    )
+    for stack in ranked:
+        place = stack.begins(*MIGRATION)
+        held = " and holds the BQL" if stack.holds_bql else ""
+        how = "is" if stack.wait in {Wait.RUNS, Wait.CALL} else "waits"
+        side = (
+            " for the other side" if stack.begins(*RECEIVES) and stack.wait in {Wait.CALL, Wait.POLL, Wait.RUNS} else ""
+        )
+        return match(f"{sentence(called(stack))} {how} in {place}{side}{held}", stack)
+    return nothing("no thread waits in a migration", found)
+
+
+def _in_migration(stack: Stack) -> bool:
+    """Tell whether a thread is inside a migration's work: a migration thread between its steps rests."""
+    place = stack.begins(*MIGRATION)
+    return bool(place) and place not in {"migration_thread", "postcopy_ram_fault_thread", "multifd_send_thread"}
+
+
+def _order(facts: Facts) -> Judgement:
+    """One waits for an AioContext or another lock with the BQL held, and another one waits for the BQL."""
+    found = stacks(facts)
+    holders = [each for each in found if each.wait is Wait.LOCK and each.holds_bql]
+    wanting = [
+        each for each in found if each.wants_bql and each.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.OTHER}
+    ]
+    for holder in holders:
+        other = next((each for each in wanting if each is not holder), None)
+        if other is not None:
+            return match(
+                f"{sentence(called(holder))} holds the BQL and waits for a lock in {holder.under}, and {called(other)} "
+                "waits for the BQL",
+                holder,
+                other,
+            )
+    return nothing("no thread that holds the BQL waits for a lock", found)
+
+
+def _pauses(facts: Facts) -> Judgement:
+    found = stacks(facts)
+    for stack in found:
+        place = stack.has(*PAUSES)
+        if place and stack.wait in {Wait.CONDITION, Wait.SEMAPHORE}:
+            return match(f"{sentence(called(stack))} waits in {place} for vCPUs that do not answer", stack)
+    return nothing("no thread waits for a vCPU", found)
+
+
+SIGNATURES = (
+    Signature("lock-taken-twice", "control", "a thread takes a lock that it holds", _twice),
+    Signature("rcu-readers-wait", "control", "RCU's readers are waited for by one of them", _rcu),
+    Signature("thread-join-waits", "control", "a thread waits for another one's end", _join),
+    Signature("lock-order-with-bql", "control", "a lock and the BQL are taken in both orders", _order),
+    Signature("migration-thread-waits", "migration", "a thread of a migration waits", _migration),
+    Signature("vcpu-does-not-pause", "control", "a vCPU is waited for and does not answer", _pauses),
+)

@@ -1,0 +1,83 @@
+"""Holds what is said of imported evidence to what one look at a part of a process can show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autopsy.diagnose.frames.block_waits import called
+from autopsy.diagnose.frames.catalogue import FROM_FRAMES
+from autopsy.diagnose.frames.stacks import stacks
+from autopsy.diagnose.queries.wording import sentence
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature
+from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.model.facts import Facts, Origin
+
+# A ring of locks with its owners is whole in one look: none of them can go on.
+PROVES_ITSELF = frozenset(
+    {"lock-cycle", "mutex-self-deadlock", "virtio-scsi-tmf-deadlock", "throttle-lock-self-deadlock"}
+)
+HEALTHY = "healthy"
+BY_HAND = (
+    "Without autopsy on that host: `gdb -p PID -batch -ex 'thread apply all bt'`, twice, 5 s apart (the VM stands "
+    "still for it), and `gcore PID`; import them together."
+)
+
+
+def signatures(facts: Facts, own: tuple[Signature, ...]) -> tuple[Signature, ...]:
+    """Return what the facts are judged by: for imported evidence, by its frames as well."""
+    return own if facts.origin is Origin.CAPTURE else (*own, *FROM_FRAMES)
+
+
+def held_to(facts: Facts, signature: Signature, answer: Judgement) -> Judgement:
+    """Return the answer as far as imported evidence carries it.
+
+    What is not in a paste may yet be in the process: nothing is ruled out by that.
+    """
+    match facts.origin, answer:
+        case Origin.CAPTURE, _:
+            return answer
+        case _, Match():
+            if signature.id == HEALTHY:
+                return CannotTell("whether anything moves: a second look (`autopsy capture`)")
+            sure = answer.confidence == "proven" and signature.id in PROVES_ITSELF
+            return answer if sure else replace(answer, confidence="consistent")
+        case Origin.PASTE, RuledOut():
+            return CannotTell(f"all of the process: in what was pasted, {answer.why}")
+        case _, _:
+            return answer
+
+
+def next_time(facts: Facts) -> tuple[str, ...]:
+    """Say what would have decided, and how to take it the next time; nothing for a capture."""
+    if facts.origin is Origin.CAPTURE:
+        return ()
+    lacking = []
+    if isinstance(facts.threads, Known):
+        if len(facts.threads.value) < 3:
+            lacking.append("every thread (`thread apply all bt`)")
+        if not any(isinstance(each.first, Known) for each in facts.threads.value):
+            lacking.append("system calls and kernel stacks")
+    else:
+        lacking.append("the threads' stacks")
+    if isinstance(facts.coroutines, Unknown):
+        lacking.append("parked requests (coroutines have no thread)")
+    if isinstance(facts.locks, Unknown):
+        lacking.append("who holds which lock")
+    if isinstance(facts.disks, Unknown):
+        lacking.append("the disks and their counters")
+    lacking.append("a second look, some seconds later")
+    return (
+        f"Next time, before anybody kills it: `autopsy capture VM` takes what is missing here: {', '.join(lacking)}.",
+        BY_HAND,
+    )
+
+
+def place(facts: Facts) -> str:
+    """Say where the main thread stands, or whoever was pasted, where no mechanism was found; empty for a capture."""
+    found = stacks(facts) if facts.origin is not Origin.CAPTURE else ()
+    stack = next((each for each in found if each.is_main), found[0] if found else None)
+    if stack is None:
+        return ""
+    outside = [name for name in stack.outer if name][:2]
+    where = ", under ".join(dict.fromkeys(filter(None, (next(filter(None, stack.names), ""), *outside))))
+    return f"{sentence(called(stack))} {stack.wait.value}{f': {where}' if where else ''}"

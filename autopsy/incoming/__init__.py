@@ -1,0 +1,1 @@
+"""Turns evidence that others took into the records that a capture leaves."""

@@ -1,0 +1,49 @@
+"""Has files read in a process that can do nothing else, for each of their bytes may be a stranger's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import msgspec
+
+from autopsy.errors import UsageError
+from autopsy.incoming.material import Material
+from autopsy.incoming.reading import read
+from autopsy.linux import confined
+from autopsy.linux.confined import Died, Line, Refused, TooSlow
+from autopsy.linux.sandbox import Confined, Sandbox, python_tree
+
+SECONDS = 600.0
+MOST_CPU = 600
+MEMORY = 3 << 30  # of address space; what is read at once is far less
+REMEDY = "give it in parts; `autopsy import --help` tells what can be given"
+
+
+def read_boxed(descriptors: Sequence[int], scratch: Path) -> Material:
+    """Return what the open files hold; a core of theirs is in `scratch` afterwards.
+
+    Raises:
+        UsageError: the process that read them died, or took too long.
+    """
+    for name in ("zlib", "bz2", "lzma", "zstandard", "html", "encodings.utf_8_sig", "encodings.utf_16", "tarfile"):
+        import_module(name)
+    box = Sandbox(
+        scratch=scratch,
+        readable=python_tree(),
+        keep=tuple(descriptors),
+        memory=MEMORY,
+        cpu_seconds=MOST_CPU,
+    )
+
+    def work(inside: Confined, _: Line) -> bytes:
+        return msgspec.msgpack.encode(read(descriptors, inside.scratch))
+
+    try:
+        answer = confined.run(work, box, seconds=SECONDS, hear=lambda _name, _data: b"")
+        return msgspec.msgpack.decode(answer, type=Material)
+    except TooSlow:
+        raise UsageError("import", "the files took longer to read than they may", remedy=REMEDY) from None
+    except (Died, Refused, msgspec.DecodeError) as error:
+        raise UsageError("import", f"the files could not be read: {error}", remedy=REMEDY) from None

@@ -1,0 +1,288 @@
+"""Scans pasted text for backtraces, line by line and within bounds, whatever stands around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from autopsy.bundle.records import Coroutine, Frame, ThreadStack
+from autopsy.incoming.clean import MOST_LINE, clean
+from autopsy.incoming.frame_line import Brackets, frame, is_frame, number_of
+from autopsy.incoming.lock_arguments import Sought
+from autopsy.incoming.pasted import LockWait, Look, Paste, Printed
+from autopsy.incoming.printed import Printing
+from autopsy.incoming.thread_line import Header, header
+
+MOST_THREADS = 20_000
+MOST_FRAMES = 300_000
+MOST_DEEP = 1_000  # frames of one stack
+MOST_LOOKS = 20
+MOST_CONTINUED = 64  # lines of one frame
+MORE = "(More stack frames follow...)"
+STOPPED = "Backtrace stopped:"
+CRASH = ("Program terminated with signal", "Program received signal", "Thread received signal")
+PARKED = frozenset({"qemu_coroutine_switch", "qemu_coroutine_yield"})
+LOOPS = frozenset({"main", "main_loop_wait", "qemu_main_loop", "main_loop"})
+
+
+@dataclass(slots=True)
+class Stack:
+    """A stack that is being read."""
+
+    header: Header | None = None
+    frames: list[Frame] = field(default_factory=list)
+    sought: Sought = field(default_factory=Sought)
+    cut_short: str = ""
+    deeper: int = 0
+
+    def add(self, text: str, brackets: Brackets) -> None:
+        """Take one frame, unless the stack is deeper than anybody reads."""
+        if len(self.frames) >= MOST_DEEP:
+            self.deeper += 1
+            return
+        read = frame(text, brackets)
+        self.frames.append(read)
+        self.sought.look(read, text)
+
+    @property
+    def is_coroutine(self) -> bool:
+        """Tell whether it is a parked coroutine: asked for as one, or it begins where all of them rest."""
+        if self.header is not None:
+            return bool(self.header.coroutine)
+        return any(each.function in PARKED for each in self.frames[:2])
+
+
+@dataclass(slots=True)
+class Scan:
+    """One text on its way through; `feed` it lines, then `end` it."""
+
+    looks: list[Look] = field(default_factory=list)
+    threads: dict[int, ThreadStack] = field(default_factory=dict)
+    coroutines: dict[int, Coroutine] = field(default_factory=dict)
+    waits: dict[int, LockWait] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    listed: dict[int, Frame] = field(default_factory=dict)
+    stack: Stack | None = None
+    text: str = ""  # of the frame that may go on in the next line
+    brackets: Brackets = field(default_factory=Brackets)
+    continued: int = 0
+    printing: Printing = field(default_factory=Printing)
+    crash: list[str] = field(default_factory=list)
+    program: str = ""
+    lines: int = 0
+    frames: int = 0
+    long_lines: int = 0
+    left_out: int = 0
+    bare: int = 0
+
+    def feed(self, line: str) -> None:
+        """Take one line of the text."""
+        self.lines += 1
+        self.long_lines += len(line) > MOST_LINE
+        whole = clean(line)
+        if not whole.strip():
+            return
+        number = number_of(whole) if whole.startswith("#") else number_of(whole.lstrip(" "))
+        if number is not None:
+            self._begin(number, whole.lstrip(" "))
+        elif self.text and self._goes_on(whole):
+            self._continue(whole)
+        elif found := header(whole):
+            self._header(found)
+        else:
+            self._other(whole.strip(" "))
+
+    def _begin(self, number: int, text: str) -> None:
+        brackets = Brackets()
+        brackets.feed(text)
+        if not is_frame(text, brackets):
+            return
+        self._close_frame()
+        self.printing.stop()
+        if number == 0 and self.stack is not None and self.stack.frames:
+            self._close_stack()
+        if self.stack is None:
+            self.stack = Stack()
+        self.text, self.continued = text, 0
+        self.brackets = brackets
+
+    def _goes_on(self, line: str) -> bool:
+        """Tell whether a line is the rest of a frame that gdb or a mail has wrapped."""
+        bare = line.lstrip(" ")
+        if self.continued >= MOST_CONTINUED:
+            return False
+        if self.brackets.depth:
+            return header(line) is None or line.startswith(" ")
+        unfinished = self.brackets.arguments[0] < 0
+        if bare.startswith(("at ", "from ")):
+            return True
+        return unfinished and (bare.startswith("(") or self.text.endswith((" in", " at", " from")))
+
+    def _continue(self, line: str) -> None:
+        self.continued += 1
+        if len(self.text) < MOST_LINE:
+            self.text += " " + line.strip(" ")
+            self.brackets.feed(self.text)
+
+    def _header(self, found: Header) -> None:
+        self._close_stack()
+        self.printing.stop()
+        if found.rest:
+            self._list(found)
+            return
+        self.stack = Stack(found)
+
+    def _list(self, found: Header) -> None:
+        """Keep what `info threads` says: names, and one frame of each thread for those that are shown no more of."""
+        if len(self.listed) >= MOST_THREADS:
+            return
+        if found.name:
+            self.names[found.tid] = found.name
+        self.listed[found.tid] = frame(f"#0  {found.rest}")
+
+    def _other(self, line: str) -> None:
+        if line.startswith(MORE) and self.stack is not None:
+            self._close_frame()
+            self.stack.cut_short = "more frames follow, and were not printed"
+        elif line.startswith(STOPPED) and self.stack is not None:
+            self._close_frame()
+            self.stack.cut_short = line[:200]
+        elif line.startswith(CRASH) and len(self.crash) < MOST_LOOKS:
+            self.crash.append(line[:200])
+        elif line.startswith("Core was generated by ") and not self.program:
+            self.program = line[22:].strip("`'. ")[:4000]
+        else:
+            self._close_frame()
+            self.printing.feed(line)
+
+    def _close_frame(self) -> None:
+        if not self.text:
+            return
+        text, self.text = self.text, ""
+        if self.stack is None:
+            return
+        if self.frames >= MOST_FRAMES:
+            self.left_out += 1
+            return
+        self.frames += 1
+        self.stack.add(text, self.brackets)
+
+    def _close_stack(self) -> None:
+        self._close_frame()
+        stack, self.stack = self.stack, None
+        if stack is None or not stack.frames:
+            return
+        if len(self.threads) + len(self.coroutines) >= MOST_THREADS:
+            self.left_out += len(stack.frames)
+            return
+        if stack.deeper:
+            stack.cut_short = f"{stack.deeper} more frames were left out: the stack is {MOST_DEEP + stack.deeper} deep"
+        if stack.is_coroutine:
+            self._add_coroutine(stack)
+        else:
+            self._add_thread(stack)
+
+    def _add_coroutine(self, stack: Stack) -> None:
+        address = stack.header.coroutine if stack.header else 0
+        address = address or len(self.coroutines) + 1
+        if address in self.coroutines:
+            self._next_look()
+        self.coroutines[address] = Coroutine(
+            address=address,
+            stack=0,
+            stack_size=0,
+            state="parked",
+            pc=stack.frames[0].pc,
+            sp=0,
+            entry=0,
+            entry_argument=0,
+            caller=0,
+            context=0,
+            locks_held=0,
+            frames=tuple(stack.frames),
+        )
+
+    def _add_thread(self, stack: Stack) -> None:
+        found = stack.header
+        tid = (found.tid or found.number) if found else 0
+        if not tid:
+            tid = self._bare(stack)
+        if tid in self.threads:
+            self._next_look()
+        name = (found.name if found else "") or self.names.get(tid, "")
+        self.threads[tid] = ThreadStack(tid=tid, comm=name, frames=tuple(stack.frames), cut_short=stack.cut_short)
+        if stack.sought.waits:
+            self.waits[tid] = LockWait(tid=tid, address=stack.sought.address, symbol=stack.sought.symbol)
+
+    def _bare(self, stack: Stack) -> int:
+        """Return a number for a stack without a header: the same one again if it is the same thread's second look."""
+        loops = any(each.function in LOOPS for each in stack.frames)
+        for tid, each in self.threads.items():
+            both = loops and any(frame.function in LOOPS for frame in each.frames)
+            if tid <= self.bare and (both or _names(each.frames) == _names(stack.frames)):
+                return tid
+        self.bare += 1
+        while self.bare in self.threads:
+            self.bare += 1
+        return self.bare
+
+    def _next_look(self) -> None:
+        """Begin another look: somebody is shown for the second time."""
+        look = self._look()
+        if len(self.looks) < MOST_LOOKS - 1:
+            self.looks.append(look)
+        self.threads, self.coroutines, self.waits = {}, {}, {}
+
+    def _look(self) -> Look:
+        threads = dict(self.threads)
+        for tid, each in self.listed.items():
+            why = "only its innermost frame was pasted"
+            threads.setdefault(tid, ThreadStack(tid=tid, comm=self.names.get(tid, ""), frames=(each,), cut_short=why))
+        return Look(
+            threads=tuple(threads.values()),
+            coroutines=tuple(self.coroutines.values()),
+            waits=tuple(self.waits.values()),
+        )
+
+    def end_of_file(self) -> None:
+        """Take no line of the next file for the rest of this one's last stack."""
+        self._close_stack()
+        self.printing.stop()
+
+    def end(self) -> Paste:
+        """Return all that the text held."""
+        self._close_stack()
+        look = self._look()
+        if look.threads or look.coroutines:
+            self.looks.append(look)
+        notes = []
+        if self.long_lines:
+            notes.append(f"{self.long_lines} lines were longer than {MOST_LINE} characters, and were cut there")
+        if self.left_out:
+            notes.append(
+                f"{self.left_out} frames were left out: more than {MOST_THREADS} stacks or {MOST_FRAMES} frames"
+            )
+        return Paste(
+            looks=tuple(self.looks),
+            printed=tuple(self.printing.found),
+            notes=tuple(notes),
+            lines=self.lines,
+            frames=self.frames,
+            crash=tuple(self.crash),
+            program=self.program,
+        )
+
+
+def _names(frames: Iterable[Frame]) -> tuple[str, ...]:
+    return tuple(each.function for each in frames)
+
+
+def scan(lines: Iterable[str]) -> Paste:
+    """Return what a text holds."""
+    reading = Scan()
+    for line in lines:
+        reading.feed(line)
+    return reading.end()
+
+
+__all__ = ["Look", "Paste", "Printed", "Scan", "scan"]

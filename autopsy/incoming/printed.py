@@ -1,0 +1,48 @@
+"""Reads the owners of mutexes that somebody had gdb print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from autopsy.incoming.pasted import Printed
+
+MOST = 200
+COMMANDS = ("p ", "print ", "p/x ", "call ")
+OWNER, KIND, COUNT = "__owner = ", "__kind = ", "__count = "
+
+
+@dataclass(slots=True)
+class Printing:
+    """The command that was typed last, and what it printed so far."""
+
+    found: list[Printed] = field(default_factory=list)
+    expression: str = ""
+    open: bool = False
+
+    def feed(self, line: str) -> None:
+        """Take a line that is no frame and no header."""
+        if line.startswith(COMMANDS):
+            self.expression = line.partition(" ")[2].strip()[:200]
+            self.open = False
+            return
+        if line.startswith("$") and " = " in line[:12]:
+            self.open = True
+        if not (self.open and self.expression and OWNER in line and len(self.found) < MOST):
+            return
+        owner = _number_after(line, OWNER)
+        if owner is not None:
+            kind, count = _number_after(line, KIND) or 0, _number_after(line, COUNT) or 0
+            self.found.append(Printed(expression=self.expression, owner=owner, kind=kind, count=count))
+        self.open = False
+
+    def stop(self) -> None:
+        """Forget the command: something else follows."""
+        self.expression, self.open = "", False
+
+
+def _number_after(line: str, key: str) -> int | None:
+    _, found, rest = line.partition(key)
+    end = 0
+    while end < min(len(rest), 10) and rest[end] in "0123456789":
+        end += 1
+    return int(rest[:end]) if found and end else None

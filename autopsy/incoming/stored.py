@@ -1,0 +1,144 @@
+"""Turns what was read out of a text into the files that a capture's steps leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.records import Coroutine, LockGraph, Mutex, ThreadStack
+from autopsy.examine.threads.lock_owners import mutex_kind
+from autopsy.examine.threads.wait_cycles import cycles
+from autopsy.incoming import frames_say
+from autopsy.incoming.pasted import LockWait, Look, Paste, Printed
+from autopsy.incoming.render import render, stack
+
+BQL = frozenset({"qemu_global_mutex", "bql"})
+BQL_CALLS = frozenset({"qemu_mutex_lock_iothread_impl", "qemu_mutex_lock_iothread", "bql_lock_impl", "bql_lock"})
+NAMELESS = 1  # stands for an address that nobody printed
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The files, by their path inside the bundle, and which thread is the main one."""
+
+    files: Mapping[str, bytes]
+    main: int
+    notes: tuple[str, ...]
+
+
+def stored(paste: Paste) -> Stored:
+    """Return the evidence of a paste. Its first look is the one that is judged; its last says what moved."""
+    if not paste.looks:
+        return Stored({}, 0, ())
+    first = render(paste.looks[0])
+    last = paste.looks[-1] if len(paste.looks) > 1 else None
+    look = first.look
+    files: dict[str, bytes] = {
+        layout.BACKTRACE: first.text.encode("utf-8", "replace"),
+        layout.THREADS: _json(look.threads),
+    }
+    if look.coroutines:
+        coroutines = tuple(_with_later(each, last) for each in look.coroutines)
+        text, coroutines = _listing(coroutines)
+        files[layout.COROUTINES] = _json(coroutines)
+        files[layout.COROUTINES_TEXT] = text.encode("utf-8", "replace")
+    main = frames_say.main_thread(look.threads)
+    thread = next((each for each in look.threads if each.tid == main), None)
+    if thread is not None:
+        files[layout.MAIN_LOOP] = _json(frames_say.main_loop(thread))
+    graph, notes = _locks(look, paste.printed)
+    if graph.mutexes:
+        files[layout.LOCKS] = _json(graph)
+    stored_files = {layout.evidence(layout.GDB_THREADS, name): data for name, data in files.items()}
+    if last is not None:
+        again = render(last)
+        for name, data in (
+            (layout.BACKTRACE, again.text.encode("utf-8", "replace")),
+            (layout.THREADS, _json(again.look.threads)),
+        ):
+            stored_files[layout.evidence(layout.SECOND_EXPOSURE, name)] = data
+    return Stored(stored_files, main, notes)
+
+
+def _json(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
+def _with_later(coroutine: Coroutine, last: Look | None) -> Coroutine:
+    """Say what became of a coroutine between the looks, where the last one shows coroutines at all."""
+    if last is None or not last.coroutines:
+        return coroutine
+    for later in last.coroutines:
+        if later.address == coroutine.address:
+            same = later.frames == coroutine.frames
+            return msgspec.structs.replace(coroutine, since_first="stuck" if same else "moved")
+    return coroutine  # it may only not have been pasted again
+
+
+def _listing(coroutines: Sequence[Coroutine]) -> tuple[str, tuple[Coroutine, ...]]:
+    lines: list[str] = []
+    told = []
+    for each in coroutines:
+        told.append(msgspec.structs.replace(each, line=len(lines) + 1))
+        lines += [f"coroutine {each.address:#x}", *stack(each.frames), ""]
+    return "\n".join(lines), tuple(told)
+
+
+def _locks(look: Look, printed: Sequence[Printed]) -> tuple[LockGraph, tuple[str, ...]]:
+    """Return the mutexes whose owner somebody printed, and of whose identity there is no doubt."""
+    waits = {each.tid: each for each in look.waits}
+    names = {each.tid: each.comm for each in look.threads}
+    mutexes: dict[int, Mutex] = {}
+    notes = []
+    for each in printed:
+        waiters = tuple(_waiters(each, look.threads, waits))
+        if not waiters:
+            notes.append(f"`{each.expression}` showed owner {each.owner}: which thread waits for that cannot be told")
+            continue
+        is_bql = _is_bql(each.expression)
+        addresses = [waits[tid].address for tid in waiters if tid in waits and waits[tid].address]
+        address = addresses[0] if addresses else NAMELESS + len(mutexes)
+        mutexes[address] = Mutex(
+            address=address,
+            owner=each.owner,
+            owner_comm=names.get(each.owner, ""),
+            kind=mutex_kind(each.kind),
+            count=each.count,
+            waiters=waiters,
+            is_bql=is_bql,
+            symbol=each.expression if each.expression.isidentifier() else "",
+        )
+    bql = next((each for each in mutexes.values() if each.is_bql), None)
+    waits_on = {tid: mutex.owner for mutex in mutexes.values() for tid in mutex.waiters}
+    return (
+        LockGraph(
+            mutexes=tuple(mutexes.values()),
+            others=(),
+            cycles=cycles(waits_on),
+            bql_address=bql.address if bql else 0,
+            bql_owner=bql.owner if bql else 0,
+            bql_how_found="by the name that it was printed by" if bql else "",
+        ),
+        tuple(notes),
+    )
+
+
+def _is_bql(expression: str) -> bool:
+    return expression.strip("*&()").partition(".")[0].partition("->")[0] in BQL
+
+
+def _waiters(printed: Printed, threads: Sequence[ThreadStack], waits: Mapping[int, LockWait]) -> Iterator[int]:
+    """Yield the threads that wait for the mutex that was printed: by its address, its symbol, or as the BQL."""
+    words = printed.expression.replace("(", " ").replace(")", " ").replace("*", " ").replace("&", " ").split()
+    for thread in threads:
+        wait = waits.get(thread.tid)
+        if wait is None:
+            continue
+        for_bql = any(each.function in BQL_CALLS for each in thread.frames[:8])
+        named = bool(wait.symbol) and wait.symbol in words
+        addressed = bool(wait.address) and f"{wait.address:#x}" in (word.lower() for word in words)
+        if named or addressed or (for_bql and _is_bql(printed.expression)):
+            yield thread.tid

@@ -1,0 +1,111 @@
+"""Reads bytes that somebody gave, compressed or not, in pieces and within bounds, as a stream and as lines."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import os
+from collections.abc import Iterator
+from typing import IO, cast
+
+import zstandard
+
+PIECE = 1 << 20
+MOST_TEXT = 64 << 20  # bytes of all texts together
+MOST_LONG = 64 << 10  # characters of one line that are kept
+MOST_WINDOW = 128 << 20
+HEAD = 64 << 10
+MAGICS: tuple[tuple[bytes, str], ...] = (
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x7fELF", "elf"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"PK\x03\x04", "zip"),
+    (b"KDUMP   ", "kdump"),
+    (b"QFI\xfb", "qcow2"),
+)
+
+
+class Stream(io.RawIOBase):
+    """A descriptor from its start, which nobody else's position moves."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.at = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        """Fill the buffer."""
+        view = memoryview(cast("bytearray", buffer))
+        data = os.pread(self.descriptor, len(view), self.at)
+        view[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+
+def kind_of(head: bytes) -> str:
+    """Return what the first bytes say: a compression, `elf`, `tar`, an image, `text`, or `binary`."""
+    for magic, kind in MAGICS:
+        if head.startswith(magic):
+            return kind
+    if head[257:262] == b"ustar":
+        return "tar"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "text"
+    strange = sum(byte < 9 or 13 < byte < 27 for byte in head[:4096])
+    return "binary" if strange * 50 > len(head[:4096]) else "text"
+
+
+def unpacked(stream: IO[bytes], kind: str) -> IO[bytes] | None:
+    """Return what a compressed stream holds, None where it is not compressed in a way that is known."""
+    match kind:
+        case "zstd":
+            whole = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW)
+            return cast("IO[bytes]", whole.stream_reader(stream, read_across_frames=True))
+        case "gzip":
+            return cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
+        case "bzip2":
+            return cast("IO[bytes]", bz2.BZ2File(stream))
+        case "xz":
+            return cast("IO[bytes]", lzma.LZMAFile(stream))
+        case _:
+            return None
+
+
+def lines(head: bytes, stream: IO[bytes], most: int, told: list[str]) -> Iterator[str]:
+    """Yield the lines of a text; what is longer or more than anybody reads is left out, and said in `told`."""
+    decode = _decoder(head)
+    pending, skipping, left, cut = "", False, most, 0
+    data = head
+    while data:
+        left -= len(data)
+        *whole, rest = (pending + decode.decode(data)).split("\n")
+        for line in whole:
+            if not skipping:
+                yield line[:MOST_LONG]
+            skipping = False
+        pending = rest if not skipping else ""
+        if len(pending) > MOST_LONG:
+            yield pending[:MOST_LONG]
+            pending, skipping, cut = "", True, cut + 1
+        if left <= 0:
+            told.append(f"the text was read for its first {most >> 20} MiB, and no further")
+            return
+        data = stream.read(min(PIECE, left))
+    if pending:
+        yield pending
+    if cut:
+        told.append(f"{cut} lines were cut: no line of a backtrace is longer than {MOST_LONG >> 10} KiB")
+
+
+def _decoder(head: bytes) -> codecs.IncrementalDecoder:
+    name = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    return codecs.getincrementaldecoder(name)("replace")
