@@ -58,7 +58,7 @@ def import_evidence(files: Sequence[Path], *, place: Path, words: tuple[str, ...
     if not place.is_dir():
         raise UsageError(str(place), "there is no such folder", remedy="give --out a folder that is there")
     with _workshop() as (folder, scratch), _opened(files, scratch) as given:
-        os.mkdir(scratch / "read", 0o700)
+        os.close(private.make(scratch / "read"))
         material = read_boxed([each.descriptor for each in given], scratch / "read")
         source = tuple(f"{each.name}: {seen.what}" for each, seen in zip(given, material.seen, strict=True))
         if not any(seen.of_use for seen in material.seen):

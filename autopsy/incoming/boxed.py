@@ -11,9 +11,9 @@ import msgspec
 from autopsy.errors import UsageError
 from autopsy.incoming.material import Material
 from autopsy.incoming.reading import read
-from autopsy.linux import confined
-from autopsy.linux.confined import Died, Line, Refused, TooSlow
-from autopsy.linux.sandbox import Confined, Sandbox, python_tree
+from autopsy.linux.confine import confined
+from autopsy.linux.confine.confined import Died, Line, Refused, TooSlow
+from autopsy.linux.confine.sandbox import Confined, Sandbox, python_tree
 
 SECONDS = 600.0
 MOST_CPU = 600

@@ -56,12 +56,14 @@ def match(headline: str, *found: Stack, claims: tuple[str, ...] = (), where: obj
     words = claims or tuple(
         f"{sentence(called(each))} is in {', under '.join(dict.fromkeys(shown(each)))}." for each in found
     )
+    threads = frozenset(subjects.thread(each.thread) for each in found)
     return Match(
         headline=headline,
         objects=tuple(subjects.thread(each.thread) for each in found),
         confidence="likely",
         claims=tuple(claim(text, each.cite) for text, each in zip(words, found, strict=False)),
-        holds=FRAME | {subjects.thread(each.thread) for each in found},
+        holds=FRAME | threads,
+        waits_for=FRAME | threads,  # the more particular speaks for all, and whatever else was seen to hold them
         weight=1,
         where=where,  # type: ignore[arg-type]  # one of the closed vocabulary, from the callers below
     )
