@@ -71,7 +71,7 @@ def test_what_stands_around_a_dump_changes_nothing(around: Callable[[str], str])
         ("#9  0x000055dbfb720a2d in ?? ()", Frame(pc=0x55DBFB720A2D)),
         ('#4  0x1 in f (s=0x2 "a \\"b) at x.c:1", t=...) at y.c:9', Frame(pc=1, function="f", file="y.c", line=9)),
         (
-            "#4  0x1 in f (c=41 ')', d=40 '(' <repeats 12 times>, e=<error reading variable: no)>) at y.c:9",
+            "#4  0x1 in f (c=41 ')', d=40 '(' <repeats 12 times>, e=<error reading variable: no>) at y.c:9",
             Frame(pc=1, function="f", file="y.c", line=9),
         ),
         (
