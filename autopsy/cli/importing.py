@@ -12,10 +12,11 @@ FilesGiven = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="backtraces, a core, logs; several at once; - reads a pipe")
 ]
 OutDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")]
+VmName = Annotated[str, typer.Option("--name", metavar="VM", help="which VM, where the files tell of many")]
 JsonWanted = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
-def import_evidence(files: FilesGiven, out: OutDirectory = None, json: JsonWanted = False) -> None:
+def import_evidence(files: FilesGiven, out: OutDirectory = None, name: VmName = "", json: JsonWanted = False) -> None:
     """Diagnose what others took: a pasted backtrace, a core, logs.
 
     The result is a bundle. What was not taken is told as unknown; no answer is surer than "consistent", but where the
@@ -27,7 +28,7 @@ def import_evidence(files: FilesGiven, out: OutDirectory = None, json: JsonWante
     from autopsy.commands.import_evidence import import_evidence as bring_in
     from autopsy.text import plain
 
-    done = bring_in(tuple(files), place=out or Path(), words=tuple(sys.argv[1:]))
+    done = bring_in(tuple(files), place=out or Path(), words=tuple(sys.argv[1:]), name=name)
     if json:
         show(import_json(done))
         return

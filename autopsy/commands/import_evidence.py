@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
+import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,9 +33,12 @@ from autopsy.report.store import Answers, answer
 
 SECONDS = 120.0  # nobody's VM waits for this examination
 MOST_PIPED = 256 << 20  # bytes of what comes from a pipe
+MOST_OF_FOLDER = 1 << 30  # bytes of a folder's files together
+MOST_OF_FILE = 16 << 20  # bytes of one of them: what is larger is a core, or a log that is read by itself
+MOST_LARGE = 8
 WANTED = (
     "a gdb, pstack, eu-stack or coredumpctl backtrace, a core of QEMU (also compressed), its command line or log, "
-    "QMP answers, a kernel log with hung tasks"
+    "answers of its monitor, a kernel log with hung tasks, a folder or archive with such files"
 )
 
 
@@ -48,8 +53,10 @@ class ImportedBundle:
     notes: tuple[str, ...]
 
 
-def import_evidence(files: Sequence[Path], *, place: Path, words: tuple[str, ...]) -> ImportedBundle:
+def import_evidence(files: Sequence[Path], *, place: Path, words: tuple[str, ...], name: str = "") -> ImportedBundle:
     """Read the files, lay them out as a bundle, examine a core among them, diagnose, render and seal.
+
+    Where they tell of many VMs, `name` says which is meant.
 
     Raises:
         UsageError: a file is not there, or nothing in any of them is of use.
@@ -59,7 +66,7 @@ def import_evidence(files: Sequence[Path], *, place: Path, words: tuple[str, ...
         raise UsageError(str(place), "there is no such folder", remedy="give --out a folder that is there")
     with _workshop() as (folder, scratch), _opened(files, scratch) as given:
         os.close(private.make(scratch / "read"))
-        material = read_boxed([each.descriptor for each in given], scratch / "read")
+        material = read_boxed([each.descriptor for each in given], scratch / "read", name)
         source = tuple(f"{each.name}: {seen.what}" for each, seen in zip(given, material.seen, strict=True))
         if not any(seen.of_use for seen in material.seen):
             raise UsageError(
@@ -137,11 +144,16 @@ def _workshop() -> Iterator[tuple[Path, Path]]:
 def _opened(files: Sequence[Path], scratch: Path) -> Iterator[list[Given]]:
     """Open the files; `-` is what a pipe holds."""
     with contextlib.ExitStack() as stack:
-        given = []
+        given: list[Given] = []
         for file in files:
-            descriptor = _open(file, scratch)
-            stack.callback(os.close, descriptor)
-            given.append(Given("stdin" if str(file) == "-" else file.name, descriptor))
+            found = (
+                _of_folder(file, scratch / f"folder-{private.token()}")
+                if file.is_dir()
+                else [Given("stdin" if str(file) == "-" else file.name, _open(file, scratch))]
+            )
+            for each in found:
+                stack.callback(os.close, each.descriptor)
+            given += found
         yield given
 
 
@@ -155,6 +167,32 @@ def _open(file: Path, scratch: Path) -> int:
         return regular.open_regular(file)
     except OSError as error:
         raise UsageError(str(file), f"cannot be read: {error.strerror}", remedy="check the path") from error
+
+
+def _of_folder(folder: Path, path: Path) -> list[Given]:
+    """Return an archive of ours with a folder's files, which is read as a host's report is, and the large ones."""
+    left = MOST_OF_FOLDER
+    given: list[Given] = []
+    with private.new(path) as copy, tarfile.open(fileobj=copy, mode="w|") as archive:
+        for parent, _, files, _ in os.fwalk(folder, follow_symlinks=False):
+            for file in sorted(files):
+                with contextlib.suppress(OSError):
+                    descriptor = regular.open_regular(Path(parent, file))
+                    size = os.fstat(descriptor).st_size
+                    if size > MOST_OF_FILE and len(given) < MOST_LARGE:
+                        given.append(Given(file, descriptor))
+                        continue
+                    if size <= min(left, MOST_OF_FILE):
+                        _add(archive, file, os.pread(descriptor, size, 0))
+                        left -= size
+                    os.close(descriptor)
+    return [Given(folder.name, os.open(path, os.O_RDONLY | os.O_CLOEXEC)), *given]
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    archive.addfile(entry, io.BytesIO(data))
 
 
 def _spooled(source: int, path: Path) -> int:

@@ -21,14 +21,14 @@ MEMORY = 3 << 30  # of address space; what is read at once is far less
 REMEDY = "give it in parts; `autopsy import --help` tells what can be given"
 
 
-def read_boxed(descriptors: Sequence[int], scratch: Path) -> Material:
+def read_boxed(descriptors: Sequence[int], scratch: Path, name: str) -> Material:
     """Return what the open files hold; a core of theirs is in `scratch` afterwards.
 
     Raises:
         UsageError: the process that read them died, or took too long.
     """
-    for name in ("zlib", "bz2", "lzma", "zstandard", "html", "encodings.utf_8_sig", "encodings.utf_16", "tarfile"):
-        import_module(name)
+    for module in ("zlib", "bz2", "lzma", "zstandard", "html", "encodings.utf_8_sig", "encodings.utf_16", "tarfile"):
+        import_module(module)
     box = Sandbox(
         scratch=scratch,
         readable=python_tree(),
@@ -38,7 +38,7 @@ def read_boxed(descriptors: Sequence[int], scratch: Path) -> Material:
     )
 
     def work(inside: Confined, _: Line) -> bytes:
-        return msgspec.msgpack.encode(read(descriptors, inside.scratch))
+        return msgspec.msgpack.encode(read(descriptors, inside.scratch, name))
 
     try:
         answer = confined.run(work, box, seconds=SECONDS, hear=lambda _name, _data: b"")

@@ -75,28 +75,30 @@ class Scan:
     left_out: int = 0
     bare: int = 0
 
-    def feed(self, line: str) -> None:
-        """Take one line of the text."""
+    def feed(self, line: str) -> bool:
+        """Take one line of the text; return whether it is of a stack."""
         self.lines += 1
         self.long_lines += len(line) > MOST_LINE
         whole = clean(line)
         if not whole.strip():
-            return
+            return False
         number = number_of(whole) if whole.startswith("#") else number_of(whole.lstrip(" "))
         if number is not None:
-            self._begin(number, whole.lstrip(" "))
-        elif self.text and self._goes_on(whole):
+            return self._begin(number, whole.lstrip(" "))
+        if self.text and self._goes_on(whole):
             self._continue(whole)
         elif found := header(whole):
             self._header(found)
         else:
             self._other(whole.strip(" "))
+            return False
+        return True
 
-    def _begin(self, number: int, text: str) -> None:
+    def _begin(self, number: int, text: str) -> bool:
         brackets = Brackets()
         brackets.feed(text)
         if not is_frame(text, brackets):
-            return
+            return False
         self._close_frame()
         self.printing.stop()
         if number == 0 and self.stack is not None and self.stack.frames:
@@ -105,6 +107,7 @@ class Scan:
             self.stack = Stack()
         self.text, self.continued = text, 0
         self.brackets = brackets
+        return True
 
     def _goes_on(self, line: str) -> bool:
         """Tell whether a line is the rest of a frame that gdb or a mail has wrapped."""

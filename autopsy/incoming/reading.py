@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
+from autopsy.bundle import layout
 from autopsy.incoming import core_file, streams
+from autopsy.incoming.apport import COREDUMP, Base64Lines
+from autopsy.incoming.beside import Beside
 from autopsy.incoming.gdb_text import Scan
 from autopsy.incoming.material import CoreFound, Material, Seen
 from autopsy.incoming.streams import HEAD, MOST_TEXT, Stream
 
 MOST_LAYERS = 3  # of compression around one file
+MOST_MEMBERS = 100_000
+MOST_OF_MEMBER = 8 << 20  # bytes of one file of a host's report
+MOST_OF_ARCHIVE = 8 << 30
+WORTH = (b"#0 ", b"#1 ", b"qemu", b"/kvm", b" blocked for more than ", b'"return"')  # what a text of use has in it
 KNOWN = {
+    "nothing": "an empty file",
     "elf": "an ELF file, but no core",
     "qcow2": "a disk image (qcow2)",
     "kdump": "a dump of a guest or a kernel (kdump)",
     "zip": "a zip archive: unpack it first",
     "lz4": "something compressed with lz4: unpack it first (`lz4 -d`)",
-    "tar": "an archive",
     "binary": "binary data of no kind that is known",
 }
 
@@ -27,70 +35,173 @@ KNOWN = {
 class Reading:
     """The files of one import on their way through."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, name: str = "") -> None:
         self.scratch = scratch
+        self.name = name
         self.scan = Scan()
+        self.beside = Beside()
         self.core: CoreFound | None = None
         self.left = MOST_TEXT
         self.notes: list[str] = []
 
     def take(self, descriptor: int) -> Seen:
         """Read one file."""
-        return self._stream(cast("IO[bytes]", io.BufferedReader(Stream(descriptor), streams.PIECE)), descriptor, 0)
+        return self._stream(_buffered(descriptor), descriptor, 0)
 
     def _stream(self, stream: IO[bytes], descriptor: int | None, layer: int) -> Seen:
-        head = stream.read(HEAD)
-        kind = streams.kind_of(head)
-        if not head:
-            return Seen(what="an empty file", of_use=False)
+        head = _head(stream)
+        kind = streams.kind_of(head) if head else "nothing"
         if layer < MOST_LAYERS:
-            whole = io.BytesIO(head) if descriptor is None else io.BufferedReader(Stream(descriptor), streams.PIECE)
-            if descriptor is not None and (inner := streams.unpacked(cast("IO[bytes]", whole), kind)) is not None:
+            again = _buffered(descriptor) if descriptor is not None else _Joined(head, stream)
+            if (inner := streams.unpacked(cast("IO[bytes]", again), kind)) is not None:
                 return self._stream(inner, None, layer + 1)
         if kind == "elf" and core_file.is_core(head):
             return self._core(head, stream, descriptor)
+        if kind == "tar":
+            return self._archive(cast("IO[bytes]", _Joined(head, stream)))
         if kind == "text":
-            return self._text(head, stream)
+            return self._readable(head, stream, layer)
+        if b"\0" in head and self._command_line(head):
+            return Seen(what="a command line of QEMU", of_use=True)
         return Seen(what=KNOWN.get(kind, f"something compressed ({kind})"), of_use=False)
+
+    def _readable(self, head: bytes, stream: IO[bytes], layer: int) -> Seen:
+        if COREDUMP not in head or layer >= MOST_LAYERS:
+            return self._text(head, stream, min(MOST_TEXT, self.left))
+        _, _, start = head.partition(COREDUMP)
+        coded = Base64Lines(cast("IO[bytes]", _Joined(start, stream)))
+        return self._stream(cast("IO[bytes]", io.BufferedReader(coded, streams.PIECE)), None, layer + 1)
+
+    def _command_line(self, head: bytes) -> bool:
+        """Take /proc/PID/cmdline as the kernel gives it."""
+        words = tuple(word.decode("utf-8", "replace") for word in head.rstrip(b"\0").split(b"\0"))
+        return len(head) < HEAD and self.beside.commands.take_words(words)
 
     def _core(self, head: bytes, stream: IO[bytes], descriptor: int | None) -> Seen:
         if self.core is not None:
             return Seen(what="another core: one is examined at a time", of_use=False)
         try:
-            self.core = core_file.take(head, stream, descriptor, self.scratch / "core")
+            self.core = core_file.take(head, stream, descriptor, self.scratch / layout.CORE)
         except core_file.NoCore as error:
             return Seen(what=f"a core that cannot be examined: {error}", of_use=False)
         self.notes += self.core.notes
         return Seen(what="a core", of_use=True)
 
-    def _text(self, head: bytes, stream: IO[bytes]) -> Seen:
-        before = self.scan.frames
+    def _text(self, head: bytes, stream: IO[bytes], most: int) -> Seen:
+        found: dict[str, None] = {}
         told: list[str] = []
+        before = self.scan.frames
         self.scan.end_of_file()
-        for line in streams.lines(head, stream, max(1, self.left), told):
+        for line in streams.lines(head, stream, max(1, most), told):
             self.left -= len(line)
-            self.scan.feed(line)
+            if self.scan.feed(line):
+                self.beside.monitor.stop()
+            elif what := self.beside.feed(line):
+                found[what] = None
         self.scan.end_of_file()
+        self.beside.monitor.stop()
         self.notes += told
         if self.scan.frames > before:
-            return Seen(what="a backtrace", of_use=True)
+            found = {"a backtrace": None, **found}
+        if found:
+            return Seen(what=", ".join(found), of_use=True)
         return Seen(what="text without a stack, a core or anything else of QEMU's that is known", of_use=False)
+
+    def _archive(self, stream: IO[bytes]) -> Seen:
+        """Read a report of a host, member by member: what each is, its content says."""
+        kinds: dict[str, None] = {}
+        count = 0
+        for name, member in _members(stream):
+            count += 1
+            if name == layout.MANIFEST and count == 1:
+                return Seen(what="a bundle of autopsy's own: `autopsy analyze` reads it", of_use=False)
+            head = _head(member)
+            kind = streams.kind_of(head)
+            if kind == "text" and len(head) < HEAD and not any(word in head for word in WORTH):
+                continue
+            seen = self._member(head, kind, member)
+            if seen is not None and seen.of_use:
+                kinds[seen.what] = None
+        if not kinds:
+            return Seen(what=f"an archive of {count} files, and nothing of QEMU's that is known in them", of_use=False)
+        return Seen(what=f"an archive of {count} files with {', '.join(kinds)}"[:500], of_use=True)
+
+    def _member(self, head: bytes, kind: str, member: IO[bytes]) -> Seen | None:
+        if kind == "text":
+            return self._text(head, member, min(MOST_OF_MEMBER, self.left)) if self.left > 0 else None
+        if kind in {"elf", "zstd", "gzip", "xz", "bzip2"}:
+            joined = cast("IO[bytes]", io.BufferedReader(_Joined(head, member), streams.PIECE))
+            return self._stream(joined, None, 1)
+        return None
 
     def end(self, seen: Sequence[Seen]) -> Material:
         """Return all that was found."""
         paste = self.scan.end()
-        return Material(paste=paste, seen=tuple(seen), core=self.core, notes=(*self.notes, *paste.notes))
+        tids = {each.tid for look in paste.looks for each in look.threads}
+        pids = tids | ({self.core.pid} if self.core else set())
+        program = self.core.command if self.core else paste.program
+        if program and not self.beside.commands.found:
+            self.beside.commands.feed(program)
+        machines, told = self.beside.machines(self.name, pids)
+        files = self.beside.files(machines[0] if machines else None, tids)
+        notes = (*self.notes, *told, *self.beside.kernel.notes, *paste.notes)
+        return Material(paste=paste, seen=tuple(seen), core=self.core, machines=machines, files=files, notes=notes)
 
 
-def read(descriptors: Sequence[int], scratch: Path) -> Material:
-    """Return what the files hold. What one of them does to its reader is told, and costs the others nothing."""
-    reading = Reading(scratch)
+class _Joined(io.RawIOBase):
+    """What was read of a stream already, and then the rest of it."""
+
+    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
+        self.head, self.stream = head, stream
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        """Fill the buffer."""
+        view = memoryview(cast("bytearray", buffer))
+        data = self.head[: len(view)] if self.head else self.stream.read(len(view))
+        self.head = self.head[len(data) :]
+        view[: len(data)] = data
+        return len(data)
+
+
+def _buffered(descriptor: int) -> IO[bytes]:
+    return cast("IO[bytes]", io.BufferedReader(Stream(descriptor), streams.PIECE))
+
+
+def _head(stream: IO[bytes]) -> bytes:
+    found = bytearray()
+    while len(found) < HEAD and (data := stream.read(HEAD - len(found))):
+        found += data
+    return bytes(found)
+
+
+def _members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the regular files of an archive, within bounds."""
+    total = 0
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16) as archive:
+        for number, entry in enumerate(archive):
+            total += max(0, entry.size)
+            if number >= MOST_MEMBERS or total > MOST_OF_ARCHIVE:
+                return
+            member = archive.extractfile(entry) if entry.isreg() else None
+            if member is not None:
+                yield entry.name, member
+
+
+def read(descriptors: Sequence[int], scratch: Path, name: str = "") -> Material:
+    """Return what the files hold, of the VM `name` where many are told of.
+
+    What one of them does to its reader is told, and costs the others nothing.
+    """
+    reading = Reading(scratch, name)
     seen = []
     for descriptor in descriptors:
         try:
             seen.append(reading.take(descriptor))
         except Exception as error:  # noqa: BLE001 - a stranger's file may break any reader, and the next may be whole
-            seen.append(
-                Seen(what=f"a file that could not be read to its end ({type(error).__name__}: {error})", of_use=False)
-            )
+            what = f"a file that could not be read to its end ({type(error).__name__}: {error})"
+            seen.append(Seen(what=what, of_use=reading.scan.frames > 0))
     return reading.end(seen)

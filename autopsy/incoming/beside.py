@@ -1,0 +1,79 @@
+"""What stands beside a backtrace, or without one: command lines, a kernel log, answers of the monitor, QEMU's log."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from autopsy.bundle import layout
+from autopsy.incoming import kernel_log, qmp_text
+from autopsy.incoming.command_lines import CommandLines
+from autopsy.incoming.kernel_log import KernelLog
+from autopsy.incoming.material import Found
+from autopsy.incoming.qmp_text import QmpText
+
+MOST_LOG = 2_000  # lines of QEMU's log
+OWN = ("qemu-system-", "qemu-kvm: ", "kvm: ", "qemu: ")
+LOG_WORDS = ("starting up libvirt version", "shutting down, reason=", "terminating on signal", "Assertion `")
+
+
+@dataclass(slots=True)
+class Beside:
+    """Each kind of text reads every line that is no frame."""
+
+    commands: CommandLines = field(default_factory=CommandLines)
+    kernel: KernelLog = field(default_factory=KernelLog)
+    monitor: QmpText = field(default_factory=QmpText)
+    log: list[str] = field(default_factory=list)
+
+    def feed(self, line: str) -> str:
+        """Take one line; return what it belongs to in words, empty for nothing."""
+        if self.monitor.feed(line):
+            return "answers of QEMU's monitor"
+        if self.commands.feed(line):
+            return "a command line of QEMU"
+        if self.kernel.feed(line):
+            return "a kernel log with hung tasks"
+        bare = line.lstrip(" ")
+        if (bare.startswith(OWN) and ": " in bare[:200]) or any(word in bare for word in LOG_WORDS):
+            if len(self.log) < MOST_LOG:
+                self.log.append(line[:2000])
+            return "QEMU's log"
+        return ""
+
+    def machines(self, name: str, pids: Collection[int]) -> tuple[tuple[Found, ...], tuple[str, ...]]:
+        """Return the one VM that is meant, where it can be told, and what is worth a note."""
+        found = tuple(self.commands.found.values())
+        if name:
+            chosen = tuple(each for each in found if each.name == name)
+            return chosen[:1], () if chosen or not found else (f"no VM {name} is among: {_names(found)}",)
+        by_pid = tuple(each for each in found if each.pid and each.pid in pids)
+        if by_pid:
+            return by_pid[:1], ()
+        if len({each.name for each in found}) > 1:
+            return (), (f"{len(found)} VMs are told of, and none was taken: say which by --name: {_names(found)}",)
+        return found[:1], ()
+
+    def files(self, machine: Found | None, tids: Collection[int]) -> dict[str, bytes]:
+        """Return the evidence that concerns one VM, by its path inside the bundle."""
+        made = qmp_text.files(self.monitor.exchanges)
+        if machine is not None:
+            words = b"".join(word.encode("utf-8", "replace") + b"\0" for word in machine.arguments)
+            made[layout.evidence(layout.WITNESS, layout.CMDLINE)] = words
+        tasks = kernel_log.of_vm(self.kernel, tids, machine.pid if machine else 0)
+        if tasks:
+            first, again = kernel_log.as_tasks(tasks)
+            made[layout.evidence(layout.WITNESS, layout.TASKS)] = first
+            made[layout.evidence(layout.SECOND_EXPOSURE, layout.TASKS)] = again
+            made[layout.evidence(layout.HOST, layout.DMESG)] = _text(self.kernel.lines)
+        if self.log:
+            made[layout.evidence(layout.HOST, layout.VM_LOG)] = _text(self.log)
+        return made
+
+
+def _names(found: Collection[Found]) -> str:
+    return ", ".join(dict.fromkeys(each.name or "(no name)" for each in found))[:300]
+
+
+def _text(lines: Collection[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")

@@ -1,0 +1,84 @@
+"""Finds QEMU's command lines in what was given: in a process list, a log of libvirt's, or pasted alone."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from autopsy.incoming.material import Found
+
+MOST = 1 << 16  # characters of one command line
+MOST_MACHINES = 1_000
+BINARIES = ("qemu-kvm", "/kvm", "qemu-system-")
+TREE = "├└│─ \t`-|+"
+
+
+@dataclass(slots=True)
+class CommandLines:
+    """The command lines met so far, each VM's once."""
+
+    found: dict[tuple[str, int], Found] = field(default_factory=dict)
+    pending: str = ""
+
+    def feed(self, line: str) -> bool:
+        """Take one line; return whether it holds a command line, or a part of one."""
+        if line.endswith(" \\") and len(self.pending) < MOST:
+            self.pending += line[:-1]
+            return True
+        whole, self.pending = (self.pending + line)[:MOST], ""
+        if not any(each in whole for each in BINARIES) or " -" not in whole:
+            return False
+        return self._take(whole)
+
+    def take_words(self, words: tuple[str, ...], pid: int = 0) -> bool:
+        """Take a command line that is split already."""
+        if not words or not _is_qemu(words[0]) or len(words) < 3 or len(self.found) >= MOST_MACHINES:
+            return False
+        name = _name(words)
+        self.found.setdefault((name, pid), Found(name=name, pid=pid, arguments=words))
+        return True
+
+    def _take(self, whole: str) -> bool:
+        before: list[str] = []
+        rest = whole
+        while rest:
+            word, _, after = rest.partition(" ")
+            if _is_qemu(word.lstrip(TREE)) and after.lstrip().startswith("-"):
+                return self.take_words(_split(rest.lstrip(TREE)), _pid(before))
+            if len(before) < 40:
+                before.append(word)
+            rest = after.lstrip(" ")
+        return False
+
+
+def _is_qemu(word: str) -> bool:
+    name = word.rpartition("/")[2]
+    return name.startswith("qemu-system-") or name in {"qemu-kvm", "kvm", "qemu-kvm-ma"}
+
+
+def _split(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError:  # a quote that was never closed: somebody cut it there
+        return tuple(text.split())
+
+
+def _pid(words: list[str]) -> int:
+    for word in words[:4]:
+        digits = word.strip(TREE)
+        if digits.isascii() and digits.isdecimal() and 1 < int(digits[:10]) < 1 << 31:
+            return int(digits[:10])
+    return 0
+
+
+def _name(words: tuple[str, ...]) -> str:
+    for option, value in pairwise(words):
+        if option in {"-name", "--name"}:
+            for part in value.split(","):
+                key, equals, text = part.partition("=")
+                if not equals:
+                    return part
+                if key == "guest":
+                    return text
+    return ""

@@ -1,0 +1,141 @@
+"""Reads a kernel log for tasks of QEMU's that hang, with their stacks in the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from autopsy.bundle.sections import Section, render
+
+MOST_TASKS = 5_000
+MOST_DEEP = 64
+HUNG, BLOCKED, ON = "INFO: task ", " blocked for more than ", " is blocked on "
+SUPPRESSED = "Future hung task reports are suppressed"
+QEMU = ("qemu", "kvm", "CPU ", "worker", "IO ", "vhost", "iou-", "live_migration", "mig/", "call_rcu", "pool-")
+SCHEDULERS = ("__schedule", "schedule", "io_schedule", "schedule_timeout", "schedule_preempt_disabled", "bit_wait")
+
+
+@dataclass(slots=True)
+class Task:
+    """One task that hung: its kernel stack, innermost first, without what the unwinder only guessed."""
+
+    name: str
+    tid: int
+    seconds: int
+    tgid: int = 0
+    stack: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class KernelLog:
+    """A kernel log on its way through."""
+
+    tasks: dict[int, Task] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    current: Task | None = None
+    tracing: bool = False
+
+    def feed(self, line: str) -> bool:
+        """Take one line; return whether it is of a task that hung."""
+        place = line.find(HUNG)
+        if place >= 0:
+            return self._hung(line, line[place + len(HUNG) :])
+        if SUPPRESSED in line:
+            self._note("the kernel stopped to report hung tasks: others may have hung after that")
+            return True
+        if self.current is None:
+            return False
+        return self._of_task(line, self.current)
+
+    def _hung(self, line: str, rest: str) -> bool:
+        self.current, self.tracing = None, False
+        who, blocked, how = rest.partition(BLOCKED)
+        if not blocked:
+            if ON in rest:
+                self._note(f"the kernel: task {rest.strip()[:200]}")
+            return ON in rest
+        name, _, digits = who.rpartition(":")
+        if not (digits.isascii() and digits.isdecimal() and len(digits) < 10) or not name.startswith(QEMU):
+            return False
+        seconds = how.split()[0] if how.split() else ""
+        if len(self.tasks) < MOST_TASKS:
+            long = int(seconds) if seconds.isascii() and seconds.isdecimal() and len(seconds) < 10 else 0
+            self.current = self.tasks[int(digits)] = Task(name[:64], int(digits), long)
+            self._keep(line)
+        return True
+
+    def _of_task(self, line: str, task: Task) -> bool:
+        if "task:" in line and "state:" in line:
+            task.tgid = _number(line, " tgid:")
+        elif "Call Trace:" in line or "<TASK>" in line:
+            self.tracing = True
+        elif "</TASK>" in line or "RIP:" in line:
+            self.current = None
+        elif self.tracing:
+            function = _function(line)
+            if function == "":
+                self.current = None
+                return False
+            if function and len(task.stack) < MOST_DEEP:
+                task.stack.append(function)
+        self._keep(line)
+        return True
+
+    def _keep(self, line: str) -> None:
+        if len(self.lines) < MOST_TASKS:
+            self.lines.append(line[:500])
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes and len(self.notes) < 50:
+            self.notes.append(text)
+
+
+def _function(line: str) -> str | None:
+    """Return `func+0x1/0x2` of a line of a trace, None for a guess, empty where it is no such line."""
+    words = line.split()
+    for place, word in enumerate(words):
+        if "+0x" in word and "/0x" in word:
+            return None if place and words[place - 1] == "?" else word
+    return ""
+
+
+def _number(line: str, key: str) -> int:
+    _, found, rest = line.partition(key)
+    digits = rest.split()[0] if found and rest.split() else ""
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else 0
+
+
+def of_vm(log: KernelLog, tids: Collection[int], pid: int) -> tuple[Task, ...]:
+    """Return the tasks of one VM: those that are its threads as far as that is known, else all of QEMU's."""
+    named = [each for each in log.tasks.values() if each.tid in tids or (pid and pid in {each.tgid, each.tid})]
+    groups = {each.tgid for each in log.tasks.values()}
+    if named or (pid and 0 not in groups):
+        return tuple(named)
+    return tuple(log.tasks.values())
+
+
+def as_tasks(tasks: Collection[Task]) -> tuple[bytes, bytes]:
+    """Return tasks.txt of two looks, as far as a kernel log tells them.
+
+    The kernel calls a task hung if it was not switched to for so many seconds: that is its own second look.
+    """
+    apart = min(task.seconds for task in tasks) * 1_000_000_000
+    first, again = (
+        render([Section("clock/begin", f"{at}\n".encode()), *(one for task in tasks for one in _sections(task))])
+        for at in (0, apart)
+    )
+    return first, again
+
+
+def _sections(task: Task) -> Iterator[Section]:
+    names = [each.partition("+")[0] for each in task.stack]
+    wchan = next((name for name in names if name not in SCHEDULERS), "")
+    status = f"Name:\t{task.name}\nState:\tD (disk sleep)\nvoluntary_ctxt_switches:\t0\n"
+    yield Section(f"task/{task.tid}/comm", f"{task.name}\n".encode())
+    yield Section(f"task/{task.tid}/status", status.encode())
+    yield Section(f"task/{task.tid}/schedstat", b"0 0 0\n")
+    yield Section(f"task/{task.tid}/wchan", wchan.encode())
+    if task.stack:
+        inner = task.stack[1:] if task.stack[0].startswith("__schedule") else task.stack
+        yield Section(f"task/{task.tid}/stack", "".join(f"[<0>] {each}\n" for each in inner).encode())

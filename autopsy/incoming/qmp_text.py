@@ -1,0 +1,134 @@
+"""Finds answers of QEMU's monitor in a text, and knows the question of each by what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.records import QmpExchange
+
+MOST_TEXT = 8 << 20  # characters of one answer
+MOST_ANSWERS = 200
+STEPS = {
+    "query-status": layout.QUERY_STATUS,
+    "query-block": layout.QUERY_BLOCK,
+    "query-blockstats": layout.QUERY_BLOCK,
+    "query-named-block-nodes": layout.QUERY_BLOCK,
+    "query-block-jobs": layout.QUERY_BLOCK,
+    "query-jobs": layout.QUERY_BLOCK,
+    "query-iothreads": layout.QUERY_BLOCK,
+    "query-migrate": layout.QUERY_STATUS,
+}
+
+
+@dataclass(slots=True)
+class QmpText:
+    """Answers met so far; `parts` are the lines of one that is not whole yet."""
+
+    exchanges: list[QmpExchange] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    size: int = 0
+    depth: int = 0
+    in_string: bool = False
+    asked: str = ""
+
+    def feed(self, line: str) -> bool:
+        """Take one line; return whether it belongs to an answer."""
+        bare = line.strip(" ")
+        if not self.parts and not bare.startswith(("{", "[")):
+            if bare.startswith("VM status: "):
+                return self._status(bare[11:])
+            return False
+        self._count(bare)
+        self.parts.append(bare)
+        self.size += len(bare)
+        if self.depth > 0 and self.size < MOST_TEXT:
+            return True
+        whole = "\n".join(self.parts)
+        self.stop()
+        return self._take(whole)
+
+    def stop(self) -> None:
+        """Give up an answer that something else has broken off."""
+        self.parts, self.size, self.depth, self.in_string = [], 0, 0, False
+
+    def _count(self, line: str) -> None:
+        escaped = False
+        for letter in line:
+            if self.in_string:
+                if escaped:
+                    escaped = False
+                elif letter == "\\":
+                    escaped = True
+                elif letter == '"':
+                    self.in_string = False
+            elif letter == '"':
+                self.in_string = True
+            elif letter in "{[":
+                self.depth += 1
+            elif letter in "}]":
+                self.depth -= 1
+
+    def _take(self, text: str) -> bool:
+        try:
+            value = msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            return False
+        if isinstance(value, dict) and isinstance(value.get("execute"), str):
+            self.asked = value["execute"][:100]
+            return True
+        answer = value.get("return") if isinstance(value, dict) and "return" in value else value
+        question = self.asked if self.asked in STEPS else _question(answer)
+        self.asked = ""
+        if question not in STEPS or len(self.exchanges) >= MOST_ANSWERS:
+            return False
+        self._add(question, answer)
+        return True
+
+    def _status(self, words: str) -> bool:
+        """Take HMP's `info status`: `running`, or `paused (io-error)`."""
+        status, _, reason = words.partition(" ")
+        reason = reason.strip("() ") or status
+        self._add("query-status", {"status": reason, "running": status == "running"})
+        return True
+
+    def _add(self, question: str, answer: Any) -> None:  # noqa: ANN401 - QEMU's JSON, checked by whoever reads it
+        self.exchanges.append(
+            QmpExchange(question=question, outcome="answered", asked_ns=0, ms=0.0, deadline_ms=0.0, answer=answer)
+        )
+
+
+def _question(answer: Any) -> str:  # noqa: ANN401 - as above
+    """Tell by its shape which question an answer is to, empty where two could be meant."""
+    if isinstance(answer, dict):
+        return "query-status" if {"status", "running"} <= set(answer) else ""
+    first = answer[0] if isinstance(answer, list) and answer and isinstance(answer[0], dict) else {}
+    keys = set(first)
+    for question, wanted in (
+        ("query-blockstats", {"stats"}),
+        ("query-block", {"device", "locked", "removable"}),
+        ("query-named-block-nodes", {"node-name", "drv", "ro"}),
+        ("query-block-jobs", {"device", "len", "offset", "type"}),
+        ("query-jobs", {"id", "type", "status", "current-progress"}),
+        ("query-iothreads", {"id", "thread-id", "poll-max-ns"}),
+    ):
+        if wanted <= keys:
+            return question
+    return ""
+
+
+def files(exchanges: list[QmpExchange]) -> dict[str, bytes]:
+    """Return the answers as the steps of a capture keep them; the first answer to each question counts."""
+    found: dict[str, list[QmpExchange]] = {}
+    seen = set()
+    for each in exchanges:
+        if each.question not in seen:
+            seen.add(each.question)
+            found.setdefault(STEPS[each.question], []).append(each)
+    return {
+        layout.evidence(step, layout.QMP): b"".join(msgspec.json.encode(each) + b"\n" for each in told)
+        for step, told in found.items()
+    }
