@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from autopsy.incoming.pasted import Paste
+from autopsy.incoming.stacks.pasted import Paste
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):

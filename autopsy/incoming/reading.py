@@ -11,10 +11,10 @@ from typing import IO, cast
 from autopsy.bundle import layout
 from autopsy.incoming import core_file, streams
 from autopsy.incoming.apport import COREDUMP, Base64Lines
-from autopsy.incoming.beside import Beside
-from autopsy.incoming.gdb_text import Scan
 from autopsy.incoming.material import CoreFound, Material, Seen
+from autopsy.incoming.stacks.gdb_text import Scan
 from autopsy.incoming.streams import HEAD, MOST_TEXT, Stream
+from autopsy.incoming.texts.beside import Beside
 
 MOST_LAYERS = 3  # of compression around one file
 MOST_MEMBERS = 100_000

@@ -11,9 +11,9 @@ from autopsy.bundle import layout
 from autopsy.bundle.records import Coroutine, LockGraph, Mutex, ThreadStack
 from autopsy.examine.threads.lock_owners import mutex_kind
 from autopsy.examine.threads.wait_cycles import cycles
-from autopsy.incoming import frames_say
-from autopsy.incoming.pasted import LockWait, Look, Paste, Printed
-from autopsy.incoming.render import render, stack
+from autopsy.incoming.stacks import frames_say
+from autopsy.incoming.stacks.pasted import LockWait, Look, Paste, Printed
+from autopsy.incoming.stacks.render import render, stack
 
 BQL = frozenset({"qemu_global_mutex", "bql"})
 BQL_CALLS = frozenset({"qemu_mutex_lock_iothread_impl", "qemu_mutex_lock_iothread", "bql_lock_impl", "bql_lock"})

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from autopsy.bundle.records import Frame
-from autopsy.incoming.frame_line import frame
-from autopsy.incoming.gdb_text import MOST_DEEP, MOST_LOOKS, scan
-from autopsy.incoming.names import plain_name
-from autopsy.incoming.pasted import Paste
+from autopsy.incoming.stacks.frame_line import frame
+from autopsy.incoming.stacks.gdb_text import MOST_DEEP, MOST_LOOKS, scan
+from autopsy.incoming.stacks.names import plain_name
+from autopsy.incoming.stacks.pasted import Paste
 from tests.support.built import pastes
 
 PLAIN = pastes.dump(

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
-from autopsy.incoming.gdb_text import scan
-from autopsy.incoming.pasted import Look
-from autopsy.incoming.render import render
+from autopsy.incoming.stacks.gdb_text import scan
+from autopsy.incoming.stacks.pasted import Look
+from autopsy.incoming.stacks.render import render
 
 letters = st.sampled_from("abcdefghijklmnopqrstuvwxyz_")
 function = st.text(letters, min_size=1, max_size=30).map(lambda name: f"f_{name}")

@@ -6,11 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from autopsy.bundle import layout
-from autopsy.incoming import kernel_log, qmp_text
-from autopsy.incoming.command_lines import CommandLines
-from autopsy.incoming.kernel_log import KernelLog
 from autopsy.incoming.material import Found
-from autopsy.incoming.qmp_text import QmpText
+from autopsy.incoming.texts import kernel_log, qmp_text
+from autopsy.incoming.texts.command_lines import CommandLines
+from autopsy.incoming.texts.kernel_log import KernelLog
+from autopsy.incoming.texts.qmp_text import QmpText
 
 MOST_LOG = 2_000  # lines of QEMU's log
 OWN = ("qemu-system-", "qemu-kvm: ", "kvm: ", "qemu: ")

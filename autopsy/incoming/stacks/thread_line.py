@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autopsy.incoming.frame_line import HEX
+from autopsy.incoming.stacks.frame_line import HEX
 
 MOST_TID = 1 << 31
 MOST_NAME = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopsy.bundle.records import Frame
-from autopsy.incoming.names import SIGNAL, plain_name
+from autopsy.incoming.stacks.names import SIGNAL, plain_name
 
 MOST_PC = 1 << 64
 MOST_LINE_NUMBER = 1 << 31

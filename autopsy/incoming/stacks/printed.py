@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from autopsy.incoming.pasted import Printed
+from autopsy.incoming.stacks.pasted import Printed
 
 MOST = 200
 COMMANDS = ("p ", "print ", "p/x ", "call ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopsy.bundle.records import Frame
-from autopsy.incoming.frame_line import HEX
+from autopsy.incoming.stacks.frame_line import HEX
 
 LOCKING = frozenset(
     {

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
-from autopsy.incoming.clean import MOST_LINE, clean
-from autopsy.incoming.frame_line import Brackets, frame, is_frame, number_of
-from autopsy.incoming.lock_arguments import Sought
-from autopsy.incoming.pasted import LockWait, Look, Paste, Printed
-from autopsy.incoming.printed import Printing
-from autopsy.incoming.thread_line import Header, header
+from autopsy.incoming.stacks.clean import MOST_LINE, clean
+from autopsy.incoming.stacks.frame_line import Brackets, frame, is_frame, number_of
+from autopsy.incoming.stacks.lock_arguments import Sought
+from autopsy.incoming.stacks.pasted import LockWait, Look, Paste, Printed
+from autopsy.incoming.stacks.printed import Printing
+from autopsy.incoming.stacks.thread_line import Header, header
 
 MOST_THREADS = 20_000
 MOST_FRAMES = 300_000

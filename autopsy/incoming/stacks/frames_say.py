@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from autopsy.bundle.records import Frame, MainLoop, ThreadStack
 from autopsy.bundle.syscalls import NAMES
 from autopsy.examine.threads.main_loop import RESTING, State, command_in, function_that_waits, nested_under
-from autopsy.incoming.lock_arguments import is_locking
+from autopsy.incoming.stacks.lock_arguments import is_locking
 
 LOOPS = ("main_loop_wait", "qemu_main_loop", "main_loop", "main", "qemu_default_main", "os_host_main_loop_wait")
 STARTS = frozenset({"start_thread", "clone", "clone3", "__clone", "__clone3", "qemu_thread_start", "thread_start"})

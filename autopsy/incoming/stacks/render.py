@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
-from autopsy.incoming.pasted import Look
+from autopsy.incoming.stacks.pasted import Look
 
 
 @dataclass(frozen=True, slots=True)

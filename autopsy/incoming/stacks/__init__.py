@@ -1,0 +1,1 @@
+"""Reads backtraces that somebody pasted."""
