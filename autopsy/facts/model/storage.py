@@ -109,8 +109,8 @@ class BlockStats:
     unmaps: int
     failed: int
     idle_ns: int | None
-    total_ns: int
     cite: Cite
+    total_ns: int = 0
 
     @property
     def mean_ns(self) -> int:
