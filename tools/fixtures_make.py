@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fixtures_shapes
-from fixtures_shapes import Shape
+from fixtures_shape import Shape
 
 from autopsy.bundle import layout
 from autopsy.bundle.archive import members
@@ -219,6 +219,7 @@ BUILDS = {
     "7.2": "Debian 12's own, stripped",
     "10.0.2": "Debian 12 backports, stripped",
     "10.0.2-debug": "built with DWARF",
+    "11": "Debian sid's, stripped",
 }
 
 
@@ -237,6 +238,9 @@ def main() -> int:
     chosen = parser.parse_args()
     if os.geteuid():
         parser.error("needs root")
+    # QEMU 11's root of its own keeps the mounts of this folder alone.
+    os.environ.setdefault("TMPDIR", "/var/tmp/at-fixtures")  # noqa: S108 - root's own; what lies in it has new names
+    Path(os.environ["TMPDIR"]).mkdir(mode=0o700, exist_ok=True)
     os.nice(-10)  # a machine that is busy with other things must not show in the cases
     failed = 0
     for shape in fixtures_shapes.SHAPES:

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-
 import fixtures_guests as guests
 import fixtures_storage as storage
 import fixtures_wedges as wedges
+from fixtures_shape import Shape, on
 
-from support import lab
-from support.wedged import starts
+from support.wedged import daemons, starts
 from support.wedged import wedges as live
 from support.wedged import wedges_disks as live_disks
 
-OLD, NEW, DEBUG = "7.2", "10.0.2", "10.0.2-debug"
-SetUp = Callable[[lab.Build], AbstractContextManager[lab.Machine]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """One stored case. `not_these` look alike and must be ruled out; `why` says why the answer is this one."""
-
-    what: str
-    build: str
-    set_up: SetUp
-    how: str
-    where: str
-    signature: str
-    why: str = ""
-    not_these: tuple[str, ...] = ()
-    gap: float = 2.0
-    unpacked: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.what}-{self.build}"
-
-
-def on(builds: tuple[str, ...], what: str, set_up: SetUp, **more: object) -> tuple[Shape, ...]:
-    """Return the same shape on several QEMUs; its `how` is the docstring of what sets it up."""
-    how = " ".join((set_up.__doc__ or "").split())
-    return tuple(Shape(what=what, build=build, set_up=set_up, how=how, **more) for build in builds)  # type: ignore[arg-type]  # the keywords are Shape's
-
+OLD, NEW, DEBUG, NEWEST = "7.2", "10.0.2", "10.0.2-debug", "11"
 
 STOPS = ("process-stopped", "cgroup-frozen", "vm-paused")
 HUNG = ("healthy", "process-stopped", "cgroup-frozen")
@@ -348,6 +316,34 @@ SHAPES: tuple[Shape, ...] = (
         signature="throttle-timer-wait",
         why="one disk, named; the other 63 are well",
         not_these=("healthy", "throttle-lock-self-deadlock"),
+    ),
+    # Storage daemons.
+    *on(
+        (OLD, NEWEST),
+        "export-frozen",
+        wedges.machine_of(daemons.frozen),
+        where="host",
+        signature="host-fs-frozen",
+        why="a storage daemon: its exports' clients are its guests",
+        not_these=("healthy", "guest-spins", "vm-paused"),
+    ),
+    *on(
+        (NEW,),
+        "export-throttled",
+        wedges.machine_of(daemons.throttled),
+        where="throttle",
+        signature="throttle-timer-wait",
+        why="the export and its node are named, and not the one beside it that is well",
+        not_these=("healthy", "guest-spins", "aio-in-kernel"),
+    ),
+    *on(
+        (NEWEST,),
+        "export-serving",
+        wedges.machine_of(daemons.serving),
+        where="none",
+        signature="healthy",
+        why="an idle client is no request; nothing counts the requests that failed, so it is no more than likely",
+        not_these=("guest-spins", "throttle-timer-wait"),
     ),
     # The main loop and the monitor.
     *on(

@@ -11,6 +11,7 @@ from autopsy.bundle.vm_end import VmEnd
 SCHEMA = 1
 
 OutcomeName = Literal["Collected", "TimedOut", "Failed", "Skipped"]
+Program = Literal["qemu-system", "qemu-storage-daemon"]
 ImpactName = Literal["none", "asks", "asks, may block", "asks, may harm", "stops"]
 
 
@@ -68,7 +69,10 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TargetRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The one process that was captured. `start_ticks` is field 22 of /proc/PID/stat; `domain` is libvirt's alone."""
+    """The one process that was captured. `start_ticks` is field 22 of /proc/PID/stat; `domain` is libvirt's alone.
+
+    A qemu-storage-daemon has no guest, no vCPU and no run state: what its exports' clients ask of it is all its work.
+    """
 
     pid: int
     name: str
@@ -78,6 +82,7 @@ class TargetRecord(msgspec.Struct, frozen=True, kw_only=True):
     exe_deleted: bool
     build_id: str
     qemu_version: str
+    program: Program = "qemu-system"
     monitors: tuple[Monitor, ...] = ()
     domain: Domain | None = None
 

@@ -211,6 +211,11 @@ def _or_unknown(number: int | None) -> str:
     return "?" if number is None else str(number)
 
 
+def _qemu(vm: Vm) -> str:
+    version = vm.qemu_version.partition(" ")[0] or "?"
+    return version if vm.program == "qemu-system" else f"{version} (storage daemon)"
+
+
 def ps_lines(vms: tuple[Vm, ...], width: int = 0) -> Iterator[str]:
     """Yield a table of VMs, a line each; `width` is the terminal's, 0 where nothing is cut for want of one."""
     if not vms:
@@ -228,7 +233,7 @@ def ps_lines(vms: tuple[Vm, ...], width: int = 0) -> Iterator[str]:
             vm.manager,
             plain(vm.name),
             str(vm.pid),
-            vm.qemu_version.partition(" ")[0] or "?",
+            _qemu(vm),
             _or_unknown(vm.disks),
             _or_unknown(vm.parked_requests),
             str(vm.threads_in_d),

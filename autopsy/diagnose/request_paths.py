@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import DiskPath, Hop, Where
-from autopsy.diagnose.queries.requests import disks_of, title
+from autopsy.diagnose.queries.requests import called, disks_of, title
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.coroutines import DISK_PARKS
@@ -54,7 +54,7 @@ def paths(facts: Facts, where: Where, objects: frozenset[Subject]) -> tuple[Disk
 
 def _path(disk: Disk, requests: list[CoroutineFact], where: Where, *, touched: bool) -> DiskPath:
     hops = [
-        Hop(kind="guest", name="guest", stuck=touched and where == "guest"),
+        Hop(kind="guest", name="client" if disk.is_export else "guest", stuck=touched and where == "guest"),
         Hop(
             kind="device",
             name=disk.model.value if isinstance(disk.model, Known) else "device",
@@ -132,5 +132,5 @@ def _limits(disk: Disk) -> str:
 def _sentence(disk: Disk, completed: int | None, hops: list[Hop], stuck: int | None) -> str:
     did = "" if completed is None else f" It completed {completed} requests between the two exposures."
     if stuck is None:
-        return f"Nothing of disk {title(disk)} is known to be stuck.{did}"
-    return f"The requests of disk {title(disk)} are stuck at {hops[stuck].name} ({hops[stuck].kind}).{did}"
+        return f"Nothing of {called(disk)} is known to be stuck.{did}"
+    return f"The requests of {called(disk)} are stuck at {hops[stuck].name} ({hops[stuck].kind}).{did}"

@@ -31,6 +31,8 @@ from autopsy.facts.subjects import Subject
 MOST_CITES = 24
 UNKNOWN = "unknown"
 NOTHING_STUCK = frozenset({"none", "vm-state"})
+OF_A_MACHINE: frozenset[Where] = frozenset({"guest", "vm-state", "device", "migration"})
+OF_EVERY_START = frozenset({"vm-awaits-client", "never-started"})
 PID = re.compile(r"\bPID\b")
 
 
@@ -67,6 +69,10 @@ def diagnose(facts: Facts) -> Diagnosis:
 
 
 def _judge(signature: Signature, facts: Facts) -> Judgement:
+    if facts.vm.is_storage_daemon and signature.where in OF_A_MACHINE and signature.id not in OF_EVERY_START:
+        return RuledOut(
+            "a storage daemon has no guest, no device and no run state: clients of its exports are its guests"
+        )
     try:
         return imported.held_to(facts, signature, signature.judge(facts))
     except Exception as error:  # noqa: BLE001 - a bug in one signature must not cost the other sixty their say

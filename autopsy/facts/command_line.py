@@ -27,6 +27,7 @@ class CommandLine:
     objects: tuple[Options, ...] = ()
     chardevs: tuple[Options, ...] = ()
     tpmdevs: tuple[Options, ...] = ()
+    exports: tuple[Options, ...] = ()
     cite: Cite = field(default_factory=lambda: Cite(CMDLINE))
 
     def device_of(self, *drives: str) -> Options | None:
@@ -51,6 +52,7 @@ def read(evidence: Evidence) -> CommandLine:
         "drive": "file",
         "chardev": "backend",
         "tpmdev": "type",
+        "export": "type",
     }
     options: dict[str, list[Options]] = {name: [] for name in first}
     for name, value in pairs(arguments):
@@ -64,6 +66,7 @@ def read(evidence: Evidence) -> CommandLine:
         objects=tuple(options["object"]),
         chardevs=tuple(options["chardev"]),
         tpmdevs=tuple(options["tpmdev"]),
+        exports=tuple(options["export"]),
     )
 
 
@@ -71,6 +74,10 @@ def pairs(arguments: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield each option with the word after it."""
     for name, value in pairwise(arguments):
         if name.startswith("-"):
+            yield name.lstrip("-"), value
+    for word in arguments:  # as a storage daemon takes them, too
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and equals:
             yield name.lstrip("-"), value
 
 

@@ -22,7 +22,7 @@ from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
 from autopsy.facts.model.facts import Facts, MonitorFact, Origin, Role, Times, Vm
-from autopsy.facts.storage import disks, images, jobs, nodes, requests, rings, throttle, virtqueues
+from autopsy.facts.storage import disks, exports, images, jobs, nodes, requests, rings, throttle, virtqueues
 from autopsy.facts.untrusted import mapping, number, sequence
 
 TICKS = 100  # a second, in /proc/PID/stat: USER_HZ of every architecture that QEMU runs on
@@ -38,10 +38,11 @@ def gather(evidence: Evidence) -> Facts:
     found_descriptors = descriptors.gather(evidence)
     graph = nodes.gather(talk, heap, line, images.gather(evidence, line, found_descriptors))
     shaped = virtqueues.shapes(evidence)
-    found_disks = disks.gather(talk, heap, line, graph, shaped)
+    target = evidence.manifest.target
+    served = exports.gather(talk, line) if target.program == "qemu-storage-daemon" else None
+    found_disks = disks.gather(talk, heap, line, graph, shaped, served)
     found_locks = locks.gather(evidence, heap, found_threads)
     found_sockets = sockets.gather(evidence)
-    target = evidence.manifest.target
     died = talk.died_at.value.exchange.question if isinstance(talk.died_at, Known) else ""
     arguments: Fact[tuple[str, ...]] = (
         Known(line.arguments, line.cite) if line.arguments else Unknown(line.cite.file, "the command line was not read")
@@ -52,6 +53,7 @@ def gather(evidence: Evidence) -> Facts:
             name=target.name,
             manager=target.manager,
             qemu_version=target.qemu_version,
+            program=target.program,
             build_id=target.build_id,
             arguments=arguments,
             started_seconds=target.start_ticks / TICKS,

@@ -36,6 +36,14 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class Export:
+    """One export of a storage daemon, which is a disk to its clients; `node` is the block node that it gives away."""
+
+    id: str
+    node: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """One device of the guest that is no disk of QEMU's block layer, or a controller of several."""
 
@@ -180,8 +188,10 @@ class MonitorClient:
     name: str
 
 
+Volume = Disk | Export  # what a request can be of
 Subject = (
     Disk
+    | Export
     | Device
     | Driver
     | Request
@@ -205,8 +215,10 @@ Subject = (
 )
 
 
-def disk(fact: facts.Disk) -> Disk:
-    """Return a disk as a subject."""
+def disk(fact: facts.Disk) -> Volume:
+    """Return a disk, or an export, as a subject."""
+    if fact.is_export:
+        return Export(fact.name, fact.nodes[0].name if fact.nodes else "")
     return Disk(fact.name, "" if fact.backend == fact.name else fact.backend)
 
 

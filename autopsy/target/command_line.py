@@ -20,6 +20,10 @@ FLAGS = frozenset(
     singlestep one-insn-per-tb preconfig enable-fips async-teardown enable-sync-profile perfmap jitdump tdf
     """.split()  # noqa: SIM905 - a list of fifty quoted words would hide the one that is missing
 )
+# Those of qemu-storage-daemon (storage-daemon/qemu-storage-daemon.c, 5.0 to 11.x), and which of them take no argument.
+DAEMON_OPTIONS = ("blockdev", "chardev", "daemonize", "export", "help", "monitor", "nbd-server", "object", "pidfile",
+                  "trace", "version")  # fmt: skip
+DAEMON_FLAGS = frozenset({"daemonize", "help", "version", "h", "V"})
 # Device models that are a disk to the guest. CD-ROM and floppy drives are told apart by name: they are none.
 DISK_DRIVERS = ("virtio-blk", "vhost-user-blk", "scsi-hd", "scsi-block", "scsi-generic", "scsi-disk", "ide-hd", "nvme",
                 "usb-storage", "emmc", "sd-card")  # fmt: skip
@@ -47,6 +51,29 @@ def options(arguments: Sequence[str]) -> tuple[Option, ...]:
             continue  # a disk image given by itself
         name = word[1:].removeprefix("-")
         found.append(Option(name) if name in FLAGS else Option(name, next(rest, "")))
+    return tuple(found)
+
+
+def daemon_options(arguments: Sequence[str]) -> tuple[Option, ...]:
+    """Return the options of a qemu-storage-daemon, which reads them by getopt_long(3): `--name value`, `--name=value`.
+
+    A name may be cut short. Its --monitor comes as what it is to a system emulator: a -qmp on a chardev.
+    """
+    found = []
+    rest = iter(arguments[1:])
+    for word in rest:
+        if word == "--":
+            break
+        if not word.startswith("-") or word == "-":
+            continue
+        given, equals, value = word.lstrip("-").partition("=")
+        names = [given] if given in DAEMON_OPTIONS else [each for each in DAEMON_OPTIONS if each.startswith(given)]
+        name = names[0] if len(names) == 1 and word.startswith("--") else given
+        if not equals and name not in DAEMON_FLAGS:
+            value = next(rest, "")
+        if name == "monitor":
+            name, value = "qmp", f"chardev:{settings(value, implied='chardev').get('chardev', '')}"
+        found.append(Option(name, value))
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from autopsy.errors import NoSuchVm, NotPermitted, NotQemu
 from autopsy.linux.batch import Answer, Unanswered, ask
 from autopsy.linux.trouble import Trouble
 from autopsy.target import identity, monitors, qemu_processes
-from autopsy.target.command_line import options, vm_name
+from autopsy.target.command_line import vm_name
 from autopsy.target.identity import Binary, clean
 from autopsy.target.image import named_like_qemu
 from autopsy.target.permissions import explain, guards_of
@@ -53,16 +53,16 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord
     binary = _as_named(link) if isinstance(told.binary, Unanswered) else told.binary
     if binary is None or not (binary.qemu_version or isinstance(told.binary, Unanswered)):
         raise _not_qemu(pid, asked, stat.comm, link)
-    given = None if isinstance(told.arguments, Unanswered) else options(told.arguments)
     return TargetRecord(
         pid=pid,
-        name=clean(claim.name if claim else (vm_name(given or ()) or f"pid{pid}")),
+        name=clean(claim.name if claim else (vm_name(told.options or ()) or f"pid{pid}")),
         manager=claim.manager if claim else "process",
         start_ticks=stat.start_ticks,
         exe=binary.path,
         exe_deleted=binary.deleted,
         build_id=binary.build_id,
         qemu_version=binary.qemu_version,
+        program=binary.program,
         monitors=found,
         domain=libvirt.domain_of(claim, roots) if claim and claim.manager == "libvirt" else None,
     )
@@ -85,8 +85,7 @@ def _try_access(pid: int) -> bytes:
 def _reach(pid: int, told: Told) -> tuple[Answer, tuple[Monitor, ...]]:
     """Ask whether we may look into the process, and which of its monitors can be reached, in one child."""
     ears = monitors.ears_of(pid)
-    given = None if isinstance(told.arguments, Unanswered) else options(told.arguments)
-    found = monitors.found_listening(given, ears)
+    found = monitors.found_listening(told.options, ears)
     questions = [partial(_encoded, monitors.reached, monitor, ears) for monitor in found]
     held = [partial(_encoded, monitors.reached_and_held, monitor, ears) for monitor in found]
     access, *answers = ask(
@@ -107,9 +106,7 @@ def _last_of(told: Monitor, *answers: Answer) -> Monitor:
 
 
 def _not_qemu(pid: int, asked: str, comm: str, link: str) -> NotQemu:
-    return NotQemu(
-        asked, f"process {pid} is {printable(comm)} ({printable(link)}), which is no QEMU system emulator", remedy=LIST
-    )
+    return NotQemu(asked, f"process {pid} is {printable(comm)} ({printable(link)}), which is no QEMU", remedy=LIST)
 
 
 def _without_binary(pid: int, asked: str) -> NoSuchVm | NotPermitted:

@@ -10,11 +10,17 @@ from dataclasses import dataclass
 
 import msgspec
 
+from autopsy.bundle.manifest import Program
 from autopsy.bundle.proc_stat import ProcStat, parse
 from autopsy.linux.files import read_kernel, real_path_in
 from autopsy.target.image import image_of
 
-VERSION = re.compile(rb"QEMU emulator version (\d[^\0\n]{0,120})")
+STORAGE_DAEMON: Program = "qemu-storage-daemon"
+# One pattern each: with an alternative at its beginning, re would look at every byte by itself.
+VERSIONS: tuple[tuple[Program, re.Pattern[bytes]], ...] = (
+    ("qemu-system", re.compile(rb"QEMU emulator version (\d[^\0\n]{0,120})")),
+    (STORAGE_DAEMON, re.compile(rb"qemu-storage-daemon version (\d[^\0\n]{0,120})")),
+)
 PART = 4 << 20  # of a binary at a time
 OVERLAP = 256  # a version's text may lie across two parts
 MOST_BINARY = 64 << 20  # of it, for a version: .rodata lies before what a debugger wants, and some 20 MB in
@@ -102,7 +108,7 @@ def clean(text: str) -> str:
 
 
 class Binary(msgspec.Struct, frozen=True, kw_only=True):
-    """The binary that a process runs. `qemu_version` is empty when it is no QEMU system emulator.
+    """The binary that a process runs. `qemu_version` is empty for neither a system emulator nor a storage daemon.
 
     `replaced`: another file lies at that path now, as after an upgrade; a deleted binary has `deleted` alone.
     """
@@ -112,9 +118,14 @@ class Binary(msgspec.Struct, frozen=True, kw_only=True):
     replaced: bool
     qemu_version: str
     build_id: str
+    program: Program = "qemu-system"
 
 
-def binary_of(pid: int, known: dict[tuple[int, int, int], tuple[str, str]] | None = None) -> Binary:
+# What was read out of a binary: its program, version and build-id, by device, inode and time of change.
+Known = dict[tuple[int, int, int], tuple[Program, str, str]]
+
+
+def binary_of(pid: int, known: Known | None = None) -> Binary:
     """Read the version and the build-id out of the program that a process runs, even of a deleted one.
 
     Can block where the binary's file system hangs: call it in a child. `known` keeps what was read, by device, inode
@@ -131,7 +142,7 @@ def binary_of(pid: int, known: dict[tuple[int, int, int], tuple[str, str]] | Non
         key = (status.st_dev, status.st_ino, status.st_mtime_ns)
         read = known.get(key) if known else None
         if read is None:
-            read = (version_in(descriptor), build_id_in(descriptor))
+            read = (*version_in(descriptor), build_id_in(descriptor))
         if known is not None:
             known[key] = read
     finally:
@@ -140,7 +151,10 @@ def binary_of(pid: int, known: dict[tuple[int, int, int], tuple[str, str]] | Non
     deleted = link.endswith(DELETED) and _at(root, link) != key[:2]  # a file may really be named "qemu (deleted)"
     path = link.removesuffix(DELETED) if deleted else link
     replaced = _at(root, path) not in (None, key[:2])
-    return Binary(path=clean(path), deleted=deleted, replaced=replaced, qemu_version=read[0], build_id=read[1])
+    program, version, build_id = read
+    return Binary(
+        path=clean(path), deleted=deleted, replaced=replaced, qemu_version=version, build_id=build_id, program=program
+    )
 
 
 def _at(root: str, path: str) -> tuple[int, int] | None:
@@ -152,21 +166,23 @@ def _at(root: str, path: str) -> tuple[int, int] | None:
     return (status.st_dev, status.st_ino)
 
 
-def version_in(descriptor: int) -> str:
-    """Return what `qemu-system-* --version` would print after "QEMU emulator version", without running anything.
+def version_in(descriptor: int) -> tuple[Program, str]:
+    """Return what the program's `--version` would print after its name and "version", without running anything.
 
-    The words lie in .rodata of every system emulator (vl.c, later softmmu/vl.c, system/vl.c), stripped or not.
+    The words lie in .rodata of every system emulator (vl.c, later softmmu/vl.c, system/vl.c) and of every storage
+    daemon (storage-daemon/qemu-storage-daemon.c), stripped or not. The version is empty where it is neither.
     """
     place = 0
     while place < MOST_BINARY:
         part = os.pread(descriptor, PART, place)
-        if found := VERSION.search(part):
-            whole = VERSION.match(os.pread(descriptor, OVERLAP, place + found.start())) or found
-            return whole[1].decode("utf-8", "replace").strip()
+        for program, version in VERSIONS:
+            if found := version.search(part):
+                whole = version.match(os.pread(descriptor, OVERLAP, place + found.start())) or found
+                return program, whole[1].decode("utf-8", "replace").strip()
         if len(part) < PART:
             break
         place += PART - OVERLAP
-    return ""
+    return "qemu-system", ""
 
 
 def build_id_in(descriptor: int) -> str:

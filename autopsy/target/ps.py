@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 
-from autopsy.bundle.manifest import Monitor
+from autopsy.bundle.manifest import Monitor, Program
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.unix_sockets import Listener, listeners_seen_by
 from autopsy.target import coroutine_count, monitors, qemu_processes
 from autopsy.target import vital_signs as signs
-from autopsy.target.command_line import Option, disks, options, vm_name
-from autopsy.target.identity import clean
+from autopsy.target.command_line import disks, vm_name
+from autopsy.target.identity import STORAGE_DAEMON, clean
 from autopsy.target.platforms.owned import started_by
 from autopsy.target.platforms.platform import ROOTS, Claim, Manager, Roots
 from autopsy.target.qemu_processes import Told
@@ -28,17 +28,19 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vm:
-    """One VM. `target` is the word that means it alone; `disks` is absent where its command line could not be read.
+    """One VM, or a storage daemon. `target` is the word that means it alone.
 
-    `state` is the main thread's letter of proc(5). `cpu_percent` is of one processor, over the tenth of a second that
-    the look took. `parked_requests` are the coroutines under way but for the monitor's own, absent where they could not
-    be counted. `signs` are words about what a healthy VM does not show.
+    `disks` is absent where its command line could not be read. `state` is the main thread's letter of proc(5).
+    `cpu_percent` is of one processor, over the tenth of a second that the look took. `parked_requests` are the
+    coroutines under way but for the monitor's own, absent where they could not be counted. `signs` are words about
+    what a healthy VM does not show.
     """
 
     target: str
     manager: Manager
     name: str
     pid: int
+    program: Program
     qemu_version: str
     binary_replaced: bool
     state: str
@@ -61,7 +63,7 @@ def census(roots: Roots = ROOTS) -> tuple[Vm, ...]:
     told = qemu_processes.tell(tuple(first), each=EACH, overall=OVERALL)
     listeners = _Listeners()
     known = {
-        pid: monitors.found_listening(_given(told[pid]), monitors.ears_of(pid, listeners.around(pid)))
+        pid: monitors.found_listening(told[pid].options, monitors.ears_of(pid, listeners.around(pid)))
         for pid in first
         if qemu_processes.is_qemu(told[pid]) or first[pid].dying
     }
@@ -76,7 +78,8 @@ def census(roots: Roots = ROOTS) -> tuple[Vm, ...]:
             continue  # it ended while we looked
         claim = next((claim for claim in claims if claim.pid == pid and is_true(claim, told[pid])), None)
         vm = _vm(first[pid], second, told[pid], claim, found)
-        counted = requests[pid]
+        # A storage daemon has a coroutine for each client that asks for nothing: they cannot be told from requests.
+        counted = Unanswered("its idle clients count, too") if vm.program == STORAGE_DAEMON else requests[pid]
         vms.append(vm if isinstance(counted, Unanswered) else replace(vm, parked_requests=int(counted)))
     return tuple(vms)
 
@@ -97,27 +100,23 @@ class _Listeners:
         return self.known[namespace]
 
 
-def _given(told: Told) -> tuple[Option, ...] | None:
-    return None if isinstance(told.arguments, Unanswered) else options(told.arguments)
-
-
 def _vm(first: Glance, second: Glance, told: Told, claim: Claim | None, found: tuple[Monitor, ...]) -> Vm:
-    given = _given(told)
     pid = second.stat.pid
     binary = None if isinstance(told.binary, Unanswered) else told.binary
     seconds = max(second.at - first.at, APART_SECONDS)
     return Vm(
         target=claim.explicit if claim else f"pid:{pid}",
         manager=claim.manager if claim else "process",
-        name=clean(claim.name if claim else (vm_name(given or ()) or f"pid{pid}")),
+        name=clean(claim.name if claim else (vm_name(told.options or ()) or f"pid{pid}")),
         pid=pid,
+        program=binary.program if binary else "qemu-system",
         qemu_version=binary.qemu_version if binary else "",
         binary_replaced=binary is not None and (binary.deleted or binary.replaced),
         state=second.stat.state,
         threads=len(second.threads),
         threads_in_d=len(second.asleep),
         cpu_percent=round((second.stat.cpu_ticks - first.stat.cpu_ticks) / CLOCK_TICKS / seconds * 100, 1),
-        disks=None if given is None else disks(given),
+        disks=None if told.options is None else disks(told.options),
         monitors=tuple(monitors.storable(monitor) for monitor in found),
         signs=signs.of(first, second, told),
     )

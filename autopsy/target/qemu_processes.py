@@ -14,8 +14,8 @@ import psutil
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.files import read_kernel
 from autopsy.target import identity
-from autopsy.target.command_line import MOST_BYTES, words
-from autopsy.target.identity import Binary
+from autopsy.target.command_line import MOST_BYTES, Option, daemon_options, options, words
+from autopsy.target.identity import STORAGE_DAEMON, Binary, Known
 from autopsy.target.image import is_loader, named_like_qemu
 from autopsy.target.platforms.owned import is_trusted, started_by
 
@@ -64,15 +64,19 @@ def _comm_like_qemu(pid: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What one process tells of itself; each part is Unanswered where the kernel let us hang or refused."""
+    """What one process tells of itself; each part is Unanswered where the kernel let us hang or refused.
+
+    `options` are the arguments taken apart as its program does that, None where they are not known.
+    """
 
     binary: Binary | Unanswered
     arguments: tuple[str, ...] | Unanswered
+    options: tuple[Option, ...] | None
     named: bool
 
 
 def is_qemu(told: Told) -> bool:
-    """Return whether a process runs a QEMU system emulator; where its binary could not be read, by its name."""
+    """Return whether a process runs a system emulator or a storage daemon; by its name where its binary is not read."""
     return told.named if isinstance(told.binary, Unanswered) else bool(told.binary.qemu_version)
 
 
@@ -83,7 +87,7 @@ def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -
     both are read in a child. Command lines come first, for they are short, and root's processes before others', those
     of the user who has most of them last: anybody may start many that are slow to tell, and named like a QEMU.
     """
-    known: dict[tuple[int, int, int], tuple[str, str]] = {}
+    known: Known = {}
     users = {pid: started_by(pid) for pid in pids}
     count = Counter(users.values())
     pids = sorted(pids, key=lambda pid: (not is_trusted(users[pid]), count[users[pid]], pid))
@@ -92,15 +96,22 @@ def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -
     answers = ask(lines + binaries, each=each, overall=overall, owners=[users[pid] for pid in pids] * 2)
     found = {}
     for pid, line, binary in zip(pids, answers[: len(pids)], answers[len(pids) :], strict=True):
-        found[pid] = Told(
+        found[pid] = _told(
             binary if isinstance(binary, Unanswered) else msgspec.msgpack.decode(binary, type=Binary),
             line if isinstance(line, Unanswered) else words(line),
-            _looks_like(pid),
+            named=_looks_like(pid),
         )
     return found
 
 
-def _binary(pid: int, known: dict[tuple[int, int, int], tuple[str, str]]) -> bytes:
+def _told(binary: Binary | Unanswered, arguments: tuple[str, ...] | Unanswered, *, named: bool) -> Told:
+    if isinstance(arguments, Unanswered):
+        return Told(binary, arguments, None, named)
+    daemon = not isinstance(binary, Unanswered) and binary.program == STORAGE_DAEMON
+    return Told(binary, arguments, daemon_options(arguments) if daemon else options(arguments), named)
+
+
+def _binary(pid: int, known: Known) -> bytes:
     return msgspec.msgpack.encode(identity.binary_of(pid, known))
 
 

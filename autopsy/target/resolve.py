@@ -14,7 +14,7 @@ from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.trouble import Trouble
 from autopsy.linux.unix_sockets import listeners_seen_by, owners_of
 from autopsy.target import identity, monitors, qemu_processes
-from autopsy.target.command_line import last, options, vm_name
+from autopsy.target.command_line import last, vm_name
 from autopsy.target.platforms import containers, libvirt, proxmox
 from autopsy.target.platforms.owned import is_trusted, runs_as, started_by
 from autopsy.target.platforms.platform import Claim, Roots
@@ -109,10 +109,9 @@ def _answers_to(claim: Claim, word: str) -> bool:
 
 def _goes_by(word: str, told: Told) -> bool:
     """Return whether a command line gives the VM that name or uuid."""
-    if isinstance(told.arguments, Unanswered):
+    if told.options is None:
         return False
-    given = options(told.arguments)
-    return word in (vm_name(given), last(given, "uuid"))
+    return word in (vm_name(told.options), last(told.options, "uuid"))
 
 
 def _pid(word: str) -> int | None:

@@ -108,6 +108,15 @@ def test_a_file_that_no_node_is_known_by_leads_to_the_disk_through_its_requests(
     assert "d0" in found.objects
 
 
+def test_a_mount_is_known_by_the_descriptors_device_where_a_chroot_tells_its_path_from_another_root() -> None:
+    case = cases.frozen_threads()
+    case.descriptors[9] = "/jail/mnt/vm/disk.raw"
+    case.info[9] = "pos:\t0\nflags:\t02\nmnt_id:\t31\nino:\t12\n"
+    found = diagnosis(case)
+    assert found.signature == "host-fs-frozen"
+    assert "file system /mnt/vm (ext4 on /dev/loop0)" in found.objects
+
+
 @pytest.mark.parametrize(
     ("syscall", "alive", "told"),
     [

@@ -42,7 +42,8 @@ class Build:
     def tool(self, name: str) -> tuple[str, ...]:
         """Return what starts a program such as qemu-storage-daemon: the one of this QEMU, or of this host."""
         if self.system is None:
-            return (tool(name),)
+            beside = self.binary.with_name(name)
+            return (str(beside) if beside.is_file() else tool(name),)
         return (str(CHROOTED), str(self.system), f"/usr/bin/{name}")
 
     def has_device(self, name: str) -> bool:

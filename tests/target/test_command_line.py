@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 
 from autopsy.bundle.manifest import Monitor
 from autopsy.linux.unix_sockets import Listener, parse_listeners
-from autopsy.target.command_line import FLAGS, disks, last, options, settings, vm_name, words
+from autopsy.target.command_line import (
+    DAEMON_FLAGS,
+    DAEMON_OPTIONS,
+    FLAGS,
+    Option,
+    daemon_options,
+    disks,
+    last,
+    options,
+    settings,
+    vm_name,
+    words,
+)
 from autopsy.target.monitors import told
 
 
@@ -167,3 +179,30 @@ def test_no_table_of_sockets_raises(table: bytes) -> None:
 
 def test_a_monitor_without_an_address_is_left_out() -> None:
     assert Monitor(protocol="hmp", transport="other", address="none") not in told(options(("qemu", "-monitor", "none")))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--monitor chardev=c0 --chardev socket,id=c0,path=/a,server=on", [("qmp", "unix", "/a")]),
+        ("--chardev=socket,id=c0,path=/a,server=on --monitor=c0", [("qmp", "unix", "/a")]),
+        ("--mon c0 --ch socket,id=c0,path=/a,server=on --daemonize", [("qmp", "unix", "/a")]),
+        ("--daemonize --monitor c0 --chardev stdio,id=c0", [("qmp", "stdio", "stdio")]),
+        ("--export type=nbd,id=e,node-name=--monitor", []),
+    ],
+)
+def test_a_storage_daemons_monitor_is_found(line: str, expected: list[tuple[str, str, str]]) -> None:
+    found = told(daemon_options(("qemu-storage-daemon", *line.split(" "))))
+    assert [(each.protocol, each.transport, each.address) for each in found] == expected
+
+
+def test_a_storage_daemons_options_are_taken_as_getopt_takes_them() -> None:
+    words = ("qsd", "-V", "--export=type=nbd,id=e", "-T", "x", "image", "--", "--monitor", "c0")
+    assert daemon_options(words) == (Option("V"), Option("export", "type=nbd,id=e"), Option("T", "x"))
+
+
+@pytest.mark.skipif(shutil.which("qemu-storage-daemon") is None, reason="no qemu-storage-daemon here")
+def test_every_option_of_the_storage_daemon_here_is_known() -> None:
+    text = subprocess.run(["qemu-storage-daemon", "--help"], capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"--([a-z][a-z-]+)", text)) - {"ascii"} <= set(DAEMON_OPTIONS)
+    assert {name for name in DAEMON_FLAGS if len(name) > 1} < set(DAEMON_OPTIONS)

@@ -160,9 +160,9 @@ def test_a_claim_holds_by_the_vms_own_monitor_where_the_command_line_hangs(roots
             assert claim is not None
             told = qemu_processes.tell([binary_of])[binary_of]
             assert is_true(claim, told)
-            assert is_true(claim, Told(told.binary, hung, named=True))
+            assert is_true(claim, Told(told.binary, hung, None, named=True))
             elsewhere = Claim(claim.manager, claim.name, one.pid + other.pid - binary_of, claim.pidfile)
-            assert not is_true(elsewhere, Told(told.binary, hung, named=True))
+            assert not is_true(elsewhere, Told(told.binary, hung, None, named=True))
 
 
 def link(path: Path) -> None:

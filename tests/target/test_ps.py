@@ -26,7 +26,7 @@ from autopsy.target.vital_signs import Glance
 from support import lab
 
 NOWHERE = Roots(run=Path("/nonexistent"))
-TOLD = Told(Binary(path="/q", deleted=False, replaced=False, qemu_version="7", build_id=""), ("q",), named=True)
+TOLD = Told(Binary(path="/q", deleted=False, replaced=False, qemu_version="7", build_id=""), ("q",), (), named=True)
 TRACER_OF_NOBODY = "TracerPid:\t0"
 
 
@@ -206,8 +206,8 @@ def test_a_main_thread_that_has_not_left_a_lock_between_two_looks_waits_for_it()
 
 def test_what_cannot_be_read_is_a_sign_only_where_it_hangs() -> None:
     hung, refused = Unanswered("no answer in 0.3 s", hung=True), Unanswered("PermissionError")
-    assert signs.of(glance_of(), glance_of(), Told(refused, refused, named=True)) == ()
-    assert signs.of(glance_of(), glance_of(), Told(hung, hung, named=True)) == (
+    assert signs.of(glance_of(), glance_of(), Told(refused, refused, None, named=True)) == ()
+    assert signs.of(glance_of(), glance_of(), Told(hung, hung, None, named=True)) == (
         "its binary's file system does not answer",
         "its memory map is locked",
     )
@@ -241,6 +241,7 @@ def vm(name: str, signs: tuple[str, ...] = ()) -> Vm:
         manager="plain",
         name=name,
         pid=7,
+        program="qemu-system",
         qemu_version="7.2.22 (Debian)",
         disks=1,
         parked_requests=None,

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from autopsy.bundle.manifest import Program
+
 GREETING = "(greeting)"
 CAPABILITIES = "qmp_capabilities"
 STATUS = "query-status"
@@ -26,6 +28,9 @@ OBJECTS = "/objects"
 # They tell what this QEMU is, and with it which of the others only read memory.
 FIRST = (STATUS, VERSION, COMMANDS, IOTHREADS, SCHEMA)
 
+# A storage daemon has no run state: what it knows is asked first, and shows that it answers.
+DAEMON_FIRST = (COMMANDS, VERSION, STATUS, IOTHREADS, SCHEMA)
+
 # They only read memory, in every version: the main loop and the BQL are all that they need.
 MEMORY = (
     "query-name",
@@ -36,6 +41,7 @@ MEMORY = (
     "query-migrate",
     "query-memory-size-summary",
     "query-yank",
+    "query-block-exports",
 )
 
 # They take the lock of an AioContext in some versions; see `takes_lock`.
@@ -77,6 +83,11 @@ class Qemu:
     def lacks(self, question: str) -> bool:
         """Return whether this QEMU has told that it does not know the question."""
         return bool(self.commands) and question not in self.commands
+
+
+def first(program: Program) -> tuple[str, ...]:
+    """Return the questions that come before all others; an answer to the first of them shows that the loop is alive."""
+    return DAEMON_FIRST if program == "qemu-storage-daemon" else FIRST
 
 
 def takes_lock(question: str, qemu: Qemu) -> str:

@@ -23,10 +23,11 @@ def query_status(scene: Scene) -> Outcome:
     """Ask what only reads QEMU's memory."""
 
     async def talk(ask: Interview) -> None:
-        *first, schema = commands.FIRST
+        *first, schema = commands.first(scene.target.record.program)
+        qemu = commands.Qemu()
         for question in first:
-            await ask.ask(question)
-        qemu = session.qemu_of(session.earlier(scene, scene.step))
+            await ask.ask(question, why_not=lacks(question, qemu))
+            qemu = session.qemu_of(session.earlier(scene, scene.step))
         await ask.ask(schema, why_not=lacks(schema, qemu), keep=commands.marks)
         ask.qemu = qemu = session.qemu_of(session.earlier(scene, scene.step))
         for question in commands.COUNTERS:
@@ -134,8 +135,9 @@ def silence(scene: Scene) -> Skipped | None:
     told = session.earlier(scene, layout.QUERY_STATUS)
     if not any(each.outcome == "greeted" for each in told):
         return Skipped(f"no monitor greeted us in {layout.QUERY_STATUS}")
-    if session.answer_to(told, commands.STATUS) is None:
-        return Skipped(f"{commands.STATUS} has no answer from {layout.QUERY_STATUS}")
+    first, *_ = commands.first(scene.target.record.program)
+    if session.answer_to(told, first) is None:
+        return Skipped(f"{first} has no answer from {layout.QUERY_STATUS}")
     return None
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
-from autopsy.diagnose.queries.requests import title
+from autopsy.diagnose.queries.requests import called, title
 from autopsy.diagnose.queries.socket_peers import leads_to, socket_of
 from autopsy.diagnose.queries.threads import descriptor, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, sentence
 from autopsy.diagnose.signature import claim
-from autopsy.facts.cite import Known
+from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Disk, Exposure, Facts, Role, Thread
 
 # What each kind of thread sleeps in where nobody has work for it. A worker is woken by a futex, or by its own timeout.
@@ -91,6 +91,8 @@ def _devices(facts: Facts) -> Iterator[Claim]:
 
 def _disks(facts: Facts) -> Iterator[Claim]:
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        if disk.is_export and isinstance(disk.stats, Unknown):
+            yield claim(f"Nothing tells whether requests of {called(disk)} have failed: QEMU counts none.", disk.cite)
         still = not (isinstance(disk.completed, Known) and disk.completed.value > 0)
         if still and isinstance(disk.stats, Known) and disk.stats.value.failed:
             failures = count(disk.stats.value.failed, "request")
@@ -98,7 +100,7 @@ def _disks(facts: Facts) -> Iterator[Claim]:
         if still and isinstance(disk.in_flight, Known) and disk.in_flight.value and isinstance(disk.completed, Known):
             held = count(disk.in_flight.value, "request")
             yield claim(
-                f"Disk {title(disk)} holds {held}, and completed none.", disk.in_flight.cite, disk.completed.cite
+                f"{sentence(called(disk))} holds {held}, and completed none.", disk.in_flight.cite, disk.completed.cite
             )
         yield from no_connection(facts, disk)
 
@@ -111,7 +113,7 @@ def no_connection(facts: Facts, disk: Disk) -> Iterator[Claim]:
     for node in disk.nodes:
         if node.driver in CONNECTED_FOR_GOOD and node.server and not any(leads_to(end, node.server) for end in ends):
             yield claim(
-                f"No connection to {node.server} was seen, the server of disk {title(disk)}.",
+                f"No connection to {node.server} was seen, the server of {called(disk)}.",
                 node.cite,
                 facts.sockets.cite,
             )

@@ -105,12 +105,15 @@ def _same_file(name: str, paths: frozenset[str]) -> bool:
 
 
 def mount_of(facts: Facts, path: str) -> Mount | None:
-    """Return the mount that a path lies on."""
+    """Return the mount that a path lies on: by its descriptor's device, for a path can be told from another root."""
     if isinstance(facts.host.mounts, Unknown):
         return None
-    on = [
-        mount
-        for mount in facts.host.mounts.value
-        if path == mount.path or path.startswith(mount.path.rstrip("/") + "/")
-    ]
+    mounts = facts.host.mounts.value
+    opened = facts.descriptors.value if isinstance(facts.descriptors, Known) else ()
+    if device := next((each.device for each in opened if each.target == path and each.device), ""):
+        of_device = [mount for mount in mounts if mount.device == device]
+        if len(of_device) == 1:
+            return of_device[0]
+        mounts = tuple(of_device) or mounts
+    on = [mount for mount in mounts if path == mount.path or path.startswith(mount.path.rstrip("/") + "/")]
     return max(on, key=lambda mount: len(mount.path), default=None)

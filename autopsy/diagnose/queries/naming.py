@@ -17,6 +17,8 @@ def name(subject: Subject) -> str:  # noqa: C901, PLR0911, PLR0912 - one return 
     match subject:
         case subjects.Disk(disk, drive):
             return f"{disk} ({drive})" if drive else disk
+        case subjects.Export(export, node):
+            return f"export {export} (node {node})" if node else f"export {export}"
         case subjects.Driver(node, driver):
             return f"block driver {driver} (node {node})"
         case subjects.Request(address):

@@ -102,12 +102,12 @@ def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[Disk, ...]:
     return tuple(possible)
 
 
-def their_disks(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Disk, ...]:
+def their_disks(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Volume, ...]:
     """Return the disks that these requests belong to, those with most requests first.
 
     Where a request could be of several disks and nothing tells which, none is named.
     """
-    counted: Counter[subjects.Disk] = Counter()
+    counted: Counter[subjects.Volume] = Counter()
     for request in requests:
         disks = disks_of(facts, request)
         if len(disks) == 1:
@@ -120,15 +120,22 @@ def title(disk: Disk) -> str:
     return naming.name(subjects.disk(disk))
 
 
-def of_disks(disks: tuple[subjects.Disk, ...]) -> str:
+def called(disk: Disk) -> str:
+    """Return a disk's or an export's name with what it is before it."""
+    return title(disk) if disk.is_export else f"disk {title(disk)}"
+
+
+def of_disks(disks: tuple[subjects.Volume, ...]) -> str:
     """Say whose requests they are."""
     if not disks:
         return "of a disk that cannot be named"
     more = f" and {len(disks) - MOST_NAMES} more" if len(disks) > MOST_NAMES else ""
-    return f"of {'disk' if len(disks) == 1 else 'disks'} {disk_names(disks[:MOST_NAMES])}{more}"
+    exports = any(isinstance(disk, subjects.Export) for disk in disks)  # each name says so
+    kind = "" if exports else "disk " if len(disks) == 1 else "disks "
+    return f"of {kind}{disk_names(disks[:MOST_NAMES])}{more}"
 
 
-def disk_names(disks: Iterable[subjects.Disk]) -> str:
+def disk_names(disks: Iterable[subjects.Volume]) -> str:
     """Return the names of disks, with commas between them."""
     return ", ".join(naming.name(disk) for disk in disks)
 

@@ -262,7 +262,7 @@ def _quiesce_leak(facts: Facts) -> Judgement:
     )
 
 
-def _disks(facts: Facts, wanted: tuple[subjects.Disk, ...]) -> list[Disk]:
+def _disks(facts: Facts, wanted: tuple[subjects.Volume, ...]) -> list[Disk]:
     whole = facts.disks.value if isinstance(facts.disks, Known) else ()
     return [disk for disk in whole if subjects.disk(disk) in wanted]
 

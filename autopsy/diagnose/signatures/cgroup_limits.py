@@ -89,7 +89,7 @@ def _words(limit: IoLimit) -> str:
 
 
 def _waiting(
-    requests: tuple[CoroutineFact, ...], threads: tuple[Sleeper, ...], disks: tuple[subjects.Disk, ...]
+    requests: tuple[CoroutineFact, ...], threads: tuple[Sleeper, ...], disks: tuple[subjects.Volume, ...]
 ) -> Iterator[Claim]:
     if requests:
         words = f"{count(len(requests), 'request')} {of_disks(disks)} went to the host's kernel, and did not come back"

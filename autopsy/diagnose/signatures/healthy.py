@@ -65,7 +65,7 @@ def _lacking_an_answer(facts: Facts) -> Iterator[str]:
         yield missing(facts.monitor.alive)
     elif isinstance(facts.main_loop, Unknown) or facts.main_loop.value.state != "idle":
         yield f"whether the main loop comes round: nobody could be asked ({facts.monitor.not_asked})"
-    elif not any(_in_the_guest(thread) for thread in by_role(facts, Role.VCPU)):
+    elif not facts.vm.is_storage_daemon and not any(_in_the_guest(thread) for thread in by_role(facts, Role.VCPU)):
         yield f"whether the guest runs, or is paused: nobody could be asked ({facts.monitor.not_asked})"
 
 

@@ -104,7 +104,7 @@ def _stands(facts: Facts) -> bool:
 
 def _headline(kind: Family, found: list[Sleeper], where: list[str], disks: tuple[str, ...]) -> str:
     place = f": {', '.join(where[:2])}" if where else ""
-    whose = f" (disk {', '.join(disks[:3])})" if disks else ""
+    whose = f" ({', '.join(disks[:3])})" if disks else ""
     verb = "waits" if len(found) == 1 else "wait"
     return f"{count(len(found), 'thread')} of QEMU {verb} for {kind.words}{place}{whose}"
 

@@ -66,7 +66,7 @@ def where(sink: Subject) -> Where:  # noqa: C901, PLR0911 - one return for each 
             return "host"
         case subjects.ThrottleGroup():
             return "throttle"
-        case subjects.Driver() | subjects.Disk() | subjects.Request():
+        case subjects.Driver() | subjects.Disk() | subjects.Export() | subjects.Request():
             return "block"
         case subjects.Device():
             return "device"

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from autopsy.bundle.heap import records as heap_records
+from autopsy.bundle.manifest import Program
 from autopsy.bundle.records import Frame, PollSet, QmpExchange, ThreadStack
 from autopsy.bundle.syscalls import ARGUMENTS
 from autopsy.bundle.vm_end import VmEnd
@@ -286,10 +287,16 @@ class Vm:
     name: str
     manager: str
     qemu_version: str
+    program: Program
     build_id: str
     arguments: Fact[tuple[str, ...]]
     started_seconds: float = 0.0
     end: Fact[EndFact]
+
+    @property
+    def is_storage_daemon(self) -> bool:
+        """Return whether it has no guest: its exports' clients are in its place."""
+        return self.program == "qemu-storage-daemon"
 
 
 NOT_AGAIN = Unknown("evidence/second-exposure/threads.json", "no second look was pasted")

@@ -125,7 +125,7 @@ class BlockStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """One disk of the guest, from its device to the node that does the I/O.
+    """One disk of the guest, or one export of a storage daemon, from its device to the node that does the I/O.
 
     `completed` is how many operations ended between the two exposures; `in_flight` how many QEMU held at the first.
     """
@@ -146,6 +146,7 @@ class Disk:
     quiesced: Fact[int]
     inserted: bool
     cite: Cite
+    is_export: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, string
 from autopsy.facts.model.facts import BlockStats, Disk, Limits, MonitorFact
 from autopsy.facts.storage import virtqueues
+from autopsy.facts.storage.exports import Export
 from autopsy.facts.storage.nodes import Graph, read_command_line_again
 from autopsy.facts.untrusted import mapping, number, sequence, text
 
@@ -47,17 +48,22 @@ class Entry:
     inserted: Mapping[str, Any]
     io_status: str
     cite: Cite
+    export: Export | None = None
 
 
-def gather(
+def gather(  # noqa: PLR0917 - every source of a disk's facts, once
     talk: MonitorFact,
     heap: Fact[heap_records.Exposure],
     line: CommandLine,
     graph: Graph,
     shaped: Fact[VirtioShapes],
+    exports: Fact[tuple[Export, ...]] | None = None,
 ) -> Fact[tuple[Disk, ...]]:
-    """Return the disks by the best source there is: query-block, query-blockstats, the heap, the command line."""
-    entries = _entries(talk, heap, line)
+    """Return the disks by the best source there is: query-block, query-blockstats, the heap, the command line.
+
+    A storage daemon has `exports` instead.
+    """
+    entries = _entries(talk, heap, line) if exports is None else _exported(exports)
     if isinstance(entries, Unknown):
         return entries
     first, again = _statistics(talk, again=False), _statistics(talk, again=True)
@@ -104,6 +110,12 @@ def _entries(talk: MonitorFact, heap: Fact[heap_records.Exposure], line: Command
     return Unknown(layout.evidence(layout.QUERY_BLOCK, layout.QMP), why)
 
 
+def _exported(exports: Fact[tuple[Export, ...]]) -> Fact[tuple[Entry, ...]]:
+    if isinstance(exports, Unknown):
+        return exports
+    return Known(tuple(Entry("", "", each.node, {}, "", each.cite, each) for each in exports.value), exports.cite)
+
+
 def _disk(  # noqa: PLR0917 - every source of a disk's facts, once
     entry: Entry,
     talk: MonitorFact,
@@ -115,7 +127,7 @@ def _disk(  # noqa: PLR0917 - every source of a disk's facts, once
     again: Fact[dict[str, BlockStats]],
 ) -> Disk:
     in_heap = _in_heap(entry, heap)
-    identity = identity_of(entry.qdev, entry.backend, entry.node)
+    identity = entry.export.id if entry.export else identity_of(entry.qdev, entry.backend, entry.node)
     device = line.device_of(entry.backend, entry.node) or line.device(identity) or {}
     nodes = graph.below(entry.node or entry.backend)
     stats, stats_again = _of(first, entry), _of(again, entry)
@@ -141,6 +153,7 @@ def _disk(  # noqa: PLR0917 - every source of a disk's facts, once
         quiesced=_quiesced(in_heap),
         inserted=bool(entry.inserted or entry.node or nodes),
         cite=entry.cite,
+        is_export=entry.export is not None,
     )
 
 
@@ -193,6 +206,8 @@ def _quiesced(in_heap: Fact[heap_records.BlockBackend]) -> Fact[int]:
 def _model(
     device: Mapping[str, Any], in_heap: Fact[heap_records.BlockBackend], line: CommandLine, entry: Entry
 ) -> Fact[str]:
+    if entry.export:
+        return Known(f"{entry.export.kind} export", entry.cite)
     driver = string(device, "driver")
     bus = string(device, "bus").partition(".")[0]
     controller = string(line.device(bus) or {}, "driver")
@@ -235,7 +250,7 @@ def _throttle_group(
     throttling = drive.get("throttling")
     if isinstance(throttling, Mapping) and throttling:
         return Known(string(throttling, "group") or entry.backend, line.cite)
-    if entry.inserted or (drive and not throttling):
+    if entry.inserted or (drive and not throttling) or (entry.export and nodes):
         return Known("", entry.cite)
     return Unknown(layout.evidence(layout.QUERY_BLOCK, layout.QMP), "query-block was not answered")
 

@@ -1,0 +1,42 @@
+"""The exports of a storage daemon: what its clients take for their disks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.facts import monitor
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
+from autopsy.facts.command_line import CommandLine, string
+from autopsy.facts.model.facts import MonitorFact
+from autopsy.facts.untrusted import mapping, sequence, text
+
+QUESTION = "query-block-exports"
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One export: its id, its kind as QEMU calls it ("nbd", "vhost-user-blk"), and the node that it gives away."""
+
+    id: str
+    kind: str
+    node: str
+    cite: Cite
+
+
+def gather(talk: MonitorFact, line: CommandLine) -> Fact[tuple[Export, ...]]:
+    """Return the exports that the daemon tells of; without an answer, those that it was started with."""
+    found = monitor.answer(talk, QUESTION)
+    if isinstance(found, Known):
+        given = [mapping(each) for each in sequence(found.value)]
+        cite = found.cite
+    elif line.exports:
+        given = [dict(each) for each in line.exports]
+        cite = line.cite
+    else:
+        return Unknown(found.evidence, found.why)
+    exports = tuple(
+        Export(name, string(each, "type"), string(each, "node-name"), Cite(cite.file, cite.line, f"export {name}"))
+        for each in given
+        if (name := text(each.get("id")))
+    )
+    return Known(exports, cite)
