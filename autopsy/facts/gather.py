@@ -61,7 +61,9 @@ def gather(evidence: Evidence) -> Facts:
         ),
         times=_times(evidence),
         threads=found_threads,
-        coroutines=requests.link(coroutines.gather(evidence, heap), found_disks, nodes.drivers(talk)),
+        coroutines=requests.link(
+            coroutines.gather(evidence, heap), found_disks, nodes.drivers(talk), tuple(graph.nodes.values())
+        ),
         disks=found_disks,
         nodes=tuple(graph.nodes.values()),
         throttle_groups=throttle.gather(talk, heap, line, found_disks),

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from autopsy.bundle import layout
 from autopsy.facts.cite import Fact, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Disk, Park
+from autopsy.facts.model.facts import CoroutineFact, Disk, Node, Park
 from autopsy.facts.yield_points import NBD_REQUESTS
 
 HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
@@ -61,11 +61,14 @@ WAITING_DRIVERS: Mapping[str, Park] = MappingProxyType(
 
 
 def link(
-    coroutines: Fact[tuple[CoroutineFact, ...]], disks: Fact[tuple[Disk, ...]], drivers: Fact[frozenset[str]]
+    coroutines: Fact[tuple[CoroutineFact, ...]],
+    disks: Fact[tuple[Disk, ...]],
+    drivers: Fact[frozenset[str]],
+    nodes: tuple[Node, ...] = (),
 ) -> Fact[tuple[CoroutineFact, ...]]:
     """Return the coroutines with `disk` told by its disk's name wherever it can be told.
 
-    `drivers` are those of all nodes that there are, known only where QEMU listed them.
+    `drivers` are those of all nodes that there are, known only where QEMU listed them; `nodes` those that are known.
     """
     if isinstance(coroutines, Unknown):
         return coroutines
@@ -74,7 +77,7 @@ def link(
         coroutines = Known(tuple(checked), coroutines.cite)
     if isinstance(disks, Unknown):
         return coroutines
-    named = (_driver(each, disks.value) for each in coroutines.value)
+    named = (_driver(each, disks.value, nodes) for each in coroutines.value)
     return Known(tuple(replace(each, disk=_disk(each, disks.value)) for each in named), coroutines.cite)
 
 
@@ -89,11 +92,16 @@ def _checked(coroutine: CoroutineFact, drivers: frozenset[str]) -> CoroutineFact
     return replace(coroutine, park=park, named_by=(*coroutine.named_by, why))
 
 
-def _driver(coroutine: CoroutineFact, disks: tuple[Disk, ...]) -> CoroutineFact:
-    """Name the driver that a request stands in, where the disks have only one that can make it wait."""
+def _driver(coroutine: CoroutineFact, disks: tuple[Disk, ...], nodes: tuple[Node, ...]) -> CoroutineFact:
+    """Name the driver that a request stands in, where the disks have only one that can make it wait.
+
+    A request may be no disk's: where no disk has such a driver, any node may.
+    """
     if coroutine.park is not Park.DRIVER or not all(map(is_whole, disks)):
         return coroutine
     found = {node.driver: node for disk in disks for node in disk.nodes if node.driver in WAITING_DRIVERS}
+    if not found and any(not frame.function for frame in coroutine.frames):  # names would have told the place
+        found = {node.driver: node for node in nodes if node.driver in WAITING_DRIVERS}
     if isinstance(coroutine.node, Known):
         found = {driver: node for driver, node in found.items() if node.name == coroutine.node.value}
     if len(found) != 1:
