@@ -6,29 +6,12 @@ from autopsy.diagnose.diagnosis import DiskPath, Hop, Where
 from autopsy.diagnose.queries.requests import called, disks_of, title
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Park
+from autopsy.facts.model.yield_points import DISK_PARKS, SERVED, THROTTLED, Layer, at
 from autopsy.facts.storage.nodes import LOCAL
 from autopsy.facts.subjects import Subject
 
-THROTTLE = frozenset({Park.THROTTLE, Park.THROTTLE_LOCK})
-ENGINE = frozenset({Park.THREADS, Park.LINUX_AIO, Park.IO_URING, Park.FLUSH})
-PEERS = frozenset(
-    {
-        Park.NBD_REPLY,
-        Park.NBD_CONNECT,
-        Park.NBD_SEND,
-        Park.NBD_SLOT,
-        Park.RBD,
-        Park.ISCSI,
-        Park.NFS,
-        Park.CURL,
-        Park.SSH,
-        Park.GLUSTER,
-        Park.BLKIO,
-        Park.NVME,
-    }
-)
+ENGINE = at(Layer.ENGINE)
 ENGINES = {"threads": "worker threads", "native": "Linux AIO", "io_uring": "io_uring"}
 REQUESTS = DISK_PARKS | {Park.SLEEP, Park.PVE_BACKUP}
 MOST_PATHS = 64
@@ -65,8 +48,8 @@ def _path(disk: Disk, requests: list[CoroutineFact], where: Where, *, touched: b
         ),
     ]
     if group := disk.throttle_group.value if isinstance(disk.throttle_group, Known) else "":
-        hops.append(_hop("throttle", group, _limits(disk), requests, THROTTLE, stuck=touched and where == "throttle"))
-    below = REQUESTS - THROTTLE - ENGINE - PEERS
+        hops.append(_hop("throttle", group, _limits(disk), requests, THROTTLED, stuck=touched and where == "throttle"))
+    below = REQUESTS - THROTTLED - ENGINE - SERVED
     for index, node in enumerate(disk.nodes):
         mine = below if index == 0 else frozenset[Park]()
         detail = node.filename if not node.filename.startswith("json:") else ""
@@ -104,7 +87,7 @@ def _ends(disk: Disk, requests: list[CoroutineFact], where: Where, *, touched: b
                 hops.append(Hop(kind="peer", name="server", detail="behind the host's file system", stuck=True))
             return hops
         if node.server:
-            hops.append(_hop("peer", node.server, node.driver, requests, PEERS, stuck=touched and where == "peer"))
+            hops.append(_hop("peer", node.server, node.driver, requests, SERVED, stuck=touched and where == "peer"))
             return hops
     return hops
 

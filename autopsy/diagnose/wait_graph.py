@@ -11,8 +11,8 @@ from autopsy.diagnose.queries.requests import disk_names, their_disks
 from autopsy.diagnose.queries.threads import looks, named, threads
 from autopsy.diagnose.queries.wording import count
 from autopsy.facts.cite import Known
-from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model.facts import CoMutexFact, CoroutineFact, Facts, Park
+from autopsy.facts.model.yield_points import DISK_PARKS, SERVED
 
 MOST = 60
 DRAWN = DISK_PARKS | {Park.CO_MUTEX}
@@ -84,7 +84,7 @@ def _requests(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) -
             detail=f"of {disks}" if disks else "",
             cites=tuple(each.cite for each in mine[:3]),
         )
-        kind = "peer" if park.name.startswith(("NBD", "RBD", "ISCSI", "NFS", "CURL", "SSH", "GLUSTER")) else "resource"
+        kind = "peer" if park in SERVED - {Park.BLKIO, Park.NVME} else "resource"
         nodes[resource] = WaitNode(id=resource, kind=kind, label=_what(park))  # type: ignore[arg-type]  # one of two words
         edges.append(WaitEdge(waiter=identity, holder=resource, label="parked"))
 
@@ -123,4 +123,4 @@ def _holder(facts: Facts, mutex: CoMutexFact, parks: dict[int, str], nodes: dict
 
 
 def _what(park: Park) -> str:
-    return park.value.removeprefix("waits for ").removeprefix("waits in ")
+    return park.words.removeprefix("waits for ").removeprefix("waits in ")

@@ -275,7 +275,7 @@ def _requests(a: Facts, b: Facts, *, same: bool) -> tuple[ParkCount, ...]:
         found.append(
             ParkCount(
                 park=park.name.lower(),
-                words=park.value,
+                words=park.words,
                 a=len(before),
                 b=len(after),
                 stuck_in_both=tuple(f"{address:#x}" for address in stuck),

@@ -9,7 +9,7 @@ from autopsy.bundle.heap import records as heap_records
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import CoroutineFact, Park
+from autopsy.facts.model.facts import CoroutineFact
 from autopsy.facts.yield_points import park_point
 
 LISTING = layout.evidence(layout.GDB_THREADS, layout.COROUTINES_TEXT)  # whose lines the records' `line` counts
@@ -141,38 +141,3 @@ def _carried(exposure: heap_records.Exposure, node: heap_records.BlockNode) -> t
     slots = tuple(slot.coroutine for client in clients for slot in client.requests)
     waiting = tuple(waiter for client in clients for waiter in client.waiting_for_slot)
     return tuple(request.coroutine for request in node.requests) + node.flush_waiters + slots + waiting
-
-
-DISK_PARKS = frozenset(
-    {
-        Park.THROTTLE,
-        Park.THROTTLE_LOCK,
-        Park.DRAINED,
-        Park.SERIALISING,
-        Park.FLUSH_QUEUE,
-        Park.FLUSH,
-        Park.GRAPH_LOCK,
-        Park.BLKDEBUG,
-        Park.THREADS,
-        Park.LINUX_AIO,
-        Park.IO_URING,
-        Park.NBD_REPLY,
-        Park.NBD_CONNECT,
-        Park.NBD_SEND,
-        Park.NBD_SLOT,
-        Park.RBD,
-        Park.ISCSI,
-        Park.NFS,
-        Park.CURL,
-        Park.SSH,
-        Park.GLUSTER,
-        Park.BLKIO,
-        Park.NVME,
-        Park.QCOW2_LOCK,
-        Park.QCOW2_DEPENDENCY,
-        Park.QCOW2_THREADS,
-        Park.TASK_POOL,
-        Park.COPY_BEFORE_WRITE,
-        Park.DRIVER,
-    }
-)

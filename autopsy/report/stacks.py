@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from autopsy.bundle.records import Frame
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.cite import Cite, Known
-from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model.facts import CoroutineFact, Facts, Movement, Role, Thread
+from autopsy.facts.model.yield_points import DISK_PARKS
 from autopsy.report.units import count, duration, milliseconds
 
 MOST_FRAMES = 48  # of one stack
@@ -173,7 +173,7 @@ def _coroutine_group(group: list[CoroutineFact], *, stuck: bool, whole: bool) ->
     elif not known:
         moved = "seen in one exposure only: whether it moved cannot be told"
     return Group(
-        title=f"{who}{': each' if len(group) > 1 else ''} {first.park.value}",
+        title=f"{who}{': each' if len(group) > 1 else ''} {first.park.words}",
         stuck=stuck,
         state=f"of {', '.join(disks[:4])}" if disks else "",
         moved=moved,

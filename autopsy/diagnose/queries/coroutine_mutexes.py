@@ -61,7 +61,7 @@ def words(facts: Facts, mutex: CoMutexFact) -> str:
     match mutex.holder_state:
         case "parked":
             parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
-            park = next((each.park.value for each in parked if each.address == mutex.holder), "is parked")
+            park = next((each.park.words for each in parked if each.address == mutex.holder), "is parked")
             return f"its holder, coroutine {mutex.holder:#x}, {park}"
         case "running":
             on = f" on thread {mutex.holder_tid}" if mutex.holder_tid else ""

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import BlockStats, CoroutineFact, Disk, Facts, Limits, Park
-from autopsy.facts.storage.requests import DRIVERS
+from autopsy.facts.model.yield_points import BY_DRIVER, SERVED
 
 Kind = Literal["reads", "writes", "flushes", "unmaps"]
 
@@ -22,12 +22,7 @@ KINDS: tuple[tuple[str, Kind], ...] = (
 LIMITED: dict[str, set[Kind]] = {"total": {"reads", "writes"}, "read": {"reads"}, "write": {"writes"}}
 # Some of a disk's requests wait at these while others never come there: for a server that only a part of the disk lies
 # on (a backing file, a child of a quorum), or until a backup has copied what they are about to overwrite.
-APART = frozenset(
-    {
-        *(Park.NBD_REPLY, Park.NBD_CONNECT, Park.NBD_SEND, Park.NBD_SLOT, Park.RBD, Park.ISCSI, Park.NFS, Park.CURL),
-        *(Park.SSH, Park.GLUSTER, Park.NVME, Park.COPY_BEFORE_WRITE),
-    }
-)
+APART = (SERVED & BY_DRIVER) | {Park.COPY_BEFORE_WRITE}
 
 
 def speaks_for(facts: Facts, disk: Disk, coroutine: CoroutineFact) -> bool | None:
@@ -54,7 +49,7 @@ def speaks_for(facts: Facts, disk: Disk, coroutine: CoroutineFact) -> bool | Non
 
 def _goes_elsewhere_too(disk: Disk, park: Park) -> bool:
     leaves = [node.driver for node in disk.nodes if node.driver and not node.children]
-    return any(driver not in DRIVERS[park] for driver in leaves)
+    return any(driver not in park.drivers for driver in leaves)
 
 
 def _kind(coroutine: CoroutineFact) -> Kind | None:

@@ -10,8 +10,8 @@ from autopsy.diagnose.queries.requests import disks_of, moves, title
 from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import claim
 from autopsy.facts.cite import Cite, Known
-from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model.facts import Disk, Facts, Park
+from autopsy.facts.model.yield_points import DISK_PARKS
 
 SECOND = 1_000_000_000
 # Storage that answers is met to take so long for one request, or so many times what it took on the average.

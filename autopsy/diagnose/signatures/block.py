@@ -25,8 +25,8 @@ from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Node, Park, Role
+from autopsy.facts.model.yield_points import DISK_PARKS
 from autopsy.facts.subjects import Whole
 
 # Requests that stand here stand behind another request: that one's own place is the cause.

@@ -8,8 +8,8 @@ from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model.facts import Disk, Facts, Movement, Role, Thread
+from autopsy.facts.model.yield_points import DISK_PARKS
 
 LONG_ENOUGH = 3.0
 SPIN_SHARE = 0.9

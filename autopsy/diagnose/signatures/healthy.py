@@ -14,8 +14,8 @@ from autopsy.diagnose.queries.threads import by_role, looks, same_sleep, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model.facts import Facts, Park, Role, Thread
+from autopsy.facts.model.yield_points import DISK_PARKS
 
 SWITCHING = frozenset({"qemu_coroutine_switch", "qemu_coroutine_yield", "coroutine_trampoline"})
 WATCHED = DISK_PARKS | {Park.PVE_BACKUP, Park.CO_MUTEX, Park.COPY_MEMORY}

@@ -29,8 +29,8 @@ from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.coroutines import DISK_PARKS
 from autopsy.facts.model.facts import Descriptor, Exposure, Facts, Peer, Role
+from autopsy.facts.model.yield_points import DISK_PARKS
 from autopsy.facts.subjects import Subject, Whole
 
 

@@ -115,7 +115,7 @@ class Service:
 
 
 def _places(requests: tuple[CoroutineFact, ...]) -> str:
-    return ", ".join(sorted({each.park.value for each in requests}))
+    return ", ".join(sorted({each.park.words for each in requests}))
 
 
 def _servers(facts: Facts, requests: Iterable[CoroutineFact], drivers: frozenset[str]) -> tuple[str, ...]:

@@ -11,11 +11,8 @@ from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Park, Role
-from autopsy.facts.storage.requests import DRIVERS
+from autopsy.facts.model.yield_points import BY_DRIVER, BY_ENGINE, THROTTLED
 from autopsy.facts.subjects import Subject
-
-THROTTLE = frozenset({Park.THROTTLE, Park.THROTTLE_LOCK})
-ENGINES = frozenset({Park.THREADS, Park.LINUX_AIO, Park.IO_URING})
 
 
 def waits(facts: Facts) -> Iterator[Wait]:
@@ -33,23 +30,23 @@ def waits(facts: Facts) -> Iterator[Wait]:
 def standing(facts: Facts) -> Iterator[CoroutineFact]:
     """Yield the requests that nothing shows to go on."""
     for request in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
-        if (request.park in THROTTLE | ENGINES | DRIVERS.keys()) and not moves(facts, request):
+        if (request.park in THROTTLED | BY_ENGINE | BY_DRIVER) and not moves(facts, request):
             yield request
 
 
 def _ends(
     facts: Facts, request: CoroutineFact, owners: tuple[Disk, ...], workers: list[subjects.Thread]
 ) -> Iterator[Subject]:
-    if request.park in THROTTLE:
+    if request.park in THROTTLED:
         groups = {disk.throttle_group.value for disk in owners if isinstance(disk.throttle_group, Known)}
         yield from (subjects.ThrottleGroup(group) for group in sorted(groups) if group)
-    elif request.park in ENGINES:
+    elif request.park in BY_ENGINE:
         yield from workers
     elif request.park is Park.BLKDEBUG:
         yield from (_drivers(owners, request.park))
     else:
         nodes = [node for disk in owners for node in disk.nodes] or list(facts.nodes)
-        wanted = DRIVERS.get(request.park, frozenset())
+        wanted = request.park.drivers
         servers = dict.fromkeys(node.server for node in nodes if node.server and node.driver in wanted)
         yield from map(subjects.Server, servers)
 
@@ -57,7 +54,7 @@ def _ends(
 def _drivers(owners: tuple[Disk, ...], park: Park) -> Iterator[Subject]:
     for disk in owners:
         for node in disk.nodes:
-            if node.driver in DRIVERS[park]:
+            if node.driver in park.drivers:
                 yield subjects.Driver(node.name, node.driver)
 
 

@@ -3,58 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from autopsy.bundle.heap.devices import VirtQueue
 from autopsy.bundle.heap.virtio import RingWords
 from autopsy.bundle.records import EventFd, Frame
 from autopsy.facts.cite import Cite, Fact
-
-
-class Park(Enum):
-    """Where a coroutine yielded; the value is the words for people."""
-
-    THROTTLE = "waits in a throttle group"
-    THROTTLE_LOCK = "waits for a throttle member's own lock, holding the group's"
-    DRAINED = "is queued because its disk is drained"
-    SERIALISING = "waits for an overlapping request"
-    FLUSH_QUEUE = "waits for another flush to end"
-    FLUSH = "waits for its flush"
-    GRAPH_LOCK = "waits for the block graph lock"
-    YIELD_TO_DRAIN = "asked for a drain"
-    BLKDEBUG = "is suspended by blkdebug"
-    THREADS = "waits for an AIO worker thread"
-    LINUX_AIO = "waits for Linux AIO"
-    IO_URING = "waits for io_uring"
-    NBD_REPLY = "waits for an NBD server's reply"
-    NBD_CONNECT = "waits for a connection to an NBD server"
-    NBD_SEND = "waits to send to an NBD server"
-    NBD_SLOT = "waits for one of 16 NBD slots"
-    RBD = "waits for librbd"
-    ISCSI = "waits for an iSCSI target"
-    NFS = "waits for an NFS server (libnfs)"
-    CURL = "waits for an HTTP or FTP server"
-    SSH = "waits for an SSH server"
-    GLUSTER = "waits for a Gluster volume"
-    BLKIO = "waits for libblkio"
-    NVME = "waits for a userspace NVMe queue"
-    QCOW2_LOCK = "waits for a qcow2 image's lock"
-    QCOW2_DEPENDENCY = "waits for another qcow2 allocation"
-    QCOW2_THREADS = "waits for a qcow2 crypto or compression thread"
-    TASK_POOL = "waits for a task of its pool"
-    COPY_BEFORE_WRITE = "waits until a backup has copied the old data"
-    COPY_MEMORY = "waits for block-copy memory"
-    MIRROR = "waits for a mirror's in-flight slot"
-    JOB = "is a job between two steps"
-    SLEEP = "sleeps for a time"
-    MONITOR_IDLE = "is the monitor, waiting for a question"
-    QMP_COMMAND = "runs a QMP command"
-    MIGRATION = "waits for migration data"
-    PVE_BACKUP = "waits for Proxmox backup"
-    NBD_SERVER = "serves an NBD client, waiting for a question"
-    DRIVER = "waits inside a block driver whose name is not known"
-    CO_MUTEX = "waits for a coroutine mutex"
-    OTHER = "waits somewhere this analyzer does not know"
+from autopsy.facts.model.yield_points import Park as Park  # noqa: PLC0414 - facts.py passes it on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

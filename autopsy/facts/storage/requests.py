@@ -9,35 +9,10 @@ from types import MappingProxyType
 from autopsy.bundle import layout
 from autopsy.facts.cite import Fact, Known, Unknown
 from autopsy.facts.model.facts import CoroutineFact, Disk, Node, Park
+from autopsy.facts.model.yield_points import THROTTLED
 from autopsy.facts.yield_points import NBD_REQUESTS
 
 HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
-
-# What a disk's chain must hold for its requests to be able to wait there: drivers, or aio= modes.
-DRIVERS: Mapping[Park, frozenset[str]] = MappingProxyType(
-    {
-        Park.NBD_REPLY: frozenset({"nbd"}),
-        Park.NBD_CONNECT: frozenset({"nbd"}),
-        Park.NBD_SEND: frozenset({"nbd"}),
-        Park.NBD_SLOT: frozenset({"nbd"}),
-        Park.RBD: frozenset({"rbd"}),
-        Park.ISCSI: frozenset({"iscsi"}),
-        Park.NFS: frozenset({"nfs"}),
-        Park.CURL: frozenset({"http", "https", "ftp", "ftps"}),
-        Park.SSH: frozenset({"ssh"}),
-        Park.GLUSTER: frozenset({"gluster"}),
-        Park.NVME: frozenset({"nvme"}),
-        Park.BLKDEBUG: frozenset({"blkdebug"}),
-        Park.QCOW2_LOCK: frozenset({"qcow2"}),
-        Park.QCOW2_DEPENDENCY: frozenset({"qcow2"}),
-        Park.QCOW2_THREADS: frozenset({"qcow2"}),
-        Park.COPY_BEFORE_WRITE: frozenset({"copy-before-write", "backup-top"}),
-    }
-)
-ENGINES: Mapping[Park, str] = MappingProxyType(
-    {Park.THREADS: "threads", Park.LINUX_AIO: "native", Park.IO_URING: "io_uring"}
-)
-
 
 # They have more children than the one that query-blockstats follows.
 BRANCHING = frozenset({"copy-before-write", "backup-top", "quorum", "replication", "blkverify", "blklogwrites"})
@@ -84,8 +59,8 @@ def link(
 def _checked(coroutine: CoroutineFact, drivers: frozenset[str]) -> CoroutineFact:
     """Take a place back that was guessed from its neighbour's name, where no node has such a driver."""
     guessed = any(name.startswith("near ") for name in coroutine.named_by)
-    wanted = DRIVERS.get(coroutine.park)
-    if not guessed or wanted is None or wanted & drivers:
+    wanted = coroutine.park.drivers
+    if not guessed or not wanted or wanted & drivers:
         return coroutine
     park = Park.NBD_SERVER if coroutine.park in NBD_REQUESTS else Park.DRIVER
     why = f"no node has the driver {' or '.join(sorted(wanted))}"
@@ -133,16 +108,16 @@ def top(disk: Disk) -> str:
 
 def can_wait(disk: Disk, park: Park) -> bool:
     """Tell whether a disk's requests can wait at a place, as far as its chain is known."""
-    if park in {Park.THROTTLE, Park.THROTTLE_LOCK}:
+    if park in THROTTLED:
         return isinstance(disk.throttle_group, Unknown) or bool(disk.throttle_group.value)
     if not is_whole(disk):
         return True
     drivers = {node.driver for node in disk.nodes if node.driver}
-    if park in DRIVERS:
-        return not drivers or bool(drivers & DRIVERS[park])
-    if park in ENGINES:
+    if park.drivers:
+        return not drivers or bool(drivers & park.drivers)
+    if park.engine:
         engines = {node.aio for node in disk.nodes if node.aio}
-        return not engines or ENGINES[park] in engines or (park is Park.THREADS)
+        return not engines or park.engine in engines or (park is Park.THREADS)
     return True
 
 
