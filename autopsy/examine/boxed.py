@@ -19,15 +19,18 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.errors import ExaminationFailed
+from autopsy.examine.core.debuginfod import KINDS
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.gdb.mi import HOSTILE
 from autopsy.examine.heap import run as heap
+from autopsy.files import private
 from autopsy.linux import regular
 from autopsy.linux.confine import confined
 from autopsy.linux.confine.confined import Died, Line, Refused, TooSlow
 from autopsy.linux.confine.sandbox import Confined, Sandbox, python_tree
 
 MOST_COPIED = 1 << 30  # of the process's files together
+MOST_FETCHES = 8  # a build-id that is asked for is 32 bytes that leave the host
 SPARE_SECONDS = 2.0  # for an examination that ends at its own deadline to say so
 MOST_CPU = 600
 HOURS = 1_000_000  # seconds
@@ -63,6 +66,8 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
         ExaminationFailed: as `part` raises it, or the process that worked it out died, or took too long.
     """
     frozen.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scratch = frozen.scratch / private.token()  # its own: where another process was, anything may have been laid
+    os.close(private.make(scratch))
     with ExitStack() as stack:
         try:
             core = _held(frozen.core, stack)
@@ -70,7 +75,7 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
         except OSError as error:
             words = f"core cannot be read: {error}"
             raise ExaminationFailed("core", words, remedy="capture again; see the outcome of freeze") from error
-        table = Table(frozen.scratch)
+        table = Table(scratch)
         given = replace(
             frozen,
             mapped=tuple(replace(each, path=path) for each in frozen.mapped if (path := table.lay(each.path))),
@@ -78,9 +83,9 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
         )
         _load()
         if not heap.has_drgn():
-            heap.lay_out(frozen.scratch)
+            heap.lay_out(scratch)
         box = Sandbox(
-            scratch=frozen.scratch,
+            scratch=scratch,
             readable=(*python_tree(), *table.readable),
             keep=(core,) if second_core is None else (core, second_core),
             writable=(TERMINAL,) if at_terminal else (),
@@ -100,11 +105,12 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
                 write=lambda file, data: line.tell(f"write/{file}", data),
                 fetch=lambda kind, build_id: _path(line.ask(f"fetch/{kind}", build_id.encode()), inside),
             )
+            heap.lead_to(inside.given, inside.scratch)
             return "; ".join(filter(None, (part(moved), *inside.lacking))).encode("utf-8", "replace")
 
         try:
             answer = confined.run(
-                work, box, seconds=seconds, hear=_Listener(frozen).hear, words=_in_words, own_input=at_terminal
+                work, box, seconds=seconds, hear=_Listener(frozen, scratch).hear, words=_in_words, own_input=at_terminal
             )
         except TooSlow:
             raise ExaminationFailed("examination", "it was ended: it took longer than it may", remedy=REMEDY) from None
@@ -122,6 +128,7 @@ class Table:
     scratch: Path
     readable: list[Path] = field(default_factory=list)
     left: int = MOST_COPIED
+    copies: int = 0
     laid: dict[tuple[int, int], Path] = field(default_factory=dict)
 
     def lay(self, path: Path) -> Path | None:
@@ -143,7 +150,7 @@ class Table:
 
     def inside(self, path: Path, box: Confined) -> Path:
         """Return the path as the one inside must say it."""
-        return box.scratch / path.relative_to(self.scratch) if path.is_relative_to(self.scratch) else path
+        return box.given / path.relative_to(self.scratch) if path.is_relative_to(self.scratch) else path
 
     def _own_path(self, descriptor: int) -> Path | None:
         path = regular.name_of(descriptor)
@@ -156,9 +163,11 @@ class Table:
 
     def _copy(self, descriptor: int) -> Path | None:
         folder = self.scratch / "files"
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o755)
-        copy = folder / str(len(self.laid))
+        if not self.copies:
+            os.close(private.make(folder))
+            folder.chmod(0o755)
+        self.copies += 1
+        copy = folder / str(self.copies)
         copied = regular.copy(descriptor, copy, self.left)
         self.left -= copied
         return copy if copied else None
@@ -169,14 +178,17 @@ class _Listener:
     """Our own end of the line: the files that may be asked for, and those that may be written."""
 
     frozen: Frozen
+    scratch: Path
+    fetches: int = 0
 
     def hear(self, name: str, data: bytes) -> bytes:
         verb, _, what = name.partition("/")
         if verb == "write" and what in WRITTEN:
             self.frozen.write(what, data)
-        elif verb == "read" and READ.fullmatch(what):
+        elif verb == "read" and READ.fullmatch(what) and what.rpartition("/")[2] != layout.CORE:
             return self.frozen.read(what)
-        elif verb == "fetch":
+        elif verb == "fetch" and what in KINDS and self.fetches < MOST_FETCHES:
+            self.fetches += 1
             return self._fetched(what, data)
         return b""
 
@@ -188,7 +200,7 @@ class _Listener:
         with suppress(OSError):
             descriptor = regular.open_regular(path)
             try:
-                copy = self.frozen.scratch / f"fetched-{kind}"
+                copy = self.scratch / f"fetched-{kind}"
                 copy.unlink(missing_ok=True)
                 if regular.copy(descriptor, copy, MOST_COPIED):
                     return copy.name.encode()
@@ -198,7 +210,7 @@ class _Listener:
 
 
 def _path(name: bytes, inside: Confined) -> Path | None:
-    return inside.scratch / os.fsdecode(name) if name else None
+    return inside.given / os.fsdecode(name) if name else None
 
 
 def _held(core: Path | int, stack: ExitStack) -> int:

@@ -106,7 +106,7 @@ def _start(work: Callable[[int], bytes], memory: int, others: list[Worker]) -> W
 
 def _bound(memory: int) -> None:
     die_with_parent()
-    filter_calls(signals=False)
+    filter_calls()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is ours
     with open("/proc/self/statm", "rb") as stream:
         held = int(stream.read().split()[0]) * resource.getpagesize()

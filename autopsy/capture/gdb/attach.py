@@ -100,7 +100,7 @@ def _ask(scene: Scene, folder: Path, ends_at: float) -> Told:
     keeper: Guardian | None = None
     begun = time.monotonic_ns()
     try:
-        with Gdb(folder, ends_at=ends_at) as gdb:
+        with Gdb(folder, ends_at=ends_at, attaching=True) as gdb:
             for setting in LIVE:
                 gdb.run(setting.format(pid=pid))
             keeper = post(pid, scene.target.pidfd, gdb.pid)

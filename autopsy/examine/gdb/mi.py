@@ -74,9 +74,12 @@ class Answer:
 
 
 class Gdb:
-    """One gdb in a process group of its own, until the `with` block ends or the deadline passes."""
+    """One gdb in a process group of its own, until the `with` block ends or the deadline passes.
 
-    def __init__(self, scratch: Path, *, ends_at: float) -> None:
+    One that is to attach to a process may signal it.
+    """
+
+    def __init__(self, scratch: Path, *, ends_at: float, attaching: bool = False) -> None:
         self._ends_at = ends_at
         self._token = 0
         self._buffer = bytearray()
@@ -95,7 +98,7 @@ class Gdb:
                     cwd=scratch,
                     env=ours(),
                     process_group=0,  # a Ctrl-C on our terminal is not for gdb; in our session, it ends with our child
-                    preexec_fn=partial(bound_to, os.getpid()),  # noqa: PLW1509 - an examination runs in a process of one thread
+                    preexec_fn=partial(bound_to, os.getpid(), attaching=attaching),  # noqa: PLW1509 - an examination runs in a process of one thread
                 )
             except FileNotFoundError as error:
                 raise ExaminationFailed("gdb", "is not installed", remedy="apt install gdb") from error
@@ -205,11 +208,12 @@ class Gdb:
         return line
 
 
-def bound_to(parent: int) -> None:
-    """Die with the examination, signal nobody, and never fill a disk or leave a core of its own."""
+def bound_to(parent: int, *, attaching: bool = False) -> None:
+    """Die with the examination, signal nobody but to attach, and never fill a disk or leave a core of its own."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended between the fork and the request
         os._exit(1)
     limit(resource.RLIMIT_FSIZE, LARGEST_FILE)
     limit(resource.RLIMIT_CORE, 0)
-    send_no_signal()
+    if not attaching:
+        send_no_signal()

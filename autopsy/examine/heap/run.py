@@ -39,6 +39,7 @@ from autopsy.linux.confine.sandbox import send_no_signal
 
 MOST_SECONDS = 15.0
 MOST_WORDS = 300
+PYTHON = "python"  # below scratch: where gdb finds our modules
 GOODBYE_SECONDS = 0.5
 WITHOUT_DRGN = "drgn is not installed (pip install autopsy[heap]): gdb walked the heap, of the first exposure only"
 
@@ -124,7 +125,7 @@ def has_drgn() -> bool:
 
 def lay_out(scratch: Path) -> None:
     """Put what the Python inside gdb needs of ours where gdb can read it."""
-    house = scratch / "python"
+    house = scratch / PYTHON
     if house.exists():
         return
     package, codec = Path(autopsy.__file__).parent, Path(msgspec.__file__).parent
@@ -136,6 +137,12 @@ def lay_out(scratch: Path) -> None:
             shutil.copyfile(file, copy)
     for laid in (house, *house.rglob("*")):
         laid.chmod(0o755)  # for another user, whatever our umask is
+
+
+def lead_to(given: Path, scratch: Path) -> None:
+    """Have what was laid out found in the folder that is written to, where that is another."""
+    if given != scratch and (given / PYTHON).is_dir():
+        (scratch / PYTHON).symlink_to(given / PYTHON)
 
 
 def _name(core: Path | int) -> str | int:
@@ -155,7 +162,7 @@ def _command(frozen: Frozen, symbols: Symbols, found: Found, core: Path) -> list
     """Return a gdb whose own Python walks."""
     lay_out(frozen.scratch)
     binary = symbols.main.file if symbols.main else None
-    house = str(frozen.scratch.absolute() / "python")
+    house = str(frozen.scratch.absolute() / PYTHON)
     walk = (
         f"import sys; sys.path.insert(0, {house!r}); from autopsy.examine.heap import drgn_in_gdb; drgn_in_gdb.walk()"
     )

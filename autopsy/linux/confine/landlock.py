@@ -34,6 +34,7 @@ WRITING = (
     WRITE_FILE | READ_FILE | READ_DIR | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER | TRUNCATE
 )
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+KNOWS_TRUNCATION = 3  # the first ABI that keeps a file from being cut by O_TRUNC
 ALL_NET = 0b11  # bind and connect, of TCP: ABI 4
 ALL_SCOPES = 0b11  # abstract sockets of the outside, signals to the outside: ABI 6
 
