@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 
 FOR_DRILL := qemu-system-x86 qemu-utils gdb
 FOR_TESTS := $(FOR_DRILL) qemu-block-extra e2fsprogs xfsprogs zstd xz-utils iproute2 libvirt-daemon-system \
-  libvirt-clients gcc libc6-dev chromium fonts-dejavu-core npm binutils debuginfod
+  libvirt-clients gcc libc6-dev chromium fonts-dejavu-core npm binutils debuginfod strace
 # As pip does it for what it installs; where PYTHONDONTWRITEBYTECODE is set, every run would compile everything again.
 COMPILE := $(BIN)/python -m compileall -q autopsy
 AXE := build/node_modules/axe-core/axe.min.js

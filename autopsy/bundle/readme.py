@@ -18,7 +18,7 @@ and you can read those without autopsy:
     tasks.txt                       every thread's stat, status, wchan, syscall and kernel stack, one after the other
     fds.txt                         every descriptor: its link and its fdinfo
     futexes.json polls.json         what sleeping threads sleep on; a mutex's owner is the thread id in "owner"
-    maps smaps cmdline auxv         as the kernel gave them
+    maps cmdline auxv               as the kernel gave them
   evidence/freeze/freeze.json       how the memory was frozen, and for how long the VM stood still
   evidence/qmp.*/qmp.jsonl          one question to the monitor a line, with its answer and how long it took
   evidence/gdb.threads/             backtrace.txt (gdb's `thread apply all bt`), coroutines (requests that are parked

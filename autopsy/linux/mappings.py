@@ -1,4 +1,4 @@
-"""Which of a process's pages are evidence, by its maps: QEMU's own heap, data and stacks, and never guest RAM."""
+"""Reads a process's memory map, and which pages of a mapping there are."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from autopsy.bundle.records import Region
 PAGE = 4096
 
 _LINE = re.compile(
-    rb"^(?:([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-][w-][x-][sp]) ([0-9a-f]{1,16}) ([0-9a-f]+:[0-9a-f]+) (\d{1,20})"
-    rb" *([^\n]*)|VmFlags:([^\n]*))$",
+    rb"^([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-][w-][x-][sp]) ([0-9a-f]{1,16}) ([0-9a-f]+:[0-9a-f]+) (\d{1,20})"
+    rb" *([^\n]*)$",
     re.MULTILINE,
 )
 _RUNS = re.compile(rb"\x01+")
@@ -22,7 +22,7 @@ DELETED = " (deleted)"
 
 # A pagemap entry's top byte (Documentation/admin-guide/mm/pagemap.rst).
 _PRESENT, _SWAPPED, _FILE, _GUARD = 0x80, 0x40, 0x20, 0x04  # the last since Linux 6.15: MADV_GUARD_INSTALL
-_CHUNK_PAGES = 1 << 16
+_SLICE_PAGES = 8192  # 64 KB of pagemap for 32 MB of memory: the kernel holds the lock of the map for a sixteenth of it
 
 
 Run = tuple[int, int]
@@ -51,7 +51,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """One mapping, with smaps' VmFlags (Documentation/filesystems/proc.rst). `path` as /proc tells it, unescaped."""
+    """One line of /proc/PID/maps (Documentation/filesystems/proc.rst). `path` as /proc tells it, unescaped."""
 
     start: int
     end: int
@@ -60,7 +60,6 @@ class Mapping:
     device: str
     inode: int
     path: str
-    flags: frozenset[str]
 
     @property
     def size(self) -> int:
@@ -78,48 +77,31 @@ class Mapping:
         return not self.inode and "p" in self.permissions
 
 
-def parse_smaps(data: bytes) -> tuple[Mapping, ...]:
-    """Return the mappings of /proc/PID/smaps (or maps: then without flags), in order; skip lines of no known form."""
+def parse_maps(data: bytes) -> tuple[Mapping, ...]:
+    """Return the mappings of /proc/PID/maps in order; skip lines of no known form."""
     found: list[Mapping] = []
     for match in _LINE.finditer(data):
-        start, end, permissions, offset, device, inode, path, flags = match.groups()
-        if flags is None:
-            first, last = int(start, 16), int(end, 16)
-            if last <= first or first % PAGE or last % PAGE or (found and first < found[-1].end):
-                continue
-            found.append(
-                Mapping(
-                    start=first,
-                    end=last,
-                    permissions=permissions.decode(),
-                    offset=int(offset, 16),
-                    device=device.decode(),
-                    inode=int(inode),
-                    path=_OCTAL.sub(_unescape, path.decode("utf-8", "surrogateescape")),
-                    flags=frozenset(),
-                )
+        start, end, permissions, offset, device, inode, path = match.groups()
+        first, last = int(start, 16), int(end, 16)
+        if last <= first or first % PAGE or last % PAGE or (found and first < found[-1].end):
+            continue
+        found.append(
+            Mapping(
+                start=first,
+                end=last,
+                permissions=permissions.decode(),
+                offset=int(offset, 16),
+                device=device.decode(),
+                inode=int(inode),
+                path=_OCTAL.sub(_unescape, path.decode("utf-8", "surrogateescape")),
             )
-        elif found and not found[-1].flags:
-            found[-1] = _with_flags(found[-1], flags)
+        )
     return tuple(found)
 
 
 def _unescape(match: re.Match[str]) -> str:
     # The kernel writes a newline in a path as \012, and nothing else (seq_path with "\n").
     return "\n" if match[1] == "012" else match[0]
-
-
-def _with_flags(mapping: Mapping, flags: bytes) -> Mapping:
-    return Mapping(
-        start=mapping.start,
-        end=mapping.end,
-        permissions=mapping.permissions,
-        offset=mapping.offset,
-        device=mapping.device,
-        inode=mapping.inode,
-        path=mapping.path,
-        flags=frozenset(flags.decode("ascii", "replace").split()),
-    )
 
 
 def modules(mappings: Iterable[Mapping]) -> tuple[Mapping, ...]:
@@ -140,28 +122,6 @@ def _ordinary(path: str) -> bool:
     return path.startswith("/") and not path.startswith(("/dev/", "/memfd:", "/SYSV", "/[aio]"))
 
 
-def refused(mapping: Mapping) -> str:  # noqa: PLR0911 - a list of reasons reads best as one
-    """Return why nothing of a writable mapping may be copied, empty where it is QEMU's own private memory."""
-    flags = mapping.flags
-    if not flags:
-        return "the kernel tells no VmFlags for it, so it could be guest RAM"
-    if "dc" in flags:
-        return "guest RAM (MADV_DONTFORK)"
-    if "ht" in flags:
-        return "huge pages of hugetlbfs"
-    if flags & {"um", "uw", "ui"}:
-        return "watched by userfaultfd, as guest RAM is in a migration"
-    if flags & {"io", "pf"}:
-        return "device memory"
-    if "x" in mapping.permissions:
-        return "generated code"
-    if "s" in mapping.permissions:
-        return "shared memory"
-    if "dd" in flags:
-        return "its owner asks that it is never dumped (MADV_DONTDUMP)"
-    return ""
-
-
 def runs(pagemap: int, start: int, end: int, table: bytes) -> Iterator[Run]:
     """Yield the runs (address, bytes) of pages that the table wants, in order."""
     for first, tops in _tops(pagemap, start, end):
@@ -171,7 +131,7 @@ def runs(pagemap: int, start: int, end: int, table: bytes) -> Iterator[Run]:
 def _tops(pagemap: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Yield pagemap's top bytes, one a page, with the address that each lot begins at."""
     while start < end:
-        pages = min(_CHUNK_PAGES, (end - start) // PAGE)
+        pages = min(_SLICE_PAGES, (end - start) // PAGE)
         # Every eighth byte is the top one of a little-endian entry: one slice instead of a loop over the pages.
         yield start, os.pread(pagemap, pages * 8, start // PAGE * 8)[7::8]
         start += pages * PAGE

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from autopsy.linux.files import read_kernel
-from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, Process, parse_smaps, runs
+from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, Process, parse_maps, runs
+from autopsy.linux.tasks.priority import Unpreempted
+from autopsy.target.guest_ram import guest_ram
 from autopsy.target.image import image_of
 
 MOST_MAPS = 32 << 20
@@ -40,14 +42,15 @@ def count(pid: int) -> bytes:
         OSError: the process is gone, or not ours to look at.
         Unclear: this QEMU's coroutines are made in another way.
     """
-    mappings = parse_smaps(read_kernel(f"/proc/{pid}/maps", MOST_MAPS))
+    mappings = parse_maps(read_kernel(f"/proc/{pid}/maps", MOST_MAPS))
     exe = image_of(pid).link
     code = [each for each in mappings if "x" in each.permissions and each.path == exe]
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return _count(Process(pid, memory, pagemap, f"/proc/{pid}"), list(_stacks(mappings)), code)
+            with Unpreempted() as ahead:
+                return _count(Process(pid, memory, pagemap, f"/proc/{pid}"), list(_stacks(mappings)), code, ahead)
         finally:
             os.close(pagemap)
     finally:
@@ -67,17 +70,20 @@ def _read(process: Process, address: int, size: int) -> bytes:
 
 def _stacks(mappings: tuple[Mapping, ...]) -> Iterator[int]:
     """Yield the top of all that may be a coroutine's stack: memory of no file, right above what nobody may touch."""
+    ram = guest_ram(mappings)
     for guard, above in pairwise(mappings):
         own = above.permissions == "rw-p" and above.anonymous and not above.path
-        if guard.end == above.start and guard.permissions.startswith("---") and own and above.size >= STACK:
+        lies_above = guard.end == above.start and guard.permissions.startswith("---")
+        if lies_above and own and above.size >= STACK and above.start not in ram:
             yield above.start + STACK
 
 
-def _count(process: Process, tops: list[int], code: list[Mapping]) -> bytes:
+def _count(process: Process, tops: list[int], code: list[Mapping], ahead: Unpreempted) -> bytes:
     inside: dict[int, bool | None] = {}
     found = 0
     known = 0
     for top in tops:
+        ahead.breathe()
         data = _read(process, top - TOP, TOP)
         words = WORDS.unpack(data) if len(data) == TOP else ()
         back = next((word for word in reversed(words) if any(each.start < word < each.end for each in code)), 0)

@@ -13,6 +13,7 @@ import psutil
 
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.files import read_kernel
+from autopsy.linux.tasks.priority import Unpreempted
 from autopsy.target import identity
 from autopsy.target.command_line import MOST_BYTES, Option, daemon_options, options, words
 from autopsy.target.identity import STORAGE_DAEMON, Binary, Known
@@ -116,4 +117,5 @@ def _binary(pid: int, known: Known) -> bytes:
 
 
 def _arguments(pid: int) -> bytes:
-    return read_kernel(f"/proc/{pid}/cmdline", MOST_BYTES)
+    with Unpreempted():
+        return read_kernel(f"/proc/{pid}/cmdline", MOST_BYTES)

@@ -17,13 +17,10 @@ from hypothesis import strategies as st
 from autopsy.capture.freeze import memory_copy
 from autopsy.capture.freeze.choose_pages import Wanted, choose
 from autopsy.capture.freeze.memory_copy import Chunk, Snapshot
-from autopsy.linux.mappings import IN_MEMORY, PAGE, SWAPPED_OUT, Mapping, Process, modules, parse_smaps, refused, runs
+from autopsy.linux.mappings import IN_MEMORY, PAGE, SWAPPED_OUT, Mapping, Process, modules, parse_maps, runs
 
 MADV_GUARD_INSTALL = 102  # Linux 6.13
 
-FLAGS = st.frozensets(
-    st.sampled_from(["rd", "wr", "ex", "sh", "mr", "mw", "dc", "dd", "ht", "io", "pf", "ac"]), min_size=1
-)
 PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30).map(
     lambda text: f"/{text.strip()}x"
 )
@@ -47,88 +44,83 @@ def address_spaces(draw: st.DrawFn) -> tuple[Mapping, ...]:
                 device="fe:00",
                 inode=7 if path.startswith("/") else 0,
                 path=path,
-                flags=draw(FLAGS),
             )
         )
     return tuple(found)
 
 
-def as_smaps(mappings: tuple[Mapping, ...]) -> bytes:
+def as_maps(mappings: tuple[Mapping, ...]) -> bytes:
     """Write mappings as the kernel does: fs/proc/task_mmu.c, show_map_vma."""
     lines = []
     for each in mappings:
         path = each.path.replace("\n", "\\012")
         head = f"{each.start:x}-{each.end:x} {each.permissions} {each.offset:08x} {each.device} {each.inode} "
         lines.append((head.ljust(73) + path if path else head).encode())
-        lines += [b"Size:                  4 kB", b"THPeligible:           0"]
-        lines.append(f"VmFlags: {' '.join(sorted(each.flags))} ".encode())
     return b"".join(line + b"\n" for line in lines)
 
 
 @given(address_spaces())
-def test_smaps_are_read_as_the_kernel_writes_them(mappings: tuple[Mapping, ...]) -> None:
-    assert parse_smaps(as_smaps(mappings)) == mappings
+def test_maps_are_read_as_the_kernel_writes_them(mappings: tuple[Mapping, ...]) -> None:
+    assert parse_maps(as_maps(mappings)) == mappings
 
 
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_are_no_mappings_and_no_error(data: bytes) -> None:
-    for each in parse_smaps(data):
+    for each in parse_maps(data):
         assert each.start < each.end
 
 
 @given(address_spaces(), st.data())
-def test_damaged_smaps_never_raise_nor_overlap(mappings: tuple[Mapping, ...], data: st.DataObject) -> None:
-    whole = bytearray(as_smaps(mappings))
+def test_damaged_maps_never_raise_nor_overlap(mappings: tuple[Mapping, ...], data: st.DataObject) -> None:
+    whole = bytearray(as_maps(mappings))
     for _ in range(data.draw(st.integers(0, 5))):
         if whole:
             whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    found = parse_smaps(bytes(whole))
+    found = parse_maps(bytes(whole))
     assert all(one.end <= two.start for one, two in pairwise(found))
 
 
-def test_our_own_smaps_are_read_whole() -> None:
-    with open("/proc/self/smaps", "rb") as stream:
-        data = stream.read()
-    found = parse_smaps(data)
-    assert len(found) == data.count(b"VmFlags:")
-    assert all(each.flags for each in found)
+def test_our_own_map_is_read_whole() -> None:
+    data = Path("/proc/self/maps").read_bytes()
+    found = parse_maps(data)
+    assert len(found) == data.count(b"\n")
     assert sum("x" in each.permissions and each.path.startswith("/") for each in modules(found)) >= 2
 
 
-def mapping(*flags: str, permissions: str = "rw-p", path: str = "", inode: int = 0) -> Mapping:
-    return Mapping(
-        start=PAGE,
-        end=2 * PAGE,
-        permissions=permissions,
-        offset=0,
-        device="00:00",
-        inode=inode,
-        path=path,
-        flags=frozenset({"rd", "wr", *flags}),
-    )
+def mapping(permissions: str = "rw-p", path: str = "", inode: int = 0) -> Mapping:
+    return Mapping(PAGE, 2 * PAGE, permissions, 0, "00:00", inode, path)
 
 
 @pytest.mark.parametrize(
-    ("each", "word"),
+    ("each", "ram", "why"),
     [
-        (mapping("dc", "hg", "mg"), "guest RAM"),
-        (mapping("dc", permissions="rw-s", path="/memfd:memory-backend-memfd (deleted)", inode=3), "guest RAM"),
-        (mapping("ht"), "huge pages"),
-        (mapping("um"), "userfaultfd"),
-        (mapping("io", "pf"), "device"),
-        (mapping(permissions="rwxp"), "generated code"),
-        (mapping(permissions="rw-s", path="/memfd:x", inode=3), "shared"),
-        (mapping("dd"), "never dumped"),
-        (Mapping(0, PAGE, "rw-p", 0, "00:00", 0, "", frozenset()), "no VmFlags"),
+        (mapping(), {PAGE: "guest RAM: so it is"}, "guest RAM: so it is"),
+        (mapping("rwxp"), {}, "generated code"),
+        (mapping("rw-s", path="/memfd:x", inode=3), {}, "shared memory"),
+        (mapping(path="/images/ram", inode=6), {}, "a file's data, and the file is no program"),
     ],
 )
-def test_whatever_may_be_guest_ram_or_nobodys_is_refused(each: Mapping, word: str) -> None:
-    assert word in refused(each)
+def test_nothing_is_looked_at_in_what_is_not_qemus_own(each: Mapping, ram: dict[int, str], why: str) -> None:
+    choice = choose((each,), ram, -1)  # to read pagemap would fail
+    assert choice.wanted == ()
+    assert [region.why for region in choice.left_out] == [why]
 
 
-def test_heap_and_stacks_are_not_refused() -> None:
-    assert refused(mapping("ac", path="[heap]")) == ""
-    assert refused(mapping("ac", "nr")) == ""
+def test_pagemap_is_read_in_slices_of_at_most_64_kb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slices = []
+    honest = os.pread
+
+    def pread(descriptor: int, size: int, offset: int) -> bytes:
+        slices.append(size)
+        return honest(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    file = tmp_path / "pagemap"
+    file.write_bytes(struct.pack("<Q", 1 << 63) * 20_000)
+    with file.open("rb") as stream:
+        assert list(runs(stream.fileno(), 0, 20_000 * PAGE, IN_MEMORY))[-1][0] < 20_000 * PAGE
+    assert max(slices) == 64 << 10
+    assert sum(slices) == 20_000 * 8
 
 
 def test_a_file_without_code_is_no_module() -> None:
@@ -179,9 +171,9 @@ def test_a_copy_leaves_absent_pages_absent() -> None:
     arena[0] = 1
     start = address_of(arena)
     with own("pagemap") as pagemap, own("mem") as memory:
-        mappings = parse_smaps(Path("/proc/self/smaps").read_bytes())
+        mappings = parse_maps(Path("/proc/self/maps").read_bytes())
         mine = next(each for each in mappings if each.start <= start < each.end)
-        choice = choose((mine,), pagemap)
+        choice = choose((mine,), {}, pagemap)
         before = resident()
         taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), choice.wanted)
         assert resident() - before < (32 << 20) // PAGE
@@ -194,12 +186,11 @@ def test_beyond_the_cap_the_largest_mapping_is_cut_short_and_the_rest_is_named(t
     entries[5] = 0
     file = tmp_path / "pagemap"
     file.write_bytes(struct.pack("<16Q", *entries))
-    flags = frozenset({"rd", "wr"})
-    small = Mapping(PAGE, 4 * PAGE, "rw-p", 0, "00:00", 0, "[heap]", flags)
-    large = Mapping(4 * PAGE, 16 * PAGE, "rw-p", 0, "00:00", 0, "", flags)
+    small = Mapping(PAGE, 4 * PAGE, "rw-p", 0, "00:00", 0, "[heap]")
+    large = Mapping(4 * PAGE, 16 * PAGE, "rw-p", 0, "00:00", 0, "")
     with file.open("rb") as stream:
-        choice = choose((small, large), stream.fileno(), cap=8 * PAGE)
-        nothing = choose((small, large), stream.fileno(), cap=2 * PAGE)
+        choice = choose((small, large), {}, stream.fileno(), cap=8 * PAGE)
+        nothing = choose((small, large), {}, stream.fileno(), cap=2 * PAGE)
     assert [each.runs for each in choice.wanted] == [
         ((PAGE, 3 * PAGE),),
         ((4 * PAGE, PAGE), (6 * PAGE, 3 * PAGE), (10 * PAGE, PAGE)),
@@ -221,7 +212,7 @@ def test_a_page_that_cannot_be_read_splits_the_copy_and_is_not_in_it() -> None:
             ((address - start) // PAGE, size // PAGE)
             for address, size in runs(pagemap, start, start + 8 * PAGE, IN_MEMORY)
         ]
-        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [Wanted(mapping("ac"), ((start, 8 * PAGE),))])
+        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [Wanted(mapping(), ((start, 8 * PAGE),))])
         assert not list(runs(pagemap, start, start + 8 * PAGE, SWAPPED_OUT))
     assert (3, 1) not in found
     assert [((each.address - start) // PAGE, each.size // PAGE) for each in taken.extents] == [(0, 3), (4, 4)]
@@ -232,7 +223,7 @@ def test_a_page_that_changed_between_the_copies_is_torn_and_stays_as_it_was_firs
     arena.write(b"x" * 4 * PAGE)
     start = address_of(arena)
     with own("mem") as memory:
-        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [Wanted(mapping("ac"), ((start, 4 * PAGE),))])
+        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [Wanted(mapping(), ((start, 4 * PAGE),))])
         arena[PAGE] = arena[3 * PAGE] = 0
         assert taken.torn(frozenset()) == [start + PAGE, start + 3 * PAGE]
         assert taken.torn(frozenset({start + PAGE})) == [start + 3 * PAGE]
@@ -246,7 +237,7 @@ def test_what_was_read_in_the_stop_takes_the_place_of_the_copy() -> None:
     with own("mem") as memory:
         taken = Snapshot(
             Process(os.getpid(), memory, -1, "/proc/self"),
-            [Wanted(mapping("ac"), ((start, PAGE), (start + 2 * PAGE, PAGE)))],
+            [Wanted(mapping(), ((start, PAGE), (start + 2 * PAGE, PAGE)))],
         )
     piece = Chunk(start - PAGE, memoryview(b"y" * 4 * PAGE))
     extra = [((each.address - start) // PAGE, len(each.data) // PAGE) for each in taken.lay_over([piece])]
@@ -259,8 +250,8 @@ def test_what_is_swapped_out_is_told_apart_from_what_is_in_memory(tmp_path: Path
     file = tmp_path / "pagemap"
     file.write_bytes(struct.pack("<8Q", *(entries.get(page, 0) for page in range(8))))
     with file.open("rb") as stream:
-        heap = Mapping(PAGE, 8 * PAGE, "rw-p", 0, "00:00", 0, "[heap]", frozenset({"rd", "wr"}))
-        (found,) = choose((heap,), stream.fileno()).wanted
+        heap = Mapping(PAGE, 8 * PAGE, "rw-p", 0, "00:00", 0, "[heap]")
+        (found,) = choose((heap,), {}, stream.fileno()).wanted
     assert found.runs == ((PAGE, PAGE), (4 * PAGE, PAGE))
     assert found.swapped == ((2 * PAGE, 2 * PAGE),)
 
@@ -274,7 +265,7 @@ def arena_of(*letters: bytes) -> tuple[mmap.mmap, int]:
 def test_swapped_pages_take_their_place_among_the_others() -> None:
     arena, start = arena_of(b"a", b"b", b"c")
     with own("mem") as memory:
-        wanted = Wanted(mapping("ac"), ((start, PAGE), (start + 2 * PAGE, PAGE)), ((start + PAGE, PAGE),))
+        wanted = Wanted(mapping(), ((start, PAGE), (start + 2 * PAGE, PAGE)), ((start + PAGE, PAGE),))
         taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [wanted])
     assert b"".join(chunk.data[:1].tobytes() for chunk in taken.chunks()) == b"abc"
     assert taken.notes == []
@@ -292,7 +283,7 @@ def test_a_swap_device_that_hangs_costs_no_more_than_what_lies_on_it(monkeypatch
 
     monkeypatch.setattr(memory_copy, "read_swapped", hangs)
     with own("mem") as memory:
-        wanted = Wanted(mapping("ac"), ((start, PAGE),), ((start + PAGE, PAGE), (start + 2 * PAGE, PAGE)))
+        wanted = Wanted(mapping(), ((start, PAGE),), ((start + PAGE, PAGE), (start + 2 * PAGE, PAGE)))
         taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [wanted], swap_seconds=0.2)
     assert b"".join(chunk.data[:1].tobytes() for chunk in taken.chunks()) == b"ab"
     assert "swapped out" in taken.notes[0]

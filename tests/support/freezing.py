@@ -16,7 +16,7 @@ from autopsy.capture.freeze import step as freeze
 from autopsy.capture.step import Collected, Options, Outcome
 from autopsy.drill.machine import Machine
 from autopsy.examine.core.reader import Core
-from autopsy.linux.mappings import Mapping, parse_smaps
+from autopsy.linux.mappings import Mapping, parse_maps
 from support import lab, looking
 
 GDB = ("gdb", "-nx", "-batch", "-iex", "set auto-load off", "-iex", "set debuginfod enabled off")
@@ -69,7 +69,7 @@ def untouched(pid: int, states: str = "RSDI") -> bool:
 
 
 def mappings(pid: int) -> tuple[Mapping, ...]:
-    return parse_smaps(Path(f"/proc/{pid}/smaps").read_bytes())
+    return parse_maps(Path(f"/proc/{pid}/maps").read_bytes())
 
 
 def gdb(*arguments: str | Path) -> str:

@@ -24,7 +24,7 @@ from autopsy.capture.plan import PLAN
 from autopsy.capture.reading import procfs
 from autopsy.capture.step import Deadline, Failed, Step
 from autopsy.kill.kill import kill
-from autopsy.linux.mappings import parse_smaps
+from autopsy.linux.mappings import parse_maps
 from support import lab, looking
 
 SYS_CLONE3 = 435
@@ -112,7 +112,7 @@ def test_a_freeze_under_way_does_not_turn_to_another_process(tmp_path: Path) -> 
     with doomed(tmp_path) as (pid, swap), looking.scene(pid, tmp_path / "staging", "freeze") as at:
         with freeze._opened(at) as process:
             known = tasks(process.pid, process.path)
-            mappings = parse_smaps(Path(process.path, "smaps").read_bytes())
+            mappings = parse_maps(Path(process.path, "maps").read_bytes())
             swap()
             before = _interruptions(pid)
             with pytest.raises((ProcessGone, ProcessLookupError)):

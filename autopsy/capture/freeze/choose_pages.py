@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from autopsy.bundle.records import Region
+from autopsy.linux.files import read_kernel
 from autopsy.linux.mappings import (
     _FILE,
     _GUARD,
@@ -21,11 +22,16 @@ from autopsy.linux.mappings import (
     _table,
     _tops,
     modules,
-    refused,
+    parse_maps,
     runs,
 )
+from autopsy.linux.tasks.priority import Unpreempted
+from autopsy.target import guest_ram
+from autopsy.target.command_line import options, words
 
 CAP_BYTES = 512 << 20
+MOST_MAPS = 128 << 20
+MOST_ARGUMENTS = 4 << 20
 
 
 MOST_RING_BYTES = 1 << 20
@@ -71,23 +77,40 @@ class Choice:
     left_out: tuple[Region, ...]
 
 
-def choose(mappings: tuple[Mapping, ...], pagemap: int, cap: int = CAP_BYTES) -> Choice:
+def address_space(folder: str) -> tuple[tuple[Mapping, ...], dict[int, str]]:
+    """Return the mappings of the process whose /proc/PID is `folder`, and which of them are or may be guest RAM.
+
+    Either file can hang on the lock of the memory map; neither takes longer with more memory in it.
+
+    Raises:
+        OSError: as open(2) and read(2) give it.
+    """
+    with Unpreempted():
+        maps = read_kernel(f"{folder}/maps", MOST_MAPS)
+        arguments = read_kernel(f"{folder}/cmdline", MOST_ARGUMENTS)
+    mappings = parse_maps(maps)
+    return mappings, guest_ram.guest_ram(mappings, guest_ram.sizes(options(words(arguments))))
+
+
+def choose(mappings: tuple[Mapping, ...], ram: dict[int, str], pagemap: int, cap: int = CAP_BYTES) -> Choice:
     """Decide what is evidence, and look in pagemap (a descriptor) which pages of it there are.
 
-    A page that pagemap says is absent is never in a run. Beyond `cap` bytes the largest mappings are cut short.
+    `ram` has the starts of what is or may be guest RAM, and why: pagemap is not even read there. A page that pagemap
+    says is absent is never in a run. Beyond `cap` bytes the largest mappings are cut short.
     """
     of_modules = {each.start for each in modules(mappings)}
     wanted: list[Wanted] = []
     left_out: list[Region] = []
-    for mapping in mappings:
-        take = _take(mapping, is_module=mapping.start in of_modules)
-        if isinstance(take, str):
-            if take:
-                left_out.append(_region(mapping, take))
-            continue
-        found = _look(mapping, take, pagemap)
-        if found.size:
-            wanted.append(found)
+    with Unpreempted() as ahead:
+        for mapping in mappings:
+            take = _take(mapping, ram.get(mapping.start, ""), is_module=mapping.start in of_modules)
+            if isinstance(take, str):
+                if take:
+                    left_out.append(_region(mapping, take))
+                continue
+            found = _look(mapping, take, pagemap, ahead)
+            if found.size:
+                wanted.append(found)
     excess = sum(each.size for each in wanted) - cap
     for index in sorted(range(len(wanted)), key=lambda index: wanted[index].size, reverse=True):
         if excess <= 0:
@@ -99,14 +122,14 @@ def choose(mappings: tuple[Mapping, ...], pagemap: int, cap: int = CAP_BYTES) ->
     return Choice(tuple(wanted), tuple(left_out))
 
 
-def _take(mapping: Mapping, *, is_module: bool) -> Take | str:  # noqa: PLR0911 - one case a line
+def _take(mapping: Mapping, ram: str, *, is_module: bool) -> Take | str:  # noqa: PLR0911 - one case a line
     """Return what to take of a mapping, or why nothing (empty: it is of no interest)."""
     if mapping.path.startswith("/[aio]"):
         return Take.RING if mapping.size <= MOST_RING_BYTES else "larger than any AIO ring"
     if mapping.path == "[vdso]":
         return Take.HELD
     if "w" in mapping.permissions:
-        if why := refused(mapping):
+        if why := ram or _refused(mapping):
             return why
         if mapping.inode and not is_module:
             return "a file's data, and the file is no program"
@@ -118,7 +141,15 @@ def _take(mapping: Mapping, *, is_module: bool) -> Take | str:  # noqa: PLR0911 
     return ""
 
 
-def _look(mapping: Mapping, take: Take, pagemap: int) -> Wanted:
+def _refused(mapping: Mapping) -> str:
+    if "x" in mapping.permissions:
+        return "generated code"
+    if "s" in mapping.permissions:
+        return "shared memory"
+    return ""
+
+
+def _look(mapping: Mapping, take: Take, pagemap: int, ahead: Unpreempted) -> Wanted:
     """Return what there is of a mapping that is worth taking."""
     match take:
         case Take.RING:
@@ -135,6 +166,7 @@ def _look(mapping: Mapping, take: Take, pagemap: int) -> Wanted:
             for start, tops in _tops(pagemap, mapping.start, mapping.end):
                 there += _found(start, tops, table)
                 swapped += _found(start, tops, SWAPPED_OUT)
+                ahead.breathe()
             return Wanted(mapping, tuple(there), tuple(swapped))
 
 

@@ -15,13 +15,13 @@ from typing import Literal
 from autopsy.bundle import proc_stat
 from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture.freeze import running_threads
-from autopsy.capture.freeze.choose_pages import Choice, choose
+from autopsy.capture.freeze.choose_pages import Choice, address_space, choose
 from autopsy.capture.freeze.core_writer import Thread
 from autopsy.capture.freeze.memory_copy import SWAP_SECONDS, Chunk, Snapshot
 from autopsy.capture.freeze.tracer import Cut, hold
 from autopsy.capture.freeze.tracer_memory import Caught, Fate
 from autopsy.capture.step import Deadline
-from autopsy.linux.mappings import PAGE, Mapping, Process, parse_smaps
+from autopsy.linux.mappings import PAGE, Mapping, Process
 from autopsy.linux.ptrace import RSP
 
 ARCHITECTURE = "x86_64"
@@ -133,9 +133,9 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
         ProcessGone: it ended meanwhile.
         OSError: its maps cannot be read.
     """
-    mappings = parse_smaps(_read(f"{process.path}/smaps"))
+    mappings, ram = address_space(process.path)
     phases.done("maps")
-    choice = choose(mappings, process.pagemap)
+    choice = choose(mappings, ram, process.pagemap)
     phases.done("pagemap")
     snapshot = Snapshot(process, choice.wanted, min(SWAP_SECONDS, deadline.left() / 4))
     phases.done("copy before")
@@ -248,7 +248,7 @@ def _threads(
             continue
         if caught.fate is Fate.STANDING and not _within(stacks, _sp(caught.registers)):
             with contextlib.suppress(OSError):  # the thread is younger than the maps that we have
-                stacks = _stacks(choose(parse_smaps(_read(f"{process.path}/smaps")), process.pagemap))
+                stacks = _stacks(choose(*address_space(process.path), process.pagemap))
         match running_threads.read(process, caught.tid, stacks):
             case running_threads.Read(registers=registers, stack=stack):
                 threads.append(Thread(caught.tid, registers))

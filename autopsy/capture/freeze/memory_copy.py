@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from autopsy.capture.freeze.choose_pages import Wanted
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.mappings import PAGE, Process, Run
+from autopsy.linux.tasks.priority import Unpreempted
 
 SCRATCH_BYTES = 1 << 20
 SWAP_SECONDS = 1.0
+BATCH_BYTES = 4 << 20  # what process_vm_readv takes the lock of the memory map for at once, and only to find the pages
 
 
 class _Iovec(ctypes.Structure):
@@ -64,13 +66,14 @@ class Snapshot:
         cold = [run for each in known for run in each.swapped]
         self._buffer = mmap.mmap(-1, max(PAGE, sum(size for _, size in warm + cold)))
         self._view = memoryview(self._buffer)
-        self._memory = process.memory
+        self._process = process
         self.notes: list[str] = []
         self._warm: list[Extent] = []
         offset = 0
-        for address, size in warm:
-            self._copy(address, size, offset)
-            offset += size
+        with Unpreempted() as ahead:
+            for address, size in warm:
+                self._copy(address, size, offset, ahead)
+                offset += size
         self.extents = list(self._warm)
         if cold:
             self.extents += self._copy_swapped(process.pid, cold, offset, swap_seconds)
@@ -82,11 +85,11 @@ class Snapshot:
         """Return the bytes that were copied."""
         return sum(extent.size for extent in self.extents)
 
-    def _copy(self, address: int, size: int, offset: int) -> None:
+    def _copy(self, address: int, size: int, offset: int, ahead: Unpreempted) -> None:
         """Copy a run; a page that has gone meanwhile (or is a guard page) splits it and is not in the copy."""
         end = address + size
         while address < end:
-            copied = read_pages(self._memory, address, self._view[offset : offset + end - address])
+            copied = read_in_batches(self._process, address, self._view[offset : offset + end - address], ahead)
             if copied:
                 self._warm.append(Extent(address, copied, offset))
             address += copied + PAGE
@@ -125,22 +128,23 @@ class Snapshot:
         found: list[int] = []
         scratch = bytearray(SCRATCH_BYTES)
         view = memoryview(scratch)
-        for extent in self._warm:  # what was swapped out has not been touched for long
-            for start in range(0, extent.size, SCRATCH_BYTES):
-                size = min(SCRATCH_BYTES, extent.size - start)
-                offset = extent.offset + start
-                copied = read_pages(self._memory, extent.address + start, view[:size])
-                if copied == size and view[:size].tobytes() == self._buffer[offset : offset + size]:
-                    continue
-                found += [
-                    address
-                    for page in range(0, size, PAGE)
-                    if (address := extent.address + start + page) not in covered
-                    and (
-                        page >= copied
-                        or scratch[page : page + PAGE] != self._buffer[offset + page : offset + page + PAGE]
-                    )
-                ]
+        with Unpreempted() as ahead:
+            for extent in self._warm:  # what was swapped out has not been touched for long
+                for start in range(0, extent.size, SCRATCH_BYTES):
+                    size = min(SCRATCH_BYTES, extent.size - start)
+                    offset = extent.offset + start
+                    copied = read_in_batches(self._process, extent.address + start, view[:size], ahead)
+                    if copied == size and view[:size].tobytes() == self._buffer[offset : offset + size]:
+                        continue
+                    found += [
+                        address
+                        for page in range(0, size, PAGE)
+                        if (address := extent.address + start + page) not in covered
+                        and (
+                            page >= copied
+                            or scratch[page : page + PAGE] != self._buffer[offset + page : offset + page + PAGE]
+                        )
+                    ]
         return found
 
     def lay_over(self, pieces: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -188,12 +192,38 @@ def read_pages(memory: int, address: int, target: memoryview) -> int:
     return done - done % PAGE
 
 
+def read_in_batches(process: Process, address: int, target: memoryview, ahead: Unpreempted) -> int:
+    """Read memory of a process that runs until a page cannot be read; return how much was, in whole pages.
+
+    /proc/PID/mem takes the lock of the memory map for each page. Where the CPUs are busy, whatever the VM maps or
+    unmaps meanwhile finds it taken again and again, and waits for milliseconds. process_vm_readv takes it once for a
+    thousand pages. It cannot be killed while it waits, so that the first page of each batch is read by the other way;
+    and it knows a process by its number alone, so that we look whether that still means the same.
+    """
+    done = 0
+    while done < len(target):
+        first = read_pages(process.memory, address + done, target[done : done + PAGE])
+        if not first:
+            break
+        batch = target[done : done + BATCH_BYTES]
+        copied = max(first, _read_by_number(process.pid, address + done, batch)) if len(batch) > PAGE else first
+        if not os.path.exists(f"{process.path}/stat"):
+            break
+        done += copied
+        ahead.breathe()
+    return done
+
+
 def read_swapped(pid: int, address: int, target: memoryview) -> int:
     """Read a process's memory that is swapped out; return how much was read, in whole pages.
 
     /proc/PID/mem would wait for the swap device with the lock of the memory map held, and if the device hung, every
     mmap in the VM with it. process_vm_readv drops the lock for such a wait, and can be killed in it.
     """
+    return _read_by_number(pid, address, target)
+
+
+def _read_by_number(pid: int, address: int, target: memoryview) -> int:
     local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(target)), len(target))
     remote = _Iovec(address, len(target))
     copied = int(_process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0))

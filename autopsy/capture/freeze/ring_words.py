@@ -17,6 +17,7 @@ from autopsy.bundle.heap.virtio import RingsLook, RingWords, VirtioDevice, Virti
 from autopsy.capture.reading.procfs import Gone, held
 from autopsy.capture.step import Scene
 from autopsy.linux.mappings import IN_MEMORY, PAGE, runs
+from autopsy.linux.tasks.priority import Unpreempted
 
 FAMILIES = ("virtio-blk", "virtio-scsi")
 MOST_RINGS = 4096
@@ -76,7 +77,8 @@ def _read(
                 left_out.append(f"only {MOST_RINGS} rings are read")
                 return
             try:
-                avail, used = _word(memory, pagemap, ring.avail), _word(memory, pagemap, ring.used)
+                with Unpreempted():
+                    avail, used = _word(memory, pagemap, ring.avail), _word(memory, pagemap, ring.used)
             except (NotThere, OSError, OverflowError) as error:
                 left_out.append(f"queue {ring.index} of {device.device}: {error}")
                 continue

@@ -14,6 +14,7 @@ from autopsy.capture.freeze.tracer import RED_ZONE
 from autopsy.capture.freeze.tracer_memory import STACK_CAP
 from autopsy.linux import ptrace
 from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, Process, runs
+from autopsy.linux.tasks.priority import Unpreempted
 
 TRIES = 5
 BETWEEN_SECONDS = 0.001
@@ -88,7 +89,8 @@ def _stack(process: Process, sp: int, stacks: Sequence[Mapping]) -> tuple[Chunk,
         return ()
     start = max(stacks[index].start, (sp - RED_ZONE) & -PAGE)
     found = []
-    for address, size in runs(process.pagemap, start, min(stacks[index].end, start + STACK_CAP), IN_MEMORY):
-        data = memoryview(bytearray(size))
-        found.append(Chunk(address, data[: read_pages(process.memory, address, data)]))
+    with Unpreempted():
+        for address, size in runs(process.pagemap, start, min(stacks[index].end, start + STACK_CAP), IN_MEMORY):
+            data = memoryview(bytearray(size))
+            found.append(Chunk(address, data[: read_pages(process.memory, address, data)]))
     return tuple(found)

@@ -6,9 +6,8 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from autopsy.capture.freeze.choose_pages import CAP_BYTES, choose
+from autopsy.capture.freeze.choose_pages import CAP_BYTES, address_space, choose
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
-from autopsy.linux.mappings import parse_smaps
 
 ESTIMATE_SECONDS = 1.0  # the memory map may be locked for ever
 REST = 32 << 20  # all that is no core, with what gdb and the heap walk need meanwhile
@@ -40,11 +39,10 @@ def needs(pid: int) -> Needs:
 
 
 def _core_bytes(pid: int) -> int:
-    with open(f"/proc/{pid}/smaps", "rb") as stream:
-        mappings = parse_smaps(stream.read())
+    mappings, ram = address_space(f"/proc/{pid}")
     pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return sum(each.size for each in choose(mappings, pagemap).wanted)
+        return sum(each.size for each in choose(mappings, ram, pagemap).wanted)
     finally:
         os.close(pagemap)
 

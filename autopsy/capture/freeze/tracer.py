@@ -26,7 +26,8 @@ from autopsy.capture.freeze.memory_copy import Chunk, read_pages
 from autopsy.capture.freeze.tracer_memory import STACK_CAP, Board, Caught, Fate
 from autopsy.linux import ptrace
 from autopsy.linux.child import die_with_parent
-from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, Process, parse_smaps, runs
+from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, Process, parse_maps, runs
+from autopsy.linux.tasks.priority import Unpreempted
 
 RELEASE_SECONDS = 25e-6  # to copy one thread's stack and let it go
 OVERTIME = 1.25  # of the stop's time, after which it is over come what may
@@ -186,11 +187,12 @@ class _Tracer:
         # root file system hangs, cannot make us wait for a page while the VM stands. What is shared with the parent on
         # purpose is there already, or is touched above.
         with open("/proc/self/maps", "rb") as stream:
-            own = parse_smaps(stream.read())
+            own = parse_maps(stream.read())
         for each in own:
             if each.permissions.startswith("r") and each.permissions.endswith("p"):
                 _mlock(each.start, each.size)
-        self._rehearse()
+        with Unpreempted():
+            self._rehearse()
 
     def _rehearse(self) -> None:
         """Run what the stop will run, on no thread: what runs for the first time costs several times as much."""

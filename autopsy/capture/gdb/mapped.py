@@ -11,6 +11,7 @@ from pathlib import Path
 from autopsy.examine.core.inputs import Mapped
 from autopsy.linux.files import open_below
 from autopsy.linux.regular import open_regular
+from autopsy.linux.tasks.priority import Unpreempted
 
 MOST_FILES = 1024
 ELF = b"\x7fELF"
@@ -47,7 +48,8 @@ def _opened(pid: int, start: int, end: int, path: str) -> Iterator[tuple[str, in
     )
     for source, way in ways:
         with suppress(OSError):
-            descriptor = way()
+            with Unpreempted():  # map_files takes the lock of the memory map
+                descriptor = way()
             if os.pread(descriptor, len(ELF), 0) != ELF:
                 os.close(descriptor)
                 continue

@@ -17,6 +17,7 @@ from autopsy.bundle.sections import Section
 from autopsy.capture.reading.procfs import OPEN, Process
 from autopsy.capture.reading.reader import Read, Trouble, take
 from autopsy.capture.step import Scene
+from autopsy.linux.tasks.priority import Unpreempted
 
 WORD_BYTES = 40  # sizeof(pthread_mutex_t)
 MOST_POLLFDS = 4096
@@ -151,7 +152,8 @@ def read_memory(memory: int | None, address: int, size: int) -> bytes:
     if memory is None:
         return b""
     try:
-        return os.pread(memory, size, address)
+        with Unpreempted():
+            return os.pread(memory, size, address)
     except (OSError, OverflowError):
         return b""
 

@@ -8,8 +8,9 @@ from functools import partial
 from autopsy.bundle import layout
 from autopsy.capture.proc import descriptors, thread_waits, threads
 from autopsy.capture.reading.procfs import Gone, Process, held
-from autopsy.capture.reading.reader import Read, Trouble, sections
+from autopsy.capture.reading.reader import Cut, Read, Trouble, sections
 from autopsy.capture.step import Failed, Outcome, Scene
+from autopsy.linux.tasks.priority import Unpreempted
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,12 @@ class Mapped:
     fate: str = ""
 
 
-# auxv takes no such lock, nor does maps on newer kernels (seen on 6.18); no stack is read without it. smaps walks the
-# page tables of guest RAM, so it has the longest time, and comes last.
+# auxv takes no such lock, nor does maps on newer kernels (seen on 6.18); no stack is read without it. smaps and
+# numa_maps are never read: they walk, with that lock held, every page that the guest has touched; the VM's mmap waits.
 MAPPED = (
     Mapped("auxv", layout.AUXV, 1 << 16, 1.0),
     Mapped("maps", layout.MAPS, 32 << 20, 1.0),
     Mapped("cmdline", layout.CMDLINE, 4 << 20, 1.0, "mmap_lock"),
-    Mapped("smaps", layout.SMAPS, 128 << 20, 2.5, "mmap_lock"),
 )
 
 
@@ -51,8 +51,13 @@ def look(scene: Scene) -> Outcome:
     return trouble.outcome()
 
 
+def _read(process: Process, file: Mapped) -> bytes | Cut:
+    with Unpreempted():
+        return process.read(file.path, file.most)
+
+
 def _mapped(scene: Scene, process: Process, trouble: Trouble) -> None:
-    reads = (Read(each.path, partial(process.read, each.path, each.most), each.fate, each.seconds) for each in MAPPED)
+    reads = (Read(each.path, partial(_read, process, each), each.fate, each.seconds) for each in MAPPED)
     files = {each.path: each.file for each in MAPPED}
     for batch in sections(reads, scene.deadline, trouble):
         for section in batch:

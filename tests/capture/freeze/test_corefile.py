@@ -32,7 +32,6 @@ def mapping(first: int, last: int, path: str = "", permissions: str = "rw-p", of
         device="00:00",
         inode=9 if path.startswith("/") else 0,
         path=path,
-        flags=frozenset({"rd"}),
     )
 
 

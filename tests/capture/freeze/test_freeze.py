@@ -221,7 +221,7 @@ def test_a_disk_that_is_full_costs_the_core_and_not_the_record(machine: Machine,
     lab.need_root()
     mount = tmp_path / "small"
     mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "small", mount], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "small", mount], check=True)
     try:
         with looking.scene(machine.pid, mount, "freeze") as at:
             outcome = freeze.expose(at)

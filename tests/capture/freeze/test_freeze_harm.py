@@ -17,6 +17,7 @@ from autopsy.capture.freeze import tracer as cut
 from autopsy.capture.step import Collected, Failed
 from autopsy.drill.machine import Machine
 from autopsy.linux.mappings import Process
+from autopsy.target.guest_ram import guest_ram
 from support import lab, looking
 from support.freezing import FAST, frames, gdb, mappings, quiet_vm, statuses, take, untouched, victim
 
@@ -168,7 +169,7 @@ def test_a_vm_frozen_by_a_cgroup_is_read_and_stays_frozen(tmp_path: Path) -> Non
 def traced(pid: int) -> Iterator[int]:
     """Have another process trace every thread."""
     code = (
-        "import os, time\nfrom autopsy.capture import ptrace\n"
+        "import os, time\nfrom autopsy.linux import ptrace\n"
         f"for tid in os.listdir('/proc/{pid}/task'): ptrace.seize(int(tid))\n"
         "print('ready', flush=True)\ntime.sleep(100)"
     )
@@ -188,7 +189,9 @@ def test_a_vm_that_is_traced_already_is_read_without_a_stop(machine: Machine, tm
 
 def test_a_tracer_killed_at_any_moment_leaves_nothing_behind(machine: Machine) -> None:
     rng = random.Random(60)  # noqa: S311 - moments, not secrets
-    stacks = tuple(each for each in mappings(machine.pid) if each.permissions == "rw-p" and "dc" not in each.flags)
+    known = mappings(machine.pid)
+    ram = guest_ram(known)
+    stacks = tuple(each for each in known if each.permissions == "rw-p" and each.start not in ram)
 
     def hold_for_ever() -> bytes:
         memory = os.open(f"/proc/{machine.pid}/mem", os.O_RDONLY)
