@@ -13,6 +13,7 @@ NAME = re.compile(r"[a-z0-9-]{1,80}")
 UNKNOWN = "unknown"
 CONFIRM, RELIEVE, RECOVER = "Confirm by hand", "Immediate relief that destroys no evidence", "Recovery"
 LOST = "What a kill makes unknowable"
+COMMANDS = "Commands"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def text(signature: str) -> str:
 @cache
 def advice(signature: str) -> Advice:
     """Return what the runbook of a signature advises; that of `unknown` where it has none."""
-    written = text(signature) or text(UNKNOWN)
+    written = written_for(signature)
     steps = (lines(written, section)[:1] for section in (CONFIRM, RELIEVE, RECOVER))
     return Advice(tuple(line for first in steps for line in first), lines(written, LOST))
 
@@ -46,8 +47,19 @@ def cure(diagnosis: Diagnosis) -> str:
     first = next((each for each in diagnosis.advice if each.when == "now"), None)
     if first is not None:
         return f"`{first.command}` ({first.why})"
-    written = text(diagnosis.signature) or text(UNKNOWN)
-    return next(iter(lines(written, RELIEVE)), "")
+    return next(iter(lines(written_for(diagnosis.signature), RELIEVE)), "")
+
+
+def written_for(signature: str) -> str:
+    """Return the runbook of a signature, that of `unknown` where it has none."""
+    return text(signature) or text(UNKNOWN)
+
+
+def without_commands(written: str) -> str:
+    """Return a runbook without its commands, which have slots: whoever shows it has them filled elsewhere."""
+    before, _, rest = written.partition(f"## {COMMANDS}\n\n")
+    _, _, after = rest.partition("\n\n## ")
+    return f"{before}## {after}" if after else written
 
 
 def lines(written: str, section: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from autopsy.diagnose import (
     runbooks,
     wait_graph,
 )
+from autopsy.diagnose.advice.advise import advise
 from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.causes import Order, Seen, independent, is_pointer, order
 from autopsy.diagnose.diagnosis import CannotTell, Cause, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
@@ -117,6 +118,7 @@ def _diagnosis(
     causes = independent(found)
     sure = (*causes[:1], *(each for each in causes[1:] if each.match.confidence != "possible"))
     kill = kill_effect.of_kill(((each.signature.id, each.match.objects) for each in sure), facts)
+    bugs = known_bugs.about(signature, facts)
     undecided = tuple(
         CannotTell(signature=each.signature.id, text=each.signature.title, missing=each.answer.missing)
         for each in judged
@@ -159,7 +161,7 @@ def _diagnosis(
         ),
         footprint=footprint.footprint(facts),
         side_effects=(*footprint.side_effects(facts), *_remarks(judged)),
-        known_bugs=known_bugs.about(signature, facts),
+        known_bugs=bugs,
         runbook=f"runbooks/{signature}.md",
         paths=request_paths.paths(facts, where, frozenset(objects)),
         waits=wait_graph.draw(facts),
@@ -169,6 +171,7 @@ def _diagnosis(
         causes=tuple(map(_cause, causes)),
         kill=kill.effect,
         kill_why=kill.why,
+        advice=advise(signature, objects, facts, kill=kill.effect, proven=confidence == "proven", known_bugs=bugs),
     )
 
 

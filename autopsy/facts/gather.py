@@ -8,6 +8,7 @@ from autopsy.bundle.manifest import StepRecord
 from autopsy.bundle.pid_namespaces import Numbers, numbers
 from autopsy.facts import (
     command_line,
+    configured_disks,
     coroutines,
     descriptors,
     device_backends,
@@ -58,6 +59,10 @@ def gather(evidence: Evidence) -> Facts:
             arguments=arguments,
             started_seconds=target.start_ticks / TICKS,
             end=vm_end.gather(evidence),
+            domain=target.domain.word if target.domain else "",
+            connection=target.domain.connection if target.domain else "",
+            monitor=next((each.reachable for each in target.monitors if each.protocol == "qmp" and each.reachable), ""),
+            configured_disks=configured_disks.gather(evidence),
         ),
         times=_times(evidence),
         threads=found_threads,

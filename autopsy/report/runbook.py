@@ -12,7 +12,7 @@ DEEPER = 2  # a runbook's title becomes an h3 below the section's own
 
 def runbook(signature: str) -> Markup | None:
     """Return the runbook of a signature, None where there is none yet."""
-    text = runbooks.text(signature)
+    text = runbooks.without_commands(runbooks.text(signature))
     if not text:
         return None
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")

@@ -14,6 +14,7 @@ from autopsy.bundle.vm_end import VmEnd
 from autopsy.facts.cite import Cite, Fact, Unknown
 from autopsy.facts.model.host import (
     BlockDevice,
+    ConfiguredDisk,
     Descriptor,
     FuseMount,
     Helper,
@@ -43,6 +44,7 @@ __all__ = [
     "BlockDevice",
     "BlockStats",
     "CoMutexFact",
+    "ConfiguredDisk",
     "CoroutineFact",
     "Descriptor",
     "Disk",
@@ -281,7 +283,10 @@ class EndFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vm:
-    """Which VM it was, and how it ended by itself during the capture, where it did."""
+    """Which VM it was, and how it ended by itself during the capture, where it did.
+
+    `domain` and `connection` are what virsh must be told to mean it; `monitor` is the path of a QMP socket of its.
+    """
 
     pid: int
     name: str
@@ -292,6 +297,10 @@ class Vm:
     arguments: Fact[tuple[str, ...]]
     started_seconds: float = 0.0
     end: Fact[EndFact]
+    domain: str = ""
+    connection: str = ""
+    monitor: str = ""
+    configured_disks: tuple[ConfiguredDisk, ...] = ()
 
     @property
     def is_storage_daemon(self) -> bool:

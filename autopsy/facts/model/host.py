@@ -127,6 +127,15 @@ class Mount:
     device: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfiguredDisk:
+    """A disk as its manager has it: QEMU's id of the device, the manager's name of it, and its options (Proxmox VE)."""
+
+    device: str
+    name: str
+    options: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class IoLimit:
     """One limit that a control group of the VM's puts on a block device, given as major:minor, per second."""

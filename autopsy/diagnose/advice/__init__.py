@@ -1,0 +1,1 @@
+"""What to do now, for this VM, its manager and its state."""

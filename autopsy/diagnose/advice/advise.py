@@ -1,0 +1,119 @@
+"""Fills the commands of a runbook for this VM, and adds what holds for every verdict of its kind."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from autopsy.diagnose import runbooks
+from autopsy.diagnose.advice import disks, slots
+from autopsy.diagnose.advice.managers import Hand
+from autopsy.diagnose.diagnosis import Advice, KillEffect, KnownBug, When
+from autopsy.facts.model.facts import Facts, Origin
+from autopsy.facts.subjects import Subject
+
+LINE = re.compile(r"(now|if-not|never|later): `([^`]+)`: (.+)")
+SLOT = re.compile(r"\{([a-z0-9-]+)\}")
+WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
+WHENS: tuple[When, ...] = ("now", "if-not", "never", "later")
+MOST = 3  # lines that one command of a runbook may become, and lines of one kind that a person reads
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One command of a runbook with its slots open."""
+
+    when: When
+    command: str
+    why: str
+
+
+def templates(signature: str) -> tuple[Template, ...]:
+    """Return the commands of a signature's runbook."""
+    found = map(LINE.fullmatch, runbooks.lines(runbooks.written_for(signature), runbooks.COMMANDS))
+    kinds: dict[str, When] = {when: when for when in WHENS}
+    return tuple(Template(kinds[each[1]], each[2], each[3]) for each in found if each)
+
+
+def advise(
+    signature: str,
+    objects: tuple[Subject, ...],
+    facts: Facts,
+    *,
+    kill: KillEffect,
+    proven: bool,
+    known_bugs: tuple[KnownBug, ...],
+) -> tuple[Advice, ...]:
+    """Return what to do now, what if that does not help, what never, and what later.
+
+    Imported evidence is of a process that is gone, or of another host: no command that names it is told.
+    """
+    if facts.origin is not Origin.CAPTURE:
+        return tuple(_upgrades(Hand(facts.vm).verbs()["upgrade"], known_bugs))
+    hand = Hand(facts.vm)
+    verbs = {**hand.verbs(), **disks.verbs(facts, objects, hand)}
+    words = slots.words(facts, objects, hand)
+    found = [
+        Advice(when=template.when, command=command, why=template.why)
+        for template in templates(signature)
+        for command in filled(template.command, verbs, words)[:MOST]
+    ]
+    if kill == "futile" or (kill == "needless" and proven):
+        found = [each for each in found if each.when == "never" or not each.command.startswith(verbs["end"])]
+    if not any(each.when in {"now", "if-not"} for each in found):
+        asked = f"cat /proc/{facts.vm.pid}/cgroup"
+        found.append(
+            Advice(when="now", command=asked, why="no manager of this host speaks for it: who owns its group does")
+        )
+    found += _always(verbs, kill, known_bugs, proven=proven)
+    unique = tuple({(each.when, each.command): each for each in found}.values())
+    return tuple(one for when in WHENS for one in [each for each in unique if each.when == when][:MOST])
+
+
+def filled(command: str, verbs: Mapping[str, str], words: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return a command once for each word that its slots can have, none where one has none.
+
+    A slot that is a word of its own may stand for a whole command; what fills any other stays within its word.
+    """
+    names = [name for name in SLOT.findall(command) if name not in verbs]
+    several = next((name for name in names if len(words.get(name, ())) > 1), "")
+    chosen = [{**words, several: (value,)} for value in words[several]] if several else [words]
+    told = (_filled(command, verbs, {name: values[0] for name, values in each.items() if values}) for each in chosen)
+    return tuple(filter(None, told))
+
+
+def _filled(command: str, verbs: Mapping[str, str], words: Mapping[str, str]) -> str:
+    parts = []
+    for word in WORD.findall(command):
+        names = SLOT.findall(word)
+        if not names:
+            parts.append(word)  # the runbook's own, with its quotes, globs and operators
+        elif word == f"{{{names[0]}}}" and names[0] in verbs:
+            parts.append(verbs[names[0]])
+        elif all(name in words for name in names):
+            (inside,) = shlex.split(word)
+            parts.append(shlex.quote(SLOT.sub(lambda slot: words[slot[1]], inside)))
+        else:
+            parts.append("")
+    return " ".join(parts) if all(parts) else ""
+
+
+def _always(
+    verbs: Mapping[str, str], kill: KillEffect, known_bugs: tuple[KnownBug, ...], *, proven: bool
+) -> Iterator[Advice]:
+    if kill == "futile":
+        yield Advice(when="never", command=verbs["end"], why="no signal reaches what hangs; who waits for it hangs too")
+    if kill == "needless" and proven:
+        yield Advice(
+            when="never", command=verbs["end"], why="a kill is not needed, and loses what the guest has not written"
+        )
+    yield from _upgrades(verbs["upgrade"], known_bugs)
+
+
+def _upgrades(upgrade: str, known_bugs: tuple[KnownBug, ...]) -> Iterator[Advice]:
+    for bug in known_bugs:
+        if bug.in_this_build == "affected" and bug.fixed_in and upgrade:
+            fixed = ", ".join(bug.fixed_in)
+            yield Advice(when="later", command=upgrade, why=f"{bug.title}: fixed in {fixed}; then a full restart")
