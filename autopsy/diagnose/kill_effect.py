@@ -108,6 +108,23 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "cpu-starved": "needless",
     "healthy": "needless",
     "unknown": "unknown",
+    # What only an imported backtrace shows.
+    "lock-taken-twice": "helps",
+    "lock-order-with-bql": "helps",
+    "graph-lock-against-context": "helps",
+    "nbd-negotiation-drained": "helps",
+    "ide-cancel-drains": "helps",
+    "poll-inside-poll": "helps",
+    "thread-join-waits": "unknown",
+    "rcu-readers-wait": "unknown",
+    "vhost-user-question": "unknown",
+    "job-end-drains": "unknown",
+    "migration-thread-waits": "unknown",
+    "vcpu-does-not-pause": "unknown",
+    "chardev-write-waits": "unknown",
+    "busy-with-bql": "unknown",
+    "peer-question-waits": "unknown",
+    "host-call-waits": "unknown",
 }
 # A server is known to be there only where it is a program of this host: of another host nobody here can say whether it
 # comes back, and a VM whose server is lost for good must be started anew.

@@ -20,6 +20,7 @@ from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.diagnosis import Advice
 from autopsy.diagnose.verdict import UNKNOWN, diagnose
 from autopsy.facts import subjects
+from autopsy.facts.cite import Known
 from autopsy.facts.gather import gather
 from autopsy.facts.model.facts import Facts
 from autopsy.facts.subjects import Subject
@@ -184,7 +185,8 @@ def test_proxmox_is_given_the_disk_s_own_line_without_its_limits() -> None:
     (found,) = facts.vm.configured_disks
     assert (found.device, found.options) == ("scsi0", OWN.removeprefix("scsi0: "))
     hand = Hand(facts.vm)
-    made = next(iter(facts.disks.value))  # type: ignore[union-attr]
+    assert isinstance(facts.disks, Known)
+    (made, *_) = facts.disks.value
     scsi = dataclasses.replace(made, name="scsi0")
     assert shlex.split(disks._lift(hand, scsi, None)) == [
         "qm",

@@ -15,6 +15,7 @@ import pytest
 from autopsy.diagnose import kill_effect
 from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.frames.catalogue import FROM_FRAMES
 from autopsy.diagnose.verdict import UNKNOWN, diagnose
 from autopsy.drill.scenarios import wedged
 from autopsy.errors import ExitCode
@@ -28,7 +29,7 @@ SECONDS = 90
 
 
 def test_every_signature_says_whether_a_kill_helps() -> None:
-    assert set(kill_effect.BY_SIGNATURE) == {*(signature.id for signature in SIGNATURES), UNKNOWN}
+    assert set(kill_effect.BY_SIGNATURE) == {*(signature.id for signature in (*SIGNATURES, *FROM_FRAMES)), UNKNOWN}
 
 
 def told(case: e.Case) -> Diagnosis:
