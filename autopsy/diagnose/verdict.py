@@ -19,7 +19,7 @@ from autopsy.diagnose.advice.advise import advise
 from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.causes import Order, Seen, independent, is_pointer, order
 from autopsy.diagnose.diagnosis import CannotTell, Cause, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
-from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries import naming, never_started
 from autopsy.diagnose.queries.requests import title
 from autopsy.diagnose.queries.silence import about_silence, silence_of
 from autopsy.diagnose.signature import CannotTell as Undecided
@@ -33,7 +33,7 @@ MOST_CITES = 24
 UNKNOWN = "unknown"
 NOTHING_STUCK = frozenset({"none", "vm-state"})
 OF_A_MACHINE: frozenset[Where] = frozenset({"guest", "vm-state", "device", "migration"})
-OF_EVERY_START = frozenset({"vm-awaits-client", "never-started"})
+OF_EVERY_START = frozenset({"vm-awaits-client"})
 PID = re.compile(r"\bPID\b")
 
 
@@ -114,6 +114,8 @@ def _diagnosis(
     chain: tuple[Claim, ...],
 ) -> Diagnosis:
     objects = tuple(dict.fromkeys(objects))
+    if starting := never_started.still_starting(facts):
+        headline, chain = never_started.told(headline), (*chain, starting)
     steps = runbooks.advice(signature)
     causes = independent(found)
     sure = (*causes[:1], *(each for each in causes[1:] if each.match.confidence != "possible"))

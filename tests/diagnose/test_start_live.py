@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,9 @@ from support import lab
 from support.asking import Capture, a_monitor
 from support.verdicts import captured
 from support.wedged import starts
+from support.wedged.wedges import Stuck
 
+SetUp = Callable[[lab.Build], AbstractContextManager[Stuck]]
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
 
@@ -75,3 +80,37 @@ def test_a_monitor_whose_first_client_starts_the_vm_is_not_connected_to(short: P
 def waits(capture: Capture, monitor: Path) -> bool:
     capture.witness()
     return first_client.awaited(capture.scene("later")) == {str(monitor)}
+
+
+@pytest.mark.parametrize(
+    ("label", "set_up", "where", "signature"),
+    [
+        ("7.2", starts.on_frozen, "host", "host-fs-frozen"),
+        ("10.0.2", starts.on_frozen, "host", "host-fs-frozen"),
+        ("11", starts.on_frozen, "host", "host-fs-frozen"),
+        ("10.0.2", starts.on_fuse, "peer", "fuse-daemon-silent"),
+        ("7.2", starts.on_nbd, "peer", "nbd-reconnecting"),
+    ],
+)
+def test_a_qemu_whose_image_lies_on_stuck_storage_has_never_started(
+    label: str, set_up: SetUp, where: str, signature: str, tmp_path: Path
+) -> None:
+    with set_up(lab.build(label)) as it:
+        verdict = captured(it.vm.pid, tmp_path)
+        assert (verdict.where, verdict.signature) == (where, signature), verdict
+        assert verdict.answer["verdict"]["headline"].startswith("This QEMU has never started: 1 "), verdict
+        assert all(name in f"{verdict.objects} {verdict!r}" for name in it.names), verdict
+
+
+@pytest.mark.parametrize(
+    ("label", "set_up"),
+    [("7.2", partial(starts.on_frozen, freezes=False)), ("10.0.2", partial(starts.on_fuse, stops=False))],
+)
+def test_the_same_qemu_on_storage_that_answers_has_started(label: str, set_up: SetUp, tmp_path: Path) -> None:
+    with set_up(lab.build(label)) as it:
+        verdict = captured(it.vm.pid, tmp_path / "prelaunch")
+        assert (verdict.where, verdict.signature) == ("vm-state", "vm-prelaunch"), verdict
+        assert "This QEMU has never started" not in verdict.answer["verdict"]["headline"]
+        it.vm.qmp("cont")
+        verdict = captured(it.vm.pid, tmp_path / "running")
+        assert verdict.where == "none", verdict

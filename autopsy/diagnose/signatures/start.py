@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopsy.diagnose.queries.never_started import NEVER
 from autopsy.diagnose.queries.socket_peers import awaited_client
 from autopsy.diagnose.queries.threads import by_role, looks, slept_through
 from autopsy.diagnose.queries.wording import missing
@@ -25,7 +26,7 @@ def _awaits(facts: Facts) -> Judgement:
         return RuledOut("the main thread does not wait for a socket's first client", (looks(main)[0].cite,))
     address = listener.local or f"descriptor {listener.fd}"
     vcpus = by_role(facts, Role.VCPU)
-    never = "" if vcpus else "This QEMU has never started: "
+    never = "" if vcpus else f"{NEVER}: "
     return Match(
         headline=f"{never}{'it' if never else 'QEMU'} waits for the first client of {address} (wait=on)",
         objects=(subjects.VirtualMachine(facts.vm.name), subjects.File(address)),
