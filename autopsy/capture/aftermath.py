@@ -10,7 +10,7 @@ from functools import partial
 from autopsy.bundle import layout
 from autopsy.bundle.sections import Section, parse
 from autopsy.capture.host import kernel_log, vm_files
-from autopsy.capture.host.own_log import readable
+from autopsy.capture.host.own_log import must_be_own, readable
 from autopsy.capture.reading.programs import output
 from autopsy.capture.reading.reader import Cut, Read, Trouble, Unreadable, store, take
 from autopsy.capture.staging.staging import Staging
@@ -62,29 +62,36 @@ def _log(scene: Scene) -> Iterator[Read]:
     root = record.domain.root if record.domain else ""
     yield from vm_files.managers_log(record.name, record.manager, root)
     table = {section.name: section for section in parse(scene.earlier(layout.WITNESS, layout.FDS))}
+    tasks = {section.name: section for section in parse(scene.earlier(layout.WITNESS, layout.TASKS))}
+    status = tasks["status"].data if "status" in tasks else b""
     for number in (2, 1):
-        if (read := _own_stream(table, number)) is not None:
+        if (read := _own_stream(table, number, status)) is not None:
             yield read
 
 
-def _own_stream(table: Mapping[str, Section], number: int) -> Read | None:
-    """Return a read of the file that a descriptor led to, where enough is known of it to know it again."""
+def _own_stream(table: Mapping[str, Section], number: int, status: bytes) -> Read | None:
+    """Return a read of the file that a descriptor led to, where enough is known of it to know it again.
+
+    `status` is what /proc/PID/status told while the process lived: it may have known no more of another's file than to
+    write to it.
+    """
     link, info = table.get(f"fd/{number}"), table.get(f"fdinfo/{number}")
     if link is None or info is None or not link.data.startswith(b"/") or link.data.endswith(DELETED):
         return None
     inode, mount = INODE.search(info.data), MOUNT.search(info.data)  # `ino` since Linux 5.14
     if inode is None or mount is None or not readable(info.data):
         return None
-    return Read(f"fd/{number}", partial(_same_file, link.data, int(inode[1]), int(mount[1])))
+    return Read(f"fd/{number}", partial(_same_file, link.data, int(inode[1]), int(mount[1]), status))
 
 
-def _same_file(path: bytes, inode: int, mount: int) -> bytes | Cut:
+def _same_file(path: bytes, inode: int, mount: int, status: bytes) -> bytes | Cut:
     """Return the tail of a file, if it is the one that QEMU had open: its path alone may lead anywhere by now."""
     descriptor = open_plain(os.fsdecode(path))
     try:
         here = MOUNT.search(_info(descriptor))
         if os.fstat(descriptor).st_ino != inode or here is None or int(here[1]) != mount:
             raise Unreadable("another file is at its path")
+        must_be_own(descriptor, path, status)
         return vm_files.tail(descriptor)
     finally:
         os.close(descriptor)

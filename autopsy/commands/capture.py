@@ -239,8 +239,7 @@ def capture(
         target=vm.record,
         steps=(),
     )
-    staging.put(layout.README, readme(__version__, vm.record, began).encode())
-    staging.claim()
+    staging.claim(readme(__version__, vm.record, began).encode())
 
     def note(records: tuple[StepRecord, ...]) -> None:
         nonlocal manifest

@@ -98,7 +98,9 @@ def rescue(place: Path) -> tuple[str, ...]:
 
 
 def _rescue(folder: Path, place: Path) -> str:
-    held = leftovers.claim(folder)  # until this child ends: no other capture rescues it as well
+    held = leftovers.claim(folder)  # until this child ends
+    if held is None and (folder / layout.README).exists():
+        return f"{folder} is sealed by another capture"
     try:
         sealed = _seal(folder, place)
     except DamagedBundle:

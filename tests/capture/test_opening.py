@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from autopsy.bundle import layout
+from autopsy.bundle.sections import Section
+from autopsy.capture import aftermath
 from autopsy.capture.gdb import step as gdb
 from autopsy.capture.host import vm_files
 from autopsy.capture.reading.procfs import Process
@@ -83,6 +85,31 @@ def test_a_log_of_its_own_is_read(tmp_path: Path) -> None:
             assert b"qemu: warning" in words(process)
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("whose", [0, strangers.STRANGER])
+def test_the_log_of_a_vm_that_has_ended_is_read_if_it_was_its_user_s(tmp_path: Path, whose: int) -> None:
+    """A descriptor to write to may have been handed down; what its file holds was never for that user to read."""
+    file = tmp_path / "log"
+    file.write_bytes(SECRET)
+    os.chown(file, whose, whose)
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
+    try:
+        with stranger_with(descriptor) as process:
+            table = {
+                "fd/2": Section("fd/2", process.link("fd/2")),
+                "fdinfo/2": Section("fdinfo/2", process.small("fdinfo/2")),
+            }
+            status = process.small("status")
+    finally:
+        os.close(descriptor)
+    read = aftermath._own_stream(table, 2, status)
+    assert read is not None
+    if whose:
+        assert read.take() == SECRET
+        return
+    with pytest.raises(Unreadable, match="not the process's own"):
+        read.take()
 
 
 def test_neither_a_device_nor_a_fifo_is_opened_to_find_out_what_it_is(tmp_path: Path) -> None:

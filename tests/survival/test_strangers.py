@@ -55,8 +55,7 @@ def test_whoever_takes_our_folder_s_name_first_has_us_write_nothing_for_him(prec
     ):
         for number in range(ROUNDS):
             made = prepare(f"autopsy-race{os.getpid()}-{number}", (place,))
-            made.put("README.txt", b"read me\n")
-            made.claim()
+            made.claim(b"read me\n")
             (record,) = run(plan, around(made))
             assert record.outcome == "Collected", record.why
             assert not made.notes
@@ -102,8 +101,7 @@ def test_names_that_a_stranger_took_keep_no_capture_from_beginning_or_ending() -
         strangers.does(plant)
         try:
             made = prepare(name, (place,))
-            made.put("README.txt", b"read me\n")
-            made.claim()
+            made.claim(b"read me\n")
             sealed = sealing.seal_in(place, made.name, made.work, MANIFEST, frozenset())
             assert sealed.path.name.startswith(name)
             assert verify(sealed.path).files == 1

@@ -152,8 +152,7 @@ def test_two_captures_of_the_same_second_share_neither_folder_nor_bundle(tmp_pat
     try:
         assert len({each.work for each in made} | {each.durable for each in made}) == 4
         for each in made:
-            each.put("README.txt", b"read me")
-            each.claim()
+            each.claim(b"read me")
         sealed = [seal_in(tmp_path, each.name, each.work, MANIFEST, frozenset()) for each in made]
         assert [each.path.name for each in sealed] == ["autopsy-vm-1.tar.zst", "autopsy-vm-1-2.tar.zst"]
     finally:

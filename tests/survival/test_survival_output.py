@@ -116,8 +116,7 @@ def steps() -> tuple[Step, ...]:
 
 def staged(name: str, *wanted: Path, needs: Needs = SMALL) -> Staging:
     made = prepare(f"autopsy-{name}-{os.getpid()}", wanted, needs)
-    made.put("README.txt", b"read me\n")
-    made.claim()
+    made.claim(b"read me\n")
     return made
 
 

@@ -33,9 +33,7 @@ def open_own(process: Process, number: int) -> int:
         raise Unreadable("the process only knows its path")
     looked_at = os.open(f"{process.path}/fd/{number}", LOOK & ~os.O_NOFOLLOW)
     try:
-        owner = os.fstat(looked_at).st_uid
-        if {owner} != _uids(process) and not (owner == 0 and _is_a_log(process, number, looked_at)):
-            raise Unreadable("it is not the process's own, nor a log of root's")
+        must_be_own(looked_at, process.link(f"fd/{number}"), process.small("status"))
         return reopen(looked_at, f"fd/{number}")
     except NotPlain as error:
         raise Unreadable("no regular file") from error
@@ -49,15 +47,21 @@ def readable(fdinfo: bytes) -> bool:
     return flags is not None and not int(flags[1], 8) & O_PATH
 
 
-def _uids(process: Process) -> set[int]:
-    """Return the real, effective, saved and file system user of the process."""
-    found = _UIDS.search(process.small("status"))
-    return set(map(int, found.groups())) if found else set()
+def must_be_own(looked_at: int, link: bytes, status: bytes) -> None:
+    """Refuse a file that is neither of the user that a process's /proc/PID/status tells, nor a log of root's.
+
+    Raises:
+        Unreadable: it is another's, or nobody knows whose the process is.
+    """
+    found = _UIDS.search(status)  # real, effective, saved, and of the file system
+    users = set(map(int, found.groups())) if found else set()
+    owner = os.fstat(looked_at).st_uid
+    if {owner} != users and not (owner == 0 and _is_a_log(os.fsdecode(link), looked_at)):
+        raise Unreadable("it is not the process's own, nor a log of root's")
 
 
-def _is_a_log(process: Process, number: int, looked_at: int) -> bool:
+def _is_a_log(path: str, looked_at: int) -> bool:
     """Return whether a file is the one of its name below our own /var/log."""
-    path = os.fsdecode(process.link(f"fd/{number}"))
     if not path.startswith(LOGS):
         return False
     with suppress(OSError, NotPlain):

@@ -1,7 +1,8 @@
 """Tells the working folder of a capture at work from one that a killed capture left behind.
 
 A capture holds a record lock on its folder's README.txt. The kernel drops it with the process, however that ends, and
-no child inherits it: a child of ours that sleeps in the kernel does not keep a dead capture alive.
+no child inherits it: a child of ours that sleeps in the kernel does not keep a dead capture alive. Whoever seals what
+was left behind locks it as well: two captures that begin at once do not both.
 """
 
 from __future__ import annotations
@@ -10,28 +11,54 @@ import contextlib
 import fcntl
 import os
 import stat
+import struct
 import time
+from io import FileIO
 from pathlib import Path
 
 from autopsy.bundle import layout
 from autopsy.capture.staging.places import memory_places
+from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 
 YOUNG_SECONDS = 60.0  # a folder without a README may be a capture that is only beginning
 LOOK_SECONDS = 2.0
 
 
-def claim(folder: Path) -> int | None:
-    """Lock a working folder and return the descriptor that keeps it, None where somebody else holds it.
+WHOLE_FILE = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock: fcntl(2)
+
+
+def begin(folder: Path, readme: bytes) -> FileIO:
+    """Put a README.txt into a working folder that is locked before anybody finds it there; open, it stays so.
 
     Record locks go when this process closes any descriptor of the file: nothing may open it here again.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    half = folder / f".{layout.README}{private.HALF}"
+    stream = private.begin(half)
+    try:
+        stream.write(readme)
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(half, folder / layout.README)
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def claim(folder: Path) -> int | None:
+    """Lock a folder that was left behind, and return the descriptor that keeps it; None where somebody has it.
+
+    The lock is the descriptor's, not the process's: whoever seals the folder reads its README.txt, too.
     """
     try:
         descriptor = os.open(folder / layout.README, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, WHOLE_FILE)
     except OSError:
         os.close(descriptor)
         return None

@@ -15,13 +15,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from io import FileIO
 from pathlib import Path
 
 from autopsy.bundle import layout
 from autopsy.capture.freeze.size_estimate import Needs
 from autopsy.capture.staging import places
 from autopsy.capture.staging.copying import FULL, copy_new, sync_tree
-from autopsy.capture.staging.leftovers import claim
+from autopsy.capture.staging.leftovers import begin
 from autopsy.capture.staging.places import Place, Unusable
 from autopsy.errors import NotStored
 from autopsy.files import private
@@ -56,7 +57,7 @@ class Staging:
     ours: set[Path] = field(default_factory=set)
     copies: dict[Path, int] = field(default_factory=dict)
     settling: Child | None = None
-    claimed: int | None = None
+    claimed: FileIO | None = None
 
     @property
     def durable(self) -> Path:
@@ -102,10 +103,15 @@ class Staging:
         except (OSError, ChildTimedOut, ChildFailed) as error:
             self._note(f"{what} could not be written: {error}")
 
-    def claim(self) -> None:
-        """Hold the working folder, so that nobody takes it for one that a killed capture left behind."""
-        if self.in_memory:
-            self.claimed = claim(self.work)
+    def claim(self, readme: bytes) -> None:
+        """Hold the working folder from its first file on: nobody takes it for one that a killed capture left behind."""
+        if not self.in_memory:
+            self.put(layout.README, readme)
+            return
+        try:
+            self.claimed = begin(self.work, readme)
+        except OSError as error:
+            self._note(f"{layout.README} could not be written: {error}")
 
     def give_up(self, place: Path, why: str, *, clean: bool = False) -> None:
         """Stop using a place. The next one gets everything at the next settling. With `clean` our copy is removed."""
@@ -218,7 +224,7 @@ class Staging:
         os.close(self.held)
         self.remove_copies()
         if self.claimed is not None:
-            os.close(self.claimed)
+            self.claimed.close()
             self.claimed = None
 
     def remove_copies(self) -> None:
