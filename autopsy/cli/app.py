@@ -49,7 +49,9 @@ def main() -> None:
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own usage errors; its error class lives in click
-            say(f"autopsy: {error.format_message()}\n         autopsy --help shows what can be said")
+            known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+            command = next((f"{word} " for word in sys.argv[1:2] if word in known), "")
+            say(f"autopsy: {error.format_message()}\n         autopsy {command}--help shows what can be said")
             sys.exit(ExitCode.USAGE)
         raise
 
@@ -78,7 +80,7 @@ app.command()(capture)
 @app.command()
 def analyze(bundle: BundlePath, json: Json = False) -> None:
     """Say where the I/O is stuck, from a stored bundle."""
-    from autopsy.cli import terminal
+    from autopsy.cli import summary
     from autopsy.cli.json_output import verdict_json
     from autopsy.report.store import diagnosis_of
 
@@ -86,7 +88,7 @@ def analyze(bundle: BundlePath, json: Json = False) -> None:
     if json:
         show(verdict_json(diagnosis))
     else:
-        for line in terminal.diagnosis_lines(diagnosis):
+        for line in summary.verdict(diagnosis):
             show(line)
 
 
@@ -126,16 +128,16 @@ def examine(
 
     The result is a new bundle beside the old one.
     """
-    from autopsy.cli import terminal
+    from autopsy.cli import summary
     from autopsy.commands.examine import examine_bundle
 
     examined = examine_bundle(bundle, debug_files=tuple(debug_file or ()), debuginfod=debuginfod, place=out)
     from autopsy.text import plain
 
     say(plain(examined.note))
-    for line in terminal.diagnosis_lines(examined.diagnosis):
+    for line in summary.verdict(examined.diagnosis):
         show(line)
-    show(f"bundle      {examined.sealed.path} (sha256 {examined.sealed.sha256})")
+    show(summary.row("bundle", f"{examined.sealed.path} (sha256 {examined.sealed.sha256})"))
 
 
 @app.command()
@@ -269,9 +271,11 @@ def drill(
     list_them: Annotated[bool, typer.Option("--list", help="show the scenarios and what each needs")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="leave the wedged QEMU running and say how to end it")] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")] = None,
+    json: Json = False,
 ) -> None:
     """Wedge a QEMU of our own, capture it, kill it."""
-    from autopsy.cli import terminal
+    from autopsy.cli import summary, terminal
+    from autopsy.cli.json_output import answer
     from autopsy.commands.drill import listing, run
 
     if list_them:
@@ -282,7 +286,7 @@ def drill(
         drilled = run(scenario, keep=keep, place=out or Path(), watcher=watcher, say=say)
     for line in terminal.story(drilled.ended):
         say(line)
-    for line in terminal.five_lines(drilled.ended):
+    for line in [answer(drilled.ended)] if json else summary.block(drilled.ended):
         show(line)
     say(drilled.verdict_line)
     raise typer.Exit(drilled.exit_code)

@@ -60,11 +60,13 @@ def capture(
         bool,
         typer.Option("--live-gdb", help="where nothing can be frozen (not x86-64), attach gdb: the VM stands still"),
     ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="on a terminal: a line for each step")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="nothing but the result")] = False,
     json: Json = False,
 ) -> None:
     """Freeze one VM's evidence and say where it is stuck."""
     from autopsy.capture.step import Options
-    from autopsy.cli import streams, terminal
+    from autopsy.cli import streams, summary, terminal
     from autopsy.cli.json_output import answer
     from autopsy.commands.capture import Wish, fulfil
     from autopsy.text import plain
@@ -93,13 +95,13 @@ def capture(
         words=tuple(sys.argv[1:]),
     )
     with streams.guarded() as listeners:
-        with terminal.watcher() as watcher:
-            ended = fulfil(wish, watcher, lambda line: say(plain(line)))
-        for line in terminal.story(ended):
+        with terminal.watcher(verbose=verbose, quiet=quiet) as watcher:
+            ended = fulfil(wish, watcher, lambda line: None if quiet else say(plain(line)))
+        for line in () if quiet else terminal.story(ended):
             say(line)
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             say("")
-        for line in [answer(ended)] if json else terminal.five_lines(ended):
+        for line in [answer(ended)] if json else summary.block(ended):
             show(line)
         if listeners.out and listeners.out.lost:
             say(f"note: stdout: {listeners.out.lost}: the bundle is {ended.captured.sealed.path}")

@@ -22,7 +22,7 @@ def import_evidence(files: FilesGiven, out: OutDirectory = None, name: VmName = 
     The result is a bundle. What was not taken is told as unknown; no answer is surer than "consistent", but where the
     evidence itself proves it.
     """
-    from autopsy.cli import terminal
+    from autopsy.cli import summary
     from autopsy.cli.json_output import import_json
     from autopsy.cli.printing import say, show
     from autopsy.commands.import_evidence import import_evidence as bring_in
@@ -34,9 +34,9 @@ def import_evidence(files: FilesGiven, out: OutDirectory = None, name: VmName = 
         return
     for line in (*done.source, *(f"note: {note}" for note in done.notes)):
         say(plain(line))
-    for line in terminal.diagnosis_lines(done.diagnosis):
+    for line in summary.verdict(done.diagnosis):
         show(line)
     for line in done.diagnosis.next_steps:
-        show(f"next        {plain(line)}")
-    show(f"report      {done.report or 'inside the bundle'}")
-    show(f"bundle      {done.sealed.path} ({done.sealed.size / 1e6:.1f} MB, sha256 {done.sealed.sha256})")
+        show(summary.row("next", line))
+    show(summary.row("report", str(done.report or "inside the bundle")))
+    show(summary.row("bundle", f"{done.sealed.path} ({done.sealed.size / 1e6:.1f} MB, sha256 {done.sealed.sha256})"))

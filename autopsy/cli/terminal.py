@@ -1,4 +1,4 @@
-"""What a person at a terminal is shown: the live list of steps, and the five lines at the end."""
+"""What a person at a terminal is shown while it goes on: the steps, the notes, and the table of VMs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from autopsy.bundle import layout
 from autopsy.bundle.manifest import StepRecord
-from autopsy.bundle.vm_end import in_words
 from autopsy.capture.runner import Interrupted
 from autopsy.capture.step import Step
 from autopsy.cli import streams
-from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExitCode
 from autopsy.text import plain
 
@@ -72,15 +71,37 @@ def line(record: StepRecord) -> str:
     return f"{record.name:<{WIDTH}} {record.outcome:<9} {ms:>7.0f} ms  {plain(record.why + stop).lstrip('; ')}".rstrip()
 
 
-COLOURS = {"Collected": "green", "TimedOut": "yellow", "Failed": "red", "Skipped": "yellow"}
+MEANWHILE = {layout.SECOND_EXPOSURE: "waits, then looks again: what has not moved by then is stuck"}
+COLOURS = {"Collected": "", "TimedOut": "yellow", "Failed": "red", "Skipped": "yellow"}
+
+
+@dataclass(slots=True)
+class Silent:
+    """Says nothing of the steps."""
+
+    interrupt: Interrupt
+
+    def began(self, step: Step) -> None:
+        """Say nothing."""
+
+    def ended(self, record: StepRecord) -> None:
+        """Say nothing."""
+
+    def tick(self) -> None:
+        """Stop when asked to."""
+        self.interrupt.check()
 
 
 @dataclass(slots=True)
 class LiveList:
-    """The steps as they go, on a terminal."""
+    """The steps as they go, on a terminal: a line that counts, and each that has not collected its evidence.
+
+    With `verbose` each step has its line.
+    """
 
     interrupt: Interrupt
     live: Live
+    verbose: bool = False
     records: list[StepRecord] = field(default_factory=list)
     current: str = ""
     since: float = 0.0
@@ -114,20 +135,28 @@ class LiveList:
         table.add_column(min_width=9)
         table.add_column(justify="right", min_width=10)
         table.add_column(overflow="fold")
-        for record in self.records:
+        shown = [record for record in self.records if self.verbose or record.outcome != "Collected"]
+        if self.records:
+            got = sum(record.outcome == "Collected" for record in self.records)
+            stop = sum(record.stop_ns for record in self.records) / 1e6
+            took = sum(record.end_ns - record.start_ns for record in self.records) / 1e6
+            words = f"{got} of {len(self.records)} steps have their evidence; the VM stood still {stop:.1f} ms in all"
+            table.add_row("looked", "", f"{took:.0f} ms", Text(words))
+        for record in shown:
             _, _, rest = line(record).partition(" ms")
             ms = (record.end_ns - record.start_ns) / 1e6
             table.add_row(
                 record.name, Text(record.outcome, style=COLOURS[record.outcome]), f"{ms:.0f} ms", Text(rest.strip())
             )
         if self.current:
-            table.add_row(self.current, Text("…", style="cyan"), f"{(time.monotonic() - self.since) * 1e3:.0f} ms", "")
+            running = f"{(time.monotonic() - self.since) * 1e3:.0f} ms"
+            table.add_row(self.current, Text("…"), running, MEANWHILE.get(self.current, ""))
         return table
 
 
 @contextlib.contextmanager
-def watcher() -> Iterator[PlainLines | LiveList]:
-    """Yield whoever shows the steps: live on a terminal, plain lines elsewhere.
+def watcher(*, verbose: bool = False, quiet: bool = False) -> Iterator[PlainLines | LiveList | Silent]:
+    """Yield whoever shows the steps: live on a terminal, plain lines elsewhere, nobody where it is to be `quiet`.
 
     The first SIGINT, SIGTERM or SIGHUP ends the step at hand and seals what is there; the second ends us at once, and
     with us every child, which releases the VM wherever it was.
@@ -147,14 +176,14 @@ def watcher() -> Iterator[PlainLines | LiveList]:
     heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in heard}
     try:
-        if not sys.stderr.isatty():
-            yield PlainLines(interrupt)
+        if quiet or not sys.stderr.isatty():
+            yield Silent(interrupt) if quiet else PlainLines(interrupt)
             return
         from rich.console import Console
         from rich.live import Live
 
         with Live(console=Console(stderr=True), auto_refresh=False) as live:
-            yield LiveList(interrupt, live)
+            yield LiveList(interrupt, live, verbose)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -168,29 +197,6 @@ def story(ended: Ended) -> Iterator[str]:
         yield plain(f"kill: {ended.kill_words}")
     if ended.start_words:
         yield plain(f"start: {ended.start_words}")
-
-
-def five_lines(ended: Ended) -> Iterator[str]:
-    """Yield verdict, where, confidence, report, bundle; ahead of them that the VM has ended, where it has."""
-    captured = ended.captured
-    if captured.end is not None:
-        yield f"ended       {plain(in_words(captured.end))}"
-    if captured.diagnosis is None:
-        yield "verdict     none could be made: see the notes above; the evidence is whole"
-        yield "where       unknown"
-        yield "confidence  none"
-    else:
-        yield from diagnosis_lines(captured.diagnosis)
-    yield f"report      {captured.report or 'inside the bundle'}"
-    yield f"bundle      {captured.sealed.path} ({captured.sealed.size / 1e6:.1f} MB, sha256 {captured.sealed.sha256})"
-
-
-def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[str]:
-    """Yield verdict, where and confidence."""
-    objects = ", ".join(diagnosis.objects[:4]) + (", …" if len(diagnosis.objects) > 4 else "")
-    yield f"verdict     {plain(diagnosis.headline)}"
-    yield f"where       {diagnosis.where} ({diagnosis.signature})" + (f": {plain(objects)}" if objects else "")
-    yield f"confidence  {diagnosis.confidence}"
 
 
 PS_COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (

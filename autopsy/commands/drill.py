@@ -30,7 +30,13 @@ class Drilled:
     def verdict_line(self) -> str:
         """Return the drill's own last line."""
         if self.as_it_should:
-            return f"drill: {self.scenario.name} is stuck in '{self.scenario.where}', and the verdict says so"
+            outlived = self.ended.exit_code is ExitCode.STILL_THERE
+            end = (
+                "; a kill cannot end it before its storage answers: a capture says so by exit code 6"
+                if outlived
+                else ""
+            )
+            return f"drill: {self.scenario.name} is stuck in '{self.scenario.where}', and the verdict says so{end}"
         return f"drill: {self.scenario.name} is stuck in '{self.scenario.where}', but the verdict says otherwise"
 
     @property

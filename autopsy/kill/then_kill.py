@@ -75,6 +75,7 @@ def end(
         return Ending(killed=False, words=words, exit_code=ExitCode.DONE)
     for line in (*warned, *_warnings(diagnosis, around)):
         say(line)
+    say(f"killing process {vm.pid}: {kill.means(vm)}, then up to {kill.DEATH_SECONDS:.0f} s for its end")
     try:
         killed = kill.kill(vm, sealed)
     except AutopsyError as error:

@@ -120,6 +120,7 @@ def test_every_form_of_the_report_says_so_in_its_first_line(binary: Path, tmp_pa
     words = [sys.executable, "-m", "autopsy", "analyze", done.bundle]
     analyzed = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
     assert told in analyzed.splitlines()[0]
+    assert analyzed.startswith("ENDED    ")
 
 
 def test_on_a_terminal_the_first_line_says_so(binary: Path, tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_on_a_terminal_the_first_line_says_so(binary: Path, tmp_path: Path) -> N
         words = [sys.executable, "-m", "autopsy", "capture", f"pid:{process.pid}", "--fast", "--out", tmp_path]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 9
-    assert done.stdout.startswith("ended       QEMU was killed by SIGABRT after query-chardev was asked")
+    assert done.stdout.startswith("ended    QEMU was killed by SIGABRT after query-chardev was asked")
 
 
 def test_a_death_within_a_second_of_an_answer_is_told_as_after_it_and_not_as_caused_by_it(

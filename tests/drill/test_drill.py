@@ -175,7 +175,7 @@ def test_the_command_tells_of_the_kill_and_of_the_verdict(tmp_path: Path) -> Non
     done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
     assert "\nkill: SIGKILL; gone after" in done.stderr
     assert "the verdict says so" in done.stderr
-    assert done.stdout.startswith("verdict     8 requests")
+    assert done.stdout.startswith("STUCK    8 requests")
 
 
 def test_a_kept_drill_that_goes_wrong_is_taken_down() -> None:

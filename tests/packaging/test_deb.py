@@ -84,7 +84,7 @@ def test_an_installed_package_captures_a_vm_with_nothing_but_the_distributions_p
         assert vm.process.alive()
     assert told.startswith("autopsy ")
     assert "packaged" in told
-    assert "verdict     " in told
+    assert "HEALTHY  " in told
     assert len(list(tmp_path.glob("autopsy-packaged-*.tar.zst"))) == 1
     assert "/usr/lib/autopsy" not in told  # what find printed after the removal
 

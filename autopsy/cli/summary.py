@@ -1,0 +1,82 @@
+"""The block at the end: what is wrong, what to do, what became of the VM, and where the evidence is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from autopsy.bundle.vm_end import in_words
+from autopsy.diagnose.diagnosis import Diagnosis, Where
+from autopsy.text import plain
+
+if TYPE_CHECKING:
+    from autopsy.commands.capture import Ended
+
+LABEL = 9  # of the longest label, with room
+STATES: dict[Where, str] = {"none": "HEALTHY", "vm-state": "PAUSED", "unknown": "UNKNOWN"}
+GOOD = frozenset({"HEALTHY", "PAUSED"})
+BOLD, RED, PLAIN = "\033[1m", "\033[31m", "\033[0m"
+VM_ENDED = "vm-ended"
+
+
+def block(ended: Ended) -> Iterator[str]:
+    """Yield what a capture comes to; ahead of it that the VM has ended, where it has."""
+    captured = ended.captured
+    if captured.end is not None:
+        yield row("ended", in_words(captured.end))
+    if captured.diagnosis is None:
+        yield heading("UNKNOWN", "no verdict could be made: see the notes above; the evidence is whole")
+    else:
+        yield from verdict(captured.diagnosis, alive=not ended.kill_done and captured.end is None)
+    yield _vm(ended)
+    yield row("report", str(captured.report or "inside the bundle"))
+    yield row("bundle", f"{captured.sealed.path} ({captured.sealed.size / 1e6:.1f} MB)")
+
+
+def verdict(diagnosis: Diagnosis, *, alive: bool = True) -> Iterator[str]:
+    """Yield what is wrong, how sure that is, what to do while the VM lives, and the bug where QEMU has it."""
+    state = "ENDED" if diagnosis.signature == VM_ENDED else STATES.get(diagnosis.where, "STUCK")
+    yield heading(state, f"{diagnosis.headline} ({diagnosis.confidence})")
+    if diagnosis.since:
+        yield row("", diagnosis.since)
+    shown = {"now": "DO", "if-not": "IF NOT"} if alive and state != "HEALTHY" else {}
+    for when, label in shown.items():
+        first = next((each for each in diagnosis.advice if each.when == when), None)
+        if first is not None:
+            yield heading(label, first.command)
+            yield row("", first.why)
+    for bug in diagnosis.known_bugs:
+        if bug.in_this_build == "affected":
+            yield row("bug", bug.sentence)
+            yield row("", bug.link)
+
+
+def _vm(ended: Ended) -> str:
+    record = ended.captured.target.record
+    name = f"{record.name} (process {record.pid})"
+    if ended.captured.end is not None and not ended.kill_done:
+        return row("VM", f"{name}: it ended by itself")
+    if not ended.kill_asked:
+        return row("VM", f"{name}: untouched, it runs on as before")
+    started = f"; {ended.start_words}" if ended.start_words else ""
+    if ended.kill_done:
+        return row("VM", f"{name}: killed: {ended.kill_words}{started}")
+    # Whoever asked for a kill and has a living VM must not overlook it.
+    return heading("VM", f"NOT KILLED: {ended.kill_words.removeprefix('not killed: ')}{started}", bad=True)
+
+
+def row(label: str, text: str) -> str:
+    """Return a line of the block."""
+    return f"{label:<{LABEL}}{plain(text)}"
+
+
+def heading(label: str, text: str, *, bad: bool | None = None) -> str:
+    """Return a line that is to be seen first: bold on a terminal, and red where it is bad news."""
+    line = row(label, text)
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        return line
+    is_bad = label in {"STUCK", "ENDED", "UNKNOWN"} if bad is None else bad
+    colour = RED if is_bad else ""
+    return f"{BOLD}{colour}{line[:LABEL]}{PLAIN}{BOLD}{line[LABEL:]}{PLAIN}"

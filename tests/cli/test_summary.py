@@ -1,0 +1,84 @@
+"""The block at the end is read at a glance: what is wrong, what to do, what became of the VM."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autopsy.cli import summary
+from autopsy.diagnose.verdict import diagnose
+from autopsy.drill.scenarios import wedged
+from autopsy.facts.gather import gather
+from support.built import cases
+
+SECONDS = 90
+
+
+def lines(case: cases.e.Case, *, alive: bool = True) -> list[str]:
+    return list(summary.verdict(diagnose(gather(case.bundle())), alive=alive))
+
+
+def test_a_stopped_vm_is_stuck_and_its_cure_is_the_next_line_that_is_bold() -> None:
+    told = lines(cases.stopped())
+    assert told[0].startswith("STUCK    The process is stopped")
+    assert told[0].endswith("(proven)")
+    assert told[1].startswith("DO       kill -CONT ")
+
+
+def test_a_vm_that_was_killed_is_not_to_be_cured() -> None:
+    assert not [line for line in lines(cases.stopped(), alive=False) if line.startswith(("DO", "IF NOT"))]
+
+
+def test_a_healthy_vm_and_a_paused_one_are_called_so() -> None:
+    assert lines(cases.healthy_idle())[0].startswith("HEALTHY  ")
+    assert lines(cases.paused())[0].startswith("PAUSED   ")
+
+
+def on_a_terminal(*words: str, **environment: str) -> bytes:
+    """Run the command with a terminal for its output, and return what it drew."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "autopsy", *words]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env={**os.environ, **environment}
+    ) as process:
+        os.close(theirs)
+        drawn = b""
+        while True:
+            try:
+                data = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not data:
+                break
+            drawn += data
+        process.wait(SECONDS)
+    os.close(ours)
+    return drawn
+
+
+@pytest.mark.live
+def test_on_a_terminal_only_bad_news_is_red_and_the_refused_kill_stands_below_the_verdict(tmp_path: Path) -> None:
+    with wedged("stopped") as it:
+        words = ("capture", f"pid:{it.pid}", "--fast", "--then-kill", "--out", str(tmp_path))
+        drawn = on_a_terminal(*words, TERM="xterm", COLUMNS="80")
+        assert b"\033[31mSTUCK" in drawn
+        assert b"\033[31mVM       " in drawn
+        assert b"NOT KILLED" in drawn
+        assert drawn.index(b"STUCK") < drawn.index(b"NOT KILLED")
+        assert b"of 11 steps have their evidence" in drawn
+        assert b"Collected" not in drawn
+        assert b"\033[3" not in on_a_terminal(*words, TERM="xterm", NO_COLOR="1").partition(b"STUCK")[2]
+
+
+@pytest.mark.live
+def test_quiet_says_nothing_but_the_result(tmp_path: Path) -> None:
+    with wedged("healthy") as it:
+        command = [sys.executable, "-m", "autopsy", "capture", f"pid:{it.pid}", "--fast", "-q", "--out", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+        assert done.stderr == ""
+        assert [line.split()[0] for line in done.stdout.splitlines()] == ["HEALTHY", "VM", "report", "bundle"]
