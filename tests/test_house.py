@@ -131,3 +131,43 @@ def test_files_are_made_in_one_way() -> None:
         if isinstance(node, ast.Call) and _makes_a_file(node)
     ]
     assert found == []
+
+
+STARTS = {"run", "Popen", "call", "check_call", "check_output"}
+ELSEWHERE = {
+    "system",
+    "popen",
+    "spawnv",
+    "spawnve",
+    "spawnvp",
+    "posix_spawn",
+    "posix_spawnp",
+    "execv",
+    "execvp",
+    "execvpe",
+}
+
+
+def _starts_a_program(call: ast.Call) -> bool:
+    called = call.func
+    if not isinstance(called, ast.Attribute) or not isinstance(called.value, ast.Name):
+        return False
+    of_a_process = called.value.id == "subprocess" and called.attr in STARTS
+    return of_a_process or (called.value.id in {"os", "asyncio"} and called.attr in ELSEWHERE)
+
+
+def test_no_program_is_started_with_the_callers_environment() -> None:
+    """Whoever chooses PATH, LD_PRELOAD or PYTHONPATH of a program of root's chooses what root runs."""
+    found = [
+        f"{name(path)}:{node.lineno}: {ast.unparse(node)[:60]}"
+        for path in sources()
+        if name(path).startswith("autopsy/")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and _starts_a_program(node) and not _gives_ours(node)
+    ]
+    assert found == []
+
+
+def _gives_ours(call: ast.Call) -> bool:
+    given = [ast.unparse(each.value) for each in call.keywords if each.arg == "env"]
+    return len(given) == 1 and given[0].startswith(("ours(", "environment.ours(")) and "os.environ}" not in given[0]

@@ -159,8 +159,8 @@ def verify(
     ] = None,
 ) -> None:
     """Compare every file of a bundle with what was sealed."""
-    from autopsy.bundle.signing import signer
     from autopsy.bundle.verify import verify as compare
+    from autopsy.commands.signing import signer
     from autopsy.text import plain
 
     verified = compare(bundle)

@@ -16,7 +16,6 @@ from autopsy.bundle import layout
 from autopsy.bundle.manifest import SCHEMA, Manifest, StepRecord
 from autopsy.bundle.readme import readme
 from autopsy.bundle.seal import Sealed, encode_manifest, seal_in
-from autopsy.bundle.signing import can_sign, sign, signature_path
 from autopsy.bundle.vm_end import VmEnd, in_words
 from autopsy.capture import aftermath
 from autopsy.capture.endwatch import EndWatch
@@ -27,6 +26,7 @@ from autopsy.capture.staging.staging import Staging, prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers
 from autopsy.commands.seal import rescue
+from autopsy.commands.signing import can_sign, sign, signature_path
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExitCode, NotStored, UsageError
 from autopsy.files import private

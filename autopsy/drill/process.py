@@ -14,6 +14,7 @@ from pathlib import Path
 from autopsy.bundle import proc_stat
 from autopsy.drill.site import Site, undisturbed
 from autopsy.errors import AutopsyError
+from autopsy.linux import environment
 
 READY_SECONDS = 20.0  # a QEMU under TCG on a loaded machine is up in 2
 END_SECONDS = 10.0
@@ -124,6 +125,7 @@ def start(site: Site, command: Sequence[str | Path], *, log: str) -> Process:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=environment.ours(PATH=environment.path()),
             start_new_session=True,  # a Ctrl-C on our terminal is for us; we end it in order
         )
         site.undo.callback(child.wait, END_SECONDS)
@@ -141,7 +143,7 @@ def tool(name: str) -> str:
     Raises:
         AutopsyError: It is not installed.
     """
-    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    found = shutil.which(name, path=environment.path())
     if found is None:
         raise AutopsyError(name, "not found on this host", remedy=PACKAGES.get(name, f"install {name}"))
     return found
@@ -155,7 +157,13 @@ def run(*command: str | Path) -> str:
     """
     words = [tool(str(command[0])), *map(str, command[1:])]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False, start_new_session=True
+        words,
+        capture_output=True,
+        text=True,
+        timeout=TOOL_SECONDS,
+        check=False,
+        env=environment.ours(PATH=environment.path()),
+        start_new_session=True,
     )
     if done.returncode:
         raise AutopsyError(" ".join(words), done.stderr.strip() or f"exit {done.returncode}", remedy="see its manual")

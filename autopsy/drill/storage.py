@@ -13,6 +13,7 @@ from pathlib import Path
 from autopsy.drill.process import Process, run, start, tool
 from autopsy.drill.site import Site, undisturbed
 from autopsy.errors import AutopsyError, NotPermitted
+from autopsy.linux import environment
 
 UNMOUNT_SECONDS = 10.0
 MEBIBYTE = 1024 * 1024
@@ -95,6 +96,7 @@ def _guard(site: Site, mount: Path) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=environment.ours(),
         start_new_session=True,
     )
     site.undo.push(guard)  # closes its stdin, then waits for it

@@ -21,6 +21,7 @@ from autopsy.errors import NoSuchVm, NotPermitted, StillThere
 from autopsy.kill import audit_log
 from autopsy.kill.audit_log import StuckThread
 from autopsy.kill.leftover_resources import Estate, estate_of, left_by
+from autopsy.linux import environment
 from autopsy.linux.child import ChildFailed, ChildTimedOut, die_with_parent, in_child
 from autopsy.target import identity
 from autopsy.target.identity import Asleep
@@ -211,7 +212,7 @@ def _destroying(virsh: str, domain: Domain) -> Iterator[subprocess.Popen[bytes]]
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+        env=environment.ours(PATH=environment.path(), LC_ALL="C"),
         cwd="/",
         start_new_session=True,
         user=domain.user,

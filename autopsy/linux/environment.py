@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from pathlib import Path
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -10,6 +12,27 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def ours(**more: str) -> dict[str, str]:
     """Return an environment without the caller's PATH, PYTHON*, LD_*, GDB* and DEBUGINFOD*; `more` comes on top."""
     return {"PATH": PATH, "HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "TERM": "dumb", "TZ": "UTC", **more}
+
+
+def path() -> str:
+    """Return where programs of the host are looked for: first in those of the caller's folders that are root's or ours.
+
+    Nobody else may be able to lay a program there. Some systems have theirs in no folder that we could know.
+    """
+    named = (os.path.realpath(each) for each in os.environ.get("PATH", "").split(":") if os.path.isabs(each))
+    return ":".join(dict.fromkeys((*filter(_is_nobody_elses, named), *PATH.split(":"))))
+
+
+def _is_nobody_elses(folder: str) -> bool:
+    for each in (Path(folder), *Path(folder).parents):
+        try:
+            status = os.lstat(each)
+        except OSError:
+            return False
+        open_to_others = status.st_mode & 0o022 and not (each != Path(folder) and status.st_mode & stat.S_ISVTX)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid not in {0, os.geteuid()} or open_to_others:
+            return False
+    return True
 
 
 def terminals() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autopsy.bundle.seal import seal
-from autopsy.bundle.signing import can_sign, sign, signature_path, signer
+from autopsy.commands.signing import can_sign, sign, signature_path, signer
 from autopsy.errors import DamagedBundle, UsageError
 from support import lab
 from support.surviving import _every_capture_ends, busy, capture  # noqa: F401 - a fixture
@@ -39,6 +39,16 @@ def bundle(tmp_path: Path) -> Path:
 def test_a_signed_bundle_names_its_signer(bundle: Path, tmp_path: Path) -> None:
     ours = key(tmp_path / "ours")
     sign(bundle, ours)
+    assert signer(bundle, allowing(tmp_path / "allowed", ours)) == "operator@example.org"
+
+
+def test_a_signature_is_not_written_through_a_link_that_lies_beside_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    ours, precious = key(tmp_path / "ours"), tmp_path / "precious"
+    precious.write_text("root's own")
+    signature_path(bundle).symlink_to(precious)
+    sign(bundle, ours)
+    assert precious.read_text() == "root's own"
+    assert not signature_path(bundle).is_symlink()
     assert signer(bundle, allowing(tmp_path / "allowed", ours)) == "operator@example.org"
 
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Sequence
 
 from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.linux import environment
 from autopsy.linux.child import die_with_parent
 
 MOST_BYTES = 4 << 20
 END_SECONDS = 0.2
-PLACES = "/usr/sbin:/sbin:/usr/bin:/bin"  # an operator's PATH may lack sbin, where ss and dmsetup often lie
 NOGROUP = 65534
 ORDINARY_UMASK = 0o022  # ours closes what we make: a VM that is started again must not inherit it
 PASSED_ON = ("TZ",)  # the journal's times are told in the host's zone
@@ -29,7 +29,7 @@ def output(words: Sequence[str], *, seconds: float, most: int = MOST_BYTES, user
     Raises:
         Unreadable: it is not installed, or it failed and printed nothing; its own words are in the message.
     """
-    path = f"{os.environ.get('PATH', '')}:{PLACES}"
+    path = environment.path()
     binary = shutil.which(words[0], path=path)
     if binary is None:
         raise Unreadable(f"{words[0]} is not installed")
@@ -38,7 +38,7 @@ def output(words: Sequence[str], *, seconds: float, most: int = MOST_BYTES, user
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={"PATH": path, "LC_ALL": "C"} | {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        env=environment.ours(PATH=path, LC_ALL="C", **_passed_on()),
         cwd="/",
         user=user,
         group=None if user is None else NOGROUP,
@@ -53,6 +53,10 @@ def output(words: Sequence[str], *, seconds: float, most: int = MOST_BYTES, user
     if started.returncode and not printed:
         raise Unreadable(errors.decode("utf-8", "replace").strip().partition("\n")[0] or f"exit {started.returncode}")
     return printed
+
+
+def _passed_on() -> dict[str, str]:
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ}
 
 
 def _gather(started: subprocess.Popen[bytes], give_up: float, most: int) -> tuple[bytes, bytes, str]:

@@ -7,9 +7,12 @@ import subprocess
 from pathlib import Path
 
 from autopsy.errors import DamagedBundle, UsageError
+from autopsy.files import private
+from autopsy.linux import environment
 
 NAMESPACE = "autopsy"
 SECONDS = 20.0
+AGENT = "SSH_AUTH_SOCK"  # of the caller's environment: where the key may be
 
 
 def signature_path(bundle: Path) -> Path:
@@ -23,8 +26,9 @@ def sign(bundle: Path, key: Path) -> Path:
     Raises:
         UsageError: the key cannot sign; ssh-keygen's own words are in the message.
     """
-    signature_path(bundle).unlink(missing_ok=True)  # ssh-keygen would ask whether to overwrite it
-    _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, str(bundle), thing=str(key))
+    with open(bundle, "rb") as content:
+        signed = _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, thing=str(key), stdin=content.fileno())
+    private.publish(signature_path(bundle), signed.encode())  # ssh-keygen itself would write through anybody's link
     return signature_path(bundle)
 
 
@@ -61,6 +65,7 @@ def signer(bundle: Path, allowed: Path) -> str:
 
 
 def _run(*arguments: str, thing: str, stdin: int = subprocess.DEVNULL) -> str:
+    agent = {name: os.environ[name] for name in (AGENT,) if name in os.environ}
     try:
         done = subprocess.run(
             ["ssh-keygen", *arguments],
@@ -70,7 +75,7 @@ def _run(*arguments: str, thing: str, stdin: int = subprocess.DEVNULL) -> str:
             errors="replace",
             check=False,
             timeout=SECONDS,
-            env={**os.environ, "SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"},
+            env=environment.ours(SSH_ASKPASS_REQUIRE="never", LC_ALL="C", **agent),
             start_new_session=True,  # without a terminal nobody can be asked for a passphrase
         )
     except FileNotFoundError as error:
