@@ -43,7 +43,8 @@ class Monitor(msgspec.Struct, frozen=True, kw_only=True):
     """One monitor of the VM as its command line and /proc/net/unix tell of it.
 
     `address` is a path as QEMU sees it, `host:port`, or an fd number; `reachable` is the path we connect to (through
-    /proc/PID/root where the mount namespace differs), empty when it is told but not touched.
+    /proc/PID/root where the mount namespace differs), empty when it is told but not touched. `waits` says that QEMU may
+    wait for its first client before it starts the VM (wait=on, which is what is not told otherwise).
     """
 
     protocol: Literal["qmp", "hmp"]
@@ -51,6 +52,7 @@ class Monitor(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     reachable: str = ""
     held_by: str = ""
+    waits: bool = True
 
 
 class Domain(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from autopsy.target.identity import clean
 Protocol = Literal["qmp", "hmp"]
 PORTS = ("serial", "parallel", "virtioconsole", "debugcon")  # may share their device with a monitor
 OBJECTS: dict[str, Protocol] = {"monitor-qmp": "qmp", "monitor-hmp": "hmp"}
+OFF = frozenset({"off", "no", "n", "false"})
 NO_MONITOR = Monitor(protocol="hmp", transport="other", address="none")
 
 
@@ -74,7 +75,8 @@ def _from_device(device: dict[str, str], protocol: Protocol) -> Monitor:
         return Monitor(protocol=protocol, transport="fd", address=device["fd"])
     if backend == "socket" and "path" in device:
         prefix = "@" if device.get("abstract") == "on" else ""
-        return Monitor(protocol=protocol, transport="unix", address=prefix + device["path"])
+        waits = device.get("wait", "on") not in OFF
+        return Monitor(protocol=protocol, transport="unix", address=prefix + device["path"], waits=waits)
     if backend == "socket":
         address = f"{device.get('host', '')}:{device.get('port', '')}"
         return Monitor(protocol=protocol, transport="tcp", address=address)

@@ -18,9 +18,11 @@ EVENTFD = "anon_inode:[eventfd]"
 def awaited(scene: Scene) -> frozenset[str]:
     """Return the paths of the UNIX sockets that the main thread polls, where it polls nothing else but its wake-up.
 
-    A QEMU whose loop runs always polls more: the descriptor of its signals.
+    A QEMU whose loop runs always polls more: the descriptor of its signals. Nobody is waited for on a monitor whose own
+    option says wait=off.
     """
     pid = scene.target.pid
+    open_to_all = {each.address for each in scene.target.record.monitors if not each.waits}
     try:
         polls = msgspec.json.decode(scene.earlier(layout.WITNESS, layout.POLLS), type=tuple[PollSet, ...])
         listening = {each.inode: each.path for each in listeners_seen_by(pid)}
@@ -34,7 +36,7 @@ def awaited(scene: Scene) -> frozenset[str]:
             found.add(listening[inode])
         elif _link(pid, each.fd) != EVENTFD:
             return frozenset()
-    return frozenset(found)
+    return frozenset(found - open_to_all)
 
 
 def _link(pid: int, fd: int) -> str:
