@@ -124,7 +124,35 @@ def diagnosis() -> Reader:
     return read
 
 
-READERS = {each.__name__: each for each in (archive, manifest, sections, core, redaction, diagnosis)}
+def incoming() -> Reader:
+    """Import arbitrary bytes: whatever is in them, they are told for what they seem, and no exception gets out."""
+    from autopsy.incoming.reading import Reading  # noqa: PLC0415 - see Reader
+    from autopsy.incoming.stored import stored  # noqa: PLC0415 - likewise
+
+    scratch = Path(tempfile.mkdtemp())
+    given = scratch / "given"
+
+    def read(data: bytes) -> None:
+        (scratch / "core").unlink(missing_ok=True)
+        given.write_bytes(data)
+        reading = Reading(scratch)
+        with given.open("rb") as file:
+            try:
+                seen = reading.take(file.fileno())
+            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstandard.ZstdError, tarfile.TarError):
+                return  # it is no whole archive: that is told, one floor above
+        stored(reading.end((seen,)).paste)
+
+    import lzma  # noqa: PLC0415 - see Reader
+    import tarfile  # noqa: PLC0415 - likewise
+    import zlib  # noqa: PLC0415 - likewise
+
+    import zstandard  # noqa: PLC0415 - likewise
+
+    return read
+
+
+READERS = {each.__name__: each for each in (archive, manifest, sections, core, redaction, diagnosis, incoming)}
 
 
 def fuzz_one(name: str, corpus: Path, seconds: int) -> None:

@@ -133,10 +133,14 @@ class GivenFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the evidence comes from that others took. `whole` says that it is a core, in which nothing is left out."""
+    """Where the evidence comes from that others took. `whole` says that it is a core, in which nothing is left out.
+
+    `crash` says by which signal QEMU ended, in which thread, and what it asserted; empty for one that lived on.
+    """
 
     files: tuple[GivenFile, ...]
     whole: bool = False
+    crash: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -92,6 +92,7 @@ def gather(evidence: Evidence) -> Facts:
         heap_again=heap_again,
         virtqueues=virtqueues.gather(evidence, heap, heap_again, shaped, found_disks, line),
         origin=_origin(evidence),
+        crash=evidence.manifest.imported.crash if evidence.manifest.imported else "",
         frames_again=decode(evidence, layout.SECOND_EXPOSURE, layout.THREADS, tuple[records.ThreadStack, ...]),
     )
 

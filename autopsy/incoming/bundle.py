@@ -105,7 +105,7 @@ def lay_out(folder: Path, given: Sequence[Given], material: Material, stored: St
         target=target,
         steps=tuple(_step(name, layer.steps, began) for name in layout.STEPS),
         notes=(*material.notes, *stored.notes),
-        imported=Imported(files=files, whole=material.core is not None),
+        imported=Imported(files=files, whole=material.core is not None, crash=material.crash),
     )
     private.store(folder / layout.README, readme_of_import(__version__, target, began).encode())
     write_manifest(folder, manifest)

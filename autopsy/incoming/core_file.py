@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import IO
 
 from autopsy.examine.core.reader import (
@@ -30,6 +31,7 @@ from autopsy.examine.core.reader import (
 from autopsy.incoming.material import CoreFound
 
 PIECE = 1 << 20
+CRASHES = frozenset({Signals.SIGILL, Signals.SIGABRT, Signals.SIGBUS, Signals.SIGFPE, Signals.SIGSEGV, Signals.SIGSYS})
 MOST_SEGMENTS = 200_000
 MOST_KEPT = 512 << 20  # of memory: no QEMU without its guest has more that tells anything
 GUEST = 128 << 20  # a mapping of no file that is as large is the guest's memory, or a cache
@@ -143,6 +145,8 @@ def take(head: bytes, stream: IO[bytes], descriptor: int | None, destination: Pa
     left_out = sum(each.stored for each in loads) - sum(each.stored for each in kept)
     _write(destination, source, bodies, loads, kept)
     words = []
+    if told.signal not in CRASHES:  # gcore leaves the one by which it stopped the process
+        told.signal = 0
     if source.ended:
         words.append("the core is truncated: what lay at its end is missing, and nothing is concluded from that")
     if left_out:

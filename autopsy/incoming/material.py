@@ -47,3 +47,4 @@ class Material(msgspec.Struct, frozen=True, kw_only=True):
     machines: tuple[Found, ...] = ()
     files: dict[str, bytes] = {}
     notes: tuple[str, ...] = ()
+    crash: str = ""

@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from signal import Signals
 from typing import IO, cast
 
 from autopsy.bundle import layout
@@ -13,6 +14,7 @@ from autopsy.incoming import core_file, streams
 from autopsy.incoming.apport import COREDUMP, Base64Lines
 from autopsy.incoming.material import CoreFound, Material, Seen
 from autopsy.incoming.stacks.gdb_text import Scan
+from autopsy.incoming.stacks.pasted import Paste
 from autopsy.incoming.streams import HEAD, MOST_TEXT, Stream
 from autopsy.incoming.texts.beside import Beside
 
@@ -20,6 +22,7 @@ MOST_LAYERS = 3  # of compression around one file
 MOST_MEMBERS = 100_000
 MOST_OF_MEMBER = 8 << 20  # bytes of one file of a host's report
 MOST_OF_ARCHIVE = 8 << 30
+ASSERTION = "Assertion `"
 WORTH = (b"#0 ", b"#1 ", b"qemu", b"/kvm", b" blocked for more than ", b'"return"')  # what a text of use has in it
 KNOWN = {
     "nothing": "an empty file",
@@ -145,7 +148,24 @@ class Reading:
         machines, told = self.beside.machines(self.name, pids)
         files = self.beside.files(machines[0] if machines else None, tids)
         notes = (*self.notes, *told, *self.beside.kernel.notes, *paste.notes)
-        return Material(paste=paste, seen=tuple(seen), core=self.core, machines=machines, files=files, notes=notes)
+        return Material(
+            paste=paste,
+            seen=tuple(seen),
+            core=self.core,
+            machines=machines,
+            files=files,
+            notes=notes,
+            crash=self._crash(paste),
+        )
+
+    def _crash(self, paste: Paste) -> str:
+        """Say how QEMU crashed, if it did: the signal, the thread, and the assertion's text where somebody has it."""
+        core = self.core
+        words = [f"{Signals(core.signal).name} in thread {core.signal_tid}"] if core and core.signal else []
+        words += paste.crash[:2]
+        if words or paste.crash:
+            words += [line.strip() for line in self.beside.log if ASSERTION in line][-1:]
+        return "; ".join(dict.fromkeys(words))[:500]
 
 
 class _Joined(io.RawIOBase):

@@ -126,18 +126,18 @@ def manifest(told: Manifest, hide: Pseudonyms) -> Manifest:
         steps=tuple(replace(each, why=hide.text(each.why)) for each in told.steps),
         notes=tuple(hide.text(each) for each in told.notes),
         files=(),
-        imported=_imported(told.imported),
+        imported=_imported(told.imported, hide),
     )
 
 
-def _imported(told: Imported | None) -> Imported | None:
+def _imported(told: Imported | None, hide: Pseudonyms) -> Imported | None:
     """Return what was given, without the files' names: they themselves are no part of a redacted bundle."""
     if told is None:
         return None
     files = tuple(
         replace(each, name=f"file-{number}", sha256="", stored="") for number, each in enumerate(told.files, 1)
     )
-    return replace(told, files=files)
+    return replace(told, files=files, crash=hide.text(told.crash))
 
 
 def _decoded(data: bytes) -> str:

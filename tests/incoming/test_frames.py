@@ -381,3 +381,13 @@ def test_a_ring_of_two_printed_owners_is_proven(tmp_path: Path) -> None:
     )
     found = diagnosis_of(text + owners, tmp_path)
     assert (found.signature, found.confidence) == ("lock-cycle", "proven")
+
+
+def test_a_crash_is_told_before_all_that_waited(tmp_path: Path) -> None:
+    text = "Program terminated with signal SIGABRT, Aborted.\n" + pastes.dump(
+        ("kvm", (*POLL, "bdrv_graph_wrlock", *JOB)), ("kvm", ("raise", "abort", "__assert_fail", *DISPATCH))
+    )
+    found = diagnosis_of(text, tmp_path)
+    assert (found.where, found.signature, found.confidence) == ("process", "qemu-crashed", "consistent")
+    assert "SIGABRT" in found.headline
+    assert "__assert_fail" in found.headline

@@ -20,7 +20,7 @@ from support.verdicts import captured
 from support.wedged import wedges, wedges_disks
 from support.wedged.wedges import Stuck
 
-pytestmark = pytest.mark.live
+pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]  # gdb reads a debug build for minutes on a busy machine
 
 SECONDS = 240
 TABLE = os.environ.get("AUTOPSY_IMPORT_TABLE", "")

@@ -315,6 +315,7 @@ NOT_AGAIN = Unknown("evidence/second-exposure/threads.json", "no second look was
 class Facts:
     """Everything that a bundle tells, ready to be judged.
 
+    `crash` says how QEMU crashed before others took this, empty where nothing tells of a crash.
     `heap_walked` is known where a walk was tried: False says that there was no debug information for it.
     """
 
@@ -345,4 +346,5 @@ class Facts:
     heap_again: Fact[heap_records.Exposure]
     virtqueues: Fact[Queues]
     origin: Origin = Origin.CAPTURE
+    crash: str = ""
     frames_again: Fact[tuple[ThreadStack, ...]] = NOT_AGAIN

@@ -21,6 +21,7 @@ MOST_CONTINUED = 64  # lines of one frame
 MORE = "(More stack frames follow...)"
 STOPPED = "Backtrace stopped:"
 CRASH = ("Program terminated with signal", "Program received signal", "Thread received signal")
+ASSERTED = "__assert_fail"
 PARKED = frozenset({"qemu_coroutine_switch", "qemu_coroutine_yield"})
 LOOPS = frozenset({"main", "main_loop_wait", "qemu_main_loop", "main_loop"})
 
@@ -169,6 +170,8 @@ class Scan:
             return
         self.frames += 1
         self.stack.add(text, self.brackets)
+        if ASSERTED in text and len(self.crash) < MOST_LOOKS:
+            self.crash.append(text[text.index(ASSERTED) :][:300])
 
     def _close_stack(self) -> None:
         self._close_frame()

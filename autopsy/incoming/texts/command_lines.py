@@ -40,15 +40,11 @@ class CommandLines:
         return True
 
     def _take(self, whole: str) -> bool:
-        before: list[str] = []
-        rest = whole
-        while rest:
-            word, _, after = rest.partition(" ")
-            if _is_qemu(word.lstrip(TREE)) and after.lstrip().startswith("-"):
-                return self.take_words(_split(rest.lstrip(TREE)), _pid(before))
-            if len(before) < 40:
-                before.append(word)
-            rest = after.lstrip(" ")
+        words = whole.split(" ")
+        for place, word in enumerate(words):
+            following = next((each for each in words[place + 1 : place + 9] if each), "")
+            if _is_qemu(word.lstrip(TREE)) and following.startswith("-"):
+                return self.take_words(_split(" ".join(words[place:]).lstrip(TREE)), _pid(words[: min(place, 40)]))
         return False
 
 
@@ -65,7 +61,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def _pid(words: list[str]) -> int:
-    for word in words[:4]:
+    for word in [each for each in words if each][:4]:
         digits = word.strip(TREE)
         if digits.isascii() and digits.isdecimal() and 1 < int(digits[:10]) < 1 << 31:
             return int(digits[:10])
