@@ -13,10 +13,21 @@ FilesGiven = Annotated[
 ]
 OutDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")]
 VmName = Annotated[str, typer.Option("--name", metavar="VM", help="which VM, where the files tell of many")]
+SymbolFiles = Annotated[
+    list[Path] | None, typer.Option("--debug-file", metavar="F", help="for a core: QEMU's debug file or its binary")
+]
+SymbolServer = Annotated[str, typer.Option("--debuginfod", metavar="URL", help="for a core: fetch symbols from here")]
 JsonWanted = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
-def import_evidence(files: FilesGiven, out: OutDirectory = None, name: VmName = "", json: JsonWanted = False) -> None:
+def import_evidence(
+    files: FilesGiven,
+    out: OutDirectory = None,
+    name: VmName = "",
+    debug_file: SymbolFiles = None,
+    debuginfod: SymbolServer = "",
+    json: JsonWanted = False,
+) -> None:
     """Diagnose what others took: a pasted backtrace, a core, logs.
 
     The result is a bundle. What was not taken is told as unknown; no answer is surer than "consistent", but where the
@@ -25,10 +36,20 @@ def import_evidence(files: FilesGiven, out: OutDirectory = None, name: VmName = 
     from autopsy.cli import summary
     from autopsy.cli.json_output import import_json
     from autopsy.cli.printing import say, show
+    from autopsy.commands.import_evidence import Wish
     from autopsy.commands.import_evidence import import_evidence as bring_in
     from autopsy.text import plain
 
-    done = bring_in(tuple(files), place=out or Path(), words=tuple(sys.argv[1:]), name=name)
+    done = bring_in(
+        Wish(
+            files=tuple(files),
+            place=out or Path(),
+            name=name,
+            debug_files=tuple(debug_file or ()),
+            debuginfod=debuginfod,
+            words=tuple(sys.argv[1:]),
+        )
+    )
     if json:
         show(import_json(done))
         return

@@ -10,6 +10,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from autopsy.bundle.seal import Sealed, seal_in
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExaminationFailed, UsageError
 from autopsy.examine.boxed import examine_boxed
+from autopsy.examine.core.debuginfod import fetch
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.run import examine
 from autopsy.files import private
@@ -53,41 +55,58 @@ class ImportedBundle:
     notes: tuple[str, ...]
 
 
-def import_evidence(files: Sequence[Path], *, place: Path, words: tuple[str, ...], name: str = "") -> ImportedBundle:
-    """Read the files, lay them out as a bundle, examine a core among them, diagnose, render and seal.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What was typed: the files, where the bundle goes, which VM is meant, and where a core's symbols are."""
 
-    Where they tell of many VMs, `name` says which is meant.
+    files: tuple[Path, ...]
+    place: Path
+    name: str = ""
+    debug_files: tuple[Path, ...] = ()
+    debuginfod: str = ""
+    words: tuple[str, ...] = ()
+
+
+def import_evidence(wish: Wish) -> ImportedBundle:
+    """Read the files, lay them out as a bundle, examine a core among them, diagnose, render and seal.
 
     Raises:
         UsageError: a file is not there, or nothing in any of them is of use.
         NotStored: the bundle could not be written.
     """
-    if not place.is_dir():
-        raise UsageError(str(place), "there is no such folder", remedy="give --out a folder that is there")
-    with _workshop() as (folder, scratch), _opened(files, scratch) as given:
+    if not wish.place.is_dir():
+        raise UsageError(str(wish.place), "there is no such folder", remedy="give --out a folder that is there")
+    for file in wish.debug_files:
+        if not file.is_file():
+            raise UsageError(str(file), "there is no such file", remedy="give QEMU's debug file or unstripped binary")
+    with _workshop() as (folder, scratch), _opened(wish.files, scratch) as given:
         os.close(private.make(scratch / "read"))
-        material = read_boxed([each.descriptor for each in given], scratch / "read", name)
+        material = read_boxed([each.descriptor for each in given], scratch / "read", wish.name)
         source = tuple(f"{each.name}: {seen.what}" for each, seen in zip(given, material.seen, strict=True))
         if not any(seen.of_use for seen in material.seen):
             raise UsageError(
                 "import", f"nothing of a wedged QEMU is in it: {'; '.join(source)}", remedy=f"looked for: {WANTED}"
             )
-        laid = lay_out(folder, given, material, stored(material.paste), Typed(clocks.now(), words))
+        laid = lay_out(folder, given, material, stored(material.paste), Typed(clocks.now(), wish.words))
         manifest = laid.manifest
         if laid.core:
-            manifest = _examined(folder, scratch, manifest)
+            manifest = _examined(folder, scratch, manifest, wish)
         answers = _answered(folder)
         notes = [*manifest.notes]
         if answers.unrendered:
             notes.append(f"no report could be made: {answers.unrendered}; `autopsy report BUNDLE` tries again")
             manifest = msgspec.structs.replace(manifest, notes=tuple(notes))
         sealed = seal_in(
-            place.absolute(), layout.name_of(manifest.target.name, manifest.began.utc), folder, manifest, frozenset()
+            wish.place.absolute(),
+            layout.name_of(manifest.target.name, manifest.began.utc),
+            folder,
+            manifest,
+            frozenset(),
         )
         return ImportedBundle(sealed, _beside(folder, sealed), answers.diagnosis, source, tuple(notes))
 
 
-def _examined(folder: Path, scratch: Path, manifest: Manifest) -> Manifest:
+def _examined(folder: Path, scratch: Path, manifest: Manifest, wish: Wish) -> Manifest:
     """Examine the core as one of our own."""
     core = scratch / "read" / layout.CORE
     with private.new(folder / layout.CORE) as copy, open(regular.open_regular(core), "rb") as taken:
@@ -99,6 +118,8 @@ def _examined(folder: Path, scratch: Path, manifest: Manifest) -> Manifest:
         read=lambda name: open_bundle(folder).read(name),
         write=lambda file, data: private.store_below(folder, layout.evidence(layout.GDB_THREADS, file), data),
         scratch=work,
+        debug_files=wish.debug_files,
+        fetch=partial(fetch, wish.debuginfod, scratch),
         seconds=SECONDS,
     )
     try:

@@ -91,10 +91,10 @@ def core_of(pid: int, place: Path) -> Path:
     return place / f"core.{pid}"
 
 
-def imported(file: Path, place: Path) -> dict[str, Any]:
+def imported(file: Path, place: Path, *more: str) -> dict[str, Any]:
     place.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "autopsy", "import", str(file), "--json", "--out", str(place)],
+        [sys.executable, "-m", "autopsy", "import", str(file), "--json", "--out", str(place), *more],
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -116,7 +116,7 @@ def test_what_others_took_of_a_wedge_tells_it_or_says_that_it_cannot(wedge: Wedg
         core = core_of(stuck.vm.pid, tmp_path)
         stuck.lift()
     text = imported(pasted, tmp_path / "text")
-    whole = imported(core, tmp_path / "whole")
+    whole = imported(core, tmp_path / "whole", "--debug-file", str(lab.build(wedge.build).binary))
     if TABLE:
         told = (own.answer["verdict"], text, whole)
         cells = (f"{each['where']} ({each['signature']}, {each['confidence']})" for each in told)

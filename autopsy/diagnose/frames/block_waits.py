@@ -145,6 +145,20 @@ def _nested(facts: Facts) -> Judgement:
     return nothing("no thread polls inside of another poll", found)
 
 
+def _context(facts: Facts) -> Judgement:
+    """One polls, and another waits for an AioContext: only an AioContext's owner polls for what lies in it."""
+    found = stacks(facts)
+    wanting = [each for each in found if each.wants_context]
+    for stack in (each for each in found if each.wait is Wait.POLL and wanting):
+        return match(
+            f"{sentence(called(wanting[0]))} waits for an AioContext, and {called(stack)} polls in "
+            f"{stack.polls_for[0]} for what only that one can end",
+            wanting[0],
+            stack,
+        )
+    return nothing("no thread waits for an AioContext while another one polls", found)
+
+
 def _job_end(facts: Facts) -> Judgement:
     """The end of a job drains: it holds what the requests need to end, or their end is queued behind it."""
     found = stacks(facts)
@@ -203,5 +217,6 @@ SIGNATURES = (
     Signature("nbd-negotiation-drained", "block", "a drain waits for an NBD negotiation", _negotiation),
     Signature("ide-cancel-drains", "device", "a cancelled IDE request is drained", _ide),
     Signature("poll-inside-poll", "block", "a wait lies inside of another one", _nested),
+    Signature("context-held-over-poll", "block", "an AioContext is held over a poll that needs it", _context),
     Signature("job-end-drains", "block", "the end of a block job drains", _job_end),
 )

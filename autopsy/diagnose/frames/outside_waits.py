@@ -16,6 +16,17 @@ FILE_CALLS = frozenset(
     | {"ftruncate", "openat", "close", "fstat", "newfstatat", "statx", "io_submit", "copy_file_range", "syncfs"}
     | {"sync_file_range", "io_uring_enter", "fcntl"}
 )
+MANY = 4  # workers that are all in the host's storage at one moment
+ON_HOST = (
+    "cdrom_",
+    "hdev_",
+    "handle_aiocb",
+    "raw_",
+    "host_",
+    "sg_",
+    "vhost_kernel_",
+    "vfio_",
+)  # drivers whose ioctl(2) may block
 STREAM_CALLS = frozenset({"read", "write", "readv", "writev", "poll", "ppoll"})
 VHOST_USER = ("vhost_user_", "vhost_set_", "vhost_kernel_", "vhost_backend_")
 # Functions of libraries and drivers that ask a server and wait for its answer.
@@ -48,6 +59,11 @@ PEERS = (
     "usbredir",
 )
 CHARDEV = ("qemu_chr_write_buffer", "qemu_chr_write", "qemu_chr_fe_write_all", "qemu_chr_fe_write")
+DEVICES = (
+    *("ehci_", "xhci_", "uhci_", "ohci_", "usb_", "ahci_", "ide_", "scsi_", "lsi_", "megasas_", "mptsas_", "nvme_"),
+    *("virtio_", "vring_", "e1000", "rtl8139_", "vga_", "qxl_", "sdhci_", "pvscsi_", "esp_", "vmxnet3_", "hda_"),
+)
+BLOCK = ("qcow2_", "qcow_", "qed_", "vmdk_", "vhdx_", "vdi_", "vpc_", "hbitmap_", "bdrv_", "blk_")
 JOBS = ("job_co_entry", "blockdev_create_run", "mirror_run", "backup_run", "commit_run", "stream_run")
 
 
@@ -107,15 +123,17 @@ def _host(facts: Facts) -> Judgement:
     """A thread that others need is in a system call on a file, or every request is in one."""
     found = stacks(facts)
     for stack in found:
-        if _blocks_others(stack) and stack.wait is Wait.CALL and stack.call in FILE_CALLS | {"read", "write"}:
+        asks = stack.call in FILE_CALLS | {"read", "write"} or (stack.call == "ioctl" and stack.begins(*ON_HOST))
+        if _blocks_others(stack) and stack.wait is Wait.CALL and asks:
             return match(
                 f"{sentence(called(stack))} is in {stack.call} on the host's storage, and others wait for it", stack
             )
     working = [each for each in found if each.thread.role is Role.WORKER and each.call in FILE_CALLS]
-    if working and any(each.wait is Wait.POLL for each in found):
+    drained = any(each.wait is Wait.POLL for each in found)
+    if working and (drained or len(working) >= MANY):
         return match(
-            f"{len(working)} of QEMU's worker threads are in {working[0].call} on the host's storage, and a drain "
-            "waits for them",
+            f"{len(working)} of QEMU's worker threads are in {working[0].call} on the host's storage"
+            f"{', and a drain waits for them' if drained else ''}",
             *working[:4],
         )
     return nothing("no thread that others need is in a call on the host's storage", found)
@@ -137,7 +155,8 @@ def _busy(facts: Facts) -> Judgement:
 def _works(stack: Stack) -> Match:
     job = stack.begins(*JOBS)
     device = next((name for name in stack.names if name in DISPATCH), "")
-    where: Where = "job" if job else "device" if device else "control"
+    emulates = bool(device or stack.begins(*DEVICES))
+    where: Where = "job" if job else "device" if emulates else "block" if stack.begins(*BLOCK) else "control"
     place = next((name for name in stack.names if name), "")
     inside = _emulation(stack) if device else job or _outer(stack)
     return match(

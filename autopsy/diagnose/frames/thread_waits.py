@@ -36,10 +36,15 @@ MIGRATION = (
 )
 RCU = ("drain_call_rcu", "synchronize_rcu", "wait_for_readers")
 # Who is in one of these holds the lock that the other takes.
-HELD: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
-    (("monitor_cleanup", "monitor_data_destroy"), ("monitor_qapi_event_",), "the monitor's lock"),
-    (("throttle_group_",), ("throttle_group_",), "a throttle group's lock"),
-    (("virtio_scsi_do_tmf", "virtio_scsi_handle_ctrl"), ("scsi_device_", "scsi_req_"), "a SCSI device's lock"),
+HELD: tuple[tuple[tuple[str, ...], tuple[str, ...], str, Where], ...] = (
+    (("monitor_cleanup", "monitor_data_destroy"), ("monitor_qapi_event_",), "the monitor's lock", "control"),
+    (("throttle_group_", "timer_cb"), ("throttle_group_", "schedule_next"), "a throttle group's lock", "throttle"),
+    (("virtio_scsi_", "scsi_device_"), ("scsi_device_", "scsi_req_"), "a SCSI device's lock", "device"),
+)
+# In these a thread of a migration rests, or goes on by itself.
+STEPS = frozenset(
+    {"migration_thread", "postcopy_ram_fault_thread", "multifd_send_thread", "multifd_recv_thread"}
+    | {"migration_rate_limit", "migration_iteration_run", "migration_object_init", "bg_migration_thread"}
 )
 PAUSES = (
     "pause_all_vcpus",
@@ -70,17 +75,17 @@ def _twice(facts: Facts) -> Judgement:
             outside = {name for name in stack.names[place:] if name}
             if taker in outside or taker.startswith(("malloc", "free", "_int_", "calloc", "realloc")):
                 return _own(stack, f"{taker} inside of a signal handler that interrupted it")
-        for holders, takers, lock in HELD:
+        for holders, takers, lock, where in HELD:
             holder = next((name for name in stack.outer[1:] if name.startswith(holders)), "")
             if taker.startswith(takers) and holder:
-                return _own(stack, f"{lock} in {taker}, under {holder}")
+                return _own(stack, f"{lock} in {taker}, under {holder}", where)
         if taker and taker in stack.outer[1:] and not stack.wants_bql:
             return _own(stack, f"a lock in {taker}, which lies a second time further out on its stack")
     return nothing("no stack takes a lock twice", found)
 
 
-def _own(stack: Stack, words: str) -> Match:
-    return match(f"{sentence(called(stack))} waits for a lock that it holds itself: {words}", stack)
+def _own(stack: Stack, words: str, where: Where = "control") -> Match:
+    return match(f"{sentence(called(stack))} waits for a lock that it holds itself: {words}", stack, where=where)
 
 
 def _rcu(facts: Facts) -> Judgement:
@@ -145,13 +150,18 @@ def _migration(facts: Facts) -> Judgement:
 def _in_migration(stack: Stack) -> bool:
     """Tell whether a thread is inside a migration's work: a migration thread between its steps rests."""
     place = stack.begins(*MIGRATION)
-    return bool(place) and place not in {"migration_thread", "postcopy_ram_fault_thread", "multifd_send_thread"}
+    return bool(place) and place not in STEPS
 
 
 def _order(facts: Facts) -> Judgement:
-    """One waits for an AioContext or another lock with the BQL held, and another one waits for the BQL."""
+    """One waits with the BQL held, for a lock or for what another one is to do, and that one waits for the BQL."""
     found = stacks(facts)
-    holders = [each for each in found if each.wait is Wait.LOCK and each.holds_bql]
+    waits = {Wait.LOCK, Wait.CONDITION, Wait.SEMAPHORE, Wait.EVENT}
+    holders = [
+        each
+        for each in found
+        if each.holds_bql and (each.wait in waits or (each.wait is Wait.CALL and each.begins("dispatcher_")))
+    ]
     wanting = [
         each for each in found if each.wants_bql and each.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.OTHER}
     ]
@@ -159,10 +169,11 @@ def _order(facts: Facts) -> Judgement:
         other = next((each for each in wanting if each is not holder), None)
         if other is not None:
             return match(
-                f"{sentence(called(holder))} holds the BQL and waits for a lock in {holder.under}, and {called(other)} "
+                f"{sentence(called(holder))} holds the BQL and waits in {holder.under}, and {called(other)} "
                 "waits for the BQL",
                 holder,
                 other,
+                where=_where(holder, other),
             )
     return nothing("no thread that holds the BQL waits for a lock", found)
 

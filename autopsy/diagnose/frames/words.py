@@ -98,6 +98,7 @@ DISPATCH = _set(
     """
     memory_region_dispatch_write memory_region_dispatch_read memory_region_write_accessor memory_region_read_accessor
     access_with_adjusted_size memory_region_write_with_attrs_accessor kvm_arch_handle_exit
+    io_mem_write io_mem_read cpu_outb cpu_outw cpu_outl cpu_inb cpu_inw cpu_inl ioport_write ioport_read
     """
 )
 UNDER_BQL = _set(

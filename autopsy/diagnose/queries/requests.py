@@ -14,7 +14,7 @@ from autopsy.diagnose.queries.threads import blocks_main_loop, threads
 from autopsy.diagnose.queries.wording import count
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Park, Role
+from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Origin, Park, Role
 from autopsy.facts.storage.requests import can_wait
 from autopsy.facts.subjects import Subject, Whole
 
@@ -69,7 +69,7 @@ def _seems_still(facts: Facts, coroutine: CoroutineFact) -> bool:
     """Tell whether one look is enough: other requests of its disk ended long ago, or the monitor is dead."""
     if coroutine.park in NOT_IN_PASSING:
         return True
-    if monitor_is_dead(facts):
+    if monitor_is_dead(facts) or facts.origin is not Origin.CAPTURE:  # nobody takes a core of a VM that goes on
         return True
     idle = [disk.stats.value.idle_ns for disk in disks_of(facts, coroutine) if isinstance(disk.stats, Known)]
     return bool(idle) and all(each is not None and each > LONG_IDLE_NS for each in idle)

@@ -96,6 +96,7 @@ def _group(
             cite=cite,
         )
     timers = [timer for member in found.members for timer in member.timers if timer is not None]
+    timeless = any(timer.expires_ns is not None and timer.due_in_ns is None for timer in timers)
     due = [timer.due_in_ns for timer in timers if timer.expires_ns is not None and timer.due_in_ns is not None]
     buckets = tuple((bucket.name, int(bucket.avg)) for bucket in found.buckets if bucket.avg)
     return ThrottleGroup(
@@ -103,7 +104,9 @@ def _group(
         members=members or tuple(member.owner for member in found.members),
         limits=limits if isinstance(limits, Known) else Known(Limits(buckets), cite),
         armed=Known(any(found.any_timer_armed), cite),
-        timer_ns=Known(min(due) if due else None, cite),
+        timer_ns=Unknown(HEAP, "when the core was taken is not known")
+        if timeless
+        else Known(min(due) if due else None, cite),
         due_ns=Known(_wait_ns(found), cite),
         pending=Known(sum(sum(member.pending_requests) for member in found.members), cite),
         restarting=Known(any(member.restart_pending for member in found.members), cite),

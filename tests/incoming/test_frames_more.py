@@ -1,0 +1,76 @@
+"""More of what frames decide: who is said to be at fault depends on what the stack works on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.built import pastes
+from tests.support.built.imported import diagnosis_of
+from tests.support.built.pastes import DISPATCH, LOCK, LOCK_BQL, MAIN, MMIO, POLL, STARTED
+
+Stack = tuple[str, Sequence[str]]
+
+CONTEXT = (*LOCK, "qemu_rec_mutex_lock_impl", "aio_context_acquire")
+COND = ("__futex_abstimed_wait_common64", "___pthread_cond_wait", "qemu_cond_wait_impl")
+WANTS_BQL = ("kvm", (*LOCK_BQL, "os_host_main_loop_wait", *MAIN))
+WORKER = ("worker", ("pwrite64", "handle_aiocb_rw", "worker_thread", *STARTED))
+IDLE = ("kvm", pastes.IDLE_MAIN)
+
+ANSWERS: tuple[tuple[str, str, tuple[Stack, ...]], ...] = (
+    (
+        "context-held-over-poll",
+        "block",
+        (
+            ("IO iot0", (*CONTEXT, "virtio_blk_handle_vq", "aio_poll", "iothread_run", *STARTED)),
+            ("kvm", (*POLL, "aio_wait_bh_oneshot", "virtio_blk_data_plane_stop", *DISPATCH)),
+        ),
+    ),
+    ("lock-taken-twice", "throttle", (("kvm", (*LOCK, "throttle_group_restart", "x", "throttle_group_y", *DISPATCH)),)),
+    ("lock-taken-twice", "device", (("kvm", (*LOCK, "scsi_req_x", "virtio_scsi_do_tmf", *DISPATCH)),)),
+    (
+        "lock-order-with-bql",
+        "control",
+        (("vnc_worker", (*LOCK_BQL, "vnc_x", *STARTED)), ("kvm", (*COND, "vnc_jobs_join", *DISPATCH))),
+    ),
+    ("host-call-waits", "host", (WORKER, WORKER, WORKER, WORKER, IDLE)),
+    ("host-call-waits", "host", (("kvm", ("ioctl", "cdrom_is_inserted", "bdrv_is_inserted", *DISPATCH)),)),
+    ("host-call-waits", "host", (("kvm", ("__libc_fcntl64", "qemu_lock_fcntl", "raw_check_lock_bytes", *DISPATCH)),)),
+    ("busy-with-bql", "block", (("kvm", ("memcpy", "qcow2_check_refcounts", "qmp_x", *DISPATCH)),)),
+    ("busy-with-bql", "device", (("kvm", ("ehci_advance_state", "ehci_work_bh", *DISPATCH)),)),
+    ("busy-with-bql", "control", (("kvm", ("memcpy", "some_bottom_half", *DISPATCH)),)),
+    (
+        "thread-join-waits",
+        "migration",
+        (("kvm", ("pthread_join", "qemu_thread_join", "multifd_save_cleanup", *DISPATCH)),),
+    ),
+    (
+        "peer-question-waits",
+        "peer",
+        (("kvm", ("poll", "event_loop", "iscsi_full_connect_sync", "iscsi_open", *DISPATCH)),),
+    ),
+    ("peer-question-waits", "peer", (("CPU 0/KVM", ("read", "tpm_emulator_x", *MMIO)), WANTS_BQL)),
+)
+
+
+@pytest.mark.parametrize(("signature", "where", "stacks"), ANSWERS)
+def test_where_it_is_follows_from_what_the_stack_works_on(
+    signature: str, where: str, stacks: tuple[Stack, ...], tmp_path: Path
+) -> None:
+    found = diagnosis_of(pastes.dump(*stacks), tmp_path)
+    assert (found.signature, found.where, found.confidence) == (signature, where, "consistent")
+
+
+@pytest.mark.parametrize(
+    "stacks",
+    [
+        (("live_migration", (*COND, "qemu_sem_timedwait", "migration_rate_limit", "migration_thread", *STARTED)), IDLE),
+        (("multifdrecv_0", ("recvmsg", "qio_channel_readv_all", "multifd_recv_thread", *STARTED)), IDLE),
+        (WORKER, WORKER, IDLE),
+        (("IO iot0", ("io_getevents", "laio_x", "aio_poll", "iothread_run", *STARTED)), IDLE),
+    ],
+)
+def test_what_goes_on_by_itself_is_no_wedge(stacks: tuple[Stack, ...], tmp_path: Path) -> None:
+    assert diagnosis_of(pastes.dump(*stacks), tmp_path).where == "unknown"
