@@ -34,9 +34,12 @@ def _host(manifest: Manifest, facts: Facts, hide: Redaction) -> Iterator[str]:
     host, target = manifest.host, manifest.target
     yield f"<!-- Drafted by autopsy {plain(manifest.autopsy)}. Redacted; read it once more before you post it. -->"
     yield from ("", "## Host environment")
-    yield f"- Operating system: {plain(host.distribution)}"
-    yield f"- OS/kernel version: Linux {plain(host.kernel)}"
-    yield f"- Architecture: {plain(host.architecture)}, {host.cpus} CPUs"
+    if manifest.imported is not None:
+        yield from ("- Operating system: **TO FILL IN**", "- OS/kernel version: **TO FILL IN**")
+    else:
+        yield f"- Operating system: {plain(host.distribution)}"
+        yield f"- OS/kernel version: Linux {plain(host.kernel)}"
+        yield f"- Architecture: {plain(host.architecture)}, {host.cpus} CPUs"
     yield f"- QEMU flavor: {code(target.exe.rpartition('/')[2])}"
     yield f"- QEMU version: {plain(target.qemu_version) or 'unknown'} (build-id {code(target.build_id or 'unknown')})"
     yield "- QEMU command line:"

@@ -44,8 +44,12 @@ def _impact(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, kill: str, w
     yield from ("## Impact", "")
     yield "- **TO FILL IN**: who and what was affected, from when to when (UTC), and what was lost."
     version = plain(target.qemu_version) or "of unknown version"
-    yield f"- VM {plain(target.name)} ({target.manager}, pid {target.pid}) on host {plain(manifest.host.name)}."
-    yield f"- QEMU {version}, Linux {plain(manifest.host.kernel)}, {plain(manifest.host.distribution)}."
+    if manifest.imported is not None:
+        names = ", ".join(plain(each.name) for each in manifest.imported.files)
+        yield f"- VM {plain(target.name)} (pid {target.pid or 'unknown'}); others took the evidence: {names}."
+    else:
+        yield f"- VM {plain(target.name)} ({target.manager}, pid {target.pid}) on host {plain(manifest.host.name)}."
+        yield f"- QEMU {version}, Linux {plain(manifest.host.kernel)}, {plain(manifest.host.distribution)}."
     stalled = stalled_for(facts, diagnosis)
     yield f"- Stalled: {plain(stalled.words)}{cited(stalled.cites)}."
     yield f"- {_killed(manifest, kill, when)}"
@@ -56,16 +60,19 @@ def _killed(manifest: Manifest, kill: str, when: Calendar) -> str:
     moment, colon, rest = kill.partition(": ")
     if not colon and manifest.end is not None:
         return f"Not killed: {plain(in_words(manifest.end))}. **TO FILL IN**: how the VM was brought back."
+    if not colon and manifest.imported is not None:
+        return "**TO FILL IN**: how the VM was brought back."
     if not colon:
         return "Not killed when this was drafted. **TO FILL IN**: how the VM was brought back."
     return f"Recovery: {plain(when.both(moment))}: {plain(rest)}. **TO FILL IN**: when the guest was up again."
 
 
 def _timeline(manifest: Manifest, facts: Facts, kill: str, when: Calendar) -> Iterator[str]:
-    yield from (f"## Timeline (UTC; the host's own clock runs {plain(manifest.began.zone)})", "")
+    zone = f"; the host's own clock runs {plain(manifest.began.zone)}" if manifest.imported is None else ""
+    yield from (f"## Timeline (UTC{zone})", "")
     yield "- **TO FILL IN**: the last sign of life; changes to the VM or its storage before it (limits, snapshots,"
     yield "  backups, migrations); the first alert; who noticed."
-    for step in manifest.steps:
+    for step in manifest.steps if manifest.imported is None else ():
         told = f"- {when.utc(step.start_ns)[11:]}: {code(step.name)}: {step.outcome}, "
         told += milliseconds((step.end_ns - step.start_ns) / 1e6)
         told += f"; the VM stood still for {step.stop_ns / 1e6:.2f} ms" if step.stop_ns else ""
