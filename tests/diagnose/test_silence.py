@@ -10,7 +10,7 @@ from autopsy.cli.json_output import verdict as answer
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather
-from support.built import cases
+from support.built import cases, families
 from support.built import evidence as e
 
 
@@ -111,3 +111,29 @@ def test_two_causes_that_do_not_wait_for_one_another_are_told_each_with_its_own_
 def test_an_effect_is_no_cause_of_its_own() -> None:
     found = told(cases.nbd())
     assert [each.signature for each in found.causes] == [found.signature]
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [("request_wait_answer", "fuse_simple_request"), ("nfs_wait_bit_killable",)],
+)
+@pytest.mark.parametrize("served", [0, 2])
+def test_storage_that_serves_some_of_many_waiting_threads_is_slow_and_not_proven_dead(
+    stack: tuple[str, ...], served: int
+) -> None:
+    case = families.in_kernel(*stack)
+    for number in range(served):
+        task = case.thread(e.PID + 200 + number, "worker", state="D", syscall=cases.PWRITE, stack=stack, switches=40)
+        task.later = {"state": "S", "syscall": e.IDLE_WORKER, "stack": e.IDLE_STACK}
+    found = told(case)
+    assert found.where == "peer"
+    assert found.confidence == ("likely" if served else "proven"), found.headline
+    assert ("it is slow" in found.headline) is bool(served)
+
+
+def test_a_frozen_file_system_is_proven_frozen_however_many_others_go_on() -> None:
+    stack = ("percpu_rwsem_wait", "ext4_buffered_write_iter")
+    case = families.in_kernel(*stack)
+    task = case.thread(e.PID + 200, "worker", state="D", syscall=cases.PWRITE, stack=stack, switches=40)
+    task.later = {"state": "S", "syscall": e.IDLE_WORKER, "stack": e.IDLE_STACK}
+    assert (told(case).signature, told(case).confidence) == ("host-fs-frozen", "proven")

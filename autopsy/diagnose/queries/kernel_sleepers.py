@@ -41,6 +41,23 @@ def sleepers(facts: Facts) -> tuple[Sleeper, ...]:
     return tuple(found)
 
 
+def went_on(facts: Facts, kind: Family) -> tuple[Thread, ...]:
+    """Return the threads that waited for it at the first look, and at the last for something else, or for nothing."""
+    found = []
+    for thread in threads(facts):
+        match looks(thread):
+            case first, last if _is(kind, first) and not (_is(kind, last) and first.syscall.is_like(last.syscall)):
+                found.append(thread)
+            case _:
+                pass
+    return tuple(found)
+
+
+def _is(kind: Family, look: Exposure) -> bool:
+    found = kernel_stacks.family(look)
+    return found is not None and found.id == kind.id
+
+
 def file_of(facts: Facts, look: Exposure) -> Descriptor | None:
     """Return the descriptor that a thread's system call works on: its first argument in all those that matter."""
     found = descriptor(facts, look.syscall.arguments[0]) if look.syscall.arguments else None

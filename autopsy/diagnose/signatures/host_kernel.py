@@ -15,6 +15,7 @@ from autopsy.diagnose.queries.kernel_sleepers import (
     image_of,
     mount_of,
     sleepers,
+    went_on,
 )
 from autopsy.diagnose.queries.kernel_stacks import Family
 from autopsy.diagnose.queries.requests import (
@@ -29,7 +30,7 @@ from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Descriptor, Exposure, Facts, Peer, Role
+from autopsy.facts.model.facts import Descriptor, Disk, Exposure, Facts, Peer, Role
 from autopsy.facts.model.yield_points import DISK_PARKS
 from autopsy.facts.subjects import Subject, Whole
 
@@ -47,7 +48,8 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     disks = disks_on(facts, paths) or disks_parked(facts) if paths else disks_behind(facts, found)
     paths = paths or frozenset(path for disk in disks if (path := image_of(facts, disk)))
     mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
-    proven = any(each.through for each in found)
+    through = any(each.through for each in found)
+    answers = _answers(facts, kind, disks) if kind.passes else ()
     tids = [each.thread.tid for each in found]
     held: set[Subject | Whole] = {*kind.holds, *thread_subjects(facts, tids), *(subjects.disk(disk) for disk in disks)}
     if kind.only_requests:
@@ -55,16 +57,17 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     daemons = _daemons(facts, frozenset(mounts)) if kind.id == "fuse-daemon-silent" else ()
     where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()] or sorted(paths)
     return Match(
-        headline=_headline(kind, found, where, tuple(title(disk) for disk in disks)),
+        headline=_headline(kind, found, where, tuple(title(disk) for disk in disks), answers),
         objects=(
             *(subjects.disk(disk) for disk in disks),
             *(subjects.file_system(mount) for mount in mounts.values()),
             *(subjects.peer(daemon) for daemon in daemons),
             *(subjects.thread(each.thread) for each in found[:MOST_NAMED]),
         ),
-        confidence="proven" if proven else "likely",
+        confidence="proven" if through and not answers else "likely",
         claims=(
-            *_claims(kind, found, files, proven=proven),
+            *_claims(kind, found, files, through=through),
+            *answers,
             *(claim(f"The host's log says: {line.text}", line.cite) for line in lines_about(facts, mounts.values())),
             *(
                 claim(
@@ -79,6 +82,20 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         waits_for=frozenset({Whole.IO_LIMIT} if kind.id == "host-block-wait" else ()),
         weight=len(found),
     )
+
+
+def _answers(facts: Facts, kind: Family, disks: tuple[Disk, ...]) -> tuple[Claim, ...]:
+    """Say what shows that it is slow, and not dead: meanwhile others that waited for the same were served."""
+    claims = []
+    if moved := went_on(facts, kind):
+        words = f"{count(len(moved), 'thread')} that waited for {kind.words}, too, went on meanwhile"
+        claims.append(claim(f"{words}: it is slow, and not dead.", *(looks(each)[-1].cite for each in moved[:4])))
+    claims += [
+        claim(f"Disk {title(disk)} completed {count(disk.completed.value, 'request')} meanwhile.", disk.completed.cite)
+        for disk in disks[:MOST_NAMED]
+        if kind.only_requests and isinstance(disk.completed, Known) and disk.completed.value > 0
+    ]
+    return tuple(claims)
 
 
 def _opening(facts: Facts, found: list[Sleeper]) -> frozenset[str]:
@@ -102,14 +119,17 @@ def _stands(facts: Facts) -> bool:
     return monitor_is_dead(facts) or (isinstance(waiting, Standing) and waiting.proven)
 
 
-def _headline(kind: Family, found: list[Sleeper], where: list[str], disks: tuple[str, ...]) -> str:
+def _headline(
+    kind: Family, found: list[Sleeper], where: list[str], disks: tuple[str, ...], answers: tuple[Claim, ...]
+) -> str:
     place = f": {', '.join(where[:2])}" if where else ""
     whose = f" ({', '.join(disks[:3])})" if disks else ""
     verb = "waits" if len(found) == 1 else "wait"
-    return f"{count(len(found), 'thread')} of QEMU {verb} for {kind.words}{place}{whose}"
+    slow = ", and others go on: it is slow" if answers else ""
+    return f"{count(len(found), 'thread')} of QEMU {verb} for {kind.words}{place}{whose}{slow}"
 
 
-def _claims(kind: Family, found: list[Sleeper], files: dict[int, Descriptor | None], *, proven: bool) -> list[Claim]:
+def _claims(kind: Family, found: list[Sleeper], files: dict[int, Descriptor | None], *, through: bool) -> list[Claim]:
     claims = []
     for each in found[:MOST_NAMED]:
         file = files[each.thread.tid]
@@ -126,11 +146,11 @@ def _claims(kind: Family, found: list[Sleeper], files: dict[int, Descriptor | No
         claims.append(
             claim(f"{len(found) - MOST_NAMED} more threads sleep there too.", *(f.look.cite for f in found[4:8]))
         )
-    if proven:
-        through = [each for each in found if each.through]
-        again = [each.thread.again.value.cite for each in through if isinstance(each.thread.again, Known)]
+    if through:
+        slept = [each for each in found if each.through]
+        again = [each.thread.again.value.cite for each in slept if isinstance(each.thread.again, Known)]
         claims.append(
-            claim(f"{count(len(through), 'thread')} slept through from the first look to the last.", *again[:4])
+            claim(f"{count(len(slept), 'thread')} slept through from the first look to the last.", *again[:4])
         )
     return claims
 
