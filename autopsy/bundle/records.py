@@ -79,7 +79,11 @@ class Region(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FreezeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The split snapshot as it went. `torn_pages` differ between the copies before and after the stop."""
+    """The split snapshot as it went. `torn_pages` differ between the copies before and after the stop.
+
+    `beyond_cap` is evidence that was given up, for the core would have been too large; `coroutine_stacks` is how many
+    mappings look like a coroutine's stack, all of them.
+    """
 
     architecture: str
     page_size: int
@@ -90,6 +94,8 @@ class FreezeRecord(msgspec.Struct, frozen=True, kw_only=True):
     copied_bytes: int
     core_bytes: int
     torn_pages: tuple[int, ...] = ()
+    beyond_cap: tuple[Region, ...] = ()
+    coroutine_stacks: int = 0
     phases_ms: dict[str, float] = {}
     notes: tuple[str, ...] = ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autopsy.diagnose import (
@@ -154,7 +155,7 @@ def _diagnosis(
             for each in judged
             if isinstance(each.answer, RuledOut)
         ),
-        cannot_tell=undecided,
+        cannot_tell=(*undecided, *_beyond_limits(facts)),
         chain=chain,
         next_steps=(*(_filled(step, facts.vm.pid) for step in steps.steps), *imported.next_time(facts)),
         lost_by_kill=(
@@ -175,6 +176,13 @@ def _diagnosis(
         kill_why=kill.why,
         advice=advise(signature, objects, facts, kill=kill.effect, proven=confidence == "proven", known_bugs=bugs),
     )
+
+
+def _beyond_limits(facts: Facts) -> Iterator[CannotTell]:
+    """Yield what was left out because it would have been too much: what is counted is at least that much."""
+    for each in facts.left_out:
+        text = "more requests wait than are told: there are at least these" if each.requests else each.what
+        yield CannotTell(signature=UNKNOWN, text=text, missing=each.why)
 
 
 def _remarks(judged: tuple[Judged, ...]) -> tuple[Claim, ...]:

@@ -13,6 +13,7 @@ from autopsy.facts import (
     descriptors,
     device_backends,
     host,
+    limits,
     locks,
     monitor,
     sockets,
@@ -93,6 +94,7 @@ def gather(evidence: Evidence) -> Facts:
         virtqueues=virtqueues.gather(evidence, heap, heap_again, shaped, found_disks, line),
         origin=_origin(evidence),
         crash=evidence.manifest.imported.crash if evidence.manifest.imported else "",
+        left_out=limits.gather(evidence),
         frames_again=decode(evidence, layout.SECOND_EXPOSURE, layout.THREADS, tuple[records.ThreadStack, ...]),
     )
 

@@ -143,8 +143,9 @@ def _found(start: int, tops: bytes, table: bytes) -> Iterator[Run]:
 
 
 def _region(mapping: Mapping, why: str) -> Region:
-    return Region(start=mapping.start, size=mapping.size, path=_printable(mapping.path), why=why)
+    return Region(start=mapping.start, size=mapping.size, path=printable(mapping.path), why=why)
 
 
-def _printable(path: str) -> str:
+def printable(path: str) -> str:
+    """Return a path that can be written as UTF-8."""
     return path.encode("utf-8", "replace").decode()

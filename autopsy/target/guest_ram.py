@@ -47,8 +47,8 @@ def guest_ram(mappings: Sequence[Mapping], told: Sequence[int] = ()) -> dict[int
     writable = [each for each in mappings if each.permissions.startswith("rw-") and each.start not in programs]
     found = dict.fromkeys(_of_sizes(writable, {size for size in told if size}), BY_SIZE)
     shaped = [below for below, above in pairwise(mappings) if _has_guard_behind(below, above)]
-    stacks = set(_stacks(mappings))
-    arenas = _arenas(mappings)
+    stacks = set(stacks_of(mappings))
+    arenas = arenas_of(mappings)
     for mapping in shaped:
         if mapping.start % ALIGNMENT == 0 and mapping.start not in stacks and mapping.start not in arenas:
             found.setdefault(mapping.start, BY_SHAPE)
@@ -101,7 +101,7 @@ def _has_guard_behind(mapping: Mapping, above: Mapping) -> bool:
     return _nameless(mapping) and _forbidden(above) and mapping.end == above.start
 
 
-def _stacks(mappings: Sequence[Mapping]) -> Iterable[int]:
+def stacks_of(mappings: Sequence[Mapping]) -> Iterable[int]:
     """Yield what lies right above one page that nobody may touch: a thread's stack, or a coroutine's.
 
     Guest RAM begins where it is aligned, with nothing below it that QEMU mapped for it; what happens to end there is
@@ -114,7 +114,7 @@ def _stacks(mappings: Sequence[Mapping]) -> Iterable[int]:
             yield mapping.start
 
 
-def _arenas(mappings: Sequence[Mapping]) -> set[int]:
+def arenas_of(mappings: Sequence[Mapping]) -> set[int]:
     """Return the parts of glibc's arenas: windows of 64 MiB that begin with what is used and end with what is not."""
     found: set[int] = set()
     parts: list[Mapping] = []

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopsy.capture.freeze import memory_copy
-from autopsy.capture.freeze.choose_pages import Wanted, choose
+from autopsy.capture.freeze.choose_pages import choose
+from autopsy.capture.freeze.core_cap import Wanted
 from autopsy.capture.freeze.memory_copy import Chunk, Snapshot
 from autopsy.linux.mappings import IN_MEMORY, PAGE, SWAPPED_OUT, Mapping, Process, modules, parse_maps, runs
 
@@ -101,7 +102,7 @@ def mapping(permissions: str = "rw-p", path: str = "", inode: int = 0) -> Mappin
     ],
 )
 def test_nothing_is_looked_at_in_what_is_not_qemus_own(each: Mapping, ram: dict[int, str], why: str) -> None:
-    choice = choose((each,), ram, -1)  # to read pagemap would fail
+    choice = choose((each,), ram, -1, -1)  # to read pagemap would fail
     assert choice.wanted == ()
     assert [region.why for region in choice.left_out] == [why]
 
@@ -173,7 +174,7 @@ def test_a_copy_leaves_absent_pages_absent() -> None:
     with own("pagemap") as pagemap, own("mem") as memory:
         mappings = parse_maps(Path("/proc/self/maps").read_bytes())
         mine = next(each for each in mappings if each.start <= start < each.end)
-        choice = choose((mine,), {}, pagemap)
+        choice = choose((mine,), {}, pagemap, memory)
         before = resident()
         taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), choice.wanted)
         assert resident() - before < (32 << 20) // PAGE
@@ -189,15 +190,15 @@ def test_beyond_the_cap_the_largest_mapping_is_cut_short_and_the_rest_is_named(t
     small = Mapping(PAGE, 4 * PAGE, "rw-p", 0, "00:00", 0, "[heap]")
     large = Mapping(4 * PAGE, 16 * PAGE, "rw-p", 0, "00:00", 0, "")
     with file.open("rb") as stream:
-        choice = choose((small, large), {}, stream.fileno(), cap=8 * PAGE)
-        nothing = choose((small, large), {}, stream.fileno(), cap=2 * PAGE)
+        choice = choose((small, large), {}, stream.fileno(), -1, cap=8 * PAGE)
+        nothing = choose((small, large), {}, stream.fileno(), -1, cap=2 * PAGE)
     assert [each.runs for each in choice.wanted] == [
         ((PAGE, 3 * PAGE),),
         ((4 * PAGE, PAGE), (6 * PAGE, 3 * PAGE), (10 * PAGE, PAGE)),
     ]
-    assert [(each.start, each.size) for each in choice.left_out] == [(11 * PAGE, 5 * PAGE)]
+    assert [(each.start, each.size) for each in choice.beyond_cap] == [(11 * PAGE, 5 * PAGE)]
     assert [each.size for each in nothing.wanted] == [2 * PAGE, 0]
-    assert [(each.start, each.size) for each in nothing.left_out] == [(4 * PAGE, 12 * PAGE), (3 * PAGE, PAGE)]
+    assert [(each.start, each.size) for each in nothing.beyond_cap] == [(4 * PAGE, 12 * PAGE), (3 * PAGE, PAGE)]
 
 
 def test_a_page_that_cannot_be_read_splits_the_copy_and_is_not_in_it() -> None:
@@ -251,7 +252,7 @@ def test_what_is_swapped_out_is_told_apart_from_what_is_in_memory(tmp_path: Path
     file.write_bytes(struct.pack("<8Q", *(entries.get(page, 0) for page in range(8))))
     with file.open("rb") as stream:
         heap = Mapping(PAGE, 8 * PAGE, "rw-p", 0, "00:00", 0, "[heap]")
-        (found,) = choose((heap,), {}, stream.fileno()).wanted
+        (found,) = choose((heap,), {}, stream.fileno(), -1).wanted
     assert found.runs == ((PAGE, PAGE), (4 * PAGE, PAGE))
     assert found.swapped == ((2 * PAGE, 2 * PAGE),)
 

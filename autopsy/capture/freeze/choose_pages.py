@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from autopsy.bundle.records import Region
+from autopsy.capture.freeze.core_cap import Wanted, within, worth
 from autopsy.linux.files import read_kernel
 from autopsy.linux.mappings import (
     _FILE,
@@ -17,7 +18,6 @@ from autopsy.linux.mappings import (
     Mapping,
     Run,
     _found,
-    _printable,
     _region,
     _table,
     _tops,
@@ -26,8 +26,8 @@ from autopsy.linux.mappings import (
     runs,
 )
 from autopsy.linux.tasks.priority import Unpreempted
-from autopsy.target import guest_ram
 from autopsy.target.command_line import options, words
+from autopsy.target.guest_ram import COROUTINE_STACK, arenas_of, guest_ram, sizes, stacks_of
 
 CAP_BYTES = 512 << 20
 MOST_MAPS = 128 << 20
@@ -53,28 +53,16 @@ class Take(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One mapping of which something is evidence, with the runs (address, bytes) of it that are there.
-
-    `runs` are in memory; to read those that are `swapped` is to wait for the swap device.
-    """
-
-    mapping: Mapping
-    runs: tuple[Run, ...]
-    swapped: tuple[Run, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Return the bytes to copy."""
-        return sum(size for _, size in self.runs + self.swapped)
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
-    """What is copied, in order of address, and the writable mappings that are not, with the reason."""
+    """What is copied, in order of address, and the writable mappings that are not, with the reason.
+
+    `beyond_cap` is evidence that was given up, for the core would be too large.
+    """
 
     wanted: tuple[Wanted, ...]
     left_out: tuple[Region, ...]
+    beyond_cap: tuple[Region, ...] = ()
+    coroutine_stacks: int = 0
 
 
 def address_space(folder: str) -> tuple[tuple[Mapping, ...], dict[int, str]]:
@@ -89,14 +77,17 @@ def address_space(folder: str) -> tuple[tuple[Mapping, ...], dict[int, str]]:
         maps = read_kernel(f"{folder}/maps", MOST_MAPS)
         arguments = read_kernel(f"{folder}/cmdline", MOST_ARGUMENTS)
     mappings = parse_maps(maps)
-    return mappings, guest_ram.guest_ram(mappings, guest_ram.sizes(options(words(arguments))))
+    return mappings, guest_ram(mappings, sizes(options(words(arguments))))
 
 
-def choose(mappings: tuple[Mapping, ...], ram: dict[int, str], pagemap: int, cap: int = CAP_BYTES) -> Choice:
+def choose(
+    mappings: tuple[Mapping, ...], ram: dict[int, str], pagemap: int, memory: int, cap: int = CAP_BYTES
+) -> Choice:
     """Decide what is evidence, and look in pagemap (a descriptor) which pages of it there are.
 
     `ram` has the starts of what is or may be guest RAM, and why: pagemap is not even read there. A page that pagemap
-    says is absent is never in a run. Beyond `cap` bytes the largest mappings are cut short.
+    says is absent is never in a run. Beyond `cap` bytes what matters least is given up; `memory` tells what leads
+    where.
     """
     of_modules = {each.start for each in modules(mappings)}
     wanted: list[Wanted] = []
@@ -111,15 +102,11 @@ def choose(mappings: tuple[Mapping, ...], ram: dict[int, str], pagemap: int, cap
             found = _look(mapping, take, pagemap, ahead)
             if found.size:
                 wanted.append(found)
-    excess = sum(each.size for each in wanted) - cap
-    for index in sorted(range(len(wanted)), key=lambda index: wanted[index].size, reverse=True):
-        if excess <= 0:
-            break
-        whole = wanted[index]
-        wanted[index] = _shortened(whole, max(0, whole.size - excess))
-        excess -= whole.size - wanted[index].size
-        left_out.append(_rest(wanted[index], f"the core would be larger than {cap >> 20} MiB"))
-    return Choice(tuple(wanted), tuple(left_out))
+    stacks, arenas = frozenset(stacks_of(mappings)), frozenset(arenas_of(mappings))
+    worths = [worth(each.mapping, stacks, arenas) for each in wanted]
+    kept, beyond_cap = within(wanted, worths, cap, memory)
+    alike = sum(each.mapping.start in stacks and each.mapping.size == COROUTINE_STACK for each in wanted)
+    return Choice(tuple(kept), tuple(left_out), tuple(beyond_cap), alike)
 
 
 def _take(mapping: Mapping, ram: str, *, is_module: bool) -> Take | str:  # noqa: PLR0911 - one case a line
@@ -168,19 +155,3 @@ def _look(mapping: Mapping, take: Take, pagemap: int, ahead: Unpreempted) -> Wan
                 swapped += _found(start, tops, SWAPPED_OUT)
                 ahead.breathe()
             return Wanted(mapping, tuple(there), tuple(swapped))
-
-
-def _shortened(whole: Wanted, room: int) -> Wanted:
-    """Return the beginning of a mapping, where the oldest objects of a heap lie, and nothing that is swapped out."""
-    kept: list[Run] = []
-    for address, size in whole.runs:
-        if room < PAGE:
-            break
-        kept.append((address, min(size, room & -PAGE)))
-        room -= size
-    return Wanted(whole.mapping, tuple(kept))
-
-
-def _rest(kept: Wanted, why: str) -> Region:
-    start = sum(kept.runs[-1]) if kept.runs else kept.mapping.start
-    return Region(start=start, size=kept.mapping.end - start, path=_printable(kept.mapping.path), why=why)

@@ -97,6 +97,8 @@ class Exposure:
             stops=() if self.cut.stop is None else (self.cut.stop,),
             threads=self.told,
             left_out=self.choice.left_out,
+            beyond_cap=self.choice.beyond_cap,
+            coroutine_stacks=self.choice.coroutine_stacks,
             copied_bytes=self.copied_bytes,
             core_bytes=core_bytes,
             torn_pages=self.torn[:MOST_TORN],
@@ -135,7 +137,7 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
     """
     mappings, ram = address_space(process.path)
     phases.done("maps")
-    choice = choose(mappings, ram, process.pagemap)
+    choice = choose(mappings, ram, process.pagemap, process.memory)
     phases.done("pagemap")
     snapshot = Snapshot(process, choice.wanted, min(SWAP_SECONDS, deadline.left() / 4))
     phases.done("copy before")
@@ -248,7 +250,7 @@ def _threads(
             continue
         if caught.fate is Fate.STANDING and not _within(stacks, _sp(caught.registers)):
             with contextlib.suppress(OSError):  # the thread is younger than the maps that we have
-                stacks = _stacks(choose(*address_space(process.path), process.pagemap))
+                stacks = _stacks(choose(*address_space(process.path), process.pagemap, process.memory))
         match running_threads.read(process, caught.tid, stacks):
             case running_threads.Read(registers=registers, stack=stack):
                 threads.append(Thread(caught.tid, registers))

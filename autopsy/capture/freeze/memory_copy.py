@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from autopsy.capture.freeze.choose_pages import Wanted
+from autopsy.capture.freeze.core_cap import Wanted
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.mappings import PAGE, Process, Run
 from autopsy.linux.tasks.priority import Unpreempted

@@ -42,7 +42,7 @@ def _core_bytes(pid: int) -> int:
     mappings, ram = address_space(f"/proc/{pid}")
     pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return sum(each.size for each in choose(mappings, ram, pagemap).wanted)
+        return sum(each.size for each in choose(mappings, ram, pagemap, -1).wanted)
     finally:
         os.close(pagemap)
 

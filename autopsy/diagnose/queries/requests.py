@@ -52,6 +52,7 @@ def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
     waiting = tuple(each for each, on in goes_on if not on)
     undecided = {each.address for each, on in goes_on if on is None}
     proven = any(isinstance(each.stuck, Known) and each.stuck.value for each in waiting)
+    proven &= not any(each.requests for each in facts.left_out)  # a number that is one at least proves nothing
     sure = tuple(
         each
         for each in waiting

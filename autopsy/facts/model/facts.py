@@ -27,6 +27,7 @@ from autopsy.facts.model.host import (
     RingsFact,
     SocketFact,
 )
+from autopsy.facts.model.left_out import LeftOut
 from autopsy.facts.model.storage import (
     BlockStats,
     CoroutineFact,
@@ -348,3 +349,4 @@ class Facts:
     origin: Origin = Origin.CAPTURE
     crash: str = ""
     frames_again: Fact[tuple[ThreadStack, ...]] = NOT_AGAIN
+    left_out: tuple[LeftOut, ...] = ()

@@ -1,0 +1,17 @@
+"""What a limit of ours kept out of a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.facts.cite import Cite
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """One place where a limit bit. `requests`: some that wait may be among what was left out, and were not counted."""
+
+    what: str
+    why: str
+    requests: bool
+    cite: Cite
