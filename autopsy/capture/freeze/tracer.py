@@ -88,7 +88,9 @@ def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
     stop = None
     if start := words[Board.START]:
         stop = Stop(start_ns=start, end_ns=words[Board.END] or time.monotonic_ns())
-    return Cut(board.threads(), board.pieces(), stop, words[Board.AT] or words[Board.START], tuple(notes))
+    # Where no thread could be stopped, the memory is read from now on.
+    at_ns = words[Board.AT] or words[Board.START] or time.monotonic_ns()
+    return Cut(board.threads(), board.pieces(), stop, at_ns, tuple(notes))
 
 
 def _await(pid: int, board: Board, limit: float) -> list[str]:

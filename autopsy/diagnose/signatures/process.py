@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.queries.threads import looks, named, threads
+from autopsy.diagnose.queries.threads import looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -34,12 +34,17 @@ def _stopped(facts: Facts) -> Judgement:
     whole = f"all {count(len(seen), 'thread')} are in State T"
     if inside:
         whole = f"{count(len(stopped), 'thread')} in State T, and {len(inside)} in State D, which a stop does not reach"
+    later = [thread.again.value for thread, _ in stopped if isinstance(thread.again, Known)]
+    runs = bool(later) and all(look.state != "T" for look in later)
     return Match(
-        headline=f"The process is stopped (SIGSTOP or SIGTSTP): {whole}",
+        headline=f"The process was stopped (SIGSTOP or SIGTSTP), and runs again: at the first look {whole}"
+        if runs
+        else f"The process is stopped (SIGSTOP or SIGTSTP): {whole}",
         objects=(subjects.Process(facts.vm.pid),),
-        confidence="proven",
+        confidence="likely" if runs else "proven",
         claims=(
             claim(f"{sentence(whole)}, before anything was asked of the VM.", *cites),
+            *((claim("At the last look none of them was.", *(look.cite for look in later[:4])),) if runs else ()),
             claim("No thread is traced (TracerPid is 0): a signal stopped it, no debugger.", *cites),
             *(
                 claim(
@@ -59,15 +64,19 @@ def _traced(facts: Facts) -> Judgement:
     if not seen:
         return CannotTell("every thread's TracerPid in /proc (evidence/witness/tasks.txt)")
     stopped = [(thread, look) for thread, look in seen if look.tracer and look.state == "t"]
-    if not stopped:
+    # A tracer such as strace stops a thread at each of its system calls, and lets it go on.
+    held = [(thread, look) for thread, look in stopped if slept_through(thread) is not False]
+    if not held:
         traced = [look.cite for _, look in seen if look.tracer]
         why = "a tracer is attached, but no thread is stopped by it" if traced else "no thread has a tracer"
+        why = "a tracer is attached, and lets the threads that it stopped go on" if stopped else why
         return RuledOut(why, tuple(traced[:4]) or (seen[0][1].cite,))
-    tracer = stopped[0][1].tracer
+    stopped, tracer = held, held[0][1].tracer
+    sure = len(stopped) == len(seen) or any(slept_through(thread) for thread, _ in stopped)
     return Match(
         headline=f"A debugger holds the VM: {count(len(stopped), 'thread')} stopped by tracer {tracer}",
         objects=(subjects.Process(facts.vm.pid), subjects.Tracer(tracer)),
-        confidence="proven",
+        confidence="proven" if sure else "likely",
         claims=(
             claim(
                 f"{len(stopped)} of {count(len(seen), 'thread')} are in State t with TracerPid {tracer}.",

@@ -179,8 +179,10 @@ def traced(pid: int) -> Iterator[int]:
 
 def test_a_vm_that_is_traced_already_is_read_without_a_stop(machine: Machine, tmp_path: Path) -> None:
     with traced(machine.pid) as tracer:
+        began = time.monotonic_ns()
         taken = take(machine.pid, tmp_path)
         assert "stopped" not in taken.how
+        assert taken.record.frozen_at_ns > began  # the second look waits for the gap from then
         assert taken.thread(machine.pid).how == "from-proc"
         assert f"process {tracer} " in taken.thread(machine.pid).why
         assert taken.record.stops == ()
