@@ -133,10 +133,9 @@ def incoming() -> Reader:
     given = scratch / "given"
 
     def read(data: bytes) -> None:
-        (scratch / "core").unlink(missing_ok=True)
         given.write_bytes(data)
-        reading = Reading(scratch)
-        with given.open("rb") as file:
+        with given.open("rb") as file, (scratch / "core").open("w+b") as core:
+            reading = Reading(core.fileno())
             try:
                 seen = reading.take(file.fileno())
             except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstandard.ZstdError, tarfile.TarError):

@@ -80,8 +80,8 @@ def import_evidence(wish: Wish) -> ImportedBundle:
         if not file.is_file():
             raise UsageError(str(file), "there is no such file", remedy="give QEMU's debug file or unstripped binary")
     with _workshop() as (folder, scratch), _opened(wish.files, scratch) as given:
-        os.close(private.make(scratch / "read"))
-        material = read_boxed([each.descriptor for each in given], scratch / "read", wish.name)
+        with private.begin(scratch / layout.CORE) as core:
+            material = read_boxed([each.descriptor for each in given], core.fileno(), wish.name)
         source = tuple(f"{each.name}: {seen.what}" for each, seen in zip(given, material.seen, strict=True))
         if not any(seen.of_use for seen in material.seen):
             raise UsageError(
@@ -108,7 +108,7 @@ def import_evidence(wish: Wish) -> ImportedBundle:
 
 def _examined(folder: Path, scratch: Path, manifest: Manifest, wish: Wish) -> Manifest:
     """Examine the core as one of our own."""
-    core = scratch / "read" / layout.CORE
+    core = scratch / layout.CORE
     with private.new(folder / layout.CORE) as copy, open(regular.open_regular(core), "rb") as taken:
         _copy_sparse(taken.fileno(), copy.fileno())
     core.unlink()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
+from autopsy.diagnose.diagnosis import Advice
 from autopsy.diagnose.frames.block_waits import called
 from autopsy.diagnose.frames.catalogue import FROM_FRAMES
 from autopsy.diagnose.frames.stacks import stacks
@@ -17,6 +19,8 @@ PROVES_ITSELF = frozenset(
     {"lock-cycle", "mutex-self-deadlock", "virtio-scsi-tmf-deadlock", "throttle-lock-self-deadlock"}
 )
 HEALTHY = "healthy"
+NAMELESS = "imported"  # how an import calls a VM whose name nobody told
+FEW_THREADS = 3  # every QEMU has its main, its RCU and a vCPU thread
 BY_HAND = (
     "Without autopsy on that host: `gdb -p PID -batch -ex 'thread apply all bt'`, twice, 5 s apart (the VM stands "
     "still for it), and `gcore PID`; import them together."
@@ -47,29 +51,39 @@ def held_to(facts: Facts, signature: Signature, answer: Judgement) -> Judgement:
             return answer
 
 
+def lacking(facts: Facts) -> tuple[str, ...]:
+    """Say what would have decided, and was not taken."""
+    found = []
+    if isinstance(facts.threads, Known):
+        if len(facts.threads.value) < FEW_THREADS:
+            found.append("every thread (`thread apply all bt`)")
+        if not any(isinstance(each.first, Known) for each in facts.threads.value):
+            found.append("system calls and kernel stacks")
+    else:
+        found.append("the threads' stacks")
+    if isinstance(facts.coroutines, Unknown):
+        found.append("parked requests (coroutines have no thread)")
+    if isinstance(facts.locks, Unknown):
+        found.append("who holds which lock")
+    if isinstance(facts.disks, Unknown):
+        found.append("the disks and their counters")
+    return (*found, "a second look, some seconds later")
+
+
 def next_time(facts: Facts) -> tuple[str, ...]:
-    """Say what would have decided, and how to take it the next time; nothing for a capture."""
+    """Say how to take the next time what is missing now; nothing for a capture."""
     if facts.origin is Origin.CAPTURE:
         return ()
-    lacking = []
-    if isinstance(facts.threads, Known):
-        if len(facts.threads.value) < 3:
-            lacking.append("every thread (`thread apply all bt`)")
-        if not any(isinstance(each.first, Known) for each in facts.threads.value):
-            lacking.append("system calls and kernel stacks")
-    else:
-        lacking.append("the threads' stacks")
-    if isinstance(facts.coroutines, Unknown):
-        lacking.append("parked requests (coroutines have no thread)")
-    if isinstance(facts.locks, Unknown):
-        lacking.append("who holds which lock")
-    if isinstance(facts.disks, Unknown):
-        lacking.append("the disks and their counters")
-    lacking.append("a second look, some seconds later")
-    return (
-        f"Next time, before anybody kills it: `autopsy capture VM` takes what is missing here: {', '.join(lacking)}.",
-        BY_HAND,
-    )
+    missing = ", ".join(lacking(facts))
+    return (f"Next time, before anybody kills it: `autopsy capture VM` takes what is missing here: {missing}.", BY_HAND)
+
+
+def commands(facts: Facts) -> tuple[Advice, ...]:
+    """Return the command that takes it the next time."""
+    missing = f"next time, before anybody kills it; it takes what is missing here: {', '.join(lacking(facts))}"
+    if facts.vm.name in {"", NAMELESS} or facts.vm.name.startswith("-"):
+        return (Advice(when="later", command="autopsy capture --help", why=missing),)
+    return (Advice(when="later", command=f"autopsy capture {shlex.quote(facts.vm.name)}", why=missing),)
 
 
 def place(facts: Facts) -> str:

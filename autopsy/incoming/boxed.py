@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 import msgspec
 
@@ -21,8 +20,8 @@ MEMORY = 3 << 30  # of address space; what is read at once is far less
 REMEDY = "give it in parts; `autopsy import --help` tells what can be given"
 
 
-def read_boxed(descriptors: Sequence[int], scratch: Path, name: str) -> Material:
-    """Return what the open files hold; a core of theirs is in `scratch` afterwards.
+def read_boxed(descriptors: Sequence[int], core_to: int, name: str) -> Material:
+    """Return what the open files hold; a core of theirs is in the open file `core_to` afterwards.
 
     Raises:
         UsageError: the process that read them died, or took too long.
@@ -30,15 +29,14 @@ def read_boxed(descriptors: Sequence[int], scratch: Path, name: str) -> Material
     for module in ("zlib", "bz2", "lzma", "zstandard", "html", "encodings.utf_8_sig", "encodings.utf_16", "tarfile"):
         import_module(module)
     box = Sandbox(
-        scratch=scratch,
         readable=python_tree(),
-        keep=tuple(descriptors),
+        keep=(*descriptors, core_to),
         memory=MEMORY,
         cpu_seconds=MOST_CPU,
     )
 
-    def work(inside: Confined, _: Line) -> bytes:
-        return msgspec.msgpack.encode(read(descriptors, inside.scratch, name))
+    def work(_: Confined, __: Line) -> bytes:
+        return msgspec.msgpack.encode(read(descriptors, core_to, name))
 
     try:
         answer = confined.run(work, box, seconds=SECONDS, hear=lambda _name, _data: b"")

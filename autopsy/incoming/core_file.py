@@ -6,9 +6,7 @@ import os
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from signal import Signals
 from typing import IO
 
@@ -125,8 +123,8 @@ class Source:
         return bytes(found)
 
 
-def take(head: bytes, stream: IO[bytes], descriptor: int | None, destination: Path) -> CoreFound:
-    """Write the core to `destination` without what is the guest's, and say what it is.
+def take(head: bytes, stream: IO[bytes], descriptor: int | None, destination: int) -> CoreFound:
+    """Write the core to an open file, `destination`, without what is the guest's, and say what it is.
 
     Raises:
         NoCore: it cannot be examined.
@@ -242,7 +240,7 @@ def _chosen(loads: list[Segment], told: _Notes) -> list[Segment]:
     return kept
 
 
-def _write(destination: Path, source: Source, notes: list[bytes], loads: list[Segment], kept: list[Segment]) -> None:
+def _write(destination: int, source: Source, notes: list[bytes], loads: list[Segment], kept: list[Segment]) -> None:
     """Write headers, notes and the segments that are kept, one after the other."""
     count = len(loads) + len(notes)
     if count >= ESCAPED_COUNT:
@@ -260,7 +258,7 @@ def _write(destination: Path, source: Source, notes: list[bytes], loads: list[Se
         headers.append(PHDR.pack(PT_LOAD, each.flags, at, each.address, 0, stored, each.size, 4096))
         places[id(each)] = at
         at += stored
-    with open(destination, "xb") as file:
+    with open(destination, "r+b", closefd=False) as file:
         file.write(
             EHDR.pack(
                 b"\x7fELF\x02\x01\x01" + bytes(9),
@@ -287,5 +285,6 @@ def _write(destination: Path, source: Source, notes: list[bytes], loads: list[Se
             for offset, data in source.parts(each.offset, each.stored):
                 file.seek(places[id(each)] + offset - each.offset)
                 file.write(data)
-        with suppress(OSError):
-            file.truncate(max(at, file.tell()))
+        if file.tell() < at:  # what was a hole at its end
+            file.seek(at - 1)
+            file.write(b"\0")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from signal import Signals
 from typing import IO, cast
 
@@ -36,10 +35,10 @@ KNOWN = {
 
 
 class Reading:
-    """The files of one import on their way through."""
+    """The files of one import on their way through; `core_to` is an open file that a core goes to."""
 
-    def __init__(self, scratch: Path, name: str = "") -> None:
-        self.scratch = scratch
+    def __init__(self, core_to: int, name: str = "") -> None:
+        self.core_to = core_to
         self.name = name
         self.scan = Scan()
         self.beside = Beside()
@@ -84,7 +83,7 @@ class Reading:
         if self.core is not None:
             return Seen(what="another core: one is examined at a time", of_use=False)
         try:
-            self.core = core_file.take(head, stream, descriptor, self.scratch / layout.CORE)
+            self.core = core_file.take(head, stream, descriptor, self.core_to)
         except core_file.NoCore as error:
             return Seen(what=f"a core that cannot be examined: {error}", of_use=False)
         self.notes += self.core.notes
@@ -211,12 +210,12 @@ def _members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
                 yield entry.name, member
 
 
-def read(descriptors: Sequence[int], scratch: Path, name: str = "") -> Material:
-    """Return what the files hold, of the VM `name` where many are told of.
+def read(descriptors: Sequence[int], core_to: int, name: str = "") -> Material:
+    """Return what the files hold, of the VM `name` where many are told of; a core among them goes to `core_to`.
 
     What one of them does to its reader is told, and costs the others nothing.
     """
-    reading = Reading(scratch, name)
+    reading = Reading(core_to, name)
     seen = []
     for descriptor in descriptors:
         try:

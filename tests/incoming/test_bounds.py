@@ -11,13 +11,14 @@ from autopsy.incoming.material import Material
 from autopsy.incoming.stacks import gdb_text
 from autopsy.incoming.stacks.gdb_text import scan
 from autopsy.incoming.texts import command_lines
+from tests.support.built.imported import NOWHERE
 
 
 def told(place: Path, text: str) -> Material:
     given = place / "given"
     given.write_text(text)
     with given.open("rb") as file:
-        return reading.read([file.fileno()], place)
+        return reading.read([file.fileno()], NOWHERE)
 
 
 def test_a_line_of_a_megabyte_is_cut_and_told(tmp_path: Path) -> None:

@@ -65,11 +65,8 @@ def made(path: Path, guest: int, *, signal: int = 0) -> Path:
 
 def taken(path: Path, place: Path) -> Material:
     place.mkdir()
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return read([descriptor], place)
-    finally:
-        os.close(descriptor)
+    with path.open("rb") as given, (place / "core").open("w+b") as core:
+        return read([given.fileno()], core.fileno())
 
 
 def core_of(material: Material) -> CoreFound:
@@ -129,11 +126,10 @@ def test_a_core_that_ends_anywhere_breaks_nothing(cut: int, tmp_path: Path) -> N
 def test_thirty_gigabytes_with_holes_take_less_than_200_mb(tmp_path: Path) -> None:
     core = made(tmp_path / "core", 30 << 30)
     words = (
-        "import os, resource, sys; from pathlib import Path; from autopsy.incoming.reading import read;"
-        "found = read([os.open(sys.argv[1], os.O_RDONLY)], Path(sys.argv[2]));"
+        "import os, resource, sys; from autopsy.incoming.reading import read;"
+        "found = read([os.open(sys.argv[1], os.O_RDONLY)], os.open(sys.argv[2], os.O_RDWR | os.O_CREAT));"
         "print(found.core.left_out_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
-    (tmp_path / "out").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", words, core, tmp_path / "out"], capture_output=True, text=True, check=True
     )

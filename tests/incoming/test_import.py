@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from autopsy.bundle import layout
 from autopsy.bundle.reader import open_bundle
+from support.builds import missing
 from tests.support.built import pastes
 from tests.support.built.pastes import DISPATCH, POLL, STARTED
 
@@ -51,6 +53,7 @@ def test_the_answer_has_the_keys_that_programs_rely_on(tmp_path: Path) -> None:
     assert found["verdict"]["confidence"] == "consistent"
     assert found["source"] == ["bt.txt: a backtrace"]
     assert any("Next time" in note for note in found["notes"])
+    assert any(each["when"] == "later" and "autopsy capture" in each["command"] for each in found["verdict"]["advice"])
     assert Path(found["report"]).is_file()
 
 
@@ -158,3 +161,40 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     done = autopsy("import", tmp_path / "none.txt")
     assert done.returncode == 2
     assert "No such file" in done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_core_that_gcore_took_is_verified_examined_and_redacted(tmp_path: Path) -> None:
+    if not shutil.which("gcore"):
+        missing("apt install gdb")
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"], stdout=subprocess.PIPE
+    )
+    try:
+        assert sleeper.stdout is not None
+        sleeper.stdout.readline()
+        subprocess.run(
+            ["gcore", "-o", tmp_path / "core", str(sleeper.pid)],
+            check=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=100,
+        )
+    finally:
+        sleeper.kill()
+        sleeper.communicate()
+    found = imported(tmp_path, tmp_path / f"core.{sleeper.pid}")
+    made = Path(found["bundle"])
+    assert found["source"] == [f"core.{sleeper.pid}: a core"]
+    assert found["verdict"]["where"] == "unknown"  # it is no QEMU, and lived on
+    told = open_bundle(made).manifest.imported
+    assert told is not None
+    assert (told.whole, told.crash) == (True, "")
+    for words in (
+        ("verify", made),
+        ("examine", made, "--out", tmp_path),
+        ("redact", made, "-o", tmp_path / "r.tar.zst"),
+    ):
+        done = autopsy(*words)
+        assert done.returncode == 0, done.stderr
+    assert layout.CORE not in open_bundle(tmp_path / "r.tar.zst").names()

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from autopsy.diagnose import runbooks
+from autopsy.diagnose import imported, runbooks
 from autopsy.diagnose.advice import disks, slots
 from autopsy.diagnose.advice.managers import Hand
 from autopsy.diagnose.diagnosis import Advice, KillEffect, KnownBug, When
@@ -51,7 +51,7 @@ def advise(
     Imported evidence is of a process that is gone, or of another host: no command that names it is told.
     """
     if facts.origin is not Origin.CAPTURE:
-        return tuple(_upgrades(Hand(facts.vm).verbs()["upgrade"], known_bugs))
+        return (*imported.commands(facts), *_upgrades(Hand(facts.vm).verbs()["upgrade"], known_bugs))
     hand = Hand(facts.vm)
     verbs = {**hand.verbs(), **disks.verbs(facts, objects, hand)}
     words = slots.words(facts, objects, hand)
