@@ -14,7 +14,8 @@ from autopsy.capture.reading.reader import Cut, Unreadable
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.files import read_kernel
 from autopsy.target import qemu_processes
-from autopsy.target.platforms.platform import ROOTS, Roots
+from autopsy.target.platforms import libvirt
+from autopsy.target.platforms.platform import ROOTS, Claim, Roots
 from autopsy.target.resolve import all_claims, is_true
 from autopsy.target.target import Target
 from autopsy.text import printable
@@ -112,13 +113,27 @@ def _output(command: Sequence[str], user: int | None, seconds: float) -> bytes:
     return printed
 
 
+def _is_same(claim: Claim, target: Target, roots: Roots) -> bool:
+    """Return whether a claim is of the VM that was killed: two users may each have a libvirt domain of one name."""
+    record = target.record
+    if (claim.manager, claim.name) != (record.manager, record.name):
+        return False
+    if record.domain is None:
+        return True
+    domain = libvirt.domain_of(claim, roots)
+    return (domain.connection, domain.user) == (record.domain.connection, record.domain.user)
+
+
 def _wait_for(target: Target, seconds: float, roots: Roots) -> int | None:
     """Return the process that is this VM now, None when none has come in time."""
     give_up = time.monotonic() + seconds
     while True:
         for claim in all_claims((), roots):
-            same = (claim.manager, claim.name) == (target.record.manager, target.record.name)
-            if same and claim.pid != target.pid and is_true(claim, qemu_processes.tell([claim.pid])[claim.pid]):
+            if (
+                _is_same(claim, target, roots)
+                and claim.pid != target.pid
+                and is_true(claim, qemu_processes.tell([claim.pid])[claim.pid])
+            ):
                 return claim.pid
         if time.monotonic() >= give_up:
             return None

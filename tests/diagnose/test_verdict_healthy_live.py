@@ -23,20 +23,22 @@ from support.wedged import wedges
 
 pytestmark = pytest.mark.live
 
-OLD, NEW, DEBUG = "7.2", "10.0.2", "10.0.2-debug"
+OLD, NEW, DEBUG, NEWEST = "7.2", "10.0.2", "10.0.2-debug", "11"
 soak = pytest.mark.skipif(
     os.environ.get("AUTOPSY_SOAK") != "1", reason="more of the same, which takes minutes: `make soak` runs it"
 )
 
 
 @contextmanager
-def idle(label: str, accelerate: tuple[str, ...] = lab.KVM) -> Iterator[Machine]:
+def idle(label: str, accelerate: tuple[str, ...] = lab.KVM, *, iothread: bool = False) -> Iterator[Machine]:
     with (
         lab.folder() as place,
         lab.qemu(
             label,
             *("-drive", f"if=none,id=disk0,format=raw,file={lab.disk(place / 'd')}"),
-            *wedges.DISK,
+            *("-object", "iothread,id=iothread0"),
+            *wedges.DISK[:-1],
+            wedges.DISK[-1] + (",iothread=iothread0" if iothread else ""),
             accelerate=accelerate,
         ) as vm,
     ):
@@ -70,11 +72,19 @@ def test_an_idle_vm_is_healthy(label: str, accelerate: tuple[str, ...], tmp_path
         assert (verdict.where, verdict.confidence) == ("none", "proven"), verdict
 
 
+@pytest.mark.parametrize("label", [NEWEST, pytest.param(OLD, marks=soak), pytest.param(NEW, marks=soak)])
+def test_an_idle_vm_with_an_iothread_is_healthy(label: str, tmp_path: Path) -> None:
+    with idle(label, iothread=True) as vm:
+        verdict = captured(vm.pid, tmp_path)
+        assert (verdict.where, verdict.confidence) == ("none", "proven"), verdict
+
+
 @pytest.mark.parametrize(
     ("label", "engine"),
     [
         (NEW, "aio=threads"),
         (OLD, "aio=native,cache=none"),
+        (NEWEST, "aio=io_uring"),
         pytest.param(NEW, "aio=io_uring", marks=soak),
         pytest.param(DEBUG, "aio=native,cache=none", marks=soak),
         pytest.param(OLD, "aio=io_uring", marks=soak),

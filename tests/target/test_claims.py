@@ -16,18 +16,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from autopsy.bundle.manifest import Domain
 from autopsy.drill.process import Process, start
 from autopsy.drill.site import Site, site
+from autopsy.kill.restart import start_again
 from autopsy.target.platforms import libvirt
 from autopsy.target.platforms.containers import speakers
 from autopsy.target.platforms.platform import Roots
+from autopsy.target.target import Target, find
 from support import lab, libvirts
 
 pytestmark = pytest.mark.timeout(300)
 
-USER = "games"  # of every Debian, and nobody's
+MARK = "autopsy-tests"  # in a runtime folder that a test has made: its process
 SMALL = ("-nodefaults", "-no-user-config", "-display", "none", "-machine", "none")
 TO_KILL = ("--fast", "--then-kill", "--even-if-healthy", "--json", "--out")
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,10 +72,20 @@ class Attacker:
         return folder.parent.parent
 
 
+def _free_user() -> int:
+    """Return a user that nobody is and who has no runtime folder, once what killed test runs have left is gone."""
+    folders = Path("/run/user")
+    for mark in folders.glob(f"*/{MARK}"):
+        if not Path(f"/proc/{mark.read_text()}").exists():
+            shutil.rmtree(mark.parent)
+    system = (user.pw_uid for user in pwd.getpwall() if 0 < user.pw_uid < 1000)
+    return next(uid for uid in system if not (folders / str(uid)).exists())
+
+
 @pytest.fixture
 def attacker() -> Iterator[Attacker]:
     lab.need_root()
-    uid = pwd.getpwnam(USER).pw_uid
+    uid = _free_user()
     run = Path("/run/user") / str(uid)
     made = not run.parent.exists()
     with site() as there:
@@ -79,6 +93,7 @@ def attacker() -> Iterator[Attacker]:
         run.parent.mkdir(exist_ok=True)
         run.mkdir(mode=0o700)
         try:
+            (run / MARK).write_text(str(os.getpid()))
             os.chown(run, uid, uid)
             yield Attacker(uid, run, there)
         finally:
@@ -157,6 +172,23 @@ def test_a_users_claim_on_roots_own_vm_is_not_believed(attacker: Attacker, *, te
             told = json.loads(done.stdout)
             assert f"process {vm.pid} (web1) would be, by SIGKILL" in told["kill"]["how"]
             assert visitors(listening) == []
+
+
+@pytest.mark.live
+def test_another_users_domain_of_the_same_name_is_not_the_vm_started_again(attacker: Attacker) -> None:
+    words = (lab.build("7.2").binary, *SMALL, "-name", "guest=web1")
+    other = attacker.starts(*words, log="web1.log")
+    other.wait_until("it is a QEMU", lambda: "qemu" in os.readlink(f"/proc/{other.pid}/exe"))
+    folder = attacker.claims("web1", other.pid)
+    with daemon(folder / "virtqemud-sock", attacker.uid), lab.qemu("7.2") as killed:
+        found = find(f"pid:{other.pid}")
+        assert found.record.manager == "libvirt"
+        nowhere = Domain(connection="test:///default", word="no-such-domain")  # its virsh starts nothing
+        record = msgspec.structs.replace(found.record, pid=killed.pid, domain=nowhere)
+        assert not start_again(Target(record, found.pidfd), seconds=5).done
+        theirs = msgspec.structs.replace(found.record, pid=killed.pid)
+        assert start_again(Target(theirs, found.pidfd), seconds=5).done
+        os.close(found.pidfd)
 
 
 @pytest.mark.live
