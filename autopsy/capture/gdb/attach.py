@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from autopsy.bundle import layout
@@ -22,7 +23,9 @@ from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.gdb.backtrace import blocks
 from autopsy.examine.gdb.mi import Gdb, GdbError
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.files import read_kernel
+from autopsy.target.image import image_of
 
 STAND_STILL_SECONDS = 10.0  # at most, from the attach to the detach
 HEAL_SECONDS = 3.0  # of the step, for what is put right after gdb
@@ -30,7 +33,7 @@ PATIENCE_SECONDS = 1.0
 GLANCE_SECONDS = 0.005
 MAY_NOT_STOP = frozenset("tTDXZ")
 # The symbols are read before the attach, and the VM's own files wherever it has its root.
-LIVE = ("set sysroot /proc/{pid}/root", "set auto-solib-add on", "file /proc/{pid}/exe")
+LIVE = ("set sysroot /proc/{pid}/root", "set auto-solib-add on", "file /proc/{pid}/exe", "set confirm off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ def look(scene: Scene) -> Outcome:
     try:
         with scratch(scene) as folder:
             told = _ask(scene, folder, ends_at)
-    except (ExaminationFailed, GdbError, NotHealed, OSError) as error:
+    except (ExaminationFailed, GdbError, NotHealed, ChildFailed, ChildTimedOut, OSError) as error:
         return Failed(f"--live-gdb: {error}")
     scene.write(layout.GDB_LOG, told.log)
     scene.write(layout.BACKTRACE, told.text.encode("utf-8", "backslashreplace"))
@@ -97,6 +100,7 @@ def may_not_attach(pid: int) -> str:
 
 def _ask(scene: Scene, folder: Path, ends_at: float) -> Told:
     pid = scene.target.pid
+    behind_loader = _symbols_behind_a_loader(pid)
     keeper: Guardian | None = None
     begun = time.monotonic_ns()
     try:
@@ -108,11 +112,28 @@ def _ask(scene: Scene, folder: Path, ends_at: float) -> Told:
                 raise GdbError(obstacle)
             begun = time.monotonic_ns()
             gdb.run(f"attach {pid}")
+            if behind_loader:
+                gdb.run(behind_loader)
             answer = gdb.run("thread apply all bt")
             gdb.run("detach")
     finally:
         put_right = keeper is not None and keeper.word(HEAL_SECONDS)
     return Told(answer.text, answer.whole, gdb.log(), time.monotonic_ns() - begun, put_right)
+
+
+def _symbols_behind_a_loader(pid: int) -> str:
+    """Return what gives gdb the names of a QEMU that a loader runs, empty where /proc/PID/exe is QEMU itself.
+
+    gdb takes the loader for the program, and leaves out the first entry of its list of what it has loaded.
+    """
+    image = in_child(partial(_mapped, pid), PATIENCE_SECONDS).decode()
+    return f"add-symbol-file {image} -o {int(image.rpartition('/')[2].partition('-')[0], 16):#x}" if image else ""
+
+
+def _mapped(pid: int) -> bytes:
+    """Return where QEMU's own binary is mapped, empty where it is the program; this takes the memory map's lock."""
+    place = image_of(pid).place
+    return b"" if place.endswith("/exe") else place.encode()
 
 
 def threads(text: str, comms: dict[int, str]) -> tuple[ThreadStack, ...]:

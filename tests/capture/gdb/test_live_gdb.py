@@ -16,6 +16,8 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.capture.gdb import guardian
 from autopsy.capture.gdb.attach import may_not_attach
 from autopsy.drill.machine import Machine
+from autopsy.drill.process import start, states
+from autopsy.drill.site import site
 from support import lab
 from support.surviving import (
     _every_capture_ends,  # noqa: F401 - a fixture
@@ -56,6 +58,22 @@ def test_an_attached_gdb_shows_every_thread_and_lets_the_vm_go_on(vm: Machine, t
     for tid in os.listdir(f"/proc/{vm.pid}/task"):
         assert f"LWP {tid}" in backtrace
     assert b'"function": "' in bundle.read("evidence/gdb.threads/threads.json")
+
+
+def test_a_qemu_behind_an_explicit_loader_has_its_own_names_in_the_backtrace(tmp_path: Path) -> None:
+    binary = lab.build("7.2").binary.resolve()
+    with site() as there:
+        monitor = there.folder / "qmp.sock"
+        small = ("-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", "-name", "loaded")
+        loader = ("env", "QEMU_MODULE_DIR=/usr/lib/x86_64-linux-gnu/qemu", "/lib64/ld-linux-x86-64.so.2")
+        vm = start(there, [*loader, binary, *small, "-qmp", f"unix:{monitor},server=on,wait=off"], log="qemu.log")
+        vm.wait_until("it listens", monitor.exists)
+        vm.wait_until("its loop runs", lambda: "poll" in Path(f"/proc/{vm.pid}/wchan").read_text())
+        done = capture(vm.pid, tmp_path, "--fast", "--live-gdb", before=ELSEWHERE)
+        assert done.end() == 0, done.story
+        assert "T" not in states(vm.pid)
+    backtrace = open_bundle(done.bundle).read("evidence/gdb.threads/backtrace.txt").decode()
+    assert "main_loop_wait" in backtrace, backtrace
 
 
 def test_where_it_was_not_asked_for_nothing_is_attached(vm: Machine, tmp_path: Path) -> None:
