@@ -23,6 +23,7 @@ from autopsy.report.draw.request_path import PathDrawing, draw_path
 from autopsy.report.draw.timeline import TimelineDrawing, draw_timeline
 from autopsy.report.draw.wait_graph import WaitsDrawing, draw_waits
 from autopsy.report.excerpts import Excerpts
+from autopsy.report.first_screen import KILLS, Doing, Proof, doing, headline, proofs
 from autopsy.report.runbook import runbook
 from autopsy.report.stacks import Group, coroutine_groups, thread_groups
 from autopsy.report.table import Table
@@ -46,6 +47,10 @@ class Page:
 
     manifest: Manifest
     diagnosis: Diagnosis
+    headline: str
+    proofs: tuple[Proof, ...]
+    doing: tuple[Doing, ...]
+    kill_effect: str
     place: str
     sure: str
     utc: str
@@ -90,6 +95,10 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> 
     return Page(
         manifest=bundle.manifest,
         diagnosis=diagnosis,
+        headline=headline(diagnosis),
+        proofs=proofs(bundle, diagnosis),
+        doing=doing(diagnosis),
+        kill_effect="" if diagnosis.where == "none" else KILLS[diagnosis.kill],
         place=PLACES[diagnosis.where],
         sure=(SURE_OF_NOTHING if diagnosis.where == "none" else SURE)[diagnosis.confidence],
         utc=when.utc(began, digits=0),

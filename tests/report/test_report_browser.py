@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from autopsy.report.html import html
 from support import browser, reports
 
 WIDE = {"width": 1440, "height": 900}
+LAPTOP = {"width": 1280, "height": 900}
 NARROW = {"width": 390, "height": 844}
 # Each page is looked at in a browser; the other cases' links are followed without one.
 KINDS = ("throttle-deadlock", "frozen-threads", "frozen-native", "lsi", "nbd", "healthy")
@@ -84,17 +86,32 @@ def test_every_cite_link_lands_on_its_target(page: Any) -> None:
     assert 0 <= landed["y"] < WIDE["height"]
 
 
-def test_it_prints_to_pdf_with_what_is_folded(page: Any) -> None:
+def test_it_prints_on_five_pages_at_most(page: Any) -> None:
     page.emulate_media(media="print")
     try:
-        folded = page.locator("details.group:not([open]) .inside")
-        if folded.count():
-            assert folded.first.bounding_box()["height"] > 0
         document = page.pdf(format="A4")
     finally:
         page.emulate_media(media="screen")
     assert document.startswith(b"%PDF")
     assert len(document) > 20_000
+    assert 0 < len(re.findall(rb"/Type\s*/Page\b", document)) <= 5
+
+
+def test_headline_three_proofs_and_the_first_command_are_on_the_first_screen(
+    page: Any, report: tuple[Path, Any]
+) -> None:
+    page.set_viewport_size(LAPTOP)
+    try:
+        found = [page.locator("h1"), page.locator(".command").first]
+        found += page.locator(".proofs li").all()
+        bottoms = [place["y"] + place["height"] for each in found if (place := each.bounding_box())]
+    finally:
+        page.set_viewport_size(WIDE)
+    assert len(bottoms) == len(found)
+    assert max(bottoms) <= LAPTOP["height"]
+    assert len(page.locator("h1").inner_text()) <= 90 or "\\u" in page.locator("h1").inner_text()
+    assert report[1].advice[0].command.split()[0] in page.locator(".command").first.inner_text()
+    assert all(quote.inner_text() for quote in page.locator(".proofs q").all())
 
 
 def test_a_narrow_screen_never_scrolls_sideways_and_axe_finds_no_serious_violation(
