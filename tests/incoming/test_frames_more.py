@@ -51,6 +51,11 @@ ANSWERS: tuple[tuple[str, str, tuple[Stack, ...]], ...] = (
         "peer",
         (("kvm", ("poll", "event_loop", "iscsi_full_connect_sync", "iscsi_open", *DISPATCH)),),
     ),
+    (
+        "peer-question-waits",
+        "peer",
+        (("kvm", ("poll", "g_main_loop_run", "qio_channel_wait", "nbd_receive_negotiate", *DISPATCH)),),
+    ),
     ("peer-question-waits", "peer", (("CPU 0/KVM", ("read", "tpm_emulator_x", *MMIO)), WANTS_BQL)),
 )
 
@@ -69,6 +74,14 @@ def test_where_it_is_follows_from_what_the_stack_works_on(
         (("live_migration", (*COND, "qemu_sem_timedwait", "migration_rate_limit", "migration_thread", *STARTED)), IDLE),
         (("multifdrecv_0", ("recvmsg", "qio_channel_readv_all", "multifd_recv_thread", *STARTED)), IDLE),
         (WORKER, WORKER, IDLE),
+        (("IO iot0", ("io_uring_enter", "fdmon_io_uring_wait", "aio_poll", "iothread_run", *STARTED)), IDLE),
+        (("IO iot0", ("read", "event_notifier_test_and_clear", "aio_poll", "iothread_run", *STARTED)), IDLE),
+        (
+            ("live_migration", ("memcpy", "ram_save_iterate", "migration_thread", *STARTED)),
+            ("kvm", (*POLL, "blk_drain", "qmp_x", *DISPATCH)),
+        ),
+        (("kvm", ("accept4", "tcp_chr_wait_x", *DISPATCH)),),
+        (("kvm", ("read", "dispatcher_send_message", "red_x", *DISPATCH)),),
         (("IO iot0", ("io_getevents", "laio_x", "aio_poll", "iothread_run", *STARTED)), IDLE),
     ],
 )

@@ -162,8 +162,9 @@ def _context(facts: Facts) -> Judgement:
 def _job_end(facts: Facts) -> Judgement:
     """The end of a job drains: it holds what the requests need to end, or their end is queued behind it."""
     found = stacks(facts)
+    working = any(each.thread.role is Role.WORKER and each.wait is Wait.CALL for each in found)
     for stack in found:
-        if stack.wait is not Wait.POLL or not (stack.is_main or stack.holds_bql):
+        if stack.wait is not Wait.POLL or not (stack.is_main or stack.holds_bql) or working:
             continue
         job = stack.begins(*JOB_ENDS)
         if not job or _parked(facts, Park.NBD_REPLY, Park.NBD_CONNECT):

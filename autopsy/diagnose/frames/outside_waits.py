@@ -123,7 +123,8 @@ def _host(facts: Facts) -> Judgement:
     """A thread that others need is in a system call on a file, or every request is in one."""
     found = stacks(facts)
     for stack in found:
-        asks = stack.call in FILE_CALLS | {"read", "write"} or (stack.call == "ioctl" and stack.begins(*ON_HOST))
+        on_storage = stack.call in {"read", "write", "ioctl"} and stack.begins(*ON_HOST)
+        asks = stack.call in FILE_CALLS or on_storage
         if _blocks_others(stack) and stack.wait is Wait.CALL and asks:
             return match(
                 f"{sentence(called(stack))} is in {stack.call} on the host's storage, and others wait for it", stack

@@ -127,14 +127,21 @@ def _wait(inner: tuple[str, ...], outer: tuple[str, ...], call: str, names: tupl
             return Wait.RESTS if outer and outer[0] in words.IDLE_UNDER.get(wait.name, frozenset()) else wait
     if _polls(names):
         return Wait.POLL
-    if call in words.POLL_CALLS and (not outer or outer[0] in words.LOOPS or set(outer[:6]) & words.LOOPS):
-        return Wait.RESTS
-    if call == "ioctl" and set(outer[:2]) & words.GUEST_RUNS:
+    if _rests(outer, call, names):
         return Wait.RESTS
     if call:
         return Wait.CALL
-    named = names[0] if names else ""
+    named = bool(names and names[0]) and not words.ENDS.intersection(names[:3])
     return Wait.RUNS if named else Wait.NAMELESS
+
+
+def _rests(outer: tuple[str, ...], call: str, names: tuple[str, ...]) -> bool:
+    """Tell whether it waits for whatever comes next: in its own loop, or in the guest."""
+    if "fdmon_io_uring_wait" in names or (call == "ioctl" and set(outer[:2]) & words.GUEST_RUNS):
+        return True
+    if call not in words.POLL_CALLS or words.FOR_ONE_THING.intersection(names):
+        return False
+    return not outer or bool(set(outer[:6]) & words.LOOPS)
 
 
 def _polls(names: tuple[str, ...]) -> bool:

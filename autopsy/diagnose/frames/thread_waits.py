@@ -136,6 +136,10 @@ def _migration(facts: Facts) -> Judgement:
         (each for each in found if each.wait in waits and not each.wants_bql and _in_migration(each)),
         key=lambda each: (not each.is_main, not each.holds_bql, each.thread.role is not Role.MIGRATION),
     )
+    main = next((each for each in found if each.is_main), None)
+    elsewhere = main is not None and main.wait not in {Wait.RESTS, Wait.NAMELESS} and not main.wants_bql
+    if elsewhere and main is not None and not _in_migration(main):  # what goes on beside it is no wedge
+        ranked = [each for each in ranked if each.holds_bql]
     for stack in ranked:
         place = stack.begins(*MIGRATION)
         held = " and holds the BQL" if stack.holds_bql else ""
@@ -160,7 +164,9 @@ def _order(facts: Facts) -> Judgement:
     holders = [
         each
         for each in found
-        if each.holds_bql and (each.wait in waits or (each.wait is Wait.CALL and each.begins("dispatcher_")))
+        if each.holds_bql
+        and not each.has(*PAUSES)  # it lets go of the BQL meanwhile
+        and (each.wait in waits or (each.wait is Wait.CALL and each.begins("dispatcher_")))
     ]
     wanting = [
         each for each in found if each.wants_bql and each.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.OTHER}

@@ -77,6 +77,14 @@ LOOPS = _set(
     qemu_poll_ns
     """
 )
+# They wait in a loop of their own for one thing.
+FOR_ONE_THING = _set(
+    """
+    qio_channel_wait qio_channel_wait_cond qemu_rdma_wait_comp_channel tcp_chr_wait_connected
+    qio_net_listener_wait_client nbd_client_connect
+    """
+)
+ENDS = _set("abort raise __pthread_kill_implementation __assert_fail __assert_fail_base __kernel_vsyscall")
 POLL_CALLS = NUMBERED_POLLS | {"pselect"}
 GUEST_RUNS = _set("kvm_vcpu_ioctl kvm_cpu_exec")
 IDLE_UNDER = MappingProxyType(
@@ -123,6 +131,16 @@ _ALIASES = MappingProxyType(
         "usleep": "nanosleep",
         "g_usleep": "nanosleep",
         "select": "select",
+        "accept": "accept4",
+        "accept4": "accept4",
+        "flock": "flock",
+        "waitpid": "wait4",
+        "sigwait": "rt_sigtimedwait",
+        "sigwaitinfo": "rt_sigtimedwait",
+        "sigsuspend": "rt_sigsuspend",
+        "pause": "pause",
+        "semop": "semop",
+        "msgrcv": "msgrcv",
         "pselect": "pselect",
         "io_submit": "io_submit",
         "io_getevents_0_4": "io_getevents",
