@@ -86,6 +86,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "savevm-blocks-main-loop": "unknown",
     "migration-send-blocked": "needless",
     "ide-trim-drain-deadlock": "helps",
+    "virtio-device-broken": "needless",
     "virtqueue-notify-off": "needless",
     "virtqueue-kick-lost": "needless",
     "virtqueue-interrupt-lost": "helps",

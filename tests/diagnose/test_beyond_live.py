@@ -12,6 +12,7 @@ import pytest
 
 from support import lab
 from support.verdicts import captured
+from support.wedged import qtest
 from support.wedged import wedges_beyond as beyond
 from support.wedged.wedges import Stuck
 
@@ -42,6 +43,23 @@ TRIALS = (
         beyond.back_end_killed,
         (OLD, NEW),
         says="gone",
+    ),
+    Trial(
+        "a virtio disk whose driver claims more requests than its queue holds",
+        "device",
+        "virtio-device-broken",
+        partial(qtest.disk_with_an_index, index=1000, names=("vd0",)),
+        (OLD, NEW),
+        ("proven",),
+        says="marked broken",
+    ),
+    Trial(
+        "a virtio disk whose driver has nothing to ask",
+        "none",
+        "healthy",
+        partial(qtest.disk_with_an_index, index=0),
+        (OLD, NEW),
+        ("proven",),
     ),
     Trial("a vhost-user back end that serves", "none", "healthy", beyond.back_end_serving, (NEW,)),
     Trial(

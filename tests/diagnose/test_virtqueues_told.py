@@ -25,13 +25,21 @@ from tests.examine.heap import test_virtqueues
 SIGNATURES = ("virtqueue-notify-off", "virtqueue-kick-lost", "virtqueue-interrupt-lost")
 
 
-def shaped(case: e.Case, *, two: bool = True, heard: bool | None = False, count_again: int = 1, **later: Any) -> e.Fake:
+def shaped(
+    case: e.Case,
+    *,
+    two: bool = True,
+    heard: bool | None = False,
+    count_again: int = 1,
+    broken: bool = False,
+    **later: Any,
+) -> e.Fake:
     """Return the case with its queues known by their shape alone; `later` is what changed of them since."""
     assert case.heap is not None
     queues = case.heap.virtqueues
     case.heap = case.heap_again = None
     device = VirtioDevice(
-        address=0x100, device="vd0", device_type="virtio-blk-device", broken=False, vhost_started=False, queues=queues
+        address=0x100, device="vd0", device_type="virtio-blk-device", broken=broken, vhost_started=False, queues=queues
     )
     again = msgspec.structs.replace(device, queues=tuple(msgspec.structs.replace(each, **later) for each in queues))
     shapes = VirtioShapes(first=(device,), second=(again,) if two else None)
@@ -72,6 +80,15 @@ def test_a_kick_that_an_io_uring_may_hear_is_not_called_lost() -> None:
     found = told(shaped(cases.virtqueue(host_fd=30), heard=None))
     assert found.signature not in SIGNATURES
     assert "virtqueue-kick-lost" in undecided(found)
+
+
+def test_a_device_that_is_marked_broken_is_the_cause_and_proven_by_two_looks() -> None:
+    found = told(shaped(cases.virtqueue(), broken=True))
+    assert (found.where, found.signature, found.confidence) == ("device", "virtio-device-broken", "proven")
+    assert found.objects == ("vd0",)
+    once = told(shaped(cases.virtqueue(), broken=True, two=False))
+    assert (once.signature, once.confidence) == ("virtio-device-broken", "likely")
+    assert told(shaped(cases.virtqueue())).where == "none"
 
 
 def test_an_interrupt_that_is_not_taken_is_told_by_the_shape_of_the_queue() -> None:

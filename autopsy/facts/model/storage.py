@@ -144,7 +144,8 @@ class Queues:
     """The virtqueues of virtio disks and SCSI controllers that are set up, at both looks.
 
     `notifiers` are eventfds as both looks saw them, `words` and `words_again` the index words of rings in the guest's
-    memory after each; empty where that is not known.
+    memory after each; empty where that is not known. `broken` are the devices that QEMU serves no more at the first
+    look, `still_broken` those at the second.
     """
 
     first: tuple[VirtQueue, ...]
@@ -154,6 +155,8 @@ class Queues:
     words_again: tuple[RingWords, ...]
     words_cite: Cite
     broken: frozenset[str]
+    still_broken: frozenset[str]
+    devices_cite: Cite
     cite: Cite
 
     def notifier(self, fd: int) -> EventFd | None:

@@ -67,6 +67,7 @@ def _queues(
 ) -> Known[Queues]:
     found = shapes(evidence)
     shaped = found.value.first if isinstance(found, Known) else ()
+    shaped_again = (found.value.second if isinstance(found, Known) else None) or ()
     twice = decode(evidence, layout.SECOND_EXPOSURE, layout.EVENTFDS, tuple[records.EventFd, ...])
     again: Fact[tuple[VirtQueue, ...]] = (
         Unknown(cite.file, "there is no second exposure of them") if second is None else Known(_of_disks(second), cite)
@@ -79,6 +80,8 @@ def _queues(
             words=_words(evidence, layout.GDB_THREADS),
             words_again=_words(evidence, layout.SECOND_EXPOSURE),
             broken=frozenset(device.device for device in shaped if device.broken),
+            still_broken=frozenset(device.device for device in shaped_again if device.broken),
+            devices_cite=found.cite if isinstance(found, Known) else Cite(found.evidence),
             words_cite=Cite(layout.evidence(layout.SECOND_EXPOSURE, layout.RING_WORDS)),
             cite=cite,
         ),
