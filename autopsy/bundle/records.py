@@ -368,3 +368,15 @@ class SocketEnd(msgspec.Struct, frozen=True, kw_only=True):
     send_queue: int | None = None
     peer_inode: int | None = None
     peer_pids: tuple[int, ...] = ()
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """A loop device below a file system (`above`, MAJ:MIN), and the host's file that it keeps its data in.
+
+    `mount` is the line of the host's mountinfo that tells where this file lies.
+    """
+
+    above: str
+    loop: str
+    file: str
+    mount: str

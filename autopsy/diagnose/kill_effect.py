@@ -44,6 +44,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "cgroup-io-limited": "needless",
     "host-fs-frozen": "futile",
     "fuse-daemon-silent": "futile",
+    "storage-below-silent": "futile",
     "host-nfs-wait": "unknown",
     "host-ceph-wait": "unknown",
     "host-smb-wait": "unknown",

@@ -24,7 +24,7 @@ from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
 from autopsy.facts.model.facts import Facts, MonitorFact, Origin, Role, Times, Vm
-from autopsy.facts.storage import disks, exports, images, jobs, nodes, requests, rings, throttle, virtqueues
+from autopsy.facts.storage import disks, exports, images, jobs, layers, nodes, requests, rings, throttle, virtqueues
 from autopsy.facts.untrusted import mapping, number, sequence
 
 TICKS = 100  # a second, in /proc/PID/stat: USER_HZ of every architecture that QEMU runs on
@@ -80,6 +80,7 @@ def gather(evidence: Evidence) -> Facts:
         polls=descriptors.poll_sets(evidence),
         sockets=found_sockets,
         fuse=sockets.fuse(evidence),
+        layers=layers.gather(evidence),
         helpers=device_backends.gather(line, found_sockets, monitor.answer(talk, "query-chardev")),
         rings=rings.gather(evidence),
         host=host.gather(evidence),

@@ -12,6 +12,7 @@ from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.model.facts import BlockDevice, HostFacts, LogLine, Mount, Pressure
 from autopsy.facts.storage import io_limits
+from autopsy.facts.storage.mounts import mounts_told
 from autopsy.facts.threads import int_of
 
 PATH = layout.evidence(layout.HOST, layout.HOST_FILES)
@@ -180,24 +181,11 @@ def _mounts(evidence: Evidence, found: Mapping[str, Section], absent: Unknown) -
         own = section_map(evidence, step, layout.FDS).get("mountinfo")
         if own is not None and not own.error:
             path = layout.evidence(step, layout.FDS)
-            return Known(tuple(_mountinfo(path, own)), Cite(path, own.line, "mountinfo"))
+            return Known(tuple(mounts_told(path, own.line, text(own))), Cite(path, own.line, "mountinfo"))
     for name, section in found.items():
         if not section.error and name.endswith("/mountinfo"):
-            return Known(tuple(_mountinfo(PATH, section)), Cite(PATH, section.line, name))
+            return Known(tuple(mounts_told(PATH, section.line, text(section))), Cite(PATH, section.line, name))
     return absent
-
-
-def _mountinfo(path: str, section: Section) -> Iterator[Mount]:
-    for offset, line in enumerate(text(section).splitlines()):
-        left, dash, right = line.partition(" - ")
-        place, words = left.split(), right.split()
-        if dash and len(place) > 4 and len(words) > 1:
-            cite = Cite(path, section.line + offset, line[:200])
-            yield Mount(path=_unescape(place[4]), fstype=words[0], source=words[1], cite=cite, device=place[2])
-
-
-def _unescape(path: str) -> str:
-    return path.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
 
 
 def _log(evidence: Evidence, step: str, files: tuple[str, ...], words: tuple[str, ...]) -> Iterator[LogLine]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from autopsy.bundle.sections import Section
@@ -76,8 +76,13 @@ def mounts_in_use(descriptors: Mapping[str, Section]) -> tuple[Mount, ...]:
 def mount_at(descriptors: Mapping[str, Section], path: str) -> Mount | None:
     """Return the mount that a path of the target's lies on, by the mountinfo of a fds.txt; links are not followed."""
     table = descriptors.get("mountinfo")
-    above = (mount for mount in mounts_of(table.data if table else b"").values() if _is_below(path, mount.point))
-    return max(above, key=lambda mount: len(mount.point), default=None)
+    return mount_around(mounts_of(table.data if table else b"").values(), path)
+
+
+def mount_around(table: Iterable[Mount], path: str) -> Mount | None:
+    """Return the mount that a path lies on, the last one where several are at the same place."""
+    above = [mount for mount in table if _is_below(path, mount.point)]
+    return max(reversed(above), key=lambda mount: len(mount.point), default=None)
 
 
 def _is_below(path: str, point: str) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from support import lab
 from support.verdicts import captured
-from support.wedged import qtest
+from support.wedged import qtest, stacked
 from support.wedged import wedges_beyond as beyond
 from support.wedged.wedges import Stuck
 
@@ -59,6 +59,22 @@ TRIALS = (
         "healthy",
         partial(qtest.disk_with_an_index, index=0),
         (OLD, NEW),
+        ("proven",),
+    ),
+    Trial(
+        "an image on a loop device whose file a stopped FUSE daemon serves",
+        "peer",
+        "storage-below-silent",
+        stacked.ext4_on_loop_on_fuse,
+        (OLD, NEW),
+        says="is stopped",
+    ),
+    Trial(
+        "an image on a loop device whose file a FUSE daemon serves",
+        "none",
+        "healthy",
+        partial(stacked.ext4_on_loop_on_fuse, stops=False),
+        (NEW,),
         ("proven",),
     ),
     Trial("a vhost-user back end that serves", "none", "healthy", beyond.back_end_serving, (NEW,)),

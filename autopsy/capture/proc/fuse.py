@@ -1,4 +1,4 @@
-"""The FUSE file systems that the target's files lie on, how many requests wait there, and which daemon answers."""
+"""The FUSE file systems below the target's files, how many requests wait there, and which daemon answers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.records import MainLoop
 from autopsy.bundle.sections import Section
+from autopsy.capture.proc import layers
 from autopsy.capture.reading.procfs import Process, read_file
 from autopsy.capture.reading.reader import Cut, Read, SectionFile, Trouble, sections, take
 from autopsy.capture.step import Scene
@@ -32,7 +33,9 @@ def collect(
     Sections `fuse/<minor>/{mount,fds,waiting,…,daemon}`; the minor number is the connection's name in
     /sys/fs/fuse/connections. `daemon` holds a line `PID` for each process that may be it.
     """
-    mounts = [mount for mount in _mounts(scene, descriptors) if mount.is_fuse]
+    below = layers.collect(scene, descriptors, stored, trouble)
+    own = {mount.device: mount for mount in (*below, *_mounts(scene, descriptors)) if mount.is_fuse}
+    mounts = list(own.values())
     if not mounts:
         return frozenset()
     search = Read("daemons", partial(_daemons, process.pid), seconds=SEARCH_SECONDS + 1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autopsy.bundle.heap import devices
 from autopsy.diagnose.queries.notifiers import _eventfd, _queues, unseen_notifiers
-from autopsy.diagnose.queries.requests import still, their_disks
+from autopsy.diagnose.queries.requests import confidence, still, their_disks
 from autopsy.diagnose.queries.threads import functions, threads
 from autopsy.diagnose.queries.untaken import Untaken, untaken
 from autopsy.diagnose.queries.wording import count, missing
@@ -267,7 +267,33 @@ def _ide_trim(facts: Facts) -> Judgement:
     )
 
 
+def _broken(facts: Facts) -> Judgement:
+    if isinstance(facts.virtqueues, Unknown):
+        return CannotTell(f"the virtio devices of the guest's disks: {missing(facts.virtqueues)}")
+    queues = facts.virtqueues.value
+    if not queues.broken:
+        return RuledOut("no virtio disk or controller is marked broken", (queues.cite,))
+    names = sorted(queues.broken)
+    still = queues.still_broken.issuperset(names)
+    return Match(
+        headline=f"{count(len(names), 'virtio device')} {'are' if len(names) > 1 else 'is'} marked broken "
+        f"({', '.join(names[:6])}): the guest's driver put into a queue what cannot be, and QEMU serves none of its "
+        "queues until the guest resets it",
+        objects=tuple(map(subjects.Device, names)),
+        confidence=confidence(proven=still),
+        claims=(
+            claim(
+                f"VirtIODevice.broken is set in {', '.join(names[:6])}{' in both exposures' if still else ''}.",
+                queues.devices_cite,
+            ),
+        ),
+        holds=frozenset({Whole.REQUESTS, *map(subjects.Device, names)}),
+        weight=len(names),
+    )
+
+
 SIGNATURES = (
+    Signature("virtio-device-broken", "device", "a virtio device is marked broken", _broken),
     Signature("ide-trim-drain-deadlock", "device", "an IDE or AHCI TRIM and a drain wait for each other", _ide_trim),
     Signature("virtqueue-notify-off", "device", "a virtqueue's kicks are switched off", _notify_off),
     Signature("virtqueue-kick-lost", "device", "a virtqueue's kick is heard by nobody", _kick_lost),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import kernel_stacks
+from autopsy.diagnose.queries.below import Below, below
 from autopsy.diagnose.queries.host_log import lines_about
 from autopsy.diagnose.queries.kernel_sleepers import (
     MOST_NAMED,
@@ -20,6 +21,7 @@ from autopsy.diagnose.queries.kernel_sleepers import (
 from autopsy.diagnose.queries.kernel_stacks import Family
 from autopsy.diagnose.queries.requests import (
     Standing,
+    confidence,
     monitor_is_dead,
     standing,
     thread_subjects,
@@ -30,7 +32,7 @@ from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Descriptor, Disk, Exposure, Facts, Peer, Role
+from autopsy.facts.model.facts import Descriptor, Disk, Exposure, Facts, FuseMount, Peer, Role
 from autopsy.facts.model.yield_points import DISK_PARKS
 from autopsy.facts.subjects import Subject, Whole
 
@@ -79,7 +81,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
             ),
         ),
         holds=frozenset(held),
-        waits_for=frozenset({Whole.IO_LIMIT} if kind.id == "host-block-wait" else ()),
+        waits_for=frozenset({Whole.IO_LIMIT, Whole.BELOW} if kind.id == "host-block-wait" else {Whole.BELOW}),
         weight=len(found),
     )
 
@@ -175,8 +177,81 @@ def _is(kind: Family, look: Exposure) -> bool:
     return found is not None and found.id == kind.id
 
 
+def _below(facts: Facts) -> Judgement:
+    if isinstance(facts.threads, Unknown):
+        return CannotTell("the kernel stacks of QEMU's threads (evidence/witness/tasks.txt)")
+    silent = [
+        (each, way, served)
+        for each in sleepers(facts)
+        if (file := file_of(facts, each.look)) is not None
+        and (mount := mount_of(facts, file.target)) is not None
+        and (served := (way := below(facts, mount)).served) is not None
+        and (served.waiting or _is_stopped(served))
+    ]
+    if not silent:
+        why = "no thread waits for a file system that lies on another one that a program serves"
+        return RuledOut(why, (facts.threads.cite,))
+    return _below_match(facts, [each for each, _, _ in silent], silent[0][1], silent[0][2])
+
+
+def _own_daemons(served: FuseMount) -> tuple[Peer, ...]:
+    return served.daemons if served.sure or len(served.daemons) == 1 else ()
+
+
+def _is_stopped(served: FuseMount) -> bool:
+    daemons = _own_daemons(served)
+    return bool(daemons) and all(each.state in {"T", "t"} for each in daemons)
+
+
+def _below_match(facts: Facts, asleep: list[Sleeper], way: Below, served: FuseMount) -> Match:
+    daemons = _own_daemons(served)
+    paths = frozenset(file.target for each in asleep if (file := file_of(facts, each.look)) is not None)
+    disks = disks_on(facts, paths)
+    stopped = _is_stopped(served)
+    who = f", which {daemons[0].comm} {daemons[0].pid} serves" if daemons else ""
+    whose = f" ({', '.join(map(title, disks[:3]))})" if disks else ""
+    verb = "waits" if len(asleep) == 1 else "wait"
+    return Match(
+        headline=f"{count(len(asleep), 'thread')} of QEMU {verb} for storage that lies in {way.layers[-1].file}{who}"
+        f"{', and is stopped' if stopped else ''}{whose}",
+        objects=(
+            *map(subjects.disk, disks),
+            *map(subjects.peer, daemons[:3]),
+            subjects.file_system(way.layers[-1].mount),
+            *(subjects.HostDevice(layer.loop) for layer in way.layers),
+        ),
+        confidence=confidence(proven=stopped and any(each.through for each in asleep)),
+        claims=(
+            claim(f"{named(asleep[0].thread)} waits for {asleep[0].family.words}.", asleep[0].look.stack_cite),
+            *(
+                claim(
+                    f"Block device {layer.loop} keeps its data in {layer.file}, on {layer.mount.path} "
+                    f"({layer.mount.fstype}).",
+                    layer.cite,
+                )
+                for layer in way.layers
+            ),
+            *(
+                (claim(f"{count(served.waiting, 'request')} waited at that FUSE file system.", served.cite),)
+                if served.waiting
+                else ()
+            ),
+            *(claim(f"Its daemon is {each.comm} {each.pid}, State {each.state}.", each.cite) for each in daemons[:3]),
+        ),
+        holds=frozenset(
+            {
+                *(Whole.STORAGE, Whole.REQUESTS, Whole.BELOW),
+                *thread_subjects(facts, (each.thread.tid for each in asleep)),
+                *map(subjects.disk, disks),
+            }
+        ),
+        weight=len(asleep),
+    )
+
+
 def _signature(kind: Family) -> Signature:
     return Signature(kind.id, kind.where, kind.title, lambda facts: _judge(kind, facts))
 
 
-SIGNATURES = tuple(_signature(kind) for kind in kernel_stacks.FAMILIES)
+BELOW = Signature("storage-below-silent", "peer", "a program that serves the storage below does not answer", _below)
+SIGNATURES = (BELOW, *(_signature(kind) for kind in kernel_stacks.FAMILIES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autopsy.diagnose.queries.below import below
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, disks_behind, file_of, image_of, mount_of, sleepers
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
@@ -23,6 +24,17 @@ def waits(facts: Facts) -> Iterator[Wait]:
         for end in ends:
             cites = (each.look.cite, each.look.stack_cite)
             yield Wait(subjects.thread(each.thread), end, How.SLEEPS_ON, sure, cites)
+    for mount in tuple(mounts.values()):
+        above = mount
+        for layer in below(facts, mount).layers:
+            yield Wait(
+                *(subjects.file_system(above), subjects.HostDevice(layer.loop), How.STACKED_ON, Certainty.ONCE),
+                cites=(layer.cite,),
+            )
+            place = subjects.file_system(layer.mount)
+            yield Wait(subjects.HostDevice(layer.loop), place, How.STACKED_ON, Certainty.ONCE, (layer.cite,))
+            above = layer.mount
+            mounts[above.path] = above
     for served in facts.fuse.value if isinstance(facts.fuse, Known) else ():
         if served.path in mounts and (served.sure or len(served.daemons) == 1):
             for daemon in served.daemons:

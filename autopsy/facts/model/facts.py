@@ -20,6 +20,7 @@ from autopsy.facts.model.host import (
     Helper,
     HostFacts,
     IoLimit,
+    LayerFact,
     LogLine,
     Mount,
     Peer,
@@ -57,6 +58,7 @@ __all__ = [
     "HostFacts",
     "IoLimit",
     "Job",
+    "LayerFact",
     "Limits",
     "Locks",
     "LogLine",
@@ -334,6 +336,7 @@ class Facts:
     polls: Fact[tuple[PollSet, ...]]
     sockets: Fact[tuple[SocketFact, ...]]
     fuse: Fact[tuple[FuseMount, ...]]
+    layers: tuple[LayerFact, ...]
     helpers: tuple[Helper, ...]
     rings: Fact[RingsFact]
     host: HostFacts

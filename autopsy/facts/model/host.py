@@ -86,6 +86,20 @@ class FuseMount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFact:
+    """A loop device below the file system of that number (`above`), the file of the host's that it keeps its data in.
+
+    `mount` is what that file lies on.
+    """
+
+    above: str
+    loop: str
+    file: str
+    mount: Mount
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RingsFact:
     """Completion rings at two moments, as far as both were read."""
 

@@ -1,0 +1,69 @@
+"""The files that lie below the target's file systems, where those are on loop devices, and the mounts of such files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+
+import msgspec
+
+from autopsy.bundle.records import Layer
+from autopsy.bundle.sections import Section
+from autopsy.capture.reading.procfs import read_file
+from autopsy.capture.reading.reader import Cut, Read, SectionFile, Trouble, take
+from autopsy.capture.step import Scene
+from autopsy.linux.layers import loops_below
+from autopsy.linux.mounts import Mount, mount_around, mounts_in_use, mounts_of
+
+SEARCH_SECONDS = 1.0
+MOST_LAYERS = 32
+MOST_TABLE = 4 << 20
+
+
+def collect(
+    scene: Scene, descriptors: Mapping[str, Section], stored: SectionFile, trouble: Trouble
+) -> tuple[Mount, ...]:
+    """Store a section `layer/<number>` for each, and return the mounts that such files lie on.
+
+    It is of the host's own mounts that a loop device's file is told: no path is looked at, for that could hang.
+    """
+    numbers = tuple(dict.fromkeys(mount.device for mount in mounts_in_use(descriptors)))
+    numbers = tuple(number for number in numbers if not number.startswith("0:"))
+    if not numbers:
+        return ()
+    answer = take([Read("layers", partial(_walk, numbers), seconds=SEARCH_SECONDS)], scene.deadline, trouble)["layers"]
+    layers = msgspec.json.decode(answer.data or b"[]", type=tuple[Layer, ...])
+    stored.append([Section(f"layer/{number}", msgspec.json.encode(each)) for number, each in enumerate(layers)])
+    return tuple(mounts_of("\n".join(dict.fromkeys(each.mount for each in layers)).encode()).values())
+
+
+def _walk(numbers: tuple[str, ...]) -> bytes:
+    """Be the search, in a reader; return Layer[] as JSON."""
+    found: list[Layer] = []
+    left = list(numbers)
+    seen = set(left)
+    table = _own_mounts()
+    while left and len(found) < MOST_LAYERS:
+        number = left.pop(0)
+        for loop in loops_below(number):
+            mount = mount_around(table, loop.file)
+            if mount is None:
+                continue
+            found.append(
+                Layer(
+                    above=number,
+                    loop=loop.name,
+                    file=loop.file,
+                    mount=os.fsencode(mount.line).decode("utf-8", "replace"),
+                )
+            )
+            if mount.device not in seen:
+                seen.add(mount.device)
+                left.append(mount.device)
+    return msgspec.json.encode(found)
+
+
+def _own_mounts() -> tuple[Mount, ...]:
+    raw = read_file("/proc/self/mountinfo", MOST_TABLE)
+    return tuple(mounts_of(raw.data if isinstance(raw, Cut) else raw).values())

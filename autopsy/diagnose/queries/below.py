@@ -1,0 +1,35 @@
+"""Follows a file system down through loop devices and their files, to a program that answers for the last of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopsy.facts.cite import Known
+from autopsy.facts.model.facts import Facts, FuseMount, LayerFact, Mount
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """The layers below a mount, from the top, and the FUSE file system at their end, if it is one."""
+
+    layers: tuple[LayerFact, ...]
+    served: FuseMount | None
+
+
+def below(facts: Facts, mount: Mount) -> Below:
+    """Return what a mount is stacked on; no ring of layers is followed twice."""
+    found: list[LayerFact] = []
+    device = mount.device
+    while device:
+        layer = next((each for each in facts.layers if each.above == device and each not in found), None)
+        if layer is None:
+            break
+        found.append(layer)
+        device = layer.mount.device
+    return Below(tuple(found), served_at(facts, found[-1].mount) if found else None)
+
+
+def served_at(facts: Facts, mount: Mount) -> FuseMount | None:
+    """Return the FUSE file system of a mount, by whose daemons it is served."""
+    told = facts.fuse.value if isinstance(facts.fuse, Known) else ()
+    return next((each for each in told if each.path == mount.path), None)

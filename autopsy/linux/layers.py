@@ -1,0 +1,42 @@
+"""What a block device is made of, as sysfs tells it: down to the files that loop devices keep their data in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = Path("/sys/dev/block")
+DELETED = " (deleted)"
+MOST_DEVICES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """A loop device below a block device, with the file that it keeps its data in, as the host names it."""
+
+    name: str
+    file: str
+
+
+def loops_below(number: str, block: Path = BLOCK) -> Iterator[Loop]:
+    """Yield the loop devices that a block device, given as MAJ:MIN, is made of, itself among them."""
+    seen: set[str] = set()
+    left = [number]
+    while left and len(seen) < MOST_DEVICES:
+        with suppress(OSError):
+            folder = (block / left.pop()).resolve(strict=True)
+            if folder.name in seen:
+                continue
+            seen.add(folder.name)
+            if (folder / "partition").exists():
+                left.append((folder.parent / "dev").read_text().strip())
+            with suppress(OSError):
+                left += [
+                    (folder / "slaves" / name / "dev").read_text().strip() for name in os.listdir(folder / "slaves")
+                ]
+            with suppress(OSError):
+                backing = (folder / "loop/backing_file").read_bytes().decode("utf-8", "replace").rstrip("\n")
+                yield Loop(folder.name, backing.removesuffix(DELETED))
