@@ -53,10 +53,12 @@ def import_evidence(
     if json:
         show(import_json(done))
         return
-    for line in (*done.source, *(f"note: {note}" for note in done.notes)):
-        say(plain(line))
+    for note in done.notes:
+        say(plain(f"note: {note}"))
     for line in summary.verdict(done.diagnosis):
         show(line)
+    for line in done.source:
+        show(f"imported    {plain(line)}")
     for line in done.diagnosis.next_steps:
         show(summary.row("next", line))
     show(summary.row("report", str(done.report or "inside the bundle")))

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from autopsy.bundle.manifest import Clocks, Host, Manifest, StepRecord, TargetRecord
+from autopsy.bundle.manifest import Clocks, Host, Imported, Manifest, StepRecord, TargetRecord
 from autopsy.bundle.vm_end import VmEnd
 from autopsy.diagnose.diagnosis import Diagnosis
 
@@ -16,7 +16,7 @@ VERSION = 1
 class Document(msgspec.Struct, frozen=True, kw_only=True):
     """What `autopsy report --format json` prints. `version` counts changes of its keys; `kill` may be empty.
 
-    `end` is how the VM ended by itself, null where it lived on.
+    `end` is how the VM ended by itself, null where it lived on; `imported` what others took, null for a capture.
     """
 
     version: int
@@ -31,6 +31,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     stop_ms: float
     kill: str
     end: VmEnd | None
+    imported: Imported | None
     diagnosis: Diagnosis
 
 
@@ -49,6 +50,7 @@ def document(manifest: Manifest, diagnosis: Diagnosis, *, kill: str = "") -> str
         stop_ms=round(sum(step.stop_ns for step in manifest.steps) / 1e6, 3),
         kill=kill,
         end=manifest.end,
+        imported=manifest.imported,
         diagnosis=diagnosis,
     )
     return _text(_encodable(msgspec.to_builtins(whole)))

@@ -41,6 +41,7 @@ def answers(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
+# None with a thread in state D: neither `gdb -p` nor gcore comes back from such a process.
 WEDGES = (
     Wedge("a drive's own limits", wedges_disks.throttled, "10.0.2-debug", answers("unknown"), answers("throttle")),
     Wedge(
@@ -51,13 +52,6 @@ WEDGES = (
         answers("peer"),
     ),
     Wedge("a stopped NBD server", wedges_disks.nbd_stopped, "7.2", answers("unknown"), answers("peer unknown")),
-    Wedge(
-        "a frozen file system",
-        partial(wedges_disks.frozen, engine="threads"),
-        "10.0.2",
-        answers("host unknown"),
-        answers("host unknown"),
-    ),
     Wedge(
         "a `stop` over blkdebug", wedges_disks.stop_over_blkdebug, "10.0.2-debug", answers("unknown"), answers("block")
     ),
