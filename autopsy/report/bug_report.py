@@ -15,12 +15,14 @@ from autopsy.report.units import duration
 from autopsy.report.wording import apart
 
 MOST_GROUPS = 80
+NOT_QEMU = frozenset({"guest", "host", "peer", "vm-state", "none"})
 
 
 def bug_report(manifest: Manifest, facts: Facts, diagnosis: Diagnosis) -> str:
     """Return the report as Markdown, redacted."""
     hide = redaction(manifest, facts)
     parts = (
+        _before_it_is_posted(diagnosis, hide),
         _host(manifest, facts, hide),
         _guest(manifest),
         _problem(facts, diagnosis, hide),
@@ -28,6 +30,17 @@ def bug_report(manifest: Manifest, facts: Facts, diagnosis: Diagnosis) -> str:
         _more(facts, diagnosis, hide),
     )
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+
+
+def _before_it_is_posted(diagnosis: Diagnosis, hide: Redaction) -> Iterator[str]:
+    """Say what keeps this from being a bug of QEMU's, or from being a new one."""
+    if diagnosis.where in NOT_QEMU or (diagnosis.kill == "needless" and diagnosis.where != "device"):
+        yield f"> **Do not post this: it is not QEMU's fault.** {ours(hide.text(diagnosis.headline))}."
+        yield from ("> What is below is for whoever owns that.", "")
+    for bug in diagnosis.known_bugs:
+        if bug.in_this_build == "affected" and bug.fixed_in:
+            yield f"> **Upgrade first:** {plain(bug.sentence)} <{bug.link}>"
+            yield ""
 
 
 def _host(manifest: Manifest, facts: Facts, hide: Redaction) -> Iterator[str]:

@@ -12,6 +12,8 @@ from autopsy.text import visible
 SPECIAL = re.compile(r"(?<![^\W_])_|_(?![^\W_])|[\\`*\[\]<>|~#!&]|@(?=\w)")
 TICKS = re.compile(r"`+")
 MOST_CITES = 4
+BAR = re.compile(r"(?<!\\)\|")
+BACKSLASH_BAR = r"\\|"
 
 
 def plain(text: str) -> str:
@@ -53,5 +55,12 @@ def cited(cites: Iterable[Cite]) -> str:
 
 
 def row(*cells: str) -> str:
-    """Return a row of a table; the cells are Markdown already."""
-    return f"| {' | '.join(cell.replace('|', '&#124;') if chr(92) + '|' not in cell else cell for cell in cells)} |"
+    """Return a row of a table; the cells are Markdown already. A bar inside of code is escaped in a table alone."""
+    return f"| {' | '.join(BAR.sub(BACKSLASH_BAR, cell) for cell in cells)} |"
+
+
+def folded(title: str, lines: Iterable[str]) -> Iterable[str]:
+    """Yield lines that are shown only to whoever asks for them, nothing where there are none."""
+    found = tuple(lines)
+    if found:
+        yield from (f"<details><summary>{title}</summary>", "", *found, "", "</details>", "")

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.vm_end import in_words
 from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.queries.requests import title
+from autopsy.diagnose.queries.silence import silence_of
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
 from autopsy.report.clock_text import Calendar, calendar
-from autopsy.report.markdown import cited, code, ours, plain, row
+from autopsy.report.markdown import cited, code, folded, ours, plain, row
 from autopsy.report.units import duration, milliseconds
 from autopsy.report.wording import PLACES, SURE, SURE_OF_NOTHING, apart, stalled_for
 
@@ -27,7 +29,7 @@ def post_mortem(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, *, kill:
             "",
         ),
         tuple(_impact(manifest, facts, diagnosis, kill, when)),
-        tuple(_timeline(manifest, facts, kill, when)),
+        tuple(_timeline(manifest, facts, diagnosis, kill, when)),
         tuple(_detection(facts)),
         tuple(_root_cause(diagnosis)),
         tuple(_ruled_out(diagnosis)),
@@ -67,16 +69,12 @@ def _killed(manifest: Manifest, kill: str, when: Calendar) -> str:
     return f"Recovery: {plain(when.both(moment))}: {plain(rest)}. **TO FILL IN**: when the guest was up again."
 
 
-def _timeline(manifest: Manifest, facts: Facts, kill: str, when: Calendar) -> Iterator[str]:
+def _timeline(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, kill: str, when: Calendar) -> Iterator[str]:
     zone = f"; the host's own clock runs {plain(manifest.began.zone)}" if manifest.imported is None else ""
     yield from (f"## Timeline (UTC{zone})", "")
     yield "- **TO FILL IN**: the last sign of life; changes to the VM or its storage before it (limits, snapshots,"
     yield "  backups, migrations); the first alert; who noticed."
-    for step in manifest.steps if manifest.imported is None else ():
-        told = f"- {when.utc(step.start_ns)[11:]}: {code(step.name)}: {step.outcome}, "
-        told += milliseconds((step.end_ns - step.start_ns) / 1e6)
-        told += f"; the VM stood still for {step.stop_ns / 1e6:.2f} ms" if step.stop_ns else ""
-        yield told + (f"; {plain(step.why)}" if step.why and step.outcome != "Collected" else "")
+    yield from _of_the_vm(manifest, facts, diagnosis, when)
     if isinstance(facts.monitor.died_at, Known):
         asked = facts.monitor.died_at.value.exchange
         yield f"- {when.utc(asked.asked_ns)[11:]}: QMP did not answer {code(asked.question)} any more"
@@ -86,6 +84,30 @@ def _timeline(manifest: Manifest, facts: Facts, kill: str, when: Calendar) -> It
     if colon:
         yield f"- {plain(when.both(moment))}: {plain(rest)}"
     yield from ("- **TO FILL IN**: the recovery, and the first sign of life after it.", "")
+    yield from folded("The steps of the capture", _steps(manifest, when))
+
+
+def _of_the_vm(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, when: Calendar) -> Iterator[str]:
+    """Yield when the VM began, when its disk completed its last request, and when it was first seen stuck."""
+    if manifest.imported is not None:
+        return
+    if facts.vm.started_seconds:
+        yield f"- about {when.utc(int(facts.vm.started_seconds * 1e9), digits=0)}: this QEMU began"
+    stuck = {path.disk for path in diagnosis.paths if path.stuck_at is not None}
+    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        if title(disk) in stuck and (silence := silence_of(disk)) and isinstance(facts.times.second_ns, Known):
+            last = when.utc(facts.times.second_ns.value - silence.idle_ns, digits=0)
+            yield f"- about {last}: disk {plain(title(disk))} completed its last request{cited((silence.cite,))}"
+    words = "looked at" if diagnosis.where == "none" else "seen stuck"
+    yield f"- {when.utc(facts.times.first_ns, digits=0)}: first {words}, by this capture"
+
+
+def _steps(manifest: Manifest, when: Calendar) -> Iterator[str]:
+    for step in manifest.steps if manifest.imported is None else ():
+        told = f"- {when.utc(step.start_ns)[11:]}: {code(step.name)}: {step.outcome}, "
+        told += milliseconds((step.end_ns - step.start_ns) / 1e6)
+        told += f"; the VM stood still for {step.stop_ns / 1e6:.2f} ms" if step.stop_ns else ""
+        yield told + (f"; {plain(step.why)}" if step.why and step.outcome != "Collected" else "")
 
 
 def _detection(facts: Facts) -> Iterator[str]:
@@ -95,13 +117,17 @@ def _detection(facts: Facts) -> Iterator[str]:
     if isinstance(alive, Known):
         words = "answered QMP: a check that only asks for its status saw nothing"
         yield f"- QEMU {words if alive.value else 'did not answer QMP'}{cited((alive.cite,))}."
+    yield ""
+    yield from folded("What each disk completed meanwhile", _completed(facts))
+
+
+def _completed(facts: Facts) -> Iterator[str]:
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
         if isinstance(disk.completed, Known):
             yield (
                 f"- Disk {plain(disk.name)} completed {disk.completed.value} requests in "
                 f"{duration(apart(facts))} of looking{cited((disk.completed.cite,))}."
             )
-    yield ""
 
 
 def _root_cause(diagnosis: Diagnosis) -> Iterator[str]:
@@ -118,22 +144,26 @@ def _root_cause(diagnosis: Diagnosis) -> Iterator[str]:
             because = f" because of {code(each.because_of)}" if each.because_of else ""
             yield f"- {ours(each.headline)} ({each.where}, {code(each.signature)}{because}){cited(each.cites)}"
     for bug in diagnosis.known_bugs:
-        fixed = ", ".join(map(plain, bug.fixed_in)) or "no release yet"
-        yield from ("", f"Known bug: {plain(bug.title)}. {plain(bug.sentence)} Fixed in {fixed}. <{bug.link}>")
+        yield from ("", f"Known bug: {plain(bug.sentence)} <{bug.link}>")
     yield ""
 
 
 def _ruled_out(diagnosis: Diagnosis) -> Iterator[str]:
     yield from ("## Ruled out (evidence, not vibes)", "")
+    if not diagnosis.ruled_out:
+        yield from ("- Nothing could be ruled out.", "")
+        return
     reasons: dict[str, list[int]] = {}
     for place, each in enumerate(diagnosis.ruled_out):
         reasons.setdefault(each.why, []).append(place)
+    lines = []
     for why, places in reasons.items():
         alike = [diagnosis.ruled_out[place] for place in places]
-        yield f"- **Not that {'; '.join(ours(each.text) for each in alike)}**: {ours(why)}{cited(alike[0].cites)}."
-    if not diagnosis.ruled_out:
-        yield "- Nothing could be ruled out."
-    yield ""
+        lines.append(
+            f"- **Not that {'; '.join(ours(each.text) for each in alike)}**: {ours(why)}{cited(alike[0].cites)}."
+        )
+    yield from (f"{len(diagnosis.ruled_out)} known ways to hang are not it.", "")
+    yield from folded("Which, and why not", lines)
 
 
 def _not_proved(diagnosis: Diagnosis) -> Iterator[str]:
@@ -141,27 +171,32 @@ def _not_proved(diagnosis: Diagnosis) -> Iterator[str]:
     missing: dict[str, list[str]] = {}
     for each in diagnosis.cannot_tell:
         missing.setdefault(each.missing, []).append(ours(each.text))
-    for what, texts in missing.items():
-        yield f"- Whether {'; whether '.join(texts)}. It would be told by: {ours(what)}."
+    lines = [
+        f"- Whether {'; whether '.join(texts)}. It would be told by: {ours(what)}." for what, texts in missing.items()
+    ]
+    if lines:
+        yield from (f"{len(diagnosis.cannot_tell)} known ways to hang could be neither shown nor ruled out.", "")
+        yield from folded("Which, and what would tell", lines)
     if not missing:
         yield "- Every known signature could be either shown or ruled out."
-    if diagnosis.lost_by_kill:
-        yield from ("", "Once the VM is killed, nobody can tell:", "")
-        for lost in diagnosis.lost_by_kill:
-            yield f"- {ours(lost)}"
     yield ""
+    yield from folded(
+        "What nobody can tell once the VM is killed", (f"- {ours(each)}" for each in diagnosis.lost_by_kill)
+    )
 
 
 def _fixes(diagnosis: Diagnosis) -> Iterator[str]:
-    yield from ("## Fixes", "", row("Status", "Fix"), row("---", "---"))
-    for step in diagnosis.next_steps:
-        yield row("proposed by the evidence", ours(step))
+    yield from ("## Fixes", "", row("When", "What", "Why"), row("---", "---", "---"))
+    for each in diagnosis.advice:
+        yield row(each.when, code(each.command), ours(each.why))
     for bug in diagnosis.known_bugs:
         if bug.in_this_build != "fixed" and bug.fixed_in:
             yield row(
-                "to be decided", f"upgrade QEMU to one of {', '.join(map(plain, bug.fixed_in))}: {plain(bug.title)}"
+                "later",
+                f"upgrade QEMU to one of {', '.join(map(plain, bug.fixed_in))}: {plain(bug.title)}",
+                "to be decided",
             )
-    yield row("**TO FILL IN**", "what was done, by whom, and how it was verified")
+    yield row("**TO FILL IN**", "what was done, by whom, and how it was verified", "")
     yield ""
 
 
@@ -170,7 +205,6 @@ def _follow_ups(diagnosis: Diagnosis) -> Iterator[str]:
     yield "- **TO FILL IN**: an alert that would have noticed it sooner (completed requests at 0 while QMP answers)."
     if diagnosis.cannot_tell:
         yield "- Have at hand, before it happens again, what could not be told this time (above)."
-    yield f"- Read the runbook: {code(diagnosis.runbook)}."
     yield from ("- **TO FILL IN**: lessons.", "")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from autopsy.report.json_document import Document, document, schema
 from autopsy.report.post_mortem import post_mortem
 from autopsy.report.render import render, store
 from support import reports
+from support.built import cases
 from support.built import evidence as e
 
 SECTIONS = (
@@ -81,6 +84,30 @@ def test_a_post_mortem_has_the_sections_of_one_and_marks_what_a_person_must_fill
     assert "**TO FILL IN**" in timeline
     assert "2026-06-11 16:47:42 UTC (2026-06-11 19:47:42 +0300 EEST): SIGKILL; gone after 12 ms" in timeline
     assert "`locks.json" in text or "gdb.threads/locks.json" in text
+
+
+def test_a_post_mortem_tells_the_vm_s_own_times_and_folds_what_a_ticket_need_not_show() -> None:
+    text = draft(cases.nbd())
+    timeline = text.partition("## Timeline")[2].partition("\n## ")[0].partition("<details>")[0]
+    assert "first seen stuck" in timeline
+    assert "Collected" not in timeline
+    outside = re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+    assert "Not that" not in outside
+    assert text.count("<details>") == text.count("</details>") > 2
+    assert "| now | `" in text
+
+
+@pytest.mark.parametrize("case", [cases.nbd, cases.frozen_threads, cases.stopped, cases.throttled, cases.healthy_idle])
+def test_a_bug_report_of_what_is_not_qemu_s_says_so_first(case: Callable[[], e.Case]) -> None:
+    assert bug(case()).startswith("> **Do not post this: it is not QEMU's fault.**")
+
+
+def test_a_bug_report_of_a_bug_of_qemu_s_does_not() -> None:
+    assert "Do not post this" not in bug(cases.deadlock())
+
+
+def test_a_bar_in_code_stays_one_in_a_table() -> None:
+    assert markdown.row(markdown.code("a | b"), markdown.plain("c|d")) == r"| `a \| b` | c\|d |"
 
 
 def test_a_guest_s_names_make_no_markup_in_a_post_mortem() -> None:
