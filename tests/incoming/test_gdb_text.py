@@ -227,3 +227,8 @@ def test_a_crash_and_the_program_are_told() -> None:
 def test_text_without_a_stack_holds_none() -> None:
     assert read("Dear all,\n\n#1 problem: it hangs.\nRegards\n").looks == ()
     assert read("# Heading\n#include <stdio.h>\n#12345 is the bug\n").looks == ()
+
+
+def test_the_frame_that_gdb_shows_as_it_opens_a_core_is_no_thread() -> None:
+    text = f"#0  0x1 in __ppoll () at x.c:1\n[Current thread is 1 (Thread 0x7f (LWP 4999))]\n\n{PLAIN}"
+    assert names(read(text)) == names(read(PLAIN))

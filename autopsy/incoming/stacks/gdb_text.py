@@ -75,6 +75,7 @@ class Scan:
     long_lines: int = 0
     left_out: int = 0
     bare: int = 0
+    headless: set[int] = field(default_factory=set)
 
     def feed(self, line: str) -> bool:
         """Take one line of the text; return whether it is of a stack."""
@@ -230,6 +231,7 @@ class Scan:
         self.bare += 1
         while self.bare in self.threads:
             self.bare += 1
+        self.headless.add(self.bare)
         return self.bare
 
     def _next_look(self) -> None:
@@ -240,7 +242,7 @@ class Scan:
         self.threads, self.coroutines, self.waits = {}, {}, {}
 
     def _look(self) -> Look:
-        threads = dict(self.threads)
+        threads = {tid: each for tid, each in self.threads.items() if not self._is_banner(tid, each)}
         for tid, each in self.listed.items():
             why = "only its innermost frame was pasted"
             threads.setdefault(tid, ThreadStack(tid=tid, comm=self.names.get(tid, ""), frames=(each,), cut_short=why))
@@ -249,6 +251,13 @@ class Scan:
             coroutines=tuple(self.coroutines.values()),
             waits=tuple(self.waits.values()),
         )
+
+    def _is_banner(self, tid: int, stack: ThreadStack) -> bool:
+        """Tell the one frame that gdb prints by itself, as it opens a process or a core, from a stack."""
+        if tid not in self.headless or len(stack.frames) != 1:
+            return False
+        innermost = {each.frames[0].function for other, each in self.threads.items() if other != tid}
+        return stack.frames[0].function in innermost
 
     def end_of_file(self) -> None:
         """Take no line of the next file for the rest of this one's last stack."""
