@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import zstandard
 from hypothesis import given
@@ -17,7 +18,7 @@ from autopsy.bundle.records import Module
 from autopsy.examine import run
 from autopsy.examine.core.debuginfod import fetch
 from autopsy.examine.core.elf import SHDR, SYM, Elf, ElfError
-from autopsy.examine.core.reader import Core
+from autopsy.examine.core.reader import PAGE, Core, CoreError
 from autopsy.examine.core.symbols import Symbols
 from autopsy.linux import environment
 from support import exposure, lab
@@ -199,3 +200,36 @@ def test_a_debuginfod_server_is_asked_for_what_is_not_at_hand(
         assert symbols.main.record().source == "debuginfod"
         asked = [f"http://127.0.0.1:1 {kind} {symbols.main.build_id}" for kind in ("executable", "debuginfo")]
         assert (short / "asked").read_text().splitlines() == asked
+
+
+def test_a_qemu_that_forked_is_named_though_its_first_page_is_not_in_memory(stock: lab.Build) -> None:
+    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+        core = Core(found.frozen.core)
+        ahead = Symbols(core, found.frozen)
+        assert ahead.main is not None
+        first = ahead.main.start
+        assert core.read(first, 4) == b"\x7fELF"
+        forgetful = without_page(Core(found.frozen.core), first)
+        alive = Symbols(forgetful, found.frozen)
+        assert alive.main is not None
+        assert (alive.main.path, alive.main.bias) == (ahead.main.path, ahead.main.bias)
+        assert alive.find("qemu_coroutine_switch") == ahead.find("qemu_coroutine_switch")
+        # Later, the process gone, its build-id is known from what that examination told.
+        told = msgspec.json.encode(alive.modules)
+        place = layout.evidence(layout.GDB_THREADS, layout.MODULES)
+        gone = replace(found.frozen, mapped=(), read=lambda path: told if path == place else found.frozen.read(path))
+        later = Symbols(forgetful, gone)
+        assert later.find("qemu_coroutine_switch") == ahead.find("qemu_coroutine_switch")
+
+
+def without_page(core: Core, page: int) -> Core:
+    """Return the core as it would be had that page not been in memory."""
+    whole = core.read
+
+    def read(address: int, size: int) -> bytes:
+        if page <= address < page + PAGE:
+            raise CoreError("not in the core")
+        return whole(address, size)
+
+    core.read = read  # type: ignore[method-assign]  # what else it says stays as it is
+    return core

@@ -192,6 +192,10 @@ def _nested_poll(facts: Facts) -> Judgement:
         if loop.state == "unknown":
             return CannotTell(f"what the main thread does: {loop.why}")
         return RuledOut(f"the main loop does not poll inside another call: it is {loop.state}", (loop.cite,))
+    alive = facts.monitor.alive
+    if isinstance(alive, Known) and alive.value:
+        # It was looked at before it was asked, and answers nothing before such a poll ends.
+        return RuledOut("QEMU's main loop came round from it, and answered its monitor", (loop.cite, alive.cite))
     if holder is None and (listener := awaited_client(facts)) is not None:
         return RuledOut("the main thread waits for a socket's first client", (loop.cite, listener.cite))
     who = "the main thread" if holder is None else named(holder)

@@ -205,6 +205,9 @@ def _savevm(facts: Facts) -> Judgement:
         if main is None or isinstance(main.frames, Unknown):
             return CannotTell("the main thread's frames (evidence/gdb.threads/threads.json)")
         return RuledOut("the main thread does not save the VM's state", (loop.cite,))
+    alive = facts.monitor.alive
+    if isinstance(alive, Known) and alive.value:
+        return RuledOut("the main thread saved the VM's state, and then answered its monitor", (loop.cite, alive.cite))
     return Match(
         headline=f"The main loop is dead while it saves the VM's state ({found[0]})",
         objects=tuple(subjects.thread(each) for each in by_role(facts, Role.MAIN)),

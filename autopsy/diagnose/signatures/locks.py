@@ -187,7 +187,9 @@ def _chardev(facts: Facts) -> Judgement:
     waiting = [thread for thread in inside if any(look.syscall.name in SLEEP_CALLS for look in looks(thread))]
     # It may be met between two of its sleeps; what tells then is that nobody gets the BQL from it.
     dead = monitor_is_dead(facts)
-    waiting = waiting or [thread for thread in inside if dead and owns_bql(facts, thread.tid)]
+    # One in State D has its room, and waits for whatever takes the bytes: a file's storage.
+    deep = {thread.tid for thread in inside for look in looks(thread) if look.state == "D"}
+    waiting = waiting or [each for each in inside if dead and owns_bql(facts, each.tid) and each.tid not in deep]
     if not waiting:
         return RuledOut(
             f"{named(inside[0])} writes to a character device, and was not seen to wait for room",

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from autopsy.bundle import layout
 from autopsy.bundle.records import Frame, Module
 from autopsy.examine.core.elf import Elf, Segment, Symbol, build_id_in, program_headers
@@ -80,7 +82,8 @@ class Symbols:
         self.core = self._core = core
         self._files = Files(frozen)
         deleted = _deleted_paths(frozen)
-        parts = _parts(core)
+        self._known_ids = {each.base: each.build_id for each in _told_before(frozen)[:MOST_IMAGES]}
+        parts = self._parts(core)
         self.images = tuple(
             sorted((self._image(group, deleted) for group in parts[:MOST_IMAGES]), key=lambda image: image.start)
         )
@@ -194,9 +197,27 @@ class Symbols:
             unwind_start=_unwind_start(image, offset - called),
         )
 
+    def _parts(self, core: Core) -> list[list[MappedFile]]:
+        """Group the mappings by ELF file: each group begins with the file's first page."""
+        groups: list[list[MappedFile]] = []
+        for part in sorted(core.files, key=lambda part: part.start):
+            if part.offset == 0 and self._begins_elf(part):
+                groups.append([part])
+            elif groups and groups[-1][0].path == part.path:
+                groups[-1].append(part)
+        return groups
+
+    def _begins_elf(self, part: MappedFile) -> bool:
+        """Tell by the first page, else by the file: after a fork, as for `-daemonize`, the page is often absent."""
+        try:
+            return self._core.read(part.start, 6) == b"\x7fELF\x02\x01"
+        except CoreError:
+            return self._files.mapped(part, self._known_ids.get(part.start, "")) is not None
+
     def _image(self, parts: list[MappedFile], deleted: frozenset[str]) -> Image:
         first = parts[0]
         segments, build_id = _header(self._core, first.start)
+        build_id = build_id or self._known_ids.get(first.start, "")
         file = self._files.mapped(first, build_id)
         debug = None
         # A server is asked for QEMU alone: each question may take a minute.
@@ -248,24 +269,6 @@ class Symbols:
         return None
 
 
-def _parts(core: Core) -> list[list[MappedFile]]:
-    """Group the mappings by ELF file: each group begins with the file's first page."""
-    groups: list[list[MappedFile]] = []
-    for part in sorted(core.files, key=lambda part: part.start):
-        if part.offset == 0 and _is_elf(core, part.start):
-            groups.append([part])
-        elif groups and groups[-1][0].path == part.path:
-            groups[-1].append(part)
-    return groups
-
-
-def _is_elf(core: Core, address: int) -> bool:
-    try:
-        return core.read(address, 6) == b"\x7fELF\x02\x01"
-    except CoreError:
-        return False
-
-
 def _header(core: Core, base: int) -> tuple[tuple[Segment, ...], str]:
     """Return the program headers and the build-id of the file mapped at `base`, from the core alone."""
     try:
@@ -282,6 +285,16 @@ def _header(core: Core, base: int) -> tuple[tuple[Segment, ...], str]:
         if found:
             return segments, found
     return segments, ""
+
+
+def _told_before(frozen: Frozen) -> tuple[Module, ...]:
+    """Return the modules of an earlier examination, which had the process's own files."""
+    try:
+        return msgspec.json.decode(
+            frozen.read(layout.evidence(layout.GDB_THREADS, layout.MODULES)), type=tuple[Module, ...]
+        )
+    except (msgspec.DecodeError, RecursionError):
+        return ()
 
 
 def _deleted_paths(frozen: Frozen) -> frozenset[str]:

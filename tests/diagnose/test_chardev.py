@@ -1,0 +1,40 @@
+"""A thread that writes to a character device waits for its reader, unless it waits for the storage of a file."""
+
+from __future__ import annotations
+
+from autopsy.bundle import records
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.verdict import diagnose
+from autopsy.facts.gather import gather
+from support.built import evidence as e
+
+VCPU = e.PID + 2
+NANOSLEEP = "230 0x0 0x0 0x7f0000001000 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000"
+WRITE = "1 0x9 0x7f0000001000 0x1 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000"
+
+
+def writing(state: str, syscall: str, *stack: str) -> Diagnosis:
+    """Return what is said of a vCPU that writes to a serial port's back end with the BQL held."""
+    case = e.Case(version="10.0.2")
+    case.idle_threads()
+    vcpu = next(each for each in case.tasks if each.tid == VCPU)
+    vcpu.state, vcpu.syscall, vcpu.stack, vcpu.switches, vcpu.cpu_ns = state, syscall, stack, 0, 0
+    vcpu.frames = ("write", "qemu_chr_write_buffer", "qemu_chr_write", "serial_xmit", "kvm_cpu_exec")
+    case.locks = records.LockGraph(
+        mutexes=(), others=(), cycles=(), bql_owner=VCPU, bql_address=0x1000, bql_how_found="symbol"
+    )
+    case.descriptors[9] = "/mnt/vm/console"
+    case.asked("(greeting)", {}, outcome="greeted")
+    case.asked("qmp_capabilities", None, outcome="no answer")
+    return diagnose(gather(case.bundle()))
+
+
+def test_a_console_in_a_file_on_a_frozen_file_system_has_no_reader_to_blame() -> None:
+    found = writing("D", WRITE, "percpu_rwsem_wait", "__percpu_down_read", "ext4_buffered_write_iter", "vfs_write")
+    assert found.signature == "host-fs-frozen"
+    assert [each.signature for each in found.causes] == ["host-fs-frozen"]
+    assert "chardev-blocked" not in {each.signature for each in found.secondary}
+
+
+def test_a_console_whose_reader_does_not_read_is_told_as_that() -> None:
+    assert writing("S", NANOSLEEP, "hrtimer_nanosleep", "do_nanosleep").signature == "chardev-blocked"
