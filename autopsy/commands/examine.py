@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.archive import members, safe_name
+from autopsy.bundle.archive import safe_name
 from autopsy.bundle.reader import Bundle, open_bundle
 from autopsy.bundle.seal import Sealed, seal
 from autopsy.diagnose.diagnosis import Diagnosis
@@ -28,6 +28,7 @@ from autopsy.examine.second_exposure import examine_again
 from autopsy.files import private
 from autopsy.files.plain import NotPlain
 from autopsy.report.store import write_answers
+from autopsy.report.unpacked import unpack
 
 SECONDS = 120.0  # nobody's VM waits for this examination
 
@@ -120,16 +121,11 @@ def _core(folder: Path) -> Path:
 @contextlib.contextmanager
 def _unpacked(bundle: Path) -> Iterator[Path]:
     """Yield a private copy of the bundle as a folder."""
-    opened = open_bundle(bundle)
     with tempfile.TemporaryDirectory(prefix="autopsy-", dir=os.environ.get("TMPDIR", "/var/tmp")) as scratch:  # noqa: S108 - private, and larger than a tmpfs /tmp may hold
         folder = Path(scratch, "bundle")
         os.close(private.make(folder))
-        if not opened.sealed:
-            _copy_plain_files(opened, folder)
-        else:
-            for member in members(bundle):
-                with private.new_below(folder, member.name) as stream:
-                    stream.writelines(member.parts())
+        if not unpack(bundle, folder):
+            _copy_plain_files(open_bundle(bundle), folder)
         yield folder
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import msgspec
 
 from autopsy import __version__
 from autopsy.bundle import layout
+from autopsy.bundle.archive import safe_name
 from autopsy.bundle.manifest import Manifest
-from autopsy.bundle.reader import Bundle, open_bundle
+from autopsy.bundle.reader import Bundle, hold
 from autopsy.bundle.readme import readme
 from autopsy.bundle.seal import Sealed, encode_manifest, seal
 from autopsy.diagnose.diagnosis import Diagnosis
@@ -21,11 +24,14 @@ from autopsy.errors import NotStored
 from autopsy.facts.gather import gather
 from autopsy.facts.host import STORAGE_WORDS, VM_WORDS
 from autopsy.files import private
+from autopsy.linux.confine.confined import Line
 from autopsy.redact.files import left_out, manifest, redacted
 from autopsy.redact.pseudonyms import Pseudonyms
+from autopsy.report.boxed import SECONDS, in_box
 from autopsy.report.store import write_answers
 
-REPORT_SECONDS = 30.0
+# What is said of the whole, by names that no file of a bundle can have.
+MANIFEST_TOLD, DIAGNOSIS_BEFORE, TABLE = "*manifest", "*diagnosis", "*table"
 NOTE = (
     "redacted: pseudonyms stand for hosts, VMs, users, paths and addresses; secrets, cores, the binary and the lines "
     "of logs that no verdict rests on were left out"
@@ -50,24 +56,57 @@ def redact(path: Path, output: Path | None) -> Redacted:
         DamagedBundle: it is no bundle, or only part of one.
         NotStored: the copy or its map could not be written, or is there already.
     """
-    bundle = open_bundle(path)
-    hide = Pseudonyms(kept=_kept(bundle))
-    _pass(bundle, hide)
-    hide.learned()
-    told, files = _pass(bundle, hide)
+    files: dict[str, bytes] = {}
+
+    def hear(name: str, data: bytes) -> bytes:
+        files[name] = data
+        return b""
+
+    _boxed(path, hear)
+    told = msgspec.json.decode(files.pop(MANIFEST_TOLD), type=Manifest)
+    before = msgspec.json.decode(files.pop(DIAGNOSIS_BEFORE), type=Diagnosis)
+    table = files.pop(TABLE)
     destination = (output or path.absolute().with_name(_name(told))).absolute()
     staging = Path(tempfile.mkdtemp(prefix=".redacting-", dir=destination.parent))
     try:
         for name, data in files.items():
-            private.store_below(staging, name, data)
+            private.store_below(staging, safe_name(name), data)
         private.store(staging / layout.MANIFEST, encode_manifest(told))
         private.store(staging / layout.README, readme(__version__, told.target, told.began).encode())
         found = write_answers(staging).diagnosis
         sealed = seal(staging, destination, told)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    kept_map = _store_map(path.absolute(), hide)
-    return Redacted(sealed, kept_map, same=_gist(found) == _gist(diagnose(gather(bundle))))
+    return Redacted(sealed, _store_map(path.absolute(), table), same=_gist(found) == _gist(before))
+
+
+def _boxed(path: Path, hear: Callable[[str, bytes], bytes]) -> None:
+    """Read and redact in the sandbox; `hear` is given each file, and what is to be known of the whole."""
+    held = hold(path)
+    try:
+        in_box(
+            lambda _box, line: _redact(held.read(), line),
+            thing=str(path),
+            seconds=SECONDS,
+            keep=() if held.descriptor is None else (held.descriptor,),
+            hear=hear,
+        )
+    finally:
+        if held.descriptor is not None:
+            os.close(held.descriptor)
+
+
+def _redact(bundle: Bundle, line: Line) -> bytes:
+    hide = Pseudonyms(kept=_kept(bundle))
+    _pass(bundle, hide)
+    hide.learned()
+    told, files = _pass(bundle, hide)
+    for name, data in files.items():
+        line.tell(name, data)
+    line.tell(MANIFEST_TOLD, encode_manifest(told))
+    line.tell(DIAGNOSIS_BEFORE, msgspec.json.encode(diagnose(gather(bundle))))
+    line.tell(TABLE, msgspec.json.format(msgspec.json.encode(hide.table()), indent=1) + b"\n")
+    return b""
 
 
 def _pass(bundle: Bundle, hide: Pseudonyms) -> tuple[Manifest, dict[str, bytes]]:
@@ -100,9 +139,8 @@ def _name(told: Manifest) -> str:
     return f"autopsy-redacted-{moment}Z.tar.zst"
 
 
-def _store_map(path: Path, hide: Pseudonyms) -> Path:
+def _store_map(path: Path, data: bytes) -> Path:
     place = path.with_name(f"{path.name}.redaction.json")
-    data = msgspec.json.format(msgspec.json.encode(hide.table()), indent=1) + b"\n"
     try:
         private.publish(place, data)
     except OSError as error:

@@ -10,9 +10,11 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 from autopsy.linux.child import die_with_parent
-from autopsy.linux.confine.sandbox import filter_calls
+from autopsy.linux.confine.sandbox import stay
 
 WORK_SECONDS = 30.0  # for one piece: decompressing a gigabyte of core takes 2
 MEMORY = 1 << 30  # of address space, beyond what the worker starts with
@@ -55,10 +57,12 @@ def work_through(
     jobs: int,
     seconds: float = WORK_SECONDS,
     memory: int = MEMORY,
+    readable: tuple[Path, ...] = (),
 ) -> Iterator[Done]:
     """Yield each index with what `work` answered, as they come to their end.
 
-    A piece that hangs is killed with its worker, and so is one that wants more memory than it may have.
+    The workers read `readable`, the system's files and our own, and write nothing. A piece that hangs is killed with
+    its worker, and so is one that wants more memory than it may have.
     Concurrency: call it only from a process with one thread.
     """
     waiting = iter(range(count))
@@ -67,7 +71,7 @@ def work_through(
     try:
         while True:
             while len(busy) < jobs and (index := next(waiting, None)) is not None:
-                worker = idle.pop() if idle else _start(work, memory, [*busy, *idle])
+                worker = idle.pop() if idle else _start(work, partial(_bound, memory, readable), [*busy, *idle])
                 busy.append(worker)  # before anything is asked, so that it is ended in every case
                 _ask(worker, index)
             if not busy:
@@ -87,7 +91,7 @@ def work_through(
             _end(worker)
 
 
-def _start(work: Callable[[int], bytes], memory: int, others: list[Worker]) -> Worker:
+def _start(work: Callable[[int], bytes], bound: Callable[[], None], others: list[Worker]) -> Worker:
     asked, sending = os.pipe2(os.O_CLOEXEC)
     answers, answering = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -95,7 +99,7 @@ def _start(work: Callable[[int], bytes], memory: int, others: list[Worker]) -> W
         try:
             for descriptor in (sending, answers, *(each.sending for each in others)):
                 os.close(descriptor)  # a worker whose last writer has gone must notice it
-            _bound(memory)
+            bound()
             _serve(work, asked, answering)
         finally:
             os._exit(1)
@@ -104,9 +108,8 @@ def _start(work: Callable[[int], bytes], memory: int, others: list[Worker]) -> W
     return Worker(pid, os.pidfd_open(pid), sending, answers)
 
 
-def _bound(memory: int) -> None:
+def _bound(memory: int, readable: tuple[Path, ...]) -> None:
     die_with_parent()
-    filter_calls()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is ours
     with open("/proc/self/statm", "rb") as stream:
         held = int(stream.read().split()[0]) * resource.getpagesize()
@@ -114,6 +117,7 @@ def _bound(memory: int) -> None:
         _, hard = resource.getrlimit(limit)
         most = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (most, hard))
+    stay(readable)
 
 
 def _serve(work: Callable[[int], bytes], asked: int, answering: int) -> None:

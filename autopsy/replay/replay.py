@@ -55,8 +55,13 @@ def replay(
     """
     early: dict[int, Replayed] = {}
     following = 0
+    places = (place for case in cases for place in (case.bundle, case.home) if place is not None)
     for done in work_through(
-        len(cases), lambda index: msgspec.json.encode(_judge(cases[index], update=update)), jobs=jobs, seconds=seconds
+        len(cases),
+        lambda index: msgspec.json.encode(_judge(cases[index], update=update)),
+        jobs=jobs,
+        seconds=seconds,
+        readable=tuple(dict.fromkeys(places)),
     ):
         case = cases[done.index]
         answer = msgspec.json.decode(done.answer, type=Answer) if done.answer else Answer(error=done.error)

@@ -49,6 +49,7 @@ def in_box(
     seconds: float,
     keep: tuple[int, ...] = (),
     hear: Callable[[str, bytes], bytes] = lambda _name, _data: b"",
+    most: int = confined.MOST_ALTOGETHER,
 ) -> bytes:
     """Run `work` in the sandbox, without a place to write; `thing` is what it reads.
 
@@ -58,7 +59,7 @@ def in_box(
     load()
     box = Sandbox(readable=python_tree(), keep=keep, memory=MEMORY)
     try:
-        return confined.run(work, box, seconds=seconds, hear=hear, words=_in_words)
+        return confined.run(work, box, seconds=seconds, hear=hear, words=_in_words, most=most)
     except TooSlow:
         raise DamagedBundle(thing, f"could not be read within {seconds:.0f} s", remedy="do not trust it") from None
     except Died as error:

@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.reader import Bundle, open_bundle
+from autopsy.bundle.reader import Bundle, hold
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather
 from autopsy.files import private
-from autopsy.report.boxed import read_boxed
+from autopsy.report.boxed import SECONDS, in_box, read_boxed
 from autopsy.report.html import render
 
 
@@ -28,8 +28,25 @@ def write_answers(folder: Path) -> Answers:
     """Diagnose the evidence in `folder`, store diagnosis.json there, and then report.html of the same facts.
 
     A report that cannot be rendered costs nothing but itself.
+
+    Raises:
+        AutopsyError: it is no bundle, or what read it ended.
     """
-    return answer(open_bundle(folder), lambda name, data: private.store(folder / name, data))
+    held = hold(folder)
+
+    def hear(name: str, data: bytes) -> bytes:
+        if name in {layout.DIAGNOSIS, layout.REPORT}:
+            private.store(folder / name, data)
+        return b""
+
+    unrendered = in_box(
+        lambda _box, line: answer(held.read(), line.tell).unrendered.encode("utf-8", "replace"),
+        thing=str(folder),
+        seconds=SECONDS,
+        hear=hear,
+    )
+    found = msgspec.json.decode((folder / layout.DIAGNOSIS).read_bytes(), type=Diagnosis)
+    return Answers(found, unrendered.decode("utf-8", "replace"))
 
 
 def answer(bundle: Bundle, write: Callable[[str, bytes], None]) -> Answers:

@@ -89,11 +89,12 @@ def run(
     hear: Callable[[str, bytes], bytes],
     words: Callable[[BaseException], bytes] = lambda error: str(error).encode("utf-8", "replace"),
     own_input: bool = False,
+    most: int = MOST_ALTOGETHER,
 ) -> bytes:
     """Run `work` in a confined child and return its bytes. `hear` is given what it says, and answers what it asks.
 
-    The child and all that it started are dead when this returns. `words` puts an exception into bytes, inside; with
-    `own_input` the child keeps stdin, stdout and stderr.
+    It may say `most` bytes. The child and all that it started are dead when this returns. `words` puts an exception
+    into bytes, inside; with `own_input` the child keeps stdin, stdout and stderr.
 
     Raises:
         Died: it ended by itself, by a signal or without a word, or spoke what no child of ours speaks.
@@ -119,7 +120,7 @@ def run(
     status: int | None = None
     pidfd = os.pidfd_open(pid)
     try:
-        return _Conversation(heard, answering, time.monotonic() + seconds, hear).hold()
+        return _Conversation(heard, answering, time.monotonic() + seconds, hear, most).hold()
     except EOFError:
         status = _ended(pid, pidfd)
         raise Died(_in_words(status)) from None
@@ -140,13 +141,14 @@ class _Conversation:
     answering: int
     ends_at: float
     hear: Callable[[str, bytes], bytes]
+    most: int
     total: int = 0
 
     def hold(self) -> bytes:
         while True:
             size = LENGTH.unpack(self._receive(LENGTH.size))[0]
             self.total += size
-            if size > MOST_MESSAGE or self.total > MOST_ALTOGETHER:
+            if size > MOST_MESSAGE or self.total > self.most:
                 raise msgspec.DecodeError("it says more than it may")
             message = msgspec.msgpack.decode(self._receive(size), type=Message)
             match message.kind:

@@ -47,6 +47,7 @@ PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 CAPABILITIES = 64  # more than there are
+CAP_DAC_READ_SEARCH = 2
 CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -135,14 +136,21 @@ def send_no_signal() -> None:
     seccomp.deny_signals()
 
 
-def filter_calls() -> None:
-    """Give up sockets, other processes, mounts and the like; files stay.
+def stay(readable: tuple[Path, ...]) -> None:
+    """Confine this process as the user that it is, for good: it reads these files and the system's, and writes nothing.
+
+    Root keeps the right to read what is another user's, and no other.
 
     Raises:
-        OSError: the kernel refused.
+        OSError: the kernel refused what it has.
     """
+    _go_first()
+    if os.geteuid() == 0:
+        _drop_capabilities(CAP_DAC_READ_SEARCH)
     _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    seccomp.deny()
+    abi = landlock.restrict((*SYSTEM, *python_tree(), NULL, *readable), (NULL,))
+    seccomp.deny(truncation=abi < landlock.KNOWS_TRUNCATION)
+    seccomp.deny_signals()
 
 
 def _go_first() -> None:
@@ -207,12 +215,14 @@ def _mount(source: str | None, place: Path, flags: int, kind: str | None = None,
     _checked(_libc.mount(said, where, what, ctypes.c_ulong(flags), options), "mount")
 
 
-def _drop_capabilities() -> None:
-    """Leave root nothing but its number, even in what it starts."""
+def _drop_capabilities(*kept: int) -> None:
+    """Leave root nothing but its number and these, even in what it starts."""
     for number in range(CAPABILITIES):
-        _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
+        if number not in kept:
+            _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    _checked(_libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)())), "capset")
+    low = sum(1 << number for number in kept)  # of those below 32: effective, permitted, inheritable, then the others
+    _checked(_libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)(low, low, 0, 0, 0, 0))), "capset")
 
 
 def limit(what: int, most: int) -> None:
