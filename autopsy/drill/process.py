@@ -125,7 +125,7 @@ def start(site: Site, command: Sequence[str | Path], *, log: str) -> Process:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment.ours(PATH=environment.path()),
+            env=environment.ours(PATH=environment.path(), **_for_qemu()),
             start_new_session=True,  # a Ctrl-C on our terminal is for us; we end it in order
         )
         site.undo.callback(child.wait, END_SECONDS)
@@ -135,6 +135,11 @@ def start(site: Site, command: Sequence[str | Path], *, log: str) -> Process:
         site.undo.callback(started.end)
         site.by_hand.append(("kill", "-KILL", str(child.pid)))
     return started
+
+
+def _for_qemu() -> dict[str, str]:
+    """Return what tells a QEMU of the operator's own where its modules are."""
+    return {name: value for name, value in os.environ.items() if name.startswith("QEMU_")}
 
 
 def tool(name: str) -> str:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -280,7 +279,7 @@ def test_a_piece_that_hangs_dies_or_eats_memory_costs_only_itself() -> None:
             case 1:
                 time.sleep(60)
             case 2:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os._exit(9)  # it may send no signal
             case 3:
                 return bytes(1 << 30)
             case 4:
@@ -299,7 +298,7 @@ def test_a_piece_that_hangs_dies_or_eats_memory_costs_only_itself() -> None:
     assert "ended without an answer" in done[2].error
     assert "memory" in done[3].error
     assert done[4].error.startswith("LookupError")
-    assert "File too large" in done[5].error
+    assert "PermissionError" in done[5].error
 
 
 def test_no_worker_outlives_its_work() -> None:
