@@ -17,6 +17,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.archive import safe_name
 from autopsy.bundle.reader import Bundle, open_bundle
 from autopsy.bundle.seal import Sealed, seal
+from autopsy.commands.unpacked import unpack
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExaminationFailed, UsageError
 from autopsy.examine.boxed import examine_boxed
@@ -28,7 +29,6 @@ from autopsy.examine.second_exposure import examine_again
 from autopsy.files import private
 from autopsy.files.plain import NotPlain
 from autopsy.report.store import write_answers
-from autopsy.report.unpacked import unpack
 
 SECONDS = 120.0  # nobody's VM waits for this examination
 

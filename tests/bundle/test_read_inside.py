@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from autopsy.bundle.seal import seal
-from autopsy.commands import examine, redact
+from autopsy.commands import examine, redact, unpacked
 from autopsy.errors import DamagedBundle
 from autopsy.linux.confine.confined import Line
 from autopsy.linux.worker_pool import work_through
-from autopsy.report import store, unpacked
+from autopsy.report import store
 from tests.bundle.test_bundle import MANIFEST, staged
 
 
