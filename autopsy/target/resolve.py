@@ -19,6 +19,7 @@ from autopsy.target.platforms import containers, libvirt, proxmox
 from autopsy.target.platforms.owned import is_trusted, runs_as, started_by
 from autopsy.target.platforms.platform import Claim, Roots
 from autopsy.target.qemu_processes import Told
+from autopsy.target.tell_apart import near
 from autopsy.text import printable
 
 LIST = "`autopsy ps` lists this host's virtual machines"
@@ -92,7 +93,7 @@ def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
         if alone or qemu_processes.is_qemu(told.get(pid) or qemu_processes.tell([pid])[pid]):
             found.add(pid)
     if not found:
-        raise _nothing(word, answering)
+        raise _nothing(word, answering, near(word, told, claims))
     for late in found - told.keys():
         told |= qemu_processes.tell([late])
     return _distinct(_with_claim(each, told[each], claims) for each in sorted(found))
@@ -140,9 +141,10 @@ def _distinct(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     )
 
 
-def _nothing(word: str, claims: list[Claim]) -> NoSuchVm:
+def _nothing(word: str, claims: list[Claim], alike: str = "") -> NoSuchVm:
     if not claims:
-        return NoSuchVm(word, "no running virtual machine answers to it", remedy=LIST)
+        remedy = f"did you mean {alike}? {LIST}" if alike else LIST
+        return NoSuchVm(word, "no running virtual machine answers to it", remedy=remedy)
     dead = ", ".join(f"{claim.pidfile} names process {claim.pid}" for claim in claims)
     return NoSuchVm(word, f"it does not run: {dead}, which is not (or no longer) that VM", remedy=LIST)
 

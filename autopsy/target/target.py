@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from autopsy.bundle.manifest import TargetRecord
 from autopsy.errors import AmbiguousVm, NoSuchVm, NotQemu
-from autopsy.target import identity, resolve
+from autopsy.target import identity, qemu_processes, resolve
 from autopsy.target.identify import recognise
 from autopsy.target.platforms.platform import ROOTS, Roots
 from autopsy.target.resolve import LIST, Candidate
+from autopsy.target.tell_apart import distinction
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,15 @@ def find(word: str, roots: Roots = ROOTS) -> Target:
     """
     found = resolve.meant_by(word, roots)
     if len(found) > 1:
-        listed = ", ".join(f"{each.explicit} (process {each.pid})" for each in found)
+        told = qemu_processes.tell([each.pid for each in found])
+        listed = "; ".join(
+            f"{each.explicit} (process {each.pid}) {distinction(each.pid, told[each.pid])}".rstrip() for each in found
+        )
+        which = " or ".join(each.explicit for each in found)
         raise AmbiguousVm(
-            word, f"{len(found)} virtual machines answer to it: {listed}", remedy=f"say which: {found[0].explicit}"
+            word,
+            f"{len(found)} virtual machines answer to it: {listed}",
+            remedy=f"say which you mean: {which}",
         )
     return hold(found[0], asked=word, roots=roots)
 

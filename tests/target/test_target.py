@@ -148,6 +148,19 @@ def test_one_name_for_two_machines_is_refused_with_both() -> None:
         assert f"pid:{one.pid}" in refusal.value.cause
         assert f"pid:{other.pid}" in refusal.value.cause
         assert refusal.value.exit_code == ExitCode.USAGE
+        assert refusal.value.cause.count(" up ") == 2
+        assert refusal.value.remedy.endswith(
+            (f"say pid:{one.pid} or pid:{other.pid}", f"pid:{other.pid} or pid:{one.pid}")
+        )
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("word", ["SHOP-DB", "shop", "shop-bd"])
+def test_a_near_miss_is_answered_by_the_name_that_was_meant(word: str) -> None:
+    with lab.qemu("7.2", name="shop-db") as vm:
+        with pytest.raises(NoSuchVm) as refusal:
+            target.find(word, NOWHERE)
+        assert f"did you mean shop-db (pid {vm.pid})" in refusal.value.remedy
 
 
 @pytest.mark.live
