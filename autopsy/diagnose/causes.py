@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.signature import Match, Signature
+from autopsy.diagnose.waits.leads import NOWHERE, Leads
 from autopsy.facts.subjects import Whole
 
 # Among causes that do not wait for one another: whatever stops everything first, what pauses on purpose late.
@@ -36,13 +37,13 @@ class Order:
     others: tuple[tuple[Seen, Seen | None], ...]
 
 
-def order(seen: Sequence[Seen]) -> Order:
-    """Find the cause: a match that waits for nothing that another one holds."""
+def order(seen: Sequence[Seen], graph: Leads = NOWHERE) -> Order:
+    """Find the cause: a match that waits for nothing that another one holds, by the graph of waits or by its word."""
     # A pointer is no finding, and a VM with a finding is not healthy.
     seen = [each for each in seen if not is_pointer(each)]
     found = any(each.where != "none" and not each.match.harmless for each in seen)
     seen = [each for each in seen if each.where != "none" or not found]
-    causes = {each.place: [other for other in seen if _holds(other, each)] for each in seen}
+    causes = {each.place: [other for other in seen if _holds(other, each, graph)] for each in seen}
     able = [each for each in seen if not each.match.effect and not each.match.harmless]
     roots = [each for each in able if not _is_behind(each, causes)]
     # Two that wait for each other are one deadlock: the more particular one, listed first, speaks for both.
@@ -76,9 +77,11 @@ def _is_behind(each: Seen, causes: dict[int, list[Seen]]) -> bool:
     return any(each not in causes[other.place] for other in causes[each.place])
 
 
-def _holds(holder: Seen, waiter: Seen) -> bool:
+def _holds(holder: Seen, waiter: Seen, graph: Leads) -> bool:
     if holder is waiter:
         return False
+    if graph.is_held(waiter.match.objects, holder.match.objects):
+        return True
     waits_for = set(waiter.match.waits_for)
     if not {Whole.PROCESS, Whole.ENDED} & waiter.match.holds:
         waits_for.add(Whole.PROCESS)

@@ -18,7 +18,8 @@ class Match:
     `beside` says that it is true but keeps no request from its end: any other cause comes before it.
     `by_design` says that it ends by itself, as it was set up to: what does not comes before it.
     `harmless` says that it is true of healthy VMs, too: it is never the cause, and is told beside one.
-    Whoever waits for (`waits_for`) what another match holds up (`holds`) is secondary to it.
+    Whose objects lead to another match's in the graph of waits is secondary to it. `waits_for` what another one `holds`
+    says the same, where no edge of that graph does.
     `weight` counts the requests or threads that it explains.
     """
 

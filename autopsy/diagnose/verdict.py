@@ -23,14 +23,18 @@ from autopsy.diagnose.diagnosis import CannotTell, Cause, Claim, Confidence, Dia
 from autopsy.diagnose.queries import naming, never_started
 from autopsy.diagnose.queries.requests import title
 from autopsy.diagnose.queries.silence import about_silence, silence_of
+from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell as Undecided
 from autopsy.diagnose.signature import Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.waits.graph import build
+from autopsy.diagnose.waits.leads import Nameless, leads, nameless
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model.facts import Facts
 from autopsy.facts.subjects import Subject
 
 MOST_CITES = 24
+MOST_ENDS = 3
 UNKNOWN = "unknown"
 NOTHING_STUCK = frozenset({"none", "vm-state"})
 OF_A_MACHINE: frozenset[Where] = frozenset({"guest", "vm-state", "device", "migration"})
@@ -52,10 +56,11 @@ def diagnose(facts: Facts) -> Diagnosis:
     seen = [
         Seen(each.signature, each.answer, place) for place, each in enumerate(judged) if isinstance(each.answer, Match)
     ]
-    found = order(seen)
+    graph = build(facts)
+    found = order(seen, leads(graph))
     primary = found.primary
     if primary is None:
-        return _unknown(facts, judged, found)
+        return _unknown(facts, judged, found, nameless(graph))
     match = primary.match
     return _diagnosis(
         facts,
@@ -81,7 +86,7 @@ def _judge(signature: Signature, facts: Facts) -> Judgement:
         return Undecided(f"nothing: this signature failed on the evidence ({type(error).__name__}: {error})")
 
 
-def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order) -> Diagnosis:
+def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order, ends: tuple[Nameless, ...]) -> Diagnosis:
     """Say what is known when no cause is: the effects that were seen, and what would tell their cause."""
     effects = [each for each, _ in found.others if not each.match.harmless]
     headline = "The evidence is not enough to tell"
@@ -89,6 +94,8 @@ def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order) -> Diagnosi
         headline = f"{place}; what holds it up cannot be told from this evidence"
     if effects:
         headline = f"{effects[0].match.headline}; what holds it up cannot be told from this evidence"
+    if ends:
+        headline = f"{_about(facts, ends[0])}; no signature can tell what it waits for itself"
     return _diagnosis(
         facts,
         judged,
@@ -97,9 +104,19 @@ def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order) -> Diagnosi
         signature=UNKNOWN,
         confidence="possible",
         headline=headline,
-        objects=effects[0].match.objects if effects else (),
+        objects=(
+            *(each.end for each in ends[:MOST_ENDS]),
+            *(effects[0].match.objects if effects else ()),
+        ),
         chain=tuple(each for effect in effects for each in effect.match.claims),
     )
+
+
+def _about(facts: Facts, end: Nameless) -> str:
+    """Say of an end that no signature names what kind of thing it is, how many wait for it, and how long."""
+    kind, name = naming.record(end.end).kind, naming.name(end.end)
+    seconds = f", for the {facts.times.gap_seconds:.0f} s between the looks" if end.through else ""
+    return f"{count(end.waiters, 'request or thread waits', 'requests and threads wait')} for {name} ({kind}){seconds}"
 
 
 def _diagnosis(

@@ -56,7 +56,6 @@ def _io_submit(facts: Facts) -> Judgement:
             *((claim("Its frames go through QEMU's Linux AIO engine.", *frames[:2]),) if frames else ()),
         ),
         holds=held | {Whole.REQUESTS},
-        waits_for=frozenset({Whole.STORAGE}),
         effect=not told,
         weight=len(blocked),
     )

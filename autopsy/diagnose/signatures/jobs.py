@@ -185,7 +185,6 @@ def _migration(facts: Facts) -> Judgement:
             *about_sockets(sockets),
         ),
         holds=thread_subjects(facts, tids) | {subjects.Thread(tid) for tid in tids},
-        waits_for=frozenset({Whole.STORAGE}),
         weight=len(blocked),
     )
 

@@ -161,7 +161,6 @@ def _bql_holder(facts: Facts) -> Judgement:
             claim(f"{count(len(waiters), 'thread')} wait for the BQL.", *(each.cite for each in bql)),
         ),
         holds=frozenset({Whole.MAIN_LOOP}) | thread_subjects(facts, waiters),
-        waits_for=frozenset({subjects.thread(holder), *((subjects.Thread(mutex.owner),) if mutex else ())}),
         effect=mutex is not None or seen[0].state == "D" or call in PEER_CALLS or _is_blocked_main(facts, holder),
         weight=len(waiters),
     )

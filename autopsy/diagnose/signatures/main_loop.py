@@ -62,7 +62,6 @@ def _blocked(facts: Facts) -> Judgement:
         ),
         where="host" if look.state == "D" else None,
         holds=frozenset({Whole.MAIN_LOOP}),
-        waits_for=frozenset({subjects.thread(main)}),
         beside=True,
         weight=1,
     )

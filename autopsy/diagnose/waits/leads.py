@@ -1,0 +1,71 @@
+"""Whether what one finding speaks of waits, over however many others, for the end that another one speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from autopsy.diagnose.waits.graph import Graph
+from autopsy.diagnose.waits.wait import Certainty
+from autopsy.facts.subjects import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Leads:
+    """For each subject of the graph, the ends that its waiting leads to; an end leads to itself."""
+
+    ends: Mapping[Subject, frozenset[Subject]]
+
+    def own(self, objects: Iterable[Subject]) -> frozenset[Subject]:
+        """Return those that are ends themselves: nothing is known that they would wait for, or they are in a ring."""
+        return frozenset(each for each in objects if each in self.ends.get(each, ()))
+
+    def is_held(self, waiter: Iterable[Subject], holder: Iterable[Subject]) -> bool:
+        """Tell whether the waiter is no end itself, and leads to one of the holder's."""
+        objects = tuple(waiter)
+        led = frozenset().union(*(self.ends.get(each, frozenset()) for each in objects))
+        return not self.own(objects) and bool(led & self.own(holder))
+
+
+NOWHERE = Leads({})
+
+
+def leads(graph: Graph) -> Leads:
+    """Follow the waits back from each end. The work is bounded, for the number of ends is."""
+    back: dict[Subject, list[Subject]] = {}
+    for wait in graph.waits:
+        back.setdefault(wait.on, []).append(wait.waiter)
+    found: dict[Subject, set[Subject]] = {}
+    ends = graph.ends()
+    for end in (*(frozenset({sink}) for sink in ends.sinks), *ends.rings):
+        for waiter in _behind(back, end):
+            found.setdefault(waiter, set()).update(end)
+    return Leads({subject: frozenset(led) for subject, led in found.items()})
+
+
+def _behind(back: Mapping[Subject, list[Subject]], end: frozenset[Subject]) -> set[Subject]:
+    found = set(end)
+    left = list(end)
+    while left:
+        for each in back.get(left.pop(), ()):
+            if each not in found:
+                found.add(each)
+                left.append(each)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Nameless:
+    """An end of the waiting, how many that must not wait do so for it, and whether they did at both looks."""
+
+    end: Subject
+    waiters: int
+    through: bool
+
+
+def nameless(graph: Graph) -> tuple[Nameless, ...]:
+    """Return the ends, those that most wait for first; a thread that only works, or that nobody waits for, is none."""
+    ends = graph.ends().sinks
+    seen = {wait.waiter for wait in graph.waits if wait.certainty is Certainty.SEEN}
+    found = [Nameless(end, len(waiting - {end}), not seen.isdisjoint(waiting)) for end, waiting in ends.items()]
+    return tuple(sorted((each for each in found if each.waiters), key=lambda each: -each.waiters))
