@@ -59,11 +59,14 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrozenThread(msgspec.Struct, frozen=True, kw_only=True):
-    """How one thread's registers were had. `how` other than "stopped" explains itself in `why`."""
+    """How one thread's registers were had: `walked` without a stop, proven to have stood still by itself meanwhile.
+
+    `from-proc` and `absent` explain themselves in `why`.
+    """
 
     tid: int
     comm: str
-    how: Literal["stopped", "from-proc", "absent"]
+    how: Literal["walked", "stopped", "from-proc", "absent"]
     why: str = ""
     stack_start: int = 0
     stack_bytes: int = 0

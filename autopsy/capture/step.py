@@ -86,6 +86,7 @@ class Options:
     live_gdb: bool = False
     max_stop: float = 0.050
     binary: bool = True
+    bpf: bool = True
 
 
 @dataclass(frozen=True, slots=True)

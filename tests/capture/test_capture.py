@@ -93,7 +93,7 @@ def test_a_healthy_vm_is_captured_whole_and_left_unharmed(quiet: lab.Machine, tm
     assert set(answer["steps"][0]) == {"name", "outcome", "why", "ms"}
     assert answer["verdict"]["where"] == "none"
     assert answer["kill"] == {"asked": False, "done": False, "how": "not asked for"}
-    assert answer["stop_ms"] > 0
+    assert answer["stop_ms"] >= 0  # none at all where every thread stands still by itself
     bundle = Path(answer["bundle"])
     assert verify(bundle).sha256 == answer["sha256"]
     assert bundle.stat().st_mode & 0o777 == Path(answer["report"]).stat().st_mode & 0o777 == 0o600

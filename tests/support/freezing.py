@@ -20,7 +20,7 @@ from autopsy.linux.mappings import Mapping, parse_maps
 from support import lab, looking
 
 GDB = ("gdb", "-nx", "-batch", "-iex", "set auto-load off", "-iex", "set debuginfod enabled off")
-FAST = dataclasses.replace(Options(), max_stop=0.05)
+FAST = dataclasses.replace(Options(), max_stop=0.05, bpf=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from autopsy.bundle import proc_stat
@@ -18,11 +18,13 @@ from autopsy.capture.freeze import running_threads
 from autopsy.capture.freeze.choose_pages import Choice, address_space, choose
 from autopsy.capture.freeze.core_writer import Thread
 from autopsy.capture.freeze.memory_copy import SWAP_SECONDS, Chunk, Snapshot
+from autopsy.capture.freeze.standing_threads import Stood, stood_still
 from autopsy.capture.freeze.tracer import Cut, hold
 from autopsy.capture.freeze.tracer_memory import Caught, Fate
 from autopsy.capture.step import Deadline
 from autopsy.linux.mappings import PAGE, Mapping, Process
 from autopsy.linux.ptrace import RSP
+from autopsy.linux.tasks.walk import KERNELS_OWN
 
 ARCHITECTURE = "x86_64"
 MOST_TORN = 4096  # pages that are listed one by one
@@ -128,8 +130,16 @@ def tasks(pid: int, folder: str) -> tuple[Task, ...]:
     return tuple(found)
 
 
-def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop: float, deadline: Deadline) -> Exposure:
-    """Expose a process once.
+def take(
+    process: Process,
+    known: tuple[Task, ...],
+    phases: Phases,
+    *,
+    max_stop: float,
+    deadline: Deadline,
+    walks: bool = True,
+) -> Exposure:
+    """Expose a process once. With `walks`, whoever stands still by itself is not stopped.
 
     Raises:
         ProcessGone: it ended meanwhile.
@@ -142,29 +152,29 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
     snapshot = Snapshot(process, choice.wanted, min(SWAP_SECONDS, deadline.left() / 4))
     phases.done("copy before")
     stacks = _stacks(choice)
-    waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.path, task.tid)]
-    why = ""
-    if waiting:
-        names = ", ".join(f"{task.tid} ({task.comm})" for task in waiting[:4])
-        why = f"not stopped, for the lock of the memory map is waited for by {names}: a stop could have become long"
-        cut = _without_a_stop(known, why)
-    else:
-        try:
-            cut = hold(process, stacks, max_stop)
-        except OSError as error:  # a host that cannot even fork has a memory worth looking at
-            why = f"not stopped, for there could be no tracer: {error.strerror}"
-            cut = _without_a_stop(known, why)
+    stood, no_walk = stood_still(process, stacks, deadline) if walks else ((), "")
+    if not os.path.exists(f"{process.path}/stat"):  # the walk knew it by its number alone
+        raise ProcessGone(f"process {process.pid} has ended")
+    walked_ns = time.monotonic_ns()
+    phases.done("walk")
+    cut, why = _stopped(process, known, stacks, stood, max_stop)
     phases.done("stop")
     comms = {task.tid: task.comm for task in known}
     if any(caught.tid not in comms for caught in cut.threads):
         comms = {task.tid: task.comm for task in tasks(process.pid, process.path)} | comms
     threads, told, read_after = _threads(process, cut, stacks, comms, why)
+    walked, told_of_them, their_stacks = _walked(stood, comms)
+    threads = sorted(threads + walked, key=lambda each: (each.tid != process.pid, each.tid))
+    told = sorted(told + told_of_them, key=lambda each: (each.tid != process.pid, each.tid))
+    read_after += their_stacks
+    if cut.stop is None and stood:
+        cut = replace(cut, at_ns=walked_ns)
     starved = not threads
     if starved and all(task.state in "ZX" for task in tasks(process.pid, process.path)):
         raise ProcessGone(f"no thread of process {process.pid} could be read: it has ended, or is ending")
     phases.done("threads that were not stopped")
     pieces = (*cut.stacks, *read_after)
-    notes = list(snapshot.notes)
+    notes = [*snapshot.notes, *([no_walk] if no_walk else [])]
     if starved:
         notes.append(
             "no thread came to a stop in time and none slept: do they get no CPU? The memory was taken all the same"
@@ -189,7 +199,52 @@ def take(process: Process, known: tuple[Task, ...], phases: Phases, *, max_stop:
     )
 
 
-def _without_a_stop(known: tuple[Task, ...], why: str) -> Cut:
+def _stopped(
+    process: Process, known: tuple[Task, ...], stacks: tuple[Mapping, ...], stood: tuple[Stood, ...], max_stop: float
+) -> tuple[Cut, str]:
+    """Stop those that are not proven to stand still by themselves, and say why where that must not be, or cannot."""
+    spared = frozenset(each.tid for each in stood)
+    left = [task for task in known if task.tid not in spared]
+    waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.path, task.tid)]
+    if waiting:
+        names = ", ".join(f"{task.tid} ({task.comm})" for task in waiting[:4])
+        why = f"not stopped, for the lock of the memory map is waited for by {names}: a stop could have become long"
+        return _without_a_stop(left, why), why
+    if stood and (others := _only_the_kernels(process.path, spared)) is not None:
+        return Cut(others, (), None, time.monotonic_ns(), ()), ""
+    try:
+        return hold(process, stacks, max_stop, spared), ""
+    except OSError as error:  # a host that cannot even fork has a memory worth looking at
+        why = f"not stopped, for there could be no tracer: {error.strerror}"
+        return _without_a_stop(left, why), why
+
+
+def _only_the_kernels(folder: str, spared: frozenset[int]) -> tuple[Caught, ...] | None:
+    """Return the threads beside those that are spared if all are the kernel's own, and there is nobody to stop."""
+    found = []
+    try:
+        for name in os.listdir(f"{folder}/task"):
+            if int(name) not in spared:
+                flags = proc_stat.fields(_read(f"{folder}/task/{name}/stat"))[proc_stat.FLAGS - proc_stat.FIRST]
+                if not int(flags) & KERNELS_OWN:
+                    return None
+                found.append(Caught(int(name), Fate.KERNEL, 0, 0, b""))
+    except (OSError, ValueError, IndexError):
+        return None
+    return tuple(found)
+
+
+def _walked(stood: Iterable[Stood], comms: dict[int, str]) -> tuple[list[Thread], list[FrozenThread], list[Chunk]]:
+    """Return those that stood still by themselves as `_threads` returns the others."""
+    threads = [Thread(each.tid, each.registers) for each in stood]
+    told = [
+        _told(thread, comms.get(each.tid, ""), "walked", sum(len(chunk.data) for chunk in each.stack))
+        for each, thread in zip(stood, threads, strict=True)
+    ]
+    return threads, told, [chunk for each in stood for chunk in each.stack]
+
+
+def _without_a_stop(known: Iterable[Task], why: str) -> Cut:
     threads = tuple(Caught(task.tid, Fate.MOVING, 0, 0, b"") for task in known)
     return Cut(threads, (), None, time.monotonic_ns(), (why,))
 
@@ -264,7 +319,9 @@ def _threads(
     return threads, told, pieces
 
 
-def _told(thread: Thread, comm: str, how: Literal["stopped", "from-proc"], size: int, why: str = "") -> FrozenThread:
+def _told(
+    thread: Thread, comm: str, how: Literal["walked", "stopped", "from-proc"], size: int, why: str = ""
+) -> FrozenThread:
     start = _sp(thread.registers) & -PAGE if size else 0
     return FrozenThread(tid=thread.tid, comm=comm, how=how, why=why, stack_start=start, stack_bytes=size)
 

@@ -53,7 +53,7 @@ def read(process: Process, tid: int, stacks: Sequence[Mapping]) -> Read | Unread
         elif not int(match[3], 16):
             return Unreadable("it has no user registers")
         else:
-            stack = _stack(process, int(match[3], 16), stacks)
+            stack = copy_stack(process, int(match[3], 16), stacks)
             try:
                 if _call(process.path, tid) == before:
                     return Read(_registers(match), stack)
@@ -83,7 +83,8 @@ def _registers(match: re.Match[bytes]) -> bytes:
     return struct.pack("<27Q", *(word & (1 << 64) - 1 for word in words))
 
 
-def _stack(process: Process, sp: int, stacks: Sequence[Mapping]) -> tuple[Chunk, ...]:
+def copy_stack(process: Process, sp: int, stacks: Sequence[Mapping]) -> tuple[Chunk, ...]:
+    """Return the pages of a stack that are in memory, from its stack pointer on; none where it lies in no mapping."""
     index = bisect_right(stacks, sp, key=lambda each: each.start) - 1
     if index < 0 or sp >= stacks[index].end:
         return ()

@@ -46,7 +46,14 @@ def _expose(scene: Scene, *, second: bool) -> Outcome:
             phases.done("threads")
             # Should the next reads hang on the lock of the memory map, this much is told.
             scene.write_json(layout.FREEZE_RECORD, _begun(known, phases))
-            taken = take(process, known, phases, max_stop=scene.options.max_stop, deadline=scene.deadline)
+            taken = take(
+                process,
+                known,
+                phases,
+                max_stop=scene.options.max_stop,
+                deadline=scene.deadline,
+                walks=scene.options.bpf,
+            )
             arguments = _arguments(process)
     except (Gone, ProcessGone) as error:
         return Failed(str(error))
@@ -126,12 +133,15 @@ def _write_delta(scene: Scene, taken: Exposure, notes: core_writer.Notes) -> int
 
 def _summary(taken: Exposure) -> str:
     stopped = sum(each.how == "stopped" for each in taken.told)
+    walked = sum(each.how == "walked" for each in taken.told)
     unstopped = sum(each.how == "from-proc" for each in taken.told)
     words = [
         f"{stopped} thread{'s' * (stopped != 1)} stopped for {taken.stop_ns / 1e6:.1f} ms"
         if stopped
         else "no thread stopped"
     ]
+    if walked:
+        words.append(f"{walked} stood still by themselves")
     if unstopped:
         words.append(f"{unstopped} read without a stop")
     return "; ".join((*words, *taken.cut.notes))

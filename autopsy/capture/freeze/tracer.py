@@ -61,8 +61,10 @@ class Cut:
     notes: tuple[str, ...]
 
 
-def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
+def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float, spared: frozenset[int] = frozenset()) -> Cut:
     """Stop the process for an instant. `stacks` are the mappings in which a stack may be read, in order of address.
+
+    The threads in `spared` are left alone.
 
     It takes `max_stop` seconds: threads that do not stand early enough for the others to be copied and let go in that
     time are given up. A quarter longer, and the stop is over, come what may.
@@ -73,7 +75,7 @@ def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> Cut:
     pid = os.fork()
     if pid == 0:
         try:
-            _Tracer(board, process, stacks, max_stop).run()
+            _Tracer(board, process, stacks, max_stop, spared).run()
         except BaseException:  # noqa: BLE001 - its words are all that we will see of it
             board.say(traceback.format_exc())
         finally:
@@ -123,7 +125,9 @@ def _await(pid: int, board: Board, limit: float) -> list[str]:
 class _Tracer:
     """The life of the tracer, which ends with `run`."""
 
-    def __init__(self, board: Board, process: Process, stacks: tuple[Mapping, ...], max_stop: float) -> None:
+    def __init__(
+        self, board: Board, process: Process, stacks: tuple[Mapping, ...], max_stop: float, spared: frozenset[int]
+    ) -> None:
         die_with_parent()
         self.board = board
         self.words = board.words
@@ -132,7 +136,7 @@ class _Tracer:
         self.starts = [each.start for each in stacks]
         self.ends = [each.end for each in stacks]
         self.max_stop = max_stop
-        self.known: set[str] = set()
+        self.known = set(map(str, spared))
         self.registers = ptrace.RegisterReader(board.bytes)
         self.seized: list[tuple[int, int]] = []  # tid, row
         self.standing: list[tuple[int, int]] = []  # likewise

@@ -135,7 +135,7 @@ def _stopped(view: View, step: str, core: Core) -> frozenset[int]:
     threads = freeze_record(view.frozen.read, step).threads
     if not threads:
         return frozenset(thread.tid for thread in core.threads)
-    return frozenset(thread.tid for thread in threads if thread.how == "stopped")
+    return frozenset(thread.tid for thread in threads if thread.how in {"walked", "stopped"})
 
 
 def core_waits(core: Core, trusted: AbstractSet[int]) -> dict[int, FutexWait]:

@@ -1,0 +1,63 @@
+"""Reads the registers and stacks of the threads that stand still by themselves, with none of them stopped.
+
+A walk over all threads, their stacks, another walk: who was off the CPU at both, and was not switched away from
+meanwhile, has not run in between. All that one round proves stood still over one common instant, as in a stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autopsy.capture.freeze.memory_copy import Chunk
+from autopsy.capture.freeze.running_threads import copy_stack
+from autopsy.capture.step import Deadline
+from autopsy.linux.mappings import Mapping, Process
+from autopsy.linux.ptrace import RSP
+from autopsy.linux.tasks.walk import NoWalk, Seen, Walker
+
+ROUNDS = 5  # what runs in user mode is looked at again a few times
+
+
+@dataclass(frozen=True, slots=True)
+class Stood:
+    """One thread that is proven to have stood still while its stack was copied."""
+
+    tid: int
+    registers: bytes
+    stack: tuple[Chunk, ...]
+
+
+def stood_still(process: Process, stacks: Sequence[Mapping], deadline: Deadline) -> tuple[tuple[Stood, ...], str]:
+    """Return the threads that stand still by themselves, and why there are none where the kernel does not let us look.
+
+    `stacks` are the mappings in which a stack may be read, in order of address. A thread whose stack is in none of them
+    is not among those returned.
+    """
+    try:
+        walker = Walker(process.pid)
+    except NoWalk as error:
+        return (), f"threads are stopped for their registers, for the kernel lets none be walked: {error}"
+    proven: dict[int, Stood] = {}
+    try:
+        before = walker.walk()
+        for _ in range(ROUNDS):
+            left = [seen for tid, seen in before.items() if tid not in proven and (not seen.on_cpu or seen.in_ioctl)]
+            copied = {seen.tid: copy_stack(process, _sp(seen), stacks) for seen in left}
+            after = walker.walk()
+            for seen in left:
+                later = after.get(seen.tid)
+                if later is not None and seen.same(later) and copied[seen.tid]:
+                    proven[seen.tid] = Stood(seen.tid, seen.registers, copied[seen.tid])
+            if len(proven) >= len(after) or deadline.expired():
+                break
+            before = after
+    except NoWalk as error:
+        return tuple(proven.values()), f"the walk over the threads ended early: {error}"
+    finally:
+        walker.close()
+    return tuple(proven.values()), ""
+
+
+def _sp(seen: Seen) -> int:
+    return int.from_bytes(seen.registers[RSP * 8 : RSP * 8 + 8], "little")

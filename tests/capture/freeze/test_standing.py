@@ -1,0 +1,240 @@
+"""Whoever stands still by itself is read as it stands: nobody is stopped for it."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import random
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from autopsy.capture.step import Collected
+from autopsy.drill.machine import Machine
+from autopsy.linux.child import in_child
+from autopsy.linux.tasks import walk
+from autopsy.linux.tasks.btf import OddTypes, Types
+from autopsy.linux.tasks.walk import NoWalk, Seen, Walker
+from support import lab
+from support.freezing import FAST, frames, gdb, quiet_vm, statuses, take, untouched, victim
+
+pytestmark = pytest.mark.live
+WALKING = dataclasses.replace(FAST, bpf=True)
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """Return a quiet VM that the tests of this file share."""
+    with quiet_vm() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _walks() -> None:
+    try:
+        Walker(os.getpid()).close()
+    except NoWalk as error:
+        lab.missing(f"no thread can be walked here: {error}")
+
+
+def test_no_thread_of_a_quiet_vm_is_stopped(machine: Machine, tmp_path: Path) -> None:
+    for attempt in range(5):  # an idle VM has a thread that wakes now and then
+        taken = take(machine.pid, tmp_path / str(attempt), WALKING)
+        if taken.how == {"walked"}:
+            break
+    assert taken.how == {"walked"}
+    assert taken.record.stops == ()
+    assert isinstance(taken.outcome, Collected)
+    assert taken.outcome.stop_ns == 0
+    assert taken.record.threads[0].tid == machine.pid
+    assert all(each.stack_bytes for each in taken.record.threads if each.how == "walked")
+    assert {each.comm for each in taken.record.threads} >= {"IO io0", "IO io3"}
+    assert untouched(machine.pid)
+
+
+def test_registers_and_frames_are_those_that_ptrace_would_have_had(machine: Machine, tmp_path: Path) -> None:
+    binary = Path(f"/proc/{machine.pid}/exe").resolve()
+    for attempt in range(5):
+        walked = take(machine.pid, tmp_path / f"w{attempt}", WALKING)
+        stopped = take(machine.pid, tmp_path / f"s{attempt}", FAST)
+        ours = {each.tid: each.registers for each in walked.core.threads}
+        theirs = {each.tid: each.registers for each in stopped.core.threads}
+        # rax alone differs: a stop wakes the system call, which then holds the number of its restart. ptrace reads
+        # segment registers besides, which nothing here is told by.
+        plain = {"rax": 0, "ds": 0, "es": 0, "fs": 0, "gs": 0, "gs_base": 0}
+        same = {tid: each._replace(**plain) for tid, each in ours.items()} == {
+            tid: each._replace(**plain) for tid, each in theirs.items()
+        }
+        bt = ("-ex", "set print frame-arguments none", "-ex", "thread apply all bt")
+        if same and frames(gdb(*bt, binary, walked.path)) == frames(gdb(*bt, binary, stopped.path)):
+            break
+    else:
+        pytest.fail("what was walked was never what was stopped")
+    assert all(each.fs_base for each in ours.values())
+
+
+def test_threads_in_uninterruptible_sleep_have_all_their_registers(tmp_path: Path) -> None:
+    with lab.file_system() as storage:
+        disk = lab.disk(storage.mount / "disk", mebibytes=8)
+        with lab.qemu(
+            "7.2",
+            *("-blockdev", f"driver=file,filename={disk},node-name=f0,aio=threads"),
+            *("-device", "virtio-blk-pci,drive=f0,id=vd0"),
+        ) as running:
+            with lab.frozen(storage):
+                for number in range(4):
+                    running.qemu_io(lab.of_device("vd0"), f"aio_write {number * 64}k 4k")
+                lab.until("workers hang", lambda: list(lab.states(running.pid)).count("D") >= 1)
+                asleep = {int(status["Pid"]) for status in statuses(running.pid) if status["State"][0] == "D"}
+                taken = take(running.pid, tmp_path, WALKING)
+                assert untouched(running.pid)
+            binary = Path(f"/proc/{running.pid}/exe").resolve()
+            stacks = frames(gdb("-ex", "thread apply all bt", binary, taken.path))
+            for thread in taken.core.threads:
+                if thread.tid in asleep:
+                    assert taken.thread(thread.tid).how == "walked"
+                    assert thread.registers.rbx or thread.registers.rbp or thread.registers.r12  # /proc tells of none
+                    assert len(stacks[thread.tid]) >= 4
+
+
+SPINS = """
+def spin():
+    while True:
+        pass
+threading.Thread(target=spin, daemon=True).start()
+for _ in range(6): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_only_what_runs_is_stopped(tmp_path: Path) -> None:
+    with victim(tmp_path, SPINS) as pid:
+        taken = take(pid, tmp_path, WALKING)
+        how = [each.how for each in taken.record.threads]
+        assert how.count("walked") >= 6
+        assert set(how) <= {"walked", "stopped"}
+        assert len(taken.core.threads) == 8
+        lab.until("it runs free", lambda: untouched(pid))
+
+
+def test_a_thread_that_another_traces_and_a_group_that_is_frozen_are_walked_like_any_other(tmp_path: Path) -> None:
+    with lab.qemu("7.2") as running, lab.frozen_cgroup(running.pid):
+        taken = take(running.pid, tmp_path, WALKING)
+        assert taken.how == {"walked"}
+        assert taken.record.stops == ()
+
+
+def test_where_the_kernel_lets_none_be_walked_they_are_stopped_as_before_and_it_says_so_once(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "vmlinux"
+    odd.write_bytes(b"\x9f\xeb\x01\0" + bytes(20))
+    for types in (tmp_path / "none", odd):
+        monkeypatch.setattr(walk, "TYPES", str(types))
+        taken = take(machine.pid, tmp_path / f"of-{types.name}", WALKING)
+        assert taken.how == {"stopped"}
+        assert sum("walked" in note for note in taken.record.notes) == 1
+
+
+def test_without_the_right_to_bpf_it_says_so() -> None:
+    lab.need_root()
+
+    def as_nobody() -> bytes:
+        os.setuid(65534)
+        try:
+            Walker(os.getpid())
+        except NoWalk as error:
+            return str(error).encode()
+        return b"walked"
+
+    assert in_child(as_nobody, 20) == b"bpf: Operation not permitted"
+
+
+def test_damaged_type_information_is_odd_and_no_crash() -> None:
+    whole = Path(walk.TYPES).read_bytes()
+    header = struct.unpack_from("<HBBIIIII", whole)
+    types = Types(whole)
+    assert types.offset(types.number(4, "task_struct"), "pid") > 0
+    with pytest.raises(OddTypes):
+        types.number(4, "no_such_structure")
+    with pytest.raises(OddTypes):
+        Types(whole[:1000])
+    with pytest.raises(OddTypes):
+        Types(struct.pack("<HBBIIIII", *header[:5], header[5] - 4, *header[6:]) + whole[24 : 24 + header[5] - 4])
+
+
+def seen(*, on_cpu: bool = False, switches: int = 5, registers: bytes = b"r", in_ioctl: bool = False) -> Seen:
+    return Seen(tid=1, on_cpu=on_cpu, switches=switches, registers=registers, in_ioctl=in_ioctl)
+
+
+def test_who_ran_in_between_or_may_have_is_not_proven_to_have_stood_still() -> None:
+    assert seen().same(seen())
+    assert not seen().same(seen(switches=6))
+    assert not seen().same(seen(on_cpu=True))
+    assert not seen(on_cpu=True).same(seen())
+    assert not seen().same(seen(registers=b"s"))
+    assert seen(on_cpu=True, in_ioctl=True).same(seen(on_cpu=True, in_ioctl=True, switches=9))
+    assert not seen(on_cpu=True, in_ioctl=True).same(seen(on_cpu=True, in_ioctl=True, registers=b"s"))
+
+
+NEXT_PROGRAM, PROGRAM_BY_ID, INFORMATION = 11, 13, 15
+INFORMATION_BYTES, NAME_AT = 232, 64  # struct bpf_prog_info
+
+
+def programs() -> int:
+    """Return how many programs of our name the kernel has."""
+    found = number = 0
+    while True:
+        try:
+            attributes = ctypes.create_string_buffer(struct.pack("<III", number, 0, 0), 12)
+            if walk._libc.syscall(walk.SYS_BPF, NEXT_PROGRAM, attributes, 12):
+                return found
+            number = struct.unpack_from("<I", attributes, 4)[0]
+            program = walk._bpf(PROGRAM_BY_ID, struct.pack("<III", number, 0, 0))
+        except OSError:
+            continue  # it has ended meanwhile
+        told = ctypes.create_string_buffer(INFORMATION_BYTES)
+        walk._bpf(INFORMATION, struct.pack("<IIQ", program, INFORMATION_BYTES, ctypes.addressof(told)))
+        os.close(program)
+        found += told.raw[NAME_AT : NAME_AT + 16].rstrip(b"\0") == walk.NAME
+
+
+def test_a_walker_killed_at_any_moment_leaves_no_program_in_the_kernel(machine: Machine) -> None:
+    walker = Walker(machine.pid)
+    assert programs() >= 1
+    walker.close()
+    rng = random.Random(16)  # noqa: S311 - moments, not secrets
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                while True:
+                    Walker(machine.pid).walk()
+            os._exit(0)
+        time.sleep(rng.uniform(0.0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    lab.until("none is left", lambda: programs() == 0)
+    assert untouched(machine.pid)
+
+
+HOSTILE = """
+import ctypes
+ctypes.CDLL(None).prctl(15, b") S 1\\n\\xff\\x1b[2J")
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_hostile_thread_name_changes_nothing(tmp_path: Path) -> None:
+    with victim(tmp_path, HOSTILE) as pid:
+        taken = take(pid, tmp_path, WALKING)
+        assert [each.tid for each in taken.core.threads] == [pid]
+        assert taken.thread(pid).how == "walked"
