@@ -21,6 +21,7 @@ from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.causes import Order, Seen, independent, is_pointer, order
 from autopsy.diagnose.diagnosis import CannotTell, Cause, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
 from autopsy.diagnose.queries import naming, never_started
+from autopsy.diagnose.queries.quiet import nothing_looks_stuck
 from autopsy.diagnose.queries.requests import title
 from autopsy.diagnose.queries.silence import about_silence, silence_of
 from autopsy.diagnose.queries.wording import count
@@ -89,7 +90,7 @@ def _judge(signature: Signature, facts: Facts) -> Judgement:
 def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order, ends: tuple[Nameless, ...]) -> Diagnosis:
     """Say what is known when no cause is: the effects that were seen, and what would tell their cause."""
     effects = [each for each, _ in found.others if not each.match.harmless]
-    headline = "The evidence is not enough to tell"
+    headline = nothing_looks_stuck(facts) or "The evidence is not enough to tell"
     if place := imported.place(facts):
         headline = f"{place}; what holds it up cannot be told from this evidence"
     if effects:

@@ -15,11 +15,12 @@ from autopsy.diagnose.verdict import diagnose
 from autopsy.drill.scenarios import wedged
 from autopsy.facts.gather import gather
 from support.built import cases
+from support.built import evidence as e
 
 SECONDS = 90
 
 
-def lines(case: cases.e.Case, *, alive: bool = True) -> list[str]:
+def lines(case: e.Case, *, alive: bool = True) -> list[str]:
     return list(summary.verdict(diagnose(gather(case.bundle())), alive=alive))
 
 
@@ -82,3 +83,15 @@ def test_quiet_says_nothing_but_the_result(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
         assert done.stderr == ""
         assert [line.split()[0] for line in done.stdout.splitlines()] == ["HEALTHY", "VM", "report", "bundle"]
+
+
+def without_monitor(case: e.Case) -> str:
+    bundle = case.bundle()
+    left = {name: data for name, data in bundle.files.items() if "qmp" not in name}
+    return next(summary.verdict(diagnose(gather(e.Fake(bundle.manifest, left)))))
+
+
+def test_a_vm_that_could_not_be_asked_is_told_what_was_seen_all_the_same() -> None:
+    assert without_monitor(cases.healthy_idle()).startswith("UNKNOWN  Nothing looks stuck: no request is parked")
+    for stuck in (cases.nbd(), cases.frozen_threads(), cases.stopped()):
+        assert "Nothing looks stuck" not in without_monitor(stuck)
