@@ -79,6 +79,12 @@ def gather(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[Thread, 
     return Known(tuple(threads), Cite(layout.evidence(layout.WITNESS, layout.TASKS)))
 
 
+# A vCPU's thread begins in a static function; a stripped QEMU knows it by what that calls.
+OF_A_VCPU = frozenset(
+    {"qemu_kvm_cpu_thread_fn", "kvm_vcpu_thread_fn", "kvm_cpu_exec", "mttcg_cpu_thread_fn", "tcg_cpu_exec", "cpu_exec"}
+)
+
+
 def role(*, is_main: bool, comm: str, call: Syscall, frames: tuple[records.Frame, ...]) -> Role:
     """Tell what a thread is for; names need debug-threads=on, so the system call and the frames speak too."""
     functions = {frame.function for frame in frames}
@@ -86,7 +92,7 @@ def role(*, is_main: bool, comm: str, call: Syscall, frames: tuple[records.Frame
         (is_main, Role.MAIN),
         (comm.startswith(KERNEL_NAMES), Role.KERNEL),
         (comm.startswith("CPU ") or (call.number == IOCTL and KVM_RUN in call.arguments[1:2]), Role.VCPU),
-        (bool(functions & {"qemu_kvm_cpu_thread_fn", "kvm_vcpu_thread_fn", "mttcg_cpu_thread_fn"}), Role.VCPU),
+        (bool(functions & OF_A_VCPU), Role.VCPU),
         (comm.startswith("IO mon_iothread"), Role.MONITOR),
         (comm.startswith("IO ") or "iothread_run" in functions, Role.IOTHREAD),
         (comm == "worker" or comm.startswith("pool-") or "worker_thread" in functions, Role.WORKER),

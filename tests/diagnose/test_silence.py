@@ -137,3 +137,12 @@ def test_a_frozen_file_system_is_proven_frozen_however_many_others_go_on() -> No
     task = case.thread(e.PID + 200, "worker", state="D", syscall=cases.PWRITE, stack=stack, switches=40)
     task.later = {"state": "S", "syscall": e.IDLE_WORKER, "stack": e.IDLE_STACK}
     assert (told(case).signature, told(case).confidence) == ("host-fs-frozen", "proven")
+
+
+def test_requests_at_a_limit_that_no_disk_has_are_told_as_those_of_the_job() -> None:
+    case = families.job_stalled()
+    case.parked(e.THROTTLED_LEGACY, 4)
+    found = told(case)
+    assert found.signature == "throttle-timer-wait"
+    assert "of job " in found.headline
+    assert any(each.startswith("job ") for each in found.objects)

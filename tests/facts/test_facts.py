@@ -95,6 +95,11 @@ def test_roles_are_told_by_name_or_by_what_a_thread_does(comm: str, call: Syscal
     assert threads.role(is_main=False, comm=comm, call=call, frames=()) is role
 
 
+def test_a_vcpu_without_a_name_that_runs_is_known_by_its_frames() -> None:
+    running, frames = Syscall(None, "running"), (e.frame("ioctl"), e.frame("kvm_vcpu_ioctl"), e.frame("kvm_cpu_exec"))
+    assert threads.role(is_main=False, comm="qemu-system-x86", call=running, frames=frames) is Role.VCPU
+
+
 @pytest.mark.parametrize(
     ("functions", "park"),
     [

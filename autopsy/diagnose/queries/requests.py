@@ -136,6 +136,19 @@ def of_disks(disks: tuple[subjects.Volume, ...]) -> str:
     return f"of {kind}{disk_names(disks[:MOST_NAMES])}{more}"
 
 
+def job_of(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Job, ...]:
+    """Return the job that requests belong to which are no disk's, where there is only one that it could be."""
+    if isinstance(facts.jobs, Unknown) or any(disks_of(facts, request) for request in requests):
+        return ()
+    busy = [job for job in facts.jobs.value if not job.paused]
+    return (subjects.Job(busy[0].id),) if len(busy) == 1 else ()
+
+
+def of_owners(disks: tuple[subjects.Volume, ...], jobs: tuple[subjects.Job, ...]) -> str:
+    """Say whose requests they are, where they may be a job's own."""
+    return f"of {', '.join(map(naming.name, jobs))}" if jobs else of_disks(disks)
+
+
 def disk_names(disks: Iterable[subjects.Volume]) -> str:
     """Return the names of disks, with commas between them."""
     return ", ".join(naming.name(disk) for disk in disks)

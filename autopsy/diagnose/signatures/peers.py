@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.requests import (
     Standing,
     confidence,
     disk_subjects,
     disks_of,
-    of_disks,
+    job_of,
+    of_owners,
     standing,
     still,
     their_disks,
@@ -57,8 +57,8 @@ class Service:
             cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
             return RuledOut(f"no parked request waits for {self.words}", cites)
         disks = their_disks(facts, waiting.requests)
-        jobs = _jobs(facts, waiting.requests)
-        whose = f"of {', '.join(map(naming.name, jobs))}" if jobs else of_disks(disks)
+        jobs = job_of(facts, waiting.requests)
+        whose = of_owners(disks, jobs)
         servers = _servers(facts, waiting.requests, self.drivers)
         sockets = self._sockets(facts, servers)
         who = servers[0] if servers else ""
@@ -132,14 +132,6 @@ def _servers(facts: Facts, requests: Iterable[CoroutineFact], drivers: frozenset
         nodes += [node for node in facts.nodes if node.name not in below]
     servers = tuple(dict.fromkeys(node.server for node in nodes if node.server and node.driver in drivers))
     return servers if sure or len(servers) == 1 else ()
-
-
-def _jobs(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Job, ...]:
-    """Return the job that requests belong to which are no disk's, where there is only one that it could be."""
-    if isinstance(facts.jobs, Unknown) or any(disks_of(facts, request) for request in requests):
-        return ()
-    busy = [job for job in facts.jobs.value if not job.paused]
-    return (subjects.Job(busy[0].id),) if len(busy) == 1 else ()
 
 
 SERVICES = (

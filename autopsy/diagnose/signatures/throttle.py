@@ -9,8 +9,10 @@ from autopsy.diagnose.queries.requests import (
     confidence,
     disk_subjects,
     disks_of,
+    job_of,
     lets_go,
     of_disks,
+    of_owners,
     standing,
     their_disks,
 )
@@ -96,10 +98,10 @@ def _why_overdue(facts: Facts, groups: tuple[ThrottleGroup, ...]) -> str:
 
 
 def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) -> tuple[Claim, ...]:
-    disks = their_disks(facts, parked.requests)
+    whose = of_owners(their_disks(facts, parked.requests), job_of(facts, parked.requests))
     claims = [
         claim(
-            f"{count(len(parked.requests), 'request')} {of_disks(disks)} "
+            f"{count(len(parked.requests), 'request')} {whose} "
             f"{'is' if len(parked.requests) == 1 else 'are'} parked in "
             "throttle_group_co_io_limits_intercept: below the device, above every block driver.",
             *parked.cites,
@@ -135,12 +137,13 @@ def _timer_wait(facts: Facts) -> Judgement:
     if any(isinstance(group.timer_ns, Known) and _lost(group) for group in groups):
         return RuledOut("no timer is pending that could end the wait", parked.cites)
     disks = their_disks(facts, parked.requests)
+    jobs = job_of(facts, parked.requests)
     group = groups[0] if groups else None
     limits = f" (group {group.name}: {_limits(group)})" if group else ""
     return Match(
-        headline=f"{count(len(parked.requests), 'request')} {of_disks(disks)} "
+        headline=f"{count(len(parked.requests), 'request')} {of_owners(disks, jobs)} "
         f"{'waits' if len(parked.requests) == 1 else 'wait'} for QEMU's own I/O limit{limits}",
-        objects=(*disks, *(subjects.ThrottleGroup(each.name) for each in groups)),
+        objects=(*disks, *jobs, *(subjects.ThrottleGroup(each.name) for each in groups)),
         confidence=confidence(proven=parked.proven, otherwise="likely" if group else "possible"),
         claims=_chain(facts, parked, groups),
         holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, parked.requests),
