@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ app = typer.Typer(
     "9 the VM ended by itself, 130 interrupted, 1 a bug of autopsy's.",
 )
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a .tar.zst bundle, or its folder")]
 DebugFiles = Annotated[
     list[Path] | None, typer.Option("--debug-file", metavar="F", help="QEMU's debug file or unstripped binary")
@@ -45,6 +47,12 @@ def main() -> None:
 
         say(f"autopsy: {plain(str(error))}\n         {plain(error.remedy)}")
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = error.filename or "a temporary folder"
+        say(f"autopsy: {where}: {error.strerror}\n         free some space, or set TMPDIR")
+        sys.exit(ExitCode.NOT_STORED)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:

@@ -28,6 +28,7 @@ from autopsy.examine.run import examine
 from autopsy.examine.second_exposure import examine_again
 from autopsy.files import private
 from autopsy.files.plain import NotPlain
+from autopsy.files.scratch_place import scratch_place
 from autopsy.report.store import write_answers
 
 SECONDS = 120.0  # nobody's VM waits for this examination
@@ -121,7 +122,7 @@ def _core(folder: Path) -> Path:
 @contextlib.contextmanager
 def _unpacked(bundle: Path) -> Iterator[Path]:
     """Yield a private copy of the bundle as a folder."""
-    with tempfile.TemporaryDirectory(prefix="autopsy-", dir=os.environ.get("TMPDIR", "/var/tmp")) as scratch:  # noqa: S108 - private, and larger than a tmpfs /tmp may hold
+    with tempfile.TemporaryDirectory(prefix="autopsy-", dir=scratch_place()) as scratch:
         folder = Path(scratch, "bundle")
         os.close(private.make(folder))
         if not unpack(bundle, folder):

@@ -26,6 +26,7 @@ from autopsy.examine.core.debuginfod import fetch
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.run import examine
 from autopsy.files import private
+from autopsy.files.scratch_place import scratch_place
 from autopsy.incoming.boxed import read_boxed
 from autopsy.incoming.bundle import Given, Typed, lay_out, write_manifest
 from autopsy.incoming.stored import stored
@@ -154,7 +155,7 @@ def _copy_sparse(source: int, destination: int) -> None:
 @contextlib.contextmanager
 def _workshop() -> Iterator[tuple[Path, Path]]:
     """Yield the bundle's folder and a scratch folder, both ours alone and gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="autopsy-", dir=os.environ.get("TMPDIR", "/var/tmp")) as top:  # noqa: S108 - private, and larger than a tmpfs /tmp may hold
+    with tempfile.TemporaryDirectory(prefix="autopsy-", dir=scratch_place()) as top:
         folder, scratch = Path(top, "bundle"), Path(top, "scratch")
         os.close(private.make(folder))
         os.close(private.make(scratch))

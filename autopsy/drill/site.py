@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import tempfile
@@ -12,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+
+from autopsy.files.scratch_place import scratch_place
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PREFIX = "autopsy-"
@@ -40,7 +41,7 @@ def site(*, keep: bool = False) -> Iterator[Site]:
     """Make a folder with a short path (a UNIX socket's has 107 bytes), and undo everything on the way out."""
     with undisturbed():
         undo = ExitStack()
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=os.environ.get("TMPDIR", "/var/tmp")))  # noqa: S108 - mkdtemp
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch_place()))
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
     try:
         yield Site(folder, undo, keep, [("rm", "-r", str(folder))])
