@@ -93,22 +93,28 @@ def mutated(whole: bytes, dice: random.Random) -> bytes:
 def read_by_gdb(scratch: Path) -> str:
     """Return how a confined gdb ended."""
 
-    def work(_box: sandbox.Confined, _line: confined.Line) -> bytes:
+    def work(box: sandbox.Confined, _line: confined.Line) -> bytes:
         words = ["gdb", "-nx", "-q", "-batch"]
         for rail in RAILS:
             words += ["-iex", rail]
         for question in ASKED:
             words += ["-ex", question]
         done = subprocess.run(
-            words, env=ours(), capture_output=True, check=False, timeout=GDB_SECONDS, preexec_fn=sandbox.send_no_signal
+            words,
+            env=ours(),
+            cwd=box.given,
+            capture_output=True,
+            check=False,
+            timeout=GDB_SECONDS,
+            preexec_fn=sandbox.send_no_signal,
         )
         if done.returncode < 0:
             return f"gdb died: {signal_name(-done.returncode)}".encode()
         return b"an internal error of gdb" if b"internal-error" in done.stderr else b"gdb ended by itself"
 
-    box = sandbox.Sandbox(scratch=scratch, readable=sandbox.python_tree())
+    inside = sandbox.Sandbox(scratch=scratch, readable=sandbox.python_tree())
     try:
-        return confined.run(work, box, seconds=GDB_SECONDS + 5, hear=lambda _, data: data).decode()
+        return confined.run(work, inside, seconds=GDB_SECONDS + 5, hear=lambda _, data: data).decode()
     except (Died, TooSlow, Refused) as error:
         return f"{type(error).__name__}: {str(error)[:60]}"
 
