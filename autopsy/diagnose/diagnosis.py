@@ -106,13 +106,14 @@ class DiskPath(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitNode(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody who waits, or something that is waited for."""
+    """Somebody who waits, or something that is waited for; an `end` waits for nobody that is known."""
 
     id: str
     kind: Literal["thread", "coroutine", "lock", "resource", "peer"]
     label: str
     detail: str = ""
     cites: tuple[Cite, ...] = ()
+    end: bool = False
 
 
 class WaitEdge(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ from autopsy.diagnose.queries.silence import about_silence, silence_of
 from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell as Undecided
 from autopsy.diagnose.signature import Judgement, Match, RuledOut, Signature, claim
-from autopsy.diagnose.waits.graph import build
+from autopsy.diagnose.waits.graph import Graph, build
 from autopsy.diagnose.waits.leads import Nameless, leads, nameless
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
@@ -61,12 +61,13 @@ def diagnose(facts: Facts) -> Diagnosis:
     found = order(seen, leads(graph))
     primary = found.primary
     if primary is None:
-        return _unknown(facts, judged, found, nameless(graph))
+        return _unknown(facts, judged, found, graph)
     match = primary.match
     return _diagnosis(
         facts,
         judged,
         found,
+        graph,
         where=primary.where,
         signature=primary.signature.id,
         confidence=match.confidence,
@@ -87,8 +88,9 @@ def _judge(signature: Signature, facts: Facts) -> Judgement:
         return Undecided(f"nothing: this signature failed on the evidence ({type(error).__name__}: {error})")
 
 
-def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order, ends: tuple[Nameless, ...]) -> Diagnosis:
+def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order, graph: Graph) -> Diagnosis:
     """Say what is known when no cause is: the effects that were seen, and what would tell their cause."""
+    ends = nameless(graph)
     effects = [each for each, _ in found.others if not each.match.harmless]
     headline = nothing_looks_stuck(facts) or "The evidence is not enough to tell"
     if place := imported.place(facts):
@@ -101,6 +103,7 @@ def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order, ends: tuple
         facts,
         judged,
         found,
+        graph,
         where="unknown",
         signature=UNKNOWN,
         confidence="possible",
@@ -124,6 +127,7 @@ def _diagnosis(
     facts: Facts,
     judged: tuple[Judged, ...],
     found: Order,
+    graph: Graph,
     *,
     where: Where,
     signature: str,
@@ -185,7 +189,7 @@ def _diagnosis(
         known_bugs=bugs,
         runbook=f"runbooks/{signature}.md",
         paths=request_paths.paths(facts, where, frozenset(objects)),
-        waits=wait_graph.draw(facts),
+        waits=wait_graph.draw(facts, graph),
         symbols=footprint.symbols(facts),
         subjects=tuple(map(naming.record, objects)),
         since=_since(facts, where, objects),

@@ -10,6 +10,8 @@ from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.requests import disk_names, their_disks
 from autopsy.diagnose.queries.threads import looks, named, threads
 from autopsy.diagnose.queries.wording import count
+from autopsy.diagnose.waits import drawn
+from autopsy.diagnose.waits.graph import Graph
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import CoMutexFact, CoroutineFact, Facts, Park
 from autopsy.facts.model.yield_points import DISK_PARKS, SERVED
@@ -18,7 +20,7 @@ MOST = 60
 DRAWN = DISK_PARKS | {Park.CO_MUTEX}
 
 
-def draw(facts: Facts) -> WaitGraph:
+def draw(facts: Facts, graph: Graph) -> WaitGraph:
     """Return the graph without the idle: identical parked requests are one node with their count."""
     nodes: dict[str, WaitNode] = {}
     edges: list[WaitEdge] = []
@@ -26,6 +28,8 @@ def draw(facts: Facts) -> WaitGraph:
     _kernel(facts, nodes, edges)
     _requests(facts, nodes, edges)
     _comutexes(facts, nodes, edges)
+    drawn.add(facts, graph, nodes, edges)
+    drawn.mark_ends(nodes, edges)
     return WaitGraph(nodes=tuple(nodes.values())[:MOST], edges=tuple(edges)[: 2 * MOST])
 
 

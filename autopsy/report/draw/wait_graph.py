@@ -34,6 +34,7 @@ class Box:
     detail: str
     whole: str
     in_cycle: bool
+    is_end: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ def draw_waits(graph: WaitGraph) -> WaitsDrawing | None:
     bottom = max(cluster.y for cluster in clusters) + BOX_HEIGHT
     return WaitsDrawing(
         width=max(cluster.x for cluster in clusters) + BOX_WIDTH + MARGIN,
-        height=bottom + MARGIN + (30 if any(link[0].depth >= link[1].depth for link in links) else 0),
+        height=bottom + MARGIN + (30 if any(link[1].depth - link[0].depth != 1 for link in links) else 0),
         boxes=tuple(_box(cluster, circular) for cluster in clusters),
         arrows=tuple(
             _arrow(waiter, holder, label, in_cycle=cycle, both_ways=(id(holder), id(waiter)) in pairs)
@@ -185,6 +186,7 @@ def _box(cluster: _Cluster, circular: set[str]) -> Box:
         detail=shorten(detail, DETAIL_FITS) if len(lines) == 1 else "",
         whole="; ".join(names[:40]) + (f" ({first.detail})" if first.detail and len(names) == 1 else ""),
         in_cycle=any(node.id in circular for node in cluster.nodes),
+        is_end=any(node.end for node in cluster.nodes),
     )
 
 
@@ -202,7 +204,7 @@ def _arrow(waiter: _Cluster, holder: _Cluster, label: str, *, in_cycle: bool, bo
         path = f"M{x + 30},{y} C{x + 70},{y + 40} {x - 70},{y + 40} {x - 30},{y + 2}"
         return Arrow(path=path, label=label, label_x=x, label_y=y + 26, in_cycle=in_cycle)
     shift = 11 if both_ways else 0
-    if holder.depth > waiter.depth:
+    if holder.depth - waiter.depth == 1:
         x1, y1 = waiter.x + BOX_WIDTH, waiter.y + BOX_HEIGHT // 2 - shift
         x2, y2 = holder.x - 2, holder.y + BOX_HEIGHT // 2 - shift
         middle = (x1 + x2) // 2
