@@ -121,9 +121,9 @@ def test_a_core_that_lacks_coroutines_says_that_more_requests_may_wait() -> None
         beyond_cap=(region,),
         coroutine_stacks=3,
     )
-    (told,) = gather(Stored(record))  # type: ignore[arg-type] # it needs no more of a bundle than this
+    (told,) = gather(Stored(record))  # type: ignore[arg-type]  # it needs no more of a bundle than this
     assert told.requests
     assert told.why == "of 3 coroutines' stacks 3 are of none that was found; [heap]: 2 KiB of what lies from here on"
-    (complete,) = gather(Stored(msgspec.structs.replace(record, coroutine_stacks=0)))  # type: ignore[arg-type] # likewise
+    (complete,) = gather(Stored(msgspec.structs.replace(record, coroutine_stacks=0)))  # type: ignore[arg-type]  # likewise
     assert not complete.requests
-    assert gather(Stored(msgspec.structs.replace(record, beyond_cap=()))) == ()  # type: ignore[arg-type] # likewise
+    assert gather(Stored(msgspec.structs.replace(record, beyond_cap=()))) == ()  # type: ignore[arg-type]  # likewise
