@@ -5,6 +5,7 @@ from __future__ import annotations
 import fixtures_guests as guests
 import fixtures_storage as storage
 import fixtures_wedges as wedges
+from fixtures_beyond import BEYOND
 from fixtures_shape import Shape, on
 
 from support.wedged import daemons, starts
@@ -392,4 +393,5 @@ SHAPES: tuple[Shape, ...] = (
         why="a vCPU writes to a debug console that nobody reads, under the BQL",
         not_these=("healthy", "process-stopped"),
     ),
+    *BEYOND,
 )

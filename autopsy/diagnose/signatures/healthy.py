@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim, Confidence
-from autopsy.diagnose.queries.account import left_over
+from autopsy.diagnose.queries.account import left_over, no_connection
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.notifiers import unseen_notifiers
-from autopsy.diagnose.queries.requests import Standing, standing
+from autopsy.diagnose.queries.requests import Standing, called, standing
 from autopsy.diagnose.queries.silence import slow
 from autopsy.diagnose.queries.threads import by_role, looks, same_sleep, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
@@ -52,9 +52,23 @@ def _lacking(facts: Facts) -> Iterator[str]:
         yield f"what {count(nameless, 'parked coroutine')} wait for: QEMU's symbols, for its functions have no names"
     if unseen := unseen_notifiers(facts):
         yield f"the descriptors {', '.join(map(str, unseen))} of the disks' queues"
+    yield from _lacking_the_other_half(facts)
     for job in facts.jobs.value if isinstance(facts.jobs, Known) else ():
         if job.status == "running" and isinstance(job.progressed, Unknown):
             yield f"whether job {job.id} goes on: {missing(job.progressed)}"
+
+
+def _lacking_the_other_half(facts: Facts) -> Iterator[str]:
+    """Yield what would tell whether a server or a back end that was not seen at the other end is missed."""
+    for helper in facts.helpers:
+        seen = any(socket.peers for socket in helper.sockets)
+        if helper.kind == "vhost-user" and not seen and isinstance(helper.connected, Unknown):
+            yield f"whether {helper.device} is connected to its back end: {missing(helper.connected)}"
+    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        counted = (disk.stats, disk.stats_again)
+        if unknown := next((each for each in counted if isinstance(each, Unknown)), None):
+            for found in no_connection(facts, disk):
+                yield f"whether requests of {called(disk)} fail at once: {missing(unknown)}. {found.text}"
 
 
 def _lacking_an_answer(facts: Facts) -> Iterator[str]:

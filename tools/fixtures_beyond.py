@@ -1,0 +1,61 @@
+"""Shapes of fixtures/ whose trouble lies beyond QEMU or between two states, and healthy ones that look like those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fixtures_shape import Shape, on
+from fixtures_wedges import machine_of
+
+from support import lab
+from support.wedged import qtest, stacked
+from support.wedged import wedges_beyond as beyond
+from support.wedged.wedges import Stuck
+
+OLD, NEW = "7.2", "10.0.2"
+
+
+@contextmanager
+def broken_disk(build: lab.Build) -> Iterator[Stuck]:
+    """A virtio disk whose driver claims more requests than its queue holds: QEMU marks it broken."""
+    with qtest.disk_with_an_index(build, 1000) as it:
+        yield it
+
+
+BEYOND: tuple[Shape, ...] = (
+    *on(
+        (NEW,),
+        "virtio-broken",
+        machine_of(broken_disk),
+        where="device",
+        signature="virtio-device-broken",
+        not_these=("guest-panicked",),
+    ),
+    *on((OLD,), "vhost-user-gone", machine_of(beyond.back_end_killed), where="peer", signature="vhost-user-silent"),
+    *on((NEW,), "export-idle-client", machine_of(beyond.pulled_backup), where="none", signature="healthy"),
+    *on((OLD,), "requests-fail", machine_of(beyond.failing_at_once), where="peer", signature="requests-fail"),
+    *on(
+        (NEW,),
+        "switching-over",
+        machine_of(beyond.waiting_before_switchover),
+        where="migration",
+        signature="vm-switching-over",
+    ),
+    *on(
+        (OLD,),
+        "frozen-behind-links",
+        machine_of(beyond.frozen_behind_links),
+        where="host",
+        signature="host-fs-frozen",
+        not_these=("healthy", "process-stopped"),
+    ),
+    *on(
+        (NEW,),
+        "loop-on-fuse",
+        machine_of(stacked.ext4_on_loop_on_fuse),
+        where="peer",
+        signature="storage-below-silent",
+        not_these=("healthy", "host-fs-frozen"),
+    ),
+)
