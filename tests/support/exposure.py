@@ -19,6 +19,7 @@ from autopsy.capture.proc import step as proc
 from autopsy.capture.proc import witness
 from autopsy.capture.step import Collected, Deadline, Options, Scene
 from autopsy.drill.machine import Machine
+from autopsy.examine.boxed import Table
 from autopsy.examine.core.inputs import Frozen
 from autopsy.linux.child import in_child
 from autopsy.target.target import Target, find
@@ -56,7 +57,9 @@ def exposed(machine: Machine, *, again: bool = False, alive: bool = True) -> Ite
         scratch = place / "scratch"
         scratch.mkdir()
         maps = (place / "evidence" / layout.WITNESS / layout.MAPS).read_bytes()
-        with mapped(machine.pid, maps if alive else b"") as files:
+        with mapped(machine.pid, maps if alive else b"") as held:
+            table = Table(scratch)
+            files = tuple(replace(each, path=_itself(each.path, table)) for each in held)
             yield Exposed(
                 Frozen(
                     core=place / layout.CORE,
@@ -68,6 +71,12 @@ def exposed(machine: Machine, *, again: bool = False, alive: bool = True) -> Ite
                 ),
                 place,
             )
+
+
+def _itself(path: Path, table: Table) -> Path:
+    """Return the file itself: gdb follows a descriptor by its name, which in a container is another file's out here."""
+    named = path.resolve()
+    return path if not named.exists() or named.samefile(path) else table.lay(path) or path
 
 
 def _write(path: Path, data: bytes) -> None:

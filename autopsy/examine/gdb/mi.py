@@ -117,6 +117,11 @@ class Gdb:
         """Return the process ID of gdb itself."""
         return self._process.pid
 
+    @property
+    def gone(self) -> bool:
+        """Tell whether gdb has ended by itself."""
+        return self._gone
+
     def __enter__(self) -> Self:
         return self
 

@@ -7,6 +7,7 @@ modules that some stack leads into are loaded, which is most of what makes it qu
 from __future__ import annotations
 
 import os
+import re
 import struct
 import time
 from bisect import bisect_left
@@ -17,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
+from autopsy.errors import ExaminationFailed
 from autopsy.examine.core import synthetic
 from autopsy.examine.core.find_files import DELETED, installed_debug_files
 from autopsy.examine.core.reader import NT_AUXV, NT_FILE, PAGE, Core, CoreError, CoreThread, Extent
@@ -24,7 +26,7 @@ from autopsy.examine.core.symbols import Image, Symbols
 from autopsy.examine.coroutines.entered import contexts
 from autopsy.examine.coroutines.find import Saved, returns
 from autopsy.examine.gdb.backtrace import Block, blocks, frames
-from autopsy.examine.gdb.mi import Gdb, GdbError
+from autopsy.examine.gdb.mi import Answer, Gdb, GdbError
 
 AT_SYSINFO_EHDR = 33
 RED_ZONE = 256
@@ -33,6 +35,9 @@ FIRST_LWP = 1 << 28  # beyond any thread id that Linux gives (PID_MAX_LIMIT is 1
 TRAMPOLINE = "coroutine_trampoline"
 ENTERED_FROM = "(it is in a coroutine, which it entered from here:)"
 ENDED_FRAMES = 2  # qemu_coroutine_switch() and the trampoline
+
+THREAD = re.compile(r"^Thread (\d+) \(", re.MULTILINE)
+MOST_DEATHS = 4  # of gdb in one examination: each costs a tenth of a second and one stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,10 @@ def unwind(
     images = led_into(symbols, extents, threads)
     links = link(images, scratch)
     synthetic.write(path, threads, extents, notes(core, links))
-    text, log, note = _run((f"core-file {path}", *commands(images, links, scratch)), scratch, ends_at)
+    at_hand = {thread.registers.rip for thread in threads}
+    fewer = [image for image in images if any(image.start <= pc < image.end for pc in at_hand)]
+    loads = tuple((f"core-file {path}", *commands(some, links, scratch)) for some in (images, fewer))
+    text, log, note = _run(loads, scratch, ends_at, len(threads))
     by_lwp = {block.lwp: block for block in blocks(text)}
     before: dict[int, list[Block]] = {}
     for index, (tid, _) in enumerate(left):
@@ -164,22 +172,55 @@ def _symlink(name: Path, target: Path) -> None:
     name.symlink_to(target.absolute())
 
 
-def _run(preparation: Iterable[str], scratch: Path, ends_at: float) -> tuple[str, bytes, str]:
+def _run(loads: Sequence[Sequence[str]], scratch: Path, ends_at: float, threads: int) -> tuple[str, bytes, str]:
+    """Return what gdb printed of every stack, its log, and what went wrong in words.
+
+    gdb dies of some libraries: another one is given less to load (the next of `loads`). A stack that it dies of all the
+    same costs itself: the next gdb goes on with the thread after it, a few times.
+
+    Raises:
+        ExaminationFailed: gdb cannot be had at all, or printed nothing before it died.
+    """
+    printed: list[str] = []
     trouble: list[str] = []
-    with Gdb(scratch, ends_at=ends_at) as gdb:
-        for command in preparation:
+    log = b""
+    first, cause = 1, ""
+    for attempt in range(MOST_DEATHS):
+        which = "all -ascending" if first == 1 else f"{first}-{threads}"
+        with Gdb(scratch, ends_at=ends_at) as gdb:
+            answer, cause = _stacks(gdb, loads[min(attempt, len(loads) - 1)], f"thread apply {which} -c bt", trouble)
+            log += gdb.log()
+        printed.append(answer.text)
+        if answer.whole:
+            break
+        if not cause:
+            late = time.monotonic() >= ends_at
+            trouble.append("gdb was ended at its deadline" if late else "gdb printed more than it may")
+            break
+        trouble.append(f"gdb {cause}")
+        last = max(map(int, THREAD.findall(answer.text)), default=0)
+        first = max(first, last + 1) if attempt + 1 < len(loads) else max(first, last) + 1
+        if first > threads:
+            break
+    text = "".join(printed)
+    if not text and cause:
+        raise ExaminationFailed("gdb", trouble[-1].removeprefix("gdb "), remedy="see gdb.log")
+    return text, log, "; ".join(dict.fromkeys(trouble))
+
+
+def _stacks(gdb: Gdb, preparation: Iterable[str], command: str, trouble: list[str]) -> tuple[Answer, str]:
+    """Load core and images and return the stacks, and how gdb died, empty where it lives. What it refuses is noted."""
+    try:
+        for line in preparation:
             try:
-                answer = gdb.run(command)
+                if not gdb.run(line).whole:
+                    break
             except GdbError as error:
                 trouble.append(f"gdb: {error}")
-            else:
-                if not answer.whole:
-                    break
-        printed = gdb.run("thread apply all -ascending -c bt")
-        if not printed.whole:
-            late = time.monotonic() >= ends_at
-            trouble.append("gdb was ended at its deadline" if late else f"gdb {gdb.how_it_ended()}")
-        return printed.text, gdb.log(), "; ".join(trouble)
+        answer = gdb.run(command)
+    except ExaminationFailed as error:
+        return Answer("", whole=False), error.cause
+    return answer, gdb.how_it_ended() if gdb.gone else ""
 
 
 def _threads(
