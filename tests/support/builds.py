@@ -37,14 +37,18 @@ class Build:
     def command(self) -> tuple[str, ...]:
         if self.system is None:
             return (str(self.binary),)
-        return (str(CHROOTED), str(self.system), f"/{self.binary.relative_to(self.system)}")
+        return (*self._inside(), f"/{self.binary.relative_to(self.system)}")
+
+    def _inside(self) -> tuple[str, ...]:
+        """Return what goes ahead of a path in its own system; the script has to know which mounts are this run's."""
+        return ("env", f"TMPDIR={os.environ.get('TMPDIR', '/tmp')}", str(CHROOTED), str(self.system))  # noqa: S108 - told, not used
 
     def tool(self, name: str) -> tuple[str, ...]:
         """Return what starts a program such as qemu-storage-daemon: the one of this QEMU, or of this host."""
         if self.system is None:
             beside = self.binary.with_name(name)
             return (str(beside) if beside.is_file() else tool(name),)
-        return (str(CHROOTED), str(self.system), f"/usr/bin/{name}")
+        return (*self._inside(), f"/usr/bin/{name}")
 
     def has_device(self, name: str) -> bool:
         asked = subprocess.run(
