@@ -110,7 +110,9 @@ def read_by_gdb(scratch: Path) -> str:
         )
         if done.returncode < 0:
             return f"gdb died: {signal_name(-done.returncode)}".encode()
-        return b"an internal error of gdb" if b"internal-error" in done.stderr else b"gdb ended by itself"
+        if b"internal-error" in done.stderr:
+            return b"an internal error of gdb"
+        return b"gdb read it" if b"struct item {" in done.stdout else b"gdb could not read it"
 
     inside = sandbox.Sandbox(scratch=scratch, readable=sandbox.python_tree())
     try:
