@@ -58,4 +58,14 @@ BEYOND: tuple[Shape, ...] = (
         signature="storage-below-silent",
         not_these=("healthy", "host-fs-frozen"),
     ),
+    *on(
+        (NEW,),
+        "slow-at-its-limit",
+        machine_of(beyond.at_its_limit),
+        where="none",
+        signature="healthy",
+        why="slow at a limit is not stuck",
+        not_these=("throttle-timer-wait", "throttle-lock-self-deadlock"),
+        gap=3.0,
+    ),
 )

@@ -90,6 +90,28 @@ def test_a_disk_whose_requests_soon_get_their_turn_is_not_called_slow() -> None:
     assert (found.where, "slow" in found.headline) == ("none", False)
 
 
+def uncounted(iops: int) -> Diagnosis:
+    """Return what is said of requests behind a limit where nobody counted what passed them."""
+    case = throttled(waiting=40, done=0)
+    for step, exchanges in case.exchanges.items():
+        case.exchanges[step] = [each for each in exchanges if each.question != "query-blockstats"]
+    limit = f"throttling.iops-total={iops}"
+    case.command_line = ("-drive", f"if=none,id=d0,{limit}", "-device", "virtio-blk-pci,drive=d0,id=vd0")
+    for exchange in case.exchanges[layout.QUERY_BLOCK]:
+        if exchange.question == "query-block":
+            exchange.answer[0]["inserted"]["iops"] = iops
+    return told(case)
+
+
+def test_whether_a_limit_lets_others_pass_is_not_known_where_nobody_counted_them() -> None:
+    assert uncounted(iops=1).where == "unknown"
+
+
+def test_counters_tell_that_a_limit_lets_none_pass() -> None:
+    found = told(throttled(waiting=40, done=0))
+    assert (found.where, found.signature) == ("throttle", "throttle-timer-wait")
+
+
 def test_two_causes_that_do_not_wait_for_one_another_are_told_each_with_its_own_disks() -> None:
     case = cases.frozen_threads()
     case.parked(e.NBD)

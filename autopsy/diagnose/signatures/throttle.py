@@ -11,6 +11,7 @@ from autopsy.diagnose.queries.requests import (
     disks_of,
     job_of,
     lets_go,
+    monitor_is_dead,
     of_disks,
     of_owners,
     standing,
@@ -21,10 +22,11 @@ from autopsy.diagnose.queries.wording import count, known, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Facts, MutexFact, Park, Thread, ThrottleGroup
+from autopsy.facts.model.facts import Facts, MutexFact, Origin, Park, Thread, ThrottleGroup
 from autopsy.facts.subjects import Subject, Whole
 
 SECOND = 1_000_000_000
+SECTOR = 512  # no guest asks for less
 NOT_PARKED = "no request is parked in a throttle group"
 
 
@@ -97,6 +99,33 @@ def _why_overdue(facts: Facts, groups: tuple[ThrottleGroup, ...]) -> str:
     return ""
 
 
+def _may_flow(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) -> bool:
+    """Tell whether requests may have passed the limit while these stood in its queue: nobody counted, it lets some go.
+
+    Nobody takes a core of a VM that goes on; of an export nobody counts; a thread that waits for itself lets none go.
+    """
+    disks = [disk for request in parked.requests for disk in disks_of(facts, request)]
+    counted = not disks or any(disk.is_export or isinstance(disk.completed, Known) for disk in disks)
+    mutexes = facts.locks.value.mutexes if isinstance(facts.locks, Known) else ()
+    dead = monitor_is_dead(facts) or any(mutex.owner in mutex.waiters for mutex in mutexes)
+    if counted or dead or facts.origin is not Origin.CAPTURE:
+        return False
+    return not any(_holds_all(group, facts.times.gap_seconds or 0.0) for group in groups)
+
+
+def _holds_all(group: ThrottleGroup, gap: float) -> bool:
+    """Tell whether a group let no request go for so long, however small."""
+    if isinstance(group.timer_ns, Known) and group.timer_ns.value is not None:
+        return group.timer_ns.value > gap * SECOND
+    rates = group.limits.value.values if isinstance(group.limits, Known) else ()
+    least = {"bps": SECTOR, "iops": 1}
+    return any(
+        rate * gap < least[name.partition("-")[0]]
+        for name, rate in rates
+        if name.count("-") == 1 and name[-4:] != "size"
+    )
+
+
 def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) -> tuple[Claim, ...]:
     whose = of_owners(their_disks(facts, parked.requests), job_of(facts, parked.requests))
     claims = [
@@ -136,6 +165,8 @@ def _timer_wait(facts: Facts) -> Judgement:
         return RuledOut(f"the limits do not explain it: {why}", parked.cites)
     if any(isinstance(group.timer_ns, Known) and _lost(group) for group in groups):
         return RuledOut("no timer is pending that could end the wait", parked.cites)
+    if _may_flow(facts, parked, groups):
+        return CannotTell("whether other requests passed the limit meanwhile (query-blockstats, twice)")
     disks = their_disks(facts, parked.requests)
     jobs = job_of(facts, parked.requests)
     group = groups[0] if groups else None
