@@ -12,6 +12,7 @@ SCHEMA = 1
 
 OutcomeName = Literal["Collected", "TimedOut", "Failed", "Skipped"]
 Program = Literal["qemu-system", "qemu-storage-daemon"]
+Manager = Literal["proxmox", "libvirt", "process"]
 ImpactName = Literal["none", "asks", "asks, may block", "asks, may harm", "stops"]
 
 
@@ -78,7 +79,7 @@ class TargetRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     name: str
-    manager: Literal["proxmox", "libvirt", "process"]
+    manager: Manager
     start_ticks: int
     exe: str
     exe_deleted: bool

@@ -36,7 +36,7 @@ from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.trouble import Trouble
 from autopsy.target import target
-from autopsy.target.platforms import proxmox
+from autopsy.target.platforms.catalogue import platform_of
 
 RESERVE = 0.25  # of the budget, kept for diagnosis, report and seal
 MOST_RESERVE = 12.0
@@ -204,7 +204,7 @@ def _insisting(wish: Wish) -> str:
 
 def _hurried(vm: target.Target, options: Options, say: Callable[[str], None]) -> Options:
     """Shorten the capture where somebody else is about to kill the VM."""
-    warning = proxmox.clock(vm.record.name) if vm.record.manager == "proxmox" else ""
+    warning = platform_of(vm.record.manager).hurry(vm.record.name)
     if not warning:
         return options
     say(f"note: {warning}")

@@ -8,13 +8,12 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
 
-from autopsy.bundle.manifest import Domain
 from autopsy.bundle.seal import Sealed
 from autopsy.capture.reading.programs import NOGROUP
 from autopsy.errors import NoSuchVm, NotPermitted, StillThere
@@ -25,7 +24,7 @@ from autopsy.linux import environment
 from autopsy.linux.child import ChildFailed, ChildTimedOut, die_with_parent, in_child
 from autopsy.target import identity
 from autopsy.target.identity import Asleep
-from autopsy.target.platforms import libvirt
+from autopsy.target.platforms.catalogue import platform_of
 from autopsy.target.platforms.platform import ROOTS, Roots
 from autopsy.target.resolve import has_a_say
 from autopsy.target.target import Target
@@ -38,7 +37,7 @@ LOOK_SECONDS = 0.05
 BINARY_SECONDS = 2.0
 # `virsh destroy` would have libvirtd wait with the domain's lock held, then touch the storage that hangs: `virsh list`
 # hung for as long. Without it, libvirtd is well, and closes its books when the monitor closes.
-ASLEEP = "SIGKILL (virsh destroy would hang libvirtd: a thread sleeps uninterruptibly)"
+ASLEEP = "a thread sleeps uninterruptibly"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +67,12 @@ class Killed:
 
 
 def kill(
-    target: Target, sealed: Sealed, *, seconds: float = DEATH_SECONDS, virsh: str = "virsh", roots: Roots = ROOTS
+    target: Target, sealed: Sealed, *, seconds: float = DEATH_SECONDS, program: str = "", roots: Roots = ROOTS
 ) -> Killed:
-    """Kill the VM whose evidence is sealed: through libvirt if it is libvirt's, by SIGKILL in any case.
+    """Kill the VM whose evidence is sealed: through its manager if that can do it, by SIGKILL in any case.
 
-    The seal is the licence: there is no calling this without one. SIGTERM is left out: a wedged QEMU does not heed it.
+    `program` stands in for the manager's own. The seal is the licence: there is no calling this without one.
+    SIGTERM is left out: a wedged QEMU does not heed it.
 
     Raises:
         NoSuchVm: the number means another program by now; nothing was killed.
@@ -81,11 +81,11 @@ def kill(
     if _has_ended(target):
         return Killed("it had ended by itself before the kill", gone=True, by_itself=True)
     _make_sure(target)
-    estate = estate_of(target, _locks(target))
+    estate = estate_of(target, platform_of(target.record.manager).locks(target.record.name))
     note = audit_log.begun(target, sealed)
     unwritten, untold = audit_log.store(note, sealed.path), audit_log.tell_journal(note, roots.log)
     begun = time.monotonic()
-    how, ended = _end(target, begun + seconds, virsh, roots)
+    how, ended = _end(target, begun + seconds, program, roots)
     gone = _has_ended(target)
     left = _left(target, estate) if gone else ()
     stuck_now = () if gone else identity.in_uninterruptible_sleep(target.pid)
@@ -99,8 +99,10 @@ def kill(
 
 def means(target: Target, roots: Roots = ROOTS) -> str:
     """Return by what means a kill would end the VM, without doing it."""
-    domain = _domain_of(target, roots)
-    return f"virsh destroy --domain={domain.word}, then SIGKILL" if domain else "SIGKILL"
+    command = _command_for(target, roots)
+    if not command:
+        return "SIGKILL"
+    return f"{platform_of(target.record.manager).end_words} {command[-1]}, then SIGKILL"
 
 
 def still_there(target: Target, killed: Killed) -> StillThere:
@@ -112,18 +114,12 @@ def still_there(target: Target, killed: Killed) -> StillThere:
     )
 
 
-def _locks(target: Target) -> tuple[str, ...]:
-    if target.record.manager != "proxmox":
-        return ()
-    return (f"/var/lock/qemu-server/lock-{target.record.name}.conf",)
-
-
 def _left(target: Target, estate: Estate) -> tuple[str, ...]:
     """Return what is left once its manager has had a moment to clean up: qmeventd runs `qm cleanup`, libvirtd its own.
 
     A plain process has nobody who would: what it leaves is told at once.
     """
-    give_up = time.monotonic() + (BOOKS_SECONDS if target.record.manager == "proxmox" else 0)
+    give_up = time.monotonic() + platform_of(target.record.manager).cleanup_seconds
     while left := left_by(estate):
         if time.monotonic() >= give_up:
             break
@@ -170,32 +166,34 @@ def _read_build_id(pid: int) -> bytes:
     return identity.binary_of(pid).build_id.encode()
 
 
-def _end(target: Target, give_up: float, virsh: str, roots: Roots) -> tuple[str, float]:
+def _end(target: Target, give_up: float, program: str, roots: Roots) -> tuple[str, float]:
     """Have the process ended; return by what means, and when it was gone or given up."""
     how = "SIGKILL"
-    domain = _domain_of(target, roots)
+    command = _command_for(target, roots)
+    platform = platform_of(target.record.manager)
     try:
-        if domain is not None and identity.in_uninterruptible_sleep(target.pid):
-            how = ASLEEP
-        elif domain is not None:
-            with _destroying(virsh, domain) as destroy:
-                return _end_with(destroy, target, give_up)
+        if command and identity.in_uninterruptible_sleep(target.pid):
+            how = f"SIGKILL ({platform.end_words} would hang {platform.daemon}: {ASLEEP})"
+        elif command:
+            domain = target.record.domain
+            with _running((program or command[0], *command[1:]), domain.user if domain else None) as destroy:
+                return _end_with(destroy, platform.end_words, target, give_up)
     except OSError as error:
-        how = f"SIGKILL (no virsh: {error.strerror})"
+        how = f"SIGKILL (no {command[0]}: {error.strerror})"
     _send(target)
     _wait(target, give_up)
     return how, time.monotonic()
 
 
-def _end_with(destroy: subprocess.Popen[bytes], target: Target, give_up: float) -> tuple[str, float]:
+def _end_with(destroy: subprocess.Popen[bytes], spoken: str, target: Target, give_up: float) -> tuple[str, float]:
     """Leave libvirt a moment to do it, then do it ourselves while libvirt keeps its books of a domain destroyed."""
     alone = min(time.monotonic() + ALONE_SECONDS, give_up)
     while not _wait(target, min(time.monotonic() + LOOK_SECONDS, alone)):
         if time.monotonic() >= alone or destroy.poll() not in (None, 0):
             break
-    how = "virsh destroy"
+    how = spoken
     if not _has_ended(target):
-        how = "virsh destroy and SIGKILL" if destroy.poll() in (None, 0) else "SIGKILL (virsh destroy failed)"
+        how = f"{spoken} and SIGKILL" if destroy.poll() in (None, 0) else f"SIGKILL ({spoken} failed)"
         _send(target)
         _wait(target, give_up)
     ended = time.monotonic()
@@ -205,19 +203,19 @@ def _end_with(destroy: subprocess.Popen[bytes], target: Target, give_up: float) 
 
 
 @contextlib.contextmanager
-def _destroying(virsh: str, domain: Domain) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `virsh destroy`, and end it with what it started on the way out."""
+def _running(command: Sequence[str], user: int | None) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the manager's command, and end it with what it started on the way out."""
     destroy = subprocess.Popen(
-        [virsh, "-q", "-c", domain.connection, "destroy", f"--domain={domain.word}"],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=environment.ours(PATH=environment.path(), LC_ALL="C"),
         cwd="/",
         start_new_session=True,
-        user=domain.user,
-        group=None if domain.user is None else NOGROUP,
-        extra_groups=None if domain.user is None else (),
+        user=user,
+        group=None if user is None else NOGROUP,
+        extra_groups=None if user is None else (),
         preexec_fn=die_with_parent,  # noqa: PLW1509 - this process has one thread
     )
     try:
@@ -230,17 +228,18 @@ def _destroying(virsh: str, domain: Domain) -> Iterator[subprocess.Popen[bytes]]
                 destroy.wait(LOOK_SECONDS)
 
 
-def _domain_of(target: Target, roots: Roots) -> Domain | None:
-    """Return the domain that libvirt still means this very process by, None when there is no such libvirt here.
+def _command_for(target: Target, roots: Roots) -> tuple[str, ...]:
+    """Return how its manager ends this VM, empty where it cannot, or no longer means this very process.
 
     A domain that was started anew meanwhile has another pid, and must not be destroyed in its place. A container's
     libvirt is not asked: who owns the container could make our question mean another domain; it notices the end.
     """
-    domain = target.record.domain
-    if domain is None or not domain.connection:
-        return None
-    mine = (claim for claim in libvirt.claims(roots) if claim.pid == target.pid and has_a_say(claim))
-    return domain if any(libvirt.domain_of(claim, roots) == domain for claim in mine) else None
+    platform = platform_of(target.record.manager)
+    command = platform.end(target.record)
+    if not command:
+        return ()
+    mine = (claim for claim in platform.claims((), roots) if claim.pid == target.pid and has_a_say(claim))
+    return command if any(platform.domain_of(claim, roots) == target.record.domain for claim in mine) else ()
 
 
 def _send(target: Target) -> None:

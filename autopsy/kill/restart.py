@@ -14,7 +14,7 @@ from autopsy.capture.reading.reader import Cut, Unreadable
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.files import read_kernel
 from autopsy.target import qemu_processes
-from autopsy.target.platforms import libvirt
+from autopsy.target.platforms.catalogue import platform_of
 from autopsy.target.platforms.platform import ROOTS, Claim, Roots
 from autopsy.target.resolve import all_claims, is_true
 from autopsy.target.target import Target
@@ -37,17 +37,7 @@ class Started:
 
 def command_for(target: Target) -> tuple[str, ...]:
     """Return the command that starts this VM again, empty when nobody here can."""
-    record = target.record
-    match record.manager:
-        case "proxmox":
-            return ("qm", "start", record.name)
-        case "libvirt":
-            domain = record.domain
-            if domain is None or not domain.connection:
-                return ()
-            return ("virsh", "-q", "-c", domain.connection, "start", f"--domain={domain.word}")
-        case "process":
-            return ()
+    return platform_of(target.record.manager).start(target.record)
 
 
 def unit_of(target: Target) -> str:
@@ -72,7 +62,7 @@ def start_again(target: Target, unit: str = "", *, seconds: float = START_SECOND
     said = _run(command, domain.user if domain else None, seconds)
     pid = _wait_for(target, 0 if said else LOOK_SECONDS, roots)
     took = time.monotonic() - begun
-    spoken = " ".join(command[:2]) if command[0] == "qm" else "virsh start"
+    spoken = platform_of(target.record.manager).start_words
     if pid is None:
         return Started(done=False, words=f"not started again: {spoken}: {said or 'no process of it was seen'}")
     how = f"by {spoken}" if not said else f"by somebody else ({spoken}: {said})"
@@ -85,11 +75,8 @@ def nobody_can(target: Target, unit: str = "") -> str:
 
 
 def _why_not(target: Target, unit: str) -> str:
-    record = target.record
-    if record.domain is not None and not record.domain.root:
-        return "its libvirt daemon has no socket that is its user's own"
-    if record.manager == "libvirt":
-        return "its libvirt lives in a container; whoever runs that (KubeVirt: the VirtualMachine object) starts it"
+    if why := platform_of(target.record.manager).why_no_start(target.record):
+        return why
     if unit:
         return f"it ran in {unit}; `systemctl start {unit}` starts it, unless systemd does by itself (Restart=)"
     return "nobody but its own command line speaks for it; that is in evidence/witness/cmdline of the bundle"
@@ -120,8 +107,8 @@ def _is_same(claim: Claim, target: Target, roots: Roots) -> bool:
         return False
     if record.domain is None:
         return True
-    domain = libvirt.domain_of(claim, roots)
-    return (domain.connection, domain.user) == (record.domain.connection, record.domain.user)
+    domain = platform_of(claim.manager).domain_of(claim, roots)
+    return domain is not None and (domain.connection, domain.user) == (record.domain.connection, record.domain.user)
 
 
 def _wait_for(target: Target, seconds: float, roots: Roots) -> int | None:

@@ -16,6 +16,7 @@ from autopsy.errors import AutopsyError, ExitCode
 from autopsy.kill import kill, restart
 from autopsy.kill.permission import Insistence, cautions, licence
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.target.platforms.catalogue import platform_of
 from autopsy.target.target import Target
 from autopsy.text import printable
 
@@ -108,7 +109,8 @@ def _look_around(bundle: Path, vm: Target) -> Around:
         from autopsy.facts.gather import gather  # noqa: PLC0415 - likewise
 
         evidence = open_bundle(bundle)
-        ha = platform.ha_state(evidence, vm.record.name) if vm.record.manager == "proxmox" else ""
+        has_ha = platform_of(vm.record.manager).keep_down(vm.record.name)
+        ha = platform.ha_state(evidence, vm.record.name) if has_ha else ""
         return msgspec.json.encode(Around(platform.ongoing(gather(evidence), evidence), ha))
 
     try:
@@ -141,7 +143,7 @@ def _of_ha(vm: Target, around: Around) -> tuple[str, ...]:
         return ()
     if around.ha in {"stopped", "disabled", "ignored"}:
         return (f"HA keeps it {around.ha}: it does not start by itself",)
-    down = f"`ha-manager set vm:{vm.record.name} --state stopped` keeps it down"
+    down = f"`{platform_of(vm.record.manager).keep_down(vm.record.name)}` keeps it down"
     return (f"HA keeps it {around.ha}: it starts again by itself within seconds; {down}",)
 
 

@@ -17,7 +17,8 @@ from autopsy.target.command_line import vm_name
 from autopsy.target.identity import Binary, clean
 from autopsy.target.image import named_like_qemu
 from autopsy.target.permissions import explain, guards_of
-from autopsy.target.platforms import libvirt
+from autopsy.target.platforms.catalogue import platform_of
+from autopsy.target.platforms.plain import PLAIN
 from autopsy.target.platforms.platform import Roots
 from autopsy.target.qemu_processes import Told
 from autopsy.target.resolve import LIST, Candidate, is_true
@@ -56,7 +57,7 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord
     return TargetRecord(
         pid=pid,
         name=clean(claim.name if claim else (vm_name(told.options or ()) or f"pid{pid}")),
-        manager=claim.manager if claim else "process",
+        manager=claim.manager if claim else PLAIN.manager,
         start_ticks=stat.start_ticks,
         exe=binary.path,
         exe_deleted=binary.deleted,
@@ -64,7 +65,7 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord
         qemu_version=binary.qemu_version,
         program=binary.program,
         monitors=found,
-        domain=libvirt.domain_of(claim, roots) if claim and claim.manager == "libvirt" else None,
+        domain=platform_of(claim.manager).domain_of(claim, roots) if claim else None,
     )
 
 

@@ -7,15 +7,17 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 
-from autopsy.bundle.manifest import Monitor, Program
+from autopsy.bundle.manifest import Manager, Monitor, Program
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.unix_sockets import Listener, listeners_seen_by
 from autopsy.target import coroutine_count, monitors, qemu_processes
 from autopsy.target import vital_signs as signs
 from autopsy.target.command_line import disks, vm_name
 from autopsy.target.identity import STORAGE_DAEMON, clean
+from autopsy.target.platforms.catalogue import explicit
 from autopsy.target.platforms.owned import started_by
-from autopsy.target.platforms.platform import ROOTS, Claim, Manager, Roots
+from autopsy.target.platforms.plain import PLAIN
+from autopsy.target.platforms.platform import ROOTS, Claim, Roots
 from autopsy.target.qemu_processes import Told
 from autopsy.target.resolve import all_claims, is_true
 from autopsy.target.vital_signs import Glance, glance
@@ -105,8 +107,8 @@ def _vm(first: Glance, second: Glance, told: Told, claim: Claim | None, found: t
     binary = None if isinstance(told.binary, Unanswered) else told.binary
     seconds = max(second.at - first.at, APART_SECONDS)
     return Vm(
-        target=claim.explicit if claim else f"pid:{pid}",
-        manager=claim.manager if claim else "process",
+        target=explicit(claim) if claim else f"pid:{pid}",
+        manager=claim.manager if claim else PLAIN.manager,
         name=clean(claim.name if claim else (vm_name(told.options or ()) or f"pid{pid}")),
         pid=pid,
         program=binary.program if binary else "qemu-system",

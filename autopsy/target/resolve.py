@@ -15,7 +15,7 @@ from autopsy.linux.trouble import Trouble
 from autopsy.linux.unix_sockets import listeners_seen_by, owners_of
 from autopsy.target import identity, monitors, qemu_processes
 from autopsy.target.command_line import last, vm_name
-from autopsy.target.platforms import containers, libvirt, proxmox
+from autopsy.target.platforms.catalogue import PLATFORMS, explicit, platform_of
 from autopsy.target.platforms.owned import is_trusted, runs_as, started_by
 from autopsy.target.platforms.platform import Claim, Roots
 from autopsy.target.qemu_processes import Told
@@ -25,7 +25,7 @@ from autopsy.text import printable
 LIST = "`autopsy ps` lists this host's virtual machines"
 MOST_PID = 1 << 22  # the kernel's own limit on pid_max
 
-FORMS = ("pve", "libvirt", "pid", "qmp")
+FORMS = (*dict.fromkeys(platform.form for platform in PLATFORMS if platform.form), "pid", "qmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,14 @@ def _explicit(form: str, rest: str, word: str, roots: Roots) -> tuple[Candidate,
         return (_claimed(pid, roots),)
     if form == "qmp":
         return tuple(_claimed(pid, roots) for pid in listening_at(rest, word))
-    if form == "pve":
-        claim = proxmox.claim_of(rest, roots)
-        claims = [claim] if claim else []
-    else:
-        everywhere = (*libvirt.claims(roots), *containers.claims(qemu_processes.suspects(), roots))
-        claims = [claim for claim in everywhere if libvirt.answers_to(claim, rest)]
+    named = qemu_processes.suspects()
+    claims = [
+        claim
+        for platform in PLATFORMS
+        if platform.form == form
+        for claim in platform.claims(named, roots)
+        if platform.answers_to(claim, rest)
+    ]
     told = qemu_processes.tell([claim.pid for claim in claims])
     alive = [claim for claim in claims if is_true(claim, told[claim.pid])]
     if not alive:
@@ -83,7 +85,7 @@ def _explicit(form: str, rest: str, word: str, roots: Roots) -> tuple[Candidate,
 def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
     named = qemu_processes.suspects()
     claims = all_claims(named, roots)
-    answering = [claim for claim in claims if _answers_to(claim, word)]
+    answering = [claim for claim in claims if platform_of(claim.manager).answers_to(claim, word)]
     told = qemu_processes.tell(sorted({*named, *(claim.pid for claim in answering)}))
     found = {claim.pid for claim in answering if is_true(claim, told[claim.pid])}
     found |= {pid for pid in named if qemu_processes.is_qemu(told[pid]) and _goes_by(word, told[pid])}
@@ -101,11 +103,7 @@ def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
 
 def all_claims(pids: Sequence[int], roots: Roots) -> tuple[Claim, ...]:
     """Return what this host's managers claim, and what those in the containers of the given processes do."""
-    return (*proxmox.claims(roots), *libvirt.claims(roots), *containers.claims(pids, roots))
-
-
-def _answers_to(claim: Claim, word: str) -> bool:
-    return claim.name == word if claim.manager == "proxmox" else libvirt.answers_to(claim, word)
+    return tuple(claim for platform in PLATFORMS for claim in platform.claims(pids, roots))
 
 
 def _goes_by(word: str, told: Told) -> bool:
@@ -128,7 +126,7 @@ def _claimed(pid: int, roots: Roots) -> Candidate:
 def _with_claim(pid: int, told: Told, claims: Iterable[Claim]) -> Candidate:
     true = next((claim for claim in claims if claim.pid == pid and is_true(claim, told)), None)
     hangs = isinstance(told.arguments, Unanswered) and told.arguments.hung
-    return Candidate(pid, true.explicit if true else f"pid:{pid}", true, hangs)
+    return Candidate(pid, explicit(true) if true else f"pid:{pid}", true, hangs)
 
 
 def _distinct(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
@@ -156,17 +154,11 @@ def is_true(claim: Claim, told: Told) -> bool:
     """
     if not qemu_processes.is_qemu(told) or not has_a_say(claim):
         return False
+    platform = platform_of(claim.manager)
     if isinstance(told.arguments, Unanswered):
         paths = [listener.path for listener in monitors.ears_of(claim.pid).listeners]
-        own = proxmox.is_its_monitor if claim.manager == "proxmox" else libvirt.is_its_monitor
-        return any(own(claim, path) for path in paths)
-    match claim.manager:
-        case "proxmox":
-            return proxmox.is_alive(claim, told.arguments)
-        case "libvirt":
-            return libvirt.is_alive(claim, told.arguments)
-        case "process":
-            return True
+        return any(platform.is_its_monitor(claim, path) for path in paths)
+    return platform.is_alive(claim, told.arguments)
 
 
 def has_a_say(claim: Claim) -> bool:

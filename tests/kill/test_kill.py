@@ -212,7 +212,7 @@ def test_a_domain_is_destroyed_through_libvirt_and_by_us_if_that_is_slow(
 ) -> None:
     with lab.qemu("7.2") as vm, held(vm, roots) as found:
         virsh = writes_virsh(short, script.replace("PID", str(vm.pid)))
-        killed = kill(as_libvirts(found, roots), sealed, roots=roots, virsh=virsh)
+        killed = kill(as_libvirts(found, roots), sealed, roots=roots, program=virsh)
         assert killed.gone
         assert killed.how == how
         assert (short / "asked").read_text() == "-q -c qemu:///system destroy --domain=web1\n"
@@ -223,7 +223,7 @@ def test_a_domain_that_was_started_anew_is_not_destroyed_in_the_others_place(
     roots: Roots, sealed: Sealed, short: Path
 ) -> None:
     with lab.qemu("7.2") as old, lab.qemu("7.2") as new, held(old, roots) as found:
-        killed = kill(as_libvirts(found, roots, new.pid), sealed, roots=roots, virsh=writes_virsh(short, "exit 0"))
+        killed = kill(as_libvirts(found, roots, new.pid), sealed, roots=roots, program=writes_virsh(short, "exit 0"))
         assert (killed.how, killed.gone) == ("SIGKILL", True)
         assert not (short / "asked").exists()
         assert new.process.alive()
@@ -232,7 +232,7 @@ def test_a_domain_that_was_started_anew_is_not_destroyed_in_the_others_place(
 @pytest.mark.live
 def test_without_virsh_a_domain_is_killed_by_signal(roots: Roots, sealed: Sealed) -> None:
     with lab.qemu("7.2") as vm, held(vm, roots) as found:
-        killed = kill(as_libvirts(found, roots), sealed, roots=roots, virsh="/nonexistent/virsh")
+        killed = kill(as_libvirts(found, roots), sealed, roots=roots, program="/nonexistent/virsh")
         assert killed.gone
         assert killed.how == "SIGKILL (no virsh: No such file or directory)"
 

@@ -8,17 +8,22 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autopsy.bundle.manifest import Manager
+from autopsy.capture.host.vm_files import configuration
 from autopsy.drill.machine import Machine
 from autopsy.errors import AmbiguousVm, NoSuchVm
+from autopsy.kill.restart import command_for
 from autopsy.linux.batch import Unanswered
-from autopsy.target import qemu_processes, target
-from autopsy.target.platforms import libvirt, proxmox
-from autopsy.target.platforms.platform import Claim, Roots
+from autopsy.target import qemu_processes, resolve, target
+from autopsy.target.platforms import catalogue, libvirt, proxmox
+from autopsy.target.platforms.platform import Claim, Platform, Roots
+from autopsy.target.ps import census
 from autopsy.target.qemu_processes import Told
 from autopsy.target.resolve import is_true
 from autopsy.target.target import Target
@@ -154,15 +159,40 @@ def test_a_claim_holds_by_the_vms_own_monitor_where_the_command_line_hangs(roots
     hung = Unanswered("no answer in 1.0 s", hung=True)
     with proxmox_vm(roots, "102") as one, libvirt_vm(roots, "web1") as other:
         for claim, binary_of in (
-            (proxmox.claim_of("102", roots), one.pid),
+            (next(iter(proxmox.claims(roots))), one.pid),
             (next(iter(libvirt.claims(roots))), other.pid),
         ):
-            assert claim is not None
             told = qemu_processes.tell([binary_of])[binary_of]
             assert is_true(claim, told)
             assert is_true(claim, Told(told.binary, hung, None, named=True))
             elsewhere = Claim(claim.manager, claim.name, one.pid + other.pid - binary_of, claim.pidfile)
             assert not is_true(elsewhere, Told(told.binary, hung, None, named=True))
+
+
+@pytest.mark.live
+def test_a_platform_is_found_named_and_told_how_to_start_by_its_line_of_the_catalogue(
+    roots: Roots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lab.qemu("7.2", name="web") as vm:
+        claim = Claim(cast("Manager", "incus"), "box", vm.pid, roots.run / "box.pid")
+        incus = Platform(
+            manager=claim.manager,
+            form="incus",
+            claims=lambda _pids, _roots: (claim,),
+            is_alive=lambda claim, arguments: claim.name == "box" and "-name" in arguments,
+            configuration=lambda name: (f"/var/lib/incus/{name}/backup.yaml",),
+            start=lambda record: ("incus", "start", record.name),
+        )
+        for module in (catalogue, resolve):
+            monkeypatch.setattr(module, "PLATFORMS", (*catalogue.PLATFORMS[:-1], incus, catalogue.PLATFORMS[-1]))
+        monkeypatch.setattr(resolve, "FORMS", (*resolve.FORMS, incus.form))
+        for word in ("box", "incus:box", str(vm.pid), "web"):
+            with found(word, roots) as held:
+                record = held.record
+                assert (record.pid, record.name, record.manager) == (vm.pid, "box", "incus")
+                assert command_for(held) == ("incus", "start", "box")
+        assert [seen.target for seen in census(roots) if seen.pid == vm.pid] == ["incus:box"]
+        assert [read.name for read in configuration("box", "incus")] == ["/var/lib/incus/box/backup.yaml"]
 
 
 def link(path: Path) -> None:

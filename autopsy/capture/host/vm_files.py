@@ -13,14 +13,12 @@ from autopsy.capture.reading.reader import Cut, Read
 from autopsy.files.plain import open_plain
 from autopsy.linux.files import open_below, read_below
 from autopsy.redact.secrets import without_secrets
-from autopsy.target.platforms import proxmox
+from autopsy.target.platforms.catalogue import platform_of
+from autopsy.target.platforms.platform import Task
 
 MOST_CONFIG = 1 << 20
 MOST_LOG = 64 << 10
-DOMAINS = ("/run/libvirt/qemu", "/run/libvirt/qemu/run", "/etc/libvirt/qemu")
-RRDS = ("/var/lib/rrdcached/db/pve-vm-9.0", "/var/lib/rrdcached/db/pve2-vm")  # since Proxmox VE 9; before that
 MOST_RRD = 8 << 20
-PROXMOX = ("/etc/pve/storage.cfg", "/etc/pve/ha/manager_status", "/etc/pve/ha/resources.cfg")
 
 
 def hidden(config: bytes) -> bytes:
@@ -33,16 +31,9 @@ def configuration(name: str, manager: str, root: str = "") -> list[Read]:
 
     `root` is the root directory of the container that the manager lives in, empty for our own.
     """
-    match manager:
-        case "proxmox":
-            paths = [f"/etc/pve/qemu-server/{name}.conf", *PROXMOX] if _is_vmid(name) else []
-        case "libvirt":
-            paths = [f"{folder}/{name}.xml" for folder in DOMAINS if _plain(name)]
-        case _:
-            paths = []
     return [
         Read(f"{root}{path}", partial(_configuration, path, root), "pmxcfs" if path.startswith("/etc/pve") else "")
-        for path in paths
+        for path in platform_of(manager).configuration(name)
     ]
 
 
@@ -59,8 +50,7 @@ def log(process: Process, name: str, manager: str, root: str = "") -> list[Read]
 
 def managers_log(name: str, manager: str, root: str = "") -> list[Read]:
     """Return reads of the log that the VM's manager keeps, which outlives the process."""
-    paths = [f"/var/log/libvirt/qemu/{name}.log"] if manager == "libvirt" and _plain(name) else []
-    return [Read(f"{root}{path}", partial(_log, root, path)) for path in paths]
+    return [Read(f"{root}{path}", partial(_log, root, path)) for path in platform_of(manager).log(name)]
 
 
 def tail(descriptor: int) -> bytes | Cut:
@@ -87,20 +77,19 @@ def _own_log(process: Process, number: int) -> bytes | Cut:
 
 def tasks(name: str, manager: str) -> list[Read]:
     """Return reads of the manager's newest tasks with this VM, each with its own log."""
-    if manager != "proxmox" or not _is_vmid(name):
-        return []
+    platform = platform_of(manager)
     try:
-        recent = proxmox.recent(name)
+        recent = platform.tasks(name)
     except OSError as error:
-        return [Read(str(proxmox.TASKS), partial(_raise, error))]
-    return [Read(str(proxmox.TASKS / task.log), partial(_task, task)) for task in recent]
+        return [Read(platform.task_lists, partial(_raise, error))]
+    return [Read(task.log, partial(_task, task)) for task in recent]
 
 
-def _task(task: proxmox.Task) -> bytes:
+def _task(task: Task) -> bytes:
     began = datetime.fromtimestamp(task.began, UTC).isoformat()
     head = f"{task.kind} by {task.user}, begun {began}, {task.ended or 'still running'}\n"
     try:
-        log = _log("", str(proxmox.TASKS / task.log))
+        log = _log("", task.log)
     except FileNotFoundError:
         log = b""
     return head.encode() + (log.data if isinstance(log, Cut) else log)
@@ -112,12 +101,7 @@ def _raise(error: OSError) -> bytes:
 
 def rrd(name: str, manager: str) -> list[Read]:
     """Return reads of the round-robin database that holds the VM's load from before the incident."""
-    paths = [f"{folder}/{name}" for folder in RRDS] if manager == "proxmox" and _is_vmid(name) else []
-    return [Read(path, partial(read_file, path, MOST_RRD)) for path in paths]
-
-
-def _is_vmid(name: str) -> bool:
-    return name.isascii() and name.isdecimal()
+    return [Read(path, partial(read_file, path, MOST_RRD)) for path in platform_of(manager).load(name)]
 
 
 def _configuration(path: str, root: str = "") -> bytes | Cut:
@@ -128,10 +112,6 @@ def _clean(found: bytes | Cut) -> bytes | Cut:
     if isinstance(found, Cut):
         return Cut(hidden(found.data), found.why)
     return hidden(found)
-
-
-def _plain(name: str) -> bool:
-    return bool(name) and "/" not in name and "\0" not in name and name not in {".", ".."}
 
 
 def _own_streams(process: Process) -> Iterator[int]:

@@ -13,12 +13,12 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 
-from autopsy.bundle.manifest import Domain
+from autopsy.bundle.manifest import Domain, TargetRecord
 from autopsy.files.plain import NotPlain
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.target.command_line import last, options, vm_name
 from autopsy.target.platforms.owned import Folder, NotOwned, is_trusted, opened, read_owned
-from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Roots, Status, pid_of
+from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Platform, Roots, Status, pid_of
 
 MOST_XML = 4 << 20
 EACH = 0.3  # seconds for one user's folder: a file system of that user's may lie there, and hang
@@ -179,3 +179,50 @@ def is_its_monitor(claim: Claim, path: str) -> bool:
     """Return whether a listening socket is the monitor that the domain's status file tells of."""
     status = status_of(claim)
     return status is not None and bool(status.monitor) and status.monitor == path
+
+
+DOMAINS = ("/run/libvirt/qemu", "/run/libvirt/qemu/run", "/etc/libvirt/qemu")
+
+
+def _is_plain(name: str) -> bool:
+    return bool(name) and "/" not in name and "\0" not in name and name not in {".", ".."}
+
+
+def _configuration(name: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}.xml" for folder in DOMAINS) if _is_plain(name) else ()
+
+
+def _log(name: str) -> tuple[str, ...]:
+    return (f"/var/log/libvirt/qemu/{name}.log",) if _is_plain(name) else ()
+
+
+def _virsh(record: TargetRecord, command: str) -> tuple[str, ...]:
+    domain = record.domain
+    if domain is None or not domain.connection:
+        return ()
+    return ("virsh", "-q", "-c", domain.connection, command, f"--domain={domain.word}")
+
+
+def _why_no_start(record: TargetRecord) -> str:
+    if record.domain is not None and not record.domain.root:
+        return "its libvirt daemon has no socket that is its user's own"
+    return "its libvirt lives in a container; whoever runs that (KubeVirt: the VirtualMachine object) starts it"
+
+
+LIBVIRT = Platform(
+    manager="libvirt",
+    form="libvirt",
+    claims=lambda _pids, roots: claims(roots),
+    answers_to=answers_to,
+    is_alive=is_alive,
+    is_its_monitor=is_its_monitor,
+    domain_of=domain_of,
+    configuration=_configuration,
+    log=_log,
+    end=lambda record: _virsh(record, "destroy"),
+    end_words="virsh destroy",
+    daemon="libvirtd",
+    start=lambda record: _virsh(record, "start"),
+    start_words="virsh start",
+    why_no_start=_why_no_start,
+)

@@ -1,14 +1,14 @@
-"""A manager's word that a process is one of its virtual machines; to be believed only once it is verified."""
+"""What a platform tells of its virtual machines, by the word of the manager that owns them."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-Manager = Literal["proxmox", "libvirt", "process"]
+from autopsy.bundle.manifest import Domain, Manager, TargetRecord
 
 PID_LINE = re.compile(rb"\s*([0-9]{1,10})\s*")
 MOST_PIDFILE = 64
@@ -68,10 +68,11 @@ class Inside:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One manager says: this process is my VM. `name` is the manager's own name for it (a VMID, a domain's name).
+    """One manager says: this process is my VM; to be believed only once it is verified.
 
-    `inside` a container, `pidfile` is told from the container's root; `pid` is ours in any case. `owner` is the user
-    whose word it is: root's and our own count for every process, another's for that user's processes alone.
+    `name` is the manager's own name for it (a VMID, a domain's name). `inside` a container, `pidfile` is told from the
+    container's root; `pid` is ours in any case. `owner` is the user whose word it is: root's and our own count for
+    every process, another's for that user's processes alone.
     """
 
     manager: Manager
@@ -81,13 +82,68 @@ class Claim:
     inside: Inside | None = None
     owner: int = 0
 
-    @property
-    def explicit(self) -> str:
-        """Return the form on the command line that means this VM and no other."""
-        return f"{'pve' if self.manager == 'proxmox' else 'libvirt'}:{self.name}"
-
 
 def pid_of(line: bytes) -> int | None:
     """Return the process id that a pidfile's bytes tell, None when they tell none."""
     found = PID_LINE.fullmatch(line)
     return int(found[1]) if found and int(found[1]) > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a manager was told to do with a VM: when that began (seconds since 1970), and how it ended, empty before.
+
+    `log` is the path of its own log.
+    """
+
+    kind: str
+    began: int
+    user: str
+    ended: str
+    log: str
+
+
+def is_same_name(claim: Claim, word: str) -> bool:
+    """Return whether a VM is meant by its manager's name for it."""
+    return claim.name == word
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """What is to be known of one platform; what has a default here, a platform may lack.
+
+    `manager` is the name that bundles store, `form` the one before the colon of `pve:102`. `claims` is given the
+    processes that may be QEMUs. `is_alive` is told a claim and its process's arguments, `is_its_monitor` a claim and
+    the path of a listening socket: without them, no claim is believed. Functions of a name are given the VM's, which
+    may be anything: no path is made of one that is no plain name.
+    """
+
+    manager: Manager
+    form: str = ""
+    claims: Callable[[Sequence[int], Roots], tuple[Claim, ...]] = lambda _pids, _roots: ()
+    answers_to: Callable[[Claim, str], bool] = is_same_name
+    is_alive: Callable[[Claim, Sequence[str]], bool] = lambda _claim, _arguments: False
+    is_its_monitor: Callable[[Claim, str], bool] = lambda _claim, _path: False
+    domain_of: Callable[[Claim, Roots], Domain | None] = lambda _claim, _roots: None
+
+    # Paths; `tasks` raises OSError where `task_lists` cannot be read.
+    configuration: Callable[[str], tuple[str, ...]] = lambda _name: ()
+    log: Callable[[str], tuple[str, ...]] = lambda _name: ()
+    load: Callable[[str], tuple[str, ...]] = lambda _name: ()
+    locks: Callable[[str], tuple[str, ...]] = lambda _name: ()
+    task_lists: str = ""
+    tasks: Callable[[str], tuple[Task, ...]] = lambda _name: ()
+
+    # Commands, empty where there is none, and how they are called in a sentence. `why_no_start` tells why none starts
+    # the VM. `daemon` is whom the command that ends a VM asks.
+    end: Callable[[TargetRecord], tuple[str, ...]] = lambda _record: ()
+    end_words: str = ""
+    daemon: str = ""
+    start: Callable[[TargetRecord], tuple[str, ...]] = lambda _record: ()
+    start_words: str = ""
+    why_no_start: Callable[[TargetRecord], str] = lambda _record: ""
+    keep_down: Callable[[str], str] = lambda _name: ""
+
+    # `hurry` says that the manager is about to kill the VM; `cleanup_seconds` is what it is given to clean up after.
+    hurry: Callable[[str], str] = lambda _name: ""
+    cleanup_seconds: float = 0.0

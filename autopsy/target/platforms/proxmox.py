@@ -6,13 +6,13 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.bundle.manifest import TargetRecord
 from autopsy.files.plain import NotPlain
 from autopsy.target.command_line import last, options
 from autopsy.target.platforms.owned import Folder, NotOwned, is_trusted, opened
-from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Roots, pid_of
+from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Platform, Roots, Task, pid_of
 
 # PVE::QemuServer::Helpers::parse_cmdline: `kvm`, or `qemu-` and anything, with or without a folder before it.
 PROGRAM = re.compile(r".*kvm|(?:.*/)?qemu-[^/]+")
@@ -25,11 +25,6 @@ def claims(roots: Roots) -> tuple[Claim, ...]:
             return ()
         vmids = (vmid for vmid in folder.named(".pid") if vmid.isdecimal())
         return tuple(claim for vmid in vmids if (claim := _claim(folder, vmid)) is not None)
-
-
-def claim_of(vmid: str, roots: Roots) -> Claim | None:
-    """Return what one VMID's pidfile claims, None when there is none."""
-    return next((claim for claim in claims(roots) if claim.name == vmid), None)
 
 
 def _claim(folder: Folder, vmid: str) -> Claim | None:
@@ -77,22 +72,6 @@ QUIT_SECONDS = 60  # from qmeventd's `quit` to its SIGKILL
 QUITS = frozenset({"qmstop", "qmshutdown", "qmreboot"})
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One task: what it is, when it began (seconds since 1970), and how it ended, empty while it runs."""
-
-    upid: str
-    kind: str
-    began: int
-    user: str
-    ended: str
-
-    @property
-    def log(self) -> str:
-        """Return where its own log lies below the folder of tasks: in one of sixteen, by its start's last digit."""
-        return f"{self.upid.split(':')[4][-1]}/{self.upid}"
-
-
 def recent(vmid: str, folder: Path = TASKS) -> tuple[Task, ...]:
     """Return the newest tasks of one VM, the newest first; reads two files of the local disk.
 
@@ -101,19 +80,20 @@ def recent(vmid: str, folder: Path = TASKS) -> tuple[Task, ...]:
     """
     found: dict[str, Task] = {}
     for name in LISTS:
-        for task in _of(vmid, _end_of(folder / name)):
-            found.setdefault(task.upid, task)
+        for task in _of(vmid, folder, _end_of(folder / name)):
+            found.setdefault(task.log, task)
     return tuple(sorted(found.values(), key=lambda task: -task.began)[:MOST_TOLD])
 
 
-def _of(vmid: str, lines: str) -> Iterator[Task]:
+def _of(vmid: str, folder: Path, lines: str) -> Iterator[Task]:
     for line in lines.splitlines():
         head, _, rest = line.partition(" ")
         upid = UPID.fullmatch(head)
         if upid and upid[6] == vmid:
             # `active` has a 1 for "saved" before time and status, `index` only these two
             words = rest.split(maxsplit=2)
-            yield Task(upid[0], upid[5], int(upid[4], 16), upid[7], words[-1] if len(words) > 1 else "")
+            log = folder / upid[4][-1] / upid[0]  # in one of sixteen folders, by the last digit of its start
+            yield Task(upid[5], int(upid[4], 16), upid[7], words[-1] if len(words) > 1 else "", str(log))
 
 
 def _end_of(path: Path) -> str:
@@ -140,3 +120,55 @@ def clock(vmid: str, folder: Path = TASKS, now: float | None = None) -> str:
                 f" {QUIT_SECONDS} s after its quit, so this capture hurries"
             )
     return ""
+
+
+CLEANUP_SECONDS = 3.0  # for qmeventd, which runs `qm cleanup` once the process is gone
+CLUSTER = ("/etc/pve/storage.cfg", "/etc/pve/ha/manager_status", "/etc/pve/ha/resources.cfg")
+LOADS = ("/var/lib/rrdcached/db/pve-vm-9.0", "/var/lib/rrdcached/db/pve2-vm")  # since Proxmox VE 9; before that
+
+
+def _is_vmid(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
+
+
+def _configuration(name: str) -> tuple[str, ...]:
+    return (f"/etc/pve/qemu-server/{name}.conf", *CLUSTER) if _is_vmid(name) else ()
+
+
+def _load(name: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}" for folder in LOADS) if _is_vmid(name) else ()
+
+
+def _locks(name: str) -> tuple[str, ...]:
+    return (f"/var/lock/qemu-server/lock-{name}.conf",) if _is_vmid(name) else ()
+
+
+def _tasks(name: str) -> tuple[Task, ...]:
+    return recent(name) if _is_vmid(name) else ()
+
+
+def _start(record: TargetRecord) -> tuple[str, ...]:
+    return ("qm", "start", record.name)
+
+
+def _keep_down(name: str) -> str:
+    return f"ha-manager set vm:{name} --state stopped"
+
+
+PROXMOX = Platform(
+    manager="proxmox",
+    form="pve",
+    claims=lambda _pids, roots: claims(roots),
+    is_alive=is_alive,
+    is_its_monitor=is_its_monitor,
+    configuration=_configuration,
+    load=_load,
+    locks=_locks,
+    task_lists=str(TASKS),
+    tasks=_tasks,
+    start=_start,
+    start_words="qm start",
+    keep_down=_keep_down,
+    hurry=clock,
+    cleanup_seconds=CLEANUP_SECONDS,
+)
