@@ -13,7 +13,7 @@ from pathlib import Path
 
 from autopsy.drill import guests
 from autopsy.drill.machine import Machine
-from autopsy.drill.process import start, states, tool
+from autopsy.drill.process import Process, start, states, tool
 from autopsy.drill.site import site
 from support import lab
 
@@ -135,8 +135,8 @@ def console_unread(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
-def back_end_stopped(build: lab.Build, *, stopping: bool) -> Iterator[Stuck]:
-    """A vhost-user-blk back end under SIGSTOP: QEMU itself holds none of its requests."""
+def vhost_user(build: lab.Build) -> Iterator[tuple[Machine, Process]]:
+    """A guest that writes for ever to a vhost-user-blk back end."""
     with lab.folder() as place, site() as there:
         image = lab.disk(place / "d")
         guests.write_boot_sector(image)
@@ -160,11 +160,17 @@ def back_end_stopped(build: lab.Build, *, stopping: bool) -> Iterator[Stuck]:
         ) as vm:
             began = image.stat().st_mtime_ns
             lab.until("its guest wrote", lambda: image.stat().st_mtime_ns > began, seconds=BOOT_SECONDS)
-            with lab.stopped(back_end):
-                if stopping:
-                    with suppress(TimeoutError):
-                        vm.qmp("stop", within=A_MOMENT)
-                yield Stuck(vm, (str(back_end.pid),), back_end.resume)
+            yield vm, back_end
+
+
+@contextmanager
+def back_end_stopped(build: lab.Build, *, stopping: bool) -> Iterator[Stuck]:
+    """A vhost-user-blk back end under SIGSTOP: QEMU itself holds none of its requests."""
+    with vhost_user(build) as (vm, back_end), lab.stopped(back_end):
+        if stopping:
+            with suppress(TimeoutError):
+                vm.qmp("stop", within=A_MOMENT)
+        yield Stuck(vm, (str(back_end.pid),), back_end.resume)
 
 
 @contextmanager

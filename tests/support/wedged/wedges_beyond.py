@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from autopsy.drill import guests
 from autopsy.drill.machine import Machine, of_device
-from autopsy.drill.process import Process, start, states, tool
+from autopsy.drill.process import start, states, tool
 from autopsy.drill.site import site
 from support import lab
-from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, Stuck, completed, in_flight
+from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, Stuck, completed, in_flight, vhost_user
 
 
 @contextmanager
@@ -44,35 +44,6 @@ def pulled_backup(build: lab.Build) -> Iterator[Stuck]:
             client.stdout.readline()  # it was answered: the connection is up
             yield Stuck(vm)
             client.stdin.close()
-
-
-@contextmanager
-def vhost_user(build: lab.Build) -> Iterator[tuple[Machine, Process]]:
-    """A guest that writes for ever to a vhost-user-blk back end."""
-    with lab.folder() as place, site() as there:
-        image = lab.disk(place / "d")
-        guests.write_boot_sector(image)
-        path = place / "vhost"
-        back_end = start(
-            there,
-            [
-                *(tool("qemu-storage-daemon"), "--blockdev", f"driver=file,node-name=file0,filename={image}"),
-                "--export",
-                f"type=vhost-user-blk,id=export0,node-name=file0,addr.type=unix,addr.path={path},writable=on",
-            ],
-            log="daemon.log",
-        )
-        back_end.wait_until("it listened", path.exists)
-        with lab.qemu(
-            build,
-            *("-object", "memory-backend-memfd,id=ram0,size=64M,share=on", "-machine", "memory-backend=ram0"),
-            *("-chardev", f"socket,id=vhost0,path={path}", "-device", "vhost-user-blk-pci,id=vd0,chardev=vhost0"),
-            accelerate=lab.KVM,
-            boots=True,
-        ) as vm:
-            began = image.stat().st_mtime_ns
-            lab.until("its guest wrote", lambda: image.stat().st_mtime_ns > began, seconds=BOOT_SECONDS)
-            yield vm, back_end
 
 
 @contextmanager
