@@ -9,7 +9,7 @@ from fixtures_shape import Shape, on
 from fixtures_wedges import machine_of
 
 from support import lab
-from support.wedged import qtest, stacked
+from support.wedged import export_clients, qtest, stacked
 from support.wedged import wedges_beyond as beyond
 from support.wedged.wedges import Stuck
 
@@ -57,6 +57,15 @@ BEYOND: tuple[Shape, ...] = (
         where="peer",
         signature="storage-below-silent",
         not_these=("healthy", "host-fs-frozen"),
+    ),
+    *on(
+        (NEW,),
+        "export-unread",
+        machine_of(export_clients.drained),
+        where="peer",
+        signature="export-client-unread",
+        why="the drain ends once the client has taken what it asked for",
+        not_these=("healthy", "process-stopped"),
     ),
     *on(
         (NEW,),

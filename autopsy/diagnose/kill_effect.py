@@ -61,6 +61,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "iscsi-silent": "needless",
     "libnfs-silent": "needless",
     "remote-image-silent": "unknown",
+    "export-client-unread": "needless",
     "vhost-user-silent": "needless",
     "swtpm-silent": "needless",
     "peer-blocks-thread": "needless",

@@ -128,6 +128,7 @@ IN_SLEEP = MappingProxyType({"bdrv_co_flush": Park.FLUSH, "qemu_co_sleep": Park.
 # QEMU's own NBD server lies beside the client: what came to one of these without a request of the block layer serves
 # a client of its own, and waits for that.
 NBD_REQUESTS = frozenset({Park.NBD_REPLY, Park.NBD_SEND, Park.NBD_SLOT})
+SENDING = frozenset({"qio_channel_writev_full_all", "qio_channel_writev_all"})
 TRAMPOLINES = frozenset({"coroutine_trampoline", "__start_context"})
 BESIDE_TRAMPOLINE = "qemu_coroutine_switch"  # static: a stripped build knows it by the exported function before it
 
@@ -170,7 +171,9 @@ def park_point(frames: Sequence[Frame]) -> tuple[Park, tuple[str, ...]]:
     """Return where a coroutine is parked and the names that say so, from the innermost frame that tells it."""
     park, told_by = _innermost(frames)
     if park in NBD_REQUESTS and _is_whole(frames) and not _is_request(frames):
-        return Park.NBD_SERVER, (*told_by, "no request of the block layer")
+        park, told_by = Park.NBD_SERVER, (*told_by, "no request of the block layer")
+    if park is Park.NBD_SERVER and any(frame.function in SENDING for frame in frames):
+        return Park.NBD_SERVER_SEND, told_by
     return park, told_by
 
 

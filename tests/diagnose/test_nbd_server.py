@@ -14,6 +14,10 @@ from support.built import evidence as e
 IDLE_SERVER = ("qemu_coroutine_switch", "qio_channel_yield", "~nbd_client_put", "~qemu_coroutine_switch")
 SERVER_BEHIND_ANOTHER_REPLY = (*e.MUTEX, "~nbd_client_put", "~qemu_coroutine_switch")
 CLIENT = (*e.YIELD, "~nbd_client_connection_new", "bdrv_co_preadv_part", "~blk_aio_flush", "~qemu_coroutine_switch")
+SENDING = (
+    *("qemu_coroutine_switch", "qio_channel_yield", "qio_channel_writev_full_all", "qio_channel_writev_all"),
+    *("~nbd_client_put", "~qemu_coroutine_switch"),
+)
 CUT_SHORT = ("qemu_coroutine_switch", "qio_channel_yield", "~nbd_client_put")
 
 
@@ -22,6 +26,7 @@ CUT_SHORT = ("qemu_coroutine_switch", "qio_channel_yield", "~nbd_client_put")
     [
         (IDLE_SERVER, Park.NBD_SERVER),
         (SERVER_BEHIND_ANOTHER_REPLY, Park.NBD_SERVER),
+        (SENDING, Park.NBD_SERVER_SEND),
         (CLIENT, Park.NBD_REPLY),
         (CUT_SHORT, Park.NBD_REPLY),
     ],

@@ -9,7 +9,7 @@ from autopsy.diagnose.queries.threads import descriptor, looks
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Facts, Peer, SocketFact, Thread
+from autopsy.facts.model.facts import CoroutineFact, Facts, Park, Peer, SocketFact, Thread
 
 
 def socket_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
@@ -120,3 +120,25 @@ def awaited_client(facts: Facts) -> SocketFact | None:
     if len(others) > 1 or any(each is None or each.kind != "eventfd" for each in others):
         return None
     return next((listening[each.fd] for each in polled if each.fd in listening), None)
+
+
+def unsent(facts: Facts) -> tuple[CoroutineFact, ...]:
+    """Return the requests of an export whose answer waits for room in its socket, and did not go on."""
+    found = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    return tuple(
+        each
+        for each in found
+        if each.park is Park.NBD_SERVER_SEND and not (isinstance(each.stuck, Known) and not each.stuck.value)
+    )
+
+
+def clients(facts: Facts) -> tuple[SocketFact, ...]:
+    """Return the connections that QEMU took, its monitor's left out, with bytes that the other end has not read."""
+    sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
+    listening = {_port(each) for each in sockets if each.state == "LISTEN" and each.local != facts.vm.monitor}
+    return tuple(each for each in sockets if each.state == "ESTAB" and each.send_queue and _port(each) in listening)
+
+
+def _port(socket: SocketFact) -> str:
+    """Return what a listening socket and those that it took have in common: the path, or the port."""
+    return socket.local if socket.family == "unix" else socket.local.rpartition(":")[2]

@@ -1,4 +1,4 @@
-"""Requests that wait for another program: an NBD server, Ceph, iSCSI, a userspace NFS client."""
+"""Requests that wait for another program: a server of NBD, Ceph, iSCSI or NFS, or the client of an export."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from autopsy.diagnose.queries.requests import (
     went_on,
 )
 from autopsy.diagnose.queries.silence import about_silence, beyond_their_past, silence_of
-from autopsy.diagnose.queries.socket_peers import about_sockets, leads_to, peers_of, stands, state
+from autopsy.diagnose.queries.socket_peers import about_sockets, clients, leads_to, peers_of, stands, state, unsent
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -188,4 +188,41 @@ SERVICES = (
 )
 
 
-SIGNATURES = tuple(Signature(service.id, "peer", service.title, service.judge) for service in SERVICES)
+def _export_client(facts: Facts) -> Judgement:
+    if isinstance(facts.coroutines, Unknown):
+        return CannotTell(f"the parked coroutines: {missing(facts.coroutines)}")
+    waiting = unsent(facts)
+    if not waiting:
+        return RuledOut("no answer to an export's client waits to be sent", (facts.coroutines.cite,))
+    cites = tuple(each.cite for each in waiting[:4])
+    if isinstance(facts.main_loop, Unknown) or facts.main_loop.value.state == "unknown":
+        return CannotTell("whether a drain waits for an export's client (evidence/gdb.threads/main-loop.json)")
+    loop = facts.main_loop.value
+    alive = facts.monitor.alive
+    if loop.state != "nested poll" or (isinstance(alive, Known) and alive.value):
+        return RuledOut("an export's client has not taken its answer, and nothing of the VM waits for that", cites)
+    if isinstance(facts.sockets, Unknown):
+        return CannotTell(f"which client has not taken its answer: {missing(facts.sockets)}")
+    sockets = clients(facts)
+    stood = all(isinstance(each.stuck, Known) for each in waiting)
+    answers = count(len(waiting), "answer")
+    return Match(
+        headline=f"A drain waits for a client of an export that does not take what it asked for{state(sockets)}",
+        objects=peers_of(sockets),
+        confidence=confidence(
+            proven=stood and stands(sockets) and len(sockets) == 1, otherwise="likely" if sockets else "possible"
+        ),
+        claims=(
+            claim(f"{answers} of QEMU's NBD server wait for room in the client's socket.", *cites),
+            claim(f"The main thread waits inside {loop.under or 'a drain'} until they are sent.", loop.cite),
+            *about_sockets(sockets),
+        ),
+        holds=frozenset({Whole.REQUESTS}),
+        weight=len(waiting),
+    )
+
+
+SIGNATURES = (
+    *(Signature(service.id, "peer", service.title, service.judge) for service in SERVICES),
+    Signature("export-client-unread", "peer", "an export's client does not take its answer", _export_client),
+)

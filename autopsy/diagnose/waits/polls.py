@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autopsy.diagnose.queries.socket_peers import unsent
 from autopsy.diagnose.waits.requests import standing
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
@@ -16,6 +17,6 @@ def waits(facts: Facts) -> Iterator[Wait]:
     if isinstance(facts.main_loop, Unknown) or facts.main_loop.value.state != "nested poll":
         return
     loop = facts.main_loop.value
-    for request in standing(facts):
+    for request in (*standing(facts), *unsent(facts)):
         cites = (loop.cite, request.cite)
         yield Wait(subjects.Thread(loop.tid), subjects.Request(request.address), How.POLLS_FOR, Certainty.ONCE, cites)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.requests import disks_of, moves
-from autopsy.diagnose.queries.socket_peers import leads_to
+from autopsy.diagnose.queries.socket_peers import clients, leads_to, unsent
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
@@ -25,6 +25,7 @@ def waits(facts: Facts) -> Iterator[Wait]:
         for on in _ends(facts, request, owners, workers):
             yield Wait(subjects.Request(request.address), on, How.PARKED_AT, sure, (request.cite,))
     yield from _servers(facts)
+    yield from _clients(facts)
 
 
 def standing(facts: Facts) -> Iterator[CoroutineFact]:
@@ -68,3 +69,18 @@ def _servers(facts: Facts) -> Iterator[Wait]:
                     yield Wait(
                         subjects.Server(server), subjects.peer(peer), How.SERVED_BY, Certainty.ONCE, (socket.cite,)
                     )
+
+
+def _clients(facts: Facts) -> Iterator[Wait]:
+    """Yield which client should take the answers that QEMU's own NBD server sends, where only one can be meant."""
+    ends = clients(facts)
+    for request in unsent(facts) if len(ends) == 1 else ():
+        sure = Certainty.SEEN if isinstance(request.stuck, Known) else Certainty.ONCE
+        for peer in ends[0].peers:
+            yield Wait(
+                subjects.Request(request.address),
+                subjects.peer(peer),
+                How.PARKED_AT,
+                sure,
+                (request.cite, ends[0].cite),
+            )

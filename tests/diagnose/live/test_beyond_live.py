@@ -12,7 +12,7 @@ import pytest
 
 from support import lab
 from support.verdicts import captured
-from support.wedged import qtest, stacked
+from support.wedged import export_clients, qtest, stacked
 from support.wedged import wedges_beyond as beyond
 from support.wedged.wedges import Stuck
 
@@ -118,6 +118,21 @@ TRIALS = (
         beyond.migration_to_a_stopped_program,
         (NEW,),
         says="is stopped",
+    ),
+    Trial(
+        "a drain behind a stopped client of an export",
+        "peer",
+        "export-client-unread",
+        export_clients.drained,
+        (NEW,),
+        says="is stopped",
+    ),
+    Trial(
+        "a client of an export that reads, and a drain before",
+        "none",
+        "healthy",
+        partial(export_clients.drained, reads=True),
+        (NEW,),
     ),
     Trial(
         "a VM without a monitor",
