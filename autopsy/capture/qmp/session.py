@@ -149,8 +149,12 @@ def answer_to(exchanges: tuple[QmpExchange, ...], question: str) -> Any:  # noqa
 
 
 def unanswered(exchanges: tuple[QmpExchange, ...]) -> str:
-    """Return the first question that got no answer, empty when each got one."""
-    silent = {"no answer", "silent"}
+    """Return the first question that got no answer, empty when each got one.
+
+    A monitor that did not greet says nothing where another one did: that one was asked.
+    """
+    greeted = any(each.outcome == "greeted" for each in exchanges)
+    silent = {"no answer"} if greeted else {"no answer", "silent"}
     return next((each.question for each in exchanges if each.outcome in silent), "")
 
 

@@ -84,6 +84,37 @@ def test_a_monitor_that_never_answered_is_not_a_no(short: Path, monkeypatch: pyt
         assert capture.of("query-status").outcome == "skipped"
 
 
+def test_a_monitor_that_stays_silent_says_nothing_where_another_one_answers(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch)
+    first, second = short / "first", short / "second"
+    with (
+        fake_qmp.server(first, fake_qmp.never_greets),
+        fake_qmp.server(second, fake_qmp.polite({"qom-list": []})),
+        capture_of(short, os.getpid(), a_monitor(first), a_monitor(second)) as capture,
+    ):
+        capture.witness()
+        assert isinstance(capture.query_status(), Collected)
+        assert [each.outcome for each in capture.told()[:2]] == ["silent", "greeted"]
+        assert isinstance(capture.query_block(ask_anyway=True), Collected)
+        assert isinstance(capture.ask_again(ask_anyway=True), Collected)
+        again = capture.told(layout.SECOND_EXPOSURE)
+        assert {each.monitor for each in again} == {str(second)}
+
+
+def test_two_monitors_that_stay_silent_are_asked_no_more(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    impatient(monkeypatch)
+    first, second = short / "first", short / "second"
+    with (
+        fake_qmp.server(first, fake_qmp.never_greets),
+        fake_qmp.server(second, fake_qmp.never_greets),
+        capture_of(short, os.getpid(), a_monitor(first), a_monitor(second)) as capture,
+    ):
+        assert isinstance(capture.query_status(), TimedOut)
+        assert capture.query_block() == Skipped("(greeting) was not answered in qmp.query-status")
+
+
 def test_each_exchange_is_on_disk_before_the_next_begins(short: Path) -> None:
     seen: list[int] = []
 
