@@ -88,6 +88,7 @@ def gather(evidence: Evidence) -> Facts:
         run_state_again=monitor.run_state(talk, again=True),
         monitor=talk,
         migration=monitor.migration(talk),
+        migration_pace=monitor.migration_pace(talk),
         symbols=_symbols(evidence),
         heap_walked=_walked(evidence),
         heap=heap,

@@ -9,7 +9,8 @@ from autopsy.bundle.records import QmpExchange
 from autopsy.facts import vm_end
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, lines, missing
-from autopsy.facts.model.facts import Asked, MonitorFact, RunState
+from autopsy.facts.model.facts import Asked, MigrationPace, MonitorFact, RunState
+from autopsy.facts.untrusted import mapping, number
 
 GREETING = "(greeting)"
 CAPABILITIES = "qmp_capabilities"
@@ -21,8 +22,8 @@ def gather(evidence: Evidence) -> MonitorFact:
     asked: list[Asked] = []
     for step in STEPS:
         path = layout.evidence(step, layout.QMP)
-        for number, exchange in lines(evidence, step, layout.QMP, QmpExchange):
-            cite = Cite(path, number, f"{exchange.question}: {exchange.outcome}")
+        for line, exchange in lines(evidence, step, layout.QMP, QmpExchange):
+            cite = Cite(path, line, f"{exchange.question}: {exchange.outcome}")
             asked.append(Asked(exchange=exchange, again=step == layout.SECOND_EXPOSURE, cite=cite))
     absent = missing(evidence, layout.QUERY_STATUS, layout.QMP)
     greetings = [each for each in asked if each.exchange.question == GREETING and not each.again]
@@ -109,3 +110,22 @@ def migration(monitor: MonitorFact) -> Fact[str]:
         return found
     status = found.value.get("status", "none") if isinstance(found.value, dict) else "none"
     return Known(str(status), found.cite)
+
+
+def migration_pace(monitor: MonitorFact) -> Fact[MigrationPace]:
+    """Return what a migration sent between two answers; only one that was active at both has a pace."""
+    looks = []
+    for again in (False, True):
+        found = next(iter(answers(monitor, "query-migrate", again=again)), None)
+        if found is None:
+            absent = answer(monitor, "query-migrate", again=again)
+            return absent if isinstance(absent, Unknown) else Unknown(absent.cite.file, "no migration")
+        if mapping(found.answer).get("status") != "active":
+            return Unknown(found.cite.file, "no migration was active at both looks")
+        looks.append(found)
+    ram, ram_again = (mapping(mapping(each.answer).get("ram")) for each in looks)
+    seconds = (looks[1].exchange.asked_ns - looks[0].exchange.asked_ns) / 1e9
+    sent = number(ram_again.get("transferred")) - number(ram.get("transferred"))
+    if seconds <= 0 or sent < 0:
+        return Unknown(looks[1].cite.file, "query-migrate counted backwards")
+    return Known(MigrationPace(sent, seconds, number(ram_again.get("remaining"))), looks[1].cite)

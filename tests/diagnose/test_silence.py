@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from autopsy.bundle import layout, records
@@ -87,6 +88,28 @@ def test_a_disk_at_its_own_limit_is_slow_and_told_with_its_figure() -> None:
 
 def test_a_disk_whose_requests_soon_get_their_turn_is_not_called_slow() -> None:
     found = told(throttled(waiting=4, done=50))
+    assert (found.where, "slow" in found.headline) == ("none", False)
+
+
+def migrating(rate: int) -> Diagnosis:
+    """Return what is said of a VM whose migration sends so many KiB a second, with 64 MiB to go."""
+    case = cases.healthy_idle()
+    for number, step in enumerate((layout.QUERY_STATUS, layout.SECOND_EXPOSURE)):
+        ram = {"transferred": (1000 + 5 * number * rate) << 10, "remaining": 64 << 20}
+        case.asked("query-migrate", {"status": "active", "ram": ram}, step=step)
+        last = case.exchanges[step][-1]
+        case.exchanges[step][-1] = msgspec.structs.replace(last, asked_ns=last.asked_ns + 5 * number * e.SECOND)
+    return told(case)
+
+
+def test_a_migration_that_creeps_is_told_with_its_figure_beside_a_healthy_vm() -> None:
+    found = migrating(80)
+    assert found.where == "none"
+    assert "the migration is slow: it sent 400 KiB in 5.0 s (80 KiB/s)" in found.headline
+
+
+def test_a_migration_at_a_network_s_pace_is_not_called_slow() -> None:
+    found = migrating(100 << 10)
     assert (found.where, "slow" in found.headline) == ("none", False)
 
 

@@ -19,6 +19,7 @@ JOBS = "query-jobs"
 BLOCK_JOBS = "query-block-jobs"
 NAMED_NODES = "query-named-block-nodes"
 BLOCK = "query-block"
+MIGRATE = "query-migrate"
 QOM_LIST = "qom-list"
 QOM_GET = "qom-get"
 SCHEMA = "query-qmp-schema"
@@ -38,7 +39,7 @@ MEMORY = (
     "query-kvm",
     "query-cpus-fast",
     "query-chardev",
-    "query-migrate",
+    MIGRATE,
     "query-memory-size-summary",
     "query-yank",
     "query-block-exports",
@@ -47,8 +48,8 @@ MEMORY = (
 # They take the lock of an AioContext in some versions; see `takes_lock`.
 COUNTERS = (BLOCKSTATS, JOBS, BLOCK_JOBS)
 
-# Worth a second answer: they move when I/O does.
-AGAIN = frozenset({STATUS, *COUNTERS})
+# Worth a second answer: they move when I/O does, or a migration.
+AGAIN = frozenset({STATUS, MIGRATE, *COUNTERS})
 
 # They can take locks and ask the storage.
 GUARDED = (NAMED_NODES, BLOCK, QOM_GET)

@@ -9,13 +9,14 @@ from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries.requests import disks_of, moves, title
 from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import claim
-from autopsy.facts.cite import Cite, Known
+from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model.facts import Disk, Facts, Park
 from autopsy.facts.model.yield_points import DISK_PARKS
 
 SECOND = 1_000_000_000
 # Storage that answers is met to take so long for one request, or so many times what it took on the average.
 PATIENCE_NS, TIMES = 30 * SECOND, 20
+SLOW_MIGRATION = 1 << 20  # bytes a second: no network that is meant for it is slower
 SLOW_SECONDS = 10.0  # what a new request may have to wait before a disk is called slow
 
 
@@ -67,6 +68,26 @@ def about_silence(disk: Disk) -> str:
 
 
 def slow(facts: Facts) -> Iterator[Claim]:
+    """Tell of a migration and of each disk that go on, and are slow."""
+    yield from _slow_migration(facts)
+    yield from _slow_disks(facts)
+
+
+def _slow_migration(facts: Facts) -> Iterator[Claim]:
+    if isinstance(facts.migration_pace, Unknown):
+        return
+    pace = facts.migration_pace.value
+    rate = pace.sent / pace.seconds
+    if not 0 < rate < SLOW_MIGRATION or pace.remaining / rate < SLOW_SECONDS:
+        return
+    yield claim(
+        f"the migration is slow: it sent {pace.sent >> 10} KiB in {pace.seconds:.1f} s ({rate / 1024:.0f} KiB/s), and "
+        f"{pace.remaining >> 10} KiB remained",
+        facts.migration_pace.cite,
+    )
+
+
+def _slow_disks(facts: Facts) -> Iterator[Claim]:
     """Tell of each disk that goes on and is slow: a new request would have to wait long for those before it."""
     waiting: dict[str, list[Park]] = {}
     for each in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():

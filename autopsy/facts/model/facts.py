@@ -225,6 +225,15 @@ class MainLoopFact:
 
 
 @dataclass(frozen=True, slots=True)
+class MigrationPace:
+    """How many bytes an active migration sent between the looks, in which time, and how many remained then."""
+
+    sent: int
+    seconds: float
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunState:
     """What query-status said."""
 
@@ -344,6 +353,7 @@ class Facts:
     run_state_again: Fact[RunState]
     monitor: MonitorFact
     migration: Fact[str]
+    migration_pace: Fact[MigrationPace]
     symbols: Fact[str]
     heap_walked: Fact[bool]
     heap: Fact[heap_records.Exposure]

@@ -135,6 +135,9 @@ TRIALS = (
         (NEW,),
     ),
     Trial(
+        "a migration that creeps", "none", "healthy", beyond.creeping_migration, (NEW,), says="the migration is slow"
+    ),
+    Trial(
         "a VM without a monitor",
         "none",
         "healthy",

@@ -234,3 +234,18 @@ def migration_to_a_stopped_program(build: lab.Build) -> Iterator[Stuck]:
         last.callback(os.kill, reader, signal.SIGCONT)
         time.sleep(2 * A_MOMENT)
         yield Stuck(vm, (str(reader),))
+
+
+@contextmanager
+def creeping_migration(build: lab.Build) -> Iterator[Stuck]:
+    """A migration that may send 8 KiB a second, and has 2 GiB of zeroes to tell of."""
+    with (
+        lab.folder() as place,
+        lab.qemu(build, "-incoming", "defer", name="there", memory=2048) as there,
+        lab.qemu(build, memory=2048) as vm,
+    ):
+        there.qmp("migrate-incoming", uri=f"unix:{place}/migration")
+        vm.qmp("migrate-set-parameters", **{"max-bandwidth": 8 << 10})
+        vm.qmp("migrate", uri=f"unix:{place}/migration")
+        lab.until("it sends", lambda: vm.qmp("query-migrate").get("ram", {}).get("transferred", 0) > 0)
+        yield Stuck(vm)
