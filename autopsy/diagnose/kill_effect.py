@@ -118,6 +118,8 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "nbd-negotiation-drained": "helps",
     "ide-cancel-drains": "helps",
     "poll-inside-poll": "helps",
+    "context-held-over-poll": "helps",
+    "qemu-crashed": "needless",  # it has ended by itself
     "thread-join-waits": "unknown",
     "rcu-readers-wait": "unknown",
     "vhost-user-question": "unknown",
