@@ -69,9 +69,9 @@ def test_nothing_of_the_guest_s_memory_is_in_a_bundle(backend: str, tmp_path: Pa
 
 def test_qemu_s_environment_is_not_in_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = secrets.token_hex(12)
-    monkeypatch.setenv("PLANTED_SECRET", secret)
+    monkeypatch.setenv("QEMU_PLANTED_SECRET", secret)
     with lab.qemu("7.2") as running:
-        monkeypatch.delenv("PLANTED_SECRET")
+        monkeypatch.delenv("QEMU_PLANTED_SECRET")
         assert secret.encode() in Path(f"/proc/{running.pid}/environ").read_bytes()
         done = capture(running.pid, tmp_path, "--fast")
         assert done.end() == 0, done.story

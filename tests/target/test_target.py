@@ -150,7 +150,7 @@ def test_one_name_for_two_machines_is_refused_with_both() -> None:
         assert refusal.value.exit_code == ExitCode.USAGE
         assert refusal.value.cause.count(" up ") == 2
         assert refusal.value.remedy.endswith(
-            (f"say pid:{one.pid} or pid:{other.pid}", f"pid:{other.pid} or pid:{one.pid}")
+            (f"say which you mean: pid:{one.pid} or pid:{other.pid}", f"pid:{other.pid} or pid:{one.pid}")
         )
 
 
