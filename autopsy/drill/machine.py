@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,10 +140,17 @@ def ask(path: Path, command: str, arguments: dict[str, object], *, within: float
 
 
 def _call(stream: Any, path: Path, command: str, arguments: dict[str, object]) -> Any:  # noqa: ANN401 - JSON
-    stream.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+    """Send one command and return its answer.
+
+    A QEMU that wakes up may answer what a client that has gone had asked to whoever is connected then: the id tells.
+    """
+    ours = f"{command} {uuid.uuid4()}"
+    stream.write(json.dumps({"execute": command, "arguments": arguments, "id": ours}).encode() + b"\n")
     stream.flush()
     while True:
         message = json.loads(stream.readline() or _hung_up(path))
+        if message.get("id") != ours:
+            continue
         if "error" in message:
             raise QmpRefused(f"{command}: {message['error']['desc']}")
         if "return" in message:

@@ -154,11 +154,20 @@ def test_one_whose_vcpus_are_not_in_the_guest_may_be_paused() -> None:
     assert told(case).where == "unknown"
 
 
-def test_requests_at_a_limit_are_told_without_a_monitor() -> None:
+def limited(limit: str) -> e.Case:
     case = unmonitored()
     case.parked(e.THROTTLED_LEGACY, 3)
     case.command_line = (
-        *("-drive", "file=/d.raw,if=none,id=d0,throttling.bps-total=1"),
+        *("-drive", f"file=/d.raw,if=none,id=d0,throttling.{limit}"),
         *("-device", "virtio-blk-pci,id=vd0,drive=d0"),
     )
-    assert told(case).signature == "throttle-timer-wait"
+    return case
+
+
+def test_requests_at_a_limit_that_lets_nothing_go_are_told_without_a_monitor() -> None:
+    assert told(limited("bps-total=1")).signature == "throttle-timer-wait"
+
+
+@pytest.mark.parametrize("limit", ["bps-total=10000", "iops-write=1"])
+def test_where_nobody_counted_a_limit_that_lets_some_go_is_no_cause(limit: str) -> None:
+    assert (told(limited(limit)).where, told(limited(limit)).confidence) == ("unknown", "possible")

@@ -144,7 +144,7 @@ def _disk(  # noqa: PLR0917 - every source of a disk's facts, once
         iothread=_iothread(device, line),
         nodes=nodes,
         throttle_group=_throttle_group(entry, nodes, in_heap, line),
-        limits=_limits(entry),
+        limits=_limits(entry, line),
         io_status=Known(entry.io_status, entry.cite) if entry.io_status else Unknown(entry.cite.file, "no io-status"),
         stats=stats,
         stats_again=stats_again,
@@ -246,17 +246,24 @@ def _throttle_group(
             return Known(node.throttle_group, node.cite)
     if isinstance(in_heap, Known):
         return Known(in_heap.value.throttle_group, in_heap.cite)
-    drive = next((each for each in line.drives if entry.backend and string(each, "id") == entry.backend), {})
-    throttling = drive.get("throttling")
-    if isinstance(throttling, Mapping) and throttling:
+    drive = _drive(entry, line)
+    if throttling := mapping(drive.get("throttling")):
         return Known(string(throttling, "group") or entry.backend, line.cite)
     if entry.inserted or (drive and not throttling) or (entry.export and nodes):
         return Known("", entry.cite)
     return Unknown(layout.evidence(layout.QUERY_BLOCK, layout.QMP), "query-block was not answered")
 
 
-def _limits(entry: Entry) -> Fact[Limits]:
+def _drive(entry: Entry, line: CommandLine) -> Mapping[str, Any]:
+    return next((each for each in line.drives if entry.backend and string(each, "id") == entry.backend), {})
+
+
+def _limits(entry: Entry, line: CommandLine) -> Fact[Limits]:
+    """Return the disk's own limits: as QEMU tells them, else as it was started with."""
     if not entry.inserted:
+        if throttling := mapping(_drive(entry, line).get("throttling")):
+            started = ((name, string(throttling, name)) for name in LEGACY_LIMITS.values())
+            return Known(Limits(tuple((name, int(value)) for name, value in started if value.isdecimal())), line.cite)
         return Unknown(layout.evidence(layout.QUERY_BLOCK, layout.QMP), "query-block was not answered")
     values = ((name, number(entry.inserted.get(key))) for key, name in LEGACY_LIMITS.items())
     return Known(Limits(tuple((name, value) for name, value in values if value)), entry.cite)

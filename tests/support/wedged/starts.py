@@ -56,6 +56,14 @@ def unclean(image: Path) -> Path:
     return image
 
 
+def _prelaunch(vm: Machine) -> bool:
+    """Tell whether it has started as far as it was asked to; until it listens, its socket refuses."""
+    try:
+        return bool(vm.qmp("query-status")["status"] == "prelaunch")
+    except ConnectionError:
+        return False
+
+
 @contextmanager
 def on_frozen(build: lab.Build, *, freezes: bool = True) -> Iterator[Stuck]:
     """A QEMU that has to write to its image while it opens it, and the file system is frozen; or is not."""
@@ -64,7 +72,7 @@ def on_frozen(build: lab.Build, *, freezes: bool = True) -> Iterator[Stuck]:
         words = ("-blockdev", f"driver=qcow2,node-name=node0,file.driver=file,file.filename={image}")
         if not freezes:
             vm = starting(there, build, *words)
-            lab.until("its monitor answered", lambda: vm.qmp("query-status")["status"] == "prelaunch")
+            lab.until("its monitor answered", lambda: _prelaunch(vm))
             yield Stuck(vm)
             return
         with lab.frozen(mounted):
@@ -80,7 +88,7 @@ def on_fuse(build: lab.Build, *, stops: bool = True) -> Iterator[Stuck]:
         words = ("-blockdev", f"driver=file,node-name=node0,filename={export.file}")
         if not stops:
             vm = starting(there, build, *words)
-            lab.until("its monitor answered", lambda: vm.qmp("query-status")["status"] == "prelaunch")
+            lab.until("its monitor answered", lambda: _prelaunch(vm))
             yield Stuck(vm)
             return
         with lab.stopped(export.process):
