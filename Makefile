@@ -24,12 +24,12 @@ AXE := build/node_modules/axe-core/axe.min.js
 help:
 	@echo 'make drill [SCENARIO=throttle]  wedge a QEMU, capture it, diagnose it, kill it'
 	@echo 'make test  [PYTEST="-k qmp"]    lint, then every test on real QEMUs'
-	@echo 'make deb                        dist/autopsy_VERSION_ARCH.deb, which installs without a network'
+	@echo 'make deb                        dist/vm-autopsy_VERSION_ARCH.deb, which installs without a network'
 	@echo 'make case BUNDLE=… [NAME=…]    a case of fixtures/ from a capture, redacted'
 	@echo 'make soak  [SOAK="--minutes 10"] every wedge on every QEMU, every way to hurt a capture: hours'
 	@echo 'make mutate [FUZZ="--seconds 60"] hostile debug information, read by gdb in the sandbox'
 	@echo 'make fuzz  [FUZZ="--seconds 60"] what reads bytes of strangers, guided by coverage'
-	@echo 'make sbom                       dist/autopsy.cdx.json: what it stands on'
+	@echo 'make sbom                       dist/vm-autopsy.cdx.json: what it stands on'
 	@echo 'make audit                      whether any of that is known to be vulnerable; needs a network'
 	@echo 'make lint | bench | lab | dist | clean'
 
@@ -59,7 +59,7 @@ case: $(VENV)/installed
 
 sbom: $(VENV)/installed
 	@mkdir -p dist
-	$(BIN)/python tools/sbom.py >dist/autopsy.cdx.json
+	$(BIN)/python tools/sbom.py >dist/vm-autopsy.cdx.json
 
 audit: $(VENV)/installed-for-tests
 	$(BIN)/python tools/audit.py
@@ -106,6 +106,7 @@ $(VENV)/bin/python:
 	$$python -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip uninstall -qq --disable-pip-version-check --yes autopsy # another project's, or ours of old
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[heap]'
 	touch $@
 

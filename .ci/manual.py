@@ -51,7 +51,7 @@ def page() -> list[str]:
     lines += [".SH EXIT STATUS", roff(top.epilog.removeprefix("Exit codes: "))]
     lines += [".SH EXAMPLES", ".nf", roff("autopsy ps"), roff("autopsy capture web1")]
     lines += [roff("autopsy capture 102 --then-kill --then-start"), ".fi"]
-    return [*lines, ".SH SEE ALSO", "gdb(1), virsh(1), qm(1), qemu(1); /usr/share/doc/autopsy/README.md"]
+    return [*lines, ".SH SEE ALSO", "gdb(1), virsh(1), qm(1), qemu(1); /usr/share/doc/vm-autopsy/README.md"]
 
 
 if __name__ == "__main__":

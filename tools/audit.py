@@ -53,7 +53,7 @@ def advisories(versions: dict[str, str], service: str = SERVICE) -> list[str] | 
 
 def installed() -> dict[str, str]:
     """Return the versions of all that autopsy needs to run, without autopsy itself."""
-    return {name: each.version for name, each in sbom.needed("autopsy").items() if name != "autopsy"}
+    return {name: each.version for name, each in sbom.needed(sbom.OURS).items() if name != sbom.OURS}
 
 
 def main() -> int:

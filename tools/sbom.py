@@ -7,6 +7,8 @@ import re
 import sys
 from importlib import metadata
 
+OURS = "vm-autopsy"  # the distribution; the package that is imported is autopsy
+
 
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -55,7 +57,7 @@ def component(name: str, found: metadata.Distribution, kind: str) -> dict[str, o
     }
 
 
-def bill(root: str = "autopsy") -> dict[str, object]:
+def bill(root: str = OURS) -> dict[str, object]:
     """Return the bill; the same installation gives the same one."""
     found = needed(root)
     own = found.pop(root)

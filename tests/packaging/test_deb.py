@@ -28,8 +28,8 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 cd /
 dpkg -i {package} >&2
 {work}
-dpkg -r autopsy >&2
-find /usr/lib/autopsy /usr/bin/autopsy 2>/dev/null || true
+dpkg -r vm-autopsy >&2
+find /usr/lib/vm-autopsy /usr/bin/autopsy /usr/bin/vm-autopsy 2>/dev/null || true
 """
 
 
@@ -53,7 +53,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         timeout=500,
     )
-    return next(out.glob("autopsy_*.deb"))
+    return next(out.glob("vm-autopsy_*.deb"))
 
 
 def installed(package: Path, layer: Path, work: str) -> str:
@@ -86,7 +86,7 @@ def test_an_installed_package_captures_a_vm_with_nothing_but_the_distributions_p
     assert "packaged" in told
     assert "HEALTHY  " in told
     assert len(list(tmp_path.glob("autopsy-packaged-*.tar.zst"))) == 1
-    assert "/usr/lib/autopsy" not in told  # what find printed after the removal
+    assert "/usr/lib/vm-autopsy" not in told  # what find printed after the removal
 
 
 def test_the_manual_and_the_completions_come_with_it(package: Path, tmp_path: Path) -> None:
@@ -105,5 +105,5 @@ def test_the_manual_and_the_completions_come_with_it(package: Path, tmp_path: Pa
 
 def test_the_package_says_what_it_needs(package: Path) -> None:
     control = subprocess.run(["dpkg-deb", "--field", package], capture_output=True, text=True, check=True).stdout
-    assert "Package: autopsy" in control
+    assert "Package: vm-autopsy" in control.splitlines()
     assert "gdb" in next(line for line in control.splitlines() if line.startswith("Depends:"))

@@ -95,4 +95,4 @@ def test_an_install_finds_its_templates_and_runbooks(
 
 def test_the_wheel_carries_the_package_only(checkout: Path, tmp_path: Path) -> None:
     place = from_wheel(checkout, tmp_path)
-    assert {each.name.partition("-")[0] for each in place.iterdir()} == {"autopsy"}
+    assert {each.name.partition("-")[0] for each in place.iterdir()} == {"autopsy", "vm_autopsy"}

@@ -41,7 +41,9 @@ MOST_SECONDS = 15.0
 MOST_WORDS = 300
 PYTHON = "python"  # below scratch: where gdb finds our modules
 GOODBYE_SECONDS = 0.5
-WITHOUT_DRGN = "drgn is not installed (pip install autopsy[heap]): gdb walked the heap, of the first exposure only"
+WITHOUT_DRGN = (
+    "drgn is not installed (it is in the package vm-autopsy-heap): gdb walked the heap, of the first exposure only"
+)
 
 
 @dataclass(frozen=True, slots=True)
