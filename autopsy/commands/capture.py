@@ -34,6 +34,7 @@ from autopsy.kill.permission import Insistence
 from autopsy.kill.then_kill import Order, end
 from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.linux.confine import sandbox
 from autopsy.linux.trouble import Trouble
 from autopsy.target import target
 from autopsy.target.platforms.catalogue import platform_of
@@ -249,6 +250,7 @@ def capture(
         staging.put(layout.MANIFEST, encode_manifest(manifest))
 
     note(())
+    sandbox.warm()
     reserve = min(MOST_RESERVE, options.budget * RESERVE)
     steps = run(
         plan(options),

@@ -25,7 +25,9 @@ _WALL = 0x40000000
 _LOOK = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | _WALL
 
 
-class _Iovec(ctypes.Structure):
+class Iovec(ctypes.Structure):
+    """The kernel's struct iovec: where some bytes are, and how many."""
+
     _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
 
 
@@ -88,7 +90,7 @@ class RegisterReader:
 
     def __init__(self, buffer: memoryview) -> None:
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-        self._iovec = _Iovec(None, REGISTER_BYTES)
+        self._iovec = Iovec(None, REGISTER_BYTES)
         self._at = ctypes.addressof(self._iovec)
 
     def read(self, tid: int, offset: int) -> bool:

@@ -178,3 +178,17 @@ def test_an_ordinary_users_own_files_and_processes_stay_as_they_are(
 
     assert as_somebody(tried) == b""
     assert (own.read_text(), given.read_text()) == ("mine", "mine")
+
+
+def test_what_each_sandbox_needs_is_made_once_before_the_children_that_need_it(scratch: Path) -> None:
+    if not seccomp.knows_this_machine():
+        pytest.skip("its architecture has no filter")
+    seccomp.program.cache_clear()
+    sandbox.warm()
+    made = seccomp.program.cache_info().misses
+
+    def play(_box: Confined, _line: Line) -> bytes:
+        sandbox.send_no_signal()
+        return b"%d" % (seccomp.program.cache_info().misses - made)
+
+    assert in_box(play, scratch) == b"0"

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from autopsy.capture.freeze.core_cap import Wanted
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.mappings import PAGE, Process, Run
+from autopsy.linux.ptrace import Iovec
 from autopsy.linux.tasks.priority import Unpreempted
 
 SCRATCH_BYTES = 1 << 20
 SWAP_SECONDS = 1.0
 BATCH_BYTES = 4 << 20  # what process_vm_readv takes the lock of the memory map for at once, and only to find the pages
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
 
 
 _process_vm_readv = ctypes.CDLL(None, use_errno=True).process_vm_readv
@@ -224,7 +221,7 @@ def read_swapped(pid: int, address: int, target: memoryview) -> int:
 
 
 def _read_by_number(pid: int, address: int, target: memoryview) -> int:
-    local = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(target)), len(target))
-    remote = _Iovec(address, len(target))
+    local = Iovec(ctypes.addressof(ctypes.c_char.from_buffer(target)), len(target))
+    remote = Iovec(address, len(target))
     copied = int(_process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0))
     return max(copied, 0) & -PAGE

@@ -9,6 +9,9 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from autopsy.linux.confine.syscalls import checked
+
+NAME = "landlock"
 SYS_CREATE_RULESET = 444  # one number on every architecture; kernel 5.13
 SYS_ADD_RULE = 445
 SYS_RESTRICT_SELF = 446
@@ -61,12 +64,12 @@ def restrict(reading: Iterable[Path], writing: Iterable[Path]) -> int:
     known = (1 << (13 if abi < 2 else 14 if abi < 3 else 15 if abi < 5 else 16)) - 1
     attributes = struct.pack("<QQQ", known, ALL_NET if abi >= 4 else 0, ALL_SCOPES if abi >= 6 else 0)
     attributes = attributes[: 8 if abi < 4 else 16 if abi < 6 else 24]
-    rules = _checked(_libc.syscall(SYS_CREATE_RULESET, attributes, len(attributes), 0))
+    rules = checked(int(_libc.syscall(SYS_CREATE_RULESET, attributes, len(attributes), 0)), NAME)
     try:
         for paths, rights in ((reading, READING), (writing, WRITING)):
             for path in paths:
                 _allow(rules, path, rights & known)
-        _checked(_libc.syscall(SYS_RESTRICT_SELF, rules, 0))
+        checked(_libc.syscall(SYS_RESTRICT_SELF, rules, 0), NAME)
     finally:
         os.close(rules)
     return abi
@@ -80,13 +83,7 @@ def _allow(rules: int, path: Path, rights: int) -> None:
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             rights &= OF_A_FILE
-        _checked(_libc.syscall(SYS_ADD_RULE, rules, PATH_BENEATH, struct.pack("<Qi", rights, descriptor), 0))
+        rule = struct.pack("<Qi", rights, descriptor)
+        checked(_libc.syscall(SYS_ADD_RULE, rules, PATH_BENEATH, rule, 0), NAME)
     finally:
         os.close(descriptor)
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "landlock")
-    return int(result)

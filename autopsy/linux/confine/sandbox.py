@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.linux.confine import landlock, seccomp
+from autopsy.linux.confine.syscalls import checked
 
 # Between the users that systemd-homed and systemd's services are given (systemd's UIDS-GIDS): nobody's. Each process
 # has another: two captures at once must not reach each other, either.
@@ -96,6 +97,11 @@ def python_tree() -> tuple[Path, ...]:
     return tuple(Path(path) for path in found if path != "/")
 
 
+def warm() -> None:
+    """Make ahead what the children of this process would each make for their own sandbox."""
+    seccomp.warm(truncation=landlock.version() < landlock.KNOWS_TRUNCATION)
+
+
 def enter(box: Sandbox) -> Confined:
     """Confine this process for good, and all that it starts.
 
@@ -117,7 +123,7 @@ def enter(box: Sandbox) -> Confined:
         (resource.RLIMIT_MEMLOCK, 0),
     ):
         limit(what, most)
-    _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     reading = (*SYSTEM, NULL, *box.readable)
     abi = landlock.restrict(reading, ((scratch, NULL) if scratch else (NULL,)) + box.writable)
     if not abi:
@@ -147,7 +153,7 @@ def stay(readable: tuple[Path, ...]) -> None:
     _go_first()
     if os.geteuid() == 0:
         _drop_capabilities(CAP_DAC_READ_SEARCH)
-    _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     abi = landlock.restrict((*SYSTEM, *python_tree(), NULL, *readable), (NULL,))
     seccomp.deny(truncation=abi < landlock.KNOWS_TRUNCATION)
     seccomp.deny_signals()
@@ -173,7 +179,7 @@ def _become_nobody_else(scratch: Path | None, lacking: list[str]) -> bool:
         apart |= CLONE_NEWNET  # elsewhere there is no socket to be had: the kernel is spared a network
     uid = secrets.choice(UIDS)
     try:
-        _checked(_libc.unshare(apart), "unshare")
+        checked(_libc.unshare(apart), "unshare")
         if scratch:
             _move_in(scratch, uid)
     except OSError as error:
@@ -212,7 +218,7 @@ def _move_in(scratch: Path, uid: int) -> None:
 
 def _mount(source: str | None, place: Path, flags: int, kind: str | None = None, data: str | None = None) -> None:
     said, where, what, options = (None if each is None else os.fsencode(each) for each in (source, place, kind, data))
-    _checked(_libc.mount(said, where, what, ctypes.c_ulong(flags), options), "mount")
+    checked(_libc.mount(said, where, what, ctypes.c_ulong(flags), options), "mount")
 
 
 def _drop_capabilities(*kept: int) -> None:
@@ -222,7 +228,7 @@ def _drop_capabilities(*kept: int) -> None:
             _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     low = sum(1 << number for number in kept)  # of those below 32: effective, permitted, inheritable, then the others
-    _checked(_libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)(low, low, 0, 0, 0, 0))), "capset")
+    checked(_libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)(low, low, 0, 0, 0, 0))), "capset")
 
 
 def limit(what: int, most: int) -> None:
@@ -230,9 +236,3 @@ def limit(what: int, most: int) -> None:
     _, hard = resource.getrlimit(what)
     wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(what, (wanted, wanted))
-
-
-def _checked(result: int, what: str) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)

@@ -9,6 +9,8 @@ import struct
 from collections.abc import Iterator
 from functools import cache
 
+from autopsy.linux.confine.syscalls import checked
+
 # asm/unistd_64.h of x86-64, and asm-generic/unistd.h, which aarch64 has; None where there is no such call.
 Numbers = dict[str, tuple[int | None, int | None]]
 DENIED: Numbers = {
@@ -174,6 +176,13 @@ def knows_this_machine() -> bool:
     return os.uname().machine in ARCHITECTURES
 
 
+def warm(*, truncation: bool = False) -> None:
+    """Make both filters, if there are any for this architecture: children of this process have them then."""
+    if knows_this_machine():
+        program(signals=False, truncation=truncation)
+        program(signals=True)
+
+
 def deny(*, truncation: bool = False) -> bool:
     """Confine this process and what it starts; no_new_privs must be set. Return whether its architecture is known.
 
@@ -206,9 +215,7 @@ def program(*, signals: bool, truncation: bool = False) -> bytes:
 def _install(instructions: bytes) -> bool:
     held = ctypes.create_string_buffer(instructions)
     header = struct.pack("<HxxxxxxQ", len(instructions) // SIZE, ctypes.addressof(held))
-    if _libc.prctl(PR_SET_SECCOMP, MODE_FILTER, ctypes.c_char_p(header), 0, 0) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "seccomp")
+    checked(_libc.prctl(PR_SET_SECCOMP, MODE_FILTER, ctypes.c_char_p(header), 0, 0), "seccomp")
     return True
 
 
