@@ -26,7 +26,10 @@ def read_boxed(descriptors: Sequence[int], core_to: int, name: str) -> Material:
     Raises:
         UsageError: the process that read them died, or took too long.
     """
-    for module in ("zlib", "bz2", "lzma", "zstandard", "html", "encodings.utf_8_sig", "encodings.utf_16", "tarfile"):
+    for module in (
+        *("zlib", "bz2", "lzma", "zstandard", "tarfile", "zipfile"),
+        *("html", "encodings.utf_8_sig", "encodings.utf_16", "encodings.cp437"),
+    ):
         import_module(module)
     box = Sandbox(
         readable=python_tree(),

@@ -9,7 +9,7 @@ from signal import Signals
 from typing import IO, cast
 
 from autopsy.bundle import layout
-from autopsy.incoming import core_file, streams
+from autopsy.incoming import core_file, streams, zip_archive
 from autopsy.incoming.apport import COREDUMP, Base64Lines
 from autopsy.incoming.material import CoreFound, Material, Seen
 from autopsy.incoming.stacks.gdb_text import Scan
@@ -21,6 +21,8 @@ MOST_LAYERS = 3  # of compression around one file
 MOST_MEMBERS = 100_000
 MOST_OF_MEMBER = 8 << 20  # bytes of one file of a host's report
 MOST_OF_ARCHIVE = 8 << 30
+MOST_OF_ZIP = 256 << 20  # bytes of a zip archive inside of something else
+MOST_NOTES = 100
 ASSERTION = "Assertion `"
 WORTH = (b"#0 ", b"#1 ", b"qemu", b"/kvm", b" blocked for more than ", b'"return"')  # what a text of use has in it
 KNOWN = {
@@ -28,8 +30,8 @@ KNOWN = {
     "elf": "an ELF file, but no core",
     "qcow2": "a disk image (qcow2)",
     "kdump": "a dump of a guest or a kernel (kdump)",
-    "zip": "a zip archive: unpack it first",
-    "lz4": "something compressed with lz4: unpack it first (`lz4 -d`)",
+    "7z": "a 7z archive: unpack it first",
+    "rar": "a RAR archive: unpack it first",
     "binary": "binary data of no kind that is known",
 }
 
@@ -56,16 +58,24 @@ class Reading:
         if layer < MOST_LAYERS:
             again = _buffered(descriptor) if descriptor is not None else _Joined(head, stream)
             if (inner := streams.unpacked(cast("IO[bytes]", again), kind)) is not None:
-                return self._stream(inner, None, layer + 1)
+                return self._unpacked(inner, layer)
         if kind == "elf" and core_file.is_core(head):
             return self._core(head, stream, descriptor)
-        if kind == "tar":
-            return self._archive(cast("IO[bytes]", _Joined(head, stream)))
+        if kind in {"tar", "zip"}:
+            tarred = _members(cast("IO[bytes]", _Joined(head, stream)))
+            return self._archive(tarred if kind == "tar" else self._zip(head, stream, descriptor))
         if kind == "text":
             return self._readable(head, stream, layer)
         if b"\0" in head and self._command_line(head):
             return Seen(what="a command line of QEMU", of_use=True)
         return Seen(what=KNOWN.get(kind, f"something compressed ({kind})"), of_use=False)
+
+    def _unpacked(self, inner: streams.Unpacked, layer: int) -> Seen:
+        seen = self._stream(cast("IO[bytes]", io.BufferedReader(inner, streams.PIECE)), None, layer + 1)
+        if not inner.broken:
+            return seen
+        what = f"{seen.what}, " if seen.of_use else "a file that "
+        return Seen(what=f"{what}could not be read to its end ({inner.broken})"[:500], of_use=seen.of_use)
 
     def _readable(self, head: bytes, stream: IO[bytes], layer: int) -> Seen:
         if COREDUMP not in head or layer >= MOST_LAYERS:
@@ -109,29 +119,49 @@ class Reading:
             return Seen(what=", ".join(found), of_use=True)
         return Seen(what="text without a stack, a core or anything else of QEMU's that is known", of_use=False)
 
-    def _archive(self, stream: IO[bytes]) -> Seen:
+    def _zip(self, head: bytes, stream: IO[bytes], descriptor: int | None) -> Iterator[tuple[str, IO[bytes]]]:
+        """Yield the files of a zip archive, which is sought in: one inside of something else is read as a whole."""
+        whole: IO[bytes] = io.BytesIO(head + stream.read(MOST_OF_ZIP)) if descriptor is None else _buffered(descriptor)
+        return zip_archive.members(whole, MOST_MEMBERS, MOST_OF_ARCHIVE, self.notes)
+
+    def _archive(self, members: Iterator[tuple[str, IO[bytes]]]) -> Seen:
         """Read a report of a host, member by member: what each is, its content says."""
         kinds: dict[str, None] = {}
         count = 0
-        for name, member in _members(stream):
-            count += 1
-            if name == layout.MANIFEST and count == 1:
-                return Seen(what="a bundle of autopsy's own: `autopsy analyze` reads it", of_use=False)
-            head = _head(member)
-            kind = streams.kind_of(head)
-            if kind == "text" and len(head) < HEAD and not any(word in head for word in WORTH):
-                continue
-            seen = self._member(head, kind, member)
-            if seen is not None and seen.of_use:
-                kinds[seen.what] = None
+        broken = ""
+        try:
+            for name, member in members:
+                count += 1
+                if name == layout.MANIFEST and count == 1:
+                    return Seen(what="a bundle of autopsy's own: `autopsy analyze` reads it", of_use=False)
+                seen = self._guarded(member)
+                if seen is not None and seen.of_use:
+                    kinds[seen.what] = None
+        except Exception as error:  # noqa: BLE001 - a stranger's file may break any reader; what was read counts
+            broken = f", damaged or cut short ({type(error).__name__}: {error})"[:200]
         if not kinds:
-            return Seen(what=f"an archive of {count} files, and nothing of QEMU's that is known in them", of_use=False)
-        return Seen(what=f"an archive of {count} files with {', '.join(kinds)}"[:500], of_use=True)
+            what = f"an archive of {count} files, and nothing of QEMU's that is known in them{broken}"
+            return Seen(what=what, of_use=False)
+        return Seen(what=f"an archive of {count} files with {', '.join(kinds)}"[:500] + broken, of_use=True)
 
-    def _member(self, head: bytes, kind: str, member: IO[bytes]) -> Seen | None:
+    def _guarded(self, member: IO[bytes]) -> Seen | None:
+        """Read one file of an archive. What is broken in it costs the archive's other files nothing."""
+        try:
+            return self._member(member)
+        except Exception as error:  # noqa: BLE001 - a stranger's file may break any reader, and the next may be whole
+            if len(self.notes) < MOST_NOTES:
+                told = f"a file of the archive was not read to its end: {type(error).__name__}: {error}"
+                self.notes.append(told[:200])
+            return None
+
+    def _member(self, member: IO[bytes]) -> Seen | None:
+        head = _head(member)
+        kind = streams.kind_of(head)
         if kind == "text":
-            return self._text(head, member, min(MOST_OF_MEMBER, self.left)) if self.left > 0 else None
-        if kind in {"elf", "zstd", "gzip", "xz", "bzip2"}:
+            if self.left <= 0 or (len(head) < HEAD and not any(word in head for word in WORTH)):
+                return None
+            return self._text(head, member, min(MOST_OF_MEMBER, self.left))
+        if kind in {"elf", "zip", *streams.COMPRESSED}:
             joined = cast("IO[bytes]", io.BufferedReader(_Joined(head, member), streams.PIECE))
             return self._stream(joined, None, 1)
         return None

@@ -8,10 +8,13 @@ import gzip
 import io
 import lzma
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from typing import IO, cast
 
 import zstandard
+
+from autopsy.incoming.lz4_frames import Lz4Frames
 
 PIECE = 1 << 20
 MOST_TEXT = 64 << 20  # bytes of all texts together
@@ -26,9 +29,13 @@ MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"\x7fELF", "elf"),
     (b"\x04\x22\x4d\x18", "lz4"),
     (b"PK\x03\x04", "zip"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+    (b"Rar!\x1a\x07", "rar"),
     (b"KDUMP   ", "kdump"),
     (b"QFI\xfb", "qcow2"),
 )
+Readable = Callable[[int], bytes]
+COMPRESSED = frozenset({"zstd", "gzip", "bzip2", "xz", "lz4"})
 
 
 class Stream(io.RawIOBase):
@@ -41,6 +48,16 @@ class Stream(io.RawIOBase):
     def readable(self) -> bool:
         """Return True."""
         return True
+
+    def seekable(self) -> bool:
+        """Return True: an archive's directory stands at its end."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, which may lie beyond the end."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: os.fstat(self.descriptor).st_size}[whence]
+        self.at = max(0, start + offset)
+        return self.at
 
     def readinto(self, buffer: object) -> int:
         """Fill the buffer."""
@@ -64,18 +81,42 @@ def kind_of(head: bytes) -> str:
     return "binary" if strange * 50 > len(head[:4096]) else "text"
 
 
-def unpacked(stream: IO[bytes], kind: str) -> IO[bytes] | None:
+class Unpacked(io.RawIOBase):
+    """What a compressed stream holds, up to where it is damaged or cut short; `broken` says how, in words."""
+
+    def __init__(self, whole: Readable) -> None:
+        self.whole = whole
+        self.broken = ""
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        """Fill the buffer."""
+        view = memoryview(cast("bytearray", buffer))
+        try:
+            data = b"" if self.broken else self.whole(len(view))
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+            self.broken, data = f"{type(error).__name__}: {error}", b""
+        view[: len(data)] = data
+        return len(data)
+
+
+def unpacked(stream: IO[bytes], kind: str) -> Unpacked | None:
     """Return what a compressed stream holds, None where it is not compressed in a way that is known."""
     match kind:
         case "zstd":
             whole = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW)
-            return cast("IO[bytes]", whole.stream_reader(stream, read_across_frames=True))
+            return Unpacked(whole.stream_reader(stream, read_across_frames=True).read)
         case "gzip":
-            return cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
+            return Unpacked(gzip.GzipFile(fileobj=stream).read1)
         case "bzip2":
-            return cast("IO[bytes]", bz2.BZ2File(stream))
+            return Unpacked(bz2.BZ2File(stream).read1)
         case "xz":
-            return cast("IO[bytes]", lzma.LZMAFile(stream))
+            return Unpacked(lzma.LZMAFile(stream).read1)
+        case "lz4":
+            return Unpacked(Lz4Frames(stream).take)
         case _:
             return None
 
