@@ -8,23 +8,17 @@ process, so that the same work is done in it, as it would be without any sandbox
 
 from __future__ import annotations
 
-import argparse
 import os
-import runpy
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-
 from autopsy.linux.confine import confined, sandbox
-from support import lab
 
+HOUSE = Path(__file__).resolve().parent.parent
 WITHOUT = "--without"  # the first word of a capture that this script runs itself
 
 
@@ -51,10 +45,16 @@ class Inline:
 
 
 def main() -> None:
+    import argparse  # noqa: PLC0415 - a capture that this script runs is to load no more than any other
+    import statistics  # noqa: PLC0415 - likewise
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--build", default="7.2")
     wanted = parser.parse_args()
+    sys.path.insert(0, str(HOUSE / "tests"))
+    from support import lab  # noqa: PLC0415 - likewise
+
     with lab.qemu(wanted.build, name="confined") as machine:
         time.sleep(1)
         ours = ([sys.executable, "-m", "autopsy"], [sys.executable, __file__, WITHOUT])
@@ -77,10 +77,12 @@ def main() -> None:
 
 
 def captured(words: list[str], pid: int) -> Cost:
+    import tempfile  # noqa: PLC0415 - as in main()
+
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/var/tmp") as out:
         began = time.monotonic()
         command = [*words, "capture", f"pid:{pid}", "--fast", "--gap", "0.5", "--out", out]
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=lab.HOUSE)
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=HOUSE)
         _, status, usage = os.wait4(child.pid, 0)  # with all that it has waited for
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
@@ -107,8 +109,10 @@ def without_a_sandbox() -> None:
     from autopsy.examine.heap import run as heap  # noqa: PLC0415 - likewise
 
     mi.send_no_signal = heap.send_no_signal = lambda: None
+    from autopsy.cli.app import main as product  # noqa: PLC0415 - likewise
+
     sys.argv[1:2] = []
-    runpy.run_module("autopsy", run_name="__main__")
+    product()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import IO, cast
 import zstandard
 
 from autopsy.bundle import layout
-from autopsy.errors import DamagedBundle
+from autopsy.errors import DamagedBundle, UsageError
+from autopsy.files.plain import NotPlain, reopen
 
 MOST_MEMBERS = 4_000
 MOST_BYTES = 4 << 30  # unpacked, the cores included: a core is cut at half a GiB
@@ -26,6 +27,19 @@ MOST_WINDOW = 128 << 20  # what zstd may ask us to keep in memory
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.+@-]*)*")
 _REMEDY = "take the bundle from where it was captured again; `tar --zstd -tvf` shows what is in this one"
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A stream whose bytes somebody else is given as well."""
+
+    stream: IO[bytes]
+    watch: Callable[[bytes], object]
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.watch(data)
+        return data
 
 
 @dataclass(slots=True)
@@ -73,15 +87,40 @@ def safe_name(name: str) -> str:
     return plain
 
 
-def members(path: Path, descriptor: int | None = None) -> Iterator[Member]:
+def open_archive(path: Path) -> int:
+    """Open a bundle to read, and read nothing of it; whoever owns its folder may have laid a FIFO or a device there.
+
+    Raises:
+        UsageError: there is nothing at that path.
+        DamagedBundle: it cannot be opened, or is no plain file.
+    """
+    try:
+        looked_at = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return reopen(looked_at, str(path))
+        finally:
+            os.close(looked_at)
+    except FileNotFoundError:
+        raise UsageError(str(path), "there is no such file", remedy="give a bundle (.tar.zst) or its folder") from None
+    except NotPlain as error:
+        raise DamagedBundle(str(path), "is no plain file", remedy="check the path") from error
+    except OSError as error:
+        raise DamagedBundle(str(path), f"cannot be read: {error.strerror}", remedy="check the path") from error
+
+
+def members(
+    path: Path, descriptor: int | None = None, *, watch: Callable[[bytes], object] = lambda _: None
+) -> Iterator[Member]:
     """Yield the regular files of the archive in their order; with a `descriptor`, of the file that it has open.
+
+    `watch` is given the archive's own bytes as they are read: all of them, once the last file was yielded.
 
     Raises:
         DamagedBundle: not a .tar.zst, cut short, lying about its sizes, or holding anything but plain files.
     """
-    with _said_as_damage(path), open(path if descriptor is None else os.dup(descriptor), "rb") as file:
+    with _said_as_damage(path), open(open_archive(path) if descriptor is None else os.dup(descriptor), "rb") as file:
         file.seek(0)
-        yield from _members(path, file)
+        yield from _members(path, cast("IO[bytes]", _Watched(file, watch)))
 
 
 @contextmanager

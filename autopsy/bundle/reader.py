@@ -12,9 +12,17 @@ from typing import BinaryIO
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.archive import LARGE, MOST_ALTOGETHER, MOST_IN_MEMORY, MOST_MEMBERS, members, safe_name
+from autopsy.bundle.archive import (
+    LARGE,
+    MOST_ALTOGETHER,
+    MOST_IN_MEMORY,
+    MOST_MEMBERS,
+    members,
+    open_archive,
+    safe_name,
+)
 from autopsy.bundle.manifest import SCHEMA, Manifest
-from autopsy.errors import DamagedBundle, NewerBundle, UsageError
+from autopsy.errors import DamagedBundle, NewerBundle
 from autopsy.files import private
 from autopsy.files.plain import NotPlain, open_beneath
 
@@ -40,7 +48,7 @@ class Bundle:
         """Return a file's bytes, empty when the bundle does not hold it. The core and the binary are not read so."""
         if self.sealed:
             return self.files.get(name, b"")
-        return _read_below(self.path, name)
+        return read_below(self.path, name)
 
     def extract(self, name: str, destination: Path) -> bool:
         """Copy one file, however large, to a new one; return whether the bundle holds it."""
@@ -75,10 +83,8 @@ def open_bundle(path: Path) -> Bundle:
         NewerBundle: its schema is newer than ours.
     """
     if path.is_dir():
-        manifest = decode_manifest(path, _read_below(path, layout.MANIFEST))
-        return Bundle(path, manifest, sealed=False, files={}, listing=_listing(path))
-    if not path.exists():
-        raise _absent(path)
+        manifest = decode_manifest(path, read_below(path, layout.MANIFEST))
+        return Bundle(path, manifest, sealed=False, files={}, listing=plain_files(path))
     return _open_archive(path)
 
 
@@ -113,27 +119,18 @@ def hold(path: Path) -> Held:
         UsageError: there is nothing at that path.
         DamagedBundle: it is a folder that holds more than any bundle does, or cannot be read.
     """
-    if not path.exists():
-        raise _absent(path)
     if not path.is_dir():
-        try:
-            return Held(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), {})
-        except OSError as error:
-            raise DamagedBundle(str(path), f"cannot be read: {error.strerror}", remedy="check the path") from error
+        return Held(path, open_archive(path), {})
     files: dict[str, bytes] = {}
     room = MOST_ALTOGETHER
-    for name in _listing(path):
+    for name in plain_files(path):
         if name in LARGE:
             continue
-        files[name] = _read_below(path, name)
+        files[name] = read_below(path, name)
         room -= len(files[name])
         if room < 0 or len(files) > MOST_MEMBERS:
             raise DamagedBundle(str(path), "holds more than any bundle does", remedy="do not trust it")
     return Held(path, None, files)
-
-
-def _absent(path: Path) -> UsageError:
-    return UsageError(str(path), "there is no such file", remedy="give a bundle (.tar.zst) or its folder")
 
 
 def _open_archive(path: Path, descriptor: int | None = None) -> Bundle:
@@ -182,7 +179,12 @@ def open_below(folder: Path, name: str) -> int:
         return open_beneath(top, safe_name(name))
 
 
-def _read_below(folder: Path, name: str) -> bytes:
+def read_below(folder: Path, name: str) -> bytes:
+    """Return a small file of a folder that a stranger may have made, empty where there is none.
+
+    Raises:
+        DamagedBundle: it is larger than evidence can be.
+    """
     try:
         descriptor = open_below(folder, name)
     except (OSError, ValueError, NotPlain):
@@ -193,7 +195,8 @@ def _read_below(folder: Path, name: str) -> bytes:
         return stream.read(MOST_IN_MEMORY + 1)
 
 
-def _listing(folder: Path) -> tuple[str, ...]:
+def plain_files(folder: Path) -> tuple[str, ...]:
+    """Return the plain files below a folder."""
     found = [str(Path(parent, file).relative_to(folder)) for parent, _, files in os.walk(folder) for file in files]
     return tuple(sorted(name for name in found if _is_plain(folder / name)))
 

@@ -17,10 +17,10 @@ import zstandard
 
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import FileRecord, Manifest
-from autopsy.bundle.verify import verify
+from autopsy.bundle.verify import verify_archive
 from autopsy.errors import DamagedBundle, NotStored
 from autopsy.files import private
-from autopsy.files.plain import NotPlain, open_beneath
+from autopsy.files.plain import NotPlain, open_beneath, open_plain
 
 LEVEL = 3
 MOST_OF_A_NAME = 10
@@ -55,9 +55,9 @@ def seal(staging: Path, destination: Path, manifest: Manifest, *, leave_out: fro
     try:
         with private.anybodys(destination.parent) as place:
             try:
-                digest = _seal(work, place)
+                return _seal(work, place)
             except (ValueError, DamagedBundle, NotPlain):  # a late child of ours may have written meanwhile
-                digest = _seal(work, place)
+                return _seal(work, place)
     except FileExistsError as error:
         raise NameTaken(str(destination), "is there already", remedy=f"the evidence lies in {staging}") from error
     except Exception as error:
@@ -66,7 +66,6 @@ def seal(staging: Path, destination: Path, manifest: Manifest, *, leave_out: fro
             f"the bundle could not be stored ({error})",
             remedy=f"nothing was killed; the evidence lies in {staging}",
         ) from error
-    return Sealed(destination, digest, destination.stat().st_size)
 
 
 def seal_in(place: Path, name: str, staging: Path, manifest: Manifest, leave_out: frozenset[str]) -> Sealed:
@@ -88,6 +87,39 @@ def half_written(staging: Path) -> str:
     return f".{staging.name.removesuffix(layout.WORK).removesuffix(layout.PARTIAL)}."
 
 
+def open_again(sealed: Sealed) -> int:
+    """Open a bundle that was sealed; in whoever's folder it lies, what is opened is what was sealed.
+
+    Raises:
+        DamagedBundle: there is something else by now.
+    """
+    try:
+        descriptor = open_plain(sealed.path)
+    except (OSError, NotPlain) as error:
+        raise _not_what_was_sealed(sealed.path) from error
+    if _is_ours(descriptor) and _digest(descriptor) == sealed.sha256:
+        return descriptor
+    os.close(descriptor)
+    raise _not_what_was_sealed(sealed.path)
+
+
+def _is_ours(descriptor: int) -> bool:
+    """Return whether nobody else can have changed an open file, nor will."""
+    facts = os.fstat(descriptor)
+    return facts.st_uid == os.geteuid() and not facts.st_mode & private.OTHERS_WRITE
+
+
+def _digest(descriptor: int) -> str:
+    with open(os.dup(descriptor), "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        stream.seek(0)  # they share their place
+    return digest
+
+
+def _not_what_was_sealed(path: Path) -> DamagedBundle:
+    return DamagedBundle(str(path), "is not what was sealed there", remedy="seal into a folder that nobody else owns")
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     """What is to be packed, and where to."""
@@ -98,7 +130,7 @@ class _Work:
     leave_out: frozenset[str]
 
 
-def _seal(work: _Work, place: int) -> str:
+def _seal(work: _Work, place: int) -> Sealed:
     name = work.destination.name
     with suppress(FileNotFoundError):
         os.stat(name, dir_fd=place, follow_symlinks=False)
@@ -108,18 +140,28 @@ def _seal(work: _Work, place: int) -> str:
     try:
         with private.held(work.staging) as folder:
             files = tuple(_record(folder, each) for each in _in_order(folder) if each not in work.leave_out)
-            digest = _pack(folder, half, place, msgspec.structs.replace(work.manifest, files=files))
-        private.rename_new(place, half, name)
+            digest, packed = _pack(folder, half, place, msgspec.structs.replace(work.manifest, files=files))
     except BaseException:
         _unlink(half, place)
         raise
     try:
-        os.fsync(place)
-        _read_back(work.destination, digest)
+        _name_it(place, half, name)
+        try:
+            return _read_back(work.destination, place, packed, digest)
+        except BaseException:
+            _unlink(name, place)
+            raise
+    finally:
+        os.close(packed)
+
+
+def _name_it(place: int, half: str, name: str) -> None:
+    try:
+        private.rename_new(place, half, name)
     except BaseException:
-        _unlink(name, place)
+        _unlink(half, place)
         raise
-    return digest
+    os.fsync(place)
 
 
 def _unlink(name: str, place: int) -> None:
@@ -127,9 +169,15 @@ def _unlink(name: str, place: int) -> None:
         os.unlink(name, dir_fd=place)
 
 
-def _read_back(destination: Path, digest: str) -> None:
-    if verify(destination, from_disk=True).sha256 != digest:
+def _read_back(destination: Path, place: int, packed: int, digest: str) -> Sealed:
+    """Read what was packed from its disk, as far as the page cache lets us, and make sure that the name leads to it."""
+    os.posix_fadvise(packed, 0, 0, os.POSIX_FADV_DONTNEED)
+    if verify_archive(destination, packed).sha256 != digest:
         raise ValueError("what was read back is not what was written")
+    written = os.fstat(packed)
+    if not os.path.samestat(written, os.stat(destination.name, dir_fd=place, follow_symlinks=False)):
+        raise ValueError("whoever owns the folder has laid something else there")
+    return Sealed(destination, digest, written.st_size)
 
 
 def _in_order(folder: int) -> list[str]:
@@ -176,7 +224,8 @@ class _Hashing:
         return self.stream.write(data)
 
 
-def _pack(folder: int, half: str, place: int, manifest: Manifest) -> str:
+def _pack(folder: int, half: str, place: int, manifest: Manifest) -> tuple[str, int]:
+    """Write the archive and return its digest, and a descriptor that reads the very file."""
     with private.new(half, below=place) as file:
         hashing = _Hashing(file)
         with (
@@ -192,7 +241,11 @@ def _pack(folder: int, half: str, place: int, manifest: Manifest) -> str:
                     tar.addfile(entry, stream)
         file.flush()
         os.fsync(file.fileno())
-        return hashing.digest.hexdigest()
+        readable = open_plain(half, below=place)
+        if not os.path.samestat(os.fstat(readable), os.fstat(file.fileno())):
+            os.close(readable)
+            raise NotPlain(f"{half} is not the file that was written")
+        return hashing.digest.hexdigest(), readable
 
 
 def _put_manifest(tar: tarfile.TarFile, manifest: Manifest) -> None:

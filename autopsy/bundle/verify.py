@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.bundle import layout
-from autopsy.bundle.archive import MOST_IN_MEMORY, members
+from autopsy.bundle.archive import MOST_IN_MEMORY, members, open_archive
 from autopsy.bundle.manifest import Manifest
-from autopsy.bundle.reader import decode_manifest, open_below, open_bundle
+from autopsy.bundle.reader import decode_manifest, open_below, plain_files, read_below
 from autopsy.errors import DamagedBundle
 from autopsy.files.plain import NotPlain
 
@@ -25,47 +25,75 @@ class Verified:
     files: int
 
 
-def verify(path: Path, *, from_disk: bool = False) -> Verified:
-    """Compare all files with the manifest. With `from_disk` the page cache is dropped first, as far as it lets us.
+def verify(path: Path) -> Verified:
+    """Compare all files with the manifest.
 
     Raises:
+        UsageError: there is nothing at that path.
         DamagedBundle: a file is missing, added, or differs; the message names the first.
     """
     if path.is_dir():
-        return _verify_folder(path)
-    if not path.exists():
-        open_bundle(path)  # says so in its own words
-    if from_disk:
-        with open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return compare(path, read_folder(path))
+    descriptor = open_archive(path)
+    try:
+        return verify_archive(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def verify_archive(path: Path, descriptor: int) -> Verified:
+    """Compare the files of an archive that is open with its manifest; `path` is what messages call it.
+
+    What was hashed is what was unpacked: the archive is read once.
+
+    Raises:
+        DamagedBundle: as `verify` raises it.
+    """
     manifest_data = b""
     found: dict[str, tuple[int, str]] = {}
-    for member in members(path):
+    digest = hashlib.sha256()
+    for member in members(path, descriptor, watch=digest.update):
         if member.name == layout.MANIFEST:
             manifest_data = b"".join(member.parts()) if member.size <= MOST_IN_MEMORY else b""
         else:
             found[member.name] = _digest(member.parts())
-    manifest = decode_manifest(path, manifest_data)
-    _compare(path, manifest, found)
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Verified(manifest, digest, len(manifest.files))
+    return compare(path, Read(manifest_data, found, digest.hexdigest()))
 
 
-def _verify_folder(path: Path) -> Verified:
-    bundle = open_bundle(path)
-    found: dict[str, tuple[int, str]] = {}
-    for name in bundle.names():
-        if name != layout.MANIFEST:
-            found[name] = _digest_below(path, name)
-    if not bundle.manifest.files:
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A bundle's manifest as it lies there, size and digest of each other file, and the tarball's own digest."""
+
+    manifest: bytes
+    found: dict[str, tuple[int, str]]
+    sha256: str = ""
+
+
+def read_folder(path: Path) -> Read:
+    """Read every file of a folder, and ask nothing of what it means.
+
+    Raises:
+        DamagedBundle: its manifest is larger than any is.
+    """
+    found = {name: _digest_below(path, name) for name in plain_files(path) if name != layout.MANIFEST}
+    return Read(read_below(path, layout.MANIFEST), found)
+
+
+def compare(path: Path, told: Read) -> Verified:
+    """Compare what was read of a bundle with what its manifest says.
+
+    Raises:
+        DamagedBundle: a file is missing, added, or differs; the message names the first.
+    """
+    manifest = decode_manifest(path, told.manifest)
+    if not told.sha256 and not manifest.files:
         raise DamagedBundle(
             str(path),
             "is the staging folder of a capture that did not end: it was never sealed",
             remedy=f"`autopsy seal {path}` seals what is there",
         )
-    _compare(path, bundle.manifest, found)
-    return Verified(bundle.manifest, "", len(bundle.manifest.files))
+    _compare(path, manifest, dict(told.found))
+    return Verified(manifest, told.sha256, len(manifest.files))
 
 
 def _digest_below(path: Path, name: str) -> tuple[int, str]:

@@ -167,13 +167,13 @@ def verify(
     ] = None,
 ) -> None:
     """Compare every file of a bundle with what was sealed."""
-    from autopsy.bundle.verify import verify as compare
     from autopsy.commands.signing import signer
+    from autopsy.commands.verify import verify_boxed
     from autopsy.text import plain
 
-    verified = compare(bundle)
+    verified = verify_boxed(bundle)
     if allowed_signers is not None:
-        show(f"{bundle}: signed by {plain(signer(bundle, allowed_signers))}")
+        show(f"{bundle}: signed by {plain(signer(bundle, allowed_signers, verified.sha256))}")
     show(f"{bundle}: whole, {verified.files} files" + (f", sha256 {verified.sha256}" if verified.sha256 else ""))
 
 

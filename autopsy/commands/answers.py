@@ -9,6 +9,7 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.reader import hold
+from autopsy.bundle.seal import Sealed
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline
 from autopsy.diagnose.diagnosis import Diagnosis
@@ -56,16 +57,16 @@ def diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
     return found
 
 
-def tell_in_report(bundle: Path, place: Path | None, kill: str) -> None:
+def tell_in_report(sealed: Sealed, place: Path | None, kill: str) -> None:
     """Write the kill into the report that stands beside the bundle; the sealed one stays as it was."""
     if place is None:
         return
 
     def work() -> bytes:
-        from autopsy.report.boxed import read_boxed  # noqa: PLC0415 - loaded already: see _load
+        from autopsy.report.boxed import read_sealed  # noqa: PLC0415 - loaded already: see _load
         from autopsy.report.html import html  # noqa: PLC0415 - likewise
 
-        data = read_boxed((bundle,), lambda opened: html(opened[0], kill=kill).encode())
+        data = read_sealed(sealed, lambda opened: html(opened, kill=kill).encode())
         private.publish(place, data)
         return b""
 

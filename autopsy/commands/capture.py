@@ -143,7 +143,7 @@ def _signed(captured: Captured, key: Path) -> Captured:
     """Sign the sealed bundle. A key that has gone meanwhile costs the signature, which can be made later."""
     bundle = captured.sealed.path
     try:
-        in_child(lambda: str(sign(bundle, key)).encode(), SIGN_SECONDS)
+        in_child(lambda: str(sign(captured.sealed, key)).encode(), SIGN_SECONDS)
         told = f"signed: {signature_path(bundle)}"
     except (ChildTimedOut, ChildFailed) as error:
         told = f"the bundle could not be signed: {error}; `ssh-keygen -Y sign -n autopsy -f KEY {bundle}` does"
@@ -184,7 +184,7 @@ def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, say
     if ending.exit_code is ExitCode.VM_ENDED and (late := watch.conclude(captured.sealed.path.parent)) is not None:
         return _ended_by_itself(replace(captured, end=late), late, wish)
     told = "; ".join(filter(None, (ending.words, ending.start_words)))
-    answers.tell_in_report(captured.sealed.path, captured.report, f"{clocks.now().utc}: {told}")
+    answers.tell_in_report(captured.sealed, captured.report, f"{clocks.now().utc}: {told}")
     return Ended(
         captured=captured,
         kill_asked=True,

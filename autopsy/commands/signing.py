@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from autopsy.bundle.archive import open_archive
+from autopsy.bundle.seal import Sealed, open_again
 from autopsy.errors import DamagedBundle, UsageError
 from autopsy.files import private
+from autopsy.files.plain import NotPlain
+from autopsy.files.scratch_place import scratch_place
 from autopsy.linux import environment
+from autopsy.linux.confine.sandbox import stay
+from autopsy.linux.files import read_plain
 
 NAMESPACE = "autopsy"
 SECONDS = 20.0
+MOST_SIGNATURE = 64 << 10
+ACCOUNTS = (Path("/etc/passwd"), Path("/etc/nsswitch.conf"))  # ssh-keygen wants to know who it is
 AGENT = "SSH_AUTH_SOCK"  # of the caller's environment: where the key may be
 
 
@@ -20,16 +32,21 @@ def signature_path(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name}.sig")
 
 
-def sign(bundle: Path, key: Path) -> Path:
-    """Store a signature beside the bundle and return its path.
+def sign(sealed: Sealed, key: Path) -> Path:
+    """Store a signature beside the bundle and return its path; nothing is signed but what was sealed.
 
     Raises:
         UsageError: the key cannot sign; ssh-keygen's own words are in the message.
+        DamagedBundle: something else lies there by now.
     """
-    with open(bundle, "rb") as content:
-        signed = _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, thing=str(key), stdin=content.fileno())
-    private.publish(signature_path(bundle), signed.encode())  # ssh-keygen itself would write through anybody's link
-    return signature_path(bundle)
+    content = open_again(sealed)
+    try:
+        signed = _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, thing=str(key), stdin=content)
+    finally:
+        os.close(content)
+    place = signature_path(sealed.path)
+    private.publish(place, signed.encode())  # ssh-keygen itself would write through anybody's link
+    return place
 
 
 def can_sign(key: Path) -> None:
@@ -41,30 +58,52 @@ def can_sign(key: Path) -> None:
     _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, thing=str(key))
 
 
-def signer(bundle: Path, allowed: Path) -> str:
-    """Return who signed the bundle, by the names in a file of allowed signers (see ssh-keygen(1)).
+def signer(bundle: Path, allowed: Path, sha256: str) -> str:
+    """Return who signed the bundle of this digest, by the names in a file of allowed signers (see ssh-keygen(1)).
+
+    ssh-keygen reads a stranger's signature, and can do nothing else.
 
     Raises:
         DamagedBundle: it is not signed, not by any of them, or not as it is now.
     """
     signature = signature_path(bundle)
-    if not signature.is_file():
-        raise DamagedBundle(str(bundle), "is not signed", remedy=f"{signature.name} belongs beside it")
     try:
-        names = _run("-Y", "find-principals", "-s", str(signature), "-f", str(allowed), thing=str(bundle)).split()
-        with open(bundle, "rb") as content:
-            who = ("-I", names[0] if names else "", "-n", NAMESPACE, "-s", str(signature))
-            _run("-Y", "verify", "-f", str(allowed), *who, thing=str(bundle), stdin=content.fileno())
+        data = read_plain(signature, MOST_SIGNATURE)
+    except (OSError, NotPlain) as error:
+        raise DamagedBundle(str(bundle), "is not signed", remedy=f"{signature.name} belongs beside it") from error
+    try:
+        with tempfile.TemporaryDirectory(prefix="autopsy-", dir=scratch_place()) as folder:
+            names = _names(bundle, allowed, data, Path(folder), sha256)
     except UsageError as error:
-        raise DamagedBundle(
-            str(bundle),
-            f"no allowed signer signed this file ({error.cause})",
-            remedy="do not rest a verdict on it",
-        ) from error
+        raise _unsigned(bundle, f"no allowed signer signed this file ({error.cause})") from error
     return names[0]
 
 
-def _run(*arguments: str, thing: str, stdin: int = subprocess.DEVNULL) -> str:
+def _names(bundle: Path, allowed: Path, signature: bytes, folder: Path, sha256: str) -> list[str]:
+    """Return by which names the signer is allowed, of copies that nobody else can change while they are read."""
+    copy, content = folder / "sig", folder / "content"
+    private.store(copy, signature)
+    digest = hashlib.sha256()
+    with open(open_archive(bundle), "rb") as source, private.new(content) as stream:
+        while part := source.read(1 << 20):
+            digest.update(part)
+            stream.write(part)
+    if digest.hexdigest() != sha256:
+        raise _unsigned(bundle, "it has changed while it was verified")
+    words = ("-s", str(copy), "-f", str(allowed))
+    inside = partial(stay, (folder, allowed, *ACCOUNTS))
+    names = _run("-Y", "find-principals", *words, thing=str(bundle), inside=inside).split()
+    who = ("-I", names[0] if names else "", "-n", NAMESPACE)
+    with open(content, "rb") as stream:
+        _run("-Y", "verify", *words, *who, thing=str(bundle), stdin=stream.fileno(), inside=inside)
+    return names
+
+
+def _unsigned(bundle: Path, why: str) -> DamagedBundle:
+    return DamagedBundle(str(bundle), why, remedy="do not rest a verdict on it")
+
+
+def _run(*arguments: str, thing: str, stdin: int = subprocess.DEVNULL, inside: Callable[[], None] | None = None) -> str:
     agent = {name: os.environ[name] for name in (AGENT,) if name in os.environ}
     try:
         done = subprocess.run(
@@ -77,6 +116,7 @@ def _run(*arguments: str, thing: str, stdin: int = subprocess.DEVNULL) -> str:
             timeout=SECONDS,
             env=environment.ours(SSH_ASKPASS_REQUIRE="never", LC_ALL="C", **agent),
             start_new_session=True,  # without a terminal nobody can be asked for a passphrase
+            preexec_fn=inside,
         )
     except FileNotFoundError as error:
         raise UsageError("ssh-keygen", "is not installed", remedy="apt install openssh-client") from error

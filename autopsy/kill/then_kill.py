@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
 from autopsy.bundle.manifest import StepRecord
-from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.reader import Bundle
 from autopsy.bundle.seal import Sealed
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import AutopsyError, ExitCode
@@ -64,7 +63,7 @@ def end(
     refusal = licence(diagnosis, steps, order.require, order.insistence)
     if refusal:
         return Ending(killed=False, words=f"not killed: {refusal.words}", exit_code=refusal.exit_code)
-    around = _look_around(sealed.path, vm)
+    around = _look_around(sealed, vm)
     unit = restart.unit_of(vm) if order.then_start else ""
     nobody = restart.nobody_can(vm, unit) if order.then_start and not around.ha else ""
     if nobody:
@@ -101,17 +100,21 @@ def _told(vm: Target, order: Order, around: Around, unit: str, killed: kill.Kill
     return Ending(killed=True, words=words, exit_code=code, started=started.done, start_words=started.words)
 
 
-def _look_around(bundle: Path, vm: Target) -> Around:
+def _look_around(sealed: Sealed, vm: Target) -> Around:
     """Read in the sealed evidence what else has a hand on the VM; a bug or a hang there costs only the warning."""
 
     def work() -> bytes:
         from autopsy.facts import platform  # noqa: PLC0415 - what reads evidence is loaded when there is some
         from autopsy.facts.gather import gather  # noqa: PLC0415 - likewise
+        from autopsy.report.boxed import read_sealed  # noqa: PLC0415 - likewise
 
-        evidence = open_bundle(bundle)
         has_ha = platform_of(vm.record.manager).keep_down(vm.record.name)
-        ha = platform.ha_state(evidence, vm.record.name) if has_ha else ""
-        return msgspec.json.encode(Around(platform.ongoing(gather(evidence), evidence), ha))
+
+        def look(evidence: Bundle) -> bytes:
+            ha = platform.ha_state(evidence, vm.record.name) if has_ha else ""
+            return msgspec.json.encode(Around(platform.ongoing(gather(evidence), evidence), ha))
+
+        return read_sealed(sealed, look)
 
     try:
         return msgspec.json.decode(in_child(work, LOOK_SECONDS), type=Around)

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from autopsy.bundle import archive
+from autopsy.bundle import verify as reading
 from autopsy.bundle.seal import seal
+from autopsy.bundle.verify import verify
 from autopsy.commands import examine, redact, unpacked
-from autopsy.errors import DamagedBundle
+from autopsy.commands.verify import verify_boxed
+from autopsy.errors import DamagedBundle, ExitCode
 from autopsy.linux.confine.confined import Line
 from autopsy.linux.worker_pool import work_through
 from autopsy.report import store
@@ -23,6 +27,20 @@ def falls(*_: object, **__: object) -> None:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return seal(staged(tmp_path / "staging"), tmp_path / "a.tar.zst", MANIFEST).path
+
+
+def test_to_verify_it(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "unpacked"
+    folder.mkdir(mode=0o700)
+    assert unpacked.unpack(bundle, folder)
+    assert verify_boxed(folder).files == verify_boxed(bundle).files == verify(bundle).files
+    assert verify_boxed(bundle).sha256 == verify(bundle).sha256
+    monkeypatch.setattr(archive.tarfile, "open", falls)
+    monkeypatch.setattr(reading, "decode_manifest", falls)
+    for path in (bundle, folder):
+        with pytest.raises(DamagedBundle, match="what read it ended: it died: SIGSEGV") as raised:
+            verify_boxed(path)
+        assert raised.value.exit_code == ExitCode.MISMATCH
 
 
 def test_to_unpack_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ from autopsy.capture.step import Collected, Deadline, Impact, Outcome, Scene, St
 from autopsy.commands import capture as capturing
 from autopsy.commands import examine as examining
 from autopsy.commands.seal import seal_leftover
-from autopsy.errors import NotStored, UsageError
+from autopsy.commands.verify import verify_boxed
+from autopsy.errors import DamagedBundle, NotStored, UsageError
 from autopsy.report.store import write_answers
 from support import lab, strangers
 from tests.bundle.test_bundle import MANIFEST, staged
@@ -171,6 +172,31 @@ def test_a_file_that_becomes_a_link_while_we_seal_is_not_followed(
     monkeypatch.setattr(sealing, "_record", swapping)
     sealed = sealing.seal(folder, tmp_path / "a.tar.zst", MANIFEST)
     assert SECRET not in open_bundle(sealed.path).files.values()
+
+
+def test_what_the_owner_of_the_folder_swaps_before_it_is_read_back_is_not_taken_for_the_seal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sealing.private.rename_new
+
+    def swapped(folder: int, old: str, name: str) -> None:
+        real(folder, old, name)
+        os.rename(name, f"{name}.away", src_dir_fd=folder, dst_dir_fd=folder)
+        (tmp_path / name).write_bytes(b"a stranger's")
+
+    monkeypatch.setattr(sealing.private, "rename_new", swapped)
+    with pytest.raises(NotStored, match="has laid something else there"):
+        sealing.seal(staged(tmp_path / "staging"), tmp_path / "a.tar.zst", MANIFEST)
+
+
+def test_a_pipe_or_a_device_in_a_bundle_s_place_is_neither_waited_for_nor_opened(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.tar.zst"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/null")):
+        with pytest.raises(DamagedBundle, match="is no plain file"):
+            open_bundle(path)
+        with pytest.raises(DamagedBundle, match="is no plain file"):
+            verify_boxed(path)
 
 
 def test_a_place_that_nobody_named_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
