@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from autopsy.cli.capture_command import capture
+from autopsy.cli.doctor import doctor
 from autopsy.cli.importing import import_evidence
 from autopsy.cli.printing import Json, say, show
 from autopsy.errors import AutopsyError, ExitCode
@@ -26,7 +27,7 @@ app = typer.Typer(
     help="Freeze the evidence of a wedged QEMU before anybody kills it, and say where its disk I/O is stuck.",
     epilog="Exit codes: 0 done, 2 usage, 3 no such VM, 4 not permitted, "
     "5 nothing was killed (not stored, healthy, or needless), 6 killed but still there, "
-    "7 verify or replay mismatch, 8 killed but not started again, "
+    "7 verify or replay mismatch or a host that lacks something, 8 killed but not started again, "
     "9 the VM ended by itself, 130 interrupted, 1 a bug of autopsy's.",
 )
 
@@ -271,6 +272,9 @@ def ps(json: Json = False) -> None:
     else:
         for line in terminal.ps_lines(found, get_terminal_size().columns if sys.stdout.isatty() else 0):
             show(line)
+
+
+app.command()(doctor)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""What this host lets a capture do, tried on a process of our own."""

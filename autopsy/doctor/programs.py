@@ -1,0 +1,80 @@
+"""Which programs of the host a capture would start, each tried by starting it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+from dataclasses import dataclass
+
+from autopsy.capture.reading.programs import output
+from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.doctor.checks import Check, note, ok
+from autopsy.doctor.distribution import Distribution
+from autopsy.linux import environment
+
+OLDEST_GDB = 12
+SECONDS = 10.0
+VERSION = re.compile(r"GNU gdb .*?(\d+)\.(\d+)[\w.-]*$", re.MULTILINE)
+ASKS_PYTHON = ("-nx", "-batch", "-ex", "python import sys; print('python', *sys.version_info[:2])")
+
+
+@dataclass(frozen=True, slots=True)
+class Optional:
+    """A program that a capture does without. `adds` says what it brings, on a host that has the folder `where`."""
+
+    name: str
+    package: str
+    adds: str
+    where: str = "/"
+
+
+OPTIONAL = (
+    Optional("ss", "iproute2", "the queues of sockets as ss tells them"),
+    Optional("journalctl", "systemd", "what the journal has of the VM"),
+    Optional("ssh-keygen", "openssh-client", "signed bundles (`capture --sign`)"),
+    Optional("virsh", "libvirt-clients", "questions to libvirt's domains, and their kill and start", "/run/libvirt"),
+    Optional("qm", "qemu-server", "`--then-start`", "/etc/pve"),
+)
+
+
+def programs(distribution: Distribution) -> tuple[Check, ...]:
+    """Return gdb with its version, drgn, and what else is not here."""
+    missing = [
+        each
+        for each in OPTIONAL
+        if os.path.isdir(each.where) and shutil.which(each.name, path=environment.path()) is None
+    ]
+    return (
+        _gdb(distribution),
+        _drgn(),
+        *(note(each.name, f"not installed: {each.adds}", distribution.install(each.package)) for each in missing),
+    )
+
+
+def _gdb(distribution: Distribution) -> Check:
+    install = distribution.install("gdb")
+    try:
+        told = _printed(["gdb", "-nx", "-batch", "-ex", "show version", *ASKS_PYTHON[2:]])
+    except Unreadable as error:
+        return note("gdb", f"{error}: backtraces are autopsy's own, without lines of source", install)
+    version = VERSION.search(told)
+    if version is None:
+        return note("gdb", "its version is not told", install)
+    python = "python 3" in told
+    words = version[0] + (", with Python" if python else ", without Python")
+    if int(version[1]) < OLDEST_GDB:
+        return note("gdb", f"{words}: older than {OLDEST_GDB}, some backtraces may be missing", install)
+    return ok("gdb", words) if python else note("gdb", f"{words}: the heap is walked by drgn alone")
+
+
+def _drgn() -> Check:
+    if importlib.util.find_spec("drgn") is not None:
+        return ok("drgn", "walks QEMU's heap where its symbols are at hand")
+    return note("drgn", "not installed: gdb walks the heap, of the first snapshot only", "the package vm-autopsy-heap")
+
+
+def _printed(words: list[str]) -> str:
+    printed = output(words, seconds=SECONDS)
+    return (printed.data if isinstance(printed, Cut) else printed).decode("utf-8", "replace")

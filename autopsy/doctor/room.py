@@ -1,0 +1,35 @@
+"""How much room there is where a capture works, and where its bundle goes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from autopsy.capture.staging.places import Place, Unusable, probe
+from autopsy.doctor.checks import Check, lacks, note, ok
+from autopsy.errors import NotStored
+from autopsy.files.scratch_place import scratch_place
+
+WANTED = 1 << 30  # a core is bounded at half of it, and is there twice for a while
+SCRATCH = "room to work in"
+
+
+def room() -> tuple[Check, ...]:
+    """Return whether a capture has room to work in; what is written to try it has no name and is gone at once."""
+    try:
+        place = Path(scratch_place())
+    except NotStored as error:
+        return (lacks(SCRATCH, str(error), error.remedy),)
+    return (_tried(SCRATCH, place),)
+
+
+def _tried(name: str, place: Path) -> Check:
+    if not os.path.isdir(place):
+        return note(name, f"{place} is not there yet: it is made when it is needed")
+    match probe(place, 0):
+        case Place(room=free) if free >= WANTED:
+            return ok(name, f"{place}: {free / 1e9:.0f} GB free")
+        case Place(room=free):
+            return note(name, f"{place}: {free / 1e6:.0f} MB free", "a large VM's core is bounded at 512 MB: make room")
+        case Unusable(why=why):
+            return lacks(name, f"{place}: {why}", "set TMPDIR, or give --out, a place that answers")
