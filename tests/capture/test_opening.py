@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from autopsy.bundle.sections import Section
 from autopsy.capture import aftermath
 from autopsy.capture.gdb import step as gdb
 from autopsy.capture.host import vm_files
+from autopsy.capture.proc import images
 from autopsy.capture.reading.procfs import Process
-from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.capture.reading.reader import Cut, Read, Trouble, Unreadable, take
+from autopsy.capture.step import Deadline
 from autopsy.files.plain import NotPlain
 from autopsy.linux.files import open_below, read_below, read_plain
 from support import strangers
@@ -110,6 +113,21 @@ def test_the_log_of_a_vm_that_has_ended_is_read_if_it_was_its_user_s(tmp_path: P
         return
     with pytest.raises(Unreadable, match="not the process's own"):
         read.take()
+
+
+def test_an_image_s_name_tells_no_more_than_its_user_could_find_out(tmp_path: Path) -> None:
+    """To look a name up is to tell whether there is such a file, and which inode it has."""
+    with strangers.everybodys(0o711) as place, stranger_with(2) as process:
+        hidden, there = tmp_path / "there", place / "there"
+        tmp_path.chmod(0o700)
+        for path in (hidden, there):
+            path.write_bytes(SECRET)
+            path.chmod(0o600)
+        status = process.small("status")
+        names = (str(hidden), str(there), str(place / "gone"))
+        found = take([Read(name, partial(images._identity, name, status)) for name in names], Deadline(10), Trouble())
+        assert [found[name].error for name in names] == ["EACCES", "", "ENOENT"]
+        assert found[str(there)].data.split()[1] == str(there.stat().st_ino).encode()
 
 
 def test_neither_a_device_nor_a_fifo_is_opened_to_find_out_what_it_is(tmp_path: Path) -> None:

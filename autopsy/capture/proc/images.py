@@ -1,4 +1,4 @@
-"""Which file each image's name leads to: by device and inode, for QEMU may know it by a symbolic link."""
+"""Which file each image's name leads to for QEMU: by device and inode, for it may know it by a symbolic link."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from functools import partial
 
 from autopsy.bundle import layout
 from autopsy.bundle.sections import Section
+from autopsy.capture.reading.procfs import Process
 from autopsy.capture.reading.reader import Read, Trouble, store
 from autopsy.capture.step import Scene
+from autopsy.linux.rights import look_as
 
 MOST_IMAGES = 256
 SECONDS = 1.0
@@ -18,15 +20,17 @@ SECONDS = 1.0
 FILE = re.compile(rb'file(?:name)?"?[=:]\s*"?(/(?:[^,"\0]|,,)+)')
 
 
-def collect(scene: Scene, table: Mapping[str, Section], trouble: Trouble) -> None:
+def collect(scene: Scene, process: Process, table: Mapping[str, Section], trouble: Trouble) -> None:
     """Store `images.txt`: a section `image/<n>` for each image whose name is no open file's own.
 
-    QEMU has each of them open; a file system that hangs costs the child that asks it, and this file.
+    QEMU has each of them open; a file system that hangs costs the child that asks it, and this file. Whoever runs the
+    VM chose the names: nothing is told of a file that the process itself could not find.
     """
+    status = process.small("status")
     targets = {section.data for name, section in table.items() if name.startswith("fd/")}
     paths = [path for path in dict.fromkeys(_named(scene)) if os.fsencode(path) not in targets]
     reads = [
-        Read(f"image/{number}", partial(_identity, path), seconds=SECONDS, fate=os.path.dirname(path))
+        Read(f"image/{number}", partial(_identity, path, status), seconds=SECONDS, fate=os.path.dirname(path))
         for number, path in enumerate(paths[:MOST_IMAGES])
     ]
     if reads:
@@ -42,7 +46,8 @@ def _named(scene: Scene) -> Iterator[str]:
             yield path
 
 
-def _identity(path: str) -> bytes:
-    status = os.stat(path)
-    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    return f"{device} {status.st_ino} ".encode() + os.fsencode(path)
+def _identity(path: str, status: bytes) -> bytes:
+    look_as(status)
+    found = os.stat(path)
+    device = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
+    return f"{device} {found.st_ino} ".encode() + os.fsencode(path)

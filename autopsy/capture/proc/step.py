@@ -31,7 +31,7 @@ def fds(scene: Scene) -> Outcome:
     def look(process: Process, trouble: Trouble) -> None:
         table = descriptors.take(scene, process, trouble)
         sockets.collect(scene, process, table, trouble)
-        images.collect(scene, table, trouble)
+        images.collect(scene, process, table, trouble)
 
     return _looked(scene, look)
 
