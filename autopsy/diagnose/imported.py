@@ -67,6 +67,8 @@ def lacking(facts: Facts) -> tuple[str, ...]:
         found.append("who holds which lock")
     if isinstance(facts.disks, Unknown):
         found.append("the disks and their counters")
+    elif not any(isinstance(each.stats, Known) for each in facts.disks.value):
+        found.append("the disks' counters")
     return (*found, "a second look, some seconds later")
 
 

@@ -9,6 +9,7 @@ from autopsy.bundle.pid_namespaces import Numbers, numbers
 from autopsy.facts import (
     command_line,
     configured_disks,
+    configured_line,
     coroutines,
     descriptors,
     device_backends,
@@ -35,6 +36,8 @@ def gather(evidence: Evidence) -> Facts:
     talk = monitor.gather(evidence)
     heap, heap_again = _heap(evidence)
     line = command_line.read(evidence)
+    if not line.arguments and evidence.manifest.imported is not None:
+        line = configured_line.read(evidence)  # a capture that lacks it says so
     own = numbers(evidence.read(layout.evidence(layout.WITNESS, layout.TASKS)))
     found_threads = threads.gather(evidence, _roles(talk, own))
     found_descriptors = descriptors.gather(evidence)
@@ -47,7 +50,9 @@ def gather(evidence: Evidence) -> Facts:
     found_sockets = sockets.gather(evidence)
     died = talk.died_at.value.exchange.question if isinstance(talk.died_at, Known) else ""
     arguments: Fact[tuple[str, ...]] = (
-        Known(line.arguments, line.cite) if line.arguments else Unknown(line.cite.file, "the command line was not read")
+        Known(line.arguments, line.cite)
+        if line.arguments
+        else Unknown(command_line.CMDLINE, "the command line was not read")
     )
     return Facts(
         vm=Vm(

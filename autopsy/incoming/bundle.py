@@ -137,7 +137,7 @@ def _target(material: Material, stored: Stored) -> TargetRecord:
     return TargetRecord(
         pid=stored.main or (core.pid if core else 0) or (machine.pid if machine else 0),
         name=machine.name if machine and machine.name else "imported",
-        manager="process",
+        manager=machine.manager if machine else "process",
         start_ticks=0,
         exe=command[0] if command else "",
         exe_deleted=False,

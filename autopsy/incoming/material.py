@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from autopsy.bundle.manifest import Manager
 from autopsy.incoming.stacks.pasted import Paste
 
 
@@ -28,11 +29,17 @@ class CoreFound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """One machine that is told of in what was given: a command line by the VM's name, with its process where known."""
+    """One machine that is told of in what was given: its command line, its manager's configuration, or both.
+
+    `also` are other words that mean it: a VMID, a uuid. `pid` is 0 where nobody told its process.
+    """
 
     name: str
     pid: int
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    manager: Manager = "process"
+    config: str = ""
 
 
 class Material(msgspec.Struct, frozen=True, kw_only=True):

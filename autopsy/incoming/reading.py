@@ -24,7 +24,10 @@ MOST_OF_ARCHIVE = 8 << 30
 MOST_OF_ZIP = 256 << 20  # bytes of a zip archive inside of something else
 MOST_NOTES = 100
 ASSERTION = "Assertion `"
-WORTH = (b"#0 ", b"#1 ", b"qemu", b"/kvm", b" blocked for more than ", b'"return"')  # what a text of use has in it
+WORTH = (  # what a text of use has in it
+    *(b"#0 ", b"#1 ", b"qemu", b"/kvm", b" blocked for more than ", b'"return"', b"VM status: ", b"Cache mode: "),
+    *(b": rd_bytes=", b"<domain ", b"scsihw: ", b"memory: ", b" VMID ", b'"stacktrace"', b"dumped core"),
+)
 KNOWN = {
     "nothing": "an empty file",
     "elf": "an ELF file, but no core",
@@ -111,7 +114,7 @@ class Reading:
             elif what := self.beside.feed(line):
                 found[what] = None
         self.scan.end_of_file()
-        self.beside.monitor.stop()
+        self.beside.stop()
         self.notes += told
         if self.scan.frames > before:
             found = {"a backtrace": None, **found}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autopsy.bundle.heap import records as heap_records
-from autopsy.facts import command_line, monitor
+from autopsy.facts import monitor
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, Options, string
 from autopsy.facts.model.facts import MonitorFact, Node
@@ -281,7 +281,7 @@ def read_command_line_again(graph: Graph, line: CommandLine, backend: str, top: 
     drive = next((each for each in line.drives if backend and string(each, "id") == backend), None)
     if drive is None or not top:
         return
-    format_node, *rest = drive_nodes(drive, top, Cite(command_line.CMDLINE, 0, f"-drive id={backend}"))
+    format_node, *rest = drive_nodes(drive, top, Cite(line.cite.file, line.cite.line, f"-drive id={backend}"))
     chain = graph.below(top)
     if len(chain) <= 1:
         graph.add(format_node)

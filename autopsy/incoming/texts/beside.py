@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from autopsy.bundle import layout
+from autopsy.bundle.sections import Section, render
 from autopsy.incoming.material import Found
 from autopsy.incoming.texts import kernel_log, qmp_text
 from autopsy.incoming.texts.command_lines import CommandLines
+from autopsy.incoming.texts.configurations import Configurations
+from autopsy.incoming.texts.hmp_text import HmpText
 from autopsy.incoming.texts.kernel_log import KernelLog
 from autopsy.incoming.texts.qmp_text import QmpText
+from autopsy.redact.secrets import without_secrets
 
 MOST_LOG = 2_000  # lines of QEMU's log
 OWN = ("qemu-system-", "qemu-kvm: ", "kvm: ", "qemu: ")
@@ -24,12 +30,16 @@ class Beside:
     commands: CommandLines = field(default_factory=CommandLines)
     kernel: KernelLog = field(default_factory=KernelLog)
     monitor: QmpText = field(default_factory=QmpText)
+    human: HmpText = field(default_factory=HmpText)
+    configurations: Configurations = field(default_factory=Configurations)
     log: list[str] = field(default_factory=list)
 
     def feed(self, line: str) -> str:
         """Take one line; return what it belongs to in words, empty for nothing."""
-        if self.monitor.feed(line):
+        if self.monitor.feed(line) or self.human.feed(line):
             return "answers of QEMU's monitor"
+        if self.configurations.feed(line):
+            return "a VM's configuration"
         if self.commands.feed(line):
             return "a command line of QEMU"
         if self.kernel.feed(line):
@@ -41,11 +51,16 @@ class Beside:
             return "QEMU's log"
         return ""
 
+    def stop(self) -> None:
+        """Take no line of the next file for the rest of what this one began."""
+        self.monitor.stop()
+        self.configurations.end()
+
     def machines(self, name: str, pids: Collection[int]) -> tuple[tuple[Found, ...], tuple[str, ...]]:
         """Return the one VM that is meant, where it can be told, and what is worth a note."""
-        found = tuple(self.commands.found.values())
+        found = tuple(_together(self.commands.found.values(), tuple(self.configurations.machines())))
         if name:
-            chosen = tuple(each for each in found if each.name == name)
+            chosen = tuple(each for each in found if name in {each.name, *each.also})
             return chosen[:1], () if chosen or not found else (f"no VM {name} is among: {_names(found)}",)
         by_pid = tuple(each for each in found if each.pid and each.pid in pids)
         if by_pid:
@@ -56,10 +71,14 @@ class Beside:
 
     def files(self, machine: Found | None, tids: Collection[int]) -> dict[str, bytes]:
         """Return the evidence that concerns one VM, by its path inside the bundle."""
-        made = qmp_text.files(self.monitor.exchanges)
-        if machine is not None:
+        made = qmp_text.files((*self.monitor.exchanges, *self.human.exchanges()))
+        if machine is not None and machine.arguments:
             words = b"".join(word.encode("utf-8", "replace") + b"\0" for word in machine.arguments)
             made[layout.evidence(layout.WITNESS, layout.CMDLINE)] = words
+        if machine is not None and machine.config:
+            ending = "xml" if machine.manager == "libvirt" else "conf"
+            section = Section(f"imported.{ending}", without_secrets(machine.config).encode("utf-8", "replace"))
+            made[layout.evidence(layout.HOST, layout.VM_CONFIG)] = render([section])
         tasks = kernel_log.of_vm(self.kernel, tids, machine.pid if machine else 0)
         if tasks:
             first, again = kernel_log.as_tasks(tasks)
@@ -67,8 +86,25 @@ class Beside:
             made[layout.evidence(layout.SECOND_EXPOSURE, layout.TASKS)] = again
             made[layout.evidence(layout.HOST, layout.DMESG)] = _text(self.kernel.lines)
         if self.log:
-            made[layout.evidence(layout.HOST, layout.VM_LOG)] = _text(self.log)
+            made[layout.evidence(layout.HOST, layout.VM_LOG)] = without_secrets(_text(self.log).decode()).encode()
         return made
+
+
+def _together(lines: Collection[Found], configured: Sequence[Found]) -> Iterator[Found]:
+    """Yield each VM once: a command line with the configuration of the same VM, then what has only a configuration."""
+    used: set[int] = set()
+    for each in lines:
+        words = {each.name, *each.also} - {""}
+        place = next((at for at, one in enumerate(configured) if words & {one.name, *one.also}), -1)
+        if place < 0:
+            yield each
+            continue
+        used.add(place)
+        own = configured[place]
+        yield msgspec.structs.replace(
+            each, pid=each.pid or own.pid, also=each.also + own.also, manager=own.manager, config=own.config
+        )
+    yield from (one for at, one in enumerate(configured) if at not in used)
 
 
 def _names(found: Collection[Found]) -> str:

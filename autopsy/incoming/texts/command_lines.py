@@ -6,11 +6,18 @@ import shlex
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from autopsy.bundle.manifest import Manager
 from autopsy.incoming.material import Found
 
 MOST = 1 << 16  # characters of one command line
 MOST_MACHINES = 1_000
 BINARIES = ("qemu-kvm", "/kvm", "qemu-system-")
+FOLDERS: tuple[tuple[Manager, str], ...] = (
+    ("proxmox", "/run/qemu-server/"),
+    ("libvirt", "/lib/libvirt/qemu/"),
+    ("libvirt", "/run/libvirt/qemu/"),
+    ("libvirt", "/run/kubevirt-private/libvirt/qemu/"),
+)
 TREE = "├└│─ \t`-|+"
 
 
@@ -36,7 +43,8 @@ class CommandLines:
         if not words or not _is_qemu(words[0]) or len(words) < 3 or len(self.found) >= MOST_MACHINES:
             return False
         name = _name(words)
-        self.found.setdefault((name, pid), Found(name=name, pid=pid, arguments=words))
+        told = Found(name=name, pid=pid, arguments=words, also=_also(words), manager=_manager(words))
+        self.found.setdefault((name, pid), told)
         return True
 
     def _take(self, whole: str) -> bool:
@@ -78,3 +86,16 @@ def _name(words: tuple[str, ...]) -> str:
                 if key == "guest":
                     return text
     return ""
+
+
+def _also(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the VMID that Proxmox VE gives as -id, and the uuid."""
+    return tuple(value for option, value in pairwise(words) if option in {"-id", "-uuid"} and value)
+
+
+def _manager(words: tuple[str, ...]) -> Manager:
+    """Return who started it: each manager has its sockets in a folder of its own."""
+    for manager, folder in FOLDERS:
+        if any(folder in word for word in words):
+            return manager
+    return "process"

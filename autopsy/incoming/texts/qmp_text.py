@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ STEPS = {
     "query-jobs": layout.QUERY_BLOCK,
     "query-iothreads": layout.QUERY_BLOCK,
     "query-migrate": layout.QUERY_STATUS,
+    "query-cpus-fast": layout.QUERY_STATUS,
 }
 
 
@@ -39,8 +41,6 @@ class QmpText:
         """Take one line; return whether it belongs to an answer."""
         bare = line.strip(" ")
         if not self.parts and not bare.startswith(("{", "[")):
-            if bare.startswith("VM status: "):
-                return self._status(bare[11:])
             return False
         self._count(bare)
         self.parts.append(bare)
@@ -88,13 +88,6 @@ class QmpText:
         self._add(question, answer)
         return True
 
-    def _status(self, words: str) -> bool:
-        """Take HMP's `info status`: `running`, or `paused (io-error)`."""
-        status, _, reason = words.partition(" ")
-        reason = reason.strip("() ") or status
-        self._add("query-status", {"status": reason, "running": status == "running"})
-        return True
-
     def _add(self, question: str, answer: Any) -> None:  # noqa: ANN401 - QEMU's JSON, checked by whoever reads it
         self.exchanges.append(
             QmpExchange(question=question, outcome="answered", asked_ns=0, ms=0.0, deadline_ms=0.0, answer=answer)
@@ -114,13 +107,14 @@ def _question(answer: Any) -> str:  # noqa: ANN401 - as above
         ("query-block-jobs", {"device", "len", "offset", "type"}),
         ("query-jobs", {"id", "type", "status", "current-progress"}),
         ("query-iothreads", {"id", "thread-id", "poll-max-ns"}),
+        ("query-cpus-fast", {"cpu-index", "thread-id"}),
     ):
         if wanted <= keys:
             return question
     return ""
 
 
-def files(exchanges: list[QmpExchange]) -> dict[str, bytes]:
+def files(exchanges: Sequence[QmpExchange]) -> dict[str, bytes]:
     """Return the answers as the steps of a capture keep them; the first answer to each question counts."""
     found: dict[str, list[QmpExchange]] = {}
     seen = set()
