@@ -15,6 +15,7 @@ from autopsy.cli.capture_command import capture
 from autopsy.cli.doctor import doctor
 from autopsy.cli.importing import import_evidence
 from autopsy.cli.printing import Json, say, show
+from autopsy.cli.storing import list_captures, remove, show_capture
 from autopsy.errors import AutopsyError, ExitCode
 
 app = typer.Typer(
@@ -124,6 +125,9 @@ def report(
 
 
 app.command(name="import")(import_evidence)
+app.command(name="list")(list_captures)
+app.command(name="show")(show_capture)
+app.command(name="rm")(remove)
 
 
 @app.command()
@@ -289,13 +293,14 @@ def drill(
     from autopsy.cli import summary, terminal
     from autopsy.cli.json_output import answer
     from autopsy.commands.drill import listing, run
+    from autopsy.store.place import expendable_path
 
     if list_them:
         for line in listing():
             show(line)
         return
     with terminal.watcher() as watcher:
-        drilled = run(scenario, keep=keep, place=out or Path(), watcher=watcher, say=say)
+        drilled = run(scenario, keep=keep, place=out or expendable_path(), watcher=watcher, say=say)
     for line in terminal.story(drilled.ended):
         say(line)
     for line in [answer(drilled.ended)] if json else summary.block(drilled.ended):

@@ -35,7 +35,8 @@ def capture(
         list[str] | None, typer.Option("--require", metavar="STEP", help="no kill without this step's evidence")
     ] = None,
     out: Annotated[
-        list[Path] | None, typer.Option("--out", metavar="DIR", help="where the bundle goes; may be repeated")
+        list[Path] | None,
+        typer.Option("--out", metavar="DIR", help="where the bundle goes instead of the store; may be repeated"),
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="0.5 s between the two exposures instead of 5 s")] = False,
     gap: Annotated[float | None, typer.Option("--gap", metavar="S", min=0.1, help="seconds between exposures")] = None,
@@ -86,7 +87,7 @@ def capture(
             binary=not no_binary,
             bpf=not no_bpf,
         ),
-        places=tuple(out or (Path(),)),
+        places=tuple(out or ()),
         then_kill=then_kill,
         then_start=then_start,
         dry_run=dry_run,
@@ -96,11 +97,19 @@ def capture(
         sign=sign.absolute() if sign else None,
         words=tuple(sys.argv[1:]),
     )
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(plain(line))
+        if not quiet:
+            say(told[-1])
+
     with streams.guarded() as listeners:
         with terminal.watcher(verbose=verbose, quiet=quiet) as watcher:
-            ended = fulfil(wish, watcher, lambda line: None if quiet else say(plain(line)))
+            ended = fulfil(wish, watcher, tell)
         for line in () if quiet else terminal.story(ended):
-            say(line)
+            if line not in told:
+                say(line)
         if sys.stderr.isatty() and not quiet:
             say("")
         for line in [answer(ended)] if json else summary.block(ended):

@@ -11,7 +11,9 @@ import typer
 FilesGiven = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="backtraces, a core, logs; several at once; - reads a pipe")
 ]
-OutDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")]
+OutDirectory = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes instead of the store")
+]
 VmName = Annotated[str, typer.Option("--name", metavar="VM", help="which VM, where the files tell of many")]
 SymbolFiles = Annotated[
     list[Path] | None, typer.Option("--debug-file", metavar="F", help="for a core: QEMU's debug file or its binary")
@@ -43,7 +45,7 @@ def import_evidence(
     done = bring_in(
         Wish(
             files=tuple(files),
-            place=out or Path(),
+            place=out,
             name=name,
             debug_files=tuple(debug_file or ()),
             debuginfod=debuginfod,

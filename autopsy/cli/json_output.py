@@ -128,7 +128,7 @@ def answer(ended: Ended) -> str:
     """Return the one object that `capture --json` prints."""
     captured = ended.captured
     record = captured.target.record
-    return _text(
+    return as_text(
         CaptureAnswer(
             bundle=str(captured.sealed.path),
             report=str(captured.report or ""),
@@ -189,7 +189,7 @@ def verdict(diagnosis: Diagnosis) -> VerdictAnswer:
 
 def verdict_json(diagnosis: Diagnosis) -> str:
     """Return what `analyze --json` prints."""
-    return _text(verdict(diagnosis))
+    return as_text(verdict(diagnosis))
 
 
 class ImportAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,7 +205,7 @@ class ImportAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 def import_json(done: ImportedBundle) -> str:
     """Return the one object that `import --json` prints."""
-    return _text(
+    return as_text(
         ImportAnswer(
             bundle=str(done.sealed.path),
             report=str(done.report or ""),
@@ -219,8 +219,9 @@ def import_json(done: ImportedBundle) -> str:
 
 def census_json(found: tuple[Vm, ...]) -> str:
     """Return what `ps --json` prints: a list of VMs."""
-    return _text(found)
+    return as_text(found)
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """Return a value as JSON that people can read, too."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

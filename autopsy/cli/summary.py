@@ -13,6 +13,7 @@ from autopsy.text import plain
 
 if TYPE_CHECKING:
     from autopsy.commands.capture import Ended
+    from autopsy.commands.stored import Stored, Told
 
 LABEL = 9  # of the longest label, with room
 STATES: dict[Where, str] = {"none": "HEALTHY", "vm-state": "PAUSED", "unknown": "UNKNOWN"}
@@ -35,9 +36,36 @@ def block(ended: Ended) -> Iterator[str]:
     yield row("bundle", f"{captured.sealed.path} ({captured.sealed.size / 1e6:.1f} MB)")
 
 
+def stored(found: Stored) -> Iterator[str]:
+    """Yield what a stored capture came to."""
+    diagnosis, kill = found.told.diagnosis, found.kill
+    if diagnosis is None:
+        yield heading("UNKNOWN", "no verdict was stored: `autopsy analyze` makes one")
+    else:
+        yield from verdict(diagnosis, alive=not (kill and kill.gone))
+    if (manifest := found.told.manifest) is not None:
+        record = manifest.target
+        fate = f"; killed: {kill.how}" if kill else ""
+        yield row("VM", f"{record.name} (process {record.pid}), captured {manifest.began.utc[:19]}Z{fate}")
+    yield row("report", str(found.report or f"inside the bundle: autopsy report {found.bundle} -o report.html"))
+    yield row("bundle", f"{found.bundle} ({found.size / 1e6:.1f} MB)")
+
+
+def in_short(told: Told) -> str:
+    """Return a stored capture's verdict on one line."""
+    if told.diagnosis is None:
+        return f"({told.trouble or 'no verdict was stored'})"
+    return f"{state_of(told.diagnosis)} {told.diagnosis.headline} ({told.diagnosis.confidence})"
+
+
+def state_of(diagnosis: Diagnosis) -> str:
+    """Return the one word for how a VM is."""
+    return "ENDED" if diagnosis.signature == VM_ENDED else STATES.get(diagnosis.where, "STUCK")
+
+
 def verdict(diagnosis: Diagnosis, *, alive: bool = True) -> Iterator[str]:
     """Yield what is wrong, how sure that is, what to do while the VM lives, and the bug where QEMU has it."""
-    state = "ENDED" if diagnosis.signature == VM_ENDED else STATES.get(diagnosis.where, "STUCK")
+    state = state_of(diagnosis)
     yield heading(state, f"{diagnosis.headline} ({diagnosis.confidence})")
     if diagnosis.since:
         yield row("", diagnosis.since)

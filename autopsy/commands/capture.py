@@ -27,6 +27,7 @@ from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers
 from autopsy.commands.seal import rescue
 from autopsy.commands.signing import can_sign, sign, signature_path
+from autopsy.commands.tidying import tidy
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExitCode, NotStored, UsageError
 from autopsy.files import private
@@ -50,7 +51,10 @@ NOT_STARTED = "not started again: we did not end it, and whoever did may have ha
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What `autopsy capture` was asked for. `words` is the command line, for the manifest."""
+    """What `autopsy capture` was asked for. `words` is the command line, for the manifest.
+
+    Without places the bundle goes to the store.
+    """
 
     name: str
     options: Options
@@ -126,7 +130,7 @@ def fulfil(wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) 
     vm = target.find(wish.name)
     options = _hurried(vm, wish.options, say)
     watch = EndWatch(vm)
-    captured = capture(vm, watch, options=options, places=wish.places, words=wish.words, watcher=watcher)
+    captured = capture(vm, watch, options=options, places=wish.places, words=wish.words, watcher=watcher, say=say)
     if wish.sign is not None:
         captured = _signed(captured, wish.sign)
     if captured.end is not None:
@@ -153,7 +157,7 @@ def _signed(captured: Captured, key: Path) -> Captured:
 def _with_rescued(ended: Ended) -> Ended:
     """Seal what earlier captures, killed themselves, left in memory: now that this VM's own matter is settled."""
     captured = ended.captured
-    told = () if captured.interrupted else rescue(captured.sealed.path.parent)
+    told = () if captured.interrupted else (*tidy(captured.sealed.path), *rescue())
     return replace(ended, captured=replace(captured, notes=captured.notes + told)) if told else ended
 
 
@@ -220,8 +224,11 @@ def capture(
     places: tuple[Path, ...],
     words: tuple[str, ...],
     watcher: Watcher,
+    say: Callable[[str], None] = _quietly,
 ) -> Captured:
     """Freeze, examine, diagnose, render and seal; nothing is killed here.
+
+    `say` is told at once what is wrong with a place.
 
     Raises:
         NotStored: no place could be written to, or the bundle could not be sealed; the message says where the
@@ -240,6 +247,8 @@ def capture(
         target=vm.record,
         steps=(),
     )
+    for line in staging.notes:
+        say(f"note: {line}")
     staging.claim(readme(__version__, vm.record, began).encode())
 
     def note(records: tuple[StepRecord, ...]) -> None:

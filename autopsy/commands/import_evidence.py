@@ -20,7 +20,7 @@ from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.reader import hold, open_bundle
 from autopsy.bundle.seal import Sealed, seal_in
 from autopsy.diagnose.diagnosis import Diagnosis
-from autopsy.errors import ExaminationFailed, UsageError
+from autopsy.errors import ExaminationFailed, NotStored, UsageError
 from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.debuginfod import fetch
 from autopsy.examine.core.inputs import Frozen
@@ -33,6 +33,7 @@ from autopsy.incoming.stored import stored
 from autopsy.linux import clocks, regular
 from autopsy.report.boxed import in_box
 from autopsy.report.store import Answers, answer
+from autopsy.store import place as store
 
 SECONDS = 120.0  # nobody's VM waits for this examination
 MOST_PIPED = 256 << 20  # bytes of what comes from a pipe
@@ -58,10 +59,13 @@ class ImportedBundle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What was typed: the files, where the bundle goes, which VM is meant, and where a core's symbols are."""
+    """What was typed: the files, where the bundle goes, which VM is meant, and where a core's symbols are.
+
+    Without a place the bundle goes to the store.
+    """
 
     files: tuple[Path, ...]
-    place: Path
+    place: Path | None = None
     name: str = ""
     debug_files: tuple[Path, ...] = ()
     debuginfod: str = ""
@@ -75,8 +79,7 @@ def import_evidence(wish: Wish) -> ImportedBundle:
         UsageError: a file is not there, or nothing in any of them is of use.
         NotStored: the bundle could not be written.
     """
-    if not wish.place.is_dir():
-        raise UsageError(str(wish.place), "there is no such folder", remedy="give --out a folder that is there")
+    place = _place(wish.place)
     for file in wish.debug_files:
         if not file.is_file():
             raise UsageError(str(file), "there is no such file", remedy="give QEMU's debug file or unstripped binary")
@@ -98,13 +101,32 @@ def import_evidence(wish: Wish) -> ImportedBundle:
             notes.append(f"no report could be made: {answers.unrendered}; `autopsy report BUNDLE` tries again")
             manifest = msgspec.structs.replace(manifest, notes=tuple(notes))
         sealed = seal_in(
-            wish.place.absolute(),
+            place.absolute(),
             layout.name_of(manifest.target.name, manifest.began.utc),
             folder,
             manifest,
             frozenset(),
         )
         return ImportedBundle(sealed, _beside(folder, sealed), answers.diagnosis, source, tuple(notes))
+
+
+def _place(named: Path | None) -> Path:
+    """Return where the bundle goes; the store is made where it is missing.
+
+    Raises:
+        UsageError: the folder that was named is not there.
+        NotStored: there can be no store.
+    """
+    if named is None:
+        try:
+            store.provide(store.store_path())
+        except OSError as error:
+            remedy = "give a folder that can be written to: --out DIR"
+            raise NotStored(str(store.store_path()), error.strerror or str(error), remedy=remedy) from error
+        return store.store_path()
+    if not named.is_dir():
+        raise UsageError(str(named), "there is no such folder", remedy="give --out a folder that is there")
+    return named
 
 
 def _examined(folder: Path, scratch: Path, manifest: Manifest, wish: Wish) -> Manifest:

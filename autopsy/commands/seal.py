@@ -11,10 +11,11 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.seal import Sealed, half_written, seal_in
-from autopsy.capture.staging import leftovers
+from autopsy.capture.staging import destination, leftovers
 from autopsy.errors import AutopsyError, DamagedBundle, NotStored, UsageError
 from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.store import place as store
 
 RESCUE_SECONDS = 20.0
 
@@ -23,7 +24,8 @@ def seal_leftover(folder: Path, place: Path | None) -> Sealed:
     """Seal the staging folder of a capture that was killed; the bundle takes the place of its folders.
 
     The durable copy of a capture that was killed before its last step was copied is one step poorer than the working
-    folder in memory: that one is taken where it is still there.
+    folder in memory: that one is taken where it is still there. Without a place, the bundle goes where its capture was
+    to put it.
 
     Raises:
         UsageError: it is sealed already, or its capture is still at work.
@@ -38,7 +40,8 @@ def seal_leftover(folder: Path, place: Path | None) -> Sealed:
             raise UsageError(
                 str(folder), "its capture is still at work", remedy="wait for its end, or press Ctrl-C there"
             )
-    sealed = _seal(fuller or folder, (place or folder.parent).absolute())
+    told = (each for each in destination.read(fuller or folder) if each.is_dir())
+    sealed = _seal(fuller or folder, (place or next(told, folder.parent)).absolute())
     for each in filter(None, (folder, fuller)):
         _clear(each)
     return sealed
@@ -82,27 +85,28 @@ def _is_our_file(entry: os.DirEntry[str]) -> bool:
     return entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
 
 
-def rescue(place: Path) -> tuple[str, ...]:
-    """Seal into `place` what killed captures left in memory, which is lost when the host goes down; never raises.
+def rescue() -> tuple[str, ...]:
+    """Seal what killed captures left in memory, which is lost when the host goes down; never raises.
 
-    Returns what is worth telling: one line for each.
+    Each goes where it was told to, or to the store where that is gone. Returns what is worth telling: a line for each.
     """
     try:
         found = leftovers.leftovers()
         if not found:
             return ()
-        data = in_child(lambda: msgspec.json.encode([_rescue(folder, place) for folder in found]), RESCUE_SECONDS)
+        data = in_child(lambda: msgspec.json.encode([_rescue(folder) for folder in found]), RESCUE_SECONDS)
         return msgspec.json.decode(data, type=tuple[str, ...])
     except (ChildTimedOut, ChildFailed) as error:
         return (f"what killed captures left in memory could not be sealed: {error}",)
 
 
-def _rescue(folder: Path, place: Path) -> str:
+def _rescue(folder: Path) -> str:
     held = leftovers.claim(folder)  # until this child ends
+    told = destination.read(folder)
     if held is None and (folder / layout.README).exists():
         return f"{folder} is sealed by another capture"
     try:
-        sealed = _seal(folder, place)
+        sealed = _seal_where_told(folder, told)
     except DamagedBundle:
         if held is not None or not any(folder.iterdir()):
             _clear(folder)
@@ -112,5 +116,24 @@ def _rescue(folder: Path, place: Path) -> str:
     except AutopsyError as error:
         return f"a killed capture left {folder}: {error.cause}"
     _clear(folder)
-    _clear(place / (folder.name.removesuffix(layout.WORK) + layout.PARTIAL))
+    for place in {sealed.path.parent, *told}:
+        _clear(place / (folder.name.removesuffix(layout.WORK) + layout.PARTIAL))
     return f"what a killed capture left in memory is sealed now: {sealed.path}"
+
+
+def _seal_where_told(folder: Path, told: tuple[Path, ...]) -> Sealed:
+    """Seal into the first place that its capture was told and that takes it, else into the store.
+
+    Raises:
+        DamagedBundle: it is no staging folder.
+        NotStored: no place takes it.
+    """
+    for place in told:
+        if place.is_dir():
+            with contextlib.suppress(NotStored):
+                return _seal(folder, place)
+    try:
+        store.provide(store.store_path())
+    except OSError as error:
+        raise NotStored(str(store.store_path()), error.strerror or str(error), remedy="`autopsy seal` it") from error
+    return _seal(folder, store.store_path())

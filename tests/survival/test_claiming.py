@@ -48,6 +48,6 @@ def test_what_a_dead_capture_left_is_sealed_by_one_alone(tmp_path: Path) -> None
     assert first is not None
     assert (folder / "README.txt").read_bytes() == b"read me"  # as sealing does
     assert leftovers.claim(folder) is None
-    assert sealing._rescue(folder, tmp_path) == f"{folder} is sealed by another capture"
+    assert sealing._rescue(folder) == f"{folder} is sealed by another capture"
     assert folder.exists()
     os.close(first)

@@ -128,7 +128,7 @@ def test_whatever_ends_us_at_any_moment_leaves_the_vm_as_it_was(vm: Machine, mem
     assert any(each.left for each in died), "no capture was caught at work"
 
 
-def test_what_a_killed_capture_left_in_memory_is_sealed_by_the_next_one(
+def test_what_a_killed_capture_left_in_memory_is_sealed_by_the_next_one_where_it_was_to_go(
     vm: Machine, memory: Namespace, tmp_path: Path
 ) -> None:
     first = capture(vm.pid, tmp_path, "--gap", "30", within=memory)
@@ -136,11 +136,12 @@ def test_what_a_killed_capture_left_in_memory_is_sealed_by_the_next_one(
     first.send(signal.SIGKILL)
     first.end()
     (left,) = memory.works()
-    second = capture(vm.pid, tmp_path, "--fast", within=memory)
+    elsewhere = tmp_path / "elsewhere"
+    second = capture(vm.pid, elsewhere, "--fast", within=memory)
     assert second.end() == 0, second.story
     assert memory.works() == []
     assert "killed capture" in second.story
-    assert len(list(tmp_path.glob("*.tar.zst"))) == 2
+    assert len(list(elsewhere.glob("*.tar.zst"))) == 1
     rescued = tmp_path / f"{layout.of_folder(left.name)}.tar.zst"
     assert "core" in open_bundle(rescued).names()
     assert not list(tmp_path.glob("*.partial"))

@@ -8,16 +8,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.mounts import mounts_of
+from autopsy.store import place as store
 
 PROBE_SECONDS = 2.0
 FALLBACK_SECONDS = 1.0  # there are several, and all may lie on the disk that is stuck
 MEMORY = (Path("/run"), Path("/dev/shm"))  # noqa: S108 - the folder that is made there is 0700
-STATE = Path("/var/lib/autopsy")  # root's own
 EVERYBODYS = Path("/var/tmp")  # noqa: S108 - nothing of ours lies in it but a private folder
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 MEMORY_SHARE = 2  # at most one part in so many of the memory that is left: the host needs it more than we do
@@ -44,45 +45,57 @@ class Unusable:
     hangs: bool = False
 
 
+class _Found(msgspec.Struct, frozen=True):
+    """What a look at a directory found: the bytes that fit there, or why it cannot be used."""
+
+    room: int = 0
+    why: str = ""
+
+
 def fallbacks() -> tuple[Path, ...]:
     """Return where evidence goes when no place that was asked for can take it, the best first."""
-    return (*((STATE,) if os.geteuid() == 0 else ()), EVERYBODYS, *MEMORY)
+    return (store.store_path(), EVERYBODYS, *MEMORY)
 
 
 def probe(path: Path, needs: int, *, fallback: bool = False) -> Place | Unusable:
     """Find out in a child whether a file can be made, written and fsynced there, and whether `needs` bytes fit.
 
-    A place that a person named is made where it is missing. Of the fallbacks only our own are; and in the one where
+    A place that a person named is made where it is missing. Of the fallbacks only the store is; and in the one where
     everybody writes, a folder of our own is made and returned.
     """
     place = path / f"autopsy-{private.token()}" if fallback and path == EVERYBODYS else path
 
-    def try_it() -> bytes:
-        if not fallback:
-            private.provide(path)
-        elif place != path:
-            os.close(private.make(place))
-        elif path == STATE:
-            with contextlib.suppress(FileExistsError):
-                os.close(private.make(path))
-            os.close(private.hold(path))
-        _write_unseen(place)
-        there = os.statvfs(place)
-        return str(there.f_bavail * there.f_frsize).encode()
-
+    seconds = FALLBACK_SECONDS if fallback else PROBE_SECONDS
     try:
-        room = int(in_child(try_it, FALLBACK_SECONDS if fallback else PROBE_SECONDS))
+        told = in_child(lambda: msgspec.json.encode(_try(path, place, fallback=fallback)), seconds)
+        found = msgspec.json.decode(told, type=_Found)
     except ChildTimedOut as error:
         return Unusable(path, f"{error} (is its storage stuck?)", hangs=True)
     except ChildFailed as error:
         return Unusable(path, str(error))
-    if lies_in_memory(place):
-        room = min(room, spare_memory())
+    if found.why:
+        return Unusable(path, found.why)
+    room = min(found.room, spare_memory()) if lies_in_memory(place) else found.room
     if room < needs:
         if place != path:
             leave(place)
         return Unusable(path, f"has room for {room >> 20} MB, and about {(needs >> 20) + 1} may be needed")
     return Place(place, room, made=place != path)
+
+
+def _try(path: Path, place: Path, *, fallback: bool) -> _Found:
+    try:
+        if store.is_of_store(path):
+            store.provide(path)
+        elif not fallback:
+            private.provide(path)
+        elif place != path:
+            os.close(private.make(place))
+        _write_unseen(place)
+        there = os.statvfs(place)
+    except OSError as error:
+        return _Found(why=error.strerror or str(error))
+    return _Found(room=there.f_bavail * there.f_frsize)
 
 
 def leave(place: Path) -> None:

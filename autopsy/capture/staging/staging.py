@@ -20,7 +20,7 @@ from pathlib import Path
 
 from autopsy.bundle import layout
 from autopsy.capture.freeze.size_estimate import Needs
-from autopsy.capture.staging import places
+from autopsy.capture.staging import destination, places
 from autopsy.capture.staging.copying import FULL, copy_new, sync_tree
 from autopsy.capture.staging.leftovers import begin
 from autopsy.capture.staging.places import Place, Unusable
@@ -28,6 +28,7 @@ from autopsy.errors import NotStored
 from autopsy.files import private
 from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, in_child, spawn
 from autopsy.linux.handover import opened
+from autopsy.store.place import store_path
 
 PUT_SECONDS = 2.0
 SETTLE_SECONDS = 5.0
@@ -110,6 +111,7 @@ class Staging:
             return
         try:
             self.claimed = begin(self.work, readme)
+            destination.write_down(self.held, self.places)
         except OSError as error:
             self._note(f"{layout.README} could not be written: {error}")
 
@@ -268,6 +270,8 @@ def _made_durably(folder: Path) -> int:
 def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Staging:
     """Make the folders of one capture, after a look at which places answer and have room.
 
+    It goes to the store where no place is wanted.
+
     Raises:
         NotStored: neither the wanted places nor any fallback can be written to.
     """
@@ -284,8 +288,9 @@ def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Stagi
                 _take(staging, place, needs)
     if not staging.places:
         why = "; ".join(staging.notes)
-        raise NotStored(str(wanted[0]), why, remedy="give a directory that can be written to: --out DIR")
-    if staging.places[0] not in asked_for:
+        thing = str(wanted[0] if wanted else store_path())
+        raise NotStored(thing, why, remedy="give a directory that can be written to: --out DIR")
+    if staging.places[0] not in (asked_for or (store_path(),)):
         staging.notes.append(f"the bundle goes to {staging.places[0]}")
     first = str(staging.places[0])
     _make_the_first_copy(staging)

@@ -1,0 +1,89 @@
+"""What `list`, `show` and `rm` print for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from autopsy.cli.json_output import KillAnswer, VerdictAnswer, as_text, verdict
+from autopsy.commands.stored import Stored
+from autopsy.store.entries import Entry
+from autopsy.store.removal import Room
+
+Kept = Literal["asked for", "expendable", "elsewhere"]
+
+
+class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One bundle. `trouble` says why it has no verdict, where it cannot be read; `size` is with what stands beside."""
+
+    name: str
+    bundle: str
+    report: str
+    size: int
+    kept: Kept
+    vm: str
+    manager: str
+    pid: int
+    began: str
+    verdict: VerdictAnswer | None
+    kill: KillAnswer
+    trouble: str
+
+
+class ListAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `list --json` prints; sizes are in bytes."""
+
+    store: str
+    used: int
+    most: int
+    captures: tuple[StoredAnswer, ...]
+
+
+class RemovedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `rm --json` prints."""
+
+    removed: tuple[str, ...]
+    bytes: int
+    dry_run: bool
+
+
+def list_json(store: str, room: Room | None, found: Sequence[Stored]) -> str:
+    """Return what `list --json` prints."""
+    captures = tuple(map(_answer, found))
+    used, most = (room.used, room.most) if room else (0, 0)
+    return as_text(ListAnswer(store=store, used=used, most=most, captures=captures))
+
+
+def show_json(found: Stored) -> str:
+    """Return what `show --json` prints."""
+    return as_text(_answer(found))
+
+
+def removed_json(removed: Sequence[Entry], *, dry_run: bool) -> str:
+    """Return what `rm --json` prints."""
+    names = tuple(str(entry.bundle) for entry in removed)
+    return as_text(RemovedAnswer(removed=names, bytes=sum(entry.size for entry in removed), dry_run=dry_run))
+
+
+def _answer(found: Stored) -> StoredAnswer:
+    manifest, diagnosis, kill = found.told.manifest, found.told.diagnosis, found.kill
+    target = manifest.target if manifest else None
+    kept: Kept = "elsewhere"
+    if found.entry is not None:
+        kept = "expendable" if found.entry.expendable else "asked for"
+    return StoredAnswer(
+        name=found.entry.name if found.entry else found.bundle.name,
+        bundle=str(found.bundle),
+        report=str(found.report or ""),
+        size=found.size,
+        kept=kept,
+        vm=target.name if target else "",
+        manager=target.manager if target else "",
+        pid=target.pid if target else 0,
+        began=manifest.began.utc if manifest else "",
+        verdict=verdict(diagnosis) if diagnosis else None,
+        kill=KillAnswer(asked=kill is not None, done=bool(kill and kill.gone), how=kill.how if kill else ""),
+        trouble=found.told.trouble,
+    )

@@ -1,0 +1,163 @@
+"""What the store's captures say: their verdicts, and what became of their VMs, as they were sealed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.archive import members
+from autopsy.bundle.manifest import Manifest
+from autopsy.bundle.reader import decode_manifest, open_bundle
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.errors import AutopsyError, DamagedBundle
+from autopsy.files.plain import NotPlain, open_plain
+from autopsy.kill.audit_log import KillNote, note_path
+from autopsy.report.boxed import SECONDS, in_box
+from autopsy.store.choose import LAST, chosen
+from autopsy.store.entries import BUNDLE, Entry, entries
+
+AT_ONCE = 200  # descriptors that are held
+READ = os.O_RDONLY | os.O_CLOEXEC
+MOST_OF_A_NOTE = 1 << 20
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What one bundle says, as it was sealed. `trouble` says why it says nothing; then all else is empty."""
+
+    manifest: Manifest | None = None
+    diagnosis: Diagnosis | None = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A bundle, what it says, and how its VM was killed: None where it was not, or nobody wrote it down."""
+
+    bundle: Path
+    report: Path | None
+    size: int
+    told: Told
+    kill: KillNote | None = None
+    entry: Entry | None = None
+
+
+def listed() -> tuple[Stored, ...]:
+    """Return the store's captures, the oldest first.
+
+    Raises:
+        OSError: the store is not ours.
+    """
+    found = entries()
+    told: list[Told] = []
+    for begin in range(0, len(found), AT_ONCE):
+        told += _read([entry.bundle for entry in found[begin : begin + AT_ONCE]])
+    return tuple(_of_store(entry, what) for entry, what in zip(found, told, strict=True))
+
+
+def named(word: str) -> Stored:
+    """Return the capture that `last`, a name of the store, or a bundle's path means.
+
+    Raises:
+        UsageError: it means none, or several.
+        DamagedBundle: it cannot be read.
+    """
+    path = Path(word)
+    if word != LAST and path.exists():
+        (told,) = _read([path])
+        _must_speak(path, told)
+        report = path.with_name(f"{path.name.removesuffix(BUNDLE)}.html")
+        size = path.stat().st_size
+        return Stored(
+            bundle=path,
+            report=report if report != path and report.is_file() else None,
+            size=size,
+            told=told,
+            kill=_kill_of(path),
+        )
+    entry = chosen(word, entries())
+    (told,) = _read([entry.bundle])
+    _must_speak(entry.bundle, told)
+    return _of_store(entry, told)
+
+
+def _must_speak(path: Path, told: Told) -> None:
+    if told.trouble:
+        raise DamagedBundle(str(path), told.trouble, remedy="`autopsy verify` tells whether it is whole")
+
+
+def _of_store(entry: Entry, told: Told) -> Stored:
+    return Stored(
+        bundle=entry.bundle,
+        report=entry.report,
+        size=entry.size,
+        told=told,
+        kill=_kill_of(entry.bundle),
+        entry=entry,
+    )
+
+
+def _kill_of(bundle: Path) -> KillNote | None:
+    try:
+        with open(open_plain(note_path(bundle)), "rb") as stream:
+            return msgspec.json.decode(stream.read(MOST_OF_A_NOTE), type=KillNote)
+    except (OSError, NotPlain, msgspec.DecodeError):
+        return None
+
+
+def _read(paths: Sequence[Path]) -> list[Told]:
+    """Read manifest and diagnosis of each, in a process that can do nothing else; nothing behind them is unpacked."""
+    held: list[tuple[Path, int]] = []
+    try:
+        held.extend((path, -1 if path.is_dir() else os.open(path, READ)) for path in paths)
+        folders = {path: open_bundle(path) for path, descriptor in held if descriptor < 0}
+
+        def work() -> bytes:
+            told = [
+                _speak(path, folders[path].manifest, folders[path].read(layout.DIAGNOSIS))
+                if descriptor < 0
+                else _first_words(path, descriptor)
+                for path, descriptor in held
+            ]
+            return msgspec.json.encode(told)
+
+        data = in_box(
+            lambda _box, _line: work(),
+            thing="the store",
+            seconds=SECONDS,
+            keep=tuple(descriptor for _, descriptor in held if descriptor >= 0),
+        )
+        return msgspec.json.decode(data, type=list[Told])
+    finally:
+        for _, descriptor in held:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _first_words(path: Path, descriptor: int) -> Told:
+    manifest: Manifest | None = None
+    try:
+        for member in members(path, descriptor):
+            if member.name == layout.MANIFEST:
+                manifest = decode_manifest(path, b"".join(member.parts()))
+            elif member.name == layout.DIAGNOSIS:
+                return _speak(path, manifest, b"".join(member.parts()))
+            elif member.name.startswith("evidence/"):
+                break  # a diagnosis would have come before
+    except AutopsyError as error:
+        return Told(trouble=error.cause)
+    return Told(manifest=manifest, trouble="" if manifest else f"holds no {layout.MANIFEST}")
+
+
+def _speak(path: Path, manifest: Manifest | None, diagnosis: bytes) -> Told:
+    if manifest is None:
+        return Told(trouble=f"{path.name} does not begin with its {layout.MANIFEST}")
+    try:
+        found = msgspec.json.decode(diagnosis, type=Diagnosis) if diagnosis else None
+    except (msgspec.DecodeError, RecursionError):
+        found = None  # of another version; `autopsy analyze` makes it anew
+    return Told(manifest=msgspec.structs.replace(manifest, files=()), diagnosis=found)

@@ -1,0 +1,1 @@
+"""The store: where captures are kept that nobody gave a folder for."""
