@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,8 +41,8 @@ def seal_leftover(folder: Path, place: Path | None) -> Sealed:
             raise UsageError(
                 str(folder), "its capture is still at work", remedy="wait for its end, or press Ctrl-C there"
             )
-    told = (each for each in destination.read(fuller or folder) if each.is_dir())
-    sealed = _seal(fuller or folder, (place or next(told, folder.parent)).absolute())
+    told = (place.absolute(),) if place else (*destination.read(fuller or folder), folder.parent)
+    sealed = _seal_where_told(fuller or folder, told)
     for each in filter(None, (folder, fuller)):
         _clear(each)
     return sealed
@@ -106,7 +107,7 @@ def _rescue(folder: Path) -> str:
     if held is None and (folder / layout.README).exists():
         return f"{folder} is sealed by another capture"
     try:
-        sealed = _seal_where_told(folder, told)
+        sealed = _seal_where_told(folder, (*told, _store()))
     except DamagedBundle:
         if held is not None or not any(folder.iterdir()):
             _clear(folder)
@@ -121,19 +122,22 @@ def _rescue(folder: Path) -> str:
     return f"what a killed capture left in memory is sealed now: {sealed.path}"
 
 
-def _seal_where_told(folder: Path, told: tuple[Path, ...]) -> Sealed:
-    """Seal into the first place that its capture was told and that takes it, else into the store.
+def _seal_where_told(folder: Path, places: Sequence[Path]) -> Sealed:
+    """Seal into the first place that takes it.
 
     Raises:
         DamagedBundle: it is no staging folder.
-        NotStored: no place takes it.
+        NotStored: no place takes it; what the last one said.
     """
-    for place in told:
+    for place in places[:-1]:
         if place.is_dir():
             with contextlib.suppress(NotStored):
                 return _seal(folder, place)
-    try:
+    return _seal(folder, places[-1])
+
+
+def _store() -> Path:
+    """Return the store, made where it can be: where not, that is told when something is put there."""
+    with contextlib.suppress(OSError):
         store.provide(store.store_path())
-    except OSError as error:
-        raise NotStored(str(store.store_path()), error.strerror or str(error), remedy="`autopsy seal` it") from error
-    return _seal(folder, store.store_path())
+    return store.store_path()
