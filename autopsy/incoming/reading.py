@@ -16,6 +16,7 @@ from autopsy.incoming.stacks.gdb_text import Scan
 from autopsy.incoming.stacks.pasted import Paste
 from autopsy.incoming.streams import HEAD, MOST_TEXT, Stream
 from autopsy.incoming.texts.beside import Beside
+from autopsy.incoming.texts.log_lines import unfolded
 
 MOST_LAYERS = 3  # of compression around one file
 MOST_MEMBERS = 100_000
@@ -107,17 +108,21 @@ class Reading:
         told: list[str] = []
         before = self.scan.frames
         self.scan.end_of_file()
+        crashes = len(self.scan.crash)
         for line in streams.lines(head, stream, max(1, most), told):
             self.left -= len(line)
-            if self.scan.feed(line):
-                self.beside.monitor.stop()
-            elif what := self.beside.feed(line):
-                found[what] = None
+            for each in unfolded(line):
+                if self.scan.feed(each):
+                    self.beside.json.stop()
+                elif what := self.beside.feed(each):
+                    found[what] = None
         self.scan.end_of_file()
         self.beside.stop()
         self.notes += told
         if self.scan.frames > before:
             found = {"a backtrace": None, **found}
+        if len(self.scan.crash) > crashes:
+            found["how QEMU crashed"] = None
         if found:
             return Seen(what=", ".join(found), of_use=True)
         return Seen(what="text without a stack, a core or anything else of QEMU's that is known", of_use=False)
@@ -170,7 +175,10 @@ class Reading:
         return None
 
     def end(self, seen: Sequence[Seen]) -> Material:
-        """Return all that was found."""
+        """Return all that was found. ABRT's own backtrace, without thread numbers, counts where there is no other."""
+        for stack in self.beside.stacks if not self.scan.frames and self.core is None else ():
+            self.scan.take(stack)
+        self.scan.crash += [each for each in self.beside.crashes if not self.scan.crash]
         paste = self.scan.end()
         tids = {each.tid for look in paste.looks for each in look.threads}
         pids = tids | ({self.core.pid} if self.core else set())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
 from autopsy.incoming.stacks.clean import MOST_LINE, clean
+from autopsy.incoming.stacks.dumps import Dumps
 from autopsy.incoming.stacks.frame_line import Brackets, frame, is_frame, number_of
 from autopsy.incoming.stacks.lock_arguments import Sought
 from autopsy.incoming.stacks.pasted import LockWait, Look, Paste, Printed
@@ -76,6 +77,7 @@ class Scan:
     left_out: int = 0
     bare: int = 0
     headless: set[int] = field(default_factory=set)
+    dumps: Dumps = field(default_factory=Dumps)
 
     def feed(self, line: str) -> bool:
         """Take one line of the text; return whether it is of a stack."""
@@ -96,10 +98,19 @@ class Scan:
             return False
         return True
 
+    def take(self, frames: tuple[Frame, ...]) -> None:
+        """Take a stack that somebody else read."""
+        self._close_stack()
+        whole = frames[: min(MOST_DEEP, max(0, MOST_FRAMES - self.frames))]
+        self.frames += len(whole)
+        self.stack = Stack(Header(len(self.threads) + 1, 0), list(whole))
+        self._close_stack()
+
     def _begin(self, number: int, text: str) -> bool:
         brackets = Brackets()
         brackets.feed(text)
-        if not is_frame(text, brackets):
+        brief = self.stack is not None and self.stack.header is not None and self.stack.header.brief
+        if self.dumps.foreign or not (is_frame(text, brackets) or brief):
             return False
         self._close_frame()
         self.printing.stop()
@@ -132,6 +143,8 @@ class Scan:
     def _header(self, found: Header) -> None:
         self._close_stack()
         self.printing.stop()
+        if not self.dumps.begins(found):
+            return
         if found.rest:
             self._list(found)
             return
@@ -158,6 +171,9 @@ class Scan:
             self.program = line[22:].strip("`'. ")[:4000]
         else:
             self._close_frame()
+            if crash := self.dumps.feed(line):
+                self._close_stack()
+                self.crash += [crash] if len(self.crash) < MOST_LOOKS else []
             self.printing.feed(line)
 
     def _close_frame(self) -> None:
@@ -171,7 +187,7 @@ class Scan:
             return
         self.frames += 1
         self.stack.add(text, self.brackets)
-        if ASSERTED in text and len(self.crash) < MOST_LOOKS:
+        if ASSERTED in text and " + 0x" not in text and len(self.crash) < MOST_LOOKS:
             self.crash.append(text[text.index(ASSERTED) :][:300])
 
     def _close_stack(self) -> None:
@@ -263,6 +279,7 @@ class Scan:
         """Take no line of the next file for the rest of this one's last stack."""
         self._close_stack()
         self.printing.stop()
+        self.dumps.end_of_file()
 
     def end(self) -> Paste:
         """Return all that the text held."""
@@ -270,7 +287,7 @@ class Scan:
         look = self._look()
         if look.threads or look.coroutines:
             self.looks.append(look)
-        notes = []
+        notes = list(self.dumps.notes())
         if self.long_lines:
             notes.append(f"{self.long_lines} lines were longer than {MOST_LINE} characters, and were cut there")
         if self.left_out:

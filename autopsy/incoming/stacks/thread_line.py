@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from autopsy.incoming.stacks.frame_line import HEX
 
 MOST_TID = 1 << 31
 MOST_NAME = 64
-KINDS = ("LWP ", "process ", "Thread ", "TID ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,28 +20,40 @@ class Header:
     name: str = ""
     coroutine: int = 0
     rest: str = ""  # a frame in the same line, as `info threads` prints it
+    dumped: bool = False  # by systemd-coredump, which tells of every program that crashed
+    brief: bool = False  # as ABRT tells it on a web page: frames without address and arguments
 
 
 def header(line: str) -> Header | None:
     """Return what a line says of the stack after it, None for any other line."""
     bare = line.strip(" ").rstrip(":")
-    lowered = bare[:40].lower()
-    if bare.startswith("Thread ") and "(" in bare:
-        return _gdb(bare[7:])
-    if bare.startswith("Stack trace of thread "):
-        return _only(bare[22:])
-    if bare.startswith("TID "):
-        return _only(bare[4:])
-    if bare.startswith(("[Switching to thread ", "[Current thread is ")):
-        return _gdb(bare.partition("thread ")[2].removeprefix("is "))
-    if "coroutine" in lowered and "0x" in bare and not bare.startswith("#"):
+    for start, read in STARTS:
+        if bare.startswith(start):
+            return read(bare[len(start) :])
+    if "coroutine" in bare[:40].lower() and "0x" in bare and not bare.startswith("#"):
         return _coroutine(bare)
     return _listed(bare)
 
 
+def _brief(text: str) -> Header | None:
+    """Read `1 (10 frames)`, as ABRT writes it where people read it."""
+    digits = _digits(text)
+    return Header(int(digits), 0, brief=True) if digits and "frame" in text else None
+
+
+def _dumped(text: str) -> Header | None:
+    found = _only(text)
+    return replace(found, dumped=True) if found else None
+
+
+def _current(text: str) -> Header | None:
+    """Read `[Current thread is 1 (…)]`, which gdb prints by itself."""
+    return _gdb(text.removeprefix("is "))
+
+
 def _gdb(text: str) -> Header | None:
     """Read `3 (Thread 0x7f.. (LWP 15741) "CPU 0/KVM")` and every older form of it."""
-    digits = _digits(text)
+    digits = _digits(text) if "(" in text else ""
     if not digits:
         return None
     tid = _tid(text)
@@ -93,3 +105,13 @@ def _digits(text: str) -> str:
     while end < min(len(text), 11) and text[end] in "0123456789":
         end += 1
     return text[:end] if 0 < end < 11 and int(text[:end]) < MOST_TID else ""
+
+
+STARTS: tuple[tuple[str, Callable[[str], Header | None]], ...] = (
+    ("Thread no. ", _brief),
+    ("Thread ", _gdb),
+    ("Stack trace of thread ", _dumped),
+    ("TID ", _only),
+    ("[Switching to thread ", _current),
+    ("[Current thread ", _current),
+)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from autopsy.bundle import layout
+from autopsy.bundle.records import Frame
 from autopsy.bundle.sections import Section, render
 from autopsy.incoming.material import Found
-from autopsy.incoming.texts import kernel_log, qmp_text
-from autopsy.incoming.texts.command_lines import CommandLines
+from autopsy.incoming.texts import abrt, kernel_log, qmp_text
+from autopsy.incoming.texts.command_lines import CommandLines, is_qemu
 from autopsy.incoming.texts.configurations import Configurations
 from autopsy.incoming.texts.hmp_text import HmpText
+from autopsy.incoming.texts.json_text import JsonText
 from autopsy.incoming.texts.kernel_log import KernelLog
 from autopsy.incoming.texts.qmp_text import QmpText
 from autopsy.redact.secrets import without_secrets
 
 MOST_LOG = 2_000  # lines of QEMU's log
+MONITOR = "answers of QEMU's monitor"
 OWN = ("qemu-system-", "qemu-kvm: ", "kvm: ", "qemu: ")
 LOG_WORDS = ("starting up libvirt version", "shutting down, reason=", "terminating on signal", "Assertion `")
 
@@ -29,31 +33,51 @@ class Beside:
 
     commands: CommandLines = field(default_factory=CommandLines)
     kernel: KernelLog = field(default_factory=KernelLog)
+    json: JsonText = field(default_factory=JsonText)
     monitor: QmpText = field(default_factory=QmpText)
     human: HmpText = field(default_factory=HmpText)
     configurations: Configurations = field(default_factory=Configurations)
     log: list[str] = field(default_factory=list)
+    stacks: list[tuple[Frame, ...]] = field(default_factory=list)  # of a backtrace that is no text
+    crashes: list[str] = field(default_factory=list)
 
     def feed(self, line: str) -> str:
         """Take one line; return what it belongs to in words, empty for nothing."""
-        if self.monitor.feed(line) or self.human.feed(line):
-            return "answers of QEMU's monitor"
-        if self.configurations.feed(line):
-            return "a VM's configuration"
-        if self.commands.feed(line):
-            return "a command line of QEMU"
-        if self.kernel.feed(line):
-            return "a kernel log with hung tasks"
+        if (value := self.json.feed(line)) is not None and (what := self._value(value)):
+            return what
+        if self.json.parts:
+            return ""  # a value goes on; what it is shows at its end
+        return next((words for words, reader in self._readers() if reader(line)), "")
+
+    def _readers(self) -> tuple[tuple[str, Callable[[str], bool]], ...]:
+        return (
+            (MONITOR, self.human.feed),
+            ("a VM's configuration", self.configurations.feed),
+            ("a command line of QEMU", self.commands.feed),
+            ("a kernel log with hung tasks", self.kernel.feed),
+            ("QEMU's log", self._log),
+        )
+
+    def _log(self, line: str) -> bool:
         bare = line.lstrip(" ")
-        if (bare.startswith(OWN) and ": " in bare[:200]) or any(word in bare for word in LOG_WORDS):
-            if len(self.log) < MOST_LOG:
-                self.log.append(line[:2000])
-            return "QEMU's log"
+        if not ((bare.startswith(OWN) and ": " in bare[:200]) or any(word in bare for word in LOG_WORDS)):
+            return False
+        if len(self.log) < MOST_LOG:
+            self.log.append(line[:2000])
+        return True
+
+    def _value(self, value: Any) -> str:  # noqa: ANN401 - a stranger's JSON
+        if self.monitor.take(value):
+            return MONITOR
+        if is_qemu(abrt.executable(value)) and (found := abrt.stacks(value)):
+            self.stacks += found if not self.stacks else ()  # of one process
+            self.crashes += abrt.crash(value)
+            return "ABRT's backtrace"
         return ""
 
     def stop(self) -> None:
         """Take no line of the next file for the rest of what this one began."""
-        self.monitor.stop()
+        self.json.stop()
         self.configurations.end()
 
     def machines(self, name: str, pids: Collection[int]) -> tuple[tuple[Found, ...], tuple[str, ...]]:

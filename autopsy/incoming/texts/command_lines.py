@@ -40,7 +40,7 @@ class CommandLines:
 
     def take_words(self, words: tuple[str, ...], pid: int = 0) -> bool:
         """Take a command line that is split already."""
-        if not words or not _is_qemu(words[0]) or len(words) < 3 or len(self.found) >= MOST_MACHINES:
+        if not words or not is_qemu(words[0]) or len(words) < 3 or len(self.found) >= MOST_MACHINES:
             return False
         name = _name(words)
         told = Found(name=name, pid=pid, arguments=words, also=_also(words), manager=_manager(words))
@@ -51,12 +51,13 @@ class CommandLines:
         words = whole.split(" ")
         for place, word in enumerate(words):
             following = next((each for each in words[place + 1 : place + 9] if each), "")
-            if _is_qemu(word.lstrip(TREE)) and following.startswith("-"):
+            if is_qemu(word.lstrip(TREE)) and following.startswith("-"):
                 return self.take_words(_split(" ".join(words[place:]).lstrip(TREE)), _pid(words[: min(place, 40)]))
         return False
 
 
-def _is_qemu(word: str) -> bool:
+def is_qemu(word: str) -> bool:
+    """Tell whether a path or name is that of a QEMU's binary."""
     name = word.rpartition("/")[2]
     return name.startswith("qemu-system-") or name in {"qemu-kvm", "kvm", "qemu-kvm-ma"}
 

@@ -1,4 +1,4 @@
-"""Finds answers of QEMU's monitor in a text, and knows the question of each by what it holds."""
+"""Knows the answers of QEMU's monitor among JSON, and the question of each by what it holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.records import QmpExchange
 
-MOST_TEXT = 8 << 20  # characters of one answer
 MOST_ANSWERS = 200
 STEPS = {
     "query-status": layout.QUERY_STATUS,
@@ -28,55 +27,13 @@ STEPS = {
 
 @dataclass(slots=True)
 class QmpText:
-    """Answers met so far; `parts` are the lines of one that is not whole yet."""
+    """Answers met so far; `asked` is the question that stood before one."""
 
     exchanges: list[QmpExchange] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
-    size: int = 0
-    depth: int = 0
-    in_string: bool = False
     asked: str = ""
 
-    def feed(self, line: str) -> bool:
-        """Take one line; return whether it belongs to an answer."""
-        bare = line.strip(" ")
-        if not self.parts and not bare.startswith(("{", "[")):
-            return False
-        self._count(bare)
-        self.parts.append(bare)
-        self.size += len(bare)
-        if self.depth > 0 and self.size < MOST_TEXT:
-            return True
-        whole = "\n".join(self.parts)
-        self.stop()
-        return self._take(whole)
-
-    def stop(self) -> None:
-        """Give up an answer that something else has broken off."""
-        self.parts, self.size, self.depth, self.in_string = [], 0, 0, False
-
-    def _count(self, line: str) -> None:
-        escaped = False
-        for letter in line:
-            if self.in_string:
-                if escaped:
-                    escaped = False
-                elif letter == "\\":
-                    escaped = True
-                elif letter == '"':
-                    self.in_string = False
-            elif letter == '"':
-                self.in_string = True
-            elif letter in "{[":
-                self.depth += 1
-            elif letter in "}]":
-                self.depth -= 1
-
-    def _take(self, text: str) -> bool:
-        try:
-            value = msgspec.json.decode(text)
-        except (msgspec.DecodeError, RecursionError):
-            return False
+    def take(self, value: Any) -> bool:  # noqa: ANN401 - JSON, checked by whoever reads it
+        """Take a value; return whether it is a question or an answer."""
         if isinstance(value, dict) and isinstance(value.get("execute"), str):
             self.asked = value["execute"][:100]
             return True

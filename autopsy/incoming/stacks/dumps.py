@@ -1,0 +1,69 @@
+"""Tells the crashes of QEMU from those of others in a log: systemd-coredump and ABRT tell of every program's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from autopsy.incoming.stacks.thread_line import Header
+
+DUMPED, KILLED = " dumped core", " killed by SIG"
+OURS = ("qemu", "kvm")
+MOST_SAID = 200
+
+
+@dataclass(slots=True)
+class Dumps:
+    """Whose dump the stacks are of that follow; no more than one process's are read."""
+
+    foreign: bool = False  # what is being read is another program's
+    other: bool = False  # the next dump will be
+    pid: int = 0
+    passed_over: set[int] = field(default_factory=set)  # further QEMUs
+
+    def feed(self, line: str) -> str:
+        """Take a line that is no frame and no header; return how QEMU crashed, where it says so."""
+        if DUMPED in line and "Process " in line:
+            return self._dumped(line)
+        who, killed, how = line.partition(KILLED)
+        if killed and who.split()[-1:] and _is_ours(who.split()[-1]):
+            return f"{who.split()[-1]}{KILLED}{how.split(' ')[0]}"[:MOST_SAID]
+        return ""
+
+    def begins(self, header: Header) -> bool:
+        """Tell whether the stack of a thread is to be read; any header but a dump's ends a dump."""
+        self.foreign = header.dumped and self.other
+        return not self.foreign
+
+    def _dumped(self, line: str) -> str:
+        """Take `Process 827 (qemu-system-x86) of user 107 dumped core` and whatever follows."""
+        told = line[line.index("Process ") :].partition(DUMPED)[0]
+        words = told.split()
+        pid = (
+            int(words[1])
+            if len(words) > 1 and words[1].isascii() and words[1].isdecimal() and len(words[1]) < 10
+            else 0
+        )
+        name = told.partition("(")[2].partition(")")[0]
+        ours = _is_ours(name)
+        if ours and self.pid and pid != self.pid:
+            self.passed_over.add(pid)
+        self.other = not ours or bool(self.pid and pid != self.pid)
+        if self.other:
+            return ""
+        again, self.pid = self.pid == pid, pid
+        return "" if again else f"{told}{DUMPED}"[:MOST_SAID]
+
+    def end_of_file(self) -> None:
+        """Take nothing of the next file for a part of this one's last dump."""
+        self.foreign = self.other = False
+
+    def notes(self) -> Iterator[str]:
+        """Yield what was left out."""
+        if self.passed_over:
+            pids = ", ".join(map(str, sorted(self.passed_over)[:20]))
+            yield f"more than one QEMU dumped core: that of process {self.pid} was read, not those of {pids}"
+
+
+def _is_ours(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(OURS)

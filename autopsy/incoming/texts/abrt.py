@@ -1,0 +1,52 @@
+"""Reads the backtrace that ABRT keeps of a crash as JSON (core_backtrace)."""
+
+from __future__ import annotations
+
+from signal import Signals
+from typing import Any
+
+from autopsy.bundle.records import Frame
+from autopsy.incoming.stacks.names import plain_name
+
+SIGNALS = frozenset(map(int, Signals))
+MOST_THREADS = 20_000
+MOST_FRAMES = 1_000  # of one thread
+MOST_WORDS = 1_000
+
+
+def stacks(value: Any) -> tuple[tuple[Frame, ...], ...]:  # noqa: ANN401 - a stranger's JSON
+    """Return each thread's frames, innermost first, the one that crashed before the others; none for other JSON."""
+    found = value.get("stacktrace") if isinstance(value, dict) else None
+    threads = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    threads.sort(key=lambda each: each.get("crash_thread") is not True)
+    read = (_frames(each.get("frames")) for each in threads[:MOST_THREADS])
+    return tuple(each for each in read if each)
+
+
+def executable(value: Any) -> str:  # noqa: ANN401 - as above
+    """Return the program whose backtrace it is."""
+    found = value.get("executable") if isinstance(value, dict) else None
+    return found[:MOST_WORDS] if isinstance(found, str) else ""
+
+
+def crash(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - as above
+    """Return by which signal the program ended, nothing where that is not told."""
+    signal = value.get("signal") if isinstance(value, dict) else None
+    if not isinstance(signal, int) or signal not in SIGNALS:
+        return ()
+    return (f"{executable(value).rpartition('/')[2]} killed by {Signals(signal).name}",)
+
+
+def _frames(value: Any) -> tuple[Frame, ...]:  # noqa: ANN401 - as above
+    frames = value if isinstance(value, list) else []
+    return tuple(_frame(each) for each in frames[:MOST_FRAMES] if isinstance(each, dict))
+
+
+def _frame(told: dict[str, Any]) -> Frame:
+    name, module = told.get("function_name"), told.get("file_name")
+    pc = told.get("address")
+    return Frame(
+        pc=pc if isinstance(pc, int) and 0 <= pc < 1 << 64 else 0,
+        function=plain_name(name[:MOST_WORDS]) if isinstance(name, str) else "",
+        module=module[:MOST_WORDS] if isinstance(module, str) else "",
+    )
