@@ -10,6 +10,7 @@ from fixtures_wedges import machine_of
 
 from support import lab
 from support.wedged import export_clients, qtest, stacked
+from support.wedged import wedges_apart as apart
 from support.wedged import wedges_beyond as beyond
 from support.wedged.wedges import Stuck
 
@@ -76,5 +77,40 @@ BEYOND: tuple[Shape, ...] = (
         why="slow at a limit is not stuck",
         not_these=("throttle-timer-wait", "throttle-lock-self-deadlock"),
         gap=3.0,
+    ),
+    *on(
+        (NEW,),
+        "mirror-at-a-limit",
+        machine_of(apart.mirror_at_a_limit),
+        where="none",
+        signature="healthy",
+        why="the job is slow, and the guest's disk does its work",
+        not_these=("job-stalled", "mirror-waits"),
+    ),
+    *on(
+        (OLD,),
+        "shared-group",
+        machine_of(apart.two_in_one_group),
+        where="throttle",
+        signature="throttle-timer-wait",
+        why="nobody can tell whose requests stand in a shared queue: both disks are named, and not the third",
+        not_these=("healthy",),
+    ),
+    *on(
+        (NEW,),
+        "source-stopped",
+        machine_of(apart.source_stopped),
+        where="migration",
+        signature="vm-inmigrate",
+        not_these=("healthy", "process-stopped"),
+    ),
+    *on(
+        (OLD,),
+        "dumping-into-frozen",
+        machine_of(apart.dumping_into_frozen),
+        where="process",
+        signature="core-dumping",
+        why="it has crashed: that its core's file system is frozen only keeps the rest of it here",
+        not_these=("process-stopped",),
     ),
 )

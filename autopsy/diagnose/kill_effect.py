@@ -23,6 +23,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "process-stopped": "needless",
     "process-traced": "needless",
     "cgroup-frozen": "needless",
+    "core-dumping": "unknown",  # it ends by itself when its core is written
     "vm-paused": "needless",
     "vm-prelaunch": "needless",
     "vm-io-error": "needless",
@@ -94,7 +95,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "virtqueue-interrupt-lost": "helps",
     "lsi-reentrancy-leak": "helps",
     "lsi-reselect-lost": "helps",
-    "requests-fail": "helps",
+    "requests-fail": "unknown",  # what failed was told to the guest, and waits for nobody: what fails it lies beyond
     "virtio-scsi-tmf-deadlock": "helps",
     "lock-cycle": "helps",
     "mutex-self-deadlock": "helps",

@@ -48,6 +48,7 @@ def gather(evidence: Evidence) -> Facts:
     found_disks = disks.gather(talk, heap, line, graph, shaped, served)
     found_locks = locks.gather(evidence, heap, found_threads)
     found_sockets = sockets.gather(evidence)
+    found_jobs = jobs.gather(talk, heap)
     died = talk.died_at.value.exchange.question if isinstance(talk.died_at, Known) else ""
     arguments: Fact[tuple[str, ...]] = (
         Known(line.arguments, line.cite)
@@ -73,12 +74,12 @@ def gather(evidence: Evidence) -> Facts:
         times=_times(evidence),
         threads=found_threads,
         coroutines=requests.link(
-            coroutines.gather(evidence, heap), found_disks, nodes.drivers(talk), tuple(graph.nodes.values())
+            coroutines.gather(evidence, heap), found_disks, nodes.drivers(talk), tuple(graph.nodes.values()), found_jobs
         ),
         disks=found_disks,
         nodes=tuple(graph.nodes.values()),
         throttle_groups=throttle.gather(talk, heap, line, found_disks),
-        jobs=jobs.gather(talk, heap),
+        jobs=found_jobs,
         locks=found_locks,
         main_loop=locks.main_loop(evidence, found_threads, found_locks, died),
         descriptors=found_descriptors,

@@ -135,6 +135,7 @@ def _look(path: str, tid: int, found: Mapping[str, Section]) -> Look | None:
         syscall=syscall(part("syscall"), (wchan, *kernel_stack)),
         kernel_stack=kernel_stack,
         tracer=int_of(status.get("TracerPid", "")) or 0,
+        dumping=status.get("CoreDumping") == "1",
         stop_pending=bool(pending >> (STOP_SIGNAL - 1) & 1),
         cite=Cite(path, anchor.line, f"task {tid}: State {state}"),
         stack_cite=Cite(path, stack.line if stack else anchor.line, f"task {tid}: kernel stack"),

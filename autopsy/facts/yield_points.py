@@ -132,6 +132,9 @@ SENDING = frozenset({"qio_channel_writev_full_all", "qio_channel_writev_all"})
 TRAMPOLINES = frozenset({"coroutine_trampoline", "__start_context"})
 BESIDE_TRAMPOLINE = "qemu_coroutine_switch"  # static: a stripped build knows it by the exported function before it
 
+# The function in which a job's coroutine begins is static: what lies before it depends on the build.
+BESIDE_JOBS = ("job_", "block_job_")
+
 # Exported names beside which the block layer's static functions lie: a request is under way.
 BLOCK_LAYER = ("bdrv_co_", "blk_co_", "blk_aio_")
 
@@ -187,12 +190,20 @@ def _innermost(frames: Sequence[Frame]) -> tuple[Park, tuple[str, ...]]:
         if park := _by_module(frame):
             return park, (frame.module,)
         if park := _by_neighbour(wait, frame):
-            return park, (WORDS[wait], f"near {frame.near}")
+            in_job = park is Park.SERIALISING and _is_job_itself(frames)
+            return Park.MIRROR if in_job else park, (WORDS[wait], "a job's own" if in_job else f"near {frame.near}")
     if wait == "mutex":
         return Park.CO_MUTEX, (WORDS[wait],)
     block = next((frame.function for frame in frames[start:] if frame.function.startswith(("bdrv_co_", "blk_co_"))), "")
     block = block or next((f"near {frame.near}" for frame in frames[start:] if frame.near.startswith(BLOCK_LAYER)), "")
     return (Park.DRIVER, (WORDS[wait], block)) if block else (Park.OTHER, (WORDS[wait],))
+
+
+def _is_job_itself(frames: Sequence[Frame]) -> bool:
+    """Tell whether a coroutine is a job's own: it begins among the functions of jobs, and carries no request."""
+    begins = next((frame for frame in reversed(frames) if frame.near != BESIDE_TRAMPOLINE), None)
+    by_name = any(frame.function.startswith(BLOCK_LAYER) for frame in frames)
+    return begins is not None and not begins.function and begins.near.startswith(BESIDE_JOBS) and not by_name
 
 
 def _is_whole(frames: Sequence[Frame]) -> bool:

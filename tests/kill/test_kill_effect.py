@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from autopsy.bundle import layout
 from autopsy.diagnose import kill_effect
 from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.diagnosis import Diagnosis
@@ -55,6 +56,16 @@ def test_a_wait_that_a_fatal_signal_ends_is_not_called_futile() -> None:
 def test_whether_a_server_of_another_host_comes_back_is_not_known() -> None:
     case = families.parked_in(*e.YIELD, "iscsi_co_wait_for_task", "", "blk_co_pwritev", node="iscsi")
     assert told(case).kill == "unknown"
+
+
+def test_a_kill_cures_no_error_that_comes_back_at_once() -> None:
+    case = cases.healthy_idle()
+    for step, failed in ((layout.QUERY_STATUS, 0), (layout.SECOND_EXPOSURE, 40)):
+        for exchange in case.exchanges[step]:
+            if exchange.question == "query-blockstats":
+                exchange.answer[0]["stats"]["failed_wr_operations"] = failed
+    found = told(case)
+    assert (found.signature, found.kill) == ("requests-fail", "unknown")
 
 
 NEEDLESS = "the kill needless"

@@ -16,6 +16,9 @@ IDLE = re.compile(
 )
 
 
+POSTCOPY = "postcopy-page-wait"
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One kind of wait in the kernel. `names` must match a name on the stack, `also` another where it is given.
@@ -110,7 +113,7 @@ FAMILIES = (
         only_requests=False,
     ),
     Family(
-        "postcopy-page-wait",
+        POSTCOPY,
         "migration",
         "threads wait for guest pages that the migration's source has not sent",
         "a guest page that the migration's source has not sent (userfaultfd)",

@@ -15,6 +15,7 @@ from autopsy.diagnose.queries.wording import count
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Origin, Park, Role
+from autopsy.facts.model.yield_points import THROTTLED
 from autopsy.facts.storage.requests import can_wait
 from autopsy.facts.subjects import Subject, Whole
 
@@ -92,15 +93,22 @@ def moves(facts: Facts, coroutine: CoroutineFact) -> bool | None:
 
 def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[Disk, ...]:
     """Return the disk whose request it is, or all those that it could be of."""
-    if isinstance(facts.disks, Unknown):
+    if isinstance(facts.disks, Unknown) or coroutine.of_job:
         return ()
     if isinstance(coroutine.disk, Known):
         return tuple(disk for disk in facts.disks.value if disk.name == coroutine.disk.value)
     possible = [disk for disk in facts.disks.value if disk.inserted and can_wait(disk, coroutine.park)]
     if isinstance(coroutine.stuck, Known) and coroutine.stuck.value:
         still = [disk for disk in possible if not (isinstance(disk.completed, Known) and disk.completed.value > 0)]
+        if coroutine.park in THROTTLED:  # in a queue that disks share, one that completed something has others there
+            groups = {disk.throttle_group.value for disk in still if isinstance(disk.throttle_group, Known)} - {""}
+            still = [disk for disk in possible if disk in still or _is_in(disk, groups)]
         possible = still or possible
     return tuple(possible)
+
+
+def _is_in(disk: Disk, groups: set[str]) -> bool:
+    return isinstance(disk.throttle_group, Known) and disk.throttle_group.value in groups
 
 
 def their_disks(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Volume, ...]:

@@ -6,17 +6,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import Claim
-from autopsy.diagnose.queries.requests import disks_of, moves, title
+from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries.at_limits import copies_held, seconds_for
+from autopsy.diagnose.queries.requests import disks_of, job_of, moves, title
 from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import claim
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Disk, Facts, Park
+from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Park
 from autopsy.facts.model.yield_points import DISK_PARKS
 
 SECOND = 1_000_000_000
 # Storage that answers is met to take so long for one request, or so many times what it took on the average.
 PATIENCE_NS, TIMES = 30 * SECOND, 20
 SLOW_MIGRATION = 1 << 20  # bytes a second: no network that is meant for it is slower
+SLOW_EXPORT = 2.0  # seconds for all that wait at an export's limit: a client waits as long for the last of them
 SLOW_SECONDS = 10.0  # what a new request may have to wait before a disk is called slow
 
 
@@ -71,6 +74,7 @@ def slow(facts: Facts) -> Iterator[Claim]:
     """Tell of a migration and of each disk that go on, and are slow."""
     yield from _slow_migration(facts)
     yield from _slow_disks(facts)
+    yield from _slow_at_limits(facts)
 
 
 def _slow_migration(facts: Facts) -> Iterator[Claim]:
@@ -84,6 +88,37 @@ def _slow_migration(facts: Facts) -> Iterator[Claim]:
         f"the migration is slow: it sent {pace.sent >> 10} KiB in {pace.seconds:.1f} s ({rate / 1024:.0f} KiB/s), and "
         f"{pace.remaining >> 10} KiB remained",
         facts.migration_pace.cite,
+    )
+
+
+def _slow_at_limits(facts: Facts) -> Iterator[Claim]:
+    """Tell of what no counter shows to be slow: a job's copies behind a limit, and an export's requests."""
+    groups = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
+    if copies := copies_held(facts):
+        jobs = ", ".join(map(naming.name, job_of(facts, copies))) or "a job"
+        yield claim(
+            f"{count(len(copies), 'request')} of {jobs} wait for QEMU's own I/O limit while the guest's disks work",
+            *(each.cite for each in copies[:4]),
+        )
+    parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    waiting = [each for each in parked if each.park is Park.THROTTLE]
+    for group in groups:
+        mine = [each for each in waiting if _is_of_export(facts, each, group.name)]
+        seconds_left = seconds_for(group, len(mine))
+        if seconds_left is not None and seconds_left >= SLOW_EXPORT:
+            yield claim(
+                f"{count(len(mine), 'request')} of an export waited at QEMU's own limit (group {group.name}), which "
+                f"takes about {seconds_left:.0f} s to let them go",
+                group.cite,
+                *(each.cite for each in mine[:2]),
+            )
+
+
+def _is_of_export(facts: Facts, request: CoroutineFact, group: str) -> bool:
+    owners = disks_of(facts, request)
+    return bool(owners) and all(
+        disk.is_export and isinstance(disk.throttle_group, Known) and disk.throttle_group.value == group
+        for disk in owners
     )
 
 

@@ -133,10 +133,15 @@ def unsent(facts: Facts) -> tuple[CoroutineFact, ...]:
 
 
 def clients(facts: Facts) -> tuple[SocketFact, ...]:
-    """Return the connections that QEMU took, its monitor's left out, with bytes that the other end has not read."""
+    """Return the connections that QEMU took with bytes that the other end has not read."""
+    return tuple(each for each in taken(facts) if each.send_queue)
+
+
+def taken(facts: Facts) -> tuple[SocketFact, ...]:
+    """Return the connections that QEMU took, its monitor's left out."""
     sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
     listening = {_port(each) for each in sockets if each.state == "LISTEN" and each.local != facts.vm.monitor}
-    return tuple(each for each in sockets if each.state == "ESTAB" and each.send_queue and _port(each) in listening)
+    return tuple(each for each in sockets if each.state == "ESTAB" and _port(each) in listening)
 
 
 def _port(socket: SocketFact) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim, Confidence
 from autopsy.diagnose.queries.account import left_over, no_connection
+from autopsy.diagnose.queries.at_limits import copies_held
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.notifiers import unseen_notifiers
 from autopsy.diagnose.queries.requests import Standing, called, standing
@@ -18,6 +19,7 @@ from autopsy.facts.model.facts import Facts, Park, Role, Thread
 from autopsy.facts.model.yield_points import DISK_PARKS
 
 SWITCHING = frozenset({"qemu_coroutine_switch", "qemu_coroutine_yield", "coroutine_trampoline"})
+NOTHING_IN_FLIGHT = "No request was in flight"
 WATCHED = DISK_PARKS | {Park.PVE_BACKUP, Park.CO_MUTEX, Park.COPY_MEMORY}
 
 
@@ -102,8 +104,9 @@ def _nameless(facts: Facts) -> int:
 def _against(facts: Facts) -> Iterator[RuledOut]:
     """Yield whatever speaks against a healthy VM."""
     stuck = standing(facts, WATCHED)
-    if isinstance(stuck, Standing) and stuck.requests:
-        yield RuledOut(f"{count(len(stuck.requests), 'request')} stand still", stuck.cites)
+    copies = copies_held(facts)
+    if isinstance(stuck, Standing) and (requests := [each for each in stuck.requests if each not in copies]):
+        yield RuledOut(f"{count(len(requests), 'request')} stand still", tuple(each.cite for each in requests[:6]))
     for alive, when in ((facts.monitor.alive, ""), (facts.monitor.alive_again, " at the second exposure")):
         if isinstance(alive, Known) and not alive.value:
             yield RuledOut(f"QEMU's monitor did not answer{when}", (alive.cite,))
@@ -143,7 +146,9 @@ def _headline(facts: Facts) -> str:
     if done:
         seconds = f" in {facts.times.gap_seconds:.1f} s" if facts.times.gap_seconds else ""
         return f"Nothing is stuck: QEMU answers, and its disks completed {count(done, 'request')}{seconds}"
-    return "Nothing is stuck: QEMU answers, no request is in flight, no thread waits in the kernel"
+    parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    moved = "its requests go on" if any(each.park in DISK_PARKS for each in parked) else "no request is in flight"
+    return f"Nothing is stuck: QEMU answers, {moved}, no thread waits in the kernel"
 
 
 def _claims(facts: Facts) -> list[Claim]:
@@ -155,7 +160,9 @@ def _claims(facts: Facts) -> list[Claim]:
         claims.append(claim(f"The main loop is {facts.main_loop.value.state}.", facts.main_loop.value.cite))
     if isinstance(facts.coroutines, Known):
         total = len([each for each in facts.coroutines.value if each.park in DISK_PARKS])
-        words = f"{count(total, 'request')} were in flight, and all moved on" if total else "No request was in flight"
+        held = len(copies_held(facts))
+        moved = count(total - held, "request was in flight", "requests were in flight")
+        words = f"{moved}, and all moved on" if total > held else NOTHING_IN_FLIGHT
         claims.append(claim(f"{words}.", facts.coroutines.cite, *(c.cite for c in facts.coroutines.value[:2])))
     if isinstance(facts.threads, Known):
         claims.append(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from autopsy.diagnose.queries.at_limits import copies_held
 from autopsy.diagnose.queries.migration import SAVING, sends_state
 from autopsy.diagnose.queries.requests import (
     confidence,
     disk_subjects,
+    job_of,
     of_disks,
     standing,
     still,
@@ -31,8 +33,8 @@ def _stalled(facts: Facts) -> Judgement:
     if isinstance(facts.jobs, Unknown):
         return CannotTell(f"the block jobs: {missing(facts.jobs)}")
     jobs = facts.jobs.value
-    if not jobs:
-        return RuledOut("there is no block job", (facts.jobs.cite,))
+    if not jobs or (at_limit := _at_limit(facts, jobs)):
+        return at_limit if jobs and at_limit else RuledOut("there is no block job", (facts.jobs.cite,))
     running = [job for job in jobs if job.status in {"running", "created", "aborting", "waiting"} or not job.status]
     unknown = [job for job in running if isinstance(job.progressed, Unknown)]
     stalled = [job for job in running if isinstance(job.progressed, Known) and job.progressed.value == 0]
@@ -66,6 +68,14 @@ def _stalled(facts: Facts) -> Judgement:
         beside=not isinstance(requests, Unknown) and not requests.requests,
         weight=len(stalled),
     )
+
+
+def _at_limit(facts: Facts, jobs: tuple[Job, ...]) -> RuledOut | None:
+    """Rule out the only job if its copies wait for a limit: it goes on at that pace, and counts a copy at its end."""
+    copies = copies_held(facts)
+    if not copies or len(job_of(facts, copies)) != len(jobs):
+        return None
+    return RuledOut("the job's copies wait for QEMU's own I/O limit", tuple(each.cite for each in copies[:4]))
 
 
 def _jobs(facts: Facts) -> tuple[Job, ...]:
@@ -135,6 +145,8 @@ def _mirror(facts: Facts) -> Judgement:
         return CannotTell(f"the parked coroutines: {missing(waiting)}")
     if not waiting.requests:
         return RuledOut("no coroutine waits inside a mirror")
+    if copies := copies_held(facts):
+        return RuledOut("its copies wait for QEMU's own I/O limit", tuple(each.cite for each in copies[:4]))
     return Match(
         headline="A mirror waits for its own requests to its source or target",
         objects=tuple(subjects.Job(job.id) for job in _jobs(facts) if job.kind == "mirror"),

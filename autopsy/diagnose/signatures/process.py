@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopsy.diagnose.queries.kernel_stacks import waits_for
 from autopsy.diagnose.queries.threads import looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -11,6 +12,7 @@ from autopsy.facts.model.facts import Exposure, Facts, Role, Thread
 from autopsy.facts.subjects import Whole
 
 HOLDS = frozenset({Whole.PROCESS})
+DUMPS = frozenset({"do_coredump", "vfs_coredump", "coredump_wait", "elf_core_dump"})
 FREEZER = frozenset({"do_freezer_trap", "__refrigerator", "refrigerator"})
 
 
@@ -116,7 +118,38 @@ def _frozen(facts: Facts) -> Judgement:
     return RuledOut(f"no thread sleeps in the freezer{words}", tuple(told) or (seen[0][1].cite,))
 
 
+def _dumping(facts: Facts) -> Judgement:
+    """Tell of a crash that is not over: the kernel writes the core, and whoever waits for QEMU waits for that."""
+    seen = _seen(facts)
+    if not seen:
+        return CannotTell("every thread's kernel stack and status in /proc (evidence/witness/tasks.txt)")
+    writing = [(thread, look) for thread, look in seen if DUMPS & set(look.kernel_stack)]
+    dumping = writing or [(thread, look) for thread, look in seen if look.dumping]
+    if not dumping:
+        return RuledOut("the kernel does not write its core", (seen[0][1].cite,))
+    thread, look = dumping[0]
+    stands = bool(writing) and slept_through(thread) is True
+    what = waits_for(look) if writing else ""
+    why = f", and does not go on: it waits {what}" if stands and what else ""
+    return Match(
+        headline=f"QEMU has crashed, and the kernel writes its core{why}",
+        objects=(subjects.Process(facts.vm.pid),),
+        confidence="proven",
+        claims=(
+            claim(
+                f"{sentence(named(thread))} is in {next(iter(DUMPS & set(look.kernel_stack)), 'the dump of a core')}.",
+                look.cite,
+                look.stack_cite,
+            ),
+            claim("A process that dumps its core runs no more: it ends as soon as that is written.", look.cite),
+        ),
+        holds=HOLDS,
+        weight=len(seen),
+    )
+
+
 SIGNATURES = (
+    Signature("core-dumping", "process", "QEMU has crashed, and its core is being written", _dumping),
     Signature("process-stopped", "process", "the process is stopped by a signal", _stopped),
     Signature("process-traced", "process", "a debugger holds the process", _traced),
     Signature("cgroup-frozen", "process", "the control group is frozen", _frozen),

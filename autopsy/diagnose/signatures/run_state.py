@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from autopsy.bundle import layout
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.queries.requests import title
+from autopsy.diagnose.queries.socket_peers import about_sockets, called, peers_of, taken
 from autopsy.diagnose.queries.wording import missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
-from autopsy.facts.model.facts import Facts
+from autopsy.facts.model.facts import Facts, SocketFact
 from autopsy.facts.subjects import Subject, Whole
+
+INCOMING = "inmigrate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +44,31 @@ class Paused:
                 claims.append(
                     claim(f"Disk {title(disk)} {words} (io-status {disk.io_status.value}).", disk.io_status.cite)
                 )
+        sender = _stopped_sender(facts) if INCOMING in self.statuses else ()
         alive = facts.monitor.alive
         again = facts.run_state_again
         if isinstance(again, Known) and again.value.status == state.value:
             claims.append(claim("It was the same at the second exposure.", again.cite))
         return Match(
-            headline=f"{self.words[0].upper()}{self.words[1:]} (run state {state.value})",
-            objects=tuple(objects),
+            headline=f"{self.words[0].upper()}{self.words[1:]} (run state {state.value}){_about(sender)}",
+            objects=(*objects, *peers_of(sender)),
             confidence="proven",
-            claims=tuple(claims),
+            claims=(*claims, *about_sockets(sender)),
             holds=frozenset({Whole.GUEST}),
             waits_for=frozenset({Whole.MAIN_LOOP}),
             # Whatever pauses a VM comes round: where the main loop does not, a `stop` has not ended, or a save has not.
             effect=isinstance(alive, Known) and not alive.value,
         )
+
+
+def _stopped_sender(facts: Facts) -> tuple[SocketFact, ...]:
+    """Return the connection to whoever sends the VM, if it is a program of this host that is stopped."""
+    return tuple(each for each in taken(facts) if any(peer.state in {"T", "t"} for peer in each.peers))[:1]
+
+
+def _about(sender: tuple[SocketFact, ...]) -> str:
+    who = ", ".join(called(peer) for each in sender for peer in each.peers)
+    return f": the other end of its connection, {who}, is stopped" if who else ""
 
 
 def status(facts: Facts) -> Fact[str]:
@@ -128,7 +142,7 @@ FAMILIES = (
     Paused(
         "vm-inmigrate",
         "migration",
-        ("inmigrate",),
+        (INCOMING,),
         "the VM waits for an incoming migration",
         "the VM waits for an incoming migration",
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries.at_limits import about_sharing, copies_held, disks_in_queue, seconds_for
 from autopsy.diagnose.queries.requests import (
     Standing,
     confidence,
@@ -15,7 +16,6 @@ from autopsy.diagnose.queries.requests import (
     of_disks,
     of_owners,
     standing,
-    their_disks,
 )
 from autopsy.diagnose.queries.threads import functions, threads
 from autopsy.diagnose.queries.wording import count, known, missing
@@ -26,6 +26,7 @@ from autopsy.facts.model.facts import Facts, MutexFact, Origin, Park, Thread, Th
 from autopsy.facts.subjects import Subject, Whole
 
 SECOND = 1_000_000_000
+PATIENCE = 30.0  # seconds; what a limit lets pass within them is slow, and not stuck
 SECTOR = 512  # no guest asks for less
 NOT_PARKED = "no request is parked in a throttle group"
 
@@ -127,7 +128,7 @@ def _holds_all(group: ThrottleGroup, gap: float) -> bool:
 
 
 def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) -> tuple[Claim, ...]:
-    whose = of_owners(their_disks(facts, parked.requests), job_of(facts, parked.requests))
+    whose = of_owners(disks_in_queue(facts, parked.requests), job_of(facts, parked.requests))
     claims = [
         claim(
             f"{count(len(parked.requests), 'request')} {whose} "
@@ -136,6 +137,7 @@ def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) ->
             *parked.cites,
         )
     ]
+    claims += about_sharing(facts, parked.requests)
     if parked.proven:
         claims.append(claim("They stood at the same place, with the same registers, at both exposures.", *parked.cites))
     for group in groups:
@@ -167,21 +169,35 @@ def _timer_wait(facts: Facts) -> Judgement:
         return RuledOut("no timer is pending that could end the wait", parked.cites)
     if _may_flow(facts, parked, groups):
         return CannotTell("whether other requests passed the limit meanwhile (query-blockstats, twice)")
-    disks = their_disks(facts, parked.requests)
+    disks = disks_in_queue(facts, parked.requests)
     jobs = job_of(facts, parked.requests)
     group = groups[0] if groups else None
     limits = f" (group {group.name}: {_limits(group)})" if group else ""
+    # Of an export nobody counts what passes its limit meanwhile.
+    slow = _is_export(facts, parked) and not any(_holds_all(each, PATIENCE) for each in groups)
+    copies = copies_held(facts)
     return Match(
         headline=f"{count(len(parked.requests), 'request')} {of_owners(disks, jobs)} "
-        f"{'waits' if len(parked.requests) == 1 else 'wait'} for QEMU's own I/O limit{limits}",
+        f"{'waits' if len(parked.requests) == 1 else 'wait'} for QEMU's own I/O limit{limits}"
+        f"{_how_long(group, len(parked.requests))}",
         objects=(*disks, *jobs, *(subjects.ThrottleGroup(each.name) for each in groups)),
-        confidence=confidence(proven=parked.proven, otherwise="likely" if group else "possible"),
+        confidence=confidence(proven=parked.proven and not slow, otherwise="likely" if group else "possible"),
         claims=_chain(facts, parked, groups),
         holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, parked.requests),
         waits_for=frozenset({Whole.THROTTLE_LOCK}),
         by_design=True,
+        harmless=bool(copies) and len(copies) == len(parked.requests),
         weight=len(parked.requests),
     )
+
+
+def _is_export(facts: Facts, parked: Standing) -> bool:
+    return any(disk.is_export for request in parked.requests for disk in disks_of(facts, request))
+
+
+def _how_long(group: ThrottleGroup | None, requests: int) -> str:
+    seconds = seconds_for(group, requests) if group else None
+    return f": it takes about {_seconds(int(seconds * SECOND))} for these" if seconds and seconds > 1 else ""
 
 
 def _stale(facts: Facts) -> Judgement:
@@ -202,7 +218,7 @@ def _stale(facts: Facts) -> Judgement:
         return RuledOut(words, tuple(group.cite for group in groups))
     if any(_lost(group) for group in groups):
         return RuledOut("there is no timer at all", tuple(group.cite for group in groups))
-    disks = their_disks(facts, parked.requests)
+    disks = disks_in_queue(facts, parked.requests)
     return Match(
         headline=f"{count(len(parked.requests), 'request')} {of_disks(disks)} "
         f"{'waits' if len(parked.requests) == 1 else 'wait'} for a throttle timer that is older than the limits: {why}",
@@ -236,7 +252,7 @@ def _lost_timer(facts: Facts) -> Judgement:
     lost = [group for group in groups if _lost(group)]
     if not lost:
         return RuledOut("the group's timer is pending", tuple(group.cite for group in groups))
-    disks = their_disks(facts, parked.requests)
+    disks = disks_in_queue(facts, parked.requests)
     return Match(
         headline=(
             f"{count(len(parked.requests), 'request')} {of_disks(disks)} wait for a throttle timer that nobody "
@@ -279,7 +295,7 @@ def _deadlock(
     others = [tid for tid in mutex.waiters if tid != mutex.owner]
     waiting = standing(facts, (Park.THROTTLE, Park.THROTTLE_LOCK))
     requests = waiting.requests if isinstance(waiting, Standing) else ()
-    disks = their_disks(facts, requests)
+    disks = disks_in_queue(facts, requests)
     group = mutex.in_object.removeprefix("throttle group ") if mutex.in_object.startswith("throttle group") else ""
     claims = [
         claim(

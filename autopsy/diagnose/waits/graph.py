@@ -8,7 +8,7 @@ from itertools import islice
 
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.queries.threads import by_role
-from autopsy.diagnose.waits import kernel, locks, monitor, polls, requests
+from autopsy.diagnose.waits import kernel, locks, migration, monitor, polls, requests
 from autopsy.diagnose.waits.ends import Ends, ends
 from autopsy.diagnose.waits.wait import Wait
 from autopsy.facts import subjects
@@ -21,6 +21,7 @@ BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
     ("kernel", kernel.waits),
     ("requests", requests.waits),
     ("polls", polls.waits),
+    ("migration", migration.waits),
     ("monitor", monitor.waits),
 )
 # What must not wait: the guest's requests, the loops that serve them, its CPUs, and whoever sends it elsewhere.

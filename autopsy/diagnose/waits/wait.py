@@ -18,6 +18,7 @@ class How(Enum):
     PARKED_AT = "is parked at"
     SLEEPS_ON = "sleeps in a system call on"
     SERVED_BY = "is served by"
+    OTHER_END = "waits for the other end of its connection:"
     STACKED_ON = "lies on"
     STOPPED_BY = "is stopped by"
 

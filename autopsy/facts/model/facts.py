@@ -127,7 +127,7 @@ class Syscall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exposure:
-    """A thread at one moment, as /proc told of it."""
+    """A thread at one moment, as /proc told of it; `dumping` says that the kernel writes the core of its process."""
 
     state: str
     wchan: str
@@ -137,6 +137,7 @@ class Exposure:
     stop_pending: bool
     cite: Cite
     stack_cite: Cite
+    dumping: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,10 @@ from autopsy.facts.model.yield_points import Park as Park  # noqa: PLC0414 - fac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoroutineFact:
-    """One parked coroutine. `stuck` says whether it stood at the same place in both exposures."""
+    """One parked coroutine. `stuck` says whether it stood at the same place in both exposures.
+
+    `of_job` says that it carries a request of a block job's own, and so none of a disk's.
+    """
 
     address: int
     park: Park
@@ -26,6 +29,7 @@ class CoroutineFact:
     node: Fact[str]
     disk: Fact[str]
     cite: Cite
+    of_job: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,12 @@ from types import MappingProxyType
 
 from autopsy.bundle import layout
 from autopsy.facts.cite import Fact, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Disk, Node, Park
+from autopsy.facts.model.facts import CoroutineFact, Disk, Job, Node, Park
 from autopsy.facts.model.yield_points import THROTTLED
 from autopsy.facts.yield_points import NBD_REQUESTS
 
 HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
+NOT_ASKED = Unknown(layout.evidence(layout.QUERY_STATUS, layout.QMP), "nobody asked for the jobs")
 
 # They have more children than the one that query-blockstats follows.
 BRANCHING = frozenset({"copy-before-write", "backup-top", "quorum", "replication", "blkverify", "blklogwrites"})
@@ -35,13 +36,21 @@ WAITING_DRIVERS: Mapping[str, Park] = MappingProxyType(
 )
 
 
+# A device's requests enter the block layer by blk_aio_*, whose coroutines begin in static functions. These jobs call
+# the exported ones, and so does the server of an export.
+COPYING = frozenset({"mirror", "commit", "stream"})
+ENTERED_BY_NAME = ("blk_co_pread", "blk_co_pwrite", "blk_co_pdiscard", "blk_co_copy_range", "blk_co_flush")
+OF_AN_EXPORT = ("nbd_", "vhost_user_", "vduse_", "virtio_blk_")
+
+
 def link(
     coroutines: Fact[tuple[CoroutineFact, ...]],
     disks: Fact[tuple[Disk, ...]],
     drivers: Fact[frozenset[str]],
     nodes: tuple[Node, ...] = (),
+    jobs: Fact[tuple[Job, ...]] = NOT_ASKED,
 ) -> Fact[tuple[CoroutineFact, ...]]:
-    """Return the coroutines with `disk` told by its disk's name wherever it can be told.
+    """Return the coroutines with `disk` told by its disk's name wherever it can be told, and `of_job` likewise.
 
     `drivers` are those of all nodes that there are, known only where QEMU listed them; `nodes` those that are known.
     """
@@ -50,6 +59,9 @@ def link(
     if isinstance(drivers, Known):
         checked = (_checked(each, drivers.value) for each in coroutines.value)
         coroutines = Known(tuple(checked), coroutines.cite)
+    if isinstance(jobs, Known) and any(job.kind in COPYING for job in jobs.value):
+        told = (replace(each, of_job=_is_of_job(each)) for each in coroutines.value)
+        coroutines = Known(tuple(told), coroutines.cite)
     if isinstance(disks, Unknown):
         return coroutines
     named = (_driver(each, disks.value, nodes) for each in coroutines.value)
@@ -65,6 +77,16 @@ def _checked(coroutine: CoroutineFact, drivers: frozenset[str]) -> CoroutineFact
     park = Park.NBD_SERVER if coroutine.park in NBD_REQUESTS else Park.DRIVER
     why = f"no node has the driver {' or '.join(sorted(wanted))}"
     return replace(coroutine, park=park, named_by=(*coroutine.named_by, why))
+
+
+def _is_of_job(coroutine: CoroutineFact) -> bool:
+    """Tell whether a request was put by a caller of the block layer that is neither a device nor an export."""
+    if coroutine.park is Park.MIRROR:
+        return True
+    entered = [place for place, frame in enumerate(coroutine.frames) if frame.function.startswith(ENTERED_BY_NAME)]
+    outside = [frame.function or frame.near for frame in coroutine.frames[entered[-1] + 1 :]] if entered else []
+    # A guest's write that a mirror sends on comes from blk_aio_*, or from what lies beside it in a stripped build.
+    return bool(entered) and not any(name.startswith(("blk_", *OF_AN_EXPORT)) for name in outside)
 
 
 def _driver(coroutine: CoroutineFact, disks: tuple[Disk, ...], nodes: tuple[Node, ...]) -> CoroutineFact:
@@ -87,6 +109,8 @@ def _driver(coroutine: CoroutineFact, disks: tuple[Disk, ...], nodes: tuple[Node
 
 
 def _disk(coroutine: CoroutineFact, disks: tuple[Disk, ...]) -> Fact[str]:
+    if coroutine.of_job:
+        return Unknown(HEAP, "it is a block job's own request")
     if isinstance(coroutine.disk, Known):
         title = coroutine.disk.value
         named = [disk for disk in disks if title in {disk.backend, disk.device, disk.name, top(disk)}]

@@ -13,6 +13,7 @@ import pytest
 from support import lab
 from support.verdicts import captured
 from support.wedged import export_clients, qtest, stacked
+from support.wedged import wedges_apart as apart
 from support.wedged import wedges_beyond as beyond
 from support.wedged.wedges import Stuck
 
@@ -136,6 +137,23 @@ TRIALS = (
     ),
     Trial(
         "a migration that creeps", "none", "healthy", beyond.creeping_migration, (NEW,), says="the migration is slow"
+    ),
+    Trial(
+        "a mirror that a limit holds back while the guest writes",
+        "none",
+        "healthy",
+        apart.mirror_at_a_limit,
+        (NEW,),
+        says="while the guest's disks work",
+    ),
+    Trial(
+        "a crash whose core goes into a frozen file system",
+        "process",
+        "core-dumping",
+        apart.dumping_into_frozen,
+        (OLD,),
+        ("proven",),
+        says="QEMU has crashed",
     ),
     Trial(
         "a VM without a monitor",

@@ -27,6 +27,7 @@ BESIDE = {
         "what the holder of its own lock waits for has no edge yet",
     ),
     "throttle-deadlock-10.0.2-debug": ("control", "a lock that was just being handed over has no owner"),
+    "dumping-into-frozen-7.2": ("host", "the writing of its core waits, and that is not why it crashed"),
     "throttle-deadlock-10.0.2": ("control", "without debug information a lock does not tell which group's it is"),
 }
 

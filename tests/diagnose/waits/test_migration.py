@@ -1,0 +1,76 @@
+"""A migration's two ends: a guest's page that has not come waits for whoever sends it, and that is one cause."""
+
+from __future__ import annotations
+
+from autopsy.bundle import layout, records
+from autopsy.bundle.sections import Section
+from autopsy.cli.json_output import verdict as answer
+from autopsy.diagnose.verdict import diagnose
+from autopsy.facts.gather import gather
+from support.built import evidence as e
+
+FAULT = ("handle_userfault", "do_anonymous_page", "handle_mm_fault", "exc_page_fault")
+RECEIVING = "47 0x13 0x7f0000000000 0x0 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000"
+
+
+def other_end(case: e.Case, state: str) -> e.Case:
+    case.ends += [
+        records.SocketEnd(fd=18, inode=6, family="unix", state="LISTEN", local="/run/m", peer_pids=()),
+        records.SocketEnd(
+            fd=19,
+            inode=7,
+            family="unix",
+            state="ESTAB",
+            local="/run/m",
+            receive_queue=0,
+            send_queue=0,
+            peer_pids=(900,),
+        ),
+    ]
+    status = f"Name:\tqemu\nState:\t{state}\n".encode()
+    case.peer_sections += [Section("peer/900/comm", b"qemu-system-x86\n"), Section("peer/900/status", status)]
+    return case
+
+
+def postcopy(state: str) -> e.Case:
+    case = e.Case(version="10.0.2")
+    case.idle_threads(vcpus=2)
+    for task in case.tasks:
+        if task.comm.startswith("CPU "):
+            task.state, task.stack, task.switches, task.cpu_ns = "D", FAULT, 0, 0
+    where = ("unix_stream_read_generic", "unix_stream_recvmsg", "sock_recvmsg", "do_syscall_64")
+    case.thread(e.PID + 70, "mig/dst/listen", syscall=RECEIVING, stack=where, frames=("recvmsg", "qemu_get_byte"))
+    case.monitor()
+    case.disks(e.disk("d0"))
+    return other_end(case, state)
+
+
+def test_pages_that_do_not_come_and_their_silent_sender_are_one_cause() -> None:
+    found = diagnose(gather(postcopy("T (stopped)").bundle()))
+    assert found.signature == "migration-send-blocked"
+    assert "qemu-system-x86 900" in found.objects
+    assert [each.signature for each in answer(found).causes] == ["migration-send-blocked"]
+    assert ("postcopy-page-wait", "migration-send-blocked") in {
+        (each.signature, each.because_of) for each in found.secondary
+    }
+
+
+def incoming(state: str) -> e.Case:
+    case = e.Case(version="10.0.2")
+    case.idle_threads()
+    case.asked("(greeting)", {"QMP": {}}, outcome="greeted")
+    for step in (layout.QUERY_STATUS, layout.SECOND_EXPOSURE):
+        case.asked("query-status", {"status": "inmigrate", "running": False}, step=step)
+    return other_end(case, state)
+
+
+def test_a_vm_that_waits_for_a_stopped_source_names_it() -> None:
+    found = diagnose(gather(incoming("T (stopped)").bundle()))
+    assert (found.signature, found.confidence) == ("vm-inmigrate", "proven")
+    assert found.headline.endswith("the other end of its connection, qemu-system-x86 900, is stopped")
+    assert "qemu-system-x86 900" in found.objects
+
+
+def test_a_vm_whose_source_runs_only_waits() -> None:
+    found = diagnose(gather(incoming("S (sleeping)").bundle()))
+    assert (found.signature, found.objects) == ("vm-inmigrate", ("VM devvm",))

@@ -1,0 +1,99 @@
+"""QEMUs whose trouble is not the guest's disk: a job at a limit, a shared limit, a source that is stopped, a crash."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autopsy.drill import guests
+from autopsy.drill.machine import Machine
+from autopsy.drill.process import start
+from autopsy.drill.site import site
+from support import lab
+from support.builds import missing
+from support.wedged.wedges import DISK, NODE, Stuck, in_flight, until_it_works
+
+LITTLE = 1 << 16  # bytes a second
+
+
+@contextmanager
+def mirror_at_a_limit(build: lab.Build) -> Iterator[Stuck]:
+    """A mirror whose target has a limit, while the guest writes to its disk as ever."""
+    with lab.folder() as place:
+        image = lab.disk(place / "d")
+        guests.write_boot_sector(image)
+        with lab.qemu(
+            build,
+            *("-blockdev", f"driver=file,node-name=file0,filename={image}", "-device", f"{NODE}=file0"),
+            accelerate=lab.KVM,
+            boots=True,
+        ) as vm:
+            until_it_works(vm, 1)
+            vm.qmp("object-add", **{"qom-type": "throttle-group", "id": "slow0", "x-bps-total": LITTLE})
+            vm.qmp("blockdev-add", **{"driver": "null-co", "node-name": "null0", "size": image.stat().st_size})
+            slow = {"driver": "throttle", "node-name": "target0", "throttle-group": "slow0", "file": "null0"}
+            vm.qmp("blockdev-add", **slow)
+            vm.qmp("blockdev-mirror", **{"job-id": "mirror0", "device": "file0", "target": "target0", "sync": "full"})
+            lab.until("it copied", lambda: vm.qmp("query-jobs")[0]["current-progress"] > 0)
+            yield Stuck(vm)
+
+
+@contextmanager
+def two_in_one_group(build: lab.Build) -> Iterator[Stuck]:
+    """Two disks that share a throttle group, with writes of both in its queue; a third has none."""
+    with lab.folder() as place:
+        words = []
+        for number in range(3):
+            shared = ",throttling.bps-total=100,throttling.group=shared0" if number < 2 else ""
+            image = lab.disk(place / f"d{number}", mebibytes=16)
+            words += ["-drive", f"if=none,id=disk{number},format=raw,file={image}{shared}"]
+            words += ["-device", f"virtio-blk-pci,id=vd{number},drive=disk{number}"]
+        with lab.qemu(build, *words) as vm:
+            for name in ("disk0", "disk1"):
+                in_flight(vm, name, 4)
+            yield Stuck(vm, ("vd0", "vd1", "shared0"))
+
+
+@contextmanager
+def source_stopped(build: lab.Build) -> Iterator[Stuck]:
+    """A VM that is being migrated here, from a QEMU of this host that is stopped."""
+    with lab.folder() as place, lab.qemu(build, "-incoming", "defer", name="there") as there, lab.qemu(build) as vm:
+        there.qmp("migrate-incoming", uri=f"unix:{place}/migration")
+        vm.qmp("migrate-set-parameters", **{"max-bandwidth": LITTLE})
+        vm.qmp("migrate", uri=f"unix:{place}/migration")
+        lab.until("it sends", lambda: vm.qmp("query-migrate").get("ram", {}).get("transferred", 0) > 0)
+        with lab.stopped(vm):
+            yield Stuck(there, (str(vm.pid),), vm.process.resume)
+
+
+@contextmanager
+def dumping_into_frozen(build: lab.Build) -> Iterator[Stuck]:
+    """A QEMU that has crashed, whose core goes into its working directory on a frozen file system."""
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text()
+    if "/" in pattern or "|" in pattern:
+        missing("cores go elsewhere here: /proc/sys/kernel/core_pattern")
+    with lab.file_system() as mounted, site() as there:
+        image = lab.disk(mounted.mount / "d", mebibytes=1)
+        rom = there.folder / "halt.rom"
+        guests.write_halting_firmware(rom)
+        monitor = there.folder / "qmp"
+        words = (*build.firmware_arguments, "-nodefaults", "-display", "none", *lab.TCG, "-m", "64", "-bios", rom)
+        process = start(
+            there,
+            [
+                *("env", "-C", mounted.mount, build.binary, *words, "-name", "guest=t,debug-threads=on"),
+                *("-drive", f"if=none,id=disk0,format=raw,file={image}", *DISK),
+                *("-qmp", f"unix:{monitor},server=on,wait=off"),
+            ],
+            log="qemu.log",
+        )
+        process.wait_until("it listened", monitor.exists)
+        resource.prlimit(process.pid, resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        with lab.frozen(mounted):
+            os.kill(process.pid, signal.SIGSEGV)
+            lab.until("it dumps", lambda: lab.waits_in(process.pid, "percpu_rwsem_wait"))
+            yield Stuck(Machine(process, monitor, monitor))
