@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from autopsy.cli.capture_command import capture
-from autopsy.cli.doctor import doctor
 from autopsy.cli.importing import import_evidence
 from autopsy.cli.printing import Json, say, show
 from autopsy.cli.storing import list_captures, remove, show_capture
@@ -264,21 +263,31 @@ def diff(
 
 
 @app.command()
-def ps(json: Json = False) -> None:
-    """List this host's VMs without asking or stopping any."""
+def ps(
+    stuck: Annotated[bool, typer.Option("--stuck", help="only those that look stuck, at two looks")] = False,
+    json: Json = False,
+) -> None:
+    """List this host's VMs without asking or stopping any.
+
+    Those that show a sign of trouble stand first.
+    """
+    from dataclasses import replace
+
     from autopsy.cli import terminal
     from autopsy.cli.json_output import census_json
     from autopsy.target.ps import census
+    from autopsy.target.stalls import stalled
 
-    found = census()
+    looks = stalled() if stuck else ()
+    found = tuple(replace(stall.vm, signs=(stall.words, *stall.vm.signs)) for stall in looks) if stuck else census()
     if json:
         show(census_json(found))
+    elif stuck and not found:
+        show("no virtual machine of this host looks stuck")
     else:
-        for line in terminal.ps_lines(found, get_terminal_size().columns if sys.stdout.isatty() else 0):
+        width = get_terminal_size().columns if sys.stdout.isatty() else 0
+        for line in terminal.ps_lines(tuple(sorted(found, key=lambda vm: not vm.signs)), width):
             show(line)
-
-
-app.command()(doctor)
 
 
 @app.command()

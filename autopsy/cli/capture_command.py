@@ -9,13 +9,19 @@ from typing import Annotated
 import typer
 
 from autopsy.cli.printing import Json, say, show
+from autopsy.errors import UsageError
 
 
 def capture(
-    target: Annotated[
-        str,
-        typer.Argument(metavar="TARGET", help="VMID, libvirt name, PID; or pve:102, libvirt:web1, pid:4242, qmp:/path"),
-    ],
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TARGET...", help="VMID, libvirt name, PID; or pve:102, libvirt:web1, pid:4242, qmp:/path"
+        ),
+    ] = None,
+    stuck: Annotated[
+        bool, typer.Option("--stuck", help="every VM of this host that looks stuck; kills only what is named besides")
+    ] = False,
     then_kill: Annotated[
         bool, typer.Option("--then-kill", help="kill the VM once its evidence is sealed and read back")
     ] = False,
@@ -40,7 +46,9 @@ def capture(
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="0.5 s between the two exposures instead of 5 s")] = False,
     gap: Annotated[float | None, typer.Option("--gap", metavar="S", min=0.1, help="seconds between exposures")] = None,
-    budget: Annotated[float, typer.Option("--budget", metavar="S", min=5, help="seconds for everything")] = 60.0,
+    budget: Annotated[
+        float | None, typer.Option("--budget", metavar="S", min=5, help="seconds for everything (60; of many, more)")
+    ] = None,
     max_stop: Annotated[float, typer.Option("--max-stop", metavar="MS", min=1, help="longest stop of the VM")] = 50.0,
     no_core: Annotated[bool, typer.Option("--no-core", help="leave the core out of the bundle")] = False,
     sign: Annotated[
@@ -66,19 +74,25 @@ def capture(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="nothing but the result")] = False,
     json: Json = False,
 ) -> None:
-    """Freeze one VM's evidence and say where it is stuck."""
+    """Freeze a VM's evidence and say where it is stuck.
+
+    Several are captured beside each other, under one budget; the exit code is the gravest of all.
+    """
     from autopsy.capture.step import Options
     from autopsy.cli import streams, summary, terminal
     from autopsy.cli.json_output import answer
     from autopsy.commands.capture import Wish, fulfil
     from autopsy.text import plain
 
+    names = tuple(targets or ())
+    if not names and not stuck:
+        raise UsageError("capture", "no TARGET is named", remedy="`autopsy ps` lists this host's VMs; or say --stuck")
     wish = Wish(
-        name=target,
+        name=names[0] if names else "",
         options=Options(
             fast=fast,
             gap=gap if gap is not None else (0.5 if fast else 5.0),
-            budget=budget,
+            budget=budget or Options().budget,
             core=not no_core,
             ask_anyway=ask_anyway,
             ask_unstable=ask_unstable,
@@ -97,6 +111,12 @@ def capture(
         sign=sign.absolute() if sign else None,
         words=tuple(sys.argv[1:]),
     )
+    if stuck or len(names) > 1:
+        from autopsy.cli.capture_several import capture_several
+        from autopsy.commands.capture_many import Order
+
+        order = Order(names=names, stuck=stuck, wish=wish, budget=budget)
+        raise typer.Exit(capture_several(order, quiet=quiet, json=json))
     told: list[str] = []
 
     def tell(line: str) -> None:

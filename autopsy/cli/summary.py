@@ -55,7 +55,12 @@ def in_short(told: Told) -> str:
     """Return a stored capture's verdict on one line."""
     if told.diagnosis is None:
         return f"({told.trouble or 'no verdict was stored'})"
-    return f"{state_of(told.diagnosis)} {told.diagnosis.headline} ({told.diagnosis.confidence})"
+    return of_diagnosis(told.diagnosis)
+
+
+def of_diagnosis(diagnosis: Diagnosis) -> str:
+    """Return a verdict on one line."""
+    return f"{state_of(diagnosis)} {diagnosis.headline} ({diagnosis.confidence})"
 
 
 def state_of(diagnosis: Diagnosis) -> str:

@@ -53,7 +53,8 @@ NOT_STARTED = "not started again: we did not end it, and whoever did may have ha
 class Wish:
     """What `autopsy capture` was asked for. `words` is the command line, for the manifest.
 
-    Without places the bundle goes to the store.
+    Without places the bundle goes to the store. `one_of_many` says that others are captured beside it: who asked for
+    them all tidies up.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Wish:
     even_if_needless: bool = False
     require: tuple[str, ...] = ()
     sign: Path | None = None
+    one_of_many: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +119,16 @@ def fulfil(wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) 
     Raises:
         AutopsyError: no such VM, not permitted, or not stored; then nothing was killed.
     """
+    check(wish)
+    return fulfil_for(target.find(wish.name), wish, watcher, say)
+
+
+def check(wish: Wish) -> None:
+    """Refuse what cannot be meant, before anything is looked for.
+
+    Raises:
+        UsageError: there is no such step, or an option lacks the one that it belongs to.
+    """
     unknown = [step for step in wish.require if step not in layout.STEPS]
     if unknown:
         raise UsageError(
@@ -127,19 +139,26 @@ def fulfil(wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) 
         raise UsageError(option, "there is no kill for it to follow", remedy="say --then-kill as well")
     if wish.sign is not None:
         can_sign(wish.sign)
-    vm = target.find(wish.name)
+
+
+def fulfil_for(vm: target.Target, wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) -> Ended:
+    """Capture a VM that is held and, if that was asked for and may be done, kill it.
+
+    Raises:
+        AutopsyError: not stored; then nothing was killed.
+    """
     options = _hurried(vm, wish.options, say)
     watch = EndWatch(vm)
     captured = capture(vm, watch, options=options, places=wish.places, words=wish.words, watcher=watcher, say=say)
     if wish.sign is not None:
         captured = _signed(captured, wish.sign)
     if captured.end is not None:
-        return _with_rescued(_ended_by_itself(captured, captured.end, wish))
+        return _with_rescued(_ended_by_itself(captured, captured.end, wish), wish)
     if wish.then_kill:
-        return _with_rescued(_end(vm, watch, captured, wish, say))
+        return _with_rescued(_end(vm, watch, captured, wish, say), wish)
     code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.DONE
     return _with_rescued(
-        Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code)
+        Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code), wish
     )
 
 
@@ -154,10 +173,10 @@ def _signed(captured: Captured, key: Path) -> Captured:
     return replace(captured, notes=(*captured.notes, told))
 
 
-def _with_rescued(ended: Ended) -> Ended:
+def _with_rescued(ended: Ended, wish: Wish) -> Ended:
     """Seal what earlier captures, killed themselves, left in memory: now that this VM's own matter is settled."""
     captured = ended.captured
-    told = () if captured.interrupted else (*tidy(captured.sealed.path), *rescue())
+    told = () if captured.interrupted or wish.one_of_many else (*tidy(captured.sealed.path), *rescue())
     return replace(ended, captured=replace(captured, notes=captured.notes + told)) if told else ended
 
 
@@ -203,7 +222,8 @@ def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, say
 
 def _insisting(wish: Wish) -> str:
     """Return the command line that kills this VM although it is proven that it need not be killed."""
-    said = wish.words[1:] if wish.words[:1] == ("capture",) else (wish.name, "--then-kill")
+    alone = wish.words[:1] == ("capture",) and not wish.one_of_many
+    said = wish.words[1:] if alone else (wish.name, "--then-kill")
     return shlex.join(("autopsy", "capture", "--even-if-needless", *said))
 
 

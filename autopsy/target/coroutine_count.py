@@ -1,4 +1,4 @@
-"""How many coroutines of a running QEMU are under way, by one word of each one's stack: no heap is read, none stopped.
+"""Which coroutines of a running QEMU are under way, by one word of each one's stack: no heap is read, none stopped.
 
 coroutine_trampoline() calls the coroutine's entry through a pointer, and when that has returned,
 qemu_coroutine_switch() by its address, to wait in the pool. Either leaves its return address at the very top of the
@@ -7,6 +7,7 @@ stack, and the instruction before that address tells which of the two calls it w
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -42,6 +43,19 @@ def count(pid: int) -> bytes:
         OSError: the process is gone, or not ours to look at.
         Unclear: this QEMU's coroutines are made in another way.
     """
+    return str(len(_busy(pid)) - 1).encode()
+
+
+def stacks(pid: int) -> bytes:
+    """Return what tells the coroutines under way apart from one look to the next: a line each, address and digest.
+
+    A coroutine that has run meanwhile has other words on its stack. The monitor's dispatcher is among them. Call it in
+    a child, as `count`, and it raises as that does.
+    """
+    return b"".join(b"%x %s\n" % (top, digest) for top, digest in _busy(pid, digests=True))
+
+
+def _busy(pid: int, *, digests: bool = False) -> list[tuple[int, bytes]]:
     mappings = parse_maps(read_kernel(f"/proc/{pid}/maps", MOST_MAPS))
     exe = image_of(pid).link
     code = [each for each in mappings if "x" in each.permissions and each.path == exe]
@@ -50,7 +64,9 @@ def count(pid: int) -> bytes:
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
             with Unpreempted() as ahead:
-                return _count(Process(pid, memory, pagemap, f"/proc/{pid}"), list(_stacks(mappings)), code, ahead)
+                process = Process(pid, memory, pagemap, f"/proc/{pid}")
+                found = _under_way(process, list(_stacks(mappings)), code, ahead)
+                return [(top, _digest(process, top) if digests else b"") for top in found]
         finally:
             os.close(pagemap)
     finally:
@@ -78,9 +94,13 @@ def _stacks(mappings: tuple[Mapping, ...]) -> Iterator[int]:
             yield above.start + STACK
 
 
-def _count(process: Process, tops: list[int], code: list[Mapping], ahead: Unpreempted) -> bytes:
+def _digest(process: Process, top: int) -> bytes:
+    return hashlib.blake2b(_read(process, top - PAGE, PAGE), digest_size=16).hexdigest().encode()
+
+
+def _under_way(process: Process, tops: list[int], code: list[Mapping], ahead: Unpreempted) -> list[int]:
     inside: dict[int, bool | None] = {}
-    found = 0
+    found: list[int] = []
     known = 0
     for top in tops:
         ahead.breathe()
@@ -93,10 +113,11 @@ def _count(process: Process, tops: list[int], code: list[Mapping], ahead: Unpree
             inside[back] = calls_by_pointer(_read(process, back - CALL_BYTES, CALL_BYTES))
         if inside[back] is not None:
             known += 1
-            found += bool(inside[back])
+            if inside[back]:
+                found.append(top)
     if not found:
         raise Unclear(f"of {known} coroutines none is the monitor's")
-    return str(found - 1).encode()
+    return found
 
 
 def calls_by_pointer(code: bytes) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 from autopsy.bundle.proc_stat import ProcStat
@@ -83,9 +84,11 @@ def _of_threads(first: Glance, second: Glance) -> list[str]:
     still = first.switches == second.switches and first.wchan == second.wchan
     if still and second.wchan.startswith("futex_"):  # the main loop sleeps in ppoll; a lock is its for microseconds
         found.append("the main thread waits for a lock")
-    found += [f"{printable(each.comm)} sleeps in {each.wchan or '?'}" for each in second.asleep[:MOST_THREADS_TOLD]]
     if len(second.asleep) > MOST_THREADS_TOLD:
-        found.append(f"{len(second.asleep) - MOST_THREADS_TOLD} more such threads")
+        where = Counter(each.wchan or "?" for each in second.asleep).most_common(MOST_THREADS_TOLD)
+        found.append(f"{len(second.asleep)} threads in D ({', '.join(place for place, _ in where)})")
+    else:
+        found += [f"{printable(each.comm)} sleeps in {each.wchan or '?'}" for each in second.asleep]
     return found
 
 
