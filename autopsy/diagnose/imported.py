@@ -8,11 +8,13 @@ from dataclasses import replace
 from autopsy.diagnose.diagnosis import Advice
 from autopsy.diagnose.frames.block_waits import called
 from autopsy.diagnose.frames.catalogue import FROM_FRAMES
-from autopsy.diagnose.frames.stacks import stacks
+from autopsy.diagnose.frames.stacks import Wait, stacks
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature
+from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Facts, Origin
+from autopsy.facts.subjects import Subject
 
 # A ring of locks with its owners is whole in one look: none of them can go on.
 PROVES_ITSELF = frozenset(
@@ -88,12 +90,20 @@ def commands(facts: Facts) -> tuple[Advice, ...]:
     return (Advice(when="later", command=f"autopsy capture {shlex.quote(facts.vm.name)}", why=missing),)
 
 
-def place(facts: Facts) -> str:
-    """Say where the main thread stands, or whoever was pasted, where no mechanism was found; empty for a capture."""
+def place(facts: Facts, end: Subject | None = None) -> str:
+    """Say where the thread stands that all wait for, the main one, or whoever was pasted; empty for a capture.
+
+    It is what can be told where no mechanism was found.
+    """
     found = stacks(facts) if facts.origin is not Origin.CAPTURE else ()
-    stack = next((each for each in found if each.is_main), found[0] if found else None)
+    stack = next((each for each in found if subjects.thread(each.thread) == end), None)
+    stack = stack or next((each for each in found if each.is_main), found[0] if found else None)
     if stack is None:
         return ""
+    if stack.wait is Wait.POLL and stack.polls_for:
+        polls = stack.polls_for[0]
+        beyond = next((name for name in stack.names[stack.names.index(polls) + 1 :] if name not in {"", polls}), "")
+        return f"{sentence(called(stack))} polls in {polls}{f', for {beyond}' if beyond else ''}"
     outside = [name for name in stack.outer if name][:2]
     where = ", under ".join(dict.fromkeys(filter(None, (next(filter(None, stack.names), ""), *outside))))
     return f"{sentence(called(stack))} {stack.wait.value}{f': {where}' if where else ''}"

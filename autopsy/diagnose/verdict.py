@@ -99,6 +99,8 @@ def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order, graph: Grap
         headline = f"{effects[0].match.headline}; what holds it up cannot be told from this evidence"
     if ends:
         headline = f"{_about(facts, ends[0])}; no signature can tell what it waits for itself"
+        if place := imported.place(facts, ends[0].end) if isinstance(ends[0].end, subjects.Thread) else "":
+            headline = f"{_about(facts, ends[0])}. {place}; why it stays there cannot be told from this evidence"
     return _diagnosis(
         facts,
         judged,

@@ -17,6 +17,7 @@ from autopsy.incoming.stacks.pasted import Paste
 from autopsy.incoming.streams import HEAD, MOST_TEXT, Stream
 from autopsy.incoming.texts.beside import Beside
 from autopsy.incoming.texts.log_lines import unfolded
+from autopsy.incoming.texts.quoted_printable import SIGN, undone
 
 MOST_LAYERS = 3  # of compression around one file
 MOST_MEMBERS = 100_000
@@ -109,7 +110,8 @@ class Reading:
         before = self.scan.frames
         self.scan.end_of_file()
         crashes = len(self.scan.crash)
-        for line in streams.lines(head, stream, max(1, most), told):
+        lines = streams.lines(head, stream, max(1, most), told)
+        for line in undone(lines) if SIGN in head else lines:
             self.left -= len(line)
             for each in unfolded(line):
                 if self.scan.feed(each):

@@ -39,6 +39,7 @@ RCU = ("drain_call_rcu", "synchronize_rcu", "wait_for_readers")
 HELD: tuple[tuple[tuple[str, ...], tuple[str, ...], str, Where], ...] = (
     (("monitor_cleanup", "monitor_data_destroy"), ("monitor_qapi_event_",), "the monitor's lock", "control"),
     (("throttle_group_", "timer_cb"), ("throttle_group_", "schedule_next"), "a throttle group's lock", "throttle"),
+    (("vnc_disconnect_finish",), ("vnc_lock_output",), "a VNC client's output lock", "control"),
     (("virtio_scsi_", "scsi_device_"), ("scsi_device_", "scsi_req_"), "a SCSI device's lock", "device"),
 )
 # In these a thread of a migration rests, or goes on by itself.
@@ -171,16 +172,22 @@ def _order(facts: Facts) -> Judgement:
     wanting = [
         each for each in found if each.wants_bql and each.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.OTHER}
     ]
-    for holder in holders:
-        other = next((each for each in wanting if each is not holder), None)
-        if other is not None:
-            return match(
-                f"{sentence(called(holder))} holds the BQL and waits in {holder.under}, and {called(other)} "
-                "waits for the BQL",
-                holder,
-                other,
-                where=_where(holder, other),
-            )
+    pairs = [(holder, other) for holder in holders for other in wanting if other is not holder]
+    # What is polled for lies in an iothread, which ends nothing before it has the BQL.
+    pairs += [
+        (holder, other)
+        for holder in found
+        for other in wanting
+        if holder.wait is Wait.POLL and holder.holds_bql and other.thread.role is Role.IOTHREAD
+    ]
+    for holder, other in pairs[:1]:
+        how = f"polls in {holder.polls_for[0]}" if holder.wait is Wait.POLL else f"waits in {holder.under}"
+        return match(
+            f"{sentence(called(holder))} holds the BQL and {how}, and {called(other)} waits for the BQL",
+            holder,
+            other,
+            where=_where(holder, other),
+        )
     return nothing("no thread that holds the BQL waits for a lock", found)
 
 

@@ -81,7 +81,7 @@ LOOPS = _set(
 FOR_ONE_THING = _set(
     """
     qio_channel_wait qio_channel_wait_cond qemu_rdma_wait_comp_channel tcp_chr_wait_connected
-    qio_net_listener_wait_client nbd_client_connect
+    qio_net_listener_wait_client nbd_client_connect vhost_user_read
     """
 )
 ENDS = _set("abort raise __pthread_kill_implementation __assert_fail __assert_fail_base __kernel_vsyscall")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from autopsy.incoming.stacks.thread_line import Header
 
 DUMPED, KILLED = " dumped core", " killed by SIG"
-OURS = ("qemu", "kvm")
+OURS = ("qemu-system-", "qemu-kvm", "qemu:", "kvm")
 MOST_SAID = 200
 
 
@@ -18,11 +18,18 @@ class Dumps:
 
     foreign: bool = False  # what is being read is another program's
     other: bool = False  # the next dump will be
+    dumped: bool = False  # as systemd-coredump says it, not above a process's stacks
     pid: int = 0
     passed_over: set[int] = field(default_factory=set)  # further QEMUs
+    named: bool = False  # the next line is a command line, of the process whose stacks follow
 
     def feed(self, line: str) -> str:
         """Take a line that is no frame and no header; return how QEMU crashed, where it says so."""
+        if self.named and line:
+            self.named, self.other = False, not _is_ours(line.split(maxsplit=1)[0])
+            self.foreign, self.dumped = self.other, False
+        if line.startswith("/proc/") and line.endswith("/cmdline:"):
+            self.named = True
         if DUMPED in line and "Process " in line:
             return self._dumped(line)
         who, killed, how = line.partition(KILLED)
@@ -31,8 +38,8 @@ class Dumps:
         return ""
 
     def begins(self, header: Header) -> bool:
-        """Tell whether the stack of a thread is to be read; any header but a dump's ends a dump."""
-        self.foreign = header.dumped and self.other
+        """Tell whether a thread's stack is to be read; a header of another kind ends what systemd-coredump tells."""
+        self.foreign = self.other and (header.dumped or not self.dumped)
         return not self.foreign
 
     def _dumped(self, line: str) -> str:
@@ -48,6 +55,7 @@ class Dumps:
         ours = _is_ours(name)
         if ours and self.pid and pid != self.pid:
             self.passed_over.add(pid)
+        self.dumped = True
         self.other = not ours or bool(self.pid and pid != self.pid)
         if self.other:
             return ""
@@ -56,7 +64,7 @@ class Dumps:
 
     def end_of_file(self) -> None:
         """Take nothing of the next file for a part of this one's last dump."""
-        self.foreign = self.other = False
+        self.foreign = self.other = self.named = self.dumped = False
 
     def notes(self) -> Iterator[str]:
         """Yield what was left out."""

@@ -58,6 +58,22 @@ def number_of(line: str) -> int | None:
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 7 else None
 
 
+def with_its_sign(line: str, following: int) -> str:
+    """Return a frame without its `#`, which git takes for a comment's, as a frame with it; empty for any other line.
+
+    It must be the first of a stack, or `following`, and have an address, or the place that follows its arguments.
+    """
+    bare = line.lstrip(" ")
+    digits, _, rest = bare.partition(" ")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 4 and int(digits) in {0, following}):
+        return ""
+    rest = rest.lstrip(" ")
+    whole = rest.startswith("0x") and " in " in rest[:24]
+    if not whole and not ((rest[:1].isalpha() or rest[:1] == "_") and (") at " in rest or ") from " in rest)):
+        return ""
+    return f"#{bare}" if "(" in rest else ""
+
+
 def is_frame(text: str, brackets: Brackets) -> bool:
     """Tell a frame from a sentence that begins with a number: it has an address, or arguments as a debugger writes."""
     start = text.find(" ")

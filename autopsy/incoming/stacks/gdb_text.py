@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
 from autopsy.incoming.stacks.clean import MOST_LINE, clean
 from autopsy.incoming.stacks.dumps import Dumps
-from autopsy.incoming.stacks.frame_line import Brackets, frame, is_frame, number_of
+from autopsy.incoming.stacks.frame_line import Brackets, frame, is_frame, number_of, with_its_sign
 from autopsy.incoming.stacks.lock_arguments import Sought
 from autopsy.incoming.stacks.pasted import LockWait, Look, Paste, Printed
 from autopsy.incoming.stacks.printed import Printing
@@ -87,6 +87,9 @@ class Scan:
         if not whole.strip():
             return False
         number = number_of(whole) if whole.startswith("#") else number_of(whole.lstrip(" "))
+        if number is None and not (self.text and self.brackets.depth):
+            signed = with_its_sign(whole, self._following())
+            number, whole = number_of(signed), signed or whole
         if number is not None:
             return self._begin(number, whole.lstrip(" "))
         if self.text and self._goes_on(whole):
@@ -106,6 +109,10 @@ class Scan:
         self.stack = Stack(Header(len(self.threads) + 1, 0), list(whole))
         self._close_stack()
 
+    def _following(self) -> int:
+        """Return which number the next frame of the stack at hand has, -1 where there is none."""
+        return len(self.stack.frames) + bool(self.text) if self.stack is not None else -1
+
     def _begin(self, number: int, text: str) -> bool:
         brackets = Brackets()
         brackets.feed(text)
@@ -115,12 +122,20 @@ class Scan:
         self._close_frame()
         self.printing.stop()
         if number == 0 and self.stack is not None and self.stack.frames:
-            self._close_stack()
+            shown = self.stack.header
+            self._close_stack_of(shown if shown and shown.selected and len(self.stack.frames) == 1 else None)
         if self.stack is None:
             self.stack = Stack()
         self.text, self.continued = text, 0
         self.brackets = brackets
         return True
+
+    def _close_stack_of(self, selected: Header | None) -> None:
+        """Begin another stack; that of a thread that was only just selected is the same one, in full."""
+        if selected is None:
+            self._close_stack()
+        else:
+            self.stack = Stack(selected)
 
     def _goes_on(self, line: str) -> bool:
         """Tell whether a line is the rest of a frame that gdb or a mail has wrapped."""

@@ -21,6 +21,7 @@ class Header:
     coroutine: int = 0
     rest: str = ""  # a frame in the same line, as `info threads` prints it
     dumped: bool = False  # by systemd-coredump, which tells of every program that crashed
+    selected: bool = False  # `thread N` prints one frame of it, and `bt` the whole stack after that
     brief: bool = False  # as ABRT tells it on a web page: frames without address and arguments
 
 
@@ -48,7 +49,8 @@ def _dumped(text: str) -> Header | None:
 
 def _current(text: str) -> Header | None:
     """Read `[Current thread is 1 (…)]`, which gdb prints by itself."""
-    return _gdb(text.removeprefix("is "))
+    found = _gdb(text.removeprefix("is "))
+    return replace(found, selected=True) if found else None
 
 
 def _gdb(text: str) -> Header | None:
