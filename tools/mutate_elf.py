@@ -1,8 +1,9 @@
 """Changes bytes of a binary's debug information and has gdb read it in the sandbox, again and again.
 
-python tools/mutate_elf.py --seconds 600 [--seed 1]
+python tools/mutate_elf.py --seconds 600 [--seed 1] [--keep FOLDER]
 
-It prints how often gdb ended in which way, and fails if anything beside the scratch folder has changed.
+It prints how often gdb ended in which way, keeps one binary of each way to die if that is wanted, and fails if anything
+outside has changed: what gdb was given, the system's files, files that anybody may write, files of the sandbox's users.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ ASKED = (
     "disas main",
 )
 GDB_SECONDS = 20.0
+KEPT = 8  # binaries of each way to die
+SYSTEMS = ("/etc", "/usr", "/boot", "/opt", "/srv", "/home", "/lib")
+ANYBODYS = ("/", "/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/run")  # noqa: S108 - they are looked at
 
 
 def main() -> None:
@@ -50,33 +54,72 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path)
     wanted = parser.parse_args()
-    dice, ends_at = random.Random(wanted.seed), time.monotonic() + wanted.seconds  # noqa: S311 - to be repeated
+    dice = random.Random(wanted.seed)  # noqa: S311 - to be repeated
     ended: Counter[str] = Counter()
+    changed: list[str] = []
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="mutate-") as folder:
         place = Path(folder)
-        (place / "it.c").write_text(SOURCE)
-        subprocess.run(["gcc", "-g", "-O1", "-pthread", "-o", place / "it", place / "it.c"], check=True)
-        whole = (place / "it").read_bytes()
-        before = listed(place)
+        whole = compiled(place)
+        before = outside()
+        beside = listed(place)
+        ends_at = time.monotonic() + wanted.seconds
         while time.monotonic() < ends_at:
             scratch = place / "scratch"
             scratch.mkdir()
             (scratch / "it").write_bytes(mutated(whole, dice))
             (scratch / "it").chmod(0o644)
-            ended[read_by_gdb(scratch)] += 1
+            given = listed(scratch)
+            how = read_by_gdb(scratch)
+            ended[how] += 1
+            if listed(scratch) != given:
+                changed.append(f"what gdb was given, in round {sum(ended.values())}")
+            if wanted.keep and "died" in how and ended[how] <= KEPT:
+                name = f"{how.rpartition(' ')[2]}-{ended[how]}"
+                (wanted.keep / name).write_bytes((scratch / "it").read_bytes())
             subprocess.run(["rm", "-r", scratch], check=True)
-        changed = listed(place) != before
+        if listed(place) != beside:
+            changed.append(f"{place}")
+        after = outside()
+        changed += [path for path, facts in before.items() if after.get(path, facts) != facts]
+        changed += of_the_sandbox()
     for how, count in ended.most_common():
         print(f"{count:>7}  {how}")
-    told = "SOMETHING" if changed else "nothing"
-    print(f"{sum(ended.values()):>7}  altogether, seed {wanted.seed}; beside the scratch folder {told} changed")
-    raise SystemExit(changed)
+    print(f"{sum(ended.values()):>7}  altogether, seed {wanted.seed}")
+    print(f"{len(changed):>7}  of {len(before)} files outside have changed, or were added")
+    for path in changed:
+        print(f"         changed: {path}")
+    raise SystemExit(bool(changed))
 
 
-def listed(place: Path) -> list[tuple[str, int, int]]:
+def compiled(place: Path) -> bytes:
+    (place / "it.c").write_text(SOURCE)
+    subprocess.run(["gcc", "-g", "-O1", "-pthread", "-o", place / "it", place / "it.c"], check=True)
+    return (place / "it").read_bytes()
+
+
+def listed(place: Path) -> list[tuple[str, int, int, int]]:
     """Return what lies in the folder."""
-    return sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in place.iterdir())
+    facts = ((path, path.stat()) for path in place.iterdir() if path.name != "scratch")
+    return sorted((str(path), stat.st_size, stat.st_mtime_ns, stat.st_mode) for path, stat in facts)
+
+
+def outside() -> dict[str, str]:
+    """Return size, dates, owner and mode of the system's files, and of those that anybody may write."""
+    facts = ("-printf", r"%p\t%s %T@ %C@ %U %m\n")
+    told = found(SYSTEMS, "-type", "f", *facts) + found(ANYBODYS, "-type", "f", "-perm", "-0002", *facts)
+    return dict(line.split("\t", 1) for line in told if "\t" in line)
+
+
+def of_the_sandbox() -> list[str]:
+    """Return what belongs to a user of the sandbox: nothing of it is to be seen outside."""
+    return found(ANYBODYS, "-uid", f"+{min(sandbox.UIDS) - 1}", "-uid", f"-{max(sandbox.UIDS) + 1}", "-print")
+
+
+def found(places: tuple[str, ...], *words: str) -> list[str]:
+    done = subprocess.run(["find", *places, "-xdev", *words], capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()  # what comes and goes while it looks is no error of ours
 
 
 def mutated(whole: bytes, dice: random.Random) -> bytes:
