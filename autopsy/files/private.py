@@ -102,6 +102,13 @@ def anybodys(path: Path) -> Iterator[int]:
         os.close(folder)
 
 
+def keeps(path: Path) -> bool:
+    """Return whether nobody but root and us can take away from a folder what we make in it."""
+    status = os.stat(path)
+    shared = status.st_mode & OTHERS_WRITE and not status.st_mode & stat.S_ISVTX
+    return status.st_uid in {0, os.geteuid()} and not shared
+
+
 @contextmanager
 def new(path: Path | str, *, below: int | None = None) -> Iterator[BinaryIO]:
     """Make a file that is not there yet, for its owner alone."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import subprocess
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from autopsy.linux.confine.syscalls import checked
 from support import lab
 
+CLONE_NEWNS = 0x00020000
 STRANGER = 61998  # of the range that systemd gives to services for a while: nobody's here
 
 
@@ -58,6 +63,36 @@ def does(work: Callable[[], object]) -> None:
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def in_another_view(mounts: tuple[str, ...], work: Callable[[], object]) -> None:
+    """Run `work` in a child that sees other file systems at some places: each is what mount(8) takes."""
+    lab.need_root()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            checked(ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS), "unshare")
+            for words in ("--make-rprivate /", *mounts):
+                subprocess.run(["mount", *words.split()], check=True)
+            work()
+            status = 0
+        except BaseException:  # noqa: BLE001 - it is all that anybody will see of it
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "see what it printed"
+
+
+def rename_and_lay_links(places: tuple[str, ...], aim: Path, files: tuple[str, ...]) -> None:
+    """Take each of a capture's folders away as soon as it shows, and lay another in its place. Never returns."""
+    while True:
+        for place in places:
+            for name in os.listdir(place):
+                if name.startswith("autopsy-") and not name.endswith("-away"):
+                    with suppress(OSError):
+                        os.rename(f"{place}/{name}", f"{place}/{name}-away")
+                        _plant(Path(place, name), aim, (*files, *(f"{file}.half" for file in files)))
 
 
 @contextmanager

@@ -89,6 +89,8 @@ def _try(path: Path, place: Path, *, fallback: bool) -> _Found:
             store.provide(path)
         elif not fallback:
             private.provide(path)
+        elif not private.keeps(path):
+            return _Found(why="whoever owns it could take our folder away")
         elif place != path:
             os.close(private.make(place))
         _write_unseen(place)
@@ -147,8 +149,8 @@ def lies_in_memory(path: Path) -> bool:
 
 
 def memory_places() -> tuple[Path, ...]:
-    """Return the usual directories in memory that are really there."""
-    return tuple(path for path in MEMORY if lies_in_memory(path))
+    """Return the usual directories in memory that are really there, and where our folder stays ours."""
+    return tuple(path for path in MEMORY if lies_in_memory(path) and private.keeps(path))
 
 
 def spare_memory() -> int:
