@@ -105,7 +105,8 @@ def with_autopsy(pid: int) -> Cost:
         opened = open_bundle(bundle)
         stops = [step.stop_ns / 1e6 for step in opened.manifest.steps if step.stop_ns]
         core = next(file.size for file in opened.manifest.files if file.path == "core")
-        return Cost(seconds, max(stops), sum(stops), usage.ru_maxrss / 1024, bundle.stat().st_size / 1e6, core / 1e6)
+        stop, stored = max(stops, default=0.0), bundle.stat().st_size / 1e6
+        return Cost(seconds, stop, sum(stops), usage.ru_maxrss / 1024, stored, core / 1e6)
 
 
 def median(costs: list[Cost], field: str) -> float:
@@ -142,7 +143,7 @@ def captures() -> None:
                 both = f"{stop:.2f} ({median(ours, 'stops_ms'):.2f})"
                 print(
                     f"{label + ' ' + str(count):<18} {gdb_stop:>9.0f} {median(theirs, 'seconds'):>7.2f}   {both:>16} "
-                    f"{median(ours, 'seconds'):>7.2f}   {'1/' + str(round(gdb_stop / stop)):>6}  "
+                    f"{median(ours, 'seconds'):>7.2f}   {'1/' + str(round(gdb_stop / stop)) if stop else 'none':>6}  "
                     f"{median(ours, 'peak_mb'):>7.0f} {median(ours, 'core_mb'):>7.0f} "
                     f"{median(ours, 'bundle_mb'):>9.2f}",
                     flush=True,

@@ -95,8 +95,8 @@ def redacted(name: str, data: bytes, hide: Pseudonyms, keep: Keep) -> bytes:
         return _json(data, hide)
     if file.endswith(".jsonl"):
         return b"\n".join(_json(line, hide) for line in data.split(b"\n"))
-    if data.startswith(b"==> ") and render(parse(data)) == data:
-        return render(_sections(file, parse(data), hide, keep))
+    if data.startswith(b"==> ") and render(found := tuple(parse(data))) == data:
+        return render(_sections(file, found, hide, keep))
     if file in LOGS:
         return _encoded(_log(_decoded(data), hide, keep))
     if file == layout.CMDLINE:
@@ -149,7 +149,9 @@ def _encoded(text: str) -> bytes:
 
 
 def _text(text: str, hide: Pseudonyms) -> str:
-    return hide.text(MAPS_LINE.sub(lambda found: found[1] + hide.whole(found[2]), text))
+    if " /" in text:
+        text = MAPS_LINE.sub(lambda found: found[1] + hide.whole(found[2]), text)
+    return hide.text(text)
 
 
 def _log(text: str, hide: Pseudonyms, keep: Keep) -> str:
@@ -306,9 +308,7 @@ def _walk(value: Any, key: str, hide: Pseudonyms) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, dict):
         secret = str(value.get("qom-type", value.get("qom_type", ""))).startswith("secret")
         return {
-            name if words.KEY.fullmatch(name) else hide.whole(name): REMOVED
-            if secret and name == "data"
-            else _walk(each, name, hide)
+            hide.key(name): REMOVED if secret and name == "data" else _walk(each, name, hide)
             for name, each in value.items()
         }
     return value

@@ -72,6 +72,7 @@ NO_HOSTS = frozenset(
 )
 CIFS = re.compile(r"(?<![\w:/])//(?P<host>[\w.-]+)(?=/)")
 # As long and as mixed as no word of a kernel, of QEMU or of ours is.
+SHORTEST_OPAQUE, SHORTEST_HEX = 20, 32
 OPAQUE = re.compile(r"(?<![\w+/=-])(?=[\w+/=-]*[A-Z])(?=[\w+/=-]*[a-z])(?=[\w+/=-]*\d)[A-Za-z0-9+/=-]{20,}(?![\w+/=-])")
 LONG_HEX = re.compile(r"(?<![0-9A-Za-z_])[0-9a-f]{32,64}(?![0-9A-Za-z_])")
 

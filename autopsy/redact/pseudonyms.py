@@ -6,13 +6,19 @@ import ipaddress
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from autopsy.redact import patterns as words
 from autopsy.redact import secrets
+from autopsy.redact.pieces import IDENTITIES, pieces
 from autopsy.redact.secrets import REMOVED, without_secrets
 
 LEAST_NAME = 3  # a VM called `a` would take every a out of the text
 LEAST_PART = 4
+# A bundle tells the same frames, states and paths of thread after thread: each is gone through once.
+LONGEST_REMEMBERED = 4096  # characters; what is longer stands once
+MOST_REMEMBERED = 65_536
+Key = TypeVar("Key", str, tuple[str, str])
 SHAPES = {
     "mac": "02:00:00:00:{:02x}:{:02x}",
     "uuid": "00000000-0000-4000-8000-{:012x}",
@@ -28,13 +34,19 @@ class Pseudonyms:
     _names: dict[str, str] = field(default_factory=dict)
     _count: Counter[str] = field(default_factory=Counter)
     _pattern: re.Pattern[str] | None = None
+    _made: set[str] = field(default_factory=set)
+    _texts: dict[str, str] = field(default_factory=dict)
+    _keys: dict[str, str] = field(default_factory=dict)
+    _values: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def of(self, kind: str, original: str) -> str:
         """Return the pseudonym of an original, the same one for every kind of thing with that very name."""
-        if not original or original in self.known.values() or original.startswith(REMOVED):
+        if not original or original in self._made or original.startswith(REMOVED):
             return original
         if (kind, original) not in self.known:
-            self.known[kind, original] = self._names.get(original.lower()) or self._new(kind, original)
+            made = self._names.get(original.lower()) or self._new(kind, original)
+            self.known[kind, original] = made
+            self._made.add(made)
         return self.known[kind, original]
 
     def name(self, kind: str, original: str) -> str:
@@ -48,6 +60,8 @@ class Pseudonyms:
 
     def learned(self) -> None:
         """Take note that all has been seen once: the next pass replaces every name that this one met, anywhere."""
+        for remembered in (self._texts, self._keys, self._values):
+            remembered.clear()
         self._pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{_trie(list(self._names))})(?![A-Za-z0-9])", re.IGNORECASE)
 
     def table(self) -> dict[str, dict[str, str]]:
@@ -71,28 +85,73 @@ class Pseudonyms:
 
     def text(self, text: str) -> str:
         """Return a text without whose it was. Lines stay where they are."""
+        return "\n".join(map(self._remembered, pieces(text)))
+
+    def _remembered(self, text: str) -> str:
+        if len(text) > LONGEST_REMEMBERED:
+            return self._without_names(text)
+        made = self._texts.get(text)
+        if made is None:
+            made = _remember(self._texts, text, self._without_names(text))
+        return made
+
+    def _without_names(self, text: str) -> str:  # noqa: C901, PLR0912 - one pattern after another
+        """Put the text through every pattern for which it has what that cannot do without."""
         text = without_secrets(text)
-        text = words.URL.sub(self._url, text)
-        text = secrets.EMAIL.sub(lambda found: self.of("user", found[0]), text)
-        text = secrets.IQN.sub(lambda found: self.name("iqn", found[0]), text)
-        text = secrets.WWN.sub(lambda found: self.of("wwn", found[0].lower()), text)
-        text = words.IDENTITY_WORD.sub(self._identity, text)
-        text = words.UUID.sub(lambda found: self.of("uuid", found[0].lower()), text)
-        text = words.MAC.sub(lambda found: self.of("mac", found[0].lower()), text)
-        text = words.NFS.sub(lambda found: f"{self.host(found['host'])}:", text)
-        text = words.CIFS.sub(lambda found: f"//{self.host(found['host'])}", text)
-        text = words.IPV4.sub(lambda found: self._ip("ipv4", found[0]), text)
-        text = words.IPV6.sub(lambda found: self._ip("ipv6", found[0]), text)
-        text = words.PATH.sub(lambda found: self.path(found[0]), text)
-        text = words.FQDN.sub(lambda found: self.host(found[0]), text)
-        text = words.LONG_HEX.sub(lambda found: found[0] if found[0] in self.kept else self.of("hex", found[0]), text)
-        text = words.OPAQUE.sub(self._opaque, text)
+        letters = secrets.small(text)
+        if "://" in text:
+            text = words.URL.sub(self._url, text)
+        if "@" in text:
+            text = secrets.EMAIL.sub(lambda found: self.of("user", found[0]), text)
+        if secrets.holds(letters, secrets.OF_IQN):
+            text = secrets.IQN.sub(lambda found: self.name("iqn", found[0]), text)
+        if ":" in text:
+            text = secrets.WWN.sub(lambda found: self.of("wwn", found[0].lower()), text)
+        if secrets.holds(letters, IDENTITIES):
+            text = words.IDENTITY_WORD.sub(self._identity, text)
+        if "-" in text:
+            text = words.UUID.sub(lambda found: self.of("uuid", found[0].lower()), text)
+        if ":" in text or "-" in text:
+            text = words.MAC.sub(lambda found: self.of("mac", found[0].lower()), text)
+        if ":/" in text:
+            text = words.NFS.sub(lambda found: f"{self.host(found['host'])}:", text)
+        if "//" in text:
+            text = words.CIFS.sub(lambda found: f"//{self.host(found['host'])}", text)
+        if "." in text:
+            text = words.IPV4.sub(lambda found: self._ip("ipv4", found[0]), text)
+        if ":" in text:
+            text = words.IPV6.sub(lambda found: self._ip("ipv6", found[0]), text)
+        if "/" in text:
+            text = words.PATH.sub(lambda found: self.path(found[0]), text)
+        if "." in text:
+            text = words.FQDN.sub(lambda found: self.host(found[0]), text)
+        if len(text) >= words.SHORTEST_HEX:
+            text = words.LONG_HEX.sub(
+                lambda found: found[0] if found[0] in self.kept else self.of("hex", found[0]), text
+            )
+        if len(text) >= words.SHORTEST_OPAQUE:
+            text = words.OPAQUE.sub(self._opaque, text)
         if self._pattern is not None and self._names:
             text = self._pattern.sub(lambda found: self._names[found[0].lower()], text)
         return text
 
+    def key(self, name: str) -> str:
+        """Return a key of JSON, which a monitor or a configuration may have made of a name."""
+        made = self._keys.get(name)
+        if made is None:
+            made = _remember(self._keys, name, name if words.KEY.fullmatch(name) else self.whole(name))
+        return made
+
     def value(self, key: str, value: str) -> str:
         """Return what stands behind a key, be it in JSON, on a command line or in a configuration."""
+        if len(value) > LONGEST_REMEMBERED:
+            return self._value(key, value)
+        made = self._values.get((key, value))
+        if made is None:
+            made = _remember(self._values, (key, value), self._value(key, value))
+        return made
+
+    def _value(self, key: str, value: str) -> str:
         if secrets.SECRET_ID.search(key):
             return self.text(value)
         if secrets.KEY.search(key):
@@ -138,7 +197,7 @@ class Pseudonyms:
         return "/".join(self._part(part) for part in path.split("/"))
 
     def _part(self, part: str) -> str:
-        if not part or part.lower() in words.WORDS or words.COMPONENT.fullmatch(part) or part in self.known.values():
+        if not part or part.lower() in words.WORDS or words.COMPONENT.fullmatch(part) or part in self._made:
             return part
         if words.UUID.fullmatch(part):
             return self.of("uuid", part.lower())
@@ -177,6 +236,13 @@ class Pseudonyms:
         if found[0].startswith("_Z") or found[0] in self.kept:
             return found[0]
         return self.of("opaque", found[0])
+
+
+def _remember(known: dict[Key, str], original: Key, made: str) -> str:
+    if len(known) >= MOST_REMEMBERED:
+        known.clear()
+    known[original] = made
+    return made
 
 
 def _trie(names: list[str]) -> str:

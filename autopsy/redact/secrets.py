@@ -38,23 +38,54 @@ MARKED = re.compile(
     r"\bAQ[A-Za-z0-9+/]{32,40}==|\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\b(?:gh[pousr]_|github_pat_|glpat-|xox[abprs]-|sk_live_|hvs\.)[\w.-]{10,}"
 )
+# What each of the above cannot do without, in small letters but for the marks: most texts have none of it.
+MARKS = ("AQ", "eyJ", "AKIA", "ASIA", "gh", "glpat-", "xox", "sk_live_", "hvs.")
+STEMS = (
+    *("passw", "passphrase", "passcode", "token", "credential", "key", "amz-signature", "cookie", "authorization"),
+    *("fingerprint", "psk", "luks", "chap", "session", "otp", "pincode", "secret"),
+)
+SCHEMES = ("bearer", "basic", "negotiate")
 # The text of one of these is a name of somebody or something: no secret, and not for strangers.
 EMAIL = re.compile(r"[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+OF_IQN = ("0x5", "iqn.", "eui.", "naa.", "wwn-0x")  # one of which each has
 IQN = re.compile(r"\b0x5[0-9a-f]{15}\b|\b(?:iqn\.\d{4}-\d\d\.|eui\.|naa\.|wwn-0x)[\w.:-]{4,}", re.IGNORECASE)
 WWN = re.compile(r"(?<![\w:])[0-9a-f]{2}(?::[0-9a-f]{2}){7}(?![\w:])", re.IGNORECASE)
 
 
+# What a pattern takes for these letters of ASCII where case does not matter, beside their capitals.
+ALIKE = str.maketrans("\u0130\u0131\u017f\u212a", "iisk")
+
+
+def small(text: str) -> str:
+    """Return a text in small letters, as a pattern sees it for which case does not matter."""
+    return (text if text.isascii() else text.translate(ALIKE)).lower()
+
+
+def holds(letters: str, hints: tuple[str, ...]) -> bool:
+    """Return whether a text has any of the words in it."""
+    return any(hint in letters for hint in hints)
+
+
 def without_secrets(text: str) -> str:
     """Return a text whose secrets are taken out, line by line where it was; names and addresses stay."""
-    text = PEM.sub(lambda found: REMOVED + "\n" * found[0].count("\n"), text)
-    text = SSH_KEY.sub(REMOVED, text)
-    text = MARKED.sub(REMOVED, text)
-    for pattern in (DATA, LINE, WORD):
-        text = pattern.sub(_removed, text)
-    text = JSON_DATA.sub(lambda found: f'{found["key"]}"{REMOVED}"', text)
-    text = SCHEME.sub(lambda found: f"{found['key']} {REMOVED}", text)
-    text = ELEMENT.sub(_removed, text)
-    return USERINFO.sub(lambda found: f"{found['key']}{REMOVED}@", text)
+    letters = small(text)
+    if "-----BEGIN " in text:
+        text = PEM.sub(lambda found: REMOVED + "\n" * found[0].count("\n"), text)
+    if "ssh-" in text or "ecdsa-" in text:
+        text = SSH_KEY.sub(REMOVED, text)
+    if holds(text, MARKS):
+        text = MARKED.sub(REMOVED, text)
+    if holds(letters, STEMS):
+        for pattern in (DATA, LINE, WORD):
+            text = pattern.sub(_removed, text)
+        text = ELEMENT.sub(_removed, text)
+    if '"data"' in text:
+        text = JSON_DATA.sub(lambda found: f'{found["key"]}"{REMOVED}"', text)
+    if holds(letters, SCHEMES):
+        text = SCHEME.sub(lambda found: f"{found['key']} {REMOVED}", text)
+    if "://" in text:
+        text = USERINFO.sub(lambda found: f"{found['key']}{REMOVED}@", text)
+    return text
 
 
 def _removed(found: re.Match[str]) -> str:
