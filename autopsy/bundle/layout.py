@@ -67,6 +67,7 @@ GUARD = "guard.json"  # records.GuardLook, of a step that may block
 BACKTRACE = "backtrace.txt"  # what gdb printed for `thread apply all bt`
 THREADS = "threads.json"  # records.ThreadStack[]
 COROUTINES = "coroutines.json"  # records.Coroutine[]
+LEFT_OUT = "left-out.json"  # records.LeftOut[]: where a limit of ours bit; in files of sections it is `<name> (rest)`
 COROUTINES_TEXT = "coroutines.txt"  # the same for eyes: identical stacks grouped, with their count
 LOCKS = "locks.json"  # records.LockGraph
 MAIN_LOOP = "main-loop.json"  # records.MainLoop

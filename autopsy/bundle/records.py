@@ -103,6 +103,14 @@ class FreezeRecord(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """What a limit of ours kept out of a step's evidence. `requests`: some that wait may be among it."""
+
+    what: str
+    why: str
+    requests: bool = False
+
+
 class QmpExchange(msgspec.Struct, frozen=True, kw_only=True):
     """One question and what became of it; the greeting is the question "(greeting)".
 

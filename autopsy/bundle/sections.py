@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+REST = " (rest)"  # how the section is named that says, as its error, what a limit of ours kept out
 MOST_NAME = 512  # a mount point or a cgroup may have a longer path: its start is enough to cite it
 HEADER = re.compile(rb"==> ([^\n]{1,512}?) \((?:(\d{1,12}) bytes|unreadable: ([^\n)]{0,200}))\) <==\n")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from autopsy.bundle import layout
+from autopsy.bundle.records import LeftOut
 from autopsy.files import private
 from autopsy.target.target import Target
 
@@ -111,6 +113,11 @@ class Scene:
     def write_json(self, file: str, value: object) -> None:
         """Store records as indented JSON, for eyes as much as for the analyzer."""
         self.write(file, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+    def leave_out(self, *limits: LeftOut) -> None:
+        """Store what limits of ours keep out of this step's evidence, all of it at once; nothing where none bit."""
+        if limits:
+            self.write_json(layout.LEFT_OUT, limits)
 
     def earlier(self, step: str, file: str) -> bytes:
         """Return what an earlier step stored, empty when it stored nothing."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
 from autopsy.diagnose.queries import coroutine_mutexes, kernel_stacks
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
-from autopsy.diagnose.queries.requests import disk_names, their_disks
+from autopsy.diagnose.queries.requests import counted, disk_names, their_disks
 from autopsy.diagnose.queries.threads import looks, named, threads
-from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.waits import drawn
 from autopsy.diagnose.waits.graph import Graph
 from autopsy.facts.cite import Known
@@ -77,14 +74,14 @@ def _requests(facts: Facts, nodes: dict[str, WaitNode], edges: list[WaitEdge]) -
     if not isinstance(facts.coroutines, Known):
         return
     waiting: list[CoroutineFact] = [each for each in facts.coroutines.value if each.park in DRAWN]
-    for park, number in Counter(each.park for each in waiting).items():
+    for park in dict.fromkeys(each.park for each in waiting):
         mine = [each for each in waiting if each.park is park]
         identity, resource = f"requests {park.name}", f"place {park.name}"
         disks = disk_names(their_disks(facts, mine)[:3])
         nodes[identity] = WaitNode(
             id=identity,
             kind="coroutine",
-            label=count(number, "request"),
+            label=counted(facts, tuple(mine)),
             detail=f"of {disks}" if disks else "",
             cites=tuple(each.cite for each in mine[:3]),
         )

@@ -49,6 +49,7 @@ WRITTEN = frozenset(
         layout.WORKERS,
         layout.MODULES,
         layout.HEAP,
+        layout.LEFT_OUT,
         layout.VIRTQUEUES,
         layout.RINGS,
         layout.GDB_LOG,

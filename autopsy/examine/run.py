@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.records import Coroutine, LockGraph, Module, ThreadStack
+from autopsy.bundle.records import Coroutine, LeftOut, LockGraph, Module, ThreadStack
 from autopsy.errors import ExaminationFailed
 from autopsy.examine import previous as earlier
 from autopsy.examine.core.inputs import Frozen
@@ -77,6 +77,7 @@ class Opened:
     coroutines: tuple[Coroutine, ...] = ()
     walking: Walking | None = None
     graph: LockGraph | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def store(self, file: str, records: object) -> None:
         """Write records as indented JSON, for eyes as much as for the analyzer."""
@@ -100,7 +101,7 @@ class Opened:
 
     def find_coroutines(self) -> None:
         """Find the coroutines, and what became of each until the second exposure."""
-        self.saved = coroutines.find(self.core, self.symbols)
+        self.saved = coroutines.find(self.core, self.symbols, self.left_out)
         found = [Parked(self.core, saved) for saved in self.saved]
         if self.second is not None:
             later = coroutines.find(self.second, self.symbols)
@@ -170,8 +171,14 @@ def examine(frozen: Frozen) -> str:
     except CoreError as error:
         raise ExaminationFailed("core", str(error), remedy="capture again; see the outcome of freeze") from error
     symbols = Symbols(core, frozen)
+    left_out: list[LeftOut] = []
+    if symbols.beyond:
+        why = f"{symbols.beyond} were not looked at"
+        left_out.append(LeftOut(what="there are more programs and libraries than are told", why=why))
     comms = {tid: task.comm for tid, task in tasks(frozen.read).items()}
-    opened = Opened(frozen=frozen, core=core, symbols=symbols, comms=comms, earlier=earlier.read(frozen.read))
+    opened = Opened(
+        frozen=frozen, core=core, symbols=symbols, comms=comms, earlier=earlier.read(frozen.read), left_out=left_out
+    )
     progress = Progress()
     modules = opened.earlier.best_modules(symbols.modules)
     opened.store(layout.MODULES, modules)
@@ -196,12 +203,15 @@ def examine(frozen: Frozen) -> str:
         threads=opened.threads,
         saved=opened.saved,
         ends_at=ends_at,
+        left_out=opened.left_out,
     )
     progress.attempt("locks", partial(opened.find_locks, view))
     view = replace(view, graph=opened.graph)
     for name, part in PARTS:
         progress.attempt(name, partial(part, view))
     progress.attempt("heap", opened.finish_heap)
+    if opened.left_out:
+        progress.attempt("limits", partial(opened.store, layout.LEFT_OUT, opened.left_out))
     for failure in progress.fatal:
         raise failure
     return "; ".join([_summary(opened, modules), *progress.notes])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from autopsy.bundle.records import LockGraph, ThreadStack
+from autopsy.bundle.records import LeftOut, LockGraph, ThreadStack
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import Core
 from autopsy.examine.core.symbols import Symbols
@@ -17,7 +17,8 @@ class View:
     """The frozen process, opened. `second` is the second exposure, readable by itself; `ends_at` is on time.monotonic.
 
     `threads` are empty where they could not be unwound; `saved` are the coroutines of the first exposure as memory
-    tells of them; `graph` is who waits for whom, once somebody has worked it out.
+    tells of them; `graph` is who waits for whom, once somebody has worked it out. A part adds to `left_out` what
+    a limit of ours keeps from it.
     """
 
     frozen: Frozen
@@ -28,6 +29,7 @@ class View:
     ends_at: float
     saved: tuple[Saved, ...] = ()
     graph: LockGraph | None = None
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def left(self) -> float:
         """Return the seconds that are left, never less than zero."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from autopsy.bundle import layout, sections
 from autopsy.facts.cite import Cite
 from autopsy.facts.command_line import CommandLine, Options
-from autopsy.facts.configured_disks import ALIAS, LIBVIRT_DISK, PROXMOX_DISK, SNAPSHOT, TARGET
 from autopsy.facts.evidence import Evidence
+from autopsy.facts.storage.configured_disks import ALIAS, LIBVIRT_DISK, PROXMOX_DISK, SNAPSHOT, TARGET
 
 PATH = layout.evidence(layout.HOST, layout.VM_CONFIG)
 DRIVER = re.compile(r"<driver\b[^>]{0,400}>")

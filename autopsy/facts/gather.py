@@ -8,7 +8,6 @@ from autopsy.bundle.manifest import StepRecord
 from autopsy.bundle.pid_namespaces import Numbers, numbers
 from autopsy.facts import (
     command_line,
-    configured_disks,
     configured_line,
     coroutines,
     descriptors,
@@ -25,7 +24,19 @@ from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
 from autopsy.facts.model.facts import Facts, MonitorFact, Origin, Role, Times, Vm
-from autopsy.facts.storage import disks, exports, images, jobs, layers, nodes, requests, rings, throttle, virtqueues
+from autopsy.facts.storage import (
+    configured_disks,
+    disks,
+    exports,
+    images,
+    jobs,
+    layers,
+    nodes,
+    requests,
+    rings,
+    throttle,
+    virtqueues,
+)
 from autopsy.facts.untrusted import mapping, number, sequence
 
 TICKS = 100  # a second, in /proc/PID/stat: USER_HZ of every architecture that QEMU runs on
@@ -102,7 +113,7 @@ def gather(evidence: Evidence) -> Facts:
         virtqueues=virtqueues.gather(evidence, heap, heap_again, shaped, found_disks, line),
         origin=_origin(evidence),
         crash=evidence.manifest.imported.crash if evidence.manifest.imported else "",
-        left_out=limits.gather(evidence),
+        left_out=(*limits.gather(evidence), *graph.left_out),
         frames_again=decode(evidence, layout.SECOND_EXPOSURE, layout.THREADS, tuple[records.ThreadStack, ...]),
     )
 

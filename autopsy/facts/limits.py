@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.bundle import layout, records
+from autopsy.bundle.heap import records as heap_records
+from autopsy.bundle.heap.virtio import RingsLook
+from autopsy.bundle.sections import REST
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.evidence import Evidence, section_map
 from autopsy.facts.evidence import records as decode
 from autopsy.facts.model.left_out import LeftOut
 
-REST = " (rest)"  # how the readers name what they did not read
-SECTIONED = (
-    (layout.WITNESS, layout.FDS),
-    (layout.PROC_FDS, layout.FDS),
-    (layout.HOST, layout.HOST_FILES),
-)
+STEPS = (*layout.STEPS, layout.UNSTABLE)
+# Whatever facts are made of and that is stored in sections; of logs the end is taken, on purpose.
+SECTIONED = (layout.TASKS, layout.FDS, layout.SOCKETS, layout.IMAGES, layout.AIO, layout.HOST_FILES)
+FOR_EYES = frozenset({"ss"})
+MARK = REST.encode() + b" (unreadable"
 
 
 def gather(evidence: Evidence) -> tuple[LeftOut, ...]:
     """Return every limit that the bundle says has bitten."""
-    return (*_of_the_core(evidence), *_of_sections(evidence))
+    return (
+        *_of_the_core(evidence),
+        *_of_steps(evidence),
+        *_of_sections(evidence),
+        *_of_the_heap(evidence),
+        *_of_rings(evidence),
+    )
 
 
 def _of_the_core(evidence: Evidence) -> Iterator[LeftOut]:
@@ -37,10 +45,37 @@ def _of_the_core(evidence: Evidence) -> Iterator[LeftOut]:
         yield LeftOut("there is more in QEMU's memory than is told", why, requests=lacking > 0, cite=found.cite)
 
 
+def _of_steps(evidence: Evidence) -> Iterator[LeftOut]:
+    for step in STEPS:
+        found = decode(evidence, step, layout.LEFT_OUT, tuple[records.LeftOut, ...])
+        if isinstance(found, Known):
+            yield from (LeftOut(each.what, each.why, each.requests, found.cite) for each in found.value)
+
+
 def _of_sections(evidence: Evidence) -> Iterator[LeftOut]:
-    for step, file in SECTIONED:
-        path = layout.evidence(step, file)
-        for name, section in section_map(evidence, step, file).items():
-            if name.endswith(REST) and section.error:
-                what = f"there is more of {name.removesuffix(REST)} than is told"
-                yield LeftOut(what, section.error, requests=False, cite=Cite(path, section.line, name))
+    for step in STEPS:
+        for file in SECTIONED:
+            path = layout.evidence(step, file)
+            if MARK not in evidence.read(path):
+                continue
+            for name, section in section_map(evidence, step, file).items():
+                of = name.removesuffix(REST)
+                if of in {name, *FOR_EYES} or not section.error:
+                    continue
+                cite = Cite(path, section.line, name)
+                yield LeftOut(f"there is more of {of} than is told", section.error, requests=False, cite=cite)
+
+
+def _of_the_heap(evidence: Evidence) -> Iterator[LeftOut]:
+    found = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
+    if isinstance(found, Known):
+        cut = dict.fromkeys(what for each in (found.value.first, found.value.second) if each for what in each.cut)
+        for what in cut:
+            yield LeftOut("a list of QEMU's is longer than is told", what, requests=True, cite=found.cite)
+
+
+def _of_rings(evidence: Evidence) -> Iterator[LeftOut]:
+    found = decode(evidence, layout.SECOND_EXPOSURE, layout.RING_WORDS, RingsLook)
+    if isinstance(found, Known) and found.value.more:
+        why = f"{found.value.more} were not read"
+        yield LeftOut("there are more queues than those whose rings are told", why, requests=False, cite=found.cite)

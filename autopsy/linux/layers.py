@@ -13,6 +13,10 @@ DELETED = " (deleted)"
 MOST_DEVICES = 64
 
 
+class MoreLayers(Exception):
+    """A block device is made of more others than are looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loop:
     """A loop device below a block device, with the file that it keeps its data in, as the host names it."""
@@ -22,7 +26,11 @@ class Loop:
 
 
 def loops_below(number: str, block: Path = BLOCK) -> Iterator[Loop]:
-    """Yield the loop devices that a block device, given as MAJ:MIN, is made of, itself among them."""
+    """Yield the loop devices that a block device, given as MAJ:MIN, is made of, itself among them.
+
+    Raises:
+        MoreLayers: not all were looked at.
+    """
     seen: set[str] = set()
     left = [number]
     while left and len(seen) < MOST_DEVICES:
@@ -40,3 +48,5 @@ def loops_below(number: str, block: Path = BLOCK) -> Iterator[Loop]:
             with suppress(OSError):
                 backing = (folder / "loop/backing_file").read_bytes().decode("utf-8", "replace").rstrip("\n")
                 yield Loop(folder.name, backing.removesuffix(DELETED))
+    if left:
+        raise MoreLayers

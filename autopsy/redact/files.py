@@ -50,6 +50,7 @@ KNOWN = frozenset(
             layout.SOCKETS,
             layout.IMAGES,
         ),
+        layout.LEFT_OUT,
         layout.VIRTQUEUES,
         layout.RING_WORDS,
         *(

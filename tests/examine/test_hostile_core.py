@@ -145,7 +145,7 @@ def test_wait_records_that_all_lead_into_one_another_are_walked_a_bounded_number
     core = Core.of(whole(one_coroutine().ljust(0x400, b"\0") + locks_there, stack))
     saved = find.find(core, Symbols(core, frozen()))
     assert len(saved) == 1
-    assert mutexes.find(core, Symbols(core, frozen()), saved) == ()
+    assert mutexes.find(core, Symbols(core, frozen()), saved, []) == ()
 
 
 def test_a_stack_that_no_request_uses_up_is_like_no_other() -> None:

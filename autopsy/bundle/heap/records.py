@@ -158,6 +158,7 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     monitors: tuple[MonitorState, ...] = ()
     locks: tuple[NamedLock, ...] = ()
     notes: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()  # the lists that are longer than what was read of them
 
 
 class Heap(msgspec.Struct, frozen=True, kw_only=True):

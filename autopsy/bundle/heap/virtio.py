@@ -57,3 +57,4 @@ class RingsLook(msgspec.Struct, frozen=True, kw_only=True):
     taken_ns: int
     words: tuple[RingWords, ...] = ()
     left_out: tuple[str, ...] = ()
+    more: int = 0  # rings beyond as many as are read

@@ -53,6 +53,7 @@ def look(scene: Scene) -> None:
         taken_ns=time.monotonic_ns(),
         words=tuple(words),
         left_out=tuple(left_out[:MOST_LEFT_OUT]),
+        more=max(0, sum(len(device.rings) for device in devices) - MOST_RINGS),
     )
     with suppress(OSError):  # a full disk: what the step has stored before is worth more than these words
         scene.write_json(layout.RING_WORDS, told)

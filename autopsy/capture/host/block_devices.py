@@ -119,9 +119,10 @@ def _find(
     scene: Scene, process: Process, descriptors: Mapping[str, Section], stored: SectionFile, trouble: Trouble
 ) -> Found:
     search = Read("block-devices", partial(_walk, process, descriptors), seconds=FIND_SECONDS)
-    answer = take([search], scene.deadline, trouble)["block-devices"]
+    asked = take([search], scene.deadline, trouble)
+    answer = asked.pop("block-devices")
     found = Found(msgspec.json.decode(answer.data or b"[]", type=tuple[Device, ...]))
-    stored.append([Section("block-devices", found.listing(), error=answer.error)])
+    stored.append([Section("block-devices", found.listing(), error=answer.error), *asked.values()])
     return found
 
 
@@ -138,9 +139,10 @@ def _debug(found: Found) -> Iterator[Read]:
             yield Read(path, partial(read_file, path, MOST_BUSY), fate=device.name)
 
 
-def _walk(process: Process, descriptors: Mapping[str, Section]) -> bytes:
+def _walk(process: Process, descriptors: Mapping[str, Section]) -> bytes | Cut:
     """Be the search, in a reader; return Device[] as JSON."""
     found: dict[str, Device] = {}
+    unread = 0
     left = list(_direct(process, descriptors))
     while left and len(found) < MOST_DEVICES:
         number, holds = left.pop(0)
@@ -151,9 +153,12 @@ def _walk(process: Process, descriptors: Mapping[str, Section]) -> bytes:
                 found[name] = msgspec.structs.replace(found[name], holds=(*found[name].holds, holds))
             else:
                 debug = sorted(path for pattern in BUSY for path in glob.glob(f"{DEBUG}/{glob.escape(name)}/{pattern}"))
+                unread += max(0, len(debug) - MOST_BUSY_FILES)
                 found[name] = Device(name=name, number=number, holds=(holds,), debug=tuple(debug[:MOST_BUSY_FILES]))
                 left += [(below, name) for below in _below(folder)]
-    return msgspec.json.encode(tuple(found.values()))
+    told = msgspec.json.encode(tuple(found.values()))
+    why = (f"{len(left)} more were not looked at" if left else "", f"{unread} files of debugfs" if unread else "")
+    return Cut(told, "; ".join(filter(None, why))) if any(why) else told
 
 
 def _direct(process: Process, descriptors: Mapping[str, Section]) -> Iterator[tuple[str, str]]:

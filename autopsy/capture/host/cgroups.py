@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 
+from autopsy.bundle.sections import REST
 from autopsy.capture.reading.procfs import Process, read_file
-from autopsy.capture.reading.reader import Read
+from autopsy.capture.reading.reader import Read, Unreadable
 from autopsy.linux.mounts import Mount, mounts_of
 
 UNIFIED: tuple[str, ...] = (
@@ -53,7 +54,6 @@ OLDER = {
         "blkio.throttle.io_service_bytes",
     ),
 }
-MOST_LEVELS = 16
 MOST_GROUPS = 64
 
 
@@ -77,9 +77,17 @@ def reads(memberships: Iterable[bytes], mountinfo: bytes) -> Iterator[Read]:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         for mount in mounts:
             for folder, files in _levels(mount, controllers.split(","), path):
-                if folder not in seen and len(seen) < MOST_GROUPS:
-                    seen.add(folder)
+                if folder in seen:
+                    continue
+                seen.add(folder)
+                if len(seen) <= MOST_GROUPS:
                     yield from (Read(f"{folder}/{file}", partial(read_file, f"{folder}/{file}")) for file in files)
+    if (left := len(seen) - MOST_GROUPS) > 0:
+        yield Read(f"cgroup{REST}", partial(_not_read, left))
+
+
+def _not_read(left: int) -> bytes:
+    raise Unreadable(f"{left} more groups were not looked at")
 
 
 def _levels(mount: Mount, controllers: list[str], path: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -93,7 +101,7 @@ def _levels(mount: Mount, controllers: list[str], path: str) -> Iterator[tuple[s
         return
     inside = path.removeprefix(mount.root.rstrip("/")) if path.startswith(mount.root) else path
     parts = [part for part in inside.split("/") if part]
-    for depth in range(len(parts), max(0, len(parts) - MOST_LEVELS), -1):
+    for depth in range(len(parts), 0, -1):
         yield "/".join((mount.point.rstrip("/"), *parts[:depth])), files
 
 

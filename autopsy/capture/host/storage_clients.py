@@ -8,7 +8,7 @@ from functools import partial
 
 import msgspec
 
-from autopsy.bundle.sections import Section
+from autopsy.bundle.sections import REST, Section
 from autopsy.capture.reading.procfs import Process, read_file
 from autopsy.capture.reading.reader import Read, SectionFile, Trouble, sections, take
 from autopsy.capture.step import Scene
@@ -42,7 +42,7 @@ def collect(scene: Scene, process: Process, mounts: Sequence[Mount], stored: Sec
     paths = msgspec.json.decode(found.data or b"[]", type=list[str])
     if len(paths) > MOST_FILES or found.error:
         why = found.error or f"{len(paths) - MOST_FILES} more files were not read"
-        stored.append([Section("storage (rest)", b"", error=why)])
+        stored.append([Section(f"storage{REST}", b"", error=why)])
     for batch in sections(_reads(process, paths[:MOST_FILES], mounts), scene.deadline, trouble):
         stored.append(batch)
 

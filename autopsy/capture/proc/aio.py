@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 from autopsy.bundle import layout
-from autopsy.bundle.records import AioRing, Rings, UringState
+from autopsy.bundle.records import AioRing, LeftOut, Rings, UringState
 from autopsy.bundle.sections import Section
 from autopsy.capture.proc.thread_waits import MEMORY, read_memory
 from autopsy.capture.reading.procfs import OPEN, Process, read_file
@@ -38,7 +38,10 @@ def collect(scene: Scene, process: Process, descriptors: Mapping[str, Section], 
     found = store(scene, layout.AIO, _reads(process, rings_of_uring), trouble)
     if not maps:
         trouble.notes.append("there are no maps, so no AIO ring could be looked for")
-    addresses = [int(match[1], 16) for match in RING_LINE.finditer(maps)][:MOST_RINGS]
+    mapped = [int(match[1], 16) for match in RING_LINE.finditer(maps)]
+    addresses = mapped[:MOST_RINGS]
+    if (left := len(mapped) - MOST_RINGS) > 0:
+        scene.leave_out(LeftOut(what="there are more AIO rings than are told", why=f"{left} were not read"))
     memory = take([Read("rings", partial(_headers, process, addresses), MEMORY)], scene.deadline, trouble)["rings"]
     if memory.error and addresses:
         trouble.notes.append(f"the AIO rings: {memory.error}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 from autopsy.bundle import layout
-from autopsy.bundle.sections import Section
+from autopsy.bundle.sections import REST, Section
 from autopsy.capture.reading.procfs import Process
 from autopsy.capture.reading.reader import Read, SectionFile, Trouble, sections
 from autopsy.capture.step import Scene
@@ -36,7 +36,7 @@ def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]
     told = dict(_links(process, numbers))
     found = [Section(f"fd/{number}", link) for number, link in told.items()]
     if (left := len(numbers) - MOST_LINKS) > 0:
-        found.append(Section("fd (rest)", b"", error=f"{left} more descriptors were not read"))
+        found.append(Section(f"fd{REST}", b"", error=f"{left} more descriptors were not read"))
     ordered = sorted(told, key=lambda number: (_rank(told[number]), number))
     with SectionFile(scene, layout.FDS) as stored:
         stored.append(found)
@@ -44,7 +44,7 @@ def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]
             stored.append(batch)
             found += batch
         if (left := len(ordered) - MOST_FDINFO) > 0:
-            stored.append([Section("fdinfo (rest)", b"", error=f"{left} more descriptors were not read")])
+            stored.append([Section(f"fdinfo{REST}", b"", error=f"{left} more descriptors were not read")])
     return {section.name: section for section in found}
 
 

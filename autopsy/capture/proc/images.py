@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 from autopsy.bundle import layout
-from autopsy.bundle.sections import Section
+from autopsy.bundle.sections import REST, Section
 from autopsy.capture.reading.procfs import Process
-from autopsy.capture.reading.reader import Read, Trouble, store
+from autopsy.capture.reading.reader import Read, Trouble, Unreadable, store
 from autopsy.capture.step import Scene
 from autopsy.linux.rights import look_as
 
@@ -33,6 +33,8 @@ def collect(scene: Scene, process: Process, table: Mapping[str, Section], troubl
         Read(f"image/{number}", partial(_identity, path, status), seconds=SECONDS, fate=os.path.dirname(path))
         for number, path in enumerate(paths[:MOST_IMAGES])
     ]
+    if (left := len(paths) - MOST_IMAGES) > 0:
+        reads.append(Read(f"image{REST}", partial(_not_looked_for, left)))
     if reads:
         store(scene, layout.IMAGES, reads, trouble)
 
@@ -44,6 +46,10 @@ def _named(scene: Scene) -> Iterator[str]:
         path = os.fsdecode(found[1].replace(b",,", b","))
         if not path.startswith("/dev/fdset/"):
             yield path
+
+
+def _not_looked_for(left: int) -> bytes:
+    raise Unreadable(f"{left} more were not looked for")
 
 
 def _identity(path: str, status: bytes) -> bytes:

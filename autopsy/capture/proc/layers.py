@@ -13,7 +13,7 @@ from autopsy.bundle.sections import Section
 from autopsy.capture.reading.procfs import read_file
 from autopsy.capture.reading.reader import Cut, Read, SectionFile, Trouble, take
 from autopsy.capture.step import Scene
-from autopsy.linux.layers import loops_below
+from autopsy.linux.layers import MoreLayers, loops_below
 from autopsy.linux.mounts import Mount, mount_around, mounts_in_use, mounts_of
 
 SEARCH_SECONDS = 1.0
@@ -32,36 +32,37 @@ def collect(
     numbers = tuple(number for number in numbers if not number.startswith("0:"))
     if not numbers:
         return ()
-    answer = take([Read("layers", partial(_walk, numbers), seconds=SEARCH_SECONDS)], scene.deadline, trouble)["layers"]
+    asked = take([Read("layers", partial(_walk, numbers), seconds=SEARCH_SECONDS)], scene.deadline, trouble)
+    answer = asked.pop("layers")
     layers = msgspec.json.decode(answer.data or b"[]", type=tuple[Layer, ...])
     stored.append([Section(f"layer/{number}", msgspec.json.encode(each)) for number, each in enumerate(layers)])
+    stored.append(asked.values())
     return tuple(mounts_of("\n".join(dict.fromkeys(each.mount for each in layers)).encode()).values())
 
 
-def _walk(numbers: tuple[str, ...]) -> bytes:
+def _walk(numbers: tuple[str, ...]) -> bytes | Cut:
     """Be the search, in a reader; return Layer[] as JSON."""
     found: list[Layer] = []
     left = list(numbers)
     seen = set(left)
+    cut = False
     table = _own_mounts()
     while left and len(found) < MOST_LAYERS:
         number = left.pop(0)
-        for loop in loops_below(number):
-            mount = mount_around(table, loop.file)
-            if mount is None:
-                continue
-            found.append(
-                Layer(
-                    above=number,
-                    loop=loop.name,
-                    file=loop.file,
-                    mount=os.fsencode(mount.line).decode("utf-8", "replace"),
-                )
-            )
-            if mount.device not in seen:
-                seen.add(mount.device)
-                left.append(mount.device)
-    return msgspec.json.encode(found)
+        try:
+            for loop in loops_below(number):
+                mount = mount_around(table, loop.file)
+                if mount is None:
+                    continue
+                line = os.fsencode(mount.line).decode("utf-8", "replace")
+                found.append(Layer(above=number, loop=loop.name, file=loop.file, mount=line))
+                if mount.device not in seen:
+                    seen.add(mount.device)
+                    left.append(mount.device)
+        except MoreLayers:
+            cut = True
+    told = msgspec.json.encode(found)
+    return Cut(told, "not all devices were looked below") if cut or left else told
 
 
 def _own_mounts() -> tuple[Mount, ...]:

@@ -14,7 +14,7 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import SocketEnd
-from autopsy.bundle.sections import Section
+from autopsy.bundle.sections import REST, Section
 from autopsy.capture.proc import fuse
 from autopsy.capture.reading.procfs import Process, read_file
 from autopsy.capture.reading.programs import output
@@ -82,8 +82,9 @@ def collect(scene: Scene, process: Process, descriptors: Mapping[str, Section], 
         scene.write_json(layout.SOCKET_ENDS, ends)
         daemons = fuse.collect(scene, process, descriptors, stored, trouble)
         peers = sorted({pid for end in ends for pid in end.peer_pids} | daemons)
-        if len(peers) > MOST_PEERS:
-            trouble.notes.append(f"{len(peers) - MOST_PEERS} of {len(peers)} peers were not looked at")
+        if (left := len(peers) - MOST_PEERS) > 0:
+            trouble.notes.append(f"{left} of {len(peers)} peers were not looked at")
+            stored.append([Section(f"peer{REST}", b"", error=f"{left} more were not looked at")])
         for batch in sections(_peers(peers[:MOST_PEERS]), scene.deadline, trouble):
             stored.append(batch)
 
@@ -217,9 +218,16 @@ def _peers(pids: list[int]) -> Iterator[Read]:
         for file in OF_A_PEER:
             yield Read(f"peer/{pid}/{file}", partial(_peer_file, pid, file))
         yield Read(f"peer/{pid}/exe", partial(os.readlink, f"/proc/{pid}/exe".encode()))
-        for tid in _threads(pid):
+        tids = _threads(pid)
+        if (left := len(tids) - MOST_THREADS) > 0:
+            yield Read(f"peer/{pid}/task{REST}", partial(_not_looked_at, left))
+        for tid in tids[:MOST_THREADS]:
             for file in OF_A_PEERS_THREAD:
                 yield Read(f"peer/{pid}/task/{tid}/{file}", partial(_peer_file, pid, f"task/{tid}/{file}"))
+
+
+def _not_looked_at(left: int) -> bytes:
+    raise Unreadable(f"{left} more threads were not looked at")
 
 
 def _peer_file(pid: int, file: str) -> bytes | Cut:
@@ -228,6 +236,6 @@ def _peer_file(pid: int, file: str) -> bytes | Cut:
 
 def _threads(pid: int) -> list[int]:
     try:
-        return sorted(int(tid) for tid in os.listdir(f"/proc/{pid}/task"))[:MOST_THREADS]
+        return sorted(int(tid) for tid in os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return []

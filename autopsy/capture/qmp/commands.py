@@ -142,4 +142,4 @@ def marks(answer: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
 def throttle_groups(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON
     """Return the QOM paths of the throttle-group objects in an answer to qom-list of /objects."""
     names = [each["name"] for each in named(answer) if each.get("type") == "child<throttle-group>"]
-    return tuple(f"{OBJECTS}/{name}" for name in names if "/" not in name)[:MOST_GROUPS]
+    return tuple(f"{OBJECTS}/{name}" for name in names if "/" not in name)

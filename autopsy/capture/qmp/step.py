@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from autopsy.bundle import layout
-from autopsy.bundle.records import QmpExchange
+from autopsy.bundle.records import LeftOut, QmpExchange
 from autopsy.capture.qmp import commands, connect, guard, session
 from autopsy.capture.qmp.client import NoAnswer, NotAsked
 from autopsy.capture.qmp.session import Interview
@@ -68,7 +68,7 @@ def throttle_groups(scene: Scene) -> Outcome:
     paths = commands.throttle_groups(session.answer_to(told, commands.QOM_LIST))
 
     async def talk(ask: Interview) -> None:
-        for path in paths:
+        for path in paths[: commands.MOST_GROUPS]:
             await ask.ask(commands.QOM_GET, {"path": path, "property": "limits"})
 
     if silent := silence(scene):
@@ -77,6 +77,8 @@ def throttle_groups(scene: Scene) -> Outcome:
         if session.answer_to(told, commands.QOM_LIST) is None:
             return Skipped(f"{commands.QOM_LIST} of {commands.OBJECTS} was not answered: no throttle group is known")
         return Collected("this VM has no throttle-group objects; limits of a disk's own come with query-block")
+    if (left := len(paths) - commands.MOST_GROUPS) > 0:
+        scene.leave_out(LeftOut(what="there are more throttle groups than are told", why=f"{left} were not asked"))
     return _guarded(scene, talk, f"{commands.QOM_GET} of a throttle group")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from autopsy.bundle.records import QmpExchange
+from autopsy.bundle.records import LeftOut, QmpExchange
 from autopsy.capture.qmp import commands, guard, session, stability
 from autopsy.capture.qmp import step as qmp
 from autopsy.capture.qmp.session import Interview
@@ -28,24 +28,33 @@ def ask(scene: Scene) -> Outcome:
     withheld = tuple(_withheld(scene))
     refusal = _refusal(scene, withheld)
 
+    left_out: list[LeftOut] = []
+
     async def talk(monitor: Interview) -> None:
         for each in withheld:
             await monitor.ask(each.question, each.arguments, why_not=refusal if _blocks(each, monitor.qemu) else "")
         await monitor.ask(GRAPH, why_not=qmp.lacks(GRAPH, monitor.qemu))
-        await _ask_queues(monitor)
+        await _ask_queues(monitor, left_out)
+        scene.leave_out(*left_out)
 
     return qmp.converse(scene, talk, unstable_too=True)
 
 
-async def _ask_queues(monitor: Interview) -> None:
+async def _ask_queues(monitor: Interview, left_out: list[LeftOut]) -> None:
     """Ask for the rings of each virtio disk and SCSI controller: `inuse` is how many requests QEMU owes the guest.
 
     Of a device that cannot be asked whether a vhost back end holds its rings, none is asked for.
     """
     devices = await monitor.ask(VIRTIO, why_not=qmp.lacks(VIRTIO, monitor.qemu))
-    for path in ringed_devices(devices):
+    paths = ringed_devices(devices)
+    if (left := len(paths) - MOST_DEVICES) > 0:
+        left_out.append(LeftOut(what="there are more virtio devices than were asked for", why=f"{left} were not"))
+    for path in paths[:MOST_DEVICES]:
         status = await monitor.ask(VIRTIO_STATUS, {"path": path})
-        for queue in queues(status):
+        numbers = queues(status)
+        if (left := len(numbers) - MOST_QUEUES) > 0:
+            left_out.append(LeftOut(what=f"{path} has more queues than were asked for", why=f"{left} were not"))
+        for queue in numbers[:MOST_QUEUES]:
             await monitor.ask(QUEUE_STATUS, {"path": path, "queue": queue})
 
 
@@ -77,7 +86,7 @@ def _refusal(scene: Scene, withheld: tuple[QmpExchange, ...]) -> str:
 def ringed_devices(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON
     """Return the QOM paths of the virtio disks and SCSI controllers in an answer to x-query-virtio."""
     paths = [each.get("path") for each in commands.named(answer) if each["name"] in RINGED]
-    return tuple(path for path in paths if isinstance(path, str))[:MOST_DEVICES]
+    return tuple(path for path in paths if isinstance(path, str))
 
 
 def queues(answer: Any) -> range:  # noqa: ANN401 - JSON
@@ -87,6 +96,6 @@ def queues(answer: Any) -> range:  # noqa: ANN401 - JSON
     """
     match answer:
         case {"vhost-started": False, "num-vqs": int(number)}:
-            return range(max(0, min(number, MOST_QUEUES)))
+            return range(max(0, number))
         case _:
             return range(0)

@@ -17,7 +17,7 @@ from typing import Self
 
 from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
-from autopsy.bundle.sections import Section, render
+from autopsy.bundle.sections import REST, Section, render
 from autopsy.capture.step import Collected, Deadline, Outcome, Scene, TimedOut
 from autopsy.files import private
 from autopsy.linux.child import end, spawn
@@ -207,7 +207,7 @@ class _Answer:
             case _Kind.WHOLE:
                 return (Section(name, self.data),)
             case _Kind.CUT:
-                return (Section(name, self.data), Section(f"{name} (rest)", b"", error=self.why or "cut"))
+                return (Section(name, self.data), Section(f"{name}{REST}", b"", error=self.why or "cut"))
             case _Kind.ERROR:
                 return (Section(name, b"", error=self.why or "unknown"),)
 

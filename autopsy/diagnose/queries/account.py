@@ -74,7 +74,14 @@ def _on(facts: Facts, thread: Thread, look: Exposure) -> str:
 
 def left_over(facts: Facts) -> tuple[Claim, ...]:
     """Return what keeps a VM from being proven healthy: each is nothing that was seen to be wrong."""
-    return (*_threads(facts), *_devices(facts), *_disks(facts))
+    return (*_threads(facts), *_devices(facts), *_disks(facts), *_left_out(facts))
+
+
+def _left_out(facts: Facts) -> Iterator[Claim]:
+    """Yield what a limit of ours kept out of the evidence: nobody has looked there."""
+    for each in facts.left_out:
+        if each.requests:
+            yield claim(f"{sentence(each.what)}: {each.why}.", each.cite)
 
 
 def _threads(facts: Facts) -> Iterator[Claim]:

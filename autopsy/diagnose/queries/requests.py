@@ -24,22 +24,31 @@ LONG_IDLE_NS = 3_000_000_000
 NOT_IN_PASSING = frozenset({Park.BLKDEBUG, Park.THROTTLE_LOCK, Park.NBD_CONNECT})
 # The largest request that QEMU makes of a guest's, and a few of the smallest: a limit never has to hold more at once.
 AT_ONCE = {"bytes": 32 << 20, "requests": 16}
+AT_LEAST = "at least "
 MOST_CITES = 6
 MOST_NAMES = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The requests that wait at some places. `moving` came from there or go on; `proven` needs two exposures."""
+    """The requests that wait at some places. `moving` came from there or go on; `proven` needs two exposures.
+
+    Not `whole`: a limit of ours kept some out of the evidence.
+    """
 
     requests: tuple[CoroutineFact, ...]
     moving: tuple[CoroutineFact, ...]
     proven: bool
+    whole: bool = True
 
     @property
     def cites(self) -> tuple[Cite, ...]:
         """Return where the first few are written."""
         return tuple(each.cite for each in self.requests[:MOST_CITES])
+
+    def counted(self, one: str = "request") -> str:
+        """Say how many there are, and that there may be more."""
+        return f"{'' if self.whole else AT_LEAST}{count(len(self.requests), one)}"
 
 
 def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
@@ -53,7 +62,7 @@ def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
     waiting = tuple(each for each, on in goes_on if not on)
     undecided = {each.address for each, on in goes_on if on is None}
     proven = any(isinstance(each.stuck, Known) and each.stuck.value for each in waiting)
-    proven &= not any(each.requests for each in facts.left_out)  # a number that is one at least proves nothing
+    proven &= all_counted(facts)  # a number that is one at least proves nothing
     sure = tuple(
         each
         for each in waiting
@@ -64,7 +73,17 @@ def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
         if any(isinstance(each.stuck, Known) for each in waiting):
             words = f"whether {count(len(waiting), 'request')} that stood there were passed by others like them"
         return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), words)
-    return Standing(sure, moving, proven)
+    return Standing(sure, moving, proven, all_counted(facts))
+
+
+def all_counted(facts: Facts) -> bool:
+    """Tell whether no limit of ours kept requests out of the evidence."""
+    return not any(each.requests for each in facts.left_out)
+
+
+def counted(facts: Facts, requests: tuple[CoroutineFact, ...]) -> str:
+    """Say how many requests these are, and that there may be more where a limit of ours kept some out."""
+    return f"{'' if all_counted(facts) else AT_LEAST}{count(len(requests), 'request')}"
 
 
 def _seems_still(facts: Facts, coroutine: CoroutineFact) -> bool:

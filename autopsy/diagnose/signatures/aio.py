@@ -6,6 +6,7 @@ from autopsy.bundle.syscalls import POLL_CALLS, REQUEST_CALLS
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.requests import (
     confidence,
+    counted,
     disk_subjects,
     of_disks,
     standing,
@@ -104,7 +105,7 @@ def _not_reaped(facts: Facts) -> Judgement:
                 (f"{count(number, 'completion')} lay in the ring at both looks, and its head did not move."), rings.cite
             ),
             *(
-                (claim(f"{count(len(waiting), 'request')} wait for them.", *(each.cite for each in waiting[:4])),)
+                (claim(f"{counted(facts, waiting)} wait for them.", *(each.cite for each in waiting[:4])),)
                 if waiting
                 else ()
             ),
@@ -143,7 +144,7 @@ def _in_kernel(facts: Facts) -> Judgement:
     uring = any(each.park is Park.IO_URING for each in waiting.requests)
     busy = [device for device in _devices(facts) if device[1] > 0]
     claims = [
-        claim(f"{count(len(waiting.requests), 'request')} {of_disks(disks)} wait for the kernel.", *waiting.cites),
+        claim(f"{waiting.counted()} {of_disks(disks)} wait for the kernel.", *waiting.cites),
         claim("The completion rings are empty: the kernel has not finished them.", rings.cite),
     ]
     claims += [
@@ -151,10 +152,7 @@ def _in_kernel(facts: Facts) -> Judgement:
     ]
     sure = not uring or _heap_counts(facts)
     return Match(
-        headline=(
-            f"{count(len(waiting.requests), 'request')} {of_disks(disks)} are in the host's kernel, which does "
-            "not end them"
-        ),
+        headline=(f"{waiting.counted()} {of_disks(disks)} are in the host's kernel, which does not end them"),
         objects=(*disks, *(subjects.HostDevice(name) for name, _, _ in busy[:3])),
         confidence=confidence(proven=waiting.proven and sure),
         claims=tuple(claims),
@@ -227,11 +225,11 @@ def _not_submitted(facts: Facts) -> Judgement:
     disks = their_disks(facts, waiting.requests)
     cites = [fact.cite for fact in (facts.heap, facts.rings) if isinstance(fact, Known)]
     return Match(
-        headline=f"{count(len(waiting.requests), 'request')} {of_disks(disks)} were never handed to the kernel",
+        headline=f"{waiting.counted()} {of_disks(disks)} were never handed to the kernel",
         objects=disks,
         confidence=confidence(proven=waiting.proven),
         claims=(
-            claim(f"{count(len(waiting.requests), 'request')} wait for the AIO engine.", *waiting.cites),
+            claim(f"{waiting.counted()} wait for the AIO engine.", *waiting.cites),
             claim(
                 f"{queued or len(unsent)} lie in a submission queue with nothing in flight that would flush it.",
                 *cites,
@@ -289,14 +287,11 @@ def _done_not_completed(facts: Facts) -> Judgement:
     done = _pool_done(facts)
     disks = their_disks(facts, waiting.requests)
     return Match(
-        headline=(
-            f"{count(len(waiting.requests), 'request')} {of_disks(disks)} wait for worker threads, and every "
-            "worker is idle"
-        ),
+        headline=(f"{waiting.counted()} {of_disks(disks)} wait for worker threads, and every worker is idle"),
         objects=disks,
         confidence="proven" if done else "likely",
         claims=(
-            claim(f"{count(len(waiting.requests), 'request')} are parked in thread_pool_submit_co.", *waiting.cites),
+            claim(f"{waiting.counted()} are parked in thread_pool_submit_co.", *waiting.cites),
             claim("No thread is inside a request's system call.", facts.threads.cite),
             *(
                 (claim((f"The pool holds {done} requests that are done and were not completed."), _heap(facts)),)

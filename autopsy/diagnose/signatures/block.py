@@ -10,7 +10,9 @@ from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.coroutine_mutexes import held
 from autopsy.diagnose.queries.requests import (
     Standing,
+    all_counted,
     confidence,
+    counted,
     disk_subjects,
     disks_of,
     of_disks,
@@ -21,7 +23,7 @@ from autopsy.diagnose.queries.requests import (
 )
 from autopsy.diagnose.queries.socket_peers import awaited_client
 from autopsy.diagnose.queries.threads import by_role, functions, looks, named, owns_bql, threads
-from autopsy.diagnose.queries.wording import count, missing
+from autopsy.diagnose.queries.wording import missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
@@ -73,7 +75,7 @@ class Behind:
         endless = mutexes.orphaned or mutexes.knotted
         leaves = () if endless else still(facts, *LEAVES)
         disks = their_disks(facts, waiting.requests)
-        number = count(len(waiting.requests), "request")
+        number = waiting.counted()
         claims = [claim(f"{number} {of_disks(disks)} stand {self.words}.", *waiting.cites)]
         claims += (*_whom(facts, waiting), *mutexes.claims)
         if not (leaves or mutexes.claims):
@@ -164,11 +166,11 @@ def _blkdebug(facts: Facts) -> Judgement:
     disks = their_disks(facts, requests)
     return Match(
         headline=(
-            f"{count(len(requests), 'request')} {of_disks(disks)} {'is' if len(requests) == 1 else 'are'} "
+            f"{counted(facts, requests)} {of_disks(disks)} {'is' if len(requests) == 1 else 'are'} "
             "suspended by blkdebug"
         ),
         objects=disks,
-        confidence="proven",
+        confidence=confidence(proven=all_counted(facts)),
         claims=(
             claim(
                 "They are parked in blkdebug's suspend_request: only `qemu-io … resume` sets them free.",
@@ -244,18 +246,18 @@ def _quiesce_leak(facts: Facts) -> Judgement:
         return CannotTell(f"whether a drain is under way: {facts.main_loop.value.why}")
     draining = facts.main_loop.value.state == "nested poll"
     disks = their_disks(facts, waiting.requests)
-    counted = [disk for disk in _disks(facts, disks) if isinstance(disk.quiesced, Known) and disk.quiesced.value > 0]
+    quiesced = [disk for disk in _disks(facts, disks) if isinstance(disk.quiesced, Known) and disk.quiesced.value > 0]
     words = "a drain that is under way" if draining else "a drain that ended without letting them go"
     return Match(
-        headline=f"{count(len(waiting.requests), 'request')} {of_disks(disks)} are queued behind {words}",
+        headline=f"{waiting.counted()} {of_disks(disks)} are queued behind {words}",
         objects=disks,
-        confidence="proven" if counted and waiting.proven else confidence(proven=False),
+        confidence="proven" if quiesced and waiting.proven else confidence(proven=False),
         claims=(
-            claim(f"{count(len(waiting.requests), 'request')} are parked in blk_wait_while_drained.", *waiting.cites),
+            claim(f"{waiting.counted()} are parked in blk_wait_while_drained.", *waiting.cites),
             claim(f"The main loop is {facts.main_loop.value.state}.", facts.main_loop.value.cite),
             *(
                 claim(f"Disk {disk.name} is quiesced {disk.quiesced.value} times.", disk.quiesced.cite)
-                for disk in counted
+                for disk in quiesced
                 if isinstance(disk.quiesced, Known)
             ),
         ),
@@ -300,7 +302,7 @@ def _graph_lock(facts: Facts) -> Judgement:
         words = "the block graph's writer drains requests that wait for the graph's lock"
         return _graph_match(facts, waiting, words, "proven" if writer and waiting.proven else "likely", loop.cite)
     return Match(
-        headline=f"{count(len(waiting.requests), 'request')} wait for the block graph's lock",
+        headline=f"{waiting.counted()} wait for the block graph's lock",
         objects=their_disks(facts, waiting.requests),
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked in bdrv_graph_co_rdlock.", *waiting.cites),),
@@ -336,7 +338,7 @@ def _driver(facts: Facts) -> Judgement:
     at_its_end = [_last(facts, each) for each in waiting.requests]
     ends = tuple(dict.fromkeys(subjects.Driver(node.name, node.driver) for node in at_its_end if node is not None))
     known_to_hold = None not in at_its_end
-    number = count(len(waiting.requests), "request")
+    number = waiting.counted()
     verb = "stands" if len(waiting.requests) == 1 else "stand"
     place = ", ".join(map(naming.name, ends[:3])) if known_to_hold else "a block driver without a name"
     return Match(

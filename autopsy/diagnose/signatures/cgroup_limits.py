@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, image_of, mount_of, sleepers
-from autopsy.diagnose.queries.requests import disk_subjects, disks_of, lets_go, of_disks, still, their_disks
+from autopsy.diagnose.queries.requests import counted, disk_subjects, disks_of, lets_go, of_disks, still, their_disks
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -42,14 +42,14 @@ def _io_limited(facts: Facts) -> Judgement:
     told = on_it or near or slow
     disks = their_disks(facts, requests)
     number = len(requests) or len(waiting)
-    who = f"{count(number, 'request')} {of_disks(disks)}" if requests else f"{count(number, 'thread')} of QEMU"
+    who = f"{counted(facts, requests)} {of_disks(disks)}" if requests else f"{count(number, 'thread')} of QEMU"
     return Match(
         headline=(f"{who} {'waits' if number == 1 else 'wait'} for the host's own limit: {_words(told[0])}"),
         objects=(*disks, subjects.ControlGroup(told[0].group), subjects.HostDevice(told[0].device)),
         confidence="likely" if on_it else "possible",
         claims=(
             *(claim(f"The host lets the VM do no more than this: {_words(each)}.", each.cite) for each in told[:4]),
-            *_waiting(requests, waiting, disks),
+            *_waiting(requests, counted(facts, requests), waiting, disks),
         ),
         holds=frozenset({Whole.IO_LIMIT, Whole.STORAGE, Whole.REQUESTS} if on_it else ())
         | disk_subjects(facts, requests),
@@ -89,10 +89,13 @@ def _words(limit: IoLimit) -> str:
 
 
 def _waiting(
-    requests: tuple[CoroutineFact, ...], threads: tuple[Sleeper, ...], disks: tuple[subjects.Volume, ...]
+    requests: tuple[CoroutineFact, ...],
+    how_many: str,
+    threads: tuple[Sleeper, ...],
+    disks: tuple[subjects.Volume, ...],
 ) -> Iterator[Claim]:
     if requests:
-        words = f"{count(len(requests), 'request')} {of_disks(disks)} went to the host's kernel, and did not come back"
+        words = f"{how_many} {of_disks(disks)} went to the host's kernel, and did not come back"
         yield claim(f"{words}.", *(each.cite for each in requests[:4]))
     if threads:
         words = f"{count(len(threads), 'thread')} of QEMU sleep in its block layer"

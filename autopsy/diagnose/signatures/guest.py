@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.queries.requests import still
+from autopsy.diagnose.queries.requests import all_counted, counted, still
 from autopsy.diagnose.queries.threads import by_role
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -17,7 +17,7 @@ STARVED_SHARE = 0.5
 KEPT_SHARE, LEFT_SHARE = 0.9, 0.08
 
 
-def _spins(facts: Facts) -> Judgement:
+def _spins(facts: Facts) -> Judgement:  # noqa: PLR0911 - one reason a line
     """A vCPU that burns its CPU and asks no disk for anything, while QEMU owes it nothing."""
     spinning = _burning(facts)
     if not isinstance(spinning, list):
@@ -31,9 +31,9 @@ def _spins(facts: Facts) -> Judgement:
     if isinstance(facts.coroutines, Unknown):
         return CannotTell(f"the parked coroutines: {missing(facts.coroutines)}")
     if stuck := still(facts, *DISK_PARKS):
-        return RuledOut(
-            f"QEMU holds {count(len(stuck), 'request')} of the guest", tuple(each.cite for each in stuck[:3])
-        )
+        return RuledOut(f"QEMU holds {counted(facts, stuck)} of the guest", tuple(each.cite for each in stuck[:3]))
+    if not all_counted(facts):
+        return CannotTell("whether QEMU owes the guest a request: not all of its memory was taken")
     vcpus = by_role(facts, Role.VCPU)
     thread, moves, cite = spinning[0]
     return Match(

@@ -9,7 +9,7 @@ from autopsy.diagnose.queries.account import left_over, no_connection
 from autopsy.diagnose.queries.at_limits import copies_held
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.notifiers import unseen_notifiers
-from autopsy.diagnose.queries.requests import Standing, called, standing
+from autopsy.diagnose.queries.requests import Standing, called, counted, standing
 from autopsy.diagnose.queries.silence import slow
 from autopsy.diagnose.queries.threads import by_role, looks, same_sleep, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
@@ -106,7 +106,7 @@ def _against(facts: Facts) -> Iterator[RuledOut]:
     stuck = standing(facts, WATCHED)
     copies = copies_held(facts)
     if isinstance(stuck, Standing) and (requests := [each for each in stuck.requests if each not in copies]):
-        yield RuledOut(f"{count(len(requests), 'request')} stand still", tuple(each.cite for each in requests[:6]))
+        yield RuledOut(f"{counted(facts, tuple(requests))} stand still", tuple(each.cite for each in requests[:6]))
     for alive, when in ((facts.monitor.alive, ""), (facts.monitor.alive_again, " at the second exposure")):
         if isinstance(alive, Known) and not alive.value:
             yield RuledOut(f"QEMU's monitor did not answer{when}", (alive.cite,))

@@ -16,7 +16,7 @@ from autopsy.diagnose.queries.requests import (
 )
 from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, socket_of, stands, state
 from autopsy.diagnose.queries.threads import by_role, functions, looks, named, slept_through, threads
-from autopsy.diagnose.queries.wording import count, missing, sentence
+from autopsy.diagnose.queries.wording import missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.signatures.block import LEAVES
 from autopsy.facts import subjects
@@ -109,10 +109,7 @@ def _copy_before_write(facts: Facts) -> Judgement:
     leaves = still(facts, *LEAVES)
     disks = their_disks(facts, waiting.requests)
     return Match(
-        headline=(
-            f"{count(len(waiting.requests), 'guest write')} {of_disks(disks)} wait until a backup has copied "
-            "the old data"
-        ),
+        headline=(f"{waiting.counted('guest write')} {of_disks(disks)} wait until a backup has copied the old data"),
         objects=disks,
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked under the copy-before-write filter.", *waiting.cites),),
@@ -130,7 +127,7 @@ def _pve_backup(facts: Facts) -> Judgement:
     if not waiting.requests:
         return RuledOut("no coroutine waits for Proxmox backup")
     return Match(
-        headline=f"{count(len(waiting.requests), 'request')} wait for the Proxmox backup's target",
+        headline=f"{waiting.counted()} wait for the Proxmox backup's target",
         objects=(subjects.Server("Proxmox backup"),),
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked in Proxmox's backup callbacks.", *waiting.cites),),

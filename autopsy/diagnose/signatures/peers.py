@@ -62,7 +62,7 @@ class Service:
         servers = _servers(facts, waiting.requests, self.drivers)
         sockets = self._sockets(facts, servers)
         who = servers[0] if servers else ""
-        number = count(len(waiting.requests), "request")
+        number = waiting.counted()
         verb = "waits" if len(waiting.requests) == 1 else "wait"
         claims = [
             claim(
@@ -101,7 +101,7 @@ class Service:
             mine = tuple(each for each in waiting.requests if each.park in self.only_with)
         if self.not_with and not others and still(facts, *self.not_with):
             mine = ()
-        return Standing(mine, waiting.moving, waiting.proven)
+        return Standing(mine, waiting.moving, waiting.proven, waiting.whole)
 
     def _sockets(self, facts: Facts, servers: tuple[str, ...]) -> tuple[SocketFact, ...]:
         """Return the sockets that lead to the server: by the address of the node, else by the port."""

@@ -8,6 +8,7 @@ from autopsy.diagnose.queries.at_limits import about_sharing, copies_held, disks
 from autopsy.diagnose.queries.requests import (
     Standing,
     confidence,
+    counted,
     disk_subjects,
     disks_of,
     job_of,
@@ -131,7 +132,7 @@ def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) ->
     whose = of_owners(disks_in_queue(facts, parked.requests), job_of(facts, parked.requests))
     claims = [
         claim(
-            f"{count(len(parked.requests), 'request')} {whose} "
+            f"{parked.counted()} {whose} "
             f"{'is' if len(parked.requests) == 1 else 'are'} parked in "
             "throttle_group_co_io_limits_intercept: below the device, above every block driver.",
             *parked.cites,
@@ -177,7 +178,7 @@ def _timer_wait(facts: Facts) -> Judgement:
     slow = _is_export(facts, parked) and not any(_holds_all(each, PATIENCE) for each in groups)
     copies = copies_held(facts)
     return Match(
-        headline=f"{count(len(parked.requests), 'request')} {of_owners(disks, jobs)} "
+        headline=f"{parked.counted()} {of_owners(disks, jobs)} "
         f"{'waits' if len(parked.requests) == 1 else 'wait'} for QEMU's own I/O limit{limits}"
         f"{_how_long(group, len(parked.requests))}",
         objects=(*disks, *jobs, *(subjects.ThrottleGroup(each.name) for each in groups)),
@@ -220,7 +221,7 @@ def _stale(facts: Facts) -> Judgement:
         return RuledOut("there is no timer at all", tuple(group.cite for group in groups))
     disks = disks_in_queue(facts, parked.requests)
     return Match(
-        headline=f"{count(len(parked.requests), 'request')} {of_disks(disks)} "
+        headline=f"{parked.counted()} {of_disks(disks)} "
         f"{'waits' if len(parked.requests) == 1 else 'wait'} for a throttle timer that is older than the limits: {why}",
         objects=(*disks, *(subjects.ThrottleGroup(group.name) for group in groups)),
         confidence="proven" if seen else "likely",
@@ -254,10 +255,7 @@ def _lost_timer(facts: Facts) -> Judgement:
         return RuledOut("the group's timer is pending", tuple(group.cite for group in groups))
     disks = disks_in_queue(facts, parked.requests)
     return Match(
-        headline=(
-            f"{count(len(parked.requests), 'request')} {of_disks(disks)} wait for a throttle timer that nobody "
-            "will fire"
-        ),
+        headline=(f"{parked.counted()} {of_disks(disks)} wait for a throttle timer that nobody will fire"),
         objects=(*disks, *(subjects.ThrottleGroup(group.name) for group in lost)),
         confidence=confidence(proven=parked.proven),
         claims=_chain(facts, parked, groups),
@@ -326,9 +324,7 @@ def _deadlock(
         )
     if requests:
         claims.append(
-            claim(
-                f"{count(len(requests), 'request')} {of_disks(disks)} wait behind it.", *(r.cite for r in requests[:6])
-            )
+            claim(f"{counted(facts, requests)} {of_disks(disks)} wait behind it.", *(r.cite for r in requests[:6]))
         )
     held: frozenset[Subject | Whole] = frozenset(
         {Whole.THROTTLE_LOCK, Whole.REQUESTS, subjects.lock(mutex), *map(subjects.Thread, mutex.waiters)}

@@ -84,6 +84,7 @@ class Symbols:
         deleted = _deleted_paths(frozen)
         self._known_ids = {each.base: each.build_id for each in _told_before(frozen)[:MOST_IMAGES]}
         parts = self._parts(core)
+        self.beyond = max(0, len(parts) - MOST_IMAGES)  # programs and libraries that are left out
         self.images = tuple(
             sorted((self._image(group, deleted) for group in parts[:MOST_IMAGES]), key=lambda image: image.start)
         )

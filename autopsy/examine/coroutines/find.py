@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from autopsy.bundle.records import Coroutine
+from autopsy.bundle.records import Coroutine, LeftOut
 from autopsy.examine.core.reader import HIGHEST, PAGE, WORD, Core, CoreError, Registers
 from autopsy.examine.core.symbols import Symbols
 
@@ -57,14 +57,18 @@ class Saved:
         return self.coroutine.stack + self.coroutine.stack_size
 
 
-def find(core: Core, symbols: Symbols) -> tuple[Saved, ...]:
-    """Return every coroutine of the process, by address, each stack's most plausible owner only."""
+def find(core: Core, symbols: Symbols, left_out: list[LeftOut] | None = None) -> tuple[Saved, ...]:
+    """Return every coroutine of the process, by address, each stack's most plausible owner only.
+
+    What a limit kept from being found is added to `left_out`.
+    """
+    limits: list[LeftOut] = [] if left_out is None else left_out
     guards = tuple(pointer_guards(core))
     occupied = sorted(thread.registers.rsp for thread in core.threads)
     imports = symbols.main.file.elf.imports if symbols.main and symbols.main.file else b""
     sigaltstack = switches_by_signal(imports)
     by_stack: dict[int, Saved] = {}
-    for place in _stack_words(core):
+    for place in _stack_words(core, limits):
         saved = _read(core, symbols, place, guards)
         if saved is None:
             continue
@@ -72,6 +76,7 @@ def find(core: Core, symbols: Symbols) -> tuple[Saved, ...]:
         if known is None or (known.coroutine.state == "unclear" != saved.coroutine.state):
             by_stack[saved.coroutine.stack] = saved
         if len(by_stack) >= MOST_COROUTINES:
+            limits.append(_more(f"{MOST_COROUTINES} were read"))
             break
     found = (_settled(core, symbols, saved, occupied, sigaltstack=sigaltstack) for saved in by_stack.values())
     return tuple(sorted(found, key=lambda saved: saved.coroutine.address))
@@ -108,7 +113,11 @@ def mangle(value: int, guard: int) -> int:
     return ((mixed << 17) & (HIGHEST - 1)) | (mixed >> 47)
 
 
-def _stack_words(core: Core) -> Iterator[int]:
+def _more(why: str) -> LeftOut:
+    return LeftOut(what="there are more coroutines than are told", why=why, requests=True)
+
+
+def _stack_words(core: Core, limits: list[LeftOut]) -> Iterator[int]:
     """Yield every address whose word is the lowest address of a guarded stack, and the next word its size."""
     needle = WORD.pack(STACK_SIZE)
     left = MOST_SCANNED
@@ -116,10 +125,12 @@ def _stack_words(core: Core) -> Iterator[int]:
     for extent in core.extents:
         left -= extent.end - extent.start
         if left < 0:
+            limits.append(_more(f"{MOST_SCANNED >> 30} GiB of memory were searched"))
             return
         for address in extent.find(needle):
             candidates -= 1
             if not candidates:
+                limits.append(_more(f"{MOST_CANDIDATES} places were looked at"))
                 return
             if address % 8 == 0:
                 try:

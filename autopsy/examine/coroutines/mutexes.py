@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from autopsy.bundle.records import CoMutex, Coroutine
+from autopsy.bundle.records import CoMutex, Coroutine, LeftOut
 from autopsy.examine.core.reader import PAGE, Core, CoreError
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines.find import Saved
@@ -44,7 +44,7 @@ class _Stacks:
         return coroutine if coroutine.sp <= address < coroutine.stack + coroutine.stack_size else None
 
 
-def find(core: Core, symbols: Symbols, saved: Sequence[Saved]) -> tuple[CoMutex, ...]:
+def find(core: Core, symbols: Symbols, saved: Sequence[Saved], left_out: list[LeftOut]) -> tuple[CoMutex, ...]:
     """Return every CoMutex that a parked coroutine waits for, by address."""
     stacks = _Stacks(each.coroutine for each in saved)
     known = {each.coroutine.address for each in saved}
@@ -53,8 +53,17 @@ def find(core: Core, symbols: Symbols, saved: Sequence[Saved]) -> tuple[CoMutex,
         if each.coroutine.state != "parked":
             continue
         for pointer in _pointers(core, each):
-            if pointer not in tried and len(tried) < MOST_TRIED:
-                tried[pointer] = _mutex(core, symbols, pointer, stacks, known)
+            if pointer in tried:
+                continue
+            if len(tried) == MOST_TRIED or stacks.steps_left < 0:
+                why = f"{MOST_TRIED} places and {MOST_STEPS} waiters were looked at"
+                left_out.append(LeftOut(what="there may be more coroutine mutexes than are told", why=why))
+                return _by_address(tried)
+            tried[pointer] = _mutex(core, symbols, pointer, stacks, known)
+    return _by_address(tried)
+
+
+def _by_address(tried: Mapping[int, CoMutex | None]) -> tuple[CoMutex, ...]:
     return tuple(mutex for _, mutex in sorted(tried.items()) if mutex is not None)
 
 

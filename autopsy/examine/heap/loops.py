@@ -130,6 +130,8 @@ def _timers(walk: Walk, group: drgn.Object, context: int) -> Iterator[Timer]:
                 if (record := walk.timer(timer, context)) is not None:
                     yield record
                 timer = timer.next
+            if len(seen) == MOST_ELEMENTS and pointer(timer):
+                walk.bound_bit(f"timers at {pointer(timers):#x}")
 
 
 def _handlers(walk: Walk, what: str, context: drgn.Object) -> Iterator[Handler]:

@@ -41,6 +41,7 @@ class Walk:
     polled: frozenset[int] | None
     rings_poll: bool
     notes: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
     device_names: dict[int, str] = field(default_factory=dict)
     context_names: dict[int, str] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
@@ -50,6 +51,12 @@ class Walk:
         """Keep a remark for the reader, up to a bound."""
         if len(self.notes) < MOST_NOTES:
             self.notes.append(text[:300])
+
+    def bound_bit(self, what: str) -> None:
+        """Remember that a list is longer than what is read of it."""
+        self.note(f"{what}: cut at {MOST_ELEMENTS} elements")
+        if len(self.cut) < MOST_NOTES:
+            self.cut.append(what)
 
     @contextmanager
     def reading(self, what: str) -> Iterator[None]:
@@ -94,7 +101,7 @@ class Walk:
                     self.note(f"{what}: the list runs in a circle at {address:#x}")
                     return
                 if len(seen) == MOST_ELEMENTS:
-                    self.note(f"{what}: cut at {MOST_ELEMENTS} elements")
+                    self.bound_bit(what)
                     return
                 seen.add(address)
                 following = _one_of(element.member_(link), NEXT)

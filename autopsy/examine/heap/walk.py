@@ -178,7 +178,9 @@ def _exposure(program: drgn.Program, core: Core, request: Request, taken_ns: int
         lsi=heap_device.lsi(walk, devices),
         monitors=control.monitors(walk),
     )
-    return msgspec.structs.replace(exposure, locks=tuple(walk.locks.values()), notes=tuple(walk.notes))
+    return msgspec.structs.replace(
+        exposure, locks=tuple(walk.locks.values()), notes=tuple(walk.notes), cut=tuple(walk.cut)
+    )
 
 
 def _compare(first: tuple[BlockNode, ...], second: tuple[BlockNode, ...]) -> tuple[BlockNode, ...]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.records import AioRing, Rings
+from autopsy.bundle.records import AioRing, LeftOut, Rings
 from autopsy.examine.core.reader import PAGE, Core, CoreError
 from autopsy.examine.threads.states import freeze_record
 from autopsy.examine.view import View
@@ -24,8 +25,11 @@ MAPPED = re.compile(rb"^([0-9a-f]{1,16})-[0-9a-f]+ .* /\[aio\]", re.MULTILINE)
 def examine(view: View) -> Rings:
     """Write rings.json, and return what it says. io_uring's rings are the kernel's, and in no core."""
     maps = view.frozen.read(layout.evidence(layout.WITNESS, layout.MAPS))
+    found = tuple(islice(find(view.core, maps), MOST_RINGS + 1))
+    if len(found) > MOST_RINGS:
+        view.left_out.append(LeftOut(what="there are more AIO rings than are told", why=f"{MOST_RINGS} were read"))
     rings = Rings(
-        aio=tuple(find(view.core, maps)),
+        aio=found[:MOST_RINGS],
         uring=(),
         taken_ns=freeze_record(view.frozen.read).frozen_at_ns,
     )
@@ -39,11 +43,9 @@ def find(core: Core, maps: bytes) -> Iterator[AioRing]:
     told = {int(match[1], 16) for match in MAPPED.finditer(maps)}
     named = {file.start for file in core.files if file.path.startswith("/[aio]")}
     begun = {load.start for load in core.loads if load.writable and load.start % PAGE == 0}
-    count = 0
     for address in sorted(told | named | begun):
         ring = _ring(core, address)
-        if ring is not None and (ring.valid or address in told | named) and count < MOST_RINGS:
-            count += 1
+        if ring is not None and (ring.valid or address in told | named):
             yield ring
 
 

@@ -57,7 +57,7 @@ def of(view: View) -> LockGraph:
     comms |= {thread.tid: thread.comm for thread in view.threads if thread.comm}
     own = numbers(view.frozen.read(layout.evidence(layout.WITNESS, layout.TASKS)))
     graph = lock_graph(view.core, view.symbols, waits(view), comms, own)
-    return with_coroutines(graph, view.core, view.symbols, view.saved)
+    return with_coroutines(graph, view.core, view.symbols, view.saved, view.left_out)
 
 
 def lock_graph(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from autopsy.bundle.records import Entered, LockGraph
+from autopsy.bundle.records import Entered, LeftOut, LockGraph
 from autopsy.examine.core.reader import Core
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines import mutexes
@@ -14,9 +14,14 @@ from autopsy.examine.coroutines.entered import chains
 from autopsy.examine.coroutines.find import Saved
 
 
-def with_coroutines(graph: LockGraph, core: Core, symbols: Symbols, saved: Sequence[Saved]) -> LockGraph:
-    """Return the graph with what coroutines wait for: one another, and the threads that they run on."""
-    held = mutexes.find(core, symbols, saved)
+def with_coroutines(
+    graph: LockGraph, core: Core, symbols: Symbols, saved: Sequence[Saved], left_out: list[LeftOut]
+) -> LockGraph:
+    """Return the graph with what coroutines wait for: one another, and the threads that they run on.
+
+    What a limit kept from being looked at is added to `left_out`.
+    """
+    held = mutexes.find(core, symbols, saved, left_out)
     return msgspec.structs.replace(
         graph,
         comutexes=held,

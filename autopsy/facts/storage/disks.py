@@ -14,6 +14,7 @@ from autopsy.facts import monitor
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, string
 from autopsy.facts.model.facts import BlockStats, Disk, Limits, MonitorFact
+from autopsy.facts.model.left_out import LeftOut
 from autopsy.facts.storage import virtqueues
 from autopsy.facts.storage.exports import Export
 from autopsy.facts.storage.nodes import Graph, read_command_line_again
@@ -68,6 +69,9 @@ def gather(  # noqa: PLR0917 - every source of a disk's facts, once
         return entries
     first, again = _statistics(talk, again=False), _statistics(talk, again=True)
     disks = []
+    if (left := len(entries.value) - MOST_DISKS) > 0:
+        what = "there are more disks than are told"
+        graph.left_out.append(LeftOut(what, f"{left} more", requests=False, cite=entries.cite))
     for entry in entries.value[:MOST_DISKS]:
         read_command_line_again(graph, line, entry.backend, entry.node or entry.backend)
         disks.append(_disk(entry, talk, heap, line, graph, shaped, first, again))

@@ -12,9 +12,11 @@ from autopsy.facts import monitor
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, Options, string
 from autopsy.facts.model.facts import MonitorFact, Node
+from autopsy.facts.model.left_out import LeftOut
 from autopsy.facts.untrusted import mapping, number, sequence, text
 
 MOST_NODES = 4096
+MORE = "there are more nodes in the block graph than are told"
 NOTHING: Mapping[str, str] = {}
 LOCAL = frozenset({"file", "host_device", "host_cdrom"})
 
@@ -28,10 +30,15 @@ class Graph:
 
     nodes: dict[str, Node] = field(default_factory=dict)
     opened: Mapping[str, str] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def add(self, node: Node) -> None:
         """Add what is new in a node."""
-        if not node.name or len(self.nodes) >= MOST_NODES:
+        if not node.name:
+            return
+        if len(self.nodes) >= MOST_NODES and node.name not in self.nodes:
+            if not self.left_out:
+                self.left_out.append(LeftOut(MORE, f"{MOST_NODES} are", requests=False, cite=node.cite))
             return
         known = self.nodes.setdefault(node.name, node)
         self.nodes[node.name] = replace(

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from autopsy.bundle import layout
-from autopsy.bundle.records import FreezeRecord, Region
+from autopsy.bundle.records import FreezeRecord, LeftOut, Region
 from autopsy.capture.freeze import core_cap, exposure
 from autopsy.capture.freeze.choose_pages import choose
 from autopsy.capture.freeze.core_cap import Wanted, Worth, within, worth
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.symbols import Symbols
-from autopsy.examine.coroutines.find import find
+from autopsy.examine.coroutines import find as coroutines
 from autopsy.facts.limits import gather
 from autopsy.linux.mappings import PAGE, Mapping
 from support import lab
@@ -64,9 +64,13 @@ def test_a_large_block_of_no_name_is_a_buffer_and_what_is_named_or_a_stack_is_mo
     assert worth(small, frozenset(), frozenset()) is Worth.HEAP
 
 
-def parked(taken: Taken, place: Path) -> int:
+def symbols_of(taken: Taken, place: Path) -> Symbols:
     frozen = Frozen(core=taken.path, read=lambda _path: b"", write=lambda _file, _data: None, scratch=place)
-    found = find(taken.core, Symbols(taken.core, frozen))
+    return Symbols(taken.core, frozen)
+
+
+def parked(taken: Taken, place: Path) -> int:
+    found = coroutines.find(taken.core, symbols_of(taken, place))
     return sum(each.coroutine.state == "parked" for each in found) - 1  # the monitor's own
 
 
@@ -87,6 +91,10 @@ def test_every_parked_request_is_in_a_core_that_has_no_room_for_their_data(
             blind = take(vm.pid, tmp_path / "blind")
             assert parked(whole, tmp_path) == parked(cut, tmp_path) >= REQUESTS - 1
             assert parked(blind, tmp_path) < REQUESTS - 1  # as it was when the largest mapping was cut by its end
+            monkeypatch.setattr(coroutines, "MOST_COROUTINES", 10)
+            limits: list[LeftOut] = []
+            assert len(coroutines.find(whole.core, symbols_of(whole, tmp_path), limits)) == 10
+            assert [each.requests for each in limits] == [True]
     assert not whole.record.beyond_cap
     assert "[heap]" in [each.path for each in cut.record.beyond_cap]
     assert cut.record.coroutine_stacks >= REQUESTS - 1

@@ -70,7 +70,7 @@ def lock(*, locked: int, holder: int, from_push: int = 0, to_pop: int = 0) -> tu
 
 def found(saved: Iterable[Saved], *memory: tuple[int, bytes]) -> tuple[CoMutex, ...]:
     core = Core.of(exposure.core_of(b"", *sorted(memory)))
-    return mutexes.find(core, symbols(core), tuple(saved))
+    return mutexes.find(core, symbols(core), tuple(saved), [])
 
 
 def symbols(core: Core) -> Symbols:
@@ -126,7 +126,7 @@ def test_any_words_are_a_mutex_or_none(words: list[int]) -> None:
 
 def graph_of(threads: bytes, saved: list[Saved], *memory: tuple[int, bytes]) -> LockGraph:
     core = Core.of(exposure.core_of(threads, *sorted(memory)))
-    return wait_cycles.with_coroutines(LockGraph(mutexes=(), others=(), cycles=()), core, symbols(core), saved)
+    return wait_cycles.with_coroutines(LockGraph(mutexes=(), others=(), cycles=()), core, symbols(core), saved, [])
 
 
 def test_a_coroutine_runs_on_the_thread_that_is_on_its_stack_and_so_does_who_entered_it() -> None:
