@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import replace
 
+from autopsy.diagnose import runbooks
 from autopsy.diagnose.diagnosis import Advice
 from autopsy.diagnose.frames.block_waits import called
 from autopsy.diagnose.frames.catalogue import FROM_FRAMES
@@ -23,10 +25,8 @@ PROVES_ITSELF = frozenset(
 HEALTHY = "healthy"
 NAMELESS = "imported"  # how an import calls a VM whose name nobody told
 FEW_THREADS = 3  # every QEMU has its main, its RCU and a vCPU thread
-BY_HAND = (
-    "Without autopsy on that host: `gdb -p PID -batch -ex 'thread apply all bt'`, twice, 5 s apart (the VM stands "
-    "still for it), and `gcore PID`; import them together."
-)
+UNKNOWN, UNKNOWN_OF_IMPORT = "unknown", "unknown-of-import"
+NEXT_TIME = "Next time"
 
 
 def signatures(facts: Facts, own: tuple[Signature, ...]) -> tuple[Signature, ...]:
@@ -74,12 +74,21 @@ def lacking(facts: Facts) -> tuple[str, ...]:
     return (*found, "a second look, some seconds later")
 
 
-def next_time(facts: Facts) -> tuple[str, ...]:
-    """Say how to take the next time what is missing now; nothing for a capture."""
+def runbook(facts: Facts, signature: str) -> str:
+    """Return whose runbook it is: what to do about an unknown cause is another thing where the VM is not here."""
+    return UNKNOWN_OF_IMPORT if facts.origin is not Origin.CAPTURE and signature == UNKNOWN else signature
+
+
+def next_steps(facts: Facts, steps: Iterable[str]) -> tuple[str, ...]:
+    """Return the steps of a runbook; of imported evidence they hold as long as the VM still stands, wherever it is."""
     if facts.origin is Origin.CAPTURE:
-        return ()
+        return tuple(steps)
     missing = ", ".join(lacking(facts))
-    return (f"Next time, before anybody kills it: `autopsy capture VM` takes what is missing here: {missing}.", BY_HAND)
+    return (
+        *(f"As long as it stands, on its own host: {step}" for step in steps),
+        f"Next time, before anybody kills it: `autopsy capture VM` takes what is missing here: {missing}.",
+        *runbooks.lines(runbooks.text(UNKNOWN_OF_IMPORT), NEXT_TIME),
+    )
 
 
 def commands(facts: Facts) -> tuple[Advice, ...]:

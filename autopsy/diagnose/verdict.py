@@ -31,7 +31,7 @@ from autopsy.diagnose.waits.graph import Graph, build
 from autopsy.diagnose.waits.leads import Nameless, leads, nameless
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
-from autopsy.facts.model.facts import Facts
+from autopsy.facts.model.facts import Facts, Origin
 from autopsy.facts.subjects import Subject
 
 MOST_CITES = 24
@@ -141,7 +141,8 @@ def _diagnosis(
     objects = tuple(dict.fromkeys(objects))
     if starting := never_started.still_starting(facts):
         headline, chain = never_started.told(headline), (*chain, starting)
-    steps = runbooks.advice(signature)
+    runbook = imported.runbook(facts, signature)
+    steps = runbooks.advice(runbook)
     causes = independent(found)
     sure = (*causes[:1], *(each for each in causes[1:] if each.match.confidence != "possible"))
     kill = kill_effect.of_kill(((each.signature.id, each.match.objects) for each in sure), facts)
@@ -181,15 +182,15 @@ def _diagnosis(
         ),
         cannot_tell=(*undecided, *_beyond_limits(facts)),
         chain=chain,
-        next_steps=(*(_filled(step, facts.vm.pid) for step in steps.steps), *imported.next_time(facts)),
+        next_steps=imported.next_steps(facts, (_filled(step, facts) for step in steps.steps)),
         lost_by_kill=(
-            *(_filled(each, facts.vm.pid) for each in steps.lost),
+            *(_filled(each, facts) for each in steps.lost),
             *lost_by_kill.lost_by_kill(facts, undecided),
         ),
         footprint=footprint.footprint(facts),
         side_effects=(*footprint.side_effects(facts), *_remarks(judged)),
         known_bugs=bugs,
-        runbook=f"runbooks/{signature}.md",
+        runbook=f"runbooks/{runbook}.md",
         paths=request_paths.paths(facts, where, frozenset(objects)),
         waits=wait_graph.draw(facts, graph),
         symbols=footprint.symbols(facts),
@@ -215,9 +216,12 @@ def _remarks(judged: tuple[Judged, ...]) -> tuple[Claim, ...]:
     return tuple(one for each in seen if is_pointer(each) for one in each.match.claims)
 
 
-def _filled(text: str, pid: int) -> str:
-    """Fill in the process's number, and no name: names are chosen by strangers, and steps are pasted into shells."""
-    return PID.sub(str(pid), text)
+def _filled(text: str, facts: Facts) -> str:
+    """Fill in the process's number, and no name: names are chosen by strangers, and steps are pasted into shells.
+
+    The number that imported evidence tells is another process's here, if any's.
+    """
+    return PID.sub(str(facts.vm.pid), text) if facts.origin is Origin.CAPTURE else text
 
 
 def _cause(seen: Seen) -> Cause:

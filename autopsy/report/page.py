@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from markupsafe import Markup
 
@@ -120,7 +121,7 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> 
         coroutines_why="" if isinstance(facts.coroutines, Known) else facts.coroutines.why,
         tables=_tables(facts, diagnosis),
         questions=tables_host.questions(facts),
-        runbook=runbook(diagnosis.signature),
+        runbook=runbook(PurePosixPath(diagnosis.runbook).stem),
         files=bundle.manifest.files or _unsealed(bundle),
         excerpts=Excerpts(bundle),
     )

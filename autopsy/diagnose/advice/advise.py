@@ -51,7 +51,10 @@ def advise(
     Imported evidence is of a process that is gone, or of another host: no command that names it is told.
     """
     if facts.origin is not Origin.CAPTURE:
-        return (*imported.commands(facts), *_upgrades(Hand(facts.vm).verbs()["upgrade"], known_bugs))
+        runbook = imported.runbook(facts, signature)
+        more = templates(runbook) if runbook != signature else ()
+        rest = (Advice(when=each.when, command=each.command, why=each.why) for each in more)
+        return (*rest, *imported.commands(facts), *_upgrades(Hand(facts.vm).verbs()["upgrade"], known_bugs))
     hand = Hand(facts.vm)
     verbs = {**hand.verbs(), **disks.verbs(facts, objects, hand)}
     words = slots.words(facts, objects, hand)
