@@ -8,6 +8,7 @@ import select
 from dataclasses import dataclass
 
 from autopsy.bundle.manifest import TargetRecord
+from autopsy.bundle.proc_stat import ProcStat
 from autopsy.errors import AmbiguousVm, NoSuchVm, NotQemu
 from autopsy.target import identity, qemu_processes, resolve
 from autopsy.target.identify import recognise
@@ -15,13 +16,20 @@ from autopsy.target.platforms.platform import ROOTS, Roots
 from autopsy.target.resolve import LIST, Candidate
 from autopsy.target.tell_apart import distinction
 
+ANOTHER_PROGRAM = "has started another program"
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The VM's process. `pidfd` stays open for as long as the capture runs."""
+    """The VM's process. `pidfd` stays open for as long as the capture runs.
+
+    `environment` is where its environment lies, which the kernel chooses anew for each program that a process starts;
+    zeros where that is not known.
+    """
 
     record: TargetRecord
     pidfd: int
+    environment: tuple[int, int] = (0, 0)
 
     @property
     def pid(self) -> int:
@@ -69,13 +77,32 @@ def hold(candidate: Candidate, *, asked: str, roots: Roots = ROOTS) -> Target:
     pid = candidate.pid
     pidfd = _open(pid, asked)
     try:
+        environment = _environment(pid)
         record = recognise(candidate, asked=asked, roots=roots)
         if not _same(pid, pidfd, record.start_ticks):
             raise NoSuchVm(asked, f"process {pid} ended while it was looked at", remedy=LIST)  # noqa: TRY301 - see below
+        if environment != _environment(pid):
+            raise NoSuchVm(asked, f"process {pid} {ANOTHER_PROGRAM} while it was looked at", remedy=LIST)  # noqa: TRY301 - likewise
     except BaseException:  # whatever it is: a descriptor that nobody knows of would stay open
         os.close(pidfd)
         raise
-    return Target(record, pidfd)
+    return Target(record, pidfd, environment)
+
+
+def is_another_program(target: Target, stat: ProcStat) -> bool:
+    """Return whether the process has started another program since it was found, by its /proc/PID/stat.
+
+    That one may hold what its user may not see: whoever owns a process may have it start what is root's (setuid).
+    """
+    known = any(target.environment) and any(stat.environment)  # both are 0 where we may not look, and at its end
+    return known and stat.environment != target.environment
+
+
+def _environment(pid: int) -> tuple[int, int]:
+    try:
+        return identity.stat_of(f"/proc/{pid}").environment
+    except OSError:
+        return (0, 0)
 
 
 def is_alive(target: Target) -> bool:

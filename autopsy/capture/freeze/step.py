@@ -15,7 +15,7 @@ from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture.freeze import core_delta, core_writer
 from autopsy.capture.freeze.exposure import ARCHITECTURE, Exposure, Phases, ProcessGone, Task, take, tasks
 from autopsy.capture.freeze.memory_copy import Chunk
-from autopsy.capture.reading.procfs import Gone, held
+from autopsy.capture.reading.procfs import Gone, held, must_be_the_same
 from autopsy.capture.step import Collected, Failed, Outcome, Scene
 from autopsy.examine.core.reader import Core, CoreError
 from autopsy.linux.mappings import PAGE, Process, modules
@@ -149,7 +149,11 @@ def _summary(taken: Exposure) -> str:
 
 @contextmanager
 def _opened(scene: Scene) -> Iterator[Process]:
-    """Hold the process's memory open, and all of its /proc: should it end, its number may come to mean another one."""
+    """Hold the process's memory open, and all of its /proc: should it end, its number may come to mean another one.
+
+    Raises:
+        Gone: it has ended, or was another program at the end of the block: what was copied may be that one's.
+    """
     if not is_alive(scene.target):
         raise ProcessGone(f"process {scene.target.pid} has ended")
     with held(scene.target) as proc:
@@ -158,6 +162,7 @@ def _opened(scene: Scene) -> Iterator[Process]:
             pagemap = os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc.folder)
             try:
                 yield Process(proc.pid, memory, pagemap, proc.path)
+                must_be_the_same(proc, scene.target)
             finally:
                 os.close(pagemap)
         finally:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from autopsy.bundle import proc_stat
 from autopsy.capture.reading.reader import Cut, Unreadable
-from autopsy.target.target import Target
+from autopsy.target.target import ANOTHER_PROGRAM, Target, is_another_program
 
 MOST_BYTES = 1 << 20
 PART_BYTES = 1 << 16
@@ -70,7 +70,7 @@ def held(target: Target) -> Iterator[Process]:
     """Hold the target's /proc/PID open.
 
     Raises:
-        Gone: the process has ended, or another one has its number.
+        Gone: the process has ended, another one has its number, or it has started another program.
     """
     try:
         folder = os.open(f"/proc/{target.pid}", OPEN | os.O_DIRECTORY)
@@ -78,11 +78,23 @@ def held(target: Target) -> Iterator[Process]:
         raise Gone(f"process {target.pid} has ended") from error
     try:
         process = Process(target.pid, folder)
-        if proc_stat.parse(process.small("stat")).start_ticks != target.record.start_ticks:
-            raise Gone(f"process {target.pid} is not the one that was captured: it started at another time")
+        must_be_the_same(process, target)
         yield process
     finally:
         os.close(folder)
+
+
+def must_be_the_same(process: Process, target: Target) -> None:
+    """Make sure that a process is the one that was found, and runs what it ran then.
+
+    Raises:
+        Gone: it is another one, or has started another program.
+    """
+    stat = proc_stat.parse(process.small("stat"))
+    if stat.start_ticks != target.record.start_ticks:
+        raise Gone(f"process {target.pid} is not the one that was captured: it started at another time")
+    if is_another_program(target, stat):
+        raise Gone(f"process {target.pid} {ANOTHER_PROGRAM}, which is none of this capture's")
 
 
 def read_file(path: str, most: int = MOST_BYTES, *, folder: int | None = None) -> bytes | Cut:
