@@ -7,7 +7,7 @@ from autopsy.diagnose.queries import coroutine_mutexes, kernel_stacks
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.requests import counted, disk_names, their_disks
 from autopsy.diagnose.queries.threads import looks, named, threads
-from autopsy.diagnose.waits import drawn
+from autopsy.diagnose.waits import drawn, drawn_frames
 from autopsy.diagnose.waits.graph import Graph
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import CoMutexFact, CoroutineFact, Facts, Park
@@ -26,6 +26,7 @@ def draw(facts: Facts, graph: Graph) -> WaitGraph:
     _requests(facts, nodes, edges)
     _comutexes(facts, nodes, edges)
     drawn.add(facts, graph, nodes, edges)
+    drawn_frames.add(facts, graph, nodes, edges)
     drawn.mark_ends(nodes, edges)
     return WaitGraph(nodes=tuple(nodes.values())[:MOST], edges=tuple(edges)[: 2 * MOST])
 

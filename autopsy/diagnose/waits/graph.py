@@ -8,7 +8,7 @@ from itertools import islice
 
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.queries.threads import by_role
-from autopsy.diagnose.waits import kernel, locks, migration, monitor, polls, requests
+from autopsy.diagnose.waits import frames, kernel, locks, migration, monitor, polls, requests
 from autopsy.diagnose.waits.ends import Ends, ends
 from autopsy.diagnose.waits.wait import Wait
 from autopsy.facts import subjects
@@ -23,6 +23,7 @@ BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
     ("polls", polls.waits),
     ("migration", migration.waits),
     ("monitor", monitor.waits),
+    ("frames", frames.waits),
 )
 # What must not wait: the guest's requests, the loops that serve them, its CPUs, and whoever sends it elsewhere.
 LOOPS = (Role.MAIN, Role.IOTHREAD, Role.VCPU, Role.MONITOR, Role.MIGRATION)

@@ -21,6 +21,7 @@ class How(Enum):
     OTHER_END = "waits for the other end of its connection:"
     STACKED_ON = "lies on"
     STOPPED_BY = "is stopped by"
+    JOINS = "waits for the end of"
 
 
 class Certainty(Enum):
