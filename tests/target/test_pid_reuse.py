@@ -110,16 +110,21 @@ def test_no_step_takes_another_process_for_the_vm(step: Step, tmp_path: Path) ->
 
 def test_a_freeze_under_way_does_not_turn_to_another_process(tmp_path: Path) -> None:
     with doomed(tmp_path) as (pid, swap), looking.scene(pid, tmp_path / "staging", "freeze") as at:
-        with freeze._opened(at) as process:
-            known = tasks(process.pid, process.path)
-            mappings = parse_maps(Path(process.path, "maps").read_bytes())
-            swap()
-            before = _interruptions(pid)
-            with pytest.raises((ProcessGone, ProcessLookupError)):
-                take(process, known, Phases(), max_stop=0.05, deadline=Deadline(5))
-            with pytest.raises(OSError, match="No such"):
-                hold(process, mappings, 0.05)
-            assert not _harmed(pid, before)
+
+        def swapped_under_way() -> None:
+            with freeze._opened(at) as process:
+                known = tasks(process.pid, process.path)
+                mappings = parse_maps(Path(process.path, "maps").read_bytes())
+                swap()
+                before = _interruptions(pid)
+                with pytest.raises((ProcessGone, ProcessLookupError)):
+                    take(process, known, Phases(), max_stop=0.05, deadline=Deadline(5))
+                with pytest.raises(OSError, match="No such"):
+                    hold(process, mappings, 0.05)
+                assert not _harmed(pid, before)
+
+        with pytest.raises(procfs.Gone):  # it is looked at once more at the end
+            swapped_under_way()
         outcome = freeze.expose(at)
         assert isinstance(outcome, Failed)
         assert "ended" in outcome.why
