@@ -13,6 +13,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.manifest import LeftBehind, OutcomeName, StepRecord
 from autopsy.bundle.vm_end import VmEnd
 from autopsy.capture.endwatch import EndWatch
+from autopsy.capture.preview import Preview
 from autopsy.capture.staging.staging import SETTLE_SECONDS, Staging
 from autopsy.capture.step import Collected, Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_words, spawn
@@ -20,11 +21,17 @@ from autopsy.target.target import Target
 
 INTERRUPTED = "interrupted by a person"
 SHARE = 0.06  # of the budget, which each later step is sure of
+LEAST_GAP = 2.0  # seconds to the second look that a first judgement is worth making in
 LEAST_SECONDS = 0.2  # with less left of the budget a step is not begun
 
 
 class Watcher(Protocol):
-    """Whoever shows the steps to a person; every method returns at once."""
+    """Whoever shows the steps to a person; every method returns at once.
+
+    `curious` says that somebody watches who would know what is known before the end.
+    """
+
+    curious: bool
 
     def began(self, step: Step) -> None:
         """Take note that a step began."""
@@ -34,6 +41,9 @@ class Watcher(Protocol):
 
     def tick(self) -> None:
         """Refresh what is shown; called about ten times a second."""
+
+    def tell(self, words: str) -> None:
+        """Show some words beside what is going on: what is known so far, or how a kill goes."""
 
 
 class Interrupted(Exception):
@@ -60,7 +70,8 @@ class Run:
     """What one capture runs with.
 
     `note` is given all records so far before they are made durable. `meanwhile` is called once, in our own process,
-    while the longest step's child works.
+    while the longest step's child works. `judge` returns what the evidence so far comes to, in a child, for whoever is
+    curious while the second look waits.
     """
 
     target: Target
@@ -71,6 +82,7 @@ class Run:
     watcher: Watcher
     note: Callable[[tuple[StepRecord, ...]], None]
     meanwhile: Callable[[], None]
+    judge: Callable[[], bytes] | None = None
 
 
 def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
@@ -122,27 +134,38 @@ def _run(step: Step, it: Run, kept: float) -> _Answer:
     seconds = min(step.deadline, max(LEAST_SECONDS, it.budget.left() - kept))
     it.staging.folder(step.name)
     scene = Scene(it.target, it.options, it.staging.work, step.name, Deadline(seconds))
+    preview = _preview(step, it)
     try:
         child = spawn(lambda: msgspec.json.encode(_wire(_collect(step, scene))))
-        return _Answer(_from_wire(collect(child, seconds + LEAST_SECONDS, _tick(step, it))))
+        return _Answer(_from_wire(collect(child, seconds + LEAST_SECONDS, _tick(step, it, preview))))
     except ChildTimedOut as error:
         left = (error.left_behind,) if error.left_behind else ()
         return _Answer(TimedOut(f"no end within {seconds:.1f} s{in_words(error.left_behind)}"), left)
     except ChildFailed as error:
         return _Answer(Failed(str(error)))
+    finally:
+        if preview is not None:
+            preview.close()
+
+
+def _preview(step: Step, it: Run) -> Preview | None:
+    wanted = step.name == layout.SECOND_EXPOSURE and it.watcher.curious and it.options.gap >= LEAST_GAP
+    return Preview(it.judge) if wanted and it.judge is not None else None
 
 
 def _ended(end: VmEnd) -> str:
     return f"the VM ended after {end.after}"
 
 
-def _tick(step: Step, it: Run) -> Callable[[], None]:
+def _tick(step: Step, it: Run, preview: Preview | None) -> Callable[[], None]:
     """Return what to do ten times a second while a step's child works; beside the longest step, `meanwhile` once."""
     ahead = [it.meanwhile] if step.name == layout.GDB_THREADS else []
 
     def tick() -> None:
         it.watch.look()
         it.watcher.tick()
+        if preview is not None and (words := preview.look()):
+            it.watcher.tell(f"so far: {words}")
         if ahead:
             ahead.pop()()
 

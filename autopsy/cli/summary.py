@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from autopsy.bundle.vm_end import in_words
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from autopsy.commands.stored import Stored, Told
 
 LABEL = 9  # of the longest label, with room
+LEAST_WIDTH = 40
+COPIED = frozenset({"DO", "IF NOT", "report", "bundle"})
 STATES: dict[Where, str] = {"none": "HEALTHY", "vm-state": "PAUSED", "unknown": "UNKNOWN"}
 GOOD = frozenset({"HEALTHY", "PAUSED"})
 BOLD, RED, PLAIN = "\033[1m", "\033[31m", "\033[0m"
@@ -101,8 +105,15 @@ def _vm(ended: Ended) -> str:
 
 
 def row(label: str, text: str) -> str:
-    """Return a line of the block."""
-    return f"{label:<{LABEL}}{plain(text)}"
+    """Return a line of the block, in as many lines of a terminal as it takes.
+
+    What is copied stays in one piece: a path, and whatever has no room to be broken in.
+    """
+    line = f"{label:<{LABEL}}{plain(text)}"
+    width = get_terminal_size().columns if sys.stdout.isatty() else 0
+    if width < LEAST_WIDTH or len(line) <= width or label in COPIED:
+        return line
+    return textwrap.fill(line, width, subsequent_indent=" " * LABEL, break_long_words=False, break_on_hyphens=False)
 
 
 def heading(label: str, text: str, *, bad: bool | None = None) -> str:

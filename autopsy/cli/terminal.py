@@ -50,6 +50,7 @@ class PlainLines:
 
     interrupt: Interrupt
     stream: TextIO = field(default_factory=lambda: sys.stderr)
+    curious: bool = False
 
     def began(self, step: Step) -> None:
         """Say nothing yet: the line comes with the outcome."""
@@ -63,6 +64,9 @@ class PlainLines:
         """Stop when asked to."""
         self.interrupt.check()
 
+    def tell(self, words: str) -> None:
+        """Say nothing: a log is for what came of it."""
+
 
 def line(record: StepRecord) -> str:
     """Return `witness              Collected     12 ms  why`."""
@@ -71,7 +75,7 @@ def line(record: StepRecord) -> str:
     return f"{record.name:<{WIDTH}} {record.outcome:<9} {ms:>7.0f} ms  {plain(record.why + stop).lstrip('; ')}".rstrip()
 
 
-MEANWHILE = {layout.SECOND_EXPOSURE: "waits, then looks again: what has not moved by then is stuck"}
+MEANWHILE = {layout.SECOND_EXPOSURE: "waits to see what does not move"}
 COLOURS = {"Collected": "", "TimedOut": "yellow", "Failed": "red", "Skipped": "yellow"}
 
 
@@ -80,6 +84,7 @@ class Silent:
     """Says nothing of the steps."""
 
     interrupt: Interrupt
+    curious: bool = False
 
     def began(self, step: Step) -> None:
         """Say nothing."""
@@ -90,6 +95,9 @@ class Silent:
     def tick(self) -> None:
         """Stop when asked to."""
         self.interrupt.check()
+
+    def tell(self, words: str) -> None:
+        """Say nothing."""
 
 
 @dataclass(slots=True)
@@ -105,22 +113,29 @@ class LiveList:
     records: list[StepRecord] = field(default_factory=list)
     current: str = ""
     since: float = 0.0
+    words: str = ""
+    curious: bool = True
 
     def began(self, step: Step) -> None:
         """Show the step as running."""
-        self.current, self.since = step.name, time.monotonic()
+        self.current, self.since, self.words = step.name, time.monotonic(), ""
         self._show()
 
     def ended(self, record: StepRecord) -> None:
         """Show the step's outcome."""
         self.records.append(record)
-        self.current = ""
+        self.current = self.words = ""
         self._show()
 
     def tick(self) -> None:
         """Move the clock on, and stop when asked to."""
         self._show()
         self.interrupt.check()
+
+    def tell(self, words: str) -> None:
+        """Show the words in the last line; once the steps are over, they are the last line."""
+        self.words = plain(words)
+        self._show()
 
     def _show(self) -> None:
         with contextlib.suppress(OSError):  # the terminal has gone; the capture goes on
@@ -150,7 +165,10 @@ class LiveList:
             )
         if self.current:
             running = f"{(time.monotonic() - self.since) * 1e3:.0f} ms"
-            table.add_row(self.current, Text("…"), running, MEANWHILE.get(self.current, ""))
+            doing = MEANWHILE.get(self.current, "")
+            table.add_row(self.current, Text("…"), running, Text(f"{doing}; {self.words}" if self.words else doing))
+        elif self.words:
+            table.add_row(Text(self.words.partition(": ")[0]), "", "", Text(self.words.partition(": ")[2]))
         return table
 
 
@@ -190,9 +208,14 @@ def watcher(*, verbose: bool = False, quiet: bool = False) -> Iterator[PlainLine
 
 
 def story(ended: Ended) -> Iterator[str]:
-    """Yield what a person must know besides the result: notes, what became of the kill and of the start."""
+    """Yield what a person must know besides the result: notes, what became of the kill and of the start.
+
+    Where both are read on one terminal, the result alone tells the latter.
+    """
     for note in ended.captured.notes:
         yield f"note: {plain(note)}"
+    if sys.stdout is not None and sys.stdout.isatty() and sys.stderr.isatty():
+        return
     if ended.kill_asked:
         yield plain(f"kill: {ended.kill_words}")
     if ended.start_words:

@@ -57,6 +57,20 @@ def diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
     return found
 
 
+def first_words(work: Path) -> bytes:
+    """Return the headline that the evidence so far would have; to be run in a child, as all that judges."""
+    from autopsy.diagnose.verdict import diagnose as judge  # noqa: PLC0415 - loaded already: see _load
+    from autopsy.facts.gather import gather  # noqa: PLC0415 - likewise
+    from autopsy.report.boxed import in_box  # noqa: PLC0415 - likewise
+
+    held = hold(work)
+    return in_box(
+        lambda _box, _line: judge(gather(held.read())).headline.encode(),
+        thing="the evidence",
+        seconds=ANSWER_SECONDS,
+    )
+
+
 def tell_in_report(sealed: Sealed, place: Path | None, kill: str) -> None:
     """Write the kill into the report that stands beside the bundle; the sealed one stays as it was."""
     if place is None:

@@ -15,35 +15,32 @@ from autopsy import __version__
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import SCHEMA, Manifest, StepRecord
 from autopsy.bundle.readme import readme
-from autopsy.bundle.seal import Sealed, encode_manifest, seal_in
+from autopsy.bundle.seal import Sealed, encode_manifest
 from autopsy.bundle.vm_end import VmEnd, in_words
 from autopsy.capture import aftermath
 from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.freeze.size_estimate import needs
 from autopsy.capture.plan import plan
 from autopsy.capture.runner import Run, Watcher, run
-from autopsy.capture.staging.staging import Staging, prepare
+from autopsy.capture.staging.staging import prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers
 from autopsy.commands.seal import rescue
+from autopsy.commands.sealing import put_beside, seal_staged
 from autopsy.commands.signing import can_sign, sign, signature_path
 from autopsy.commands.tidying import tidy
 from autopsy.diagnose.diagnosis import Diagnosis
-from autopsy.errors import ExitCode, NotStored, UsageError
-from autopsy.files import private
+from autopsy.errors import ExitCode, UsageError
 from autopsy.kill.permission import Insistence
 from autopsy.kill.then_kill import Order, end
 from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.confine import sandbox
-from autopsy.linux.trouble import Trouble
 from autopsy.target import target
 from autopsy.target.platforms.catalogue import platform_of
 
 RESERVE = 0.25  # of the budget, kept for diagnosis, report and seal
 MOST_RESERVE = 12.0
-REPORT_SECONDS = 8.0
-SEAL_SECONDS = 20.0
 SIGN_SECONDS = 25.0
 HURRIED_GAP = 0.5
 NOT_STARTED = "not started again: we did not end it, and whoever did may have had a reason"
@@ -155,7 +152,7 @@ def fulfil_for(vm: target.Target, wish: Wish, watcher: Watcher, say: Callable[[s
     if captured.end is not None:
         return _with_rescued(_ended_by_itself(captured, captured.end, wish), wish)
     if wish.then_kill:
-        return _with_rescued(_end(vm, watch, captured, wish, say), wish)
+        return _with_rescued(_end(vm, watch, captured, wish, Heard(say, watcher.tell)), wish)
     code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.DONE
     return _with_rescued(
         Ended(captured=captured, kill_asked=False, kill_done=False, kill_words="not asked for", exit_code=code), wish
@@ -189,7 +186,15 @@ def _ended_by_itself(captured: Captured, end: VmEnd, wish: Wish) -> Ended:
     return replace(ended, start_asked=wish.then_start, start_words=start)
 
 
-def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, say: Callable[[str], None]) -> Ended:
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """By whom a kill is heard of: `say` is told once, `tell` again and again how it goes."""
+
+    say: Callable[[str], None]
+    tell: Callable[[str], None]
+
+
+def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, heard: Heard) -> Ended:
     """Kill the VM if it may be, and write that into the report. Whatever happens, the capture's result is kept."""
     order = Order(
         then_start=wish.then_start,
@@ -202,8 +207,18 @@ def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, say
         require=wish.require,
     )
     if captured.diagnosis is not None:
-        say(f"verdict: {captured.diagnosis.headline} ({captured.diagnosis.confidence})")
-    ending = end(vm, captured.sealed, order, diagnosis=captured.diagnosis, steps=captured.steps, say=say)
+        heard.say(f"verdict: {captured.diagnosis.headline} ({captured.diagnosis.confidence})")
+    ending = end(
+        vm,
+        captured.sealed,
+        order,
+        diagnosis=captured.diagnosis,
+        steps=captured.steps,
+        say=heard.say,
+        tell=lambda words: heard.tell(f"kill: {words}"),
+    )
+    heard.tell("")
+    captured = replace(captured, notes=captured.notes + ending.notes)
     if ending.exit_code is ExitCode.VM_ENDED and (late := watch.conclude(captured.sealed.path.parent)) is not None:
         return _ended_by_itself(replace(captured, end=late), late, wish)
     told = "; ".join(filter(None, (ending.words, ending.start_words)))
@@ -292,6 +307,7 @@ def capture(
             watcher=watcher,
             note=note,
             meanwhile=_load,
+            judge=partial(answers.first_words, staging.work),
         ),
     )
     while True:
@@ -303,8 +319,8 @@ def capture(
         if watch.conclude(staging.work) == known:  # it did not end while it was diagnosed
             break
     note(steps)
-    sealed = _seal(staging, manifest, budget, options)
-    report = _beside(staging.work / layout.REPORT, report_path(sealed.path), budget)
+    sealed = seal_staged(staging, manifest, budget, options)
+    report = put_beside(staging.work / layout.REPORT, report_path(sealed.path), budget)
     end = watch.conclude(staging.work)
     if end is not None and manifest.end is None:
         staging.notes.append(f"{in_words(end)}: its evidence was sealed by then, and does not tell of it")
@@ -329,60 +345,3 @@ def report_path(bundle: Path) -> Path:
 def _load() -> None:
     """Load what diagnoses and renders, half of all our code: while gdb works there is nothing else to do."""
     import_module("autopsy.report.store")
-
-
-def _seal(staging: Staging, manifest: Manifest, budget: Deadline, options: Options) -> Sealed:
-    """Seal in the best place that still answers.
-
-    Raises:
-        NotStored: none does.
-    """
-    leave_out = frozenset() if options.core else frozenset({layout.CORE})
-    last_words = "no place left"
-    while staging.places:
-        try:
-            data = in_child(
-                partial(_sealed_bytes, staging, _with_notes(manifest, staging), leave_out),
-                max(3.0, min(SEAL_SECONDS, budget.left())),
-            )
-        except ChildFailed as error:
-            last_words = str(error)
-            if error.trouble is not Trouble.FULL or not staging.make_room():
-                staging.give_up_place(last_words)
-        except ChildTimedOut as error:
-            last_words = str(error)
-            staging.give_up_place(last_words)
-        else:
-            return msgspec.json.decode(data, type=Sealed, dec_hook=_path)
-    raise NotStored(
-        f"{staging.name}.tar.zst",
-        f"the bundle could not be stored anywhere ({last_words})",
-        remedy=f"nothing was killed; the evidence lies in {staging.work}: free some space, then `autopsy seal` it",
-    )
-
-
-def _with_notes(manifest: Manifest, staging: Staging) -> Manifest:
-    return msgspec.structs.replace(manifest, notes=tuple(staging.notes))
-
-
-def _sealed_bytes(staging: Staging, manifest: Manifest, leave_out: frozenset[str]) -> bytes:
-    sealed = seal_in(staging.places[0], staging.name, staging.work, manifest, leave_out)
-    return msgspec.json.encode(sealed, enc_hook=str)
-
-
-def _path(_: type, value: object) -> Path:
-    return Path(str(value))
-
-
-def _beside(source: Path, copy: Path, budget: Deadline) -> Path | None:
-    """Put the report beside the bundle, for those who will not unpack anything; in a child, for the disk may hang."""
-
-    def work() -> bytes:
-        private.publish(copy, source.read_bytes())
-        return b""
-
-    try:
-        in_child(work, min(REPORT_SECONDS, max(1.0, budget.left())))
-    except (ChildTimedOut, ChildFailed):
-        return None
-    return copy

@@ -81,5 +81,6 @@ def run(scenario: str, *, keep: bool, place: Path, watcher: Watcher, say: Callab
                 even_if_needless=True,
             ),
             watcher,
+            say,
         )
         return Drilled(it.scenario, ended)

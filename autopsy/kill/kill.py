@@ -8,7 +8,8 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -34,6 +35,7 @@ DEATH_SECONDS = 10.0
 ALONE_SECONDS = 2.0  # for `virsh destroy` by itself: it sends SIGTERM, and SIGKILL only 10 s later
 BOOKS_SECONDS = 3.0  # for libvirt to finish its books once the process is gone
 LOOK_SECONDS = 0.05
+TICK_SECONDS = 0.2
 BINARY_SECONDS = 2.0
 # `virsh destroy` would have libvirtd wait with the domain's lock held, then touch the storage that hangs: `virsh list`
 # hung for as long. Without it, libvirtd is well, and closes its books when the monitor closes.
@@ -61,17 +63,32 @@ class Killed:
         """Return it as one line for the operator."""
         if self.gone:
             return f"{self.how}; gone after {self.ms:.0f} ms" if self.ms else self.how
-        threads = ", ".join(f"{each.tid} ({printable(each.comm)}) in {each.wchan or '?'}" for each in self.stuck)
-        why = f"thread {threads} sleeps uninterruptibly" if threads else "the kernel is still taking it apart"
+        why = _in_groups(self.stuck) or "the kernel is still taking it apart"
         return f"{self.how}; still there after {self.ms / 1e3:.0f} s: {why}"
 
 
+def _in_groups(stuck: Sequence[Asleep]) -> str:
+    """Return which threads sleep, those that are called alike and sleep alike by their number."""
+    if len(stuck) == 1:
+        return f"thread {stuck[0].tid} ({printable(stuck[0].comm)}) in {stuck[0].wchan or '?'} sleeps uninterruptibly"
+    groups = Counter((thread.comm, thread.wchan or "?") for thread in stuck)
+    told = (f"{count} {printable(comm)} threads in {place}" for (comm, place), count in groups.items())
+    return f"{', '.join(told)} sleep uninterruptibly" if stuck else ""
+
+
 def kill(
-    target: Target, sealed: Sealed, *, seconds: float = DEATH_SECONDS, program: str = "", roots: Roots = ROOTS
+    target: Target,
+    sealed: Sealed,
+    *,
+    seconds: float = DEATH_SECONDS,
+    program: str = "",
+    roots: Roots = ROOTS,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Killed:
     """Kill the VM whose evidence is sealed: through its manager if that can do it, by SIGKILL in any case.
 
-    `program` stands in for the manager's own. The seal is the licence: there is no calling this without one.
+    `program` stands in for the manager's own. `tell` is given how it goes, several times a second. The seal is the
+    licence: there is no calling this without one.
     SIGTERM is left out: a wedged QEMU does not heed it.
 
     Raises:
@@ -85,7 +102,7 @@ def kill(
     note = audit_log.begun(target, sealed)
     unwritten, untold = audit_log.store(note, sealed.path), audit_log.tell_journal(note, roots.log)
     begun = time.monotonic()
-    how, ended = _end(target, begun + seconds, program, roots)
+    how, ended = _end(target, begun + seconds, _Means(program, roots, lambda: tell(_so_far(target, begun))))
     gone = _has_ended(target)
     left = _left(target, estate) if gone else ()
     stuck_now = () if gone else identity.in_uninterruptible_sleep(target.pid)
@@ -166,36 +183,58 @@ def _read_build_id(pid: int) -> bytes:
     return identity.binary_of(pid).build_id.encode()
 
 
-def _end(target: Target, give_up: float, program: str, roots: Roots) -> tuple[str, float]:
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """By what a VM is ended: `program` stands in for its manager's own; `tick` is called while we wait."""
+
+    program: str
+    roots: Roots
+    tick: Callable[[], None]
+
+
+def _so_far(target: Target, begun: float) -> str:
+    """Return how the end of a process goes."""
+    passed = f"{time.monotonic() - begun:.1f} s"
+    stuck = identity.in_uninterruptible_sleep(target.pid)
+    if not stuck:
+        return f"{passed}, the process is still there"
+    where = Counter(thread.wchan or "?" for thread in stuck).most_common(1)[0][0]
+    return f"{passed}, {len(stuck)} {'thread' if len(stuck) == 1 else 'threads'} still in D ({printable(where)})"
+
+
+def _end(target: Target, give_up: float, means: _Means) -> tuple[str, float]:
     """Have the process ended; return by what means, and when it was gone or given up."""
     how = "SIGKILL"
-    command = _command_for(target, roots)
+    command = _command_for(target, means.roots)
     platform = platform_of(target.record.manager)
     try:
         if command and identity.in_uninterruptible_sleep(target.pid):
             how = f"SIGKILL ({platform.end_words} would hang {platform.daemon}: {ASLEEP})"
         elif command:
             domain = target.record.domain
-            with _running((program or command[0], *command[1:]), domain.user if domain else None) as destroy:
-                return _end_with(destroy, platform.end_words, target, give_up)
+            with _running((means.program or command[0], *command[1:]), domain.user if domain else None) as destroy:
+                return _end_with(destroy, platform.end_words, target, give_up, means.tick)
     except OSError as error:
         how = f"SIGKILL (no {command[0]}: {error.strerror})"
     _send(target)
-    _wait(target, give_up)
+    _wait(target, give_up, means.tick)
     return how, time.monotonic()
 
 
-def _end_with(destroy: subprocess.Popen[bytes], spoken: str, target: Target, give_up: float) -> tuple[str, float]:
+def _end_with(
+    destroy: subprocess.Popen[bytes], spoken: str, target: Target, give_up: float, tick: Callable[[], None]
+) -> tuple[str, float]:
     """Leave libvirt a moment to do it, then do it ourselves while libvirt keeps its books of a domain destroyed."""
     alone = min(time.monotonic() + ALONE_SECONDS, give_up)
     while not _wait(target, min(time.monotonic() + LOOK_SECONDS, alone)):
+        tick()
         if time.monotonic() >= alone or destroy.poll() not in (None, 0):
             break
     how = spoken
     if not _has_ended(target):
         how = f"{spoken} and SIGKILL" if destroy.poll() in (None, 0) else f"SIGKILL ({spoken} failed)"
         _send(target)
-        _wait(target, give_up)
+        _wait(target, give_up, tick)
     ended = time.monotonic()
     with contextlib.suppress(subprocess.TimeoutExpired):
         destroy.wait(BOOKS_SECONDS if _has_ended(target) else 0)
@@ -263,8 +302,14 @@ def _has_ended(target: Target) -> bool:
     return _wait(target, 0)
 
 
-def _wait(target: Target, until: float) -> bool:
+def _wait(target: Target, until: float, tick: Callable[[], None] | None = None) -> bool:
     """Wait for the end of every thread of the process; its pidfd is readable from then on."""
     poller = select.poll()
     poller.register(target.pidfd, select.POLLIN)
-    return bool(poller.poll(max(0.0, until - time.monotonic()) * 1000))
+    while True:
+        left = max(0.0, until - time.monotonic())
+        if poller.poll((left if tick is None else min(left, TICK_SECONDS)) * 1000):
+            return True
+        if tick is None or not left:
+            return False
+        tick()

@@ -41,6 +41,7 @@ class Ending:
     exit_code: ExitCode
     started: bool = False
     start_words: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Around(msgspec.Struct, frozen=True):
@@ -58,8 +59,12 @@ def end(
     diagnosis: Diagnosis | None,
     steps: tuple[StepRecord, ...],
     say: Callable[[str], None],
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Ending:
-    """Kill the VM if it may be killed; tell beforehand what that costs, and afterwards what came of it."""
+    """Kill the VM if it may be killed; tell beforehand what that costs, and afterwards what came of it.
+
+    `say` is told once, `tell` again and again how the kill goes.
+    """
     refusal = licence(diagnosis, steps, order.require, order.insistence)
     if refusal:
         return Ending(killed=False, words=f"not killed: {refusal.words}", exit_code=refusal.exit_code)
@@ -77,7 +82,7 @@ def end(
         say(line)
     say(f"killing process {vm.pid}: {kill.means(vm)}, then up to {kill.DEATH_SECONDS:.0f} s for its end")
     try:
-        killed = kill.kill(vm, sealed)
+        killed = kill.kill(vm, sealed, tell=tell)
     except AutopsyError as error:
         return Ending(killed=False, words=f"not killed: {error}; {error.remedy}", exit_code=error.exit_code)
     return _told(vm, order, around, unit, killed)
@@ -89,15 +94,22 @@ def _told(vm: Target, order: Order, around: Around, unit: str, killed: kill.Kill
         return Ending(killed=False, words=f"not killed: {killed.words}", exit_code=ExitCode.VM_ENDED)
     left = (f"left behind: {', '.join(killed.left)}",) if killed.left else ()
     if not killed.gone:
-        words = "; ".join((killed.words, kill.still_there(vm, killed).remedy, *killed.notes))
+        words = f"{killed.words}; {kill.still_there(vm, killed).remedy}"
         start = "not started again: it has not ended" if order.then_start else ""
-        return Ending(killed=False, words=words, exit_code=ExitCode.STILL_THERE, start_words=start)
-    words = "; ".join((killed.words, *left, *_of_ha(vm, around), *killed.notes))
+        code = ExitCode.STILL_THERE
+        return Ending(killed=False, words=words, exit_code=code, start_words=start, notes=killed.notes)
+    words = "; ".join((killed.words, *left, *_of_ha(vm, around)))
     if not order.then_start:
-        return Ending(killed=True, words=words, exit_code=ExitCode.DONE)
+        return Ending(killed=True, words=words, exit_code=ExitCode.DONE, notes=killed.notes)
     started = _start(vm, around, unit)
-    code = ExitCode.DONE if started.done else ExitCode.NOT_STARTED
-    return Ending(killed=True, words=words, exit_code=code, started=started.done, start_words=started.words)
+    return Ending(
+        killed=True,
+        words=words,
+        exit_code=ExitCode.DONE if started.done else ExitCode.NOT_STARTED,
+        started=started.done,
+        start_words=started.words,
+        notes=killed.notes,
+    )
 
 
 def _look_around(sealed: Sealed, vm: Target) -> Around:

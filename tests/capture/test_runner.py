@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from autopsy.bundle import layout
 from autopsy.bundle.manifest import StepRecord, TargetRecord
 from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.runner import INTERRUPTED, Interrupted, Run, run
@@ -19,8 +21,13 @@ from autopsy.target.target import Target
 
 
 class Quiet:
-    def __init__(self, tick: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, tick: Callable[[], None] = lambda: None, *, curious: bool = False) -> None:
         self.tick = tick
+        self.curious = curious
+        self.told: list[str] = []
+
+    def tell(self, words: str) -> None:
+        self.told.append(words)
 
     def began(self, step: Step) -> None:
         pass
@@ -158,6 +165,34 @@ def test_without_memory_to_work_in_the_disk_serves(tmp_path: Path, monkeypatch: 
     assert made.work == made.durable
     assert (made.durable / "evidence/good/x").read_bytes() == b"evidence"
     made.clear()
+
+
+def curious(stage: Staging, judge: Callable[[], bytes], seconds: float = 2.0, gap: float = 5.0) -> list[str]:
+    """Return what is told of the evidence so far while the second look waits."""
+    watcher = Quiet(curious=True)
+
+    def wait(_: Scene) -> Outcome:
+        time.sleep(seconds)
+        return Collected()
+
+    it = around(stage, watcher=watcher)
+    run((step(layout.SECOND_EXPOSURE, wait),), replace(it, options=Options(gap=gap), judge=judge))
+    return watcher.told
+
+
+def test_while_the_second_look_waits_it_is_told_what_is_known_so_far(stage: Staging) -> None:
+    assert curious(stage, lambda: b"8 requests wait") == ["so far: 8 requests wait"]
+
+
+def test_a_first_judgement_that_hangs_or_dies_costs_nothing(stage: Staging) -> None:
+    began = time.monotonic()
+    assert curious(stage, lambda: bytes(time.sleep(600) or 0), seconds=0.3) == []
+    assert curious(stage, lambda: bytes(os._exit(3)), seconds=0.3) == []
+    assert time.monotonic() - began < 20
+
+
+def test_nobody_judges_twice_where_nobody_watches_or_the_wait_is_short(stage: Staging) -> None:
+    assert curious(stage, lambda: b"too late", gap=0.5, seconds=0.5) == []
 
 
 def test_what_may_harm_the_vm_begins_only_when_everything_else_is_durable(stage: Staging) -> None:

@@ -76,6 +76,17 @@ def test_on_a_terminal_only_bad_news_is_red_and_the_refused_kill_stands_below_th
         assert b"\033[3" not in on_a_terminal(*words, TERM="xterm", NO_COLOR="1").partition(b"STUCK")[2]
 
 
+def test_on_a_narrow_terminal_a_row_is_broken_between_words_and_what_is_copied_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(summary.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(summary, "get_terminal_size", lambda: os.terminal_size((44, 20)))
+    text = "8 threads of QEMU wait for a frozen file system"
+    assert summary.row("STUCK", text) == "STUCK    8 threads of QEMU wait for a frozen\n         file system"
+    for label in ("DO", "report", "bundle"):
+        assert "\n" not in summary.row(label, text)
+
+
 @pytest.mark.live
 def test_quiet_says_nothing_but_the_result(tmp_path: Path) -> None:
     with wedged("healthy") as it:

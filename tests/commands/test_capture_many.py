@@ -32,12 +32,16 @@ class Patient:
 
     interrupt_at: int = 0
     ticks: int = 0
+    curious: bool = False
     said: list[str] = field(default_factory=list)
 
     def began(self, step: object) -> None:
         pass
 
     def ended(self, record: object) -> None:
+        pass
+
+    def tell(self, words: str) -> None:
         pass
 
     def tick(self) -> None:

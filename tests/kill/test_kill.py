@@ -157,8 +157,14 @@ def _kills_as_nobody(found: Target, sealed: Sealed, roots: Roots) -> bytes:
     return b"killed"
 
 
+def test_threads_that_sleep_alike_are_told_by_their_number() -> None:
+    asleep = [Asleep(tid, "worker", "percpu_rwsem_wait") for tid in range(8)]
+    words = Killed("SIGKILL", gone=False, ms=10_000, stuck=tuple(asleep)).words
+    assert words == "SIGKILL; still there after 10 s: 8 worker threads in percpu_rwsem_wait sleep uninterruptibly"
+
+
 @pytest.mark.live
-def test_a_process_that_cannot_die_is_told_with_its_thread_and_wchan(roots: Roots, sealed: Sealed) -> None:
+def test_a_process_that_cannot_die_ticks_and_is_told_with_its_thread_and_wchan(roots: Roots, sealed: Sealed) -> None:
     with lab.file_system() as storage:
         image = lab.disk(storage.mount / "d.raw")
         disk = ("-drive", f"if=none,id=d0,file={image},format=raw,aio=threads", "-device", "virtio-blk-pci,drive=d0")
@@ -166,8 +172,10 @@ def test_a_process_that_cannot_die_is_told_with_its_thread_and_wchan(roots: Root
             with lab.frozen(storage):
                 vm.qemu_io("d0", "aio_write 0 4k")
                 lab.until("a write hangs", lambda: lab.any_thread_in(vm.pid, "D"))
-                killed = kill(found, sealed, roots=roots, seconds=0.5)
+                told: list[str] = []
+                killed = kill(found, sealed, roots=roots, seconds=0.5, tell=told.append)
                 assert not killed.gone
+                assert "s, 1 thread still in D (" in told[-1]
                 (stuck,) = killed.stuck
                 assert stuck.wchan
                 assert f"{stuck.tid} ({stuck.comm}) in {stuck.wchan} sleeps uninterruptibly" in killed.words

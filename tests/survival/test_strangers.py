@@ -19,8 +19,8 @@ from autopsy.capture.runner import run
 from autopsy.capture.staging import places
 from autopsy.capture.staging.staging import prepare
 from autopsy.capture.step import Collected, Deadline, Impact, Outcome, Scene, Step
-from autopsy.commands import capture as capturing
 from autopsy.commands import examine as examining
+from autopsy.commands import sealing as capturing
 from autopsy.commands.seal import seal_leftover
 from autopsy.commands.verify import verify_boxed
 from autopsy.errors import DamagedBundle, NotStored, UsageError
@@ -123,7 +123,7 @@ def test_a_report_is_not_written_through_a_link_that_lies_beside_the_bundle(tmp_
             copy.symlink_to(precious)
 
         strangers.does(plant)
-        assert capturing._beside(source, copy, Deadline(5)) == copy
+        assert capturing.put_beside(source, copy, Deadline(5)) == copy
         assert copy.read_bytes() == b"<html>"
         assert not copy.is_symlink()
         assert copy.stat().st_mode & 0o777 == 0o600

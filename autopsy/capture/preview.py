@@ -1,0 +1,41 @@
+"""Has the evidence so far judged while the second look waits, for a person who watches; nothing rests on it."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+
+from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, end, spawn
+
+ANSWER_SECONDS = 1.0  # once the first of its bytes is there
+
+
+class Preview:
+    """One child that judges; `look` returns its words once, when they are there, and never waits for them."""
+
+    def __init__(self, judge: Callable[[], bytes]) -> None:
+        self._child: Child | None = None
+        try:
+            self._child = spawn(judge)
+        except ChildFailed:
+            return
+
+    def look(self) -> str:
+        """Return what it found, empty while it works and ever after."""
+        if self._child is None:
+            return ""
+        poller = select.poll()
+        poller.register(self._child.answers, select.POLLIN)
+        if not poller.poll(0):
+            return ""
+        child, self._child = self._child, None
+        try:
+            return collect(child, ANSWER_SECONDS).decode("utf-8", "replace")
+        except (ChildTimedOut, ChildFailed):
+            return ""
+
+    def close(self) -> None:
+        """End it, whether or not it has come to an end."""
+        if self._child is not None:
+            child, self._child = self._child, None
+            end(child)

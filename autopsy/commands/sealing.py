@@ -1,0 +1,78 @@
+"""Seals what a capture has staged in the best place that still answers, and puts its report beside the bundle."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from autopsy.bundle import layout
+from autopsy.bundle.manifest import Manifest
+from autopsy.bundle.seal import Sealed, seal_in
+from autopsy.capture.staging.staging import Staging
+from autopsy.capture.step import Deadline, Options
+from autopsy.errors import NotStored
+from autopsy.files import private
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.linux.trouble import Trouble
+
+REPORT_SECONDS = 8.0
+SEAL_SECONDS = 20.0
+
+
+def seal_staged(staging: Staging, manifest: Manifest, budget: Deadline, options: Options) -> Sealed:
+    """Seal in the best place that still answers.
+
+    Raises:
+        NotStored: none does.
+    """
+    leave_out = frozenset() if options.core else frozenset({layout.CORE})
+    last_words = "no place left"
+    while staging.places:
+        try:
+            data = in_child(
+                partial(_sealed_bytes, staging, _with_notes(manifest, staging), leave_out),
+                max(3.0, min(SEAL_SECONDS, budget.left())),
+            )
+        except ChildFailed as error:
+            last_words = str(error)
+            if error.trouble is not Trouble.FULL or not staging.make_room():
+                staging.give_up_place(last_words)
+        except ChildTimedOut as error:
+            last_words = str(error)
+            staging.give_up_place(last_words)
+        else:
+            return msgspec.json.decode(data, type=Sealed, dec_hook=_path)
+    raise NotStored(
+        f"{staging.name}.tar.zst",
+        f"the bundle could not be stored anywhere ({last_words})",
+        remedy=f"nothing was killed; the evidence lies in {staging.work}: free some space, then `autopsy seal` it",
+    )
+
+
+def _with_notes(manifest: Manifest, staging: Staging) -> Manifest:
+    return msgspec.structs.replace(manifest, notes=tuple(staging.notes))
+
+
+def _sealed_bytes(staging: Staging, manifest: Manifest, leave_out: frozenset[str]) -> bytes:
+    sealed = seal_in(staging.places[0], staging.name, staging.work, manifest, leave_out)
+    return msgspec.json.encode(sealed, enc_hook=str)
+
+
+def _path(_: type, value: object) -> Path:
+    return Path(str(value))
+
+
+def put_beside(source: Path, copy: Path, budget: Deadline) -> Path | None:
+    """Put the report beside the bundle, for those who will not unpack anything; in a child, for the disk may hang."""
+
+    def work() -> bytes:
+        private.publish(copy, source.read_bytes())
+        return b""
+
+    try:
+        in_child(work, min(REPORT_SECONDS, max(1.0, budget.left())))
+    except (ChildTimedOut, ChildFailed):
+        return None
+    return copy
