@@ -66,6 +66,18 @@ def test_no_class_has_a_name_that_says_nothing() -> None:
     assert vague == []
 
 
+def test_no_class_name_means_two_things() -> None:
+    """The subjects of a diagnosis (`subjects.Disk`) are always written with their module: the nouns are theirs."""
+    names = Counter(
+        node.name
+        for path in sources()
+        if path.is_relative_to(HOUSE / "autopsy") and path.name != "subjects.py"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_every_exception_to_the_linters_has_its_reason() -> None:
     bare = [
         f"{name(path)}:{number}: {line.strip()}"

@@ -116,7 +116,7 @@ def median(costs: list[Cost], field: str) -> float:
 
 def captures() -> None:
     """Print one row for each size and build."""
-    print(f"medians of {RUNS}; stop: ms that the VM stood still at one time (in brackets: both exposures together)")
+    print(f"medians of {RUNS}; stop: ms that the VM stood still at one time (in brackets: both snapshots together)")
     print(
         f"{'VM':<18} {'gdb: stop':>9} {'total s':>7}   {'autopsy: stop':>16} {'total s':>7}   {'ratio':>6}  "
         f"{'peak MB':>7} {'core MB':>7} {'bundle MB':>9}"

@@ -31,7 +31,7 @@ from autopsy.examine.heap import run as heap
 from autopsy.examine.threads import aio_rings, aio_workers, lock_owners, main_loop, poll_sets
 from autopsy.examine.threads.states import tasks
 from autopsy.examine.view import View
-from support import exposure, lab
+from support import lab, snapshot
 
 BUILDS = ("7.2", "10.0.2-debug")
 IDLE_THREADS = 6
@@ -57,7 +57,7 @@ class Scene:
         self.frozen = frozen
         self.core = Core(self.frozen.core)
         self.symbols = Symbols(self.core, self.frozen)
-        self.saved = find.find(self.core, self.symbols)
+        self.saved = find.find_coroutines(self.core, self.symbols)
         self.parked = [Parked(self.core, each) for each in self.saved if each.coroutine.state == "parked"]
         self.view = View(
             frozen=self.frozen,
@@ -92,16 +92,16 @@ class Scene:
         graph = lock_owners.of(self.view)
         view = replace(self.view, graph=graph)
         yield "open", lambda: Symbols(Core(self.frozen.core), self.frozen).main
-        yield "coroutines", lambda: find.find(self.core, self.symbols)
+        yield "coroutines", lambda: find.find_coroutines(self.core, self.symbols)
         yield "gdb", self.unwind
         if len(self.parked) >= PARKED:
             yield "gdb, none alike", self.unwind_each_by_itself
         yield "locks", lambda: lock_owners.of(self.view)
-        yield "main loop", lambda: main_loop.examine(view)
-        yield "rings", lambda: aio_rings.examine(view)
-        yield "workers, eventfds", lambda: (aio_workers.examine(view), poll_sets.examine(view))
+        yield "main loop", lambda: main_loop.examine_main_loop(view)
+        yield "rings", lambda: aio_rings.examine_aio_rings(view)
+        yield "workers, eventfds", lambda: (aio_workers.examine_aio_workers(view), poll_sets.examine_poll_sets(view))
         yield "heap", lambda: heap.finish(heap.start(self.frozen, self.symbols, WITHIN))
-        yield "all", lambda: run.examine(self.frozen)
+        yield "all", lambda: run.examine_core(self.frozen)
 
 
 def cost_of(part: Callable[[], object]) -> Cost:
@@ -149,7 +149,7 @@ def _status(field: str) -> int:
 
 
 @contextmanager
-def wedged(label: str, *, threads: int, requests: int) -> Iterator[exposure.Exposed]:
+def wedged(label: str, *, threads: int, requests: int) -> Iterator[snapshot.Exposed]:
     """Freeze a VM of so many threads with so many requests behind a throttle timer."""
     with lab.folder() as place:
         iothreads = (
@@ -159,7 +159,7 @@ def wedged(label: str, *, threads: int, requests: int) -> Iterator[exposure.Expo
         with lab.qemu(label, *iothreads, "-drive", drive, "-device", "virtio-blk-pci,drive=d0") as machine:
             for number in range(requests):
                 machine.qemu_io("d0", f"aio_write {number * 4}k 4k")
-            with exposure.exposed(machine) as found:
+            with snapshot.exposed(machine) as found:
                 yield found
 
 

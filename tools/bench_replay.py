@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support import stored
 
 BUNDLES = 1000
@@ -22,7 +22,7 @@ def measure() -> str:
     began, used = time.perf_counter(), time.process_time()
     early = 0
     for number in range(BUNDLES):
-        diagnose(gather(open_bundle(bundles[number % len(bundles)])))
+        diagnose(gather_facts(open_bundle(bundles[number % len(bundles)])))
         if number == BUNDLES // 10:
             early = _resident()
     used, took = time.process_time() - used, time.perf_counter() - began

@@ -18,7 +18,7 @@ from autopsy.commands.redact import redact
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import AutopsyError, UsageError
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.replay import expected
 from autopsy.replay.cases import EXPECTED, PROVENANCE, UNPACKED, write_expected
 
@@ -33,7 +33,7 @@ def store(bundle: Path, name: str, cases: Path) -> Path:
         UsageError: there is no such bundle, no such name can be, or the case is there already.
         DamagedBundle: it is no bundle.
     """
-    original = diagnose(gather(open_bundle(bundle)))
+    original = diagnose(gather_facts(open_bundle(bundle)))
     name = name or f"{original.signature}-{_version(bundle)}"
     if not NAME.fullmatch(name):
         raise UsageError(name, "is no name of a case", remedy="give NAME=small-letters-and-digits")
@@ -59,7 +59,7 @@ def _version(bundle: Path) -> str:
 
 def _tell(home: Path, name: str) -> None:
     stored = open_bundle(home / f"{UNPACKED}.tar.zst")
-    found: Diagnosis = diagnose(gather(stored))
+    found: Diagnosis = diagnose(gather_facts(stored))
     write_expected(home, expected.of(found))
     manifest = stored.manifest
     (home / PROVENANCE).write_text(

@@ -34,7 +34,7 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.seal import encode_manifest, seal
 from autopsy.bundle.sections import Section, parse, render
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.replay import expected
 from autopsy.replay.cases import EXPECTED, PROVENANCE, UNPACKED, write_expected
 from support import builds, lab
@@ -191,7 +191,7 @@ def make_again(shape: Shape, fixtures: Path) -> str:
 def tell(shape: Shape, home: Path) -> str:
     """Write expected.json and provenance.md of a case that is stored."""
     bundle = open_bundle(home / (UNPACKED if shape.unpacked else f"{UNPACKED}.tar.zst"))
-    found = diagnose(gather(bundle))
+    found = diagnose(gather_facts(bundle))
     told = expected.of(found)
     wrong = ""
     if (told.where, told.signature) != (shape.where, shape.signature):
@@ -207,7 +207,7 @@ def tell(shape: Shape, home: Path) -> str:
         f"- QEMU: {target.qemu_version}, {BUILDS[shape.build]}, "
         f"build-id {target.build_id or 'none'}\n"
         f"- Host: {bundle.manifest.host.distribution}, Linux {bundle.manifest.host.kernel}\n"
-        f"- Captured: {bundle.manifest.began.utc[:10]}, {shape.gap:g} s between the exposures\n"
+        f"- Captured: {bundle.manifest.began.utc[:10]}, {shape.gap:g} s between the snapshots\n"
         f"- Expected: `{shape.where}`, signature `{shape.signature}`{f'; {shape.why}' if shape.why else ''}\n"
         f"- Left out: core, smaps, and what tells of the host alone (`tools/fixtures_make.py`, `fixture`)\n",
         encoding="utf-8",

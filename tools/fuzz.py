@@ -98,7 +98,7 @@ def diagnosis() -> Reader:
     """Put arbitrary bytes in the place of one file of a real capture, and diagnose it."""
     from autopsy.bundle.reader import open_bundle  # noqa: PLC0415 - see Reader
     from autopsy.diagnose.verdict import diagnose  # noqa: PLC0415 - likewise
-    from autopsy.facts.gather import gather  # noqa: PLC0415 - likewise
+    from autopsy.facts.gather import gather_facts  # noqa: PLC0415 - likewise
 
     whole = open_bundle(HOUSE / "fixtures" / "throttle-timer-7.2" / "bundle")
     files = sorted(name for name in whole.names() if name.startswith("evidence/"))
@@ -119,14 +119,14 @@ def diagnosis() -> Reader:
         name = files[data[0] % len(files)] if data else files[0]
         real = whole.read(name)
         cut = int.from_bytes(data[1:4], "little") % (len(real) + 1)
-        diagnose(gather(Spoiled(name, real[:cut] + data[4:] + real[cut + len(data) :])))
+        diagnose(gather_facts(Spoiled(name, real[:cut] + data[4:] + real[cut + len(data) :])))
 
     return read
 
 
 def incoming() -> Reader:
     """Import arbitrary bytes: whatever is in them, they are told for what they seem, and no exception gets out."""
-    from autopsy.incoming.reading import Reading  # noqa: PLC0415 - see Reader
+    from autopsy.incoming.reading import ImportReading  # noqa: PLC0415 - see Reader
     from autopsy.incoming.stored import stored  # noqa: PLC0415 - likewise
 
     scratch = Path(tempfile.mkdtemp())
@@ -135,7 +135,7 @@ def incoming() -> Reader:
     def read(data: bytes) -> None:
         given.write_bytes(data)
         with given.open("rb") as file, (scratch / "core").open("w+b") as core:
-            reading = Reading(core.fileno())
+            reading = ImportReading(core.fileno())
             try:
                 seen = reading.take(file.fileno())
             except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstandard.ZstdError, tarfile.TarError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from autopsy.examine.core.elf import Elf
 from autopsy.examine.gdb.mi import RAILS
 from autopsy.linux.confine import confined, sandbox
-from autopsy.linux.confine.confined import Died, Refused, TooSlow, signal_name
+from autopsy.linux.confine.confined import Died, TooSlow, WorkRaised, signal_name
 from autopsy.linux.environment import ours
 
 SOURCE = """
@@ -136,7 +136,7 @@ def mutated(whole: bytes, dice: random.Random) -> bytes:
 def read_by_gdb(scratch: Path) -> str:
     """Return how a confined gdb ended."""
 
-    def work(box: sandbox.Confined, _line: confined.Line) -> bytes:
+    def work(box: sandbox.Confined, _line: confined.AnswerPipe) -> bytes:
         words = ["gdb", "-nx", "-q", "-batch"]
         for rail in RAILS:
             words += ["-iex", rail]
@@ -160,7 +160,7 @@ def read_by_gdb(scratch: Path) -> str:
     inside = sandbox.Sandbox(scratch=scratch, readable=sandbox.python_tree())
     try:
         return confined.run(work, inside, seconds=GDB_SECONDS + 5, hear=lambda _, data: data).decode()
-    except (Died, TooSlow, Refused) as error:
+    except (Died, TooSlow, WorkRaised) as error:
         return f"{type(error).__name__}: {str(error)[:60]}"
 
 

@@ -40,7 +40,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str
 
 
-class Monitor(msgspec.Struct, frozen=True, kw_only=True):
+class MonitorSocket(msgspec.Struct, frozen=True, kw_only=True):
     """One monitor of the VM as its command line and /proc/net/unix tell of it.
 
     `address` is a path as QEMU sees it, `host:port`, or an fd number; `reachable` is the path we connect to (through
@@ -86,7 +86,7 @@ class TargetRecord(msgspec.Struct, frozen=True, kw_only=True):
     build_id: str
     qemu_version: str
     program: Program = "qemu-system"
-    monitors: tuple[Monitor, ...] = ()
+    monitors: tuple[MonitorSocket, ...] = ()
     domain: Domain | None = None
 
 

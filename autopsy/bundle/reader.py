@@ -89,7 +89,7 @@ def open_bundle(path: Path) -> Bundle:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class OpenedBundle:
     """A bundle that was opened, and of which nothing was read yet: whoever does may be unable to open it any more.
 
     `descriptor` is an archive's; `files` are the plain files of a folder, without its cores and its binary.
@@ -112,7 +112,7 @@ class Held:
         return Bundle(self.path, manifest, sealed=True, files=self.files, listing=tuple(sorted(self.files)))
 
 
-def hold(path: Path) -> Held:
+def hold(path: Path) -> OpenedBundle:
     """Open a tarball, or read a folder's files as they are.
 
     Raises:
@@ -120,7 +120,7 @@ def hold(path: Path) -> Held:
         DamagedBundle: it is a folder that holds more than any bundle does, or cannot be read.
     """
     if not path.is_dir():
-        return Held(path, open_archive(path), {})
+        return OpenedBundle(path, open_archive(path), {})
     files: dict[str, bytes] = {}
     room = MOST_ALTOGETHER
     for name in plain_files(path):
@@ -130,7 +130,7 @@ def hold(path: Path) -> Held:
         room -= len(files[name])
         if room < 0 or len(files) > MOST_MEMBERS:
             raise DamagedBundle(str(path), "holds more than any bundle does", remedy="do not trust it")
-    return Held(path, None, files)
+    return OpenedBundle(path, None, files)
 
 
 def _open_archive(path: Path, descriptor: int | None = None) -> Bundle:

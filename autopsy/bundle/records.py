@@ -183,8 +183,8 @@ class Coroutine(msgspec.Struct, frozen=True, kw_only=True):
     """One coroutine as its Coroutine header and jmpbuf tell of it.
 
     `state`: `running` (entered: its frames belong to a thread), `parked`, `pooled` (ended, kept for reuse), `unclear`.
-    `since_first`: `stuck` (same address, pc, sp and saved registers in both exposures), `moved`, `new`, `gone`,
-    `unknown` (there was one exposure).
+    `since_first`: `stuck` (same address, pc, sp and saved registers in both snapshots), `moved`, `new`, `gone`,
+    `unknown` (there was one snapshot).
     """
 
     address: int
@@ -287,7 +287,7 @@ class MainLoop(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""
 
 
-class Worker(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerThread(msgspec.Struct, frozen=True, kw_only=True):
     """One thread that does blocking I/O for QEMU: its own thread pool's, or io_uring's in the kernel (`iou-wrk`).
 
     `call` is the system call it was in, empty when it was in none or it is a kernel thread; `function` is QEMU's
@@ -381,7 +381,7 @@ class SocketEnd(msgspec.Struct, frozen=True, kw_only=True):
     peer_pids: tuple[int, ...] = ()
 
 
-class Layer(msgspec.Struct, frozen=True, kw_only=True):
+class LoopLayer(msgspec.Struct, frozen=True, kw_only=True):
     """A loop device below a file system (`above`, MAJ:MIN), and the host's file that it keeps its data in.
 
     `mount` is the line of the host's mountinfo that tells where this file lies.

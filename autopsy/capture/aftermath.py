@@ -12,7 +12,7 @@ from autopsy.bundle.sections import Section, parse
 from autopsy.capture.host import kernel_log, vm_files
 from autopsy.capture.host.own_log import must_be_own, readable
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import Cut, Read, Trouble, Unreadable, store, take
+from autopsy.capture.reading.reader import ReadFailures, SectionRead, Truncated, Unreadable, store, take
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline, Options, Outcome, Scene
 from autopsy.files.plain import open_plain
@@ -33,7 +33,7 @@ def take_what_is_left(target: Target, options: Options, staging: Staging) -> Non
     scene = Scene(target, options, staging.work, layout.END, Deadline(SECONDS))
 
     def work() -> bytes:
-        return collect(scene).why.encode()
+        return collect_aftermath(scene).why.encode()
 
     try:
         trouble = in_child(work, SECONDS + 1).decode("utf-8", "replace")
@@ -43,13 +43,13 @@ def take_what_is_left(target: Target, options: Options, staging: Staging) -> Non
     staging.settle()
 
 
-def collect(scene: Scene) -> Outcome:
+def collect_aftermath(scene: Scene) -> Outcome:
     """Take it, the surest first. Nothing of it is read through /proc/PID, whose number may be another's by now."""
-    trouble = Trouble()
+    trouble = ReadFailures()
     told = take(_log(scene), scene.deadline, trouble).values()
     if found := next((section.data for section in told if section.data), b""):
         scene.write(layout.VM_LOG, found)
-    kernel = take([Read(kernel_log.KMSG, kernel_log.kernel_log, seconds=2)], scene.deadline, trouble)
+    kernel = take([SectionRead(kernel_log.KMSG, kernel_log.kernel_log, seconds=2)], scene.deadline, trouble)
     if lines := b"".join(section.data for section in kernel.values()):
         scene.write(layout.DMESG, lines)
     store(scene, layout.LEFT, _left(scene), trouble)
@@ -57,7 +57,7 @@ def collect(scene: Scene) -> Outcome:
     return trouble.outcome()
 
 
-def _log(scene: Scene) -> Iterator[Read]:
+def _log(scene: Scene) -> Iterator[SectionRead]:
     record = scene.target.record
     root = record.domain.root if record.domain else ""
     yield from vm_files.managers_log(record.name, record.manager, root)
@@ -69,7 +69,7 @@ def _log(scene: Scene) -> Iterator[Read]:
             yield read
 
 
-def _own_stream(table: Mapping[str, Section], number: int, status: bytes) -> Read | None:
+def _own_stream(table: Mapping[str, Section], number: int, status: bytes) -> SectionRead | None:
     """Return a read of the file that a descriptor led to, where enough is known of it to know it again.
 
     `status` is what /proc/PID/status told while the process lived: it may have known no more of another's file than to
@@ -81,10 +81,10 @@ def _own_stream(table: Mapping[str, Section], number: int, status: bytes) -> Rea
     inode, mount = INODE.search(info.data), MOUNT.search(info.data)  # `ino` since Linux 5.14
     if inode is None or mount is None or not readable(info.data):
         return None
-    return Read(f"fd/{number}", partial(_same_file, link.data, int(inode[1]), int(mount[1]), status))
+    return SectionRead(f"fd/{number}", partial(_same_file, link.data, int(inode[1]), int(mount[1]), status))
 
 
-def _same_file(path: bytes, inode: int, mount: int, status: bytes) -> bytes | Cut:
+def _same_file(path: bytes, inode: int, mount: int, status: bytes) -> bytes | Truncated:
     """Return the tail of a file, if it is the one that QEMU had open: its path alone may lead anywhere by now."""
     descriptor = open_plain(os.fsdecode(path))
     try:
@@ -102,13 +102,13 @@ def _info(descriptor: int) -> bytes:
         return stream.read()
 
 
-def _left(scene: Scene) -> Iterator[Read]:
+def _left(scene: Scene) -> Iterator[SectionRead]:
     """Yield a read for each socket and pidfile of the VM's own: `still there`, or ENOENT."""
     own = [each.reachable for each in scene.target.record.monitors if each.transport == "unix"]
     own.append(last(options(words(scene.earlier(layout.WITNESS, layout.CMDLINE))), "pidfile"))
     for path in dict.fromkeys(own):
         if path.startswith("/") and not path.startswith("/proc/"):
-            yield Read(path, partial(_there, path))
+            yield SectionRead(path, partial(_there, path))
 
 
 def _there(path: str) -> bytes:
@@ -116,12 +116,12 @@ def _there(path: str) -> bytes:
     return b"still there\n"
 
 
-def _journal(pid: int) -> list[Read]:
+def _journal(pid: int) -> list[SectionRead]:
     """Return reads of what systemd-coredump and the kernel's own log in the journal say of that process."""
     lines = ("journalctl", "-n", "50", "-o", "short-iso-precise", "--no-pager", "--since", "-5min")
     queries = ((*lines, f"COREDUMP_PID={pid}"), (*lines, f"_PID={pid}"))
     return [
-        Read(
+        SectionRead(
             " ".join(query),
             partial(output, query, seconds=JOURNAL_SECONDS, most=kernel_log.MOST_JOURNAL),
             "the journal",

@@ -14,16 +14,16 @@ from autopsy.capture.qmp import unstable
 from autopsy.capture.step import Impact, Options, Step
 
 PLAN = (
-    Step(layout.WITNESS, Impact.NONE, 5, witness.look),
+    Step(layout.WITNESS, Impact.NONE, 5, witness.witness_threads),
     Step(layout.FREEZE, Impact.STOPS, 8, freeze.expose),
     Step(layout.QUERY_STATUS, Impact.ASKS, 8, qmp.query_status),
     Step(layout.QUERY_BLOCK, Impact.MAY_BLOCK, 6, qmp.query_block),
     Step(layout.THROTTLE_GROUPS, Impact.MAY_BLOCK, 6, qmp.throttle_groups),
-    Step(layout.GDB_THREADS, Impact.NONE, 25, gdb.look, without_vm=True),
+    Step(layout.GDB_THREADS, Impact.NONE, 25, gdb.examine_stored_core, without_vm=True),
     Step(layout.PROC_STACKS, Impact.NONE, 5, proc.stacks),
     Step(layout.PROC_FDS, Impact.NONE, 6, proc.fds),
     Step(layout.PROC_AIO, Impact.NONE, 4, proc.aio),
-    Step(layout.HOST, Impact.NONE, 10, host.look, without_vm=True),
+    Step(layout.HOST, Impact.NONE, 10, host.collect_host, without_vm=True),
     Step(layout.SECOND_EXPOSURE, Impact.STOPS, 25, second_exposure.expose),
 )
 

@@ -20,7 +20,7 @@ from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.second_exposure import examine_again
 from autopsy.target.target import ends_within
 
-RESERVE_SECONDS = 3.0  # for the exposure itself, when the budget cuts the gap short
+RESERVE_SECONDS = 3.0  # for the snapshot itself, when the budget cuts the gap short
 
 
 def expose(scene: Scene) -> Outcome:
@@ -32,7 +32,7 @@ def expose(scene: Scene) -> Outcome:
         ("monitor", qmp.ask_again(scene)),
         ("coroutines", _compare(scene)),
     )
-    ring_words.look(scene)
+    ring_words.collect_ring_words(scene)
     stop_ns = sum(outcome.stop_ns for _, outcome in parts if isinstance(outcome, Collected))
     told = [f"{waited:.1f} s after the first"]
     told += [words for name, outcome in parts if (words := _words(name, outcome))]
@@ -55,7 +55,7 @@ def _compare(scene: Scene) -> Outcome:
 
 
 def _wait(scene: Scene) -> float:
-    """Sleep until `gap` seconds after the first exposure and return how many seconds after it now is.
+    """Sleep until `gap` seconds after the first snapshot and return how many seconds after it now is.
 
     Nobody waits for a VM that has ended.
     """

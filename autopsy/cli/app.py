@@ -228,7 +228,7 @@ def replay(
     from autopsy.replay import replay as stored
     from autopsy.text import plain
 
-    found = cases.find(tuple(paths))
+    found = cases.find_cases(tuple(paths))
     replayed = []
     for case in stored.replay(found, update=update, jobs=jobs or len(os.sched_getaffinity(0))):
         replayed.append(case)

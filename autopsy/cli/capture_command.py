@@ -44,8 +44,8 @@ def capture(
         list[Path] | None,
         typer.Option("--out", metavar="DIR", help="where the bundle goes instead of the store; may be repeated"),
     ] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="0.5 s between the two exposures instead of 5 s")] = False,
-    gap: Annotated[float | None, typer.Option("--gap", metavar="S", min=0.1, help="seconds between exposures")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="0.5 s between the two snapshots instead of 5 s")] = False,
+    gap: Annotated[float | None, typer.Option("--gap", metavar="S", min=0.1, help="seconds between snapshots")] = None,
     budget: Annotated[
         float | None, typer.Option("--budget", metavar="S", min=5, help="seconds for everything (60; of many, more)")
     ] = None,
@@ -81,13 +81,13 @@ def capture(
     from autopsy.capture.step import Options
     from autopsy.cli import streams, summary, terminal
     from autopsy.cli.json_output import answer
-    from autopsy.commands.capture import Wish, fulfil
+    from autopsy.commands.capture import CaptureOptions, fulfil
     from autopsy.text import plain
 
     names = tuple(targets or ())
     if not names and not stuck:
         raise UsageError("capture", "no TARGET is named", remedy="`autopsy ps` lists this host's VMs; or say --stuck")
-    wish = Wish(
+    wish = CaptureOptions(
         name=names[0] if names else "",
         options=Options(
             fast=fast,

@@ -19,7 +19,7 @@ from autopsy.text import plain
 if TYPE_CHECKING:
     from autopsy.capture.runner import Watcher
     from autopsy.commands.capture import Ended
-    from autopsy.commands.capture_many import Many, One, Order, Told
+    from autopsy.commands.capture_many import FinishedCapture, Many, One, Order
     from autopsy.errors import ExitCode
 
 
@@ -80,8 +80,8 @@ def _heard(err: int, name: str, *, quiet: bool) -> Iterator[tuple[Watcher, Calla
         yield watcher, lambda line: None if quiet else say(plain(f"{name}: {line}"))
 
 
-def _told(ended: Ended) -> Told:
-    from autopsy.commands.capture_many import Told
+def _told(ended: Ended) -> FinishedCapture:
+    from autopsy.commands.capture_many import FinishedCapture
 
     record = ended.captured.target.record
     diagnosis = ended.captured.diagnosis
@@ -92,7 +92,7 @@ def _told(ended: Ended) -> Told:
         lines.append(f"do: {now.command}")
     if ended.kill_asked:
         lines.append(f"{record.name}: {'killed' if ended.kill_done else 'NOT KILLED'}: {ended.kill_words}")
-    return Told(exit_code=ended.exit_code, json=answer(ended), lines=tuple(lines))
+    return FinishedCapture(exit_code=ended.exit_code, json=answer(ended), lines=tuple(lines))
 
 
 class _Shown(msgspec.Struct, frozen=True):

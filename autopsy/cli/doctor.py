@@ -12,7 +12,7 @@ from autopsy.errors import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from autopsy.doctor.checks import Check, Examined
+    from autopsy.doctor.checks import Check, CheckedHost
 
 MARKS = {"ok": "ok", "note": "note", "lacks": "LACKS"}
 
@@ -33,7 +33,7 @@ def doctor(json: Json = False) -> None:
     raise typer.Exit(ExitCode.DONE if examined.whole else ExitCode.MISMATCH)
 
 
-def doctor_json(examined: Examined) -> str:
+def doctor_json(examined: CheckedHost) -> str:
     """Return one JSON object: `whole`, `host` and `vms`, each check with `name`, `result`, `found`, `remedy`."""
     import msgspec
 
@@ -41,7 +41,7 @@ def doctor_json(examined: Examined) -> str:
     return msgspec.json.format(msgspec.json.encode(whole), indent=2).decode()
 
 
-def lines(examined: Examined) -> Iterator[str]:
+def lines(examined: CheckedHost) -> Iterator[str]:
     """Yield the table: what was tried, what came of it, and what to do below it."""
     vms = examined.vms
     width = max(len(check.name) for check in (*examined.host, *(check for vm in vms for check in vm.checks)))

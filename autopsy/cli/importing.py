@@ -38,12 +38,12 @@ def import_evidence(
     from autopsy.cli import summary
     from autopsy.cli.json_output import import_json
     from autopsy.cli.printing import say, show
-    from autopsy.commands.import_evidence import Wish
+    from autopsy.commands.import_evidence import ImportOptions
     from autopsy.commands.import_evidence import import_evidence as bring_in
     from autopsy.text import plain
 
     done = bring_in(
-        Wish(
+        ImportOptions(
             files=tuple(files),
             place=out,
             name=name,

@@ -12,7 +12,7 @@ from autopsy.facts.cite import Cite
 if TYPE_CHECKING:
     from autopsy.commands.capture import Ended
     from autopsy.commands.import_evidence import ImportedBundle
-    from autopsy.target.ps import Vm
+    from autopsy.target.ps import ListedVm
 
 
 class TargetAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,7 +217,7 @@ def import_json(done: ImportedBundle) -> str:
     )
 
 
-def census_json(found: tuple[Vm, ...]) -> str:
+def census_json(found: tuple[ListedVm, ...]) -> str:
     """Return what `ps --json` prints: a list of VMs."""
     return as_text(found)
 

@@ -8,8 +8,8 @@ from typing import Literal
 import msgspec
 
 from autopsy.cli.json_output import KillAnswer, VerdictAnswer, as_text, verdict
-from autopsy.commands.stored import Stored
-from autopsy.store.entries import Entry
+from autopsy.commands.stored import ShownBundle
+from autopsy.store.entries import StoredBundle
 from autopsy.store.removal import Room
 
 Kept = Literal["asked for", "expendable", "elsewhere"]
@@ -49,25 +49,25 @@ class RemovedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
 
 
-def list_json(store: str, room: Room | None, found: Sequence[Stored]) -> str:
+def list_json(store: str, room: Room | None, found: Sequence[ShownBundle]) -> str:
     """Return what `list --json` prints."""
     captures = tuple(map(_answer, found))
     used, most = (room.used, room.most) if room else (0, 0)
     return as_text(ListAnswer(store=store, used=used, most=most, captures=captures))
 
 
-def show_json(found: Stored) -> str:
+def show_json(found: ShownBundle) -> str:
     """Return what `show --json` prints."""
     return as_text(_answer(found))
 
 
-def removed_json(removed: Sequence[Entry], *, dry_run: bool) -> str:
+def removed_json(removed: Sequence[StoredBundle], *, dry_run: bool) -> str:
     """Return what `rm --json` prints."""
     names = tuple(str(entry.bundle) for entry in removed)
     return as_text(RemovedAnswer(removed=names, bytes=sum(entry.size for entry in removed), dry_run=dry_run))
 
 
-def _answer(found: Stored) -> StoredAnswer:
+def _answer(found: ShownBundle) -> StoredAnswer:
     manifest, diagnosis, kill = found.told.manifest, found.told.diagnosis, found.kill
     target = manifest.target if manifest else None
     kept: Kept = "elsewhere"

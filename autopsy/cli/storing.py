@@ -16,7 +16,7 @@ from autopsy.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from autopsy.commands.stored import Stored
+    from autopsy.commands.stored import ShownBundle
     from autopsy.store.removal import Room
 
 MOST_HEADLINE = 200
@@ -101,7 +101,7 @@ def remove(
     raise typer.Exit(ExitCode.DONE)
 
 
-def _table(found: tuple[Stored, ...], room: Room, store: Path) -> Iterator[str]:
+def _table(found: tuple[ShownBundle, ...], room: Room, store: Path) -> Iterator[str]:
     """Yield the captures, a line each, and at the end what they take beside what they may."""
     from autopsy.cli import summary
     from autopsy.text import plain
@@ -117,7 +117,7 @@ def _table(found: tuple[Stored, ...], room: Room, store: Path) -> Iterator[str]:
     yield f"{len(found)} captures in {store}: {room.used / 1e6:.1f} MB of at most {room.most / 1e6:.0f}"
 
 
-def _fate(stored: Stored) -> str:
+def _fate(stored: ShownBundle) -> str:
     if stored.kill is not None:
         return "killed" if stored.kill.gone else "not killed"
     return "drill" if stored.entry is not None and stored.entry.expendable else ""

@@ -15,7 +15,7 @@ from autopsy.text import plain
 
 if TYPE_CHECKING:
     from autopsy.commands.capture import Ended
-    from autopsy.commands.stored import Stored, Told
+    from autopsy.commands.stored import SealedWords, ShownBundle
 
 LABEL = 9  # of the longest label, with room
 LEAST_WIDTH = 40
@@ -40,7 +40,7 @@ def block(ended: Ended) -> Iterator[str]:
     yield row("bundle", f"{captured.sealed.path} ({captured.sealed.size / 1e6:.1f} MB)")
 
 
-def stored(found: Stored) -> Iterator[str]:
+def stored(found: ShownBundle) -> Iterator[str]:
     """Yield what a stored capture came to."""
     diagnosis, kill = found.told.diagnosis, found.kill
     if diagnosis is None:
@@ -55,7 +55,7 @@ def stored(found: Stored) -> Iterator[str]:
     yield row("bundle", f"{found.bundle} ({found.size / 1e6:.1f} MB)")
 
 
-def in_short(told: Told) -> str:
+def in_short(told: SealedWords) -> str:
     """Return a stored capture's verdict on one line."""
     if told.diagnosis is None:
         return f"({told.trouble or 'no verdict was stored'})"

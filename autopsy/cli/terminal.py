@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from autopsy.commands.capture import Ended
-    from autopsy.target.ps import Vm
+    from autopsy.target.ps import ListedVm
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WIDTH = 20  # of the longest step's name, with room
@@ -80,7 +80,7 @@ COLOURS = {"Collected": "", "TimedOut": "yellow", "Failed": "red", "Skipped": "y
 
 
 @dataclass(slots=True)
-class Silent:
+class SilentProgress:
     """Says nothing of the steps."""
 
     interrupt: Interrupt
@@ -173,7 +173,7 @@ class LiveList:
 
 
 @contextlib.contextmanager
-def watcher(*, verbose: bool = False, quiet: bool = False) -> Iterator[PlainLines | LiveList | Silent]:
+def watcher(*, verbose: bool = False, quiet: bool = False) -> Iterator[PlainLines | LiveList | SilentProgress]:
     """Yield whoever shows the steps: live on a terminal, plain lines elsewhere, nobody where it is to be `quiet`.
 
     The first SIGINT, SIGTERM or SIGHUP ends the step at hand and seals what is there; the second ends us at once, and
@@ -195,7 +195,7 @@ def watcher(*, verbose: bool = False, quiet: bool = False) -> Iterator[PlainLine
     before = {number: signal.signal(number, stop) for number in heard}
     try:
         if quiet or not sys.stderr.isatty():
-            yield Silent(interrupt) if quiet else PlainLines(interrupt)
+            yield SilentProgress(interrupt) if quiet else PlainLines(interrupt)
             return
         from rich.console import Console
         from rich.live import Live
@@ -240,12 +240,12 @@ def _or_unknown(number: int | None) -> str:
     return "?" if number is None else str(number)
 
 
-def _qemu(vm: Vm) -> str:
+def _qemu(vm: ListedVm) -> str:
     version = vm.qemu_version.partition(" ")[0] or "?"
     return version if vm.program == "qemu-system" else f"{version} (storage daemon)"
 
 
-def ps_lines(vms: tuple[Vm, ...], width: int = 0) -> Iterator[str]:
+def ps_lines(vms: tuple[ListedVm, ...], width: int = 0) -> Iterator[str]:
     """Yield a table of VMs, a line each; `width` is the terminal's, 0 where nothing is cut for want of one."""
     if not vms:
         yield "no QEMU runs on this host (or none that you may see: try as root)"

@@ -60,12 +60,12 @@ def diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
 def first_words(work: Path) -> bytes:
     """Return the headline that the evidence so far would have; to be run in a child, as all that judges."""
     from autopsy.diagnose.verdict import diagnose as judge  # noqa: PLC0415 - loaded already: see _load
-    from autopsy.facts.gather import gather  # noqa: PLC0415 - likewise
+    from autopsy.facts.gather import gather_facts  # noqa: PLC0415 - likewise
     from autopsy.report.boxed import in_box  # noqa: PLC0415 - likewise
 
     held = hold(work)
     return in_box(
-        lambda _box, _line: judge(gather(held.read())).headline.encode(),
+        lambda _box, _line: judge(gather_facts(held.read())).headline.encode(),
         thing="the evidence",
         seconds=ANSWER_SECONDS,
     )

@@ -32,7 +32,7 @@ from autopsy.commands.tidying import tidy
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExitCode, UsageError
 from autopsy.kill.permission import Insistence
-from autopsy.kill.then_kill import Order, end
+from autopsy.kill.then_kill import KillOrder, end
 from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.confine import sandbox
@@ -47,7 +47,7 @@ NOT_STARTED = "not started again: we did not end it, and whoever did may have ha
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class CaptureOptions:
     """What `autopsy capture` was asked for. `words` is the command line, for the manifest.
 
     Without places the bundle goes to the store. `one_of_many` says that others are captured beside it: who asked for
@@ -108,7 +108,7 @@ def _quietly(_: str) -> None:
     """Tell nobody."""
 
 
-def fulfil(wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) -> Ended:
+def fulfil(wish: CaptureOptions, watcher: Watcher, say: Callable[[str], None] = _quietly) -> Ended:
     """Find the VM, capture it and, if that was asked for and may be done, kill it.
 
     `say` is given what a person must know before it happens.
@@ -117,10 +117,10 @@ def fulfil(wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) 
         AutopsyError: no such VM, not permitted, or not stored; then nothing was killed.
     """
     check(wish)
-    return fulfil_for(target.find(wish.name), wish, watcher, say)
+    return fulfil_for(target.find_target(wish.name), wish, watcher, say)
 
 
-def check(wish: Wish) -> None:
+def check(wish: CaptureOptions) -> None:
     """Refuse what cannot be meant, before anything is looked for.
 
     Raises:
@@ -138,7 +138,9 @@ def check(wish: Wish) -> None:
         can_sign(wish.sign)
 
 
-def fulfil_for(vm: target.Target, wish: Wish, watcher: Watcher, say: Callable[[str], None] = _quietly) -> Ended:
+def fulfil_for(
+    vm: target.Target, wish: CaptureOptions, watcher: Watcher, say: Callable[[str], None] = _quietly
+) -> Ended:
     """Capture a VM that is held and, if that was asked for and may be done, kill it.
 
     Raises:
@@ -170,14 +172,14 @@ def _signed(captured: Captured, key: Path) -> Captured:
     return replace(captured, notes=(*captured.notes, told))
 
 
-def _with_rescued(ended: Ended, wish: Wish) -> Ended:
+def _with_rescued(ended: Ended, wish: CaptureOptions) -> Ended:
     """Seal what earlier captures, killed themselves, left in memory: now that this VM's own matter is settled."""
     captured = ended.captured
     told = () if captured.interrupted or wish.one_of_many else (*tidy(captured.sealed.path), *rescue())
     return replace(ended, captured=replace(captured, notes=captured.notes + told)) if told else ended
 
 
-def _ended_by_itself(captured: Captured, end: VmEnd, wish: Wish) -> Ended:
+def _ended_by_itself(captured: Captured, end: VmEnd, wish: CaptureOptions) -> Ended:
     """Say that the VM is gone, and that we have neither killed it nor started it again."""
     told = f"not killed: it ended by itself: {in_words(end)}" if wish.then_kill else "not asked for"
     code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.VM_ENDED
@@ -194,9 +196,9 @@ class Heard:
     tell: Callable[[str], None]
 
 
-def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, heard: Heard) -> Ended:
+def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: CaptureOptions, heard: Heard) -> Ended:
     """Kill the VM if it may be, and write that into the report. Whatever happens, the capture's result is kept."""
-    order = Order(
+    order = KillOrder(
         then_start=wish.then_start,
         dry_run=wish.dry_run,
         insistence=Insistence(
@@ -235,7 +237,7 @@ def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: Wish, hea
     )
 
 
-def _insisting(wish: Wish) -> str:
+def _insisting(wish: CaptureOptions) -> str:
     """Return the command line that kills this VM although it is proven that it need not be killed."""
     alone = wish.words[:1] == ("capture",) and not wish.one_of_many
     said = wish.words[1:] if alone else (wish.name, "--then-kill")

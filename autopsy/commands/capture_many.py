@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from autopsy.capture.runner import Interrupted, Watcher
-from autopsy.commands.capture import Ended, Wish, check, fulfil_for
+from autopsy.commands.capture import CaptureOptions, Ended, check, fulfil_for
 from autopsy.commands.seal import rescue
 from autopsy.commands.tidying import tidy
 from autopsy.errors import AutopsyError, ExitCode, UsageError
@@ -43,7 +43,7 @@ GRAVEST = (
 )
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class FinishedCapture(msgspec.Struct, frozen=True, kw_only=True):
     """What a capture's own process says at its end: its JSON, and the lines that people read."""
 
     exit_code: int
@@ -60,7 +60,7 @@ class Order:
 
     names: tuple[str, ...]
     stuck: bool
-    wish: Wish
+    wish: CaptureOptions
     budget: float | None
 
 
@@ -70,7 +70,7 @@ class One:
 
     name: str
     exit_code: ExitCode
-    told: Told | None = None
+    told: FinishedCapture | None = None
     trouble: str = ""
     remedy: str = ""
 
@@ -112,7 +112,7 @@ class _Rounds:
     waiting: list[_Held]
     order: Order
     give_up: float
-    render: Callable[[Ended], Told]
+    render: Callable[[Ended], FinishedCapture]
     within: Callable[[Callable[[Watcher, Callable[[str], None]], Ended], str], Ended]
     say: Callable[[str], None]
     running: list[_Running] = field(default_factory=list)
@@ -124,7 +124,7 @@ def capture_many(
     order: Order,
     watcher: Watcher,
     *,
-    render: Callable[[Ended], Told],
+    render: Callable[[Ended], FinishedCapture],
     within: Callable[[Callable[[Watcher, Callable[[str], None]], Ended], str], Ended],
     say: Callable[[str], None],
 ) -> Many:
@@ -173,7 +173,7 @@ def _hold(order: Order, say: Callable[[str], None]) -> tuple[list[_Held], list[O
             say("no virtual machine of this host looks stuck")
     for word, named in words:
         try:
-            vm = target.find(word)
+            vm = target.find_target(word)
         except AutopsyError as error:
             failed.append(One(name=printable(word), exit_code=error.exit_code, trouble=str(error), remedy=error.remedy))
             continue
@@ -253,7 +253,7 @@ def _gather(it: _Rounds) -> None:
 
 def _answer(running: _Running) -> One:
     try:
-        told = msgspec.json.decode(collect(running.child, ANSWER_SECONDS), type=Told)
+        told = msgspec.json.decode(collect(running.child, ANSWER_SECONDS), type=FinishedCapture)
     except (ChildTimedOut, ChildFailed) as error:
         return _not_captured(running.held, str(error), ExitCode.NOT_STORED)
     return One(name=running.held.name, exit_code=ExitCode(told.exit_code), told=told)
@@ -267,5 +267,5 @@ class _OnlyBundle(msgspec.Struct, frozen=True):
     bundle: str
 
 
-def _bundle_of(told: Told) -> Path:
+def _bundle_of(told: FinishedCapture) -> Path:
     return Path(msgspec.json.decode(told.json, type=_OnlyBundle).bundle)

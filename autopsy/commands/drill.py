@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autopsy.capture.runner import Watcher
 from autopsy.capture.step import Options
-from autopsy.commands.capture import Ended, Wish, fulfil
+from autopsy.commands.capture import CaptureOptions, Ended, fulfil
 from autopsy.drill.scenarios import SCENARIOS, Scenario, wedged
 from autopsy.errors import ExitCode
 
@@ -71,7 +71,7 @@ def run(scenario: str, *, keep: bool, place: Path, watcher: Watcher, say: Callab
             for command in it.endings:
                 say(f"         {command}")
         ended = fulfil(
-            Wish(
+            CaptureOptions(
                 name=it.target,
                 options=Options(),
                 places=(place,),

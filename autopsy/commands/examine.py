@@ -24,7 +24,7 @@ from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.debuginfod import fetch
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.gdb.interactive import converse
-from autopsy.examine.run import examine
+from autopsy.examine.run import examine_core
 from autopsy.examine.second_exposure import examine_again
 from autopsy.files import private
 from autopsy.files.plain import NotPlain
@@ -84,7 +84,7 @@ def _examine(folder: Path, debug_files: tuple[Path, ...], debuginfod: str) -> st
             write=partial(_write, folder, layout.GDB_THREADS),
             second_core=second_core if second_core.is_file() else None,
         )
-        note = examine_boxed(first, examine)
+        note = examine_boxed(first, examine_core)
         if second_core.is_file():
             with contextlib.suppress(ExaminationFailed):  # then what the capture itself found stays
                 second = frozen(write=partial(_write, folder, layout.SECOND_EXPOSURE), second_core=second_core)

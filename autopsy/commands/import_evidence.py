@@ -24,7 +24,7 @@ from autopsy.errors import ExaminationFailed, NotStored, UsageError
 from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.debuginfod import fetch
 from autopsy.examine.core.inputs import Frozen
-from autopsy.examine.run import examine
+from autopsy.examine.run import examine_core
 from autopsy.files import private
 from autopsy.files.scratch_place import scratch_place
 from autopsy.incoming.boxed import read_boxed
@@ -58,7 +58,7 @@ class ImportedBundle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class ImportOptions:
     """What was typed: the files, where the bundle goes, which VM is meant, and where a core's symbols are.
 
     Without a place the bundle goes to the store.
@@ -72,7 +72,7 @@ class Wish:
     words: tuple[str, ...] = ()
 
 
-def import_evidence(wish: Wish) -> ImportedBundle:
+def import_evidence(wish: ImportOptions) -> ImportedBundle:
     """Read the files, lay them out as a bundle, examine a core among them, diagnose, render and seal.
 
     Raises:
@@ -129,7 +129,7 @@ def _place(named: Path | None) -> Path:
     return named
 
 
-def _examined(folder: Path, scratch: Path, manifest: Manifest, wish: Wish) -> Manifest:
+def _examined(folder: Path, scratch: Path, manifest: Manifest, wish: ImportOptions) -> Manifest:
     """Examine the core as one of our own."""
     core = scratch / layout.CORE
     with private.new(folder / layout.CORE) as copy, open(regular.open_regular(core), "rb") as taken:
@@ -146,7 +146,7 @@ def _examined(folder: Path, scratch: Path, manifest: Manifest, wish: Wish) -> Ma
         seconds=SECONDS,
     )
     try:
-        note, outcome = examine_boxed(frozen, examine), "Collected"
+        note, outcome = examine_boxed(frozen, examine_core), "Collected"
     except ExaminationFailed as error:
         note, outcome = f"{error}", "Failed"
     steps = tuple(

@@ -21,10 +21,10 @@ from autopsy.bundle.seal import Sealed, encode_manifest, seal
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import NotStored
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.facts.host import STORAGE_WORDS, VM_WORDS
 from autopsy.files import private
-from autopsy.linux.confine.confined import Line
+from autopsy.linux.confine.confined import AnswerPipe
 from autopsy.redact.files import left_out, manifest, redacted
 from autopsy.redact.pseudonyms import Pseudonyms
 from autopsy.report.boxed import SECONDS, in_box
@@ -96,7 +96,7 @@ def _boxed(path: Path, hear: Callable[[str, bytes], bytes]) -> None:
             os.close(held.descriptor)
 
 
-def _redact(bundle: Bundle, line: Line) -> bytes:
+def _redact(bundle: Bundle, line: AnswerPipe) -> bytes:
     hide = Pseudonyms(kept=_kept(bundle))
     _pass(bundle, hide)
     hide.learned()
@@ -104,7 +104,7 @@ def _redact(bundle: Bundle, line: Line) -> bytes:
     for name, data in files.items():
         line.tell(name, data)
     line.tell(MANIFEST_TOLD, encode_manifest(told))
-    line.tell(DIAGNOSIS_BEFORE, msgspec.json.encode(diagnose(gather(bundle))))
+    line.tell(DIAGNOSIS_BEFORE, msgspec.json.encode(diagnose(gather_facts(bundle))))
     line.tell(TABLE, msgspec.json.format(msgspec.json.encode(hide.table()), indent=1) + b"\n")
     return b""
 

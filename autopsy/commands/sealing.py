@@ -15,7 +15,7 @@ from autopsy.capture.step import Deadline, Options
 from autopsy.errors import NotStored
 from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
-from autopsy.linux.trouble import Trouble
+from autopsy.linux.trouble import FailureKind
 
 REPORT_SECONDS = 8.0
 SEAL_SECONDS = 20.0
@@ -37,7 +37,7 @@ def seal_staged(staging: Staging, manifest: Manifest, budget: Deadline, options:
             )
         except ChildFailed as error:
             last_words = str(error)
-            if error.trouble is not Trouble.FULL or not staging.make_room():
+            if error.trouble is not FailureKind.FULL or not staging.make_room():
                 staging.give_up_place(last_words)
         except ChildTimedOut as error:
             last_words = str(error)

@@ -19,14 +19,14 @@ from autopsy.files.plain import NotPlain, open_plain
 from autopsy.kill.audit_log import KillNote, note_path
 from autopsy.report.boxed import SECONDS, in_box
 from autopsy.store.choose import LAST, chosen
-from autopsy.store.entries import BUNDLE, Entry, entries
+from autopsy.store.entries import BUNDLE, StoredBundle, entries
 
 AT_ONCE = 200  # descriptors that are held
 READ = os.O_RDONLY | os.O_CLOEXEC
 MOST_OF_A_NOTE = 1 << 20
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class SealedWords(msgspec.Struct, frozen=True, kw_only=True):
     """What one bundle says, as it was sealed. `trouble` says why it says nothing; then all else is empty."""
 
     manifest: Manifest | None = None
@@ -35,31 +35,31 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class ShownBundle:
     """A bundle, what it says, and how its VM was killed: None where it was not, or nobody wrote it down."""
 
     bundle: Path
     report: Path | None
     size: int
-    told: Told
+    told: SealedWords
     kill: KillNote | None = None
-    entry: Entry | None = None
+    entry: StoredBundle | None = None
 
 
-def listed() -> tuple[Stored, ...]:
+def listed() -> tuple[ShownBundle, ...]:
     """Return the store's captures, the oldest first.
 
     Raises:
         OSError: the store is not ours.
     """
     found = entries()
-    told: list[Told] = []
+    told: list[SealedWords] = []
     for begin in range(0, len(found), AT_ONCE):
         told += _read([entry.bundle for entry in found[begin : begin + AT_ONCE]])
     return tuple(_of_store(entry, what) for entry, what in zip(found, told, strict=True))
 
 
-def named(word: str) -> Stored:
+def named(word: str) -> ShownBundle:
     """Return the capture that `last`, a name of the store, or a bundle's path means.
 
     Raises:
@@ -72,7 +72,7 @@ def named(word: str) -> Stored:
         _must_speak(path, told)
         report = path.with_name(f"{path.name.removesuffix(BUNDLE)}.html")
         size = path.stat().st_size
-        return Stored(
+        return ShownBundle(
             bundle=path,
             report=report if report != path and report.is_file() else None,
             size=size,
@@ -85,13 +85,13 @@ def named(word: str) -> Stored:
     return _of_store(entry, told)
 
 
-def _must_speak(path: Path, told: Told) -> None:
+def _must_speak(path: Path, told: SealedWords) -> None:
     if told.trouble:
         raise DamagedBundle(str(path), told.trouble, remedy="`autopsy verify` tells whether it is whole")
 
 
-def _of_store(entry: Entry, told: Told) -> Stored:
-    return Stored(
+def _of_store(entry: StoredBundle, told: SealedWords) -> ShownBundle:
+    return ShownBundle(
         bundle=entry.bundle,
         report=entry.report,
         size=entry.size,
@@ -109,7 +109,7 @@ def _kill_of(bundle: Path) -> KillNote | None:
         return None
 
 
-def _read(paths: Sequence[Path]) -> list[Told]:
+def _read(paths: Sequence[Path]) -> list[SealedWords]:
     """Read manifest and diagnosis of each, in a process that can do nothing else; nothing behind them is unpacked."""
     held: list[tuple[Path, int]] = []
     try:
@@ -131,14 +131,14 @@ def _read(paths: Sequence[Path]) -> list[Told]:
             seconds=SECONDS,
             keep=tuple(descriptor for _, descriptor in held if descriptor >= 0),
         )
-        return msgspec.json.decode(data, type=list[Told])
+        return msgspec.json.decode(data, type=list[SealedWords])
     finally:
         for _, descriptor in held:
             if descriptor >= 0:
                 os.close(descriptor)
 
 
-def _first_words(path: Path, descriptor: int) -> Told:
+def _first_words(path: Path, descriptor: int) -> SealedWords:
     manifest: Manifest | None = None
     try:
         for member in members(path, descriptor):
@@ -149,15 +149,15 @@ def _first_words(path: Path, descriptor: int) -> Told:
             elif member.name.startswith("evidence/"):
                 break  # a diagnosis would have come before
     except AutopsyError as error:
-        return Told(trouble=error.cause)
-    return Told(manifest=manifest, trouble="" if manifest else f"holds no {layout.MANIFEST}")
+        return SealedWords(trouble=error.cause)
+    return SealedWords(manifest=manifest, trouble="" if manifest else f"holds no {layout.MANIFEST}")
 
 
-def _speak(path: Path, manifest: Manifest | None, diagnosis: bytes) -> Told:
+def _speak(path: Path, manifest: Manifest | None, diagnosis: bytes) -> SealedWords:
     if manifest is None:
-        return Told(trouble=f"{path.name} does not begin with its {layout.MANIFEST}")
+        return SealedWords(trouble=f"{path.name} does not begin with its {layout.MANIFEST}")
     try:
         found = msgspec.json.decode(diagnosis, type=Diagnosis) if diagnosis else None
     except (msgspec.DecodeError, RecursionError):
         found = None  # of another version; `autopsy analyze` makes it anew
-    return Told(manifest=msgspec.structs.replace(manifest, files=()), diagnosis=found)
+    return SealedWords(manifest=msgspec.structs.replace(manifest, files=()), diagnosis=found)

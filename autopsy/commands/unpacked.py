@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from autopsy.bundle.archive import MOST_BYTES, MOST_MEMBERS, members, safe_name
-from autopsy.bundle.reader import Held, hold
+from autopsy.bundle.reader import OpenedBundle, hold
 from autopsy.errors import DamagedBundle
 from autopsy.files import private
-from autopsy.linux.confine.confined import Line
+from autopsy.linux.confine.confined import AnswerPipe
 from autopsy.report.boxed import SECONDS, in_box
 
 FRAMES = 1 << 20  # bytes of names, and of what stands around each part
@@ -43,7 +43,7 @@ def unpack(path: Path, folder: Path) -> bool:
     return True
 
 
-def _tell(held: Held, line: Line) -> bytes:
+def _tell(held: OpenedBundle, line: AnswerPipe) -> bytes:
     """Say each file's name and then its bytes, once the whole is known for a bundle."""
     held.read()
     for member in members(held.path, held.descriptor):

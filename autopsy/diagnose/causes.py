@@ -16,7 +16,7 @@ SURE = {"proven": 0, "likely": 1, "consistent": 1, "possible": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class MatchedSignature:
     """A signature that matched; `place` is its place in the list of all."""
 
     signature: Signature
@@ -30,14 +30,14 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class CauseOrder:
     """The primary cause, if anything seen can be one, and for each of the others what holds it (or None)."""
 
-    primary: Seen | None
-    others: tuple[tuple[Seen, Seen | None], ...]
+    primary: MatchedSignature | None
+    others: tuple[tuple[MatchedSignature, MatchedSignature | None], ...]
 
 
-def order(seen: Sequence[Seen], graph: Leads = NOWHERE) -> Order:
+def order(seen: Sequence[MatchedSignature], graph: Leads = NOWHERE) -> CauseOrder:
     """Find the cause: a match that waits for nothing that another one holds, by the graph of waits or by its word."""
     # A pointer is no finding, and a VM with a finding is not healthy.
     seen = [each for each in seen if not is_pointer(each)]
@@ -51,10 +51,10 @@ def order(seen: Sequence[Seen], graph: Leads = NOWHERE) -> Order:
     others = tuple(
         (each, next(iter(sorted(causes[each.place], key=_importance)), None)) for each in seen if each is not primary
     )
-    return Order(primary, tuple(sorted(others, key=lambda pair: _importance(pair[0]))))
+    return CauseOrder(primary, tuple(sorted(others, key=lambda pair: _importance(pair[0]))))
 
 
-def independent(found: Order) -> tuple[Seen, ...]:
+def independent(found: CauseOrder) -> tuple[MatchedSignature, ...]:
     """Return the primary cause, and each other one that nothing seen holds up: they would stay if it went away."""
     if found.primary is None:
         return ()
@@ -67,17 +67,17 @@ def independent(found: Order) -> tuple[Seen, ...]:
     return (found.primary, *others)
 
 
-def is_pointer(each: Seen) -> bool:
+def is_pointer(each: MatchedSignature) -> bool:
     """Tell whether a match is only worth a remark: it holds nothing up, and is no more than possible."""
     return each.match.beside and each.match.confidence == "possible"
 
 
-def _is_behind(each: Seen, causes: dict[int, list[Seen]]) -> bool:
+def _is_behind(each: MatchedSignature, causes: dict[int, list[MatchedSignature]]) -> bool:
     """Tell whether something holds this one that does not in turn wait for it."""
     return any(each not in causes[other.place] for other in causes[each.place])
 
 
-def _holds(holder: Seen, waiter: Seen, graph: Leads) -> bool:
+def _holds(holder: MatchedSignature, waiter: MatchedSignature, graph: Leads) -> bool:
     if holder is waiter:
         return False
     if graph.is_held(waiter.match.objects, holder.match.objects):
@@ -88,7 +88,7 @@ def _holds(holder: Seen, waiter: Seen, graph: Leads) -> bool:
     return bool(holder.match.holds & waits_for)
 
 
-def _importance(each: Seen) -> tuple[int, bool, bool, int, int, int]:
+def _importance(each: MatchedSignature) -> tuple[int, bool, bool, int, int, int]:
     rank = RANK.get(each.where, 1)
     sure = each.match.confidence
     return (

@@ -45,7 +45,7 @@ class RuledOutBy(msgspec.Struct, frozen=True, kw_only=True):
     cites: tuple[Cite, ...] = ()
 
 
-class CannotTell(msgspec.Struct, frozen=True, kw_only=True):
+class Unproven(msgspec.Struct, frozen=True, kw_only=True):
     """A signature that can be neither shown nor ruled out, and the evidence that would decide."""
 
     signature: str
@@ -158,7 +158,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     secondary: tuple[Secondary, ...]
     cites: tuple[Cite, ...]
     ruled_out: tuple[RuledOutBy, ...]
-    cannot_tell: tuple[CannotTell, ...]
+    cannot_tell: tuple[Unproven, ...]
     chain: tuple[Claim, ...]
     next_steps: tuple[str, ...]
     lost_by_kill: tuple[str, ...]

@@ -55,7 +55,7 @@ def side_effects(facts: Facts) -> tuple[Claim, ...]:
     if _came_back(monitor) and isinstance(monitor.alive, Known) and isinstance(monitor.alive_again, Known):
         claims.append(
             claim(
-                "QEMU's monitor did not answer at first, and answered at the second exposure: something set it free in "
+                "QEMU's monitor did not answer at first, and answered at the second snapshot: something set it free in "
                 "between. A stop's EINTR or a question can kick a lost wake-up, so this is evidence for one.",
                 monitor.alive.cite,
                 monitor.alive_again.cite,

@@ -10,7 +10,7 @@ from autopsy.diagnose import runbooks
 from autopsy.diagnose.diagnosis import Advice
 from autopsy.diagnose.frames.block_waits import called
 from autopsy.diagnose.frames.catalogue import FROM_FRAMES
-from autopsy.diagnose.frames.stacks import Wait, stacks
+from autopsy.diagnose.frames.stacks import WaitKind, stacks
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature
 from autopsy.facts import subjects
@@ -109,7 +109,7 @@ def place(facts: Facts, end: Subject | None = None) -> str:
     stack = stack or next((each for each in found if each.is_main), found[0] if found else None)
     if stack is None:
         return ""
-    if stack.wait is Wait.POLL and stack.polls_for:
+    if stack.wait is WaitKind.POLL and stack.polls_for:
         polls = stack.polls_for[0]
         beyond = next((name for name in stack.names[stack.names.index(polls) + 1 :] if name not in {"", polls}), "")
         return f"{sentence(called(stack))} polls in {polls}{f', for {beyond}' if beyond else ''}"

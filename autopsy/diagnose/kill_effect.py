@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autopsy.diagnose.diagnosis import KillEffect
 from autopsy.diagnose.queries.threads import looks, slept_through, threads
 from autopsy.diagnose.queries.wording import count
-from autopsy.facts.model.facts import Facts, Thread
+from autopsy.facts.model.facts import Facts, ThreadFact
 from autopsy.facts.subjects import Peer, Subject
 
 # A wait that a fatal signal ends has it in its name: the kernel's *_killable() functions, TASK_KILLABLE.
@@ -161,7 +161,7 @@ def of_kill(causes: Iterable[tuple[str, tuple[Subject, ...]]], facts: Facts) -> 
     return Effect("unknown", "this evidence does not say whether the VM can go on without one")
 
 
-def out_of_reach(facts: Facts) -> tuple[Thread, ...]:
+def out_of_reach(facts: Facts) -> tuple[ThreadFact, ...]:
     """Return the threads that slept through both looks where no signal reaches them."""
     return tuple(thread for thread in threads(facts) if slept_through(thread) and _is_out_of_reach(thread))
 
@@ -172,14 +172,14 @@ def _of_cause(signature: str, objects: tuple[Subject, ...]) -> KillEffect:
     return BY_SIGNATURE.get(signature, "unknown")
 
 
-def _is_out_of_reach(thread: Thread) -> bool:
+def _is_out_of_reach(thread: ThreadFact) -> bool:
     return any(
         look.state == "D" and not any(KILLABLE in name for name in (look.wchan, *look.kernel_stack))
         for look in looks(thread)[:1]
     )
 
 
-def _why_futile(asleep: tuple[Thread, ...]) -> str:
+def _why_futile(asleep: tuple[ThreadFact, ...]) -> str:
     if not asleep:
         return "its requests are in the kernel, and its threads end only with them"
     places = sorted({look.wchan or look.syscall.name or "the kernel" for each in asleep for look in looks(each)[:1]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autopsy.bundle import layout
-from autopsy.diagnose.diagnosis import CannotTell
+from autopsy.diagnose.diagnosis import Unproven
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
 
@@ -13,7 +13,7 @@ from autopsy.facts.model.facts import Facts
 IN_THE_CORE = (layout.HEAP, layout.COROUTINES, layout.LOCKS, layout.MAIN_LOOP, layout.THREADS)
 
 
-def lost_by_kill(facts: Facts, undecided: Iterable[CannotTell]) -> tuple[str, ...]:
+def lost_by_kill(facts: Facts, undecided: Iterable[Unproven]) -> tuple[str, ...]:
     """Return the questions that nobody can answer any more once the process is gone; none where it is gone already."""
     if isinstance(facts.vm.end, Known):
         return ()

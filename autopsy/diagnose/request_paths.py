@@ -6,7 +6,7 @@ from autopsy.diagnose.diagnosis import DiskPath, Hop, Where
 from autopsy.diagnose.queries.requests import called, disks_of, title
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Park
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park
 from autopsy.facts.model.yield_points import DISK_PARKS, SERVED, THROTTLED, Layer, at
 from autopsy.facts.storage.nodes import LOCAL
 from autopsy.facts.subjects import Subject
@@ -35,7 +35,7 @@ def paths(facts: Facts, where: Where, objects: frozenset[Subject]) -> tuple[Disk
     return tuple(drawn[:MOST_PATHS])
 
 
-def _path(disk: Disk, requests: list[CoroutineFact], where: Where, *, touched: bool) -> DiskPath:
+def _path(disk: DiskFact, requests: list[CoroutineFact], where: Where, *, touched: bool) -> DiskPath:
     hops = [
         Hop(kind="guest", name="client" if disk.is_export else "guest", stuck=touched and where == "guest"),
         Hop(
@@ -75,7 +75,7 @@ def _path(disk: Disk, requests: list[CoroutineFact], where: Where, *, touched: b
     )
 
 
-def _ends(disk: Disk, requests: list[CoroutineFact], where: Where, *, touched: bool) -> list[Hop]:
+def _ends(disk: DiskFact, requests: list[CoroutineFact], where: Where, *, touched: bool) -> list[Hop]:
     """Return the last hops: the engine and the host for a local file, the server for a remote one."""
     hops = []
     for node in disk.nodes:
@@ -100,20 +100,20 @@ def _hop(
     return Hop(kind=kind, name=name, detail=detail, in_flight=len(here) or None, stuck=stuck, cites=cites)  # type: ignore[arg-type]  # a literal of ours
 
 
-def _thread(disk: Disk) -> str:
+def _thread(disk: DiskFact) -> str:
     if isinstance(disk.iothread, Unknown):
         return ""
     return f", iothread {disk.iothread.value}" if disk.iothread.value else ", no iothread"
 
 
-def _limits(disk: Disk) -> str:
+def _limits(disk: DiskFact) -> str:
     if isinstance(disk.limits, Unknown):
         return ""
     return ", ".join(f"{name} {value}" for name, value in disk.limits.value.values)
 
 
-def _sentence(disk: Disk, completed: int | None, hops: list[Hop], stuck: int | None) -> str:
-    did = "" if completed is None else f" It completed {completed} requests between the two exposures."
+def _sentence(disk: DiskFact, completed: int | None, hops: list[Hop], stuck: int | None) -> str:
+    did = "" if completed is None else f" It completed {completed} requests between the two snapshots."
     if stuck is None:
         return f"Nothing of {called(disk)} is known to be stuck.{did}"
     return f"The requests of {called(disk)} are stuck at {hops[stuck].name} ({hops[stuck].kind}).{did}"

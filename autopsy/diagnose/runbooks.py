@@ -17,7 +17,7 @@ COMMANDS = "Commands"
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
+class RunbookSteps:
     """Next steps (confirm, relieve, recover), and the questions that only the living process can answer.
 
     The word PID stands for the VM's; nothing else is filled in, because names are chosen by strangers and the steps are
@@ -35,11 +35,11 @@ def text(signature: str) -> str:
 
 
 @cache
-def advice(signature: str) -> Advice:
+def advice(signature: str) -> RunbookSteps:
     """Return what the runbook of a signature advises; that of `unknown` where it has none."""
     written = written_for(signature)
     steps = (lines(written, section)[:1] for section in (CONFIRM, RELIEVE, RECOVER))
-    return Advice(tuple(line for first in steps for line in first), lines(written, LOST))
+    return RunbookSteps(tuple(line for first in steps for line in first), lines(written, LOST))
 
 
 def cure(diagnosis: Diagnosis) -> str:

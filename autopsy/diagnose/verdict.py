@@ -18,8 +18,8 @@ from autopsy.diagnose import (
 )
 from autopsy.diagnose.advice.advise import advise
 from autopsy.diagnose.catalogue import SIGNATURES
-from autopsy.diagnose.causes import Order, Seen, independent, is_pointer, order
-from autopsy.diagnose.diagnosis import CannotTell, Cause, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Where
+from autopsy.diagnose.causes import CauseOrder, MatchedSignature, independent, is_pointer, order
+from autopsy.diagnose.diagnosis import Cause, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Unproven, Where
 from autopsy.diagnose.queries import naming, never_started
 from autopsy.diagnose.queries.quiet import nothing_looks_stuck
 from autopsy.diagnose.queries.requests import title
@@ -55,7 +55,9 @@ def diagnose(facts: Facts) -> Diagnosis:
     """Return where the I/O is stuck and why, with everything that speaks for it, against it, and that is missing."""
     judged = tuple(Judged(each, _judge(each, facts)) for each in imported.signatures(facts, SIGNATURES))
     seen = [
-        Seen(each.signature, each.answer, place) for place, each in enumerate(judged) if isinstance(each.answer, Match)
+        MatchedSignature(each.signature, each.answer, place)
+        for place, each in enumerate(judged)
+        if isinstance(each.answer, Match)
     ]
     graph = build(facts)
     found = order(seen, leads(graph))
@@ -88,7 +90,7 @@ def _judge(signature: Signature, facts: Facts) -> Judgement:
         return Undecided(f"nothing: this signature failed on the evidence ({type(error).__name__}: {error})")
 
 
-def _unknown(facts: Facts, judged: tuple[Judged, ...], found: Order, graph: Graph) -> Diagnosis:
+def _unknown(facts: Facts, judged: tuple[Judged, ...], found: CauseOrder, graph: Graph) -> Diagnosis:
     """Say what is known when no cause is: the effects that were seen, and what would tell their cause."""
     ends = nameless(graph)
     effects = [each for each, _ in found.others if not each.match.harmless]
@@ -128,7 +130,7 @@ def _about(facts: Facts, end: Nameless) -> str:
 def _diagnosis(
     facts: Facts,
     judged: tuple[Judged, ...],
-    found: Order,
+    found: CauseOrder,
     graph: Graph,
     *,
     where: Where,
@@ -148,7 +150,7 @@ def _diagnosis(
     kill = kill_effect.of_kill(((each.signature.id, each.match.objects) for each in sure), facts)
     bugs = known_bugs.about(signature, facts)
     undecided = tuple(
-        CannotTell(signature=each.signature.id, text=each.signature.title, missing=each.answer.missing)
+        Unproven(signature=each.signature.id, text=each.signature.title, missing=each.answer.missing)
         for each in judged
         if isinstance(each.answer, Undecided)
     )
@@ -203,16 +205,16 @@ def _diagnosis(
     )
 
 
-def _beyond_limits(facts: Facts) -> Iterator[CannotTell]:
+def _beyond_limits(facts: Facts) -> Iterator[Unproven]:
     """Yield what was left out because it would have been too much: what is counted is at least that much."""
     for each in facts.left_out:
         text = "more requests wait than are told: there are at least these" if each.requests else each.what
-        yield CannotTell(signature=UNKNOWN, text=text, missing=each.why)
+        yield Unproven(signature=UNKNOWN, text=text, missing=each.why)
 
 
 def _remarks(judged: tuple[Judged, ...]) -> tuple[Claim, ...]:
     """Return what was seen that is no finding but may matter, such as a host without CPU to spare."""
-    seen = [Seen(each.signature, each.answer, 0) for each in judged if isinstance(each.answer, Match)]
+    seen = [MatchedSignature(each.signature, each.answer, 0) for each in judged if isinstance(each.answer, Match)]
     return tuple(one for each in seen if is_pointer(each) for one in each.match.claims)
 
 
@@ -224,7 +226,7 @@ def _filled(text: str, facts: Facts) -> str:
     return PID.sub(str(facts.vm.pid), text) if facts.origin is Origin.CAPTURE else text
 
 
-def _cause(seen: Seen) -> Cause:
+def _cause(seen: MatchedSignature) -> Cause:
     return Cause(
         where=seen.where,
         signature=seen.signature.id,
@@ -248,7 +250,7 @@ def _cites(claims: tuple[Claim, ...]) -> tuple[Cite, ...]:
 
 
 def _standstill(facts: Facts, where: Where, objects: tuple[Subject, ...]) -> tuple[Claim, ...]:
-    """Say of each disk that the diagnosis names how its counters stood between the two exposures."""
+    """Say of each disk that the diagnosis names how its counters stood between the two snapshots."""
     if where == "none" or not isinstance(facts.disks, Known):
         return ()
     claims = []
@@ -262,6 +264,6 @@ def _standstill(facts: Facts, where: Where, objects: tuple[Subject, ...]) -> tup
             else f"completed none (its count stood at {disk.stats.value.completed})"
         )
         claims.append(
-            claim(f"Between the two exposures disk {disk.name} {words}.", disk.stats.cite, disk.completed.cite)
+            claim(f"Between the two snapshots disk {disk.name} {words}.", disk.stats.cite, disk.completed.cite)
         )
     return tuple(claims[:8])

@@ -19,18 +19,18 @@ from autopsy.diff import storage
 from autopsy.diff.difference import (
     Count,
     Difference,
+    DifferingReading,
     ParkCount,
     Side,
     StackCount,
-    Told,
     compared,
     known,
     same_or_told,
     words,
 )
 from autopsy.facts.cite import Known
-from autopsy.facts.gather import gather
-from autopsy.facts.model.facts import CoroutineFact, Facts, Park, Pressure, Thread
+from autopsy.facts.gather import gather_facts
+from autopsy.facts.model.facts import CoroutineFact, Facts, Park, Pressure, ThreadFact
 from autopsy.report.boxed import read_boxed
 
 MOST_FUNCTIONS = 12  # of a stack that is told
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ComparedCapture:
     """One capture: the bundle, what it tells, and what that means."""
 
     bundle: Bundle
@@ -51,7 +51,7 @@ class Look:
     diagnosis: Diagnosis
 
 
-def look(path: Path) -> Look:
+def open_capture(path: Path) -> ComparedCapture:
     """Open and diagnose a bundle.
 
     Raises:
@@ -60,9 +60,9 @@ def look(path: Path) -> Look:
     return _looked_at(open_bundle(path))
 
 
-def _looked_at(bundle: Bundle) -> Look:
-    facts = gather(bundle)
-    return Look(bundle, facts, diagnose(facts))
+def _looked_at(bundle: Bundle) -> ComparedCapture:
+    facts = gather_facts(bundle)
+    return ComparedCapture(bundle, facts, diagnose(facts))
 
 
 def between(a: Path, b: Path) -> Difference:
@@ -75,7 +75,7 @@ def between(a: Path, b: Path) -> Difference:
     return msgspec.json.decode(told, type=Difference)
 
 
-def difference(a: Look, b: Look) -> Difference:
+def difference(a: ComparedCapture, b: ComparedCapture) -> Difference:
     """Return what changed from A to B."""
     same = _same_process(a, b)
     return Difference(
@@ -97,7 +97,7 @@ def difference(a: Look, b: Look) -> Difference:
     )
 
 
-def _side(one: Look) -> Side:
+def _side(one: ComparedCapture) -> Side:
     manifest = one.bundle.manifest
     target = manifest.target
     return Side(
@@ -110,7 +110,7 @@ def _side(one: Look) -> Side:
     )
 
 
-def _same_process(a: Look, b: Look) -> bool:
+def _same_process(a: ComparedCapture, b: ComparedCapture) -> bool:
     one, other = a.bundle.manifest, b.bundle.manifest
     return (one.target.pid, one.target.start_ticks, one.host.boot_id, one.host.name) == (
         other.target.pid,
@@ -120,7 +120,7 @@ def _same_process(a: Look, b: Look) -> bool:
     )
 
 
-def _seconds(a: Look, b: Look) -> float:
+def _seconds(a: ComparedCapture, b: ComparedCapture) -> float:
     one, other = a.bundle.manifest, b.bundle.manifest
     if (one.host.boot_id, one.host.name) == (other.host.boot_id, other.host.name):
         return (other.began.monotonic_ns - one.began.monotonic_ns) / 1e9
@@ -130,7 +130,7 @@ def _seconds(a: Look, b: Look) -> float:
         return 0.0
 
 
-def _verdict(a: Diagnosis, b: Diagnosis) -> Iterator[Told]:
+def _verdict(a: Diagnosis, b: Diagnosis) -> Iterator[DifferingReading]:
     yield from compared(
         (
             ("where", a.where, b.where),
@@ -147,7 +147,7 @@ def _beside(diagnosis: Diagnosis) -> str:
     return ", ".join(dict.fromkeys(each.signature for each in diagnosis.secondary)) or "nothing"
 
 
-def _target(a: Look, b: Look) -> Iterator[Told]:
+def _target(a: ComparedCapture, b: ComparedCapture) -> Iterator[DifferingReading]:
     one, other = a.bundle.manifest, b.bundle.manifest
     yield from compared(
         (
@@ -162,7 +162,7 @@ def _target(a: Look, b: Look) -> Iterator[Told]:
     first, second = _arguments(a.facts), _arguments(b.facts)
     gone, new = first - second, second - first
     if gone or new:
-        yield Told(what="arguments", a=_argument_words(gone), b=_argument_words(new))
+        yield DifferingReading(what="arguments", a=_argument_words(gone), b=_argument_words(new))
 
 
 def _arguments(facts: Facts) -> Counter[str]:
@@ -173,7 +173,7 @@ def _argument_words(arguments: Counter[str]) -> str:
     return " ".join(arguments.elements()) or "nothing of its own"
 
 
-def _state(a: Facts, b: Facts) -> Iterator[Told]:
+def _state(a: Facts, b: Facts) -> Iterator[DifferingReading]:
     for what, one, other in (
         ("run state", words(a.run_state, lambda s: s.status), words(b.run_state, lambda s: s.status)),
         ("monitor", words(a.monitor.greeting, str), words(b.monitor.greeting, str)),
@@ -190,7 +190,7 @@ def _yes(value: object) -> str:
     return "yes" if value else "no"
 
 
-def _threads(facts: Facts) -> tuple[Thread, ...]:
+def _threads(facts: Facts) -> tuple[ThreadFact, ...]:
     return known(facts.threads, ())
 
 
@@ -198,7 +198,7 @@ def _by_role_and_state(facts: Facts) -> Counter[str]:
     return Counter(f"{thread.role.value} in {_letter(thread)}" for thread in _threads(facts))
 
 
-def _letter(thread: Thread) -> str:
+def _letter(thread: ThreadFact) -> str:
     return thread.first.value.state if isinstance(thread.first, Known) else "?"
 
 
@@ -210,7 +210,7 @@ def _counts(a: Mapping[str, int], b: Mapping[str, int]) -> tuple[Count, ...]:
     )
 
 
-def _moved(a: Facts, b: Facts) -> Iterator[Told]:
+def _moved(a: Facts, b: Facts) -> Iterator[DifferingReading]:
     """Yield each thread of the one process that came, went, or sleeps elsewhere now."""
     before, after = ({thread.tid: thread for thread in _threads(facts)} for facts in (a, b))
     for tid in sorted(before.keys() | after.keys()):
@@ -220,7 +220,7 @@ def _moved(a: Facts, b: Facts) -> Iterator[Told]:
             yield from same_or_told(f"{named.comm} {tid}", _sleep(one), _sleep(other))
 
 
-def _sleep(thread: Thread | None) -> str:
+def _sleep(thread: ThreadFact | None) -> str:
     if thread is None:
         return "not there"
     if not isinstance(thread.first, Known):
@@ -246,11 +246,11 @@ def _stacks(a: Facts, b: Facts) -> tuple[StackCount, ...]:
     return tuple(sorted(found, key=lambda each: (-abs(each.a - each.b), each.functions)))
 
 
-def _by_stack(facts: Facts) -> dict[tuple[str, ...], list[Thread]]:
+def _by_stack(facts: Facts) -> dict[tuple[str, ...], list[ThreadFact]]:
     return _grouped(_threads(facts), _functions)
 
 
-def _functions(thread: Thread) -> tuple[str, ...]:
+def _functions(thread: ThreadFact) -> tuple[str, ...]:
     """Return the innermost function and then QEMU's: what lies between them in libc tells nobody anything."""
     frames = known(thread.frames, ())
     told = frames[:1] + tuple(frame for frame in frames[1:] if not LIBC.search(frame.module))
@@ -292,7 +292,7 @@ def _place(each: CoroutineFact) -> tuple[int, Park, tuple[int, ...]]:
     return each.address, each.park, tuple(frame.pc for frame in each.frames)
 
 
-def _host(a: Facts, b: Facts) -> Iterator[Told]:
+def _host(a: Facts, b: Facts) -> Iterator[DifferingReading]:
     for what, one, other in (
         ("pressure, cpu", a.host.pressure_cpu, b.host.pressure_cpu),
         ("pressure, io", a.host.pressure_io, b.host.pressure_io),

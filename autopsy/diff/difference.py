@@ -21,7 +21,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     autopsy: str
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class DifferingReading(msgspec.Struct, frozen=True, kw_only=True):
     """Something that reads differently on the two sides; what could not be told says why."""
 
     what: str
@@ -67,7 +67,7 @@ class DiskChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     completed: int | msgspec.UnsetType = msgspec.UNSET
     in_flight_a: int | msgspec.UnsetType = msgspec.UNSET
     in_flight_b: int | msgspec.UnsetType = msgspec.UNSET
-    told: tuple[Told, ...] = ()
+    told: tuple[DifferingReading, ...] = ()
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,17 +80,17 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     b: Side
     same_process: bool
     seconds: float
-    verdict: tuple[Told, ...]
-    target: tuple[Told, ...]
-    state: tuple[Told, ...]
+    verdict: tuple[DifferingReading, ...]
+    target: tuple[DifferingReading, ...]
+    state: tuple[DifferingReading, ...]
     threads: tuple[Count, ...]
-    moved: tuple[Told, ...]
+    moved: tuple[DifferingReading, ...]
     stacks: tuple[StackCount, ...]
     requests: tuple[ParkCount, ...]
     disks: tuple[DiskChange, ...]
-    throttle: tuple[Told, ...]
-    jobs: tuple[Told, ...]
-    host: tuple[Told, ...]
+    throttle: tuple[DifferingReading, ...]
+    jobs: tuple[DifferingReading, ...]
+    host: tuple[DifferingReading, ...]
 
 
 T = TypeVar("T")
@@ -106,13 +106,13 @@ def known(fact: Fact[T], otherwise: T) -> T:
     return fact.value if isinstance(fact, Known) else otherwise
 
 
-def same_or_told(what: str, a: str, b: str) -> Iterator[Told]:
+def same_or_told(what: str, a: str, b: str) -> Iterator[DifferingReading]:
     """Yield the difference, if there is one."""
     if a != b:
-        yield Told(what=what, a=a or "nothing", b=b or "nothing")
+        yield DifferingReading(what=what, a=a or "nothing", b=b or "nothing")
 
 
-def compared(rows: Iterable[tuple[str, str, str]]) -> Iterator[Told]:
+def compared(rows: Iterable[tuple[str, str, str]]) -> Iterator[DifferingReading]:
     """Yield the rows whose two sides differ."""
     for what, a, b in rows:
         yield from same_or_told(what, a, b)

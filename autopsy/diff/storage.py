@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import msgspec
 
-from autopsy.diff.difference import DiskChange, Told, compared, known, same_or_told, words
+from autopsy.diff.difference import DifferingReading, DiskChange, compared, known, same_or_told, words
 from autopsy.facts.cite import Fact, Known
-from autopsy.facts.model.facts import BlockStats, Disk, Facts, Job, Limits, ThrottleGroup
+from autopsy.facts.model.facts import BlockStats, DiskFact, Facts, JobFact, Limits, ThrottleGroupFact
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def disks(a: Facts, b: Facts, *, same: bool) -> Iterator[DiskChange]:
         one, other = before.get(name), after.get(name)
         if one is None or other is None:
             there = ("there", "not there") if other is None else ("not there", "there")
-            found.append(DiskChange(name=name, told=(Told(what="disk", a=there[0], b=there[1]),)))
+            found.append(DiskChange(name=name, told=(DifferingReading(what="disk", a=there[0], b=there[1]),)))
             continue
         found.append(
             DiskChange(
@@ -46,7 +46,7 @@ def _number(fact: Fact[int]) -> int | msgspec.UnsetType:
     return fact.value if isinstance(fact, Known) else msgspec.UNSET
 
 
-def _disk(one: Disk, other: Disk) -> Iterator[Told]:
+def _disk(one: DiskFact, other: DiskFact) -> Iterator[DifferingReading]:
     yield from compared(
         (
             ("limits", words(one.limits, _limits), words(other.limits, _limits)),
@@ -63,17 +63,17 @@ def _limits(limits: Limits) -> str:
     return ", ".join(f"{name} {value}" for name, value in limits.values) or "none"
 
 
-def _nodes(disk: Disk) -> str:
+def _nodes(disk: DiskFact) -> str:
     return " > ".join(f"{node.driver}{f' ({node.aio})' if node.aio else ''}" for node in disk.nodes)
 
 
-def throttle(a: Facts, b: Facts) -> Iterator[Told]:
+def throttle(a: Facts, b: Facts) -> Iterator[DifferingReading]:
     """Yield what differs about each throttle group."""
     before, after = (_by_name(known(facts.throttle_groups, ())) for facts in (a, b))
     for name in sorted(before.keys() | after.keys()):
         one, other = before.get(name), after.get(name)
         if one is None or other is None:
-            yield Told(what=name, a=_there(one), b=_there(other))
+            yield DifferingReading(what=name, a=_there(one), b=_there(other))
             continue
         for what, first, second in (
             ("limits", words(one.limits, _limits), words(other.limits, _limits)),
@@ -84,7 +84,7 @@ def throttle(a: Facts, b: Facts) -> Iterator[Told]:
             yield from same_or_told(f"{name}: {what}", first, second)
 
 
-def _by_name(groups: tuple[ThrottleGroup, ...]) -> dict[str, ThrottleGroup]:
+def _by_name(groups: tuple[ThrottleGroupFact, ...]) -> dict[str, ThrottleGroupFact]:
     return {group.name: group for group in groups}
 
 
@@ -92,7 +92,7 @@ def _timer(nanoseconds: int | None) -> str:
     return "not set" if nanoseconds is None else f"fires in {nanoseconds / 1e9:.1f} s"
 
 
-def jobs(a: Facts, b: Facts) -> Iterator[Told]:
+def jobs(a: Facts, b: Facts) -> Iterator[DifferingReading]:
     """Yield what differs about each block job."""
     before, after = ({job.id: job for job in known(facts.jobs, ())} for facts in (a, b))
     for name in sorted(before.keys() | after.keys()):
@@ -100,7 +100,7 @@ def jobs(a: Facts, b: Facts) -> Iterator[Told]:
         yield from same_or_told(name or "a job without a name", _job(one), _job(other))
 
 
-def _job(job: Job | None) -> str:
+def _job(job: JobFact | None) -> str:
     if job is None:
         return "not there"
     paused = ", paused" if job.paused else ""

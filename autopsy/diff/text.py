@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from autopsy.diff.difference import Count, Difference, DiskChange, ParkCount, Side, StackCount, Told
+from autopsy.diff.difference import Count, Difference, DifferingReading, DiskChange, ParkCount, Side, StackCount
 
 WIDTH = 22
 MOST_ROWS = 24  # of one kind; --json has them all
@@ -57,7 +57,7 @@ def _side(side: Side) -> str:
     return f"{side.name} (pid {side.pid}, {side.manager}) {side.utc[:19]}Z  {side.bundle}"
 
 
-def _told(rows: Iterable[Told]) -> Iterator[str]:
+def _told(rows: Iterable[DifferingReading]) -> Iterator[str]:
     for row in rows:
         if len(row.a) + len(row.b) > 70:
             yield f"{row.what:<{WIDTH}} A: {row.a}"

@@ -33,7 +33,7 @@ class VmChecks(msgspec.Struct, frozen=True, kw_only=True):
     checks: tuple[Check, ...]
 
 
-class Examined(msgspec.Struct, frozen=True, kw_only=True):
+class CheckedHost(msgspec.Struct, frozen=True, kw_only=True):
     """This host, and the VMs on it."""
 
     host: tuple[Check, ...]

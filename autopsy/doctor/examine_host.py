@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopsy.doctor.checks import Examined
+from autopsy.doctor.checks import CheckedHost
 from autopsy.doctor.distribution import distribution
 from autopsy.doctor.kernel import kernel
 from autopsy.doctor.programs import programs
@@ -12,11 +12,11 @@ from autopsy.doctor.snapshot import try_snapshots
 from autopsy.doctor.vms import vms
 
 
-def examine_host() -> Examined:
+def examine_host() -> CheckedHost:
     """Return what a capture would have here, tried out; no VM is asked, stopped or written to.
 
     Concurrency: call it only from a process with one thread.
     """
     here = distribution()
     host = (*try_snapshots(), try_sandbox(), *programs(here), *room(), *kernel())
-    return Examined(host=host, vms=vms(here))
+    return CheckedHost(host=host, vms=vms(here))

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.capture.reading.reader import Truncated, Unreadable
 from autopsy.doctor.checks import Check, note, ok
 from autopsy.doctor.distribution import Distribution
 from autopsy.linux import environment
@@ -77,4 +77,4 @@ def _drgn() -> Check:
 
 def _printed(words: list[str]) -> str:
     printed = output(words, seconds=SECONDS)
-    return (printed.data if isinstance(printed, Cut) else printed).decode("utf-8", "replace")
+    return (printed.data if isinstance(printed, Truncated) else printed).decode("utf-8", "replace")

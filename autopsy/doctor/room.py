@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from autopsy.capture.staging.places import Place, Unusable, probe
+from autopsy.capture.staging.places import ScratchPlace, Unusable, probe
 from autopsy.doctor.checks import Check, lacks, note, ok
 from autopsy.errors import NotStored
 from autopsy.files.scratch_place import scratch_place
@@ -27,9 +27,9 @@ def _tried(name: str, place: Path) -> Check:
     if not os.path.isdir(place):
         return note(name, f"{place} is not there yet: it is made when it is needed")
     match probe(place, 0):
-        case Place(room=free) if free >= WANTED:
+        case ScratchPlace(room=free) if free >= WANTED:
             return ok(name, f"{place}: {free / 1e9:.0f} GB free")
-        case Place(room=free):
+        case ScratchPlace(room=free):
             return note(name, f"{place}: {free / 1e6:.0f} MB free", "a large VM's core is bounded at 512 MB: make room")
         case Unusable(why=why):
             return lacks(name, f"{place}: {why}", "set TMPDIR, or give --out, a place that answers")

@@ -12,7 +12,7 @@ from autopsy.doctor.checks import Check, lacks, note, ok
 from autopsy.errors import NotStored
 from autopsy.files.scratch_place import scratch_place
 from autopsy.linux.confine import landlock
-from autopsy.linux.confine.confined import Died, Line, Refused, TooSlow, run
+from autopsy.linux.confine.confined import AnswerPipe, Died, TooSlow, WorkRaised, run
 from autopsy.linux.confine.sandbox import Confined, Sandbox, python_tree
 
 SECONDS = 10.0
@@ -26,7 +26,7 @@ def try_sandbox() -> Check:
         with tempfile.TemporaryDirectory(prefix="autopsy-doctor-", dir=scratch_place()) as scratch:
             box = Sandbox(scratch=Path(scratch), readable=python_tree())
             told = run(_look_around, box, seconds=SECONDS, hear=lambda _name, _data: b"").decode()
-    except (Died, TooSlow, Refused) as error:
+    except (Died, TooSlow, WorkRaised) as error:
         return lacks(SANDBOX, f"a confined child failed: {error}", "without it no core is examined on this host")
     except (NotStored, OSError) as error:
         return lacks(SANDBOX, f"no folder for it: {error}", "set TMPDIR to a folder that you may write to")
@@ -35,7 +35,7 @@ def try_sandbox() -> Check:
     return ok(SANDBOX, f"Landlock (ABI {landlock.version()}), seccomp and a user of its own hold")
 
 
-def _look_around(confined: Confined, _: Line) -> bytes:
+def _look_around(confined: Confined, _: AnswerPipe) -> bytes:
     """Return in words what is lacking, and what could be done that must not be."""
     holes = [
         name

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from autopsy.capture.freeze.exposure import Exposure, Phases, ProcessGone, take, tasks
+from autopsy.capture.freeze.snapshot import MemorySnapshot, Phases, ProcessGone, take_snapshot, tasks
 from autopsy.capture.freeze.step import unsupported
 from autopsy.capture.step import Deadline
 from autopsy.doctor.checks import Check, lacks, note, ok
 from autopsy.doctor.own_process import sleeping_process
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
-from autopsy.linux.mappings import Process
+from autopsy.linux.mappings import MappedProcess
 from autopsy.linux.tasks.walk import TYPES
 from autopsy.target.permissions import explain, guards_of
 
@@ -81,15 +81,17 @@ def _stack(pid: int) -> Check:
     return lacks(KERNEL_STACKS, "/proc/PID/stack is empty", "a kernel with CONFIG_STACKTRACE; no container without it")
 
 
-def _taken(pid: int, *, walks: bool) -> Exposure:
+def _taken(pid: int, *, walks: bool) -> MemorySnapshot:
     folder = f"/proc/{pid}"
     memory = os.open(f"{folder}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         pagemap = os.open(f"{folder}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            process = Process(pid, memory, pagemap, folder)
+            process = MappedProcess(pid, memory, pagemap, folder)
             known = tasks(pid, folder)
-            return take(process, known, Phases(), max_stop=MOST_STOP, deadline=Deadline(SECONDS / 2), walks=walks)
+            return take_snapshot(
+                process, known, Phases(), max_stop=MOST_STOP, deadline=Deadline(SECONDS / 2), walks=walks
+            )
         finally:
             os.close(pagemap)
     finally:
@@ -109,5 +111,5 @@ def _remedy(pid: int) -> str:
     return explain(guards_of(pid))[1]
 
 
-def _megabytes(taken: Exposure) -> str:
+def _megabytes(taken: MemorySnapshot) -> str:
     return f"{taken.copied_bytes / 1e6:.0f} MB"

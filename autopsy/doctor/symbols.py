@@ -11,7 +11,7 @@ import msgspec
 
 from autopsy.bundle.manifest import TargetRecord
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.capture.reading.reader import Truncated, Unreadable
 from autopsy.doctor.checks import Check, note, ok
 from autopsy.doctor.distribution import Distribution
 from autopsy.examine.core.elf import Elf, ElfError
@@ -125,4 +125,4 @@ def _printed(*words: str) -> str:
         printed = output(words, seconds=SECONDS)
     except (Unreadable, OSError):
         return ""
-    return (printed.data if isinstance(printed, Cut) else printed).decode("utf-8", "replace").partition("\n")[0]
+    return (printed.data if isinstance(printed, Truncated) else printed).decode("utf-8", "replace").partition("\n")[0]

@@ -12,8 +12,8 @@ from autopsy.doctor.distribution import Distribution
 from autopsy.doctor.symbols import symbols
 from autopsy.errors import AutopsyError, NoSuchVm
 from autopsy.linux import environment
-from autopsy.target.ps import Vm, census
-from autopsy.target.target import find
+from autopsy.target.ps import ListedVm, census
+from autopsy.target.target import find_target
 
 ACCESS = "access"
 MONITOR = "monitor"
@@ -29,10 +29,10 @@ def vms(distribution: Distribution) -> tuple[VmChecks, ...]:
     )
 
 
-def _checks(vm: Vm, distribution: Distribution) -> tuple[Check, ...]:
+def _checks(vm: ListedVm, distribution: Distribution) -> tuple[Check, ...]:
     """Return what was found out about a VM, nothing for one that has ended meanwhile."""
     try:
-        target = find(vm.target)
+        target = find_target(vm.target)
     except NoSuchVm:
         return ()
     except AutopsyError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autopsy.drill.guests import write_halting_firmware
-from autopsy.drill.process import Process, start
+from autopsy.drill.process import DrillProcess, start
 from autopsy.drill.site import Site
 from autopsy.errors import AutopsyError
 
@@ -33,7 +33,7 @@ class QmpRefused(Exception):
 class Machine:
     """One running QEMU. `monitor` is the socket that an operator's tool would find."""
 
-    process: Process
+    process: DrillProcess
     monitor: Path
     control: Path
 

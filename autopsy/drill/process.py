@@ -31,7 +31,7 @@ PACKAGES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class DrillProcess:
     """One child in a session of its own; `log` is its stdout and stderr."""
 
     child: subprocess.Popen[bytes]
@@ -112,7 +112,7 @@ def states(pid: int) -> set[str]:
     return found
 
 
-def start(site: Site, command: Sequence[str | Path], *, log: str) -> Process:
+def start(site: Site, command: Sequence[str | Path], *, log: str) -> DrillProcess:
     """Run a command in a session of its own; the site's end kills it and waits for it.
 
     Unless the site is kept, the kernel kills it too should we be killed ourselves (setpriv becomes the command).
@@ -130,7 +130,7 @@ def start(site: Site, command: Sequence[str | Path], *, log: str) -> Process:
         )
         site.undo.callback(child.wait, END_SECONDS)
         pidfd = os.pidfd_open(child.pid)
-        started = Process(child, pidfd, path)
+        started = DrillProcess(child, pidfd, path)
         site.undo.callback(os.close, pidfd)
         site.undo.callback(started.end)
         site.by_hand.append(("kill", "-KILL", str(child.pid)))

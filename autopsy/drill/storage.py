@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autopsy.drill.process import Process, run, start, tool
+from autopsy.drill.process import DrillProcess, run, start, tool
 from autopsy.drill.site import Site, undisturbed
 from autopsy.errors import AutopsyError, NotPermitted
 from autopsy.linux import environment
@@ -47,7 +47,7 @@ def disk(path: Path, *, mebibytes: int = 64) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class FileSystem:
+class LoopFileSystem:
     """A file system of our own on a loop device."""
 
     mount: Path
@@ -70,7 +70,7 @@ class FileSystem:
             run("fsfreeze", "--unfreeze", self.mount)
 
 
-def mount_file_system(site: Site, kind: str = "ext4") -> FileSystem:
+def mount_file_system(site: Site, kind: str = "ext4") -> LoopFileSystem:
     """Mount a new file system from a loop file; the site's end thaws, unmounts and detaches it."""
     need_root("a loop mount")
     image = site.folder / f"{kind}.img"
@@ -85,7 +85,7 @@ def mount_file_system(site: Site, kind: str = "ext4") -> FileSystem:
         if not site.keep:
             _guard(site, mount)
         run("mount", "-o", "loop", image, mount)  # mount's own loop device detaches itself at the unmount
-        made = FileSystem(mount, run("findmnt", "--noheadings", "--output", "SOURCE", mount).strip())
+        made = LoopFileSystem(mount, run("findmnt", "--noheadings", "--output", "SOURCE", mount).strip())
         site.undo.callback(made.thaw)
     return made
 
@@ -118,7 +118,7 @@ def _unmount(mount: Path) -> None:
 class NbdServer:
     """A real qemu-nbd. `server` is its address as -blockdev driver=nbd takes it."""
 
-    process: Process
+    process: DrillProcess
     server: str
 
 
@@ -146,7 +146,7 @@ def _listens(family: socket.AddressFamily, address: str | tuple[str, int]) -> bo
 class FuseExport:
     """A FUSE file system of one file, served by a real daemon that can be stopped."""
 
-    process: Process
+    process: DrillProcess
     file: Path
 
 

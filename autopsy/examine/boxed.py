@@ -26,7 +26,7 @@ from autopsy.examine.heap import run as heap
 from autopsy.files import private
 from autopsy.linux import regular
 from autopsy.linux.confine import confined
-from autopsy.linux.confine.confined import Died, Line, Refused, TooSlow
+from autopsy.linux.confine.confined import AnswerPipe, Died, TooSlow, WorkRaised
 from autopsy.linux.confine.sandbox import Confined, Sandbox, python_tree
 
 MOST_COPIED = 1 << 30  # of the process's files together
@@ -76,7 +76,7 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
         except OSError as error:
             words = f"core cannot be read: {error}"
             raise ExaminationFailed("core", words, remedy="capture again; see the outcome of freeze") from error
-        table = Table(scratch)
+        table = SandboxFiles(scratch)
         given = replace(
             frozen,
             mapped=tuple(replace(each, path=path) for each in frozen.mapped if (path := table.lay(each.path))),
@@ -94,7 +94,7 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
         )
         seconds = HOURS if at_terminal else frozen.seconds + SPARE_SECONDS
 
-        def work(inside: Confined, line: Line) -> bytes:
+        def work(inside: Confined, line: AnswerPipe) -> bytes:
             moved = replace(
                 given,
                 core=core,
@@ -117,13 +117,13 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
             raise ExaminationFailed("examination", "it was ended: it took longer than it may", remedy=REMEDY) from None
         except Died as error:
             raise ExaminationFailed("examination", f"{error}; {HOSTILE}", remedy=REMEDY) from None
-        except Refused as error:
+        except WorkRaised as error:
             raise _as_raised(error) from None
         return answer.decode("utf-8", "replace")
 
 
 @dataclass(slots=True)
-class Table:
+class SandboxFiles:
     """Where files lie that the one inside may read: at their own path if anybody may, else copied to scratch."""
 
     scratch: Path
@@ -239,7 +239,7 @@ def _in_words(error: BaseException) -> bytes:
     return msgspec.json.encode(("examination", f"{type(error).__name__}: {error}", REMEDY))
 
 
-def _as_raised(error: Refused) -> ExaminationFailed:
+def _as_raised(error: WorkRaised) -> ExaminationFailed:
     try:
         thing, cause, remedy = msgspec.json.decode(error.data, type=tuple[str, str, str])
     except msgspec.DecodeError:

@@ -111,7 +111,7 @@ class Earlier:
 NOTHING = Earlier()
 
 
-def read(stored: Callable[[str], bytes], step: str = layout.GDB_THREADS) -> Earlier:
+def read_previous(stored: Callable[[str], bytes], step: str = layout.GDB_THREADS) -> Earlier:
     """Return what a step's folder of the bundle says by now."""
 
     def decoded(file: str, kind: type[Record], nothing: Record) -> Record:

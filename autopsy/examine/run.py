@@ -30,17 +30,17 @@ from autopsy.examine.threads import aio_rings, aio_workers, lock_owners, main_lo
 from autopsy.examine.threads.states import tasks
 from autopsy.examine.view import View
 
-__all__ = ["ExaminationFailed", "examine"]
+__all__ = ["ExaminationFailed", "examine_core"]
 
 GDB_SHARE = 0.6  # of the time that is given: locks, rings and the heap come after it
 
 # What is read out of the opened process once its stacks and its locks are known, in this order.
 PARTS: tuple[tuple[str, Callable[[View], object]], ...] = (
-    ("main loop", main_loop.examine),
-    ("rings", aio_rings.examine),
-    ("workers", aio_workers.examine),
-    ("eventfds", poll_sets.examine),
-    ("virtqueues", virtqueues.examine),
+    ("main loop", main_loop.examine_main_loop),
+    ("rings", aio_rings.examine_aio_rings),
+    ("workers", aio_workers.examine_aio_workers),
+    ("eventfds", poll_sets.examine_poll_sets),
+    ("virtqueues", virtqueues.examine_virtqueues),
 )
 
 
@@ -84,7 +84,7 @@ class Opened:
         self.frozen.write(file, msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n")
 
     def look_again(self) -> None:
-        """Open the second exposure over the first."""
+        """Open the second snapshot over the first."""
         if self.frozen.second_core is not None:
             self.second = Core.over(self.core, Core(self.frozen.second_core))
 
@@ -100,11 +100,11 @@ class Opened:
         self.store(layout.THREADS, self.threads)
 
     def find_coroutines(self) -> None:
-        """Find the coroutines, and what became of each until the second exposure."""
-        self.saved = coroutines.find(self.core, self.symbols, self.left_out)
+        """Find the coroutines, and what became of each until the second snapshot."""
+        self.saved = coroutines.find_coroutines(self.core, self.symbols, self.left_out)
         found = [Parked(self.core, saved) for saved in self.saved]
         if self.second is not None:
-            later = coroutines.find(self.second, self.symbols)
+            later = coroutines.find_coroutines(self.second, self.symbols)
             compared = compare.compare(self.core, [each.saved for each in found], self.second, later)
             found = [Parked(self.core, saved) for saved in compared.first]
             found += [Parked(self.second, saved) for saved in compared.new]
@@ -155,12 +155,12 @@ class Opened:
 
     def find_locks(self, view: View) -> None:
         """Tell who waits for whom."""
-        self.graph = lock_owners.examine(view, self.earlier)
+        self.graph = lock_owners.examine_locks(view, self.earlier)
         if self.graph.comutexes:
             self.show(self.coroutines)
 
 
-def examine(frozen: Frozen) -> str:
+def examine_core(frozen: Frozen) -> str:
     """Work out everything that the frozen bytes tell, write it, and return a line about it.
 
     Raises ExaminationFailed, after everything that could be told was written, if there is no core or no gdb.
@@ -177,7 +177,12 @@ def examine(frozen: Frozen) -> str:
         left_out.append(LeftOut(what="there are more programs and libraries than are told", why=why))
     comms = {tid: task.comm for tid, task in tasks(frozen.read).items()}
     opened = Opened(
-        frozen=frozen, core=core, symbols=symbols, comms=comms, earlier=earlier.read(frozen.read), left_out=left_out
+        frozen=frozen,
+        core=core,
+        symbols=symbols,
+        comms=comms,
+        earlier=earlier.read_previous(frozen.read),
+        left_out=left_out,
     )
     progress = Progress()
     modules = opened.earlier.best_modules(symbols.modules)

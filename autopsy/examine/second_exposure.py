@@ -1,4 +1,4 @@
-"""Lays the second exposure over the first, and says of each coroutine whether it moved in between."""
+"""Lays the second snapshot over the first, and says of each coroutine whether it moved in between."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def examine_again(frozen: Frozen) -> str:
     """Write coroutines.json once more, with `since_first` and the frames that were unwound, and with DWARF heap.json.
 
     Raises:
-        ExaminationFailed: one of the exposures cannot be read.
+        ExaminationFailed: one of the snapshots cannot be read.
     """
     if frozen.second_core is None:
-        raise ExaminationFailed("second exposure", "there is no second core", remedy="see the outcome of freeze")
+        raise ExaminationFailed("second snapshot", "there is no second core", remedy="see the outcome of freeze")
     try:
         core = Core(frozen.core)
         second = Core.over(core, Core(frozen.second_core))
     except CoreError as error:
-        raise ExaminationFailed("second exposure", str(error), remedy="see the outcome of freeze") from error
+        raise ExaminationFailed("second snapshot", str(error), remedy="see the outcome of freeze") from error
     symbols = Symbols(core, frozen)
     walking = run.start(frozen, symbols, min(HEAP_SECONDS, frozen.seconds))
-    compared = compare.compare(core, find.find(core, symbols), second, find.find(second, symbols))
+    compared = compare.compare(core, find.find_coroutines(core, symbols), second, find.find_coroutines(second, symbols))
     unwound = _unwound(frozen)
-    known = previous.read(frozen.read, layout.SECOND_EXPOSURE)
+    known = previous.read_previous(frozen.read, layout.SECOND_EXPOSURE)
     found = [_with_frames(saved.coroutine, unwound) for saved in compared.first]
     found += _newcomers(frozen, second, symbols, compared.new)
     told = known.best_coroutines(found, blind=symbols.main is None or symbols.main.file is None)
@@ -63,7 +63,7 @@ def examine_again(frozen: Frozen) -> str:
 
 
 def _newcomers(frozen: Frozen, second: Core, symbols: Symbols, new: tuple[Saved, ...]) -> list[Coroutine]:
-    """Return the coroutines that were not parked before, unwound from the second exposure where gdb can be had."""
+    """Return the coroutines that were not parked before, unwound from the second snapshot where gdb can be had."""
     if not new:
         return []
     parked = [Parked(second, saved) for saved in new]

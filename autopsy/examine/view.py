@@ -14,9 +14,9 @@ from autopsy.examine.coroutines.find import Saved
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """The frozen process, opened. `second` is the second exposure, readable by itself; `ends_at` is on time.monotonic.
+    """The frozen process, opened. `second` is the second snapshot, readable by itself; `ends_at` is on time.monotonic.
 
-    `threads` are empty where they could not be unwound; `saved` are the coroutines of the first exposure as memory
+    `threads` are empty where they could not be unwound; `saved` are the coroutines of the first snapshot as memory
     tells of them; `graph` is who waits for whom, once somebody has worked it out. A part adds to `left_out` what
     a limit of ours keeps from it.
     """

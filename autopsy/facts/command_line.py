@@ -39,7 +39,7 @@ class CommandLine:
         return next((device for device in self.devices if identity and device.get("id") == identity), None)
 
 
-def read(evidence: Evidence) -> CommandLine:
+def read_command_line(evidence: Evidence) -> CommandLine:
     """Read the command line, empty where it was not taken."""
     data = evidence.read(CMDLINE).rstrip(b"\0")
     if not data:

@@ -16,7 +16,7 @@ LISTING = layout.evidence(layout.GDB_THREADS, layout.COROUTINES_TEXT)  # whose l
 HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
 
 
-def gather(evidence: Evidence, heap: Fact[heap_records.Exposure]) -> Fact[tuple[CoroutineFact, ...]]:
+def gather_coroutines(evidence: Evidence, heap: Fact[heap_records.HeapSnapshot]) -> Fact[tuple[CoroutineFact, ...]]:
     """Return every parked coroutine; `disk` is told where the heap shows whose request it is."""
     found = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
     if isinstance(found, Unknown):
@@ -50,7 +50,7 @@ def gather(evidence: Evidence, heap: Fact[heap_records.Exposure]) -> Fact[tuple[
 
 
 def _later(evidence: Evidence) -> Fact[dict[int, records.Coroutine]]:
-    """Return the coroutines of the second exposure by address; they tell what became of those of the first."""
+    """Return the coroutines of the second snapshot by address; they tell what became of those of the first."""
     found = decode(evidence, layout.SECOND_EXPOSURE, layout.COROUTINES, tuple[records.Coroutine, ...])
     if isinstance(found, Unknown):
         return found
@@ -71,10 +71,10 @@ def _stuck(coroutine: records.Coroutine, cite: Cite, later: Fact[dict[int, recor
         case "moved" | "gone" | "new":
             return Known(value=False, cite=cite)
         case "unknown":
-            return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), "there was one exposure only")
+            return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), "there was one snapshot only")
 
 
-def _by_address(found: Mapping[int, str], address: int, heap: Fact[heap_records.Exposure]) -> Fact[str]:
+def _by_address(found: Mapping[int, str], address: int, heap: Fact[heap_records.HeapSnapshot]) -> Fact[str]:
     if address in found:
         return Known(found[address], Cite(HEAP, 0, f"coroutine {address:#x}"))
     if isinstance(heap, Unknown):
@@ -82,7 +82,7 @@ def _by_address(found: Mapping[int, str], address: int, heap: Fact[heap_records.
     return Unknown(HEAP, "no tracked request or queue names this coroutine")
 
 
-def _nodes(heap: Fact[heap_records.Exposure]) -> dict[int, str]:
+def _nodes(heap: Fact[heap_records.HeapSnapshot]) -> dict[int, str]:
     """Map each coroutine to the lowest block node that tracks its request: the last one it entered."""
     if isinstance(heap, Unknown):
         return {}
@@ -100,7 +100,7 @@ def _nodes(heap: Fact[heap_records.Exposure]) -> dict[int, str]:
     return {coroutine: node for coroutine, node in found.items() if coroutine}
 
 
-def _disks(heap: Fact[heap_records.Exposure]) -> dict[int, str]:
+def _disks(heap: Fact[heap_records.HeapSnapshot]) -> dict[int, str]:
     """Map each coroutine to the backend (by name, device, or node) whose request it carries."""
     if isinstance(heap, Unknown):
         return {}
@@ -115,9 +115,9 @@ def _disks(heap: Fact[heap_records.Exposure]) -> dict[int, str]:
     return {coroutine: disk for coroutine, disk in found.items() if coroutine}
 
 
-def chain(exposure: heap_records.Exposure, top: str) -> list[heap_records.BlockNode]:
+def chain(snapshot: heap_records.HeapSnapshot, top: str) -> list[heap_records.BlockNode]:
     """Return the node and all below it; a graph that a hostile process made to be a ring ends all the same."""
-    by_name = {node.node_name: node for node in exposure.nodes}
+    by_name = {node.node_name: node for node in snapshot.nodes}
     below, found = [top], dict[str, heap_records.BlockNode]()
     while below and len(found) < 256:
         node = by_name.get(below.pop(0))
@@ -127,17 +127,17 @@ def chain(exposure: heap_records.Exposure, top: str) -> list[heap_records.BlockN
     return list(found.values())
 
 
-def _queued(exposure: heap_records.Exposure, owner: int) -> tuple[int, ...]:
+def _queued(snapshot: heap_records.HeapSnapshot, owner: int) -> tuple[int, ...]:
     """Return the coroutines in the throttle queues of a backend or a filter node."""
-    members = (member for group in exposure.throttle_groups for member in group.members)
+    members = (member for group in snapshot.throttle_groups for member in group.members)
     return tuple(
         waiter for member in members if member.owner_address == owner for queue in member.queued for waiter in queue
     )
 
 
-def _carried(exposure: heap_records.Exposure, node: heap_records.BlockNode) -> tuple[int, ...]:
+def _carried(snapshot: heap_records.HeapSnapshot, node: heap_records.BlockNode) -> tuple[int, ...]:
     """Return the coroutines whose request this node tracks, or that wait inside its driver."""
-    clients = [client for client in exposure.nbd_clients if client.node_name == node.node_name]
+    clients = [client for client in snapshot.nbd_clients if client.node_name == node.node_name]
     slots = tuple(slot.coroutine for client in clients for slot in client.requests)
     waiting = tuple(waiter for client in clients for waiter in client.waiting_for_slot)
     return tuple(request.coroutine for request in node.requests) + node.flush_waiters + slots + waiting

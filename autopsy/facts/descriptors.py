@@ -28,7 +28,7 @@ KINDS = (
 )
 
 
-def gather(evidence: Evidence) -> Fact[tuple[Descriptor, ...]]:
+def gather_descriptors(evidence: Evidence) -> Fact[tuple[Descriptor, ...]]:
     """Return every descriptor that the best reading holds."""
     step = next((each for each in (layout.PROC_FDS, layout.WITNESS) if section_map(evidence, each, layout.FDS)), "")
     if not step:

@@ -16,7 +16,7 @@ DISCONNECTED = "disconnected:"
 NOT_ASKED = Unknown(layout.evidence(layout.QUERY_STATUS, layout.QMP), "query-chardev was not asked")
 
 
-def gather(
+def gather_back_ends(
     line: CommandLine, sockets: Fact[tuple[SocketFact, ...]], chardevs_told: Fact[Any] = NOT_ASKED
 ) -> tuple[Helper, ...]:
     """Return each helper that the command line names, with the sockets that lead to it.

@@ -23,7 +23,7 @@ from autopsy.facts import (
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import Facts, MonitorFact, Origin, Role, Times, Vm
+from autopsy.facts.model.facts import Facts, MonitorFact, Origin, Role, Times, VmFact
 from autopsy.facts.storage import (
     configured_disks,
     disks,
@@ -42,24 +42,24 @@ from autopsy.facts.untrusted import mapping, number, sequence
 TICKS = 100  # a second, in /proc/PID/stat: USER_HZ of every architecture that QEMU runs on
 
 
-def gather(evidence: Evidence) -> Facts:
+def gather_facts(evidence: Evidence) -> Facts:
     """Return everything that the bundle tells. What is missing or damaged is Unknown, never an exception."""
-    talk = monitor.gather(evidence)
+    talk = monitor.gather_conversation(evidence)
     heap, heap_again = _heap(evidence)
-    line = command_line.read(evidence)
+    line = command_line.read_command_line(evidence)
     if not line.arguments and evidence.manifest.imported is not None:
         line = configured_line.read(evidence)  # a capture that lacks it says so
     own = numbers(evidence.read(layout.evidence(layout.WITNESS, layout.TASKS)))
-    found_threads = threads.gather(evidence, _roles(talk, own))
-    found_descriptors = descriptors.gather(evidence)
-    graph = nodes.gather(talk, heap, line, images.gather(evidence, line, found_descriptors))
+    found_threads = threads.gather_threads(evidence, _roles(talk, own))
+    found_descriptors = descriptors.gather_descriptors(evidence)
+    graph = nodes.gather_nodes(talk, heap, line, images.gather_images(evidence, line, found_descriptors))
     shaped = virtqueues.shapes(evidence)
     target = evidence.manifest.target
-    served = exports.gather(talk, line) if target.program == "qemu-storage-daemon" else None
-    found_disks = disks.gather(talk, heap, line, graph, shaped, served)
-    found_locks = locks.gather(evidence, heap, found_threads)
-    found_sockets = sockets.gather(evidence)
-    found_jobs = jobs.gather(talk, heap)
+    served = exports.gather_exports(talk, line) if target.program == "qemu-storage-daemon" else None
+    found_disks = disks.gather_disks(talk, heap, line, graph, shaped, served)
+    found_locks = locks.gather_locks(evidence, heap, found_threads)
+    found_sockets = sockets.gather_sockets(evidence)
+    found_jobs = jobs.gather_jobs(talk, heap)
     died = talk.died_at.value.exchange.question if isinstance(talk.died_at, Known) else ""
     arguments: Fact[tuple[str, ...]] = (
         Known(line.arguments, line.cite)
@@ -67,7 +67,7 @@ def gather(evidence: Evidence) -> Facts:
         else Unknown(command_line.CMDLINE, "the command line was not read")
     )
     return Facts(
-        vm=Vm(
+        vm=VmFact(
             pid=target.pid,
             name=target.name,
             manager=target.manager,
@@ -76,7 +76,7 @@ def gather(evidence: Evidence) -> Facts:
             build_id=target.build_id,
             arguments=arguments,
             started_seconds=target.start_ticks / TICKS,
-            end=vm_end.gather(evidence),
+            end=vm_end.gather_end(evidence),
             domain=target.domain.word if target.domain else "",
             connection=target.domain.connection if target.domain else "",
             monitor=next((each.reachable for each in target.monitors if each.protocol == "qmp" and each.reachable), ""),
@@ -85,11 +85,15 @@ def gather(evidence: Evidence) -> Facts:
         times=_times(evidence),
         threads=found_threads,
         coroutines=requests.link(
-            coroutines.gather(evidence, heap), found_disks, nodes.drivers(talk), tuple(graph.nodes.values()), found_jobs
+            coroutines.gather_coroutines(evidence, heap),
+            found_disks,
+            nodes.drivers(talk),
+            tuple(graph.nodes.values()),
+            found_jobs,
         ),
         disks=found_disks,
         nodes=tuple(graph.nodes.values()),
-        throttle_groups=throttle.gather(talk, heap, line, found_disks),
+        throttle_groups=throttle.gather_throttle_groups(talk, heap, line, found_disks),
         jobs=found_jobs,
         locks=found_locks,
         main_loop=locks.main_loop(evidence, found_threads, found_locks, died),
@@ -97,10 +101,10 @@ def gather(evidence: Evidence) -> Facts:
         polls=descriptors.poll_sets(evidence),
         sockets=found_sockets,
         fuse=sockets.fuse(evidence),
-        layers=layers.gather(evidence),
-        helpers=device_backends.gather(line, found_sockets, monitor.answer(talk, "query-chardev")),
-        rings=rings.gather(evidence),
-        host=host.gather(evidence),
+        layers=layers.gather_layers(evidence),
+        helpers=device_backends.gather_back_ends(line, found_sockets, monitor.answer(talk, "query-chardev")),
+        rings=rings.gather_rings(evidence),
+        host=host.gather_host(evidence),
         run_state=monitor.run_state(talk),
         run_state_again=monitor.run_state(talk, again=True),
         monitor=talk,
@@ -110,10 +114,10 @@ def gather(evidence: Evidence) -> Facts:
         heap_walked=_walked(evidence),
         heap=heap,
         heap_again=heap_again,
-        virtqueues=virtqueues.gather(evidence, heap, heap_again, shaped, found_disks, line),
+        virtqueues=virtqueues.gather_virtqueues(evidence, heap, heap_again, shaped, found_disks, line),
         origin=_origin(evidence),
         crash=evidence.manifest.imported.crash if evidence.manifest.imported else "",
-        left_out=(*limits.gather(evidence), *graph.left_out),
+        left_out=(*limits.gather_limits(evidence), *graph.left_out),
         frames_again=decode(evidence, layout.SECOND_EXPOSURE, layout.THREADS, tuple[records.ThreadStack, ...]),
     )
 
@@ -125,14 +129,14 @@ def _origin(evidence: Evidence) -> Origin:
     return Origin.CORE if imported.whole else Origin.PASTE
 
 
-def _heap(evidence: Evidence) -> tuple[Fact[heap_records.Exposure], Fact[heap_records.Exposure]]:
+def _heap(evidence: Evidence) -> tuple[Fact[heap_records.HeapSnapshot], Fact[heap_records.HeapSnapshot]]:
     found = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
     if isinstance(found, Unknown):
         return found, found
     heap = found.value
     absent = Unknown(found.cite.file, heap.why or "the heap was not walked")
-    first: Fact[heap_records.Exposure] = Known(heap.first, found.cite) if heap.first else absent
-    second: Fact[heap_records.Exposure] = Known(heap.second, found.cite) if heap.second else absent
+    first: Fact[heap_records.HeapSnapshot] = Known(heap.first, found.cite) if heap.first else absent
+    second: Fact[heap_records.HeapSnapshot] = Known(heap.second, found.cite) if heap.second else absent
     return first, second
 
 
@@ -161,7 +165,7 @@ def _times(evidence: Evidence) -> Times:
     second: Fact[int] = (
         _looked_again(evidence, again)
         if again and again.outcome == "Collected"
-        else Unknown(layout.MANIFEST, f"second exposure: {again.why if again else 'not part of this capture'}")
+        else Unknown(layout.MANIFEST, f"second snapshot: {again.why if again else 'not part of this capture'}")
     )
     return Times(
         began_ns=manifest.began.monotonic_ns,

@@ -10,7 +10,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, missing, section_map, text
-from autopsy.facts.model.facts import BlockDevice, HostFacts, LogLine, Mount, Pressure
+from autopsy.facts.model.facts import BlockDevice, HostFacts, LogLine, MountFact, Pressure
 from autopsy.facts.storage import io_limits
 from autopsy.facts.storage.mounts import mounts_told
 from autopsy.facts.threads import int_of
@@ -50,7 +50,7 @@ VM_WORDS = ("unexpected disconnect", "re-entrant io", "no space left", "error", 
 MOST_LINES = 40
 
 
-def gather(evidence: Evidence) -> HostFacts:
+def gather_host(evidence: Evidence) -> HostFacts:
     """Return what the host step and the kernel's log tell."""
     found = section_map(evidence, layout.HOST, layout.HOST_FILES)
     absent = missing(evidence, layout.HOST, layout.HOST_FILES)
@@ -62,7 +62,7 @@ def gather(evidence: Evidence) -> HostFacts:
         pressure_io=_pressure(found, "io", absent),
         pressure_memory=_pressure(found, "memory", absent),
         memory_pressed=_memory(found, absent),
-        io_limits=io_limits.gather(found, absent),
+        io_limits=io_limits.gather_io_limits(found, absent),
         aio_in_use=_aio(evidence, found),
         block_devices=_block_devices(found, absent),
         mounts=_mounts(evidence, found, absent),
@@ -175,7 +175,7 @@ def _block_devices(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[
     return Known(tuple(devices), Cite(PATH)) if devices else absent
 
 
-def _mounts(evidence: Evidence, found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[Mount, ...]]:
+def _mounts(evidence: Evidence, found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[MountFact, ...]]:
     """Return the mounts of the VM's own namespace: from the descriptors' step, else from the host's."""
     for step in (layout.WITNESS, layout.PROC_FDS):
         own = section_map(evidence, step, layout.FDS).get("mountinfo")

@@ -11,7 +11,7 @@ from autopsy.bundle.sections import REST
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.evidence import Evidence, section_map
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.left_out import LeftOut
+from autopsy.facts.model.left_out import LeftOutFact
 
 STEPS = (*layout.STEPS, layout.UNSTABLE)
 # Whatever facts are made of and that is stored in sections; of logs the end is taken, on purpose.
@@ -20,7 +20,7 @@ FOR_EYES = frozenset({"ss"})
 MARK = REST.encode() + b" (unreadable"
 
 
-def gather(evidence: Evidence) -> tuple[LeftOut, ...]:
+def gather_limits(evidence: Evidence) -> tuple[LeftOutFact, ...]:
     """Return every limit that the bundle says has bitten."""
     return (
         *_of_the_core(evidence),
@@ -31,7 +31,7 @@ def gather(evidence: Evidence) -> tuple[LeftOut, ...]:
     )
 
 
-def _of_the_core(evidence: Evidence) -> Iterator[LeftOut]:
+def _of_the_core(evidence: Evidence) -> Iterator[LeftOutFact]:
     listed = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
     counted = len(listed.value) if isinstance(listed, Known) else 0
     for step in (layout.FREEZE, layout.SECOND_EXPOSURE):
@@ -42,17 +42,17 @@ def _of_the_core(evidence: Evidence) -> Iterator[LeftOut]:
         why = "; ".join(f"{region.path or 'memory of no name'}: {region.why}" for region in found.value.beyond_cap[:4])
         if lacking > 0:
             why = f"of {found.value.coroutine_stacks} coroutines' stacks {lacking} are of none that was found; {why}"
-        yield LeftOut("there is more in QEMU's memory than is told", why, requests=lacking > 0, cite=found.cite)
+        yield LeftOutFact("there is more in QEMU's memory than is told", why, requests=lacking > 0, cite=found.cite)
 
 
-def _of_steps(evidence: Evidence) -> Iterator[LeftOut]:
+def _of_steps(evidence: Evidence) -> Iterator[LeftOutFact]:
     for step in STEPS:
         found = decode(evidence, step, layout.LEFT_OUT, tuple[records.LeftOut, ...])
         if isinstance(found, Known):
-            yield from (LeftOut(each.what, each.why, each.requests, found.cite) for each in found.value)
+            yield from (LeftOutFact(each.what, each.why, each.requests, found.cite) for each in found.value)
 
 
-def _of_sections(evidence: Evidence) -> Iterator[LeftOut]:
+def _of_sections(evidence: Evidence) -> Iterator[LeftOutFact]:
     for step in STEPS:
         for file in SECTIONED:
             path = layout.evidence(step, file)
@@ -63,19 +63,19 @@ def _of_sections(evidence: Evidence) -> Iterator[LeftOut]:
                 if of in {name, *FOR_EYES} or not section.error:
                     continue
                 cite = Cite(path, section.line, name)
-                yield LeftOut(f"there is more of {of} than is told", section.error, requests=False, cite=cite)
+                yield LeftOutFact(f"there is more of {of} than is told", section.error, requests=False, cite=cite)
 
 
-def _of_the_heap(evidence: Evidence) -> Iterator[LeftOut]:
+def _of_the_heap(evidence: Evidence) -> Iterator[LeftOutFact]:
     found = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
     if isinstance(found, Known):
         cut = dict.fromkeys(what for each in (found.value.first, found.value.second) if each for what in each.cut)
         for what in cut:
-            yield LeftOut("a list of QEMU's is longer than is told", what, requests=True, cite=found.cite)
+            yield LeftOutFact("a list of QEMU's is longer than is told", what, requests=True, cite=found.cite)
 
 
-def _of_rings(evidence: Evidence) -> Iterator[LeftOut]:
+def _of_rings(evidence: Evidence) -> Iterator[LeftOutFact]:
     found = decode(evidence, layout.SECOND_EXPOSURE, layout.RING_WORDS, RingsLook)
     if isinstance(found, Known) and found.value.more:
         why = f"{found.value.more} were not read"
-        yield LeftOut("there are more queues than those whose rings are told", why, requests=False, cite=found.cite)
+        yield LeftOutFact("there are more queues than those whose rings are told", why, requests=False, cite=found.cite)

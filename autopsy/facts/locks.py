@@ -14,7 +14,7 @@ from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import CoMutexFact, Exposure, Locks, MainLoopFact, MutexFact, Role, Thread
+from autopsy.facts.model.facts import CoMutexFact, Locks, MainLoopFact, MutexFact, Role, ThreadFact, ThreadSnapshot
 
 CoroutineState = Literal["running", "parked", "pooled", "unclear"]
 
@@ -24,7 +24,9 @@ LOCKED_WITH_WAITERS = 2
 MUTEX_BYTES = 40
 
 
-def gather(evidence: Evidence, heap: Fact[heap_records.Exposure], threads: Fact[tuple[Thread, ...]]) -> Fact[Locks]:
+def gather_locks(
+    evidence: Evidence, heap: Fact[heap_records.HeapSnapshot], threads: Fact[tuple[ThreadFact, ...]]
+) -> Fact[Locks]:
     """Return the lock graph as it was examined; without that, what the futex words alone tell."""
     found = decode(evidence, layout.GDB_THREADS, layout.LOCKS, records.LockGraph)
     if isinstance(found, Known):
@@ -48,7 +50,7 @@ def gather(evidence: Evidence, heap: Fact[heap_records.Exposure], threads: Fact[
     return Known(_from_futexes(meant, waits.cite, threads), waits.cite)
 
 
-def _mutex(mutex: records.Mutex, heap: Fact[heap_records.Exposure]) -> MutexFact:
+def _mutex(mutex: records.Mutex, heap: Fact[heap_records.HeapSnapshot]) -> MutexFact:
     return MutexFact(
         address=mutex.address,
         owner=mutex.owner,
@@ -86,7 +88,7 @@ def _holder_state(holder: int, states: Mapping[int, CoroutineState]) -> Coroutin
     return states.get(holder, "gone") if holder else "handed over"
 
 
-def _inside(address: int, heap: Fact[heap_records.Exposure]) -> str:
+def _inside(address: int, heap: Fact[heap_records.HeapSnapshot]) -> str:
     """Name the heap object that a mutex lies in."""
     if isinstance(heap, Unknown):
         return ""
@@ -99,7 +101,7 @@ def _inside(address: int, heap: Fact[heap_records.Exposure]) -> str:
     return ""
 
 
-def _from_futexes(waits: Sequence[records.FutexWait], cite: Cite, threads: Fact[tuple[Thread, ...]]) -> Locks:
+def _from_futexes(waits: Sequence[records.FutexWait], cite: Cite, threads: Fact[tuple[ThreadFact, ...]]) -> Locks:
     """Read pthread mutexes straight from the words that threads sleep on."""
     roles = {thread.tid: thread.role for thread in threads.value} if isinstance(threads, Known) else {}
     mutexes: dict[int, MutexFact] = {}
@@ -153,7 +155,7 @@ def cycles(waits_on: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
 
 
 def main_loop(
-    evidence: Evidence, threads: Fact[tuple[Thread, ...]], locks: Fact[Locks], ours: str
+    evidence: Evidence, threads: Fact[tuple[ThreadFact, ...]], locks: Fact[Locks], ours: str
 ) -> Fact[MainLoopFact]:
     """Return what the main thread was doing, as it was examined; without that, by /proc and the BQL's owner."""
     found = decode(evidence, layout.GDB_THREADS, layout.MAIN_LOOP, records.MainLoop)
@@ -181,7 +183,7 @@ def main_loop(
     return Known(_by_proc(main, main.first.value, locks, ours), main.first.value.cite)
 
 
-def _by_proc(main: Thread, seen: Exposure, locks: Fact[Locks], ours: str) -> MainLoopFact:
+def _by_proc(main: ThreadFact, seen: ThreadSnapshot, locks: Fact[Locks], ours: str) -> MainLoopFact:
     owner = locks.value.bql_owner if isinstance(locks, Known) else Unknown(LOCKS, "no lock graph")
     mutex = next((m for m in locks.value.mutexes if main.tid in m.waiters), None) if isinstance(locks, Known) else None
     state, under, why = "unknown", "", "its stack was not examined"

@@ -17,7 +17,7 @@ CAPABILITIES = "qmp_capabilities"
 STEPS = (layout.QUERY_STATUS, layout.QUERY_BLOCK, layout.THROTTLE_GROUPS, layout.SECOND_EXPOSURE, layout.UNSTABLE)
 
 
-def gather(evidence: Evidence) -> MonitorFact:
+def gather_conversation(evidence: Evidence) -> MonitorFact:
     """Return the conversation in the order in which it was held."""
     asked: list[Asked] = []
     for step in STEPS:
@@ -69,7 +69,7 @@ def _alive(asked: list[Asked], absent: Unknown) -> Fact[bool]:
 
 
 def answers(monitor: MonitorFact, question: str, *, again: bool) -> tuple[Asked, ...]:
-    """Return every answered exchange of one question in one exposure."""
+    """Return every answered exchange of one question in one snapshot."""
     return tuple(
         each
         for each in monitor.asked

@@ -10,7 +10,7 @@ from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import FuseMount, Peer, SocketFact
+from autopsy.facts.model.facts import FuseMount, PeerFact, SocketFact
 from autopsy.facts.threads import STACK_LINE, fields, int_of
 
 TEXT = layout.evidence(layout.PROC_FDS, layout.SOCKETS)
@@ -18,7 +18,7 @@ ENDS = layout.evidence(layout.PROC_FDS, layout.SOCKET_ENDS)
 FUSE = re.compile(r"fuse/(\d+)/mount")
 
 
-def gather(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
+def gather_sockets(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
     """Return the target's sockets, each with the programs at its other end where they are on this host."""
     ends = decode(evidence, layout.PROC_FDS, layout.SOCKET_ENDS, tuple[records.SocketEnd, ...])
     if not isinstance(ends, Known):
@@ -42,7 +42,7 @@ def gather(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
     return Known(tuple(sockets), ends.cite)
 
 
-def peer(pid: int, found: Mapping[str, Section]) -> Peer:
+def peer(pid: int, found: Mapping[str, Section]) -> PeerFact:
     """Return what /proc told of a program that the VM depends on."""
 
     def part(name: str) -> str:
@@ -51,7 +51,7 @@ def peer(pid: int, found: Mapping[str, Section]) -> Peer:
 
     status = found.get(f"peer/{pid}/status")
     stack = STACK_LINE.findall(part("stack"))
-    return Peer(
+    return PeerFact(
         pid=pid,
         comm=part("comm").rstrip("\n"),
         state=fields(part("status")).get("State", "")[:1] or proc_stat.parse(part("stat").encode()).state,

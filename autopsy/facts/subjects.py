@@ -216,14 +216,14 @@ Subject = (
 )
 
 
-def disk(fact: facts.Disk) -> Volume:
+def disk(fact: facts.DiskFact) -> Volume:
     """Return a disk, or an export, as a subject."""
     if fact.is_export:
         return Export(fact.name, fact.nodes[0].name if fact.nodes else "")
     return Disk(fact.name, "" if fact.backend == fact.name else fact.backend)
 
 
-def thread(fact: facts.Thread) -> Thread:
+def thread(fact: facts.ThreadFact) -> Thread:
     """Return a thread as a subject."""
     return Thread(fact.tid, fact.comm, fact.role)
 
@@ -233,11 +233,11 @@ def lock(fact: facts.MutexFact) -> Lock:
     return Lock(fact.address, fact.in_object)
 
 
-def peer(fact: facts.Peer) -> Peer:
+def peer(fact: facts.PeerFact) -> Peer:
     """Return a program that the VM depends on as a subject."""
     return Peer(fact.pid, fact.comm)
 
 
-def file_system(fact: facts.Mount) -> FileSystem:
+def file_system(fact: facts.MountFact) -> FileSystem:
     """Return a mount as a subject."""
     return FileSystem(fact.path, fact.fstype, fact.source)

@@ -11,7 +11,7 @@ from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import Exposure, Movement, Role, Syscall, Thread
+from autopsy.facts.model.facts import Movement, Role, Syscall, ThreadFact, ThreadSnapshot
 
 KVM_RUN = 0xAE80
 IOCTL = 16
@@ -25,33 +25,33 @@ MIGRATION_NAMES = ("live_migration", "multifd", "mig/", "migration", "postcopy")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ThreadReading:
     """One thread in one reading of /proc, with the counters that grow."""
 
     comm: str
-    exposure: Exposure
+    snapshot: ThreadSnapshot
     cpu_ns: int | None
     waited_ns: int | None
     voluntary: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TasksReading:
     """Every thread that one step read, and when it did."""
 
     step: str
     at_ns: int
-    looks: Mapping[int, Look]
+    looks: Mapping[int, ThreadReading]
 
 
-def gather(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[Thread, ...]]:
+def gather_threads(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[ThreadFact, ...]]:
     """Return every thread; `roles` holds what QMP said of some of them, by tid."""
     readings = [reading(evidence, step) for step in (layout.WITNESS, layout.PROC_STACKS, layout.SECOND_EXPOSURE)]
     taken = [each for each in readings if each.looks]
     first = taken[0] if taken else readings[0]
     again = taken[-1] if len(taken) > 1 else readings[-1]
     if not again.looks or again is first:
-        again = Reading(layout.SECOND_EXPOSURE, 0, {})
+        again = TasksReading(layout.SECOND_EXPOSURE, 0, {})
     stacks = decode(evidence, layout.GDB_THREADS, layout.THREADS, tuple[records.ThreadStack, ...])
     by_tid = {stack.tid: stack for stack in stacks.value} if isinstance(stacks, Known) else {}
     tids = sorted({*first.looks, *again.looks, *by_tid})
@@ -64,14 +64,14 @@ def gather(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[Thread, 
         comm = (before.comm if before else "") or (stack.comm if stack else "") or (after.comm if after else "")
         frames = tuple(stack.frames) if stack else ()
         seen = before or after
-        call = seen.exposure.syscall if seen else Syscall(None, "")
+        call = seen.snapshot.syscall if seen else Syscall(None, "")
         threads.append(
-            Thread(
+            ThreadFact(
                 tid=tid,
                 comm=comm,
                 role=roles.get(tid) or role(is_main=tid == pid, comm=comm, call=call, frames=frames),
-                first=_exposure(evidence, first, before),
-                again=_exposure(evidence, again, after),
+                first=_snapshot(evidence, first, before),
+                again=_snapshot(evidence, again, after),
                 frames=_frames(stacks, stack),
                 movement=_movement(evidence, first, again, tid),
             )
@@ -102,7 +102,7 @@ def role(*, is_main: bool, comm: str, call: Syscall, frames: tuple[records.Frame
     return next((found for holds, found in tests if holds), Role.OTHER)
 
 
-def reading(evidence: Evidence, step: str) -> Reading:
+def reading(evidence: Evidence, step: str) -> TasksReading:
     """Read one step's tasks.txt."""
     path = layout.evidence(step, layout.TASKS)
     found = section_map(evidence, step, layout.TASKS)
@@ -112,10 +112,10 @@ def reading(evidence: Evidence, step: str) -> Reading:
     at = (int_of(text(began).strip()) if began else None) or next(
         (record.start_ns for record in evidence.manifest.steps if record.name == step), 0
     )
-    return Reading(step, at, looks)
+    return TasksReading(step, at, looks)
 
 
-def _look(path: str, tid: int, found: Mapping[str, Section]) -> Look | None:
+def _look(path: str, tid: int, found: Mapping[str, Section]) -> ThreadReading | None:
     def part(name: str) -> str:
         section = found.get(f"task/{tid}/{name}")
         return "" if section is None or section.error else text(section)
@@ -129,7 +129,7 @@ def _look(path: str, tid: int, found: Mapping[str, Section]) -> Look | None:
     pending = int_of(status.get("SigPnd", ""), 16) or 0
     schedule = part("schedstat").split()
     wchan, kernel_stack = part("wchan").strip().strip("0"), tuple(STACK_LINE.findall(part("stack")))
-    exposure = Exposure(
+    snapshot = ThreadSnapshot(
         state=state,
         wchan=wchan,
         syscall=syscall(part("syscall"), (wchan, *kernel_stack)),
@@ -140,9 +140,9 @@ def _look(path: str, tid: int, found: Mapping[str, Section]) -> Look | None:
         cite=Cite(path, anchor.line, f"task {tid}: State {state}"),
         stack_cite=Cite(path, stack.line if stack else anchor.line, f"task {tid}: kernel stack"),
     )
-    return Look(
+    return ThreadReading(
         comm=part("comm").rstrip("\n") or stat.comm,
-        exposure=exposure,
+        snapshot=snapshot,
         cpu_ns=int_of(schedule[0]) if schedule else None,
         waited_ns=int_of(schedule[1]) if len(schedule) > 1 else None,
         voluntary=int_of(status.get("voluntary_ctxt_switches", "")),
@@ -178,9 +178,9 @@ def syscall(line: str, places: Iterable[str] = ()) -> Syscall:
     return Syscall(number, name or syscalls.NAMES.get(number, str(number)), arguments, restarted=bool(name))
 
 
-def _exposure(evidence: Evidence, source: Reading, look: Look | None) -> Fact[Exposure]:
+def _snapshot(evidence: Evidence, source: TasksReading, look: ThreadReading | None) -> Fact[ThreadSnapshot]:
     if look is not None:
-        return Known(look.exposure, look.exposure.cite)
+        return Known(look.snapshot, look.snapshot.cite)
     if source.looks:
         return Unknown(
             layout.evidence(source.step, layout.TASKS), "the thread was not there then, or could not be read"
@@ -203,7 +203,7 @@ def _grown(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else max(0, after - before)
 
 
-def _movement(evidence: Evidence, first: Reading, again: Reading, tid: int) -> Fact[Movement]:
+def _movement(evidence: Evidence, first: TasksReading, again: TasksReading, tid: int) -> Fact[Movement]:
     before, after = first.looks.get(tid), again.looks.get(tid)
     if before is None or after is None:
         return missing(evidence, again.step if before else first.step, layout.TASKS)
@@ -217,5 +217,5 @@ def _movement(evidence: Evidence, first: Reading, again: Reading, tid: int) -> F
             waited_ns=max(0, (after.waited_ns or 0) - (before.waited_ns or 0)),
             voluntary_switches=_grown(before.voluntary, after.voluntary),
         ),
-        after.exposure.cite,
+        after.snapshot.cite,
     )

@@ -13,7 +13,7 @@ MOST_LINES = 5
 MOST_LINE = 300
 
 
-def gather(evidence: Evidence) -> Fact[EndFact]:
+def gather_end(evidence: Evidence) -> Fact[EndFact]:
     """Return its end; Unknown where the capture does not tell of one."""
     end = evidence.manifest.end
     if end is None:

@@ -9,9 +9,9 @@ import msgspec
 
 from autopsy.errors import UsageError
 from autopsy.incoming.material import Material
-from autopsy.incoming.reading import read
+from autopsy.incoming.reading import read_evidence
 from autopsy.linux.confine import confined
-from autopsy.linux.confine.confined import Died, Line, Refused, TooSlow
+from autopsy.linux.confine.confined import AnswerPipe, Died, TooSlow, WorkRaised
 from autopsy.linux.confine.sandbox import Confined, Sandbox, python_tree
 
 SECONDS = 600.0
@@ -38,13 +38,13 @@ def read_boxed(descriptors: Sequence[int], core_to: int, name: str) -> Material:
         cpu_seconds=MOST_CPU,
     )
 
-    def work(_: Confined, __: Line) -> bytes:
-        return msgspec.msgpack.encode(read(descriptors, core_to, name))
+    def work(_: Confined, __: AnswerPipe) -> bytes:
+        return msgspec.msgpack.encode(read_evidence(descriptors, core_to, name))
 
     try:
         answer = confined.run(work, box, seconds=SECONDS, hear=lambda _name, _data: b"")
         return msgspec.msgpack.decode(answer, type=Material)
     except TooSlow:
         raise UsageError("import", "the files took longer to read than they may", remedy=REMEDY) from None
-    except (Died, Refused, msgspec.DecodeError) as error:
+    except (Died, WorkRaised, msgspec.DecodeError) as error:
         raise UsageError("import", f"the files could not be read: {error}", remedy=REMEDY) from None

@@ -59,7 +59,7 @@ class Laid:
 
 
 @dataclass(slots=True)
-class Layer:
+class ImportFolder:
     """The folder of one import, and what is left of the room for the files themselves."""
 
     folder: Path
@@ -87,7 +87,7 @@ class Layer:
 def lay_out(folder: Path, given: Sequence[Given], material: Material, stored: Stored, typed: Typed) -> Laid:
     """Write everything but the examination, the diagnosis and the seal."""
     began = typed.began
-    layer = Layer(folder)
+    layer = ImportFolder(folder)
     files = tuple(
         layer.keep(number, each, seen.what)
         for number, (each, seen) in enumerate(zip(given, material.seen, strict=True), 1)

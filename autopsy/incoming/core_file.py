@@ -47,7 +47,7 @@ class NoCore(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class ProgramHeader:
     """One program header, with its place in the table."""
 
     kind: int
@@ -123,7 +123,7 @@ class Source:
         return bytes(found)
 
 
-def take(head: bytes, stream: IO[bytes], descriptor: int | None, destination: int) -> CoreFound:
+def take_core(head: bytes, stream: IO[bytes], descriptor: int | None, destination: int) -> CoreFound:
     """Write the core to an open file, `destination`, without what is the guest's, and say what it is.
 
     Raises:
@@ -161,7 +161,7 @@ def take(head: bytes, stream: IO[bytes], descriptor: int | None, destination: in
     )
 
 
-def _segments(source: Source, head: bytes) -> list[Segment]:
+def _segments(source: Source, head: bytes) -> list[ProgramHeader]:
     if len(head) < EHDR.size:
         raise NoCore("it ends within its first header")
     (_, kind, machine, _, _, table_at, sections_at, _, _, size, count, _, _, _) = EHDR.unpack(head[: EHDR.size])
@@ -174,7 +174,7 @@ def _segments(source: Source, head: bytes) -> list[Segment]:
         count = SHDR.unpack(section)[7] if len(section) == SHDR.size else count
     table = source.whole(table_at, min(count, MOST_SEGMENTS) * PHDR.size)
     return [
-        Segment(kind, flags, offset, address, stored, memory, align)
+        ProgramHeader(kind, flags, offset, address, stored, memory, align)
         for kind, flags, offset, address, _, stored, memory, align in PHDR.iter_unpack(
             table[: len(table) // PHDR.size * PHDR.size]
         )
@@ -217,17 +217,17 @@ class _Notes:
             self.files = [(start, end) for start, end, _ in struct.iter_unpack("<QQQ", data[16 : 16 + count * 24])]
 
 
-def _chosen(loads: list[Segment], told: _Notes) -> list[Segment]:
+def _chosen(loads: list[ProgramHeader], told: _Notes) -> list[ProgramHeader]:
     """Return the segments that are kept: stacks first, then files' own data, then the smaller before the larger."""
     starts = sorted(told.stacks)
     files = sorted(told.files)
     file_starts = [start for start, _ in files]
 
-    def holds_stack(each: Segment) -> bool:
+    def holds_stack(each: ProgramHeader) -> bool:
         place = bisect_right(starts, each.address + each.size - 1)
         return place > 0 and starts[place - 1] >= each.address
 
-    def is_file(each: Segment) -> bool:
+    def is_file(each: ProgramHeader) -> bool:
         place = bisect_right(file_starts, each.address) - 1
         return place >= 0 and each.address < files[place][1]
 
@@ -240,7 +240,9 @@ def _chosen(loads: list[Segment], told: _Notes) -> list[Segment]:
     return kept
 
 
-def _write(destination: int, source: Source, notes: list[bytes], loads: list[Segment], kept: list[Segment]) -> None:
+def _write(
+    destination: int, source: Source, notes: list[bytes], loads: list[ProgramHeader], kept: list[ProgramHeader]
+) -> None:
     """Write headers, notes and the segments that are kept, one after the other."""
     count = len(loads) + len(notes)
     if count >= ESCAPED_COUNT:

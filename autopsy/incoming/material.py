@@ -8,7 +8,7 @@ from autopsy.bundle.manifest import Manager
 from autopsy.incoming.stacks.pasted import Paste
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
+class FileOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What one file turned out to be; `of_use` says whether anything was taken from it."""
 
     what: str
@@ -28,7 +28,7 @@ class CoreFound(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class FoundMachine(msgspec.Struct, frozen=True, kw_only=True):
     """One machine that is told of in what was given: its command line, its manager's configuration, or both.
 
     `also` are other words that mean it: a VMID, a uuid. `pid` is 0 where nobody told its process.
@@ -49,9 +49,9 @@ class Material(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     paste: Paste
-    seen: tuple[Seen, ...]
+    seen: tuple[FileOutcome, ...]
     core: CoreFound | None = None
-    machines: tuple[Found, ...] = ()
+    machines: tuple[FoundMachine, ...] = ()
     files: dict[str, bytes] = {}
     notes: tuple[str, ...] = ()
     crash: str = ""

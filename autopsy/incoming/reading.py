@@ -11,7 +11,7 @@ from typing import IO, cast
 from autopsy.bundle import layout
 from autopsy.incoming import core_file, streams, zip_archive
 from autopsy.incoming.apport import COREDUMP, Base64Lines
-from autopsy.incoming.material import CoreFound, Material, Seen
+from autopsy.incoming.material import CoreFound, FileOutcome, Material
 from autopsy.incoming.stacks.gdb_text import Scan
 from autopsy.incoming.stacks.pasted import Paste
 from autopsy.incoming.streams import HEAD, MOST_TEXT, Stream
@@ -41,7 +41,7 @@ KNOWN = {
 }
 
 
-class Reading:
+class ImportReading:
     """The files of one import on their way through; `core_to` is an open file that a core goes to."""
 
     def __init__(self, core_to: int, name: str = "") -> None:
@@ -53,11 +53,11 @@ class Reading:
         self.left = MOST_TEXT
         self.notes: list[str] = []
 
-    def take(self, descriptor: int) -> Seen:
+    def take(self, descriptor: int) -> FileOutcome:
         """Read one file."""
         return self._stream(_buffered(descriptor), descriptor, 0)
 
-    def _stream(self, stream: IO[bytes], descriptor: int | None, layer: int) -> Seen:
+    def _stream(self, stream: IO[bytes], descriptor: int | None, layer: int) -> FileOutcome:
         head = _head(stream)
         kind = streams.kind_of(head) if head else "nothing"
         if layer < MOST_LAYERS:
@@ -72,17 +72,17 @@ class Reading:
         if kind == "text":
             return self._readable(head, stream, layer)
         if b"\0" in head and self._command_line(head):
-            return Seen(what="a command line of QEMU", of_use=True)
-        return Seen(what=KNOWN.get(kind, f"something compressed ({kind})"), of_use=False)
+            return FileOutcome(what="a command line of QEMU", of_use=True)
+        return FileOutcome(what=KNOWN.get(kind, f"something compressed ({kind})"), of_use=False)
 
-    def _unpacked(self, inner: streams.Unpacked, layer: int) -> Seen:
+    def _unpacked(self, inner: streams.Unpacked, layer: int) -> FileOutcome:
         seen = self._stream(cast("IO[bytes]", io.BufferedReader(inner, streams.PIECE)), None, layer + 1)
         if not inner.broken:
             return seen
         what = f"{seen.what}, " if seen.of_use else "a file that "
-        return Seen(what=f"{what}could not be read to its end ({inner.broken})"[:500], of_use=seen.of_use)
+        return FileOutcome(what=f"{what}could not be read to its end ({inner.broken})"[:500], of_use=seen.of_use)
 
-    def _readable(self, head: bytes, stream: IO[bytes], layer: int) -> Seen:
+    def _readable(self, head: bytes, stream: IO[bytes], layer: int) -> FileOutcome:
         if COREDUMP not in head or layer >= MOST_LAYERS:
             return self._text(head, stream, min(MOST_TEXT, self.left))
         _, _, start = head.partition(COREDUMP)
@@ -94,17 +94,17 @@ class Reading:
         words = tuple(word.decode("utf-8", "replace") for word in head.rstrip(b"\0").split(b"\0"))
         return len(head) < HEAD and self.beside.commands.take_words(words)
 
-    def _core(self, head: bytes, stream: IO[bytes], descriptor: int | None) -> Seen:
+    def _core(self, head: bytes, stream: IO[bytes], descriptor: int | None) -> FileOutcome:
         if self.core is not None:
-            return Seen(what="another core: one is examined at a time", of_use=False)
+            return FileOutcome(what="another core: one is examined at a time", of_use=False)
         try:
-            self.core = core_file.take(head, stream, descriptor, self.core_to)
+            self.core = core_file.take_core(head, stream, descriptor, self.core_to)
         except core_file.NoCore as error:
-            return Seen(what=f"a core that cannot be examined: {error}", of_use=False)
+            return FileOutcome(what=f"a core that cannot be examined: {error}", of_use=False)
         self.notes += self.core.notes
-        return Seen(what="a core", of_use=True)
+        return FileOutcome(what="a core", of_use=True)
 
-    def _text(self, head: bytes, stream: IO[bytes], most: int) -> Seen:
+    def _text(self, head: bytes, stream: IO[bytes], most: int) -> FileOutcome:
         found: dict[str, None] = {}
         told: list[str] = []
         before = self.scan.frames
@@ -126,15 +126,15 @@ class Reading:
         if len(self.scan.crash) > crashes:
             found["how QEMU crashed"] = None
         if found:
-            return Seen(what=", ".join(found), of_use=True)
-        return Seen(what="text without a stack, a core or anything else of QEMU's that is known", of_use=False)
+            return FileOutcome(what=", ".join(found), of_use=True)
+        return FileOutcome(what="text without a stack, a core or anything else of QEMU's that is known", of_use=False)
 
     def _zip(self, head: bytes, stream: IO[bytes], descriptor: int | None) -> Iterator[tuple[str, IO[bytes]]]:
         """Yield the files of a zip archive, which is sought in: one inside of something else is read as a whole."""
         whole: IO[bytes] = io.BytesIO(head + stream.read(MOST_OF_ZIP)) if descriptor is None else _buffered(descriptor)
         return zip_archive.members(whole, MOST_MEMBERS, MOST_OF_ARCHIVE, self.notes)
 
-    def _archive(self, members: Iterator[tuple[str, IO[bytes]]]) -> Seen:
+    def _archive(self, members: Iterator[tuple[str, IO[bytes]]]) -> FileOutcome:
         """Read a report of a host, member by member: what each is, its content says."""
         kinds: dict[str, None] = {}
         count = 0
@@ -143,7 +143,7 @@ class Reading:
             for name, member in members:
                 count += 1
                 if name == layout.MANIFEST and count == 1:
-                    return Seen(what="a bundle of autopsy's own: `autopsy analyze` reads it", of_use=False)
+                    return FileOutcome(what="a bundle of autopsy's own: `autopsy analyze` reads it", of_use=False)
                 seen = self._guarded(member)
                 if seen is not None and seen.of_use:
                     kinds[seen.what] = None
@@ -151,10 +151,10 @@ class Reading:
             broken = f", damaged or cut short ({type(error).__name__}: {error})"[:200]
         if not kinds:
             what = f"an archive of {count} files, and nothing of QEMU's that is known in them{broken}"
-            return Seen(what=what, of_use=False)
-        return Seen(what=f"an archive of {count} files with {', '.join(kinds)}"[:500] + broken, of_use=True)
+            return FileOutcome(what=what, of_use=False)
+        return FileOutcome(what=f"an archive of {count} files with {', '.join(kinds)}"[:500] + broken, of_use=True)
 
-    def _guarded(self, member: IO[bytes]) -> Seen | None:
+    def _guarded(self, member: IO[bytes]) -> FileOutcome | None:
         """Read one file of an archive. What is broken in it costs the archive's other files nothing."""
         try:
             return self._member(member)
@@ -164,7 +164,7 @@ class Reading:
                 self.notes.append(told[:200])
             return None
 
-    def _member(self, member: IO[bytes]) -> Seen | None:
+    def _member(self, member: IO[bytes]) -> FileOutcome | None:
         head = _head(member)
         kind = streams.kind_of(head)
         if kind == "text":
@@ -176,7 +176,7 @@ class Reading:
             return self._stream(joined, None, 1)
         return None
 
-    def end(self, seen: Sequence[Seen]) -> Material:
+    def end(self, seen: Sequence[FileOutcome]) -> Material:
         """Return all that was found. ABRT's own backtrace, without thread numbers, counts where there is no other."""
         for stack in self.beside.stacks if not self.scan.frames and self.core is None else ():
             self.scan.take(stack)
@@ -253,17 +253,17 @@ def _members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
                 yield entry.name, member
 
 
-def read(descriptors: Sequence[int], core_to: int, name: str = "") -> Material:
+def read_evidence(descriptors: Sequence[int], core_to: int, name: str = "") -> Material:
     """Return what the files hold, of the VM `name` where many are told of; a core among them goes to `core_to`.
 
     What one of them does to its reader is told, and costs the others nothing.
     """
-    reading = Reading(core_to, name)
+    reading = ImportReading(core_to, name)
     seen = []
     for descriptor in descriptors:
         try:
             seen.append(reading.take(descriptor))
         except Exception as error:  # noqa: BLE001 - a stranger's file may break any reader, and the next may be whole
             what = f"a file that could not be read to its end ({type(error).__name__}: {error})"
-            seen.append(Seen(what=what, of_use=reading.scan.frames > 0))
+            seen.append(FileOutcome(what=what, of_use=reading.scan.frames > 0))
     return reading.end(seen)

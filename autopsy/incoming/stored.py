@@ -12,7 +12,7 @@ from autopsy.bundle.records import Coroutine, LockGraph, Mutex, ThreadStack
 from autopsy.examine.threads.lock_owners import mutex_kind
 from autopsy.examine.threads.wait_cycles import cycles
 from autopsy.incoming.stacks import frames_say
-from autopsy.incoming.stacks.pasted import LockWait, Look, Paste, Printed
+from autopsy.incoming.stacks.pasted import LockWait, Paste, PastedDump, PrintedMutex
 from autopsy.incoming.stacks.render import render, stack
 
 BQL = frozenset({"qemu_global_mutex", "bql"})
@@ -67,7 +67,7 @@ def _json(value: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
-def _with_later(coroutine: Coroutine, last: Look | None) -> Coroutine:
+def _with_later(coroutine: Coroutine, last: PastedDump | None) -> Coroutine:
     """Say what became of a coroutine between the looks, where the last one shows coroutines at all."""
     if last is None or not last.coroutines:
         return coroutine
@@ -87,7 +87,7 @@ def _listing(coroutines: Sequence[Coroutine]) -> tuple[str, tuple[Coroutine, ...
     return "\n".join(lines), tuple(told)
 
 
-def _locks(look: Look, printed: Sequence[Printed]) -> tuple[LockGraph, tuple[str, ...]]:
+def _locks(look: PastedDump, printed: Sequence[PrintedMutex]) -> tuple[LockGraph, tuple[str, ...]]:
     """Return the mutexes whose owner somebody printed, and of whose identity there is no doubt."""
     waits = {each.tid: each for each in look.waits}
     names = {each.tid: each.comm for each in look.threads}
@@ -130,7 +130,7 @@ def _is_bql(expression: str) -> bool:
     return expression.strip("*&()").partition(".")[0].partition("->")[0] in BQL
 
 
-def _waiters(printed: Printed, threads: Sequence[ThreadStack], waits: Mapping[int, LockWait]) -> Iterator[int]:
+def _waiters(printed: PrintedMutex, threads: Sequence[ThreadStack], waits: Mapping[int, LockWait]) -> Iterator[int]:
     """Yield the threads that wait for the mutex that was printed: by its address, its symbol, or as the BQL."""
     words = printed.expression.replace("(", " ").replace(")", " ").replace("*", " ").replace("&", " ").split()
     for thread in threads:

@@ -23,7 +23,7 @@ CGROUPS = "/sys/fs/cgroup"
 LOGINS = "/user.slice"  # who else is in a login's session has nothing to do with the VM
 
 
-class Place(msgspec.Struct, frozen=True):
+class LeftoverFile(msgspec.Struct, frozen=True):
     """A file of the VM's own. `made_by` are device and inode: another file of that name later is somebody else's."""
 
     kind: str
@@ -35,7 +35,7 @@ class Place(msgspec.Struct, frozen=True):
 class Estate:
     """What was the VM's own before the kill. `group` is its cgroup as /proc/PID/cgroup names it, empty for none."""
 
-    places: tuple[Place, ...]
+    places: tuple[LeftoverFile, ...]
     group: str
     locks: tuple[str, ...]
 
@@ -45,7 +45,7 @@ def estate_of(target: Target, locks: Sequence[str] = ()) -> Estate:
     pid = target.pid
     answers = ask([partial(_sockets, pid), partial(_pidfile, pid), partial(_group, pid)], each=EACH, overall=OVERALL)
     sockets, pidfile, group = (b"" if isinstance(answer, Unanswered) else answer for answer in answers)
-    places = [place for raw in (sockets, pidfile) if raw for place in msgspec.json.decode(raw, type=list[Place])]
+    places = [place for raw in (sockets, pidfile) if raw for place in msgspec.json.decode(raw, type=list[LeftoverFile])]
     return Estate(tuple(places), group.decode(), tuple(locks))
 
 
@@ -70,7 +70,7 @@ def _pidfile(pid: int) -> bytes:
     return msgspec.json.encode(list(_places(pid, "pidfile", (path,) if path else ())))
 
 
-def _places(pid: int, kind: str, paths: Iterable[str]) -> Iterator[Place]:
+def _places(pid: int, kind: str, paths: Iterable[str]) -> Iterator[LeftoverFile]:
     """Yield those of the paths that lie in our own tree too; a container's go with it."""
     for path in paths:
         try:
@@ -80,10 +80,10 @@ def _places(pid: int, kind: str, paths: Iterable[str]) -> Iterator[Place]:
         except OSError:
             continue
         if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
-            yield Place(kind, place, (ours.st_dev, ours.st_ino))
+            yield LeftoverFile(kind, place, (ours.st_dev, ours.st_ino))
 
 
-def _still(place: Place) -> bytes:
+def _still(place: LeftoverFile) -> bytes:
     try:
         status = os.lstat(place.path)
     except OSError:

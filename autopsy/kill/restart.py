@@ -10,12 +10,12 @@ from functools import partial
 
 from autopsy.capture.host.cgroups import scopes
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.capture.reading.reader import Truncated, Unreadable
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.files import read_kernel
 from autopsy.target import qemu_processes
 from autopsy.target.platforms.catalogue import platform_of
-from autopsy.target.platforms.platform import ROOTS, Claim, Roots
+from autopsy.target.platforms.platform import ROOTS, Roots, VmClaim
 from autopsy.target.resolve import all_claims, is_true
 from autopsy.target.target import Target
 from autopsy.text import printable
@@ -95,12 +95,12 @@ def _run(command: Sequence[str], user: int | None, seconds: float) -> str:
 
 def _output(command: Sequence[str], user: int | None, seconds: float) -> bytes:
     printed = output(command, seconds=seconds, user=user)
-    if isinstance(printed, Cut):
+    if isinstance(printed, Truncated):
         raise Unreadable(printed.why)
     return printed
 
 
-def _is_same(claim: Claim, target: Target, roots: Roots) -> bool:
+def _is_same(claim: VmClaim, target: Target, roots: Roots) -> bool:
     """Return whether a claim is of the VM that was killed: two users may each have a libvirt domain of one name."""
     record = target.record
     if (claim.manager, claim.name) != (record.manager, record.name):

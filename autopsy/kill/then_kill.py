@@ -23,7 +23,7 @@ LOOK_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class KillOrder:
     """What the operator wants done with the VM once its evidence is safe."""
 
     then_start: bool = False
@@ -54,7 +54,7 @@ class Around(msgspec.Struct, frozen=True):
 def end(
     vm: Target,
     sealed: Sealed,
-    order: Order,
+    order: KillOrder,
     *,
     diagnosis: Diagnosis | None,
     steps: tuple[StepRecord, ...],
@@ -88,7 +88,7 @@ def end(
     return _told(vm, order, around, unit, killed)
 
 
-def _told(vm: Target, order: Order, around: Around, unit: str, killed: kill.Killed) -> Ending:
+def _told(vm: Target, order: KillOrder, around: Around, unit: str, killed: kill.Killed) -> Ending:
     """Say what came of the kill, and start the VM again where that is asked and it is gone by our hand."""
     if killed.by_itself:
         return Ending(killed=False, words=f"not killed: {killed.words}", exit_code=ExitCode.VM_ENDED)
@@ -117,14 +117,14 @@ def _look_around(sealed: Sealed, vm: Target) -> Around:
 
     def work() -> bytes:
         from autopsy.facts import platform  # noqa: PLC0415 - what reads evidence is loaded when there is some
-        from autopsy.facts.gather import gather  # noqa: PLC0415 - likewise
+        from autopsy.facts.gather import gather_facts  # noqa: PLC0415 - likewise
         from autopsy.report.boxed import read_sealed  # noqa: PLC0415 - likewise
 
         has_ha = platform_of(vm.record.manager).keep_down(vm.record.name)
 
         def look(evidence: Bundle) -> bytes:
             ha = platform.ha_state(evidence, vm.record.name) if has_ha else ""
-            return msgspec.json.encode(Around(platform.ongoing(gather(evidence), evidence), ha))
+            return msgspec.json.encode(Around(platform.ongoing(gather_facts(evidence), evidence), ha))
 
         return read_sealed(sealed, look)
 
@@ -144,7 +144,7 @@ def _warnings(diagnosis: Diagnosis | None, around: Around) -> list[str]:
     return told
 
 
-def _would(vm: Target, order: Order, around: Around) -> str:
+def _would(vm: Target, order: KillOrder, around: Around) -> str:
     words = f"dry run, nothing was killed: process {vm.pid} ({printable(vm.record.name)}) would be, by {kill.means(vm)}"
     command = restart.command_for(vm)
     if order.then_start and not around.ha:

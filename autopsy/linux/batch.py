@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
-from autopsy.linux.trouble import Trouble, trouble_of
+from autopsy.linux.trouble import FailureKind, trouble_of
 
 BOARD_BYTES = 32 << 20  # shared with one child; the kernel gives pages only where something is written
 MOST_HUNG = 8  # questions that may hang before the rest is given up: each costs its deadline
@@ -26,7 +26,7 @@ class Unanswered:
 
     why: str
     hung: bool = False
-    trouble: Trouble = Trouble.OTHER
+    trouble: FailureKind = FailureKind.OTHER
 
 
 Answer = bytes | Unanswered
@@ -113,7 +113,7 @@ class _Watch:
 def _work(board: mmap.mmap, questions: Sequence[Callable[[], bytes]], numbers: Sequence[int]) -> bytes:
     place = END.size
     for number in numbers:
-        good, trouble = True, Trouble.OTHER
+        good, trouble = True, FailureKind.OTHER
         try:
             data = questions[number]()
         except Exception as error:  # noqa: BLE001 - one question's error must not cost the others their answers
@@ -139,4 +139,4 @@ def _read_board(board: mmap.mmap, answers: list[Answer | None]) -> None:
         place += RECORD.size
         data = board[place : place + length]
         place += length
-        answers[number] = data if good else Unanswered(data.decode("utf-8", "replace"), trouble=Trouble(trouble))
+        answers[number] = data if good else Unanswered(data.decode("utf-8", "replace"), trouble=FailureKind(trouble))

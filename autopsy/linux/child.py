@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
-from autopsy.linux.trouble import Trouble, trouble_of
+from autopsy.linux.trouble import FailureKind, trouble_of
 
 PR_SET_PDEATHSIG = 1
 MOST_BYTES = 256 << 20  # of one child's answer: a bound on our memory, not on any evidence we know of
@@ -46,7 +46,7 @@ class ChildTimedOut(Exception):
 class ChildFailed(Exception):
     """The child's work raised, or the child died. The message is the error's own words, for people."""
 
-    def __init__(self, words: str, trouble: Trouble = Trouble.OTHER) -> None:
+    def __init__(self, words: str, trouble: FailureKind = FailureKind.OTHER) -> None:
         super().__init__(words)
         self.trouble = trouble
 
@@ -115,7 +115,7 @@ def _be_the_child(work: Callable[[], bytes], sending: int) -> None:
         os._exit(status)
 
 
-def _send(descriptor: int, *, good: bool, data: bytes, trouble: Trouble = Trouble.OTHER) -> None:
+def _send(descriptor: int, *, good: bool, data: bytes, trouble: FailureKind = FailureKind.OTHER) -> None:
     view = memoryview(HEADER.pack(good, trouble, len(data)) + data)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -216,7 +216,7 @@ def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None
     good, trouble, _ = HEADER.unpack_from(answer)
     if good:
         return data
-    raise ChildFailed(data.decode("utf-8", "replace"), Trouble(trouble))
+    raise ChildFailed(data.decode("utf-8", "replace"), FailureKind(trouble))
 
 
 def in_child(work: Callable[[], bytes], seconds: float) -> bytes:

@@ -37,7 +37,7 @@ SWAPPED_OUT = _table(_SWAPPED, _GUARD | _PRESENT)
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class MappedProcess:
     """The process at hand: its id, descriptors of its mem and pagemap, and the path by which its /proc is read.
 
     That path is best one through a descriptor of /proc/PID, which never comes to mean another process.

@@ -39,14 +39,14 @@ _ptrace.restype = ctypes.c_long
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StoppedThread:
     """The thread stands. `signal` was about to be delivered to it (0: none) and goes with it at `detach`."""
 
     signal: int
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class ThreadGone:
     """The thread has ended, or is not ours."""
 
 
@@ -55,7 +55,7 @@ class Moving:
     """The thread has not come to a stop yet."""
 
 
-GONE = Gone()
+GONE = ThreadGone()
 MOVING = Moving()
 
 
@@ -69,7 +69,7 @@ def interrupt(tid: int) -> None:
     _ptrace(_INTERRUPT, tid, None, None)
 
 
-def look(tid: int) -> Standing | Gone | Moving:
+def stop_state(tid: int) -> StoppedThread | ThreadGone | Moving:
     """Return how far a seized thread has come, without waiting."""
     try:
         news = os.waitid(os.P_PID, tid, _LOOK)
@@ -82,7 +82,7 @@ def look(tid: int) -> Standing | Gone | Moving:
     # Above the low byte stands the ptrace event. There is none in a signal-delivery-stop: the thread stood already when
     # we interrupted it, with a signal that would be lost if it were not handed back.
     event = news.si_status >> 8
-    return Standing(0 if event else news.si_status)
+    return StoppedThread(0 if event else news.si_status)
 
 
 class RegisterReader:

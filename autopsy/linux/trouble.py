@@ -8,7 +8,7 @@ from enum import IntEnum
 from autopsy.files.plain import NotPlain
 
 
-class Trouble(IntEnum):
+class FailureKind(IntEnum):
     """A kind of failure that somebody decides by; the number goes through a pipe."""
 
     OTHER = 0
@@ -19,19 +19,19 @@ class Trouble(IntEnum):
 
 
 BY_ERRNO = {
-    errno.ENOSPC: Trouble.FULL,
-    errno.EDQUOT: Trouble.FULL,
-    errno.ENOENT: Trouble.GONE,
-    errno.ESRCH: Trouble.GONE,
+    errno.ENOSPC: FailureKind.FULL,
+    errno.EDQUOT: FailureKind.FULL,
+    errno.ENOENT: FailureKind.GONE,
+    errno.ESRCH: FailureKind.GONE,
 }
 
 
-def trouble_of(error: BaseException) -> Trouble:
+def trouble_of(error: BaseException) -> FailureKind:
     """Return what kind of failure an exception is, by itself or by what raised it."""
     if isinstance(error, PermissionError):
-        return Trouble.NOT_PERMITTED
+        return FailureKind.NOT_PERMITTED
     if isinstance(error, OSError):
-        return BY_ERRNO.get(error.errno or 0, Trouble.OTHER)
+        return BY_ERRNO.get(error.errno or 0, FailureKind.OTHER)
     if isinstance(error, NotPlain):
-        return Trouble.NOT_PLAIN
-    return Trouble.OTHER if error.__cause__ is None else trouble_of(error.__cause__)
+        return FailureKind.NOT_PLAIN
+    return FailureKind.OTHER if error.__cause__ is None else trouble_of(error.__cause__)

@@ -37,7 +37,7 @@ class Done:
 
 
 @dataclass(slots=True)
-class Worker:
+class PoolProcess:
     """One process that waits for indices on `sending` and answers on `answers`."""
 
     pid: int
@@ -66,8 +66,8 @@ def work_through(
     Concurrency: call it only from a process with one thread.
     """
     waiting = iter(range(count))
-    busy: list[Worker] = []
-    idle: list[Worker] = []
+    busy: list[PoolProcess] = []
+    idle: list[PoolProcess] = []
     try:
         while True:
             while len(busy) < jobs and (index := next(waiting, None)) is not None:
@@ -91,7 +91,7 @@ def work_through(
             _end(worker)
 
 
-def _start(work: Callable[[int], bytes], bound: Callable[[], None], others: list[Worker]) -> Worker:
+def _start(work: Callable[[int], bytes], bound: Callable[[], None], others: list[PoolProcess]) -> PoolProcess:
     asked, sending = os.pipe2(os.O_CLOEXEC)
     answers, answering = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -105,7 +105,7 @@ def _start(work: Callable[[int], bytes], bound: Callable[[], None], others: list
             os._exit(1)
     os.close(asked)
     os.close(answering)
-    return Worker(pid, os.pidfd_open(pid), sending, answers)
+    return PoolProcess(pid, os.pidfd_open(pid), sending, answers)
 
 
 def _bound(memory: int, readable: tuple[Path, ...]) -> None:
@@ -133,7 +133,7 @@ def _serve(work: Callable[[int], bytes], asked: int, answering: int) -> None:
             view = view[os.write(answering, view) :]
 
 
-def _ask(worker: Worker, index: int) -> None:
+def _ask(worker: PoolProcess, index: int) -> None:
     worker.index, worker.since = index, time.monotonic()
     worker.pieces += 1
     worker.received.clear()
@@ -143,7 +143,7 @@ def _ask(worker: Worker, index: int) -> None:
         return  # it was killed from outside: its silence is told where it is listened to
 
 
-def _stirring(busy: list[Worker], seconds: float) -> list[Worker]:
+def _stirring(busy: list[PoolProcess], seconds: float) -> list[PoolProcess]:
     """Wait until a worker has something to say or its time is up, and return those."""
     poller = select.poll()
     for worker in busy:
@@ -154,7 +154,7 @@ def _stirring(busy: list[Worker], seconds: float) -> list[Worker]:
     return [worker for worker in busy if worker.answers in ready or now >= worker.since + seconds]
 
 
-def _listen(worker: Worker, seconds: float) -> Done | None:
+def _listen(worker: PoolProcess, seconds: float) -> Done | None:
     """Return the worker's answer, once it is whole or never will be."""
     spent = time.monotonic() - worker.since
     error = ""
@@ -175,7 +175,7 @@ def _listen(worker: Worker, seconds: float) -> Done | None:
     return Done(worker.index, data, spent)
 
 
-def _end(worker: Worker) -> None:
+def _end(worker: PoolProcess) -> None:
     """SIGKILL a worker and reap it; one that cannot die is left to init."""
     try:
         signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)

@@ -35,7 +35,7 @@ class Case:
     home: Path | None
 
 
-def find(paths: tuple[Path, ...]) -> tuple[Case, ...]:
+def find_cases(paths: tuple[Path, ...]) -> tuple[Case, ...]:
     """Return every case at or below the paths, in order, each once.
 
     Raises:

@@ -11,7 +11,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.reader import Bundle, open_bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import AutopsyError, DamagedBundle
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.linux.worker_pool import WORK_SECONDS, work_through
 from autopsy.replay.cases import Case, read_expected, write_expected
 from autopsy.replay.expected import Change, Expected, SealedAnswer, changes, renewed
@@ -37,7 +37,7 @@ class Replayed:
         return not self.error and (self.updated or not self.changes)
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker tells of a case: `expected` is what to write, where that is wanted."""
 
     changes: tuple[Change, ...] = ()
@@ -64,7 +64,7 @@ def replay(
         readable=tuple(dict.fromkeys(places)),
     ):
         case = cases[done.index]
-        answer = msgspec.json.decode(done.answer, type=Answer) if done.answer else Answer(error=done.error)
+        answer = msgspec.json.decode(done.answer, type=CaseResult) if done.answer else CaseResult(error=done.error)
         updated = update and answer.expected is not None and case.home is not None
         if updated and case.home is not None and answer.expected is not None:
             write_expected(case.home, answer.expected)
@@ -76,18 +76,18 @@ def replay(
             following += 1
 
 
-def _judge(case: Case, *, update: bool) -> Answer:
+def _judge(case: Case, *, update: bool) -> CaseResult:
     try:
         bundle = open_bundle(case.bundle)
         expected = _expected(case, bundle, update=update)
-        found = diagnose(gather(bundle))
+        found = diagnose(gather_facts(bundle))
     except AutopsyError as error:
-        return Answer(error=f"{error}; {error.remedy}")
+        return CaseResult(error=f"{error}; {error.remedy}")
     changed = changes(expected, found) if expected is not None else ()
     if not update or case.home is None or not (changed or expected is None):
-        return Answer(changes=changed)
+        return CaseResult(changes=changed)
     old = expected if isinstance(expected, Expected) else None
-    return Answer(changes=changed, expected=renewed(old, found))
+    return CaseResult(changes=changed, expected=renewed(old, found))
 
 
 def _expected(case: Case, bundle: Bundle, *, update: bool) -> Expected | SealedAnswer | None:

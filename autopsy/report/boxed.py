@@ -9,11 +9,11 @@ from pathlib import Path
 
 import msgspec
 
-from autopsy.bundle.reader import Bundle, Held, hold
+from autopsy.bundle.reader import Bundle, OpenedBundle, hold
 from autopsy.bundle.seal import Sealed, open_again
 from autopsy.errors import AutopsyError, DamagedBundle, NewerBundle, UsageError
 from autopsy.linux.confine import confined
-from autopsy.linux.confine.confined import Died, Line, Refused, TooSlow
+from autopsy.linux.confine.confined import AnswerPipe, Died, TooSlow, WorkRaised
 from autopsy.linux.confine.sandbox import Confined, Sandbox, python_tree
 from autopsy.resources import texts
 
@@ -28,7 +28,7 @@ def read_boxed(paths: Sequence[Path], work: Callable[[tuple[Bundle, ...]], bytes
     Raises:
         AutopsyError: as hold(), the opening and `work` raise it; DamagedBundle, where it was the end of the process.
     """
-    held: list[Held] = []
+    held: list[OpenedBundle] = []
     try:
         held.extend(map(hold, paths))
         return in_box(
@@ -50,7 +50,7 @@ def read_sealed(sealed: Sealed, work: Callable[[Bundle], bytes]) -> bytes:
         AutopsyError: as read_boxed(); DamagedBundle also where it is not what was sealed any more.
     """
     descriptor = open_again(sealed)
-    held = Held(sealed.path, descriptor, {})
+    held = OpenedBundle(sealed.path, descriptor, {})
     try:
         return in_box(
             lambda _box, _line: work(held.read()), thing=str(sealed.path), seconds=SECONDS, keep=(descriptor,)
@@ -60,7 +60,7 @@ def read_sealed(sealed: Sealed, work: Callable[[Bundle], bytes]) -> bytes:
 
 
 def in_box(
-    work: Callable[[Confined, Line], bytes],
+    work: Callable[[Confined, AnswerPipe], bytes],
     *,
     thing: str,
     seconds: float,
@@ -81,7 +81,7 @@ def in_box(
         raise DamagedBundle(thing, f"could not be read within {seconds:.0f} s", remedy="do not trust it") from None
     except Died as error:
         raise DamagedBundle(thing, f"what read it ended: {error}", remedy="do not trust it") from None
-    except Refused as error:
+    except WorkRaised as error:
         raise _as_raised(thing, error) from None
 
 
@@ -99,7 +99,7 @@ def _in_words(error: BaseException) -> bytes:
     return f"{type(error).__name__}: {error}".encode("utf-8", "replace")
 
 
-def _as_raised(thing: str, error: Refused) -> AutopsyError:
+def _as_raised(thing: str, error: WorkRaised) -> AutopsyError:
     for kind in KNOWN:
         if kind.__name__ == error.kind:
             try:

@@ -38,7 +38,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ExcerptLine:
     """One line of an excerpt. `target` is the id that cites lead to, empty for a line that stands around.
 
     `rest` is what follows the marked text: of a long line only its beginning is marked. `cut` characters are left out.
@@ -57,7 +57,7 @@ class Excerpt:
 
     path: str
     target: str
-    pieces: tuple[tuple[Line, ...], ...]
+    pieces: tuple[tuple[ExcerptLine, ...], ...]
     note: str = ""
 
 
@@ -151,13 +151,13 @@ def _excerpt(path: str, file: _File) -> Excerpt:
     if not shown:
         shown.update(range(1, min(last, OPENING) + 1))
         note = "It is cited as a whole; it begins so:" if shown else "It is empty."
-    pieces: list[list[Line]] = []
+    pieces: list[list[ExcerptLine]] = []
     for number in sorted(shown):
         words = file.cited.get(number)
         text, cut = _cut(file.lines[number - 1].expandtabs(8), words or "")
         marked = len(text) if len(text) < 2 * MARKED else MARKED
         target = f"{file.target}-{number}" if words is not None else ""
-        line = Line(number, text[:marked], text[marked:], target, cut)
+        line = ExcerptLine(number, text[:marked], text[marked:], target, cut)
         if pieces and pieces[-1][-1].number == number - 1:
             pieces[-1].append(line)
         else:

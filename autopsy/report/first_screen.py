@@ -43,7 +43,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Doing:
+class AdviceGroup:
     """One kind of advice, with its commands."""
 
     label: str
@@ -68,10 +68,10 @@ def proofs(bundle: Evidence, diagnosis: Diagnosis) -> tuple[Proof, ...]:
     return tuple(proof for proof in found if proof.quote)[:PROOFS]
 
 
-def doing(diagnosis: Diagnosis) -> tuple[Doing, ...]:
+def doing(diagnosis: Diagnosis) -> tuple[AdviceGroup, ...]:
     """Return what to do, by when; nothing is said of a kind that has no command."""
     kinds = (
-        Doing(label, tuple(each for each in diagnosis.advice if each.when == when)[:most])
+        AdviceGroup(label, tuple(each for each in diagnosis.advice if each.when == when)[:most])
         for when, label, most in SHOWN
     )
     return tuple(kind for kind in kinds if kind.commands)

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.evidence import Evidence
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Facts
 from autopsy.report import units
 from autopsy.report.page import compose
@@ -18,7 +18,7 @@ from autopsy.text import visible
 
 def html(bundle: Evidence, *, kill: str = "") -> str:
     """Return the report of a bundle; `kill` is what happened to the VM after the bundle was sealed."""
-    facts = gather(bundle)
+    facts = gather_facts(bundle)
     return render(bundle, facts, diagnose(facts), kill=kill)
 
 

@@ -9,7 +9,7 @@ import msgspec
 from autopsy.bundle.reader import Bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import UsageError
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.files import private
 from autopsy.report.boxed import read_boxed
 from autopsy.report.bug_report import bug_report
@@ -38,7 +38,7 @@ def render(path: Path, format: str) -> str:  # noqa: A002 - the option's name is
 def _rendered(bundle: Bundle, path: Path, format: str, kill: str) -> str:  # noqa: A002 - as above
     if format == "html":
         return html(bundle, kill=kill)
-    facts = gather(bundle)
+    facts = gather_facts(bundle)
     diagnosis = diagnose(facts)
     if format == "md":
         return post_mortem(bundle.manifest, facts, diagnosis, kill=kill, bundle=path.resolve().name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autopsy.bundle.records import Frame
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.cite import Cite, Known
-from autopsy.facts.model.facts import CoroutineFact, Facts, Movement, Role, Thread
+from autopsy.facts.model.facts import CoroutineFact, Facts, Movement, Role, ThreadFact
 from autopsy.facts.model.yield_points import DISK_PARKS
 from autopsy.report.units import count, duration, milliseconds
 
@@ -52,7 +52,7 @@ class FrameLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Threads or coroutines with one and the same stack. `moved` says what became of them between the exposures."""
+    """Threads or coroutines with one and the same stack. `moved` says what became of them between the snapshots."""
 
     title: str
     stuck: bool
@@ -73,7 +73,7 @@ def thread_groups(facts: Facts, diagnosis: Diagnosis) -> tuple[Group, ...]:
     if not isinstance(facts.threads, Known):
         return ()
     waiting = _waiting(diagnosis)
-    alike: dict[object, list[Thread]] = {}
+    alike: dict[object, list[ThreadFact]] = {}
     for thread in facts.threads.value:
         look = thread.first.value if isinstance(thread.first, Known) else None
         frames = thread.frames.value if isinstance(thread.frames, Known) else ()
@@ -119,13 +119,13 @@ def _waiting(diagnosis: Diagnosis) -> set[int]:
     return {int(id_[7:]) for id_ in waiters if id_.startswith("thread ") and id_[7:].isdigit()}
 
 
-def _thread_rank(group: list[Thread], waiting: set[int]) -> tuple[bool, bool, int, int]:
+def _thread_rank(group: list[ThreadFact], waiting: set[int]) -> tuple[bool, bool, int, int]:
     first = group[0]
     state = first.first.value.state if isinstance(first.first, Known) else ""
     return (first.tid not in waiting, state[:1] != "D", list(Role).index(first.role), -len(group))
 
 
-def _thread_group(group: list[Thread], *, stuck: bool, whole: bool) -> Group:
+def _thread_group(group: list[ThreadFact], *, stuck: bool, whole: bool) -> Group:
     first = group[0]
     look = first.first.value if isinstance(first.first, Known) else None
     comms = tuple(dict.fromkeys(thread.comm for thread in group))
@@ -165,13 +165,13 @@ def _coroutine_group(group: list[CoroutineFact], *, stuck: bool, whole: bool) ->
     disks = tuple(dict.fromkeys(each.disk.value for each in group if ours and isinstance(each.disk, Known)))
     stood = sum(isinstance(each.stuck, Known) and each.stuck.value for each in group)
     known = sum(isinstance(each.stuck, Known) for each in group)
-    moved = f"{stood} of {len(group)} stood at the same place in both exposures"
+    moved = f"{stood} of {len(group)} stood at the same place in both snapshots"
     if stood == len(group):
-        moved = "at the same place in both exposures"
+        moved = "at the same place in both snapshots"
     elif known and not stood:
-        moved = "gone on or ended by the second exposure"
+        moved = "gone on or ended by the second snapshot"
     elif not known:
-        moved = "seen in one exposure only: whether it moved cannot be told"
+        moved = "seen in one snapshot only: whether it moved cannot be told"
     return Group(
         title=f"{who}{': each' if len(group) > 1 else ''} {first.park.words}",
         stuck=stuck,
@@ -192,7 +192,7 @@ def _stands(coroutine: CoroutineFact, *, healthy: bool) -> bool:
     return not healthy and coroutine.park in DISK_PARKS and isinstance(coroutine.stuck, Known) and coroutine.stuck.value
 
 
-def _moved(group: list[Thread]) -> str:
+def _moved(group: list[ThreadFact]) -> str:
     moves: list[Movement] = [each.movement.value for each in group if isinstance(each.movement, Known)]
     if not moves:
         return "whether it moved cannot be told"

@@ -11,7 +11,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.reader import Bundle, hold
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.files import private
 from autopsy.report.boxed import SECONDS, in_box, read_boxed
 from autopsy.report.html import render
@@ -51,7 +51,7 @@ def write_answers(folder: Path) -> Answers:
 
 def answer(bundle: Bundle, write: Callable[[str, bytes], None]) -> Answers:
     """Diagnose a bundle, and hand out diagnosis.json and then report.html of the same facts."""
-    facts = gather(bundle)
+    facts = gather_facts(bundle)
     found = diagnose(facts)
     write(layout.DIAGNOSIS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     try:
@@ -67,5 +67,5 @@ def diagnosis_of(path: Path) -> Diagnosis:
     Raises:
         AutopsyError: it is no bundle, or not a whole one.
     """
-    told = read_boxed((path,), lambda opened: msgspec.json.encode(diagnose(gather(opened[0]))))
+    told = read_boxed((path,), lambda opened: msgspec.json.encode(diagnose(gather_facts(opened[0]))))
     return msgspec.json.decode(told, type=Diagnosis)

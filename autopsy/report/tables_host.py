@@ -132,7 +132,7 @@ def log(facts: Facts) -> Table:
 def questions(facts: Facts) -> Table:
     """Return everything that was asked of the monitor, with how long each answer took."""
     rows = [_question(each) for each in facts.monitor.asked]
-    columns = "Question|Exposure|Outcome|Took #|Deadline #|Why"
+    columns = "Question|Snapshot|Outcome|Took #|Deadline #|Why"
     return table("questions", "Questions to the monitor", columns, rows, most=300)
 
 

@@ -7,8 +7,8 @@ from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.queries import naming
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
-from autopsy.facts.model.facts import BlockStats, Disk, Facts
-from autopsy.facts.model.storage import ThrottleGroup
+from autopsy.facts.model.facts import BlockStats, DiskFact, Facts
+from autopsy.facts.model.storage import ThrottleGroupFact
 from autopsy.report.table import ABSENT, UNKNOWN, Row, Table, change, table, told, why
 from autopsy.report.units import count, duration, limit, milliseconds, size
 
@@ -16,7 +16,7 @@ KINDS = ("reads", "writes", "flushes", "unmaps", "failed")
 
 
 def disks(facts: Facts, diagnosis: Diagnosis) -> Table:
-    """Return each disk with what completed at both exposures."""
+    """Return each disk with what completed at both snapshots."""
     found = facts.disks.value if isinstance(facts.disks, Known) else ()
     named = diagnosis.subjects if diagnosis.where != "none" else ()
     rows = [_disk(disk, stuck=naming.record(subjects.disk(disk)) in named) for disk in found]
@@ -101,7 +101,7 @@ def locks(facts: Facts) -> Table:
 
 
 def rings(facts: Facts) -> Table:
-    """Return each completion ring at both exposures: what is between head and tail is completed and not reaped."""
+    """Return each completion ring at both snapshots: what is between head and tail is completed and not reaped."""
     if not isinstance(facts.rings, Known):
         return table("rings", "Completion rings", "Ring|Entries #", [], why(facts.rings))
     found = facts.rings.value
@@ -116,11 +116,11 @@ def rings(facts: Facts) -> Table:
         Row((f"io_uring, fd {state.fd}", ABSENT, _queues(state), _queues(later.get(state.fd))), (found.cite,))
         for state in found.uring
     ]
-    columns = "Ring|Entries #|First exposure|Second exposure"
+    columns = "Ring|Entries #|First snapshot|Second snapshot"
     return table("rings", "Completion rings", columns, rows)
 
 
-def _disk(disk: Disk, *, stuck: bool) -> Row:
+def _disk(disk: DiskFact, *, stuck: bool) -> Row:
     first = disk.stats.value if isinstance(disk.stats, Known) else None
     second = disk.stats_again.value if isinstance(disk.stats_again, Known) else None
     files = [f"{node.driver} {node.filename}".strip() for node in disk.nodes]
@@ -143,7 +143,7 @@ def _disk(disk: Disk, *, stuck: bool) -> Row:
     )
 
 
-def _stats_cites(disk: Disk) -> tuple[Cite, ...]:
+def _stats_cites(disk: DiskFact) -> tuple[Cite, ...]:
     return tuple(each.value.cite for each in (disk.stats, disk.stats_again) if isinstance(each, Known))
 
 
@@ -151,7 +151,7 @@ def _idle(stats: BlockStats | None) -> str:
     return ABSENT if stats is None or stats.idle_ns is None else duration(stats.idle_ns / 1e9)
 
 
-def _timer(group: ThrottleGroup) -> str:
+def _timer(group: ThrottleGroupFact) -> str:
     if not isinstance(group.timer_ns, Known):
         return UNKNOWN
     ns = group.timer_ns.value
@@ -160,7 +160,7 @@ def _timer(group: ThrottleGroup) -> str:
     return f"overdue by {milliseconds(-ns / 1e6)}" if ns < 0 else f"fires in {milliseconds(ns / 1e6)}"
 
 
-def _due(group: ThrottleGroup) -> str:
+def _due(group: ThrottleGroupFact) -> str:
     return f"in {milliseconds(group.due_ns.value / 1e6)}" if isinstance(group.due_ns, Known) else UNKNOWN
 
 

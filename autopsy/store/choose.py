@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from autopsy.errors import UsageError
-from autopsy.store.entries import BUNDLE, Entry
+from autopsy.store.entries import BUNDLE, StoredBundle
 from autopsy.text import printable
 
 LAST = "last"
@@ -14,7 +14,7 @@ LIKE = 0.5  # of difflib's ratio
 LIST = "`autopsy list` shows what is stored"
 
 
-def chosen(word: str, stored: Sequence[Entry]) -> Entry:
+def chosen(word: str, stored: Sequence[StoredBundle]) -> StoredBundle:
     """Return the capture that `last`, a bundle's name, how one begins, or a VM's name means: of a VM the newest.
 
     Raises:
@@ -37,7 +37,7 @@ def chosen(word: str, stored: Sequence[Entry]) -> Entry:
     raise UsageError(printable(word), cause, remedy=f"{alike}{LIST}")
 
 
-def _alike(name: str, stored: Sequence[Entry]) -> list[str]:
+def _alike(name: str, stored: Sequence[StoredBundle]) -> list[str]:
     words = {word: entry.name for entry in stored for word in (entry.vm, entry.name)}
     found = difflib.get_close_matches(name, words, n=3, cutoff=LIKE)
     return list(dict.fromkeys(words[each] for each in found))

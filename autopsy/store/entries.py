@@ -20,7 +20,7 @@ STAMP = re.compile(r"autopsy-(?P<vm>.+)-(?P<when>[0-9]{8}T[0-9]{6})Z(?:-[0-9a-f]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class StoredBundle:
     """One bundle of the store with what stands beside it; `when` is the capture's moment, in seconds since 1970.
 
     `size` is of all its files. What is `expendable` may be thrown away when room is short.
@@ -46,7 +46,7 @@ class Entry:
         return self.folder / name if name in self.files else None
 
 
-def entries(store: Path | None = None) -> tuple[Entry, ...]:
+def entries(store: Path | None = None) -> tuple[StoredBundle, ...]:
     """Return what the store holds, the oldest first; nothing where there is no store.
 
     Raises:
@@ -57,7 +57,7 @@ def entries(store: Path | None = None) -> tuple[Entry, ...]:
     return tuple(sorted(found, key=lambda each: (each.when, each.name)))
 
 
-def _in(folder: Path, *, expendable: bool) -> Iterator[Entry]:
+def _in(folder: Path, *, expendable: bool) -> Iterator[StoredBundle]:
     try:
         held = private.hold(folder)
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def _in(folder: Path, *, expendable: bool) -> Iterator[Entry]:
         name = bundle.removesuffix(BUNDLE)
         mine = tuple(each for end in BESIDE if (each := f"{name}{end}") in files)
         stamp = STAMP.fullmatch(name)
-        yield Entry(
+        yield StoredBundle(
             name=name,
             vm=stamp["vm"] if stamp else name,
             when=_moment(stamp["when"]) if stamp else status.st_mtime,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autopsy.errors import UsageError
 from autopsy.files import private
-from autopsy.store.entries import Entry, entries
+from autopsy.store.entries import StoredBundle, entries
 from autopsy.store.place import store_path
 
 UNITS = {"min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -34,7 +34,7 @@ def seconds_of(age: str) -> int:
     return int(told[1]) * UNITS[told[2]]
 
 
-def remove(these: Iterable[Entry]) -> None:
+def remove(these: Iterable[StoredBundle]) -> None:
     """Remove bundles with what stands beside them."""
     for entry in these:
         with private.held(entry.folder) as folder:
@@ -58,7 +58,7 @@ class Room:
         return max(0, self.used - self.most, self.keep - self.free)
 
 
-def room(stored: Iterable[Entry], store: Path | None = None) -> Room:
+def room(stored: Iterable[StoredBundle], store: Path | None = None) -> Room:
     """Return how much the store takes beside what it may take.
 
     Raises:
@@ -74,12 +74,12 @@ def room(stored: Iterable[Entry], store: Path | None = None) -> Room:
     )
 
 
-def superfluous(stored: tuple[Entry, ...], short: int) -> tuple[Entry, ...]:
+def superfluous(stored: tuple[StoredBundle, ...], short: int) -> tuple[StoredBundle, ...]:
     """Return what goes so that so many bytes come free: the oldest of what is expendable, and never the newest of all.
 
     What a person asked for is not among it, however short the room.
     """
-    gone: list[Entry] = []
+    gone: list[StoredBundle] = []
     for entry in stored[:-1]:
         if short <= 0:
             break
@@ -89,7 +89,7 @@ def superfluous(stored: tuple[Entry, ...], short: int) -> tuple[Entry, ...]:
     return tuple(gone)
 
 
-def make_room(store: Path | None = None) -> tuple[tuple[Entry, ...], Room]:
+def make_room(store: Path | None = None) -> tuple[tuple[StoredBundle, ...], Room]:
     """Throw away what nobody asked to keep where the store has grown too large; return it, and the room after that.
 
     Raises:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from autopsy.linux.files import read_kernel
-from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, Process, parse_maps, runs
+from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, parse_maps, runs
 from autopsy.linux.tasks.priority import Unpreempted
 from autopsy.target.guest_ram import guest_ram
 from autopsy.target.image import image_of
@@ -64,7 +64,7 @@ def _busy(pid: int, *, digests: bool = False) -> list[tuple[int, bytes]]:
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
             with Unpreempted() as ahead:
-                process = Process(pid, memory, pagemap, f"/proc/{pid}")
+                process = MappedProcess(pid, memory, pagemap, f"/proc/{pid}")
                 found = _under_way(process, list(_stacks(mappings)), code, ahead)
                 return [(top, _digest(process, top) if digests else b"") for top in found]
         finally:
@@ -73,7 +73,7 @@ def _busy(pid: int, *, digests: bool = False) -> list[tuple[int, bytes]]:
         os.close(memory)
 
 
-def _read(process: Process, address: int, size: int) -> bytes:
+def _read(process: MappedProcess, address: int, size: int) -> bytes:
     """Read what can be had without a fault: a page that was swapped out may be on a stuck disk."""
     start, end = address & -PAGE, -(-(address + size) // PAGE) * PAGE
     if list(runs(process.pagemap, start, end, IN_MEMORY)) != [(start, end - start)]:
@@ -94,11 +94,11 @@ def _stacks(mappings: tuple[Mapping, ...]) -> Iterator[int]:
             yield above.start + STACK
 
 
-def _digest(process: Process, top: int) -> bytes:
+def _digest(process: MappedProcess, top: int) -> bytes:
     return hashlib.blake2b(_read(process, top - PAGE, PAGE), digest_size=16).hexdigest().encode()
 
 
-def _under_way(process: Process, tops: list[int], code: list[Mapping], ahead: Unpreempted) -> list[int]:
+def _under_way(process: MappedProcess, tops: list[int], code: list[Mapping], ahead: Unpreempted) -> list[int]:
     inside: dict[int, bool | None] = {}
     found: list[int] = []
     known = 0

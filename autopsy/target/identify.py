@@ -8,10 +8,10 @@ from functools import partial
 
 import msgspec
 
-from autopsy.bundle.manifest import Monitor, TargetRecord
+from autopsy.bundle.manifest import MonitorSocket, TargetRecord
 from autopsy.errors import NoSuchVm, NotPermitted, NotQemu
 from autopsy.linux.batch import Answer, Unanswered, ask
-from autopsy.linux.trouble import Trouble
+from autopsy.linux.trouble import FailureKind
 from autopsy.target import identity, monitors, qemu_processes
 from autopsy.target.command_line import vm_name
 from autopsy.target.identity import Binary, clean
@@ -20,7 +20,7 @@ from autopsy.target.permissions import explain, guards_of
 from autopsy.target.platforms.catalogue import platform_of
 from autopsy.target.platforms.plain import PLAIN
 from autopsy.target.platforms.platform import Roots
-from autopsy.target.qemu_processes import Told
+from autopsy.target.qemu_processes import SelfDescription
 from autopsy.target.resolve import LIST, Candidate, is_true
 from autopsy.text import printable
 
@@ -47,7 +47,7 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord
         raise _without_binary(pid, asked) from error
     told = qemu_processes.tell([pid], each=PATIENCE if candidate.hangs else qemu_processes.EACH)[pid]
     access, found = _reach(pid, told)
-    if isinstance(access, Unanswered) and access.trouble is Trouble.NOT_PERMITTED:
+    if isinstance(access, Unanswered) and access.trouble is FailureKind.NOT_PERMITTED:
         raise _not_permitted(pid, asked)
     if claim is not None and not is_true(claim, told):
         raise NoSuchVm(asked, f"{claim.pidfile} names process {pid}, which is no longer that VM", remedy=LIST)
@@ -83,7 +83,7 @@ def _try_access(pid: int) -> bytes:
     return b""
 
 
-def _reach(pid: int, told: Told) -> tuple[Answer, tuple[Monitor, ...]]:
+def _reach(pid: int, told: SelfDescription) -> tuple[Answer, tuple[MonitorSocket, ...]]:
     """Ask whether we may look into the process, and which of its monitors can be reached, in one child."""
     ears = monitors.ears_of(pid)
     found = monitors.found_listening(told.options, ears)
@@ -96,14 +96,16 @@ def _reach(pid: int, told: Told) -> tuple[Answer, tuple[Monitor, ...]]:
     return access, tuple(monitors.storable(_last_of(*each)) for each in best)
 
 
-def _encoded(what: Callable[[Monitor, monitors.Ears], Monitor], monitor: Monitor, ears: monitors.Ears) -> bytes:
+def _encoded(
+    what: Callable[[MonitorSocket, monitors.Ears], MonitorSocket], monitor: MonitorSocket, ears: monitors.Ears
+) -> bytes:
     return msgspec.msgpack.encode(what(monitor, ears))
 
 
-def _last_of(told: Monitor, *answers: Answer) -> Monitor:
+def _last_of(told: MonitorSocket, *answers: Answer) -> MonitorSocket:
     """Return the fullest of what is known of a monitor."""
     good = [answer for answer in answers if not isinstance(answer, Unanswered)]
-    return msgspec.msgpack.decode(good[-1], type=Monitor) if good else told
+    return msgspec.msgpack.decode(good[-1], type=MonitorSocket) if good else told
 
 
 def _not_qemu(pid: int, asked: str, comm: str, link: str) -> NotQemu:

@@ -15,7 +15,7 @@ MOST_MAPS = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class ProgramImage:
     """A program in a process: where to open it whatever has become of its path, and that path as /proc tells it."""
 
     place: str
@@ -33,7 +33,7 @@ def named_like_qemu(exe: str) -> bool:
     return "qemu" in name or "kvm" in name
 
 
-def image_of(pid: int) -> Image:
+def image_of(pid: int) -> ProgramImage:
     """Return what a process runs; behind a loader the first mapped program that is named like a QEMU.
 
     Can block where a thread holds the lock of the memory map: call it in a child.
@@ -48,8 +48,8 @@ def image_of(pid: int) -> Image:
         run = {row[5] for row in files if b"x" in row[1]}  # guest RAM may lie in a file of such a name, too
         for row in files:
             if not int(row[2], 16) and row[5] in run and named_like_qemu(path := os.fsdecode(row[5])):
-                return Image(f"/proc/{pid}/map_files/{_range(row[0])}", path)
-    return Image(f"/proc/{pid}/exe", exe)
+                return ProgramImage(f"/proc/{pid}/map_files/{_range(row[0])}", path)
+    return ProgramImage(f"/proc/{pid}/exe", exe)
 
 
 def _range(field: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from autopsy.bundle.manifest import Monitor
+from autopsy.bundle.manifest import MonitorSocket
 from autopsy.linux import unix_sockets
 from autopsy.linux.files import real_path_in
 from autopsy.linux.unix_sockets import Listener, listeners_seen_by, socket_of, sockets_of
@@ -20,10 +20,10 @@ Protocol = Literal["qmp", "hmp"]
 PORTS = ("serial", "parallel", "virtioconsole", "debugcon")  # may share their device with a monitor
 OBJECTS: dict[str, Protocol] = {"monitor-qmp": "qmp", "monitor-hmp": "hmp"}
 OFF = frozenset({"off", "no", "n", "false"})
-NO_MONITOR = Monitor(protocol="hmp", transport="other", address="none")
+NO_MONITOR = MonitorSocket(protocol="hmp", transport="other", address="none")
 
 
-def told(given: Sequence[Option]) -> tuple[Monitor, ...]:
+def told(given: Sequence[Option]) -> tuple[MonitorSocket, ...]:
     """Return the monitors that the command line tells of, as QEMU sees them; none is reached out for."""
     devices = {
         device["id"]: device for option in given if option.name == "chardev" if "id" in (device := _device(option))
@@ -52,7 +52,7 @@ def _device(option: Option) -> dict[str, str]:
     return {key.rpartition(".")[2] if key != "backend.type" else "backend": value for key, value in given.items()}
 
 
-def _from_short(value: str, protocol: Protocol, devices: dict[str, dict[str, str]]) -> Monitor:
+def _from_short(value: str, protocol: Protocol, devices: dict[str, dict[str, str]]) -> MonitorSocket:
     """Read the short form of a character device: `unix:/x,server=on`, `tcp:host:port`, `stdio`, `chardev:id`."""
     value = value.removeprefix("mon:")
     kind, _, rest = value.partition(":")
@@ -63,28 +63,30 @@ def _from_short(value: str, protocol: Protocol, devices: dict[str, dict[str, str
         return _from_device({"backend": "socket", **given}, protocol)
     if kind in ("tcp", "telnet", "tn3270", "websocket"):
         address = rest.partition(",")[0]
-        return Monitor(protocol=protocol, transport="tcp", address=address)
+        return MonitorSocket(protocol=protocol, transport="tcp", address=address)
     if kind == "fd":
         return _from_device({"backend": "socket", "fd": rest.partition(",")[0]}, protocol)
     return _from_device({"backend": value.partition(",")[0].partition(":")[0], "path": rest}, protocol)
 
 
-def _from_device(device: dict[str, str], protocol: Protocol) -> Monitor:
+def _from_device(device: dict[str, str], protocol: Protocol) -> MonitorSocket:
     backend = device.get("backend", "none")
     if backend == "socket" and "fd" in device:
-        return Monitor(protocol=protocol, transport="fd", address=device["fd"])
+        return MonitorSocket(protocol=protocol, transport="fd", address=device["fd"])
     if backend == "socket" and "path" in device:
         prefix = "@" if device.get("abstract") == "on" else ""
         waits = device.get("wait", "on") not in OFF
-        return Monitor(protocol=protocol, transport="unix", address=prefix + device["path"], waits=waits)
+        return MonitorSocket(protocol=protocol, transport="unix", address=prefix + device["path"], waits=waits)
     if backend == "socket":
         address = f"{device.get('host', '')}:{device.get('port', '')}"
-        return Monitor(protocol=protocol, transport="tcp", address=address)
+        return MonitorSocket(protocol=protocol, transport="tcp", address=address)
     if backend in ("stdio", "pty"):
-        return Monitor(protocol=protocol, transport=_kind(backend), address=backend)
+        return MonitorSocket(protocol=protocol, transport=_kind(backend), address=backend)
     if backend in ("none", "null"):
         return NO_MONITOR
-    return Monitor(protocol=protocol, transport="other", address=":".join(filter(None, (backend, device.get("path")))))
+    return MonitorSocket(
+        protocol=protocol, transport="other", address=":".join(filter(None, (backend, device.get("path"))))
+    )
 
 
 def _kind(backend: str) -> Literal["stdio", "pty"]:
@@ -109,7 +111,7 @@ def ears_of(pid: int, around: tuple[Listener, ...] | None = None) -> Ears:
     return Ears(pid, tuple(listener for listener in around if listener.inode in own))
 
 
-def found_listening(given: Sequence[Option] | None, ears: Ears) -> tuple[Monitor, ...]:
+def found_listening(given: Sequence[Option] | None, ears: Ears) -> tuple[MonitorSocket, ...]:
     """Return the monitors of the command line, with inherited sockets given their path.
 
     Without a command line (it could not be read, or it names a file of options) a listening socket that is called
@@ -120,7 +122,7 @@ def found_listening(given: Sequence[Option] | None, ears: Ears) -> tuple[Monitor
         return known
     addresses = {monitor.address for monitor in known}
     return known + tuple(
-        Monitor(protocol="qmp", transport="unix", address=listener.path)
+        MonitorSocket(protocol="qmp", transport="unix", address=listener.path)
         for listener in ears.listeners
         if listener.path and listener.path not in addresses and _called_qmp(listener.path)
     )
@@ -131,7 +133,7 @@ def _called_qmp(path: str) -> bool:
     return "qmp" in name or name == "monitor.sock"  # the latter is libvirt's
 
 
-def _named(monitor: Monitor, ears: Ears) -> Monitor:
+def _named(monitor: MonitorSocket, ears: Ears) -> MonitorSocket:
     if monitor.transport != "fd" or not monitor.address.isdecimal():
         return monitor
     inode = socket_of(ears.pid, int(monitor.address))
@@ -139,7 +141,7 @@ def _named(monitor: Monitor, ears: Ears) -> Monitor:
     return msgspec.structs.replace(monitor, transport="unix", address=path) if path else monitor
 
 
-def reached(monitor: Monitor, ears: Ears) -> Monitor:
+def reached(monitor: MonitorSocket, ears: Ears) -> MonitorSocket:
     """Return the monitor with the path on which we can connect to it, if there is one.
 
     Looks paths up below /proc/PID/root, which can block where a file system hangs: call it in a child.
@@ -184,7 +186,7 @@ def place_of(pid: int, path: str) -> str:
     return os.path.join(real_path_in(root, f"{inside}/{folder}"), name)
 
 
-def reached_and_held(monitor: Monitor, ears: Ears) -> Monitor:
+def reached_and_held(monitor: MonitorSocket, ears: Ears) -> MonitorSocket:
     """Return the monitor with the path that reaches it, and the clients that hold it, as "libvirtd (pid 812)".
 
     The kernel is asked for them, not the VM. Enters the process's network namespace for good: call it in a child.
@@ -195,7 +197,7 @@ def reached_and_held(monitor: Monitor, ears: Ears) -> Monitor:
     return msgspec.structs.replace(monitor, held_by=unix_sockets.names(unix_sockets.clients(monitor.address, ears.pid)))
 
 
-def storable(monitor: Monitor) -> Monitor:
+def storable(monitor: MonitorSocket) -> MonitorSocket:
     """Return the monitor in words that JSON can hold; a path that is no UTF-8 is told, but not connected to."""
     address = clean(monitor.address)
     reachable = monitor.reachable if address == monitor.address else ""

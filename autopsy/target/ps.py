@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 
-from autopsy.bundle.manifest import Manager, Monitor, Program
+from autopsy.bundle.manifest import Manager, MonitorSocket, Program
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.unix_sockets import Listener, listeners_seen_by
 from autopsy.target import coroutine_count, monitors, qemu_processes
@@ -17,8 +17,8 @@ from autopsy.target.identity import STORAGE_DAEMON, clean
 from autopsy.target.platforms.catalogue import explicit
 from autopsy.target.platforms.owned import started_by
 from autopsy.target.platforms.plain import PLAIN
-from autopsy.target.platforms.platform import ROOTS, Claim, Roots
-from autopsy.target.qemu_processes import Told
+from autopsy.target.platforms.platform import ROOTS, Roots, VmClaim
+from autopsy.target.qemu_processes import SelfDescription
 from autopsy.target.resolve import all_claims, is_true
 from autopsy.target.vital_signs import Glance, glance
 
@@ -29,7 +29,7 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vm:
+class ListedVm:
     """One VM, or a storage daemon. `target` is the word that means it alone.
 
     `disks` is absent where its command line could not be read. `state` is the main thread's letter of proc(5).
@@ -50,12 +50,12 @@ class Vm:
     threads_in_d: int
     cpu_percent: float
     disks: int | None
-    monitors: tuple[Monitor, ...]
+    monitors: tuple[MonitorSocket, ...]
     signs: tuple[str, ...]
     parked_requests: int | None = None
 
 
-def census(roots: Roots = ROOTS) -> tuple[Vm, ...]:
+def census(roots: Roots = ROOTS) -> tuple[ListedVm, ...]:
     """Return every VM that runs on this host, by PID; nothing is asked of any of them."""
     named = qemu_processes.suspects()
     claims = all_claims(named, roots)
@@ -102,11 +102,13 @@ class _Listeners:
         return self.known[namespace]
 
 
-def _vm(first: Glance, second: Glance, told: Told, claim: Claim | None, found: tuple[Monitor, ...]) -> Vm:
+def _vm(
+    first: Glance, second: Glance, told: SelfDescription, claim: VmClaim | None, found: tuple[MonitorSocket, ...]
+) -> ListedVm:
     pid = second.stat.pid
     binary = None if isinstance(told.binary, Unanswered) else told.binary
     seconds = max(second.at - first.at, APART_SECONDS)
-    return Vm(
+    return ListedVm(
         target=explicit(claim) if claim else f"pid:{pid}",
         manager=claim.manager if claim else PLAIN.manager,
         name=clean(claim.name if claim else (vm_name(told.options or ()) or f"pid{pid}")),

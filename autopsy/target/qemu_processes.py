@@ -64,7 +64,7 @@ def _comm_like_qemu(pid: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class SelfDescription:
     """What one process tells of itself; each part is Unanswered where the kernel let us hang or refused.
 
     `options` are the arguments taken apart as its program does that, None where they are not known.
@@ -76,12 +76,12 @@ class Told:
     named: bool
 
 
-def is_qemu(told: Told) -> bool:
+def is_qemu(told: SelfDescription) -> bool:
     """Return whether a process runs a system emulator or a storage daemon; by its name where its binary is not read."""
     return told.named if isinstance(told.binary, Unanswered) else bool(told.binary.qemu_version)
 
 
-def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -> dict[int, Told]:
+def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -> dict[int, SelfDescription]:
     """Ask every process for its binary and its command line, none of them longer than `each` seconds.
 
     The command line takes the lock of the process's memory map, and the binary may lie on a file system that hangs:
@@ -105,11 +105,11 @@ def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -
     return found
 
 
-def _told(binary: Binary | Unanswered, arguments: tuple[str, ...] | Unanswered, *, named: bool) -> Told:
+def _told(binary: Binary | Unanswered, arguments: tuple[str, ...] | Unanswered, *, named: bool) -> SelfDescription:
     if isinstance(arguments, Unanswered):
-        return Told(binary, arguments, None, named)
+        return SelfDescription(binary, arguments, None, named)
     daemon = not isinstance(binary, Unanswered) and binary.program == STORAGE_DAEMON
-    return Told(binary, arguments, daemon_options(arguments) if daemon else options(arguments), named)
+    return SelfDescription(binary, arguments, daemon_options(arguments) if daemon else options(arguments), named)
 
 
 def _binary(pid: int, known: Known) -> bytes:

@@ -11,14 +11,14 @@ from functools import partial
 from autopsy.errors import NoSuchVm, NotQemu, UsageError
 from autopsy.files.plain import NotPlain
 from autopsy.linux.batch import Unanswered, ask
-from autopsy.linux.trouble import Trouble
+from autopsy.linux.trouble import FailureKind
 from autopsy.linux.unix_sockets import listeners_seen_by, owners_of
 from autopsy.target import identity, monitors, qemu_processes
 from autopsy.target.command_line import last, vm_name
 from autopsy.target.platforms.catalogue import PLATFORMS, explicit, platform_of
 from autopsy.target.platforms.owned import is_trusted, runs_as, started_by
-from autopsy.target.platforms.platform import Claim, Roots
-from autopsy.target.qemu_processes import Told
+from autopsy.target.platforms.platform import Roots, VmClaim
+from autopsy.target.qemu_processes import SelfDescription
 from autopsy.target.tell_apart import near
 from autopsy.text import printable
 
@@ -37,7 +37,7 @@ class Candidate:
 
     pid: int
     explicit: str
-    claim: Claim | None = None
+    claim: VmClaim | None = None
     hangs: bool = False
 
 
@@ -101,12 +101,12 @@ def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
     return _distinct(_with_claim(each, told[each], claims) for each in sorted(found))
 
 
-def all_claims(pids: Sequence[int], roots: Roots) -> tuple[Claim, ...]:
+def all_claims(pids: Sequence[int], roots: Roots) -> tuple[VmClaim, ...]:
     """Return what this host's managers claim, and what those in the containers of the given processes do."""
     return tuple(claim for platform in PLATFORMS for claim in platform.claims(pids, roots))
 
 
-def _goes_by(word: str, told: Told) -> bool:
+def _goes_by(word: str, told: SelfDescription) -> bool:
     """Return whether a command line gives the VM that name or uuid."""
     if told.options is None:
         return False
@@ -123,7 +123,7 @@ def _claimed(pid: int, roots: Roots) -> Candidate:
     return _with_claim(pid, qemu_processes.tell([pid])[pid], claims) if claims else Candidate(pid, f"pid:{pid}")
 
 
-def _with_claim(pid: int, told: Told, claims: Iterable[Claim]) -> Candidate:
+def _with_claim(pid: int, told: SelfDescription, claims: Iterable[VmClaim]) -> Candidate:
     true = next((claim for claim in claims if claim.pid == pid and is_true(claim, told)), None)
     hangs = isinstance(told.arguments, Unanswered) and told.arguments.hung
     return Candidate(pid, explicit(true) if true else f"pid:{pid}", true, hangs)
@@ -139,7 +139,7 @@ def _distinct(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     )
 
 
-def _nothing(word: str, claims: list[Claim], alike: str = "") -> NoSuchVm:
+def _nothing(word: str, claims: list[VmClaim], alike: str = "") -> NoSuchVm:
     if not claims:
         remedy = f"did you mean {alike}? {LIST}" if alike else LIST
         return NoSuchVm(word, "no running virtual machine answers to it", remedy=remedy)
@@ -147,7 +147,7 @@ def _nothing(word: str, claims: list[Claim], alike: str = "") -> NoSuchVm:
     return NoSuchVm(word, f"it does not run: {dead}, which is not (or no longer) that VM", remedy=LIST)
 
 
-def is_true(claim: Claim, told: Told) -> bool:
+def is_true(claim: VmClaim, told: SelfDescription) -> bool:
     """Return whether a manager's claim holds: the process is a QEMU, and was started as that VM.
 
     Where the command line could not be read, a listening socket in the place of the VM's own monitor tells as much.
@@ -161,7 +161,7 @@ def is_true(claim: Claim, told: Told) -> bool:
     return platform.is_alive(claim, told.arguments)
 
 
-def has_a_say(claim: Claim) -> bool:
+def has_a_say(claim: VmClaim) -> bool:
     """Return whether whoever wrote the claim may speak for that process: root and we for each, others for their own."""
     return claim.inside is not None or is_trusted(claim.owner) or runs_as(claim.pid, claim.owner)
 
@@ -186,7 +186,7 @@ def listening_at(path: str, word: str) -> tuple[int, ...]:
     found = tuple(pid for pid, answer in zip(pids, answers, strict=True) if answer == b"yes")
     if found:
         return found
-    if isinstance(ours, Unanswered) and ours.trouble is Trouble.NOT_PLAIN:
+    if isinstance(ours, Unanswered) and ours.trouble is FailureKind.NOT_PLAIN:
         raise NoSuchVm(word, "that is no socket", remedy=LIST)
     if file is None:
         raise NoSuchVm(word, f"there is no such socket, and no QEMU listens on one of that name ({place})", remedy=LIST)

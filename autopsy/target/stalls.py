@@ -13,7 +13,7 @@ from autopsy.target import coroutine_count
 from autopsy.target.identity import STORAGE_DAEMON
 from autopsy.target.platforms.owned import started_by
 from autopsy.target.platforms.platform import ROOTS, Roots
-from autopsy.target.ps import EACH, OVERALL, Vm, census
+from autopsy.target.ps import EACH, OVERALL, ListedVm, census
 from autopsy.target.vital_signs import Glance, glance
 
 APART_SECONDS = 1.0
@@ -37,7 +37,7 @@ class Sign(Enum):
 class Stall:
     """A VM that looks stuck, and by what; `count` is of the threads or the requests, 0 where nothing is counted."""
 
-    vm: Vm
+    vm: ListedVm
     sign: Sign
     count: int = 0
 
@@ -76,7 +76,7 @@ def stalled(roots: Roots = ROOTS) -> tuple[Stall, ...]:
     return tuple(sorted(found, key=lambda each: (order.index(each.sign), -each.count, each.vm.pid)))
 
 
-def _look_at(vms: dict[int, Vm]) -> dict[int, _Look]:
+def _look_at(vms: dict[int, ListedVm]) -> dict[int, _Look]:
     questions = [partial(coroutine_count.stacks, pid) for pid in vms]
     answers = ask(questions, each=EACH, overall=OVERALL, owners=[started_by(pid) for pid in vms])
     return {
@@ -90,7 +90,7 @@ def _look_at(vms: dict[int, Vm]) -> dict[int, _Look]:
     }
 
 
-def _requests(vm: Vm, answer: Answer) -> frozenset[bytes]:
+def _requests(vm: ListedVm, answer: Answer) -> frozenset[bytes]:
     """Return a line for each request; a storage daemon's idle clients cannot be told from them."""
     if isinstance(answer, Unanswered) or vm.program == STORAGE_DAEMON:
         return frozenset()
@@ -106,7 +106,7 @@ def _has_run(pid: int, tid: int) -> bytes:
     return b"".join(line for line in status.splitlines() if b"ctxt_switches" in line)
 
 
-def _stall(vm: Vm, first: _Look, second: _Look) -> Stall | None:
+def _stall(vm: ListedVm, first: _Look, second: _Look) -> Stall | None:
     early, late = first.process, second.process
     asleep = len(first.asleep & second.asleep)
     if asleep and (late.killed or late.dying):

@@ -37,7 +37,7 @@ class Target:
         return self.record.pid
 
 
-def find(word: str, roots: Roots = ROOTS) -> Target:
+def find_target(word: str, roots: Roots = ROOTS) -> Target:
     """Take hold of the VM that the operator means by a VMID, a libvirt name, id or uuid, a PID, or an explicit form.
 
     The explicit forms are `pve:102`, `libvirt:web1`, `pid:4242` and `qmp:/path.sock`.

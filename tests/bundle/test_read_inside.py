@@ -14,7 +14,7 @@ from autopsy.bundle.verify import verify
 from autopsy.commands import examine, redact, unpacked
 from autopsy.commands.verify import verify_boxed
 from autopsy.errors import DamagedBundle, ExitCode
-from autopsy.linux.confine.confined import Line
+from autopsy.linux.confine.confined import AnswerPipe
 from autopsy.linux.worker_pool import work_through
 from autopsy.report import store
 from tests.bundle.test_bundle import MANIFEST, staged
@@ -73,7 +73,7 @@ def test_one_that_was_taken_over_unpacks_nothing_outside_and_nothing_twice(
     folder = tmp_path / "unpacked"
     folder.mkdir(mode=0o700)
 
-    def lies(_held: object, line: Line) -> bytes:
+    def lies(_held: object, line: AnswerPipe) -> bytes:
         for name in ("twice", lie):
             line.tell("file", name.encode())
             line.tell("part", b"a stranger's")

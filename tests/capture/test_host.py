@@ -16,13 +16,13 @@ from autopsy.bundle import layout
 from autopsy.capture.host import cgroups, kernel_log, storage_clients, vm_files
 from autopsy.capture.host import step as host
 from autopsy.capture.proc import witness
-from autopsy.capture.reading.reader import Read
+from autopsy.capture.reading.reader import SectionRead
 from autopsy.capture.step import Collected, Scene, TimedOut
 from support import lab, looking
 
 
 def look(at: Scene) -> Collected:
-    outcome = host.look(at)
+    outcome = host.collect_host(at)
     assert isinstance(outcome, Collected), outcome
     return outcome
 
@@ -38,7 +38,7 @@ def test_the_devices_below_a_disk_are_followed_down(stock: lab.Build, short: Pat
         image = lab.disk(mounted.mount / "d.raw", mebibytes=16)
         with lab.qemu(stock, "-drive", f"file={image},format=raw,id=disk0,if=none") as vm:
             with looking.scene(vm.pid, short) as at:
-                witness.look(at)
+                witness.witness_threads(at)
             with looking.scene(vm.pid, short, layout.HOST) as at:
                 look(at)
                 told = looking.found(at, layout.HOST_FILES)
@@ -81,13 +81,13 @@ def test_a_frozen_control_group_is_seen(stock: lab.Build, short: Path) -> None:
 
 
 def test_a_configuration_that_hangs_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def configuration(*_: object) -> list[Read]:
-        hung = Read("/etc/pve/qemu-server/102.conf", lambda: b"%d" % (time.sleep(600) or 0), "pmxcfs", 0.3)
-        return [hung, Read("/etc/pve/storage.cfg", lambda: pytest.fail("tried"), "pmxcfs")]
+    def configuration(*_: object) -> list[SectionRead]:
+        hung = SectionRead("/etc/pve/qemu-server/102.conf", lambda: b"%d" % (time.sleep(600) or 0), "pmxcfs", 0.3)
+        return [hung, SectionRead("/etc/pve/storage.cfg", lambda: pytest.fail("tried"), "pmxcfs")]
 
     monkeypatch.setattr(vm_files, "configuration", configuration)
     with looking.scene(os.getpid(), tmp_path, layout.HOST) as at:
-        outcome = host.look(at)
+        outcome = host.collect_host(at)
         assert isinstance(outcome, TimedOut)
         assert "102.conf did not answer in 0.3 s" in outcome.why
         assert looking.found(at, layout.VM_CONFIG)["/etc/pve/storage.cfg"].error.startswith("not tried")
@@ -100,9 +100,9 @@ def test_a_file_system_whose_daemon_hangs_costs_only_its_room(short: Path) -> No
         code = f"image = open({str(export.file)!r}, 'rb'); import time; print('ready', flush=True); time.sleep(600)"
         with looking.python(code) as pid:
             with looking.scene(pid, short) as at:
-                witness.look(at)
+                witness.witness_threads(at)
             with lab.stopped(export.process), looking.scene(pid, short, layout.HOST) as at:
-                outcome = host.look(at)
+                outcome = host.collect_host(at)
                 told = looking.found(at, layout.HOST_FILES)
     assert isinstance(outcome, TimedOut)
     assert outcome.why.startswith(f"statvfs {export.file} did not answer")
@@ -120,7 +120,7 @@ def test_a_managers_configuration_is_stored_without_its_secrets(
     monkeypatch.setattr(
         vm_files,
         "configuration",
-        lambda *_: [Read("web1.xml", lambda: vm_files._configuration(str(tmp_path / "web1.xml")))],
+        lambda *_: [SectionRead("web1.xml", lambda: vm_files._configuration(str(tmp_path / "web1.xml")))],
     )
     with looking.scene(os.getpid(), tmp_path, layout.HOST) as at:
         look(managed(at, "libvirt", "web1"))

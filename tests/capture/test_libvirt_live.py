@@ -66,7 +66,7 @@ def test_a_domain_is_found_by_name_id_and_uuid_beside_its_daemon_and_from_outsid
     expected = f"{libvirtd.pid('web1')} web1 libvirt qemu:///system {web1}"
     assert done.stdout.splitlines() == [expected] * len(words)
     for word in words:
-        found = target.find(word)  # we do not see /run/libvirt as libvirtd does
+        found = target.find_target(word)  # we do not see /run/libvirt as libvirtd does
         os.close(found.pidfd)
         assert (found.pid, found.record.name, found.record.manager) == (libvirtd.pid("web1"), "web1", "libvirt")
         assert found.record.domain is not None

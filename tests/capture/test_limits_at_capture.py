@@ -17,7 +17,7 @@ from autopsy.capture.proc import aio, images, layers, sockets
 from autopsy.capture.qmp import commands, unstable
 from autopsy.capture.qmp import step as qmp
 from autopsy.capture.reading.procfs import held
-from autopsy.capture.reading.reader import Cut, Trouble, Unreadable
+from autopsy.capture.reading.reader import ReadFailures, Truncated, Unreadable
 from autopsy.capture.step import Scene
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import PAGE, Core
@@ -26,7 +26,7 @@ from autopsy.examine.coroutines import find
 from autopsy.examine.threads import aio_rings
 from autopsy.examine.view import View
 from autopsy.linux import layers as linux_layers
-from support import exposure, looking
+from support import looking, snapshot
 
 MOUNTINFO = b"30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 
@@ -53,7 +53,7 @@ def test_more_block_devices_than_are_looked_at_are_told(monkeypatch: pytest.Monk
     monkeypatch.setattr(block_devices, "MOST_DEVICES", 0)
     monkeypatch.setattr(block_devices, "_direct", lambda *_: iter([("7:0", "fd 3"), ("7:1", "fd 4")]))
     told = block_devices._walk(None, {})  # type: ignore[arg-type]  # nothing is read of the process
-    assert told == Cut(b"[]", "2 more were not looked at")
+    assert told == Truncated(b"[]", "2 more were not looked at")
 
 
 def test_more_images_than_are_looked_for_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_more_images_than_are_looked_for_are_told(tmp_path: Path, monkeypatch: p
         witness = tmp_path / "evidence" / layout.WITNESS
         witness.mkdir()
         (witness / layout.CMDLINE).write_bytes(b"\0".join(b"file=/a%d" % number for number in range(5)))
-        images.collect(scene, process, {}, Trouble())
+        images.collect_images(scene, process, {}, ReadFailures())
         assert looking.found(scene, layout.IMAGES)[f"image{REST}"].error == "3 more were not looked for"
 
 
@@ -70,7 +70,7 @@ def test_more_aio_rings_than_are_read_are_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(aio, "MOST_RINGS", 1)
     maps = b"".join(b"%x000-%x000 rw-s 00000000 00:0d 1 /[aio] (deleted)\n" % (at, at + 1) for at in (0x10, 0x20, 0x30))
     with looking.scene(os.getpid(), tmp_path, layout.PROC_AIO) as scene, held(scene.target) as process:
-        aio.collect(scene, process, {}, maps, Trouble())
+        aio.collect_aio(scene, process, {}, maps, ReadFailures())
         assert [each.why for each in left_out(scene)] == ["2 were not read"]
 
 
@@ -86,16 +86,16 @@ def test_more_peers_than_are_looked_at_are_told(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sockets, "MOST_PEERS", 0)
     monkeypatch.setattr(sockets, "_ends", lambda *_: b'[{"fd":1,"inode":2,"family":"unix","peer_pids":[1,2,3]}]')
     with looking.scene(os.getpid(), tmp_path, layout.PROC_FDS) as scene, held(scene.target) as process:
-        sockets.collect(scene, process, {"fd/1": Section("fd/1", b"socket:[2]")}, Trouble())
+        sockets.collect_sockets(scene, process, {"fd/1": Section("fd/1", b"socket:[2]")}, ReadFailures())
         assert looking.found(scene, layout.SOCKETS)[f"peer{REST}"].error == "3 more were not looked at"
 
 
 def test_more_layers_than_are_looked_at_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "MOST_LAYERS", 0)
-    assert isinstance(layers._walk(("7:0",)), Cut)
+    assert isinstance(layers._walk(("7:0",)), Truncated)
     monkeypatch.undo()
     monkeypatch.setattr(linux_layers, "MOST_DEVICES", 0)
-    assert isinstance(layers._walk(("7:0",)), Cut)
+    assert isinstance(layers._walk(("7:0",)), Truncated)
 
 
 def test_more_throttle_groups_than_are_asked_for_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_queues_are_numbered_as_the_device_has_them_however_few_are_asked_for() 
 
 
 def opened(tmp_path: Path, *memory: tuple[int, bytes]) -> View:
-    core = Core.of(exposure.core_of(b"", *memory))
+    core = Core.of(snapshot.core_of(b"", *memory))
     frozen = Frozen(core=tmp_path, read=lambda _path: b"{}", write=lambda _file, _data: None, scratch=tmp_path)
     return View(frozen=frozen, core=core, second=None, symbols=Symbols(core, frozen), threads=(), ends_at=0.0)
 
@@ -125,9 +125,9 @@ def test_more_rings_in_a_core_than_are_read_are_told(tmp_path: Path, monkeypatch
     ring = aio_rings.RING.pack(7, 128, 3, 5, aio_rings.MAGIC, 1, 0, 32).ljust(PAGE, b"\0")
     view = opened(tmp_path, (0x100000, ring), (0x200000, ring))
     monkeypatch.setattr(aio_rings, "MOST_RINGS", 1)
-    assert len(list(aio_rings.find(view.core, b""))) == 2
+    assert len(list(aio_rings.find_aio_rings(view.core, b""))) == 2
     monkeypatch.setattr(aio_rings, "freeze_record", lambda _read: type("Record", (), {"frozen_at_ns": 1}))
-    assert len(aio_rings.examine(view).aio) == 1
+    assert len(aio_rings.examine_aio_rings(view).aio) == 1
     assert [each.what for each in view.left_out] == ["there are more AIO rings than are told"]
 
 
@@ -138,7 +138,7 @@ def test_a_search_for_coroutines_that_ended_early_is_told(
     view = opened(tmp_path, (0x100000, find.WORD.pack(find.STACK_SIZE) * 512))
     monkeypatch.setattr(find, bound, 1)
     told: list[LeftOut] = []
-    find.find(view.core, view.symbols, told)
+    find.find_coroutines(view.core, view.symbols, told)
     assert [each.requests for each in told] == [True]
 
 

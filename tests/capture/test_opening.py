@@ -20,8 +20,8 @@ from autopsy.capture import aftermath
 from autopsy.capture.gdb import step as gdb
 from autopsy.capture.host import vm_files
 from autopsy.capture.proc import images
-from autopsy.capture.reading.procfs import Process
-from autopsy.capture.reading.reader import Cut, Read, Trouble, Unreadable, take
+from autopsy.capture.reading.procfs import ProcDirectory
+from autopsy.capture.reading.reader import ReadFailures, SectionRead, Truncated, Unreadable, take
 from autopsy.capture.step import Deadline
 from autopsy.files.plain import NotPlain
 from autopsy.linux.files import open_below, read_below, read_plain
@@ -31,7 +31,7 @@ SECRET = b"root's own\n"
 
 
 @contextmanager
-def stranger_with(stderr: int) -> Iterator[Process]:
+def stranger_with(stderr: int) -> Iterator[ProcDirectory]:
     """Run another user's process that has such a descriptor as its stderr."""
     ready, told = os.pipe()
     pid = os.fork()
@@ -46,14 +46,14 @@ def stranger_with(stderr: int) -> Iterator[Process]:
     os.close(told)
     folder = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield Process(pid, folder)
+        yield ProcDirectory(pid, folder)
     finally:
         os.close(folder)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
-def words(process: Process) -> bytes:
+def words(process: ProcDirectory) -> bytes:
     """Return what the reads of its own log give."""
     found = b""
     for read in vm_files.log(process, "x", "process"):
@@ -61,7 +61,7 @@ def words(process: Process) -> bytes:
             data = read.take()
         except (OSError, Unreadable):
             continue
-        found += data.data if isinstance(data, Cut) else data
+        found += data.data if isinstance(data, Truncated) else data
     return found
 
 
@@ -125,7 +125,9 @@ def test_an_image_s_name_tells_no_more_than_its_user_could_find_out(tmp_path: Pa
             path.chmod(0o600)
         status = process.small("status")
         names = (str(hidden), str(there), str(place / "gone"))
-        found = take([Read(name, partial(images._identity, name, status)) for name in names], Deadline(10), Trouble())
+        found = take(
+            [SectionRead(name, partial(images._identity, name, status)) for name in names], Deadline(10), ReadFailures()
+        )
         assert [found[name].error for name in names] == ["EACCES", "", "ENOENT"]
         assert found[str(there)].data.split()[1] == str(there.stat().st_ino).encode()
 

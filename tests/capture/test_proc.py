@@ -163,7 +163,7 @@ def test_a_linux_aio_ring_is_found_and_read(stock: lab.Build, short: Path) -> No
         vm.qemu_io("disk0", "aio_write 0 4k")
         vm.qemu_io("disk0", "aio_flush")
         with looking.scene(vm.pid, short) as at:
-            collected(witness.look(at))
+            collected(witness.witness_threads(at))
         with looking.scene(vm.pid, short, layout.PROC_AIO) as at:
             collected(proc.aio(at))
             rings = looking.decoded(at, layout.RINGS, Rings)
@@ -203,7 +203,7 @@ def test_the_second_exposure_takes_all_that_moves(stock: lab.Build, short: Path)
     drive = f"file={image},format=raw,id=disk0,if=none,aio=native,cache=none"
     with lab.qemu(stock, "-drive", drive, "-device", "virtio-blk-pci,drive=disk0") as vm:
         with looking.scene(vm.pid, short) as at:
-            collected(witness.look(at))
+            collected(witness.witness_threads(at))
         with looking.scene(vm.pid, short, layout.SECOND_EXPOSURE) as at:
             collected(proc.tasks_again(at))
             assert looking.found(at, layout.TASKS)[f"task/{vm.pid}/stat"].data

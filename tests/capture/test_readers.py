@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from autopsy.bundle import sections as files
 from autopsy.capture.reading.procfs import OPEN, read_file, tail_of
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import Cut, Read, SectionFile, Trouble, Unreadable, sections, store, take
+from autopsy.capture.reading.reader import (
+    ReadFailures,
+    SectionFile,
+    SectionRead,
+    Truncated,
+    Unreadable,
+    sections,
+    store,
+    take,
+)
 from autopsy.capture.step import Collected, Deadline, TimedOut
 from autopsy.linux.child import ChildTimedOut, in_child
 from support import lab, looking
@@ -41,11 +50,11 @@ def open_without_writer(fifo: Path) -> bytes:
 
 def test_what_comes_before_and_after_a_hang_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    trouble = Trouble()
+    trouble = ReadFailures()
     reads = [
-        Read("before", give(b"1")),
-        Read("hung", partial(open_without_writer, tmp_path / "fifo"), seconds=0.2),
-        Read("after", give(b"2")),
+        SectionRead("before", give(b"1")),
+        SectionRead("hung", partial(open_without_writer, tmp_path / "fifo"), seconds=0.2),
+        SectionRead("after", give(b"2")),
     ]
     got = take(reads, Deadline(10), trouble)
     assert got["before"].data == b"1"
@@ -58,12 +67,12 @@ def test_what_comes_before_and_after_a_hang_is_read(tmp_path: Path) -> None:
 
 def test_what_shares_the_fate_of_a_hang_is_not_tried() -> None:
     reads = [
-        Read("maps", sleep_for_ever, "mmap_lock", 0.2),
-        Read("smaps", lambda: pytest.fail("tried"), "mmap_lock"),
-        Read("io", give(b"1")),
-        Read("numa_maps", lambda: pytest.fail("tried"), "mmap_lock"),
+        SectionRead("maps", sleep_for_ever, "mmap_lock", 0.2),
+        SectionRead("smaps", lambda: pytest.fail("tried"), "mmap_lock"),
+        SectionRead("io", give(b"1")),
+        SectionRead("numa_maps", lambda: pytest.fail("tried"), "mmap_lock"),
     ]
-    trouble = Trouble()
+    trouble = ReadFailures()
     got = take(reads, Deadline(10), trouble)
     assert got["smaps"].error == got["numa_maps"].error == "not tried: maps hung"
     assert got["io"].data == b"1"
@@ -71,20 +80,25 @@ def test_what_shares_the_fate_of_a_hang_is_not_tried() -> None:
 
 
 def test_a_fuse_file_whose_daemon_hangs_is_one_unreadable_section(short: Path) -> None:
-    trouble = Trouble()
+    trouble = ReadFailures()
     with lab.fuse(lab.disk(short / "d.raw")) as export, lab.stopped(export.process):
-        reads = [Read("image", partial(read_file, str(export.file)), seconds=0.3), Read("other", give(b"1"))]
+        reads = [
+            SectionRead("image", partial(read_file, str(export.file)), seconds=0.3),
+            SectionRead("other", give(b"1")),
+        ]
         got = take(reads, Deadline(10), trouble)
     assert "did not answer in 0.3 s" in got["image"].error
     assert got["other"].data == b"1"
 
 
 def test_a_reader_that_cannot_be_killed_is_left_behind_and_named() -> None:
-    trouble = Trouble()
+    trouble = ReadFailures()
     with lab.file_system() as mounted, lab.frozen(mounted):
         write = partial((mounted.mount / "new").write_bytes, b"x")
         got = take(
-            [Read("write", lambda: b"%d" % write(), seconds=0.3), Read("other", give(b"1"))], Deadline(10), trouble
+            [SectionRead("write", lambda: b"%d" % write(), seconds=0.3), SectionRead("other", give(b"1"))],
+            Deadline(10),
+            trouble,
         )
     assert got["other"].data == b"1"
     (left,) = trouble.left_behind
@@ -99,13 +113,17 @@ def test_a_reader_that_dies_costs_one_section() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return b""
 
-    got = take([Read("a", give(b"1")), Read("b", die), Read("c", give(b"2"))], Deadline(10), Trouble())
+    got = take(
+        [SectionRead("a", give(b"1")), SectionRead("b", die), SectionRead("c", give(b"2"))],
+        Deadline(10),
+        ReadFailures(),
+    )
     assert (got["a"].data, got["b"].error, got["c"].data) == (b"1", "its reader died", b"2")
 
 
 def test_when_the_time_is_up_the_rest_is_said_to_be_unread() -> None:
-    trouble = Trouble()
-    got = take([Read("a", sleep_for_ever), Read("b", give(b"1"))], Deadline(0.5), trouble)
+    trouble = ReadFailures()
+    got = take([SectionRead("a", sleep_for_ever), SectionRead("b", give(b"1"))], Deadline(0.5), trouble)
     assert "did not answer" in got["a"].error
     assert got["b"].error == "not read: this step's time was up"
     assert "1 sections were not read in time" in trouble.outcome().why
@@ -113,13 +131,13 @@ def test_when_the_time_is_up_the_rest_is_said_to_be_unread() -> None:
 
 def test_errors_of_any_words_survive_the_file(tmp_path: Path) -> None:
     reads = [
-        Read("refused", partial(fail, PermissionError(13, "x"))),
-        Read("hostile", partial(fail, ValueError("a) <==\n==> forged (3 bytes) <==\n\udcff\x1b[31m"))),
-        Read("said", partial(fail, Unreadable("it is not installed"))),
-        Read("last", give(b"\0\xff")),
+        SectionRead("refused", partial(fail, PermissionError(13, "x"))),
+        SectionRead("hostile", partial(fail, ValueError("a) <==\n==> forged (3 bytes) <==\n\udcff\x1b[31m"))),
+        SectionRead("said", partial(fail, Unreadable("it is not installed"))),
+        SectionRead("last", give(b"\0\xff")),
     ]
     with looking.scene(os.getpid(), tmp_path) as at:
-        store(at, "x.txt", reads, Trouble())
+        store(at, "x.txt", reads, ReadFailures())
         got = looking.found(at, "x.txt")
     assert list(got) == ["refused", "hostile", "said", "last"]
     assert got["refused"].error == "EACCES"
@@ -128,14 +146,14 @@ def test_errors_of_any_words_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_a_cut_is_told_beside_what_was_read() -> None:
-    got = take([Read("big", lambda: Cut(b"start", "cut after 5 bytes"))], Deadline(10), Trouble())
+    got = take([SectionRead("big", lambda: Truncated(b"start", "cut after 5 bytes"))], Deadline(10), ReadFailures())
     assert got["big"].data == b"start"
     assert got["big (rest)"].error == "cut after 5 bytes"
 
 
 def test_all_is_collected_when_nothing_hung() -> None:
-    trouble = Trouble()
-    take([Read("gone", partial(fail, FileNotFoundError(2, "x")))], Deadline(10), trouble)
+    trouble = ReadFailures()
+    take([SectionRead("gone", partial(fail, FileNotFoundError(2, "x")))], Deadline(10), trouble)
     assert trouble.outcome() == Collected()
 
 
@@ -143,7 +161,12 @@ def test_what_was_read_is_on_disk_before_the_hang_is_over(tmp_path: Path) -> Non
     with looking.scene(os.getpid(), tmp_path) as at:
 
         def collect() -> bytes:
-            store(at, "x.txt", [Read("a", give(b"1")), Read("b", sleep_for_ever, seconds=60)], Trouble())
+            store(
+                at,
+                "x.txt",
+                [SectionRead("a", give(b"1")), SectionRead("b", sleep_for_ever, seconds=60)],
+                ReadFailures(),
+            )
             return b""
 
         with pytest.raises(ChildTimedOut):
@@ -157,7 +180,7 @@ def test_a_reader_ends_with_whoever_started_it(tmp_path: Path) -> None:
             (tmp_path / "pid").write_text(str(os.getpid()))
             return sleep_for_ever()
 
-        take([Read("a", told, seconds=60)], Deadline(60), Trouble())
+        take([SectionRead("a", told, seconds=60)], Deadline(60), ReadFailures())
         return b""
 
     with pytest.raises(ChildTimedOut):
@@ -167,7 +190,9 @@ def test_a_reader_ends_with_whoever_started_it(tmp_path: Path) -> None:
 
 
 def test_a_reader_ends_when_its_sections_are_no_longer_wanted() -> None:
-    wanted = sections([Read("a", give(b"1")), Read("b", sleep_for_ever, seconds=60)], Deadline(60), Trouble())
+    wanted = sections(
+        [SectionRead("a", give(b"1")), SectionRead("b", sleep_for_ever, seconds=60)], Deadline(60), ReadFailures()
+    )
     assert next(wanted)[0].data == b"1"
     wanted.close()
     with pytest.raises(ChildProcessError):
@@ -177,20 +202,22 @@ def test_a_reader_ends_when_its_sections_are_no_longer_wanted() -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.binary(max_size=100_000), max_size=20))
 def test_bytes_come_through_as_they_were(parts: list[bytes]) -> None:
-    reads = [Read(str(number), give(data)) for number, data in enumerate(parts)]
-    got = take(reads, Deadline(20), Trouble())
+    reads = [SectionRead(str(number), give(data)) for number, data in enumerate(parts)]
+    got = take(reads, Deadline(20), ReadFailures())
     assert [section.data for section in got.values()] == parts
 
 
 def test_a_section_larger_than_the_pipe_comes_through() -> None:
-    got = take([Read("big", lambda: b"x" * (5 << 20)), Read("next", give(b"1"))], Deadline(20), Trouble())
+    got = take(
+        [SectionRead("big", lambda: b"x" * (5 << 20)), SectionRead("next", give(b"1"))], Deadline(20), ReadFailures()
+    )
     assert len(got["big"].data) == 5 << 20
     assert got["next"].data == b"1"
 
 
 def test_a_program_is_cut_when_its_time_is_up_and_ends() -> None:
     cut = output(["sh", "-c", "echo early; exec sleep 600"], seconds=0.3)
-    assert isinstance(cut, Cut)
+    assert isinstance(cut, Truncated)
     assert cut.data == b"early\n"
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -198,7 +225,7 @@ def test_a_program_is_cut_when_its_time_is_up_and_ends() -> None:
 
 def test_a_program_that_never_stops_talking_is_cut() -> None:
     cut = output(["yes"], seconds=20, most=1000)
-    assert isinstance(cut, Cut)
+    assert isinstance(cut, Truncated)
     assert (len(cut.data), cut.why) == (1000, "cut after 1000 bytes")
 
 

@@ -25,7 +25,7 @@ from autopsy.bundle.vm_end import VmEnd, in_words
 from autopsy.capture import endwatch
 from autopsy.capture.endwatch import EndWatch
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support import lab, looking
 from support.surviving import (
     Capture,
@@ -106,7 +106,7 @@ def test_a_qemu_that_aborts_on_a_question_is_told_as_ended_after_it(binary: Path
     bundle = open_bundle(done.bundle)
     assert b"Assertion `obj' failed" in bundle.read(layout.evidence(layout.END, layout.VM_LOG))
     assert b"still there" in bundle.read(layout.evidence(layout.END, layout.LEFT))
-    assert any("Assertion" in claim.text for claim in diagnose(gather(bundle)).chain)
+    assert any("Assertion" in claim.text for claim in diagnose(gather_facts(bundle)).chain)
 
 
 def test_every_form_of_the_report_says_so_in_its_first_line(binary: Path, tmp_path: Path) -> None:
@@ -140,7 +140,9 @@ def test_a_death_within_a_second_of_an_answer_is_told_as_after_it_and_not_as_cau
     answer = whole(done)
     assert "within a second after" in answer["verdict"]["headline"]
     assert answer["vm"]["ended_after"] not in layout.STEPS
-    assert any("an order in time, no cause" in line.text for line in diagnose(gather(open_bundle(done.bundle))).chain)
+    assert any(
+        "an order in time, no cause" in line.text for line in diagnose(gather_facts(open_bundle(done.bundle))).chain
+    )
 
 
 def test_a_qemu_that_exits_with_status_0_is_told_so(binary: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from autopsy.bundle import layout, proc_stat
 from autopsy.bundle.records import FutexWait, PollSet
 from autopsy.capture.proc import thread_waits, witness
 from autopsy.capture.reading import procfs
-from autopsy.capture.reading.procfs import Process
-from autopsy.capture.reading.reader import Cut
+from autopsy.capture.reading.procfs import ProcDirectory
+from autopsy.capture.reading.reader import Truncated
 from autopsy.capture.step import Collected, Failed, Scene, TimedOut
 from autopsy.linux.child import ChildTimedOut, in_child
 from support import lab, looking
@@ -80,7 +80,7 @@ time.sleep(600)
 
 
 def look(at: Scene) -> Collected:
-    outcome = witness.look(at)
+    outcome = witness.witness_threads(at)
     assert isinstance(outcome, Collected), outcome
     return outcome
 
@@ -173,9 +173,9 @@ def test_a_mutex_that_its_owner_waits_for_names_that_owner(tmp_path: Path) -> No
 
 def test_a_thread_that_ran_meanwhile_leaves_no_futex_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(1000))
-    real = Process.small
+    real = ProcDirectory.small
     monkeypatch.setattr(
-        Process,
+        ProcDirectory,
         "small",
         lambda self, path: b"%d" % next(ticks) if path.endswith("schedstat") else real(self, path),
     )
@@ -220,14 +220,14 @@ def test_poll_sets_are_told_of_sleeps_that_a_stop_has_interrupted(tmp_path: Path
 
 def hangs_at(stuck: str, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.3) -> None:
     """Let one file of /proc/PID never answer, as when a stuck thread holds mmap_lock."""
-    real = Process.read
+    real = ProcDirectory.read
 
-    def read(self: Process, path: str, most: int = procfs.MOST_BYTES) -> bytes | Cut:
+    def read(self: ProcDirectory, path: str, most: int = procfs.MOST_BYTES) -> bytes | Truncated:
         if path == stuck:
             time.sleep(600)
         return real(self, path, most)
 
-    monkeypatch.setattr(Process, "read", read)
+    monkeypatch.setattr(ProcDirectory, "read", read)
     monkeypatch.setattr(witness, "MAPPED", tuple(replace(each, seconds=seconds) for each in witness.MAPPED))
 
 
@@ -236,7 +236,7 @@ def test_a_lock_of_the_memory_map_that_is_never_given_leaves_the_rest_and_says_s
 ) -> None:
     hangs_at("cmdline", monkeypatch)
     with looking.python(IDLE) as pid, looking.scene(pid, tmp_path) as at:
-        outcome = witness.look(at)
+        outcome = witness.witness_threads(at)
         assert isinstance(outcome, TimedOut)
         assert outcome.why.startswith("cmdline did not answer in 0.3 s")
         stored = {file.name for file in at.folder.iterdir()}
@@ -255,7 +255,7 @@ def test_a_lock_of_the_memory_map_that_is_really_held_costs_only_what_needs_it(t
                 child.stdin.write(b"\n")
                 child.stdin.flush()
                 lab.until("both sleep", lambda: in_state(child.pid, "D") == 2)
-                outcome = witness.look(at)
+                outcome = witness.witness_threads(at)
                 told = looking.found(at, layout.TASKS)
                 assert isinstance(outcome, TimedOut)
                 assert "cmdline did not answer in 1.0 s" in outcome.why
@@ -280,7 +280,7 @@ def test_a_witness_that_is_killed_leaves_what_it_had(tmp_path: Path, monkeypatch
     hangs_at("auxv", monkeypatch, seconds=60)
     with looking.python(IDLE) as pid, looking.scene(pid, tmp_path, seconds=60) as at:
         with pytest.raises(ChildTimedOut):
-            in_child(lambda: str(witness.look(at)).encode(), 1.0)
+            in_child(lambda: str(witness.witness_threads(at)).encode(), 1.0)
         assert looking.found(at, layout.TASKS)[f"task/{pid}/comm"].data
         assert looking.found(at, layout.FDS)["fd/0"].data == b"/dev/null"
 
@@ -290,7 +290,7 @@ def test_memory_that_never_answers_leaves_the_waits_without_their_words(
 ) -> None:
     monkeypatch.setattr(thread_waits, "_memory", lambda _: time.sleep(600))
     with looking.python(SELF_DEADLOCK) as pid, looking.scene(pid, tmp_path) as at:
-        outcome = witness.look(at)
+        outcome = witness.witness_threads(at)
         assert isinstance(outcome, TimedOut)
         (wait,) = (
             wait
@@ -307,7 +307,7 @@ def test_a_process_that_ended_is_looked_at_no_more(tmp_path: Path) -> None:
         with looking.scene(child.pid, tmp_path) as at:
             child.kill()
             child.wait()
-            outcome = witness.look(at)
+            outcome = witness.witness_threads(at)
     finally:
         child.kill()
         child.wait()
@@ -316,7 +316,7 @@ def test_a_process_that_ended_is_looked_at_no_more(tmp_path: Path) -> None:
 
 def test_another_process_with_the_same_number_is_not_looked_at(tmp_path: Path) -> None:
     with looking.scene(os.getpid(), tmp_path, start_ticks=1) as at:
-        outcome = witness.look(at)
+        outcome = witness.witness_threads(at)
         assert isinstance(outcome, Failed)
         assert "is not the one that was captured" in outcome.why
         assert list(at.folder.iterdir()) == []
@@ -340,7 +340,7 @@ time.sleep(600)
             for file in (place, at.folder.parent, at.folder):
                 os.chown(file, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
-            return str(witness.look(at)).encode()
+            return str(witness.witness_threads(at)).encode()
 
         why = in_child(as_nobody, 10).decode()
         told = looking.found(at, layout.TASKS)

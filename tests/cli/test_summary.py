@@ -13,7 +13,7 @@ import pytest
 from autopsy.cli import summary
 from autopsy.diagnose.verdict import diagnose
 from autopsy.drill.scenarios import wedged
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import cases
 from support.built import evidence as e
 
@@ -21,7 +21,7 @@ SECONDS = 90
 
 
 def lines(case: e.Case, *, alive: bool = True) -> list[str]:
-    return list(summary.verdict(diagnose(gather(case.bundle())), alive=alive))
+    return list(summary.verdict(diagnose(gather_facts(case.bundle())), alive=alive))
 
 
 def test_a_stopped_vm_is_stuck_and_its_cure_is_the_next_line_that_is_bold() -> None:
@@ -99,7 +99,7 @@ def test_quiet_says_nothing_but_the_result(tmp_path: Path) -> None:
 def without_monitor(case: e.Case) -> str:
     bundle = case.bundle()
     left = {name: data for name, data in bundle.files.items() if "qmp" not in name}
-    return next(summary.verdict(diagnose(gather(e.Fake(bundle.manifest, left)))))
+    return next(summary.verdict(diagnose(gather_facts(e.Fake(bundle.manifest, left)))))
 
 
 def test_a_vm_that_could_not_be_asked_is_told_what_was_seen_all_the_same() -> None:

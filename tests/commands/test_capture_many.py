@@ -21,7 +21,7 @@ from autopsy.capture.runner import Interrupted
 from autopsy.capture.step import Options
 from autopsy.cli.capture_several import _json, _summary
 from autopsy.commands import capture_many as many
-from autopsy.commands.capture import Wish
+from autopsy.commands.capture import CaptureOptions
 from autopsy.drill.scenarios import wedged
 from autopsy.errors import ExitCode, NoSuchVm, UsageError
 
@@ -77,24 +77,24 @@ def looks_stuck(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 
 def order(*names: str, stuck: bool = False, budget: float | None = None, **wish: Any) -> many.Order:
-    asked = Wish(name="", options=Options(), places=(), words=(), **wish)
+    asked = CaptureOptions(name="", options=Options(), places=(), words=(), **wish)
     return many.Order(names=names, stuck=stuck, wish=asked, budget=budget)
 
 
 def run(
     what: many.Order,
     monkeypatch: pytest.MonkeyPatch,
-    work: Callable[[Any, Wish], int] = lambda _vm, _wish: 0,
+    work: Callable[[Any, CaptureOptions], int] = lambda _vm, _wish: 0,
     watcher: Patient | None = None,
 ) -> many.Many:
     """Run the order with `work` in the place of each capture; the bundle's name tells what it was asked for."""
     who = watcher or Patient()
     monkeypatch.setattr(many, "fulfil_for", lambda vm, wish, *_: SimpleNamespace(code=work(vm, wish), vm=vm, wish=wish))
 
-    def render(ended: Any) -> many.Told:
+    def render(ended: Any) -> many.FinishedCapture:
         told = {"bundle": f"/{ended.vm.pid}", "report": "", "kill": ended.wish.then_kill}
         told["budget"] = ended.wish.options.budget
-        return many.Told(exit_code=ended.code, json=json.dumps(told), lines=(ended.vm.record.name,))
+        return many.FinishedCapture(exit_code=ended.code, json=json.dumps(told), lines=(ended.vm.record.name,))
 
     return many.capture_many(
         what,
@@ -134,7 +134,7 @@ def test_the_gravest_exit_code_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("vms")
 def test_a_capture_that_dies_is_told_and_costs_the_other_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def work(vm: Any, _: Wish) -> int:
+    def work(vm: Any, _: CaptureOptions) -> int:
         if vm.record.name == "a":
             os.kill(os.getpid(), signal.SIGKILL)
         return 0
@@ -182,7 +182,7 @@ def test_what_there_was_no_time_for_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(many, "MOST_AT_ONCE", 1)
     monkeypatch.setattr(many, "LEAST_SECONDS", 1.0)
 
-    def work(_: Any, wish: Wish) -> int:
+    def work(_: Any, wish: CaptureOptions) -> int:
         time.sleep(wish.options.budget + 0.3)
         return 0
 
@@ -197,7 +197,7 @@ def test_an_interrupt_reaches_the_captures_and_keeps_the_rest_from_beginning(
 ) -> None:
     monkeypatch.setattr(many, "MOST_AT_ONCE", 1)
 
-    def work(_: Any, __: Wish) -> int:
+    def work(_: Any, __: CaptureOptions) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             time.sleep(30)

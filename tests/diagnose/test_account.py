@@ -8,7 +8,7 @@ from autopsy.bundle import layout, records
 from autopsy.bundle.sections import Section
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import cases
 from support.built import evidence as e
 
@@ -17,7 +17,7 @@ RECEIVES = ("unix_stream_data_wait", "unix_stream_read_generic", "__sys_recvfrom
 
 
 def told(case: e.Case) -> Diagnosis:
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 def left_over(found: Diagnosis) -> list[str]:

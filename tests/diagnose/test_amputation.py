@@ -9,7 +9,7 @@ import pytest
 from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.replay import cases
 from support import amputate, stored
 
@@ -53,13 +53,13 @@ def right(case: stored.Stored, found: Diagnosis) -> bool:
 @pytest.mark.parametrize("case", stored.CASES, ids=lambda case: case.home.name)
 def test_less_evidence_never_makes_another_answer(case: stored.Stored) -> None:
     body = body_of(case)
-    whole = diagnose(gather(body))
+    whole = diagnose(gather_facts(body))
     if not right(case, whole):
         pytest.skip("its answer is not yet the right one")
-    flipped = {piece.name: flip(whole, diagnose(gather(piece.cut()))) for piece in pieces(case, body)}
+    flipped = {piece.name: flip(whole, diagnose(gather_facts(piece.cut()))) for piece in pieces(case, body)}
     assert {name: how for name, how in flipped.items() if how} == {}
 
 
 def test_a_body_without_any_evidence_is_unknown() -> None:
     body = body_of(stored.right())
-    assert diagnose(gather(body.without(*body.files))).where == "unknown"
+    assert diagnose(gather_facts(body.without(*body.files))).where == "unknown"

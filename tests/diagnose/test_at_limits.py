@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.bundle import layout
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import cases
 from support.built import evidence as e
 
@@ -19,7 +19,7 @@ MIRROR_ITSELF = (*e.QUEUE, "~bdrv_co_pdiscard_snapshot", "~block_job_get_aio_con
 
 
 def told(case: e.Case) -> Diagnosis:
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 def mirroring(frames: tuple[str, ...], *, done: int, kind: str = "mirror") -> e.Case:
@@ -55,7 +55,7 @@ def test_a_guest_s_write_that_a_mirror_sends_on_is_no_copy_of_the_mirror_s() -> 
 
 
 def test_requests_are_no_job_s_where_no_job_copies() -> None:
-    facts = gather(mirroring(OF_A_MIRROR, done=0, kind="create").bundle())
+    facts = gather_facts(mirroring(OF_A_MIRROR, done=0, kind="create").bundle())
     assert not any(each.of_job for each in facts.coroutines.value)  # type: ignore[union-attr]  # they are known here
 
 

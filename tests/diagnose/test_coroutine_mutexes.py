@@ -7,7 +7,7 @@ import msgspec
 from autopsy.bundle import records
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import evidence as e
 
 MUTEX = 0x55D0_0000_2000
@@ -20,7 +20,7 @@ def behind(case: e.Case, holder: int, waiters: tuple[int, ...], **more: object) 
     mutex = records.CoMutex(address=MUTEX, locked=1 + len(waiters), holder=holder, waiters=waiters)
     graph = records.LockGraph(mutexes=(), others=(), cycles=(), comutexes=(mutex,))
     case.locks = msgspec.structs.replace(graph, **more)
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 def waiting(number: int) -> tuple[e.Case, tuple[int, ...]]:

@@ -37,7 +37,9 @@ def line(chardev: str) -> CommandLine:
 
 @pytest.mark.parametrize("remote", ["/run/vhost/disk.sock", "disk.sock", "/other/mount/disk.sock"])
 def test_a_back_end_is_found_however_its_path_is_spelt(remote: str) -> None:
-    found = device_backends.gather(line("socket,id=c0,path=/run/vhost/disk.sock"), Known((socket(remote),), HERE))
+    found = device_backends.gather_back_ends(
+        line("socket,id=c0,path=/run/vhost/disk.sock"), Known((socket(remote),), HERE)
+    )
     assert [(each.kind, each.device, len(each.sockets)) for each in found] == [
         ("vhost-user", "vd0", 1),
         ("swtpm", "tpm0", 1),
@@ -48,11 +50,11 @@ def test_a_back_end_is_found_however_its_path_is_spelt(remote: str) -> None:
     ("remote", "state"), [("", "ESTAB"), ("/run/vhost/otherdisk.sock", "ESTAB"), ("/run/vhost/disk.sock", "LISTEN")]
 )
 def test_a_socket_that_leads_elsewhere_is_not_its(remote: str, state: str) -> None:
-    found = device_backends.gather(
+    found = device_backends.gather_back_ends(
         line("socket,id=c0,path=/run/vhost/disk.sock"), Known((socket(remote, state),), HERE)
     )
     assert [each.sockets for each in found] == [(), ()]
 
 
 def test_a_chardev_that_is_not_on_the_command_line_is_no_helper() -> None:
-    assert device_backends.gather(line("socket,id=c1,path=/x"), Known((), HERE)) == ()
+    assert device_backends.gather_back_ends(line("socket,id=c1,path=/x"), Known((), HERE)) == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import cases
 from support.built import evidence as e
 
@@ -15,7 +15,7 @@ ERROR = "Buffer I/O error on dev {}, logical block 24836, lost async page write"
 def quoted(*lines: str) -> list[str]:
     case = cases.frozen_threads()
     case.log = "\n".join(lines)
-    found = diagnose(gather(case.bundle()))
+    found = diagnose(gather_facts(case.bundle()))
     assert found.signature == "host-fs-frozen"
     return [claim.text for claim in found.chain if claim.text.startswith("The host's log says")]
 

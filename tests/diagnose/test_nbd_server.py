@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Park
 from autopsy.facts.yield_points import park_point
 from support.built import evidence as e
@@ -48,14 +48,14 @@ def exporting(functions: tuple[str, ...], driver: str) -> e.Case:
 
 
 def test_where_no_node_is_an_nbd_client_a_neighbour_s_name_is_no_request() -> None:
-    facts = gather(exporting(CUT_SHORT, "raw").bundle())
+    facts = gather_facts(exporting(CUT_SHORT, "raw").bundle())
     assert not [each for each in facts.coroutines.value if each.park is Park.NBD_REPLY]  # type: ignore[union-attr]  # known: they are given
     assert diagnose(facts).where != "peer"
 
 
 def test_where_a_node_is_an_nbd_client_a_neighbour_s_name_may_be_its_request() -> None:
-    assert diagnose(gather(exporting(CUT_SHORT, "nbd").bundle())).signature == "nbd-silent"
+    assert diagnose(gather_facts(exporting(CUT_SHORT, "nbd").bundle())).signature == "nbd-silent"
 
 
 def test_a_place_that_is_a_function_s_own_name_needs_no_node() -> None:
-    assert diagnose(gather(exporting(e.NBD, "raw").bundle())).signature == "nbd-silent"
+    assert diagnose(gather_facts(exporting(e.NBD, "raw").bundle())).signature == "nbd-silent"

@@ -6,7 +6,7 @@ from autopsy.bundle import records
 from autopsy.bundle.sections import Section
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import cases
 from support.built import evidence as e
 
@@ -22,7 +22,7 @@ def migrating(call: str, stack: str, state: str = "T (stopped)") -> Diagnosis:
         Section("peer/900/comm", b"zstd\n"),
         Section("peer/900/status", f"Name:\tzstd\nState:\t{state}\n".encode()),
     ]
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 def test_the_program_at_a_pipe_s_other_end_is_named() -> None:

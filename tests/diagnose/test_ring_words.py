@@ -21,8 +21,8 @@ from autopsy.diagnose.verdict import diagnose
 from autopsy.examine.core.reader import Core
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.heap import virtqueues, vrings
-from autopsy.facts.gather import gather
-from support import exposure, lab
+from autopsy.facts.gather import gather_facts
+from support import lab, snapshot
 from support.built import evidence as e
 from support.built import families as cases
 from support.verdicts import captured
@@ -60,7 +60,7 @@ def judged(machine: lab.Machine) -> tuple[Diagnosis, list[RingsLook]]:
             msgspec.json.decode(bundle.read(layout.evidence(step, layout.RING_WORDS)), type=RingsLook)
             for step in (layout.GDB_THREADS, layout.SECOND_EXPOSURE)
         ]
-        return diagnose(gather(bundle)), looks
+        return diagnose(gather_facts(bundle)), looks
 
 
 @pytest.mark.live
@@ -69,7 +69,7 @@ def test_a_request_that_no_kick_tells_of_is_found_and_an_idle_disk_has_none(buil
     """The guest's index is moved on by our own hand, as if its driver had put a request there and the kick got lost."""
     with idle_guest(lab.build(build.label)) as machine:
         healthy, looks = judged(machine)
-        with exposure.exposed(machine) as exposed:
+        with snapshot.exposed(machine) as exposed:
             shapes = _shapes(exposed)
         place = next(device for device in shapes.first if device.device == "vd0").rings[0].avail
         with open(f"/proc/{machine.pid}/mem", "r+b", buffering=0) as memory:
@@ -123,7 +123,7 @@ def told(*, words: tuple[tuple[int, int], tuple[int, int]] = ((43, 40), (43, 40)
     for step, (avail, used) in zip((layout.GDB_THREADS, layout.SECOND_EXPOSURE), words, strict=True):
         word = RingWords(device="vd0", index=queues[0].index, avail_idx=avail, used_idx=used)
         fake.files[layout.evidence(step, layout.RING_WORDS)] = msgspec.json.encode(RingsLook(taken_ns=1, words=(word,)))
-    return diagnose(gather(fake))
+    return diagnose(gather_facts(fake))
 
 
 def test_requests_that_qemu_was_never_told_of_are_a_lost_kick() -> None:
@@ -232,6 +232,6 @@ def test_a_word_whose_page_is_not_in_memory_is_left_out() -> None:
                 ring_words._word(memory.fileno(), pagemap.fileno(), address)
 
 
-def _shapes(exposed: exposure.Exposed) -> VirtioShapes:
+def _shapes(exposed: snapshot.Exposed) -> VirtioShapes:
     core = Core(exposed.frozen.core)
     return virtqueues.write(core, None, Symbols(core, exposed.frozen), exposed.frozen.read, exposed.frozen.write)

@@ -7,13 +7,13 @@ import pytest
 from autopsy.bundle import records
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import cases
 from support.built import evidence as e
 
 
 def diagnosis(case: e.Case) -> Diagnosis:
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 def test_throttled_requests_are_behind_the_timer() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import evidence as e
 from support.built import families as cases
 
@@ -110,7 +110,7 @@ CASES: dict[str, tuple[Callable[[], e.Case], str, str]] = {
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_wedge_from_documented_fields_is_told_for_what_it_is(name: str) -> None:
     build, where, signature = CASES[name]
-    found = diagnose(gather(build().bundle()))
+    found = diagnose(gather_facts(build().bundle()))
     assert (found.where, found.signature) == (where, signature), found.headline
     assert found.cites or signature == "unknown"
 
@@ -126,7 +126,7 @@ def test_a_wedge_that_went_on_by_the_second_look_is_no_wedge(name: str) -> None:
         task.switches, task.cpu_ns = 500, e.SECOND // 10
     case.rings = []
     case.heap = case.heap_again = None
-    found = diagnose(gather(case.bundle()))
+    found = diagnose(gather_facts(case.bundle()))
     assert found.where in {"none", "unknown"}, found.headline
 
 
@@ -135,10 +135,10 @@ def _fields(record: object) -> dict[str, object]:
 
 
 def test_a_blocking_call_names_the_disk_that_it_serves_and_one_that_goes_on_is_none() -> None:
-    found = diagnose(gather(cases.blocking_library().bundle()))
+    found = diagnose(gather_facts(cases.blocking_library().bundle()))
     assert found.objects[:3] == ("vd0", f"the main thread {e.PID}", "192.0.2.7:22")
     assert found.confidence == "likely"  # nothing says that the server is not merely slow
-    again = diagnose(gather(cases.blocking_library(wakes=True).bundle()))
+    again = diagnose(gather_facts(cases.blocking_library(wakes=True).bundle()))
     assert (again.signature, again.confidence) == ("peer-blocks-thread", "likely")
-    went_on = diagnose(gather(cases.blocking_library(goes_on=True).bundle()))
+    went_on = diagnose(gather_facts(cases.blocking_library(goes_on=True).bundle()))
     assert went_on.signature != "peer-blocks-thread", went_on.headline

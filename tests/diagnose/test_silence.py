@@ -10,13 +10,13 @@ from autopsy.bundle.sections import Section
 from autopsy.cli.json_output import verdict as answer
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import cases, families
 from support.built import evidence as e
 
 
 def told(case: e.Case) -> Diagnosis:
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 def silent_server(*, state: str, idle: float, mean: float, socket: str = "ESTAB") -> e.Case:

@@ -11,7 +11,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.sections import Section, parse, render
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import cases
 from support.built import evidence as e
 from support.built import families as cases_families
@@ -57,9 +57,9 @@ def halves(bundle: e.Fake) -> Iterator[tuple[str, e.Fake]]:
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_taking_one_piece_of_evidence_away_never_flips_the_answer(name: str) -> None:
     bundle = ALL[name]().bundle()
-    whole = diagnose(gather(bundle))
+    whole = diagnose(gather_facts(bundle))
     for cut, left in (*cuts(bundle), *halves(bundle)):
-        found = diagnose(gather(left))
+        found = diagnose(gather_facts(left))
         if found.signature == whole.signature:
             assert SURENESS[found.confidence] <= SURENESS[whole.confidence], cut
         else:
@@ -70,7 +70,7 @@ def test_taking_one_piece_of_evidence_away_never_flips_the_answer(name: str) -> 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_every_claim_cites_evidence_that_the_bundle_holds(name: str) -> None:
     bundle = ALL[name]().bundle()
-    found = diagnose(gather(bundle))
+    found = diagnose(gather_facts(bundle))
     for claim in found.chain:
         assert claim.cites, claim.text
         for cite in claim.cites:
@@ -80,7 +80,7 @@ def test_every_claim_cites_evidence_that_the_bundle_holds(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_a_diagnosis_survives_its_file(name: str) -> None:
-    found = diagnose(gather(ALL[name]().bundle()))
+    found = diagnose(gather_facts(ALL[name]().bundle()))
     assert msgspec.json.decode(msgspec.json.encode(found), type=Diagnosis) == found
     assert len(found.next_steps) == 3
     judged = {each.signature for each in (*found.ruled_out, *found.cannot_tell, *found.secondary)}
@@ -88,7 +88,7 @@ def test_a_diagnosis_survives_its_file(name: str) -> None:
 
 
 def test_an_empty_bundle_is_unknown_and_says_what_to_collect() -> None:
-    found = diagnose(gather(e.Fake(e.Case().bundle().manifest, {})))
+    found = diagnose(gather_facts(e.Fake(e.Case().bundle().manifest, {})))
     assert (found.where, found.signature) == ("unknown", "unknown")
     assert found.cannot_tell
     assert found.next_steps
@@ -105,11 +105,11 @@ def one_exposure(idle_ns: int) -> e.Case:
 
 
 def test_one_exposure_of_a_request_in_flight_is_no_wedge() -> None:
-    assert diagnose(gather(one_exposure(1_000_000).bundle())).where == "unknown"
+    assert diagnose(gather_facts(one_exposure(1_000_000).bundle())).where == "unknown"
 
 
 def test_one_exposure_is_enough_for_a_disk_that_has_long_completed_nothing() -> None:
-    found = diagnose(gather(one_exposure(60 * e.SECOND).bundle()))
+    found = diagnose(gather_facts(one_exposure(60 * e.SECOND).bundle()))
     assert (found.signature, found.confidence) == ("nbd-silent", "likely")
 
 
@@ -122,7 +122,7 @@ def test_sixty_three_healthy_disks_and_a_stuck_one_is_about_that_one() -> None:
     busy = [e.disk(f"d{number}", before=10, after=900) for number in range(63)]
     case.disks(*busy, e.disk("slow", file="nbd://storage:10809", driver="raw"))
     case.command_line = ("-drive", "file=nbd://storage:10809,format=raw,if=none,id=slow")
-    found = diagnose(gather(case.bundle()))
+    found = diagnose(gather_facts(case.bundle()))
     assert (found.where, found.signature) == ("peer", "nbd-silent")
     assert [each for each in found.objects if each.startswith("d")] == []
     assert "slow" in found.objects
@@ -133,7 +133,7 @@ def test_sixty_three_healthy_disks_and_a_stuck_one_is_about_that_one() -> None:
 def test_a_drain_is_the_effect_of_what_holds_the_request() -> None:
     case = cases_families.nested_poll("bdrv_drain_all_begin", e.NBD)
     case.command_line = ("-drive", "file=nbd://storage:10809,format=raw,if=none,id=d0")
-    found = diagnose(gather(case.bundle()))
+    found = diagnose(gather_facts(case.bundle()))
     assert (found.where, found.signature) == ("peer", "nbd-silent")
     effects = {each.signature: each.because_of for each in found.secondary}
     assert effects["main-loop-nested-poll"] == "nbd-silent"
@@ -145,7 +145,7 @@ def test_a_name_that_is_a_command_is_not_filled_into_a_command() -> None:
     bundle = case.bundle()
     target = msgspec.structs.replace(bundle.manifest.target, name="x; rm -rf /")
     hostile = e.Fake(msgspec.structs.replace(bundle.manifest, target=target), bundle.files)
-    assert not [step for step in diagnose(gather(hostile)).next_steps if "rm -rf" in step]
+    assert not [step for step in diagnose(gather_facts(hostile)).next_steps if "rm -rf" in step]
 
 
 def test_a_vm_that_comes_back_while_it_is_looked_at_is_told() -> None:
@@ -153,7 +153,7 @@ def test_a_vm_that_comes_back_while_it_is_looked_at_is_told() -> None:
     case.exchanges["qmp.query-status"] = []
     case.asked("(greeting)", {}, outcome="greeted")
     case.asked("query-status", None, outcome="no answer")
-    found = diagnose(gather(case.bundle()))
+    found = diagnose(gather_facts(case.bundle()))
     assert any("lost wake-up" in each.text for each in found.side_effects)
 
 
@@ -162,5 +162,5 @@ def test_sections_with_the_names_of_others_do_not_replace_them() -> None:
     bundle = case.bundle()
     path = layout.evidence(layout.WITNESS, layout.TASKS)
     forged = bundle.files[path] + render([Section(f"task/{e.PID}/status", b"State:\tS (sleeping)\n")])
-    found = diagnose(gather(e.Fake(bundle.manifest, {**bundle.files, path: forged})))
+    found = diagnose(gather_facts(e.Fake(bundle.manifest, {**bundle.files, path: forged})))
     assert found.signature == "process-stopped"

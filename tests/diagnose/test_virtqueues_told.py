@@ -15,7 +15,7 @@ from autopsy.bundle.records import EventFd
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support import lab
 from support.built import evidence as e
 from support.built import families as cases
@@ -53,7 +53,7 @@ def shaped(
 
 
 def told(bundle: e.Fake) -> Diagnosis:
-    return diagnose(gather(bundle))
+    return diagnose(gather_facts(bundle))
 
 
 def undecided(found: Diagnosis) -> set[str]:
@@ -127,7 +127,7 @@ def test_one_look_at_a_queue_decides_nothing() -> None:
 def test_no_queue_is_told_where_one_of_the_disks_was_not_found() -> None:
     case = cases.virtqueue(host_fd=30)
     case.command_line = ("-device", "virtio-blk-pci,id=vd0", "-device", "virtio-blk-pci,id=vd1")
-    facts = gather(shaped(case))
+    facts = gather_facts(shaped(case))
     assert isinstance(facts.virtqueues, Unknown)
     assert "1 of 2" in facts.virtqueues.why
     assert set(SIGNATURES) <= undecided(diagnose(facts))
@@ -147,7 +147,7 @@ def test_a_guest_whose_writes_wait_has_no_queue_that_lost_anything(build: lab.Bu
     with test_virtqueues.guest_that_waits(lab.build(build.label)) as machine, lab.folder() as place:
         captured(machine.pid, place)
         (bundle,) = place.glob("*.tar.zst")
-        facts = gather(open_bundle(bundle))
+        facts = gather_facts(open_bundle(bundle))
     found = diagnose(facts)
     assert isinstance(facts.disks, Known)
     assert [disk.in_flight for disk in facts.disks.value if disk.name == "vd0"] == [Known(4, ANY)]

@@ -11,8 +11,8 @@ from autopsy.bundle import layout
 from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.cite import Known
-from autopsy.facts.gather import gather
-from autopsy.facts.model.facts import Disk
+from autopsy.facts.gather import gather_facts
+from autopsy.facts.model.facts import DiskFact
 from support import amputate, stored
 from support.built import evidence as e
 
@@ -28,7 +28,7 @@ def without_unstable(body: amputate.Body) -> amputate.Body:
 @pytest.mark.parametrize("case", stored.CASES, ids=lambda case: case.home.name)
 def test_a_stored_case_is_diagnosed_the_same_without_its_unstable_answers(case: stored.Stored) -> None:
     body = amputate.Body(open_bundle(case.bundle).manifest, stored.files(case.bundle))
-    whole, less = diagnose(gather(body)), diagnose(gather(without_unstable(body)))
+    whole, less = diagnose(gather_facts(body)), diagnose(gather_facts(without_unstable(body)))
     assert (less.where, less.signature, less.confidence) == (whole.where, whole.signature, whole.confidence)
     assert (less.headline, less.objects) == (whole.headline, whole.objects)
 
@@ -49,8 +49,8 @@ def branching(*nodes: dict[str, Any], disks: tuple[dict[str, Any], ...]) -> e.Ca
     return case
 
 
-def disks_of(case: e.Case) -> dict[str, Disk]:
-    found = gather(case.bundle()).disks
+def disks_of(case: e.Case) -> dict[str, DiskFact]:
+    found = gather_facts(case.bundle()).disks
     assert isinstance(found, Known)
     return {disk.name: disk for disk in found.value}
 
@@ -66,7 +66,7 @@ def test_the_children_that_a_node_names_are_followed() -> None:
     top = {**BACKED_UP, "children": children}
     case = branching(top, TARGET, {"node-name": "file0", "drv": "file"}, disks=(a_disk("d0", top),))
     assert [node.name for node in disks_of(case)["d0"].nodes] == ["cbw0", "target0", "file0"]
-    assert "4 requests of disk d0 wait for the NBD server " + NBD in diagnose(gather(case.bundle())).headline
+    assert "4 requests of disk d0 wait for the NBD server " + NBD in diagnose(gather_facts(case.bundle())).headline
 
 
 def test_a_backing_file_is_followed_in_the_counters() -> None:
@@ -89,7 +89,7 @@ def test_a_backing_file_is_followed_in_the_counters() -> None:
 
 def test_a_server_below_a_branch_that_was_not_told_is_still_named() -> None:
     case = branching(BACKED_UP, TARGET, disks=(a_disk("d0", BACKED_UP),))
-    found = diagnose(gather(case.bundle()))
+    found = diagnose(gather_facts(case.bundle()))
     assert found.signature == "nbd-silent"
     assert "4 requests of disk d0 wait for the NBD server " + NBD in found.headline
 
@@ -97,7 +97,7 @@ def test_a_server_below_a_branch_that_was_not_told_is_still_named() -> None:
 def test_a_disk_with_an_nbd_node_is_not_blamed_where_another_s_backup_may_write_to_one() -> None:
     other = {"node-name": "n1", "drv": "nbd", "image": {"filename": "nbd://other:10809"}}
     case = branching(BACKED_UP, TARGET, other, disks=(a_disk("d0", BACKED_UP), a_disk("d1", other)))
-    found = gather(case.bundle())
+    found = gather_facts(case.bundle())
     assert isinstance(found.coroutines, Known)
     assert {type(each.disk).__name__ for each in found.coroutines.value} == {"Unknown"}
     assert diagnose(found).headline == "4 requests of a disk that cannot be named wait for the NBD server"

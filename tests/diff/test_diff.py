@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from autopsy.bundle import layout
 from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.verdict import diagnose
-from autopsy.diff.compare import Look, difference, look
+from autopsy.diff.compare import ComparedCapture, difference, open_capture
 from autopsy.diff.text import lines
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support import amputate, lab, stored
 
 
@@ -30,19 +30,19 @@ def named(start: str) -> stored.Stored:
     return next(case for case in stored.CASES if case.home.name.startswith(start))
 
 
-def changed(case: stored.Stored, **replacements: tuple[bytes, bytes]) -> Look:
+def changed(case: stored.Stored, **replacements: tuple[bytes, bytes]) -> ComparedCapture:
     """Return a stored capture in which some words of its evidence are others; `_` stands for `everywhere`."""
     opened = open_bundle(case.bundle)
     files = dict(stored.files(case.bundle))
     for old, new in replacements.values():
         files = {name: data.replace(old, new) for name, data in files.items()}
     body = amputate.Body(msgspec.json.decode(files[layout.MANIFEST], type=type(opened.manifest)), files)
-    facts = gather(body)
-    return Look(replace(opened, manifest=body.manifest, files=files), facts, diagnose(facts))
+    facts = gather_facts(body)
+    return ComparedCapture(replace(opened, manifest=body.manifest, files=files), facts, diagnose(facts))
 
 
 def test_a_capture_and_itself_differ_in_nothing_and_every_request_is_stuck_in_both() -> None:
-    one = look(stored.right().bundle)
+    one = open_capture(stored.right().bundle)
     found = difference(one, one)
     assert found.same_process
     for rows in (found.verdict, found.target, found.state, found.threads, found.moved, found.stacks, found.host):
@@ -54,7 +54,9 @@ def test_a_capture_and_itself_differ_in_nothing_and_every_request_is_stuck_in_bo
 
 
 def test_two_vms_are_compared_by_what_they_say_and_not_by_their_addresses() -> None:
-    found = difference(look(named("lsi-throttle-7.2").bundle), look(named("healthy-idle-10.0.2").bundle))
+    found = difference(
+        open_capture(named("lsi-throttle-7.2").bundle), open_capture(named("healthy-idle-10.0.2").bundle)
+    )
     assert not found.same_process
     told = {row.what: (row.a, row.b) for row in found.verdict}
     assert told["where"] == ("throttle", "none")
@@ -68,7 +70,7 @@ def test_two_vms_are_compared_by_what_they_say_and_not_by_their_addresses() -> N
 
 def test_a_limit_that_was_changed_between_two_captures_is_told() -> None:
     case = named("throttle-node")
-    found = difference(look(case.bundle), changed(case, limit=(b'"bps-total":1,', b'"bps-total":70000,')))
+    found = difference(open_capture(case.bundle), changed(case, limit=(b'"bps-total":1,', b'"bps-total":70000,')))
     assert any("bps-total 1 → " in line and "bps-total 70000" in line for line in lines(found))
 
 
@@ -77,7 +79,7 @@ def test_a_request_at_another_place_is_not_the_same_request() -> None:
     path = layout.evidence(layout.GDB_THREADS, layout.COROUTINES)
     told = json.loads(stored.files(case.bundle)[path])
     address = str(next(each["address"] for each in told if each["state"] == "parked" and len(each["frames"]) > 5))
-    one, other = look(case.bundle), changed(case, moved=(address.encode(), b"4096"))
+    one, other = open_capture(case.bundle), changed(case, moved=(address.encode(), b"4096"))
     (before,) = [each for each in difference(one, one).requests if each.park == "throttle"]
     (after,) = [each for each in difference(one, other).requests if each.park == "throttle"]
     assert len(before.stuck_in_both) - len(after.stuck_in_both) in {0, 1}
@@ -123,9 +125,9 @@ def test_two_captures_with_anything_missing_still_differ_in_words(data: st.DataO
     files = stored.files(case.bundle)
     gone = data.draw(st.sets(st.sampled_from(sorted(files)), max_size=len(files)))
     opened = open_bundle(case.bundle)
-    facts = gather(amputate.Body(opened.manifest, {name: files[name] for name in files if name not in gone}))
-    less = Look(opened, facts, diagnose(facts))
-    for pair in ((less, look(case.bundle)), (look(stored.CASES[0].bundle), less)):
+    facts = gather_facts(amputate.Body(opened.manifest, {name: files[name] for name in files if name not in gone}))
+    less = ComparedCapture(opened, facts, diagnose(facts))
+    for pair in ((less, open_capture(case.bundle)), (open_capture(stored.CASES[0].bundle), less)):
         found = difference(*pair)
         assert msgspec.json.decode(msgspec.json.encode(found), type=type(found)) == found
         assert all(line == line.rstrip("\n") for line in lines(found))
@@ -152,7 +154,7 @@ def test_two_captures_of_one_vm_tell_what_went_on_and_what_did_not(stock: lab.Bu
             for number in range(5):
                 machine.qemu_io("well0", f"aio_write {number}M 64k")  # a plain write is not counted
             machine.qemu_io("stuck0", "aio_write 9M 64k")
-    a, b = (look(next((tmp_path / side).glob("*.tar.zst"))) for side in ("a", "b"))
+    a, b = (open_capture(next((tmp_path / side).glob("*.tar.zst"))) for side in ("a", "b"))
     found = difference(a, b)
     assert found.same_process
     assert found.seconds > 0

@@ -12,7 +12,7 @@ import pytest
 
 from autopsy.cli.doctor import lines
 from autopsy.doctor import kernel, programs, snapshot, symbols
-from autopsy.doctor.checks import Check, Examined, Result, VmChecks, lacks, note, ok
+from autopsy.doctor.checks import Check, CheckedHost, Result, VmChecks, lacks, note, ok
 from autopsy.doctor.distribution import Distribution, distribution
 from autopsy.doctor.own_process import sleeping_process
 from support import lab
@@ -148,13 +148,13 @@ def test_the_table_says_what_to_do_once_and_what_it_comes_to() -> None:
         )
         for pid in (7, 8)
     )
-    told = list(lines(Examined(host=(ok("gdb", "16"), lacks("debugfs", "not mounted", "mount it")), vms=vms)))
+    told = list(lines(CheckedHost(host=(ok("gdb", "16"), lacks("debugfs", "not mounted", "mount it")), vms=vms)))
     assert told[1].startswith("LACKS  debugfs")
     assert sum("apt install x" in line for line in told) == 1
     assert sum("as for pid:7" in line for line in told) == 1
     assert "\x1b" not in "".join(told)
     assert told[-1] == "A capture would leave out what is marked LACKS."
-    assert list(lines(Examined(host=(ok("gdb", "16"),), vms=())))[-1] == "A capture would be whole."
+    assert list(lines(CheckedHost(host=(ok("gdb", "16"),), vms=())))[-1] == "A capture would be whole."
 
 
 @pytest.mark.live

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from autopsy.bundle import layout
-from autopsy.bundle.heap.records import Exposure, Heap
-from autopsy.bundle.records import Coroutine, EventFd, Frame, LockGraph, MainLoop, Rings, ThreadStack, Worker
+from autopsy.bundle.heap.records import Heap, HeapSnapshot
+from autopsy.bundle.records import Coroutine, EventFd, Frame, LockGraph, MainLoop, Rings, ThreadStack, WorkerThread
 from autopsy.drill.machine import Machine
 from autopsy.examine import run
-from support import exposure, lab
+from support import lab, snapshot
 
 pytestmark = pytest.mark.live
 
@@ -48,8 +48,8 @@ class Told:
     stacks: tuple[ThreadStack, ...]
     loop: MainLoop
     locks: LockGraph
-    heap: Exposure | None
-    workers: tuple[Worker, ...]
+    heap: HeapSnapshot | None
+    workers: tuple[WorkerThread, ...]
     rings: Rings | None
     listing: str
 
@@ -70,8 +70,8 @@ def called(frames: Iterable[Frame]) -> list[str]:
 
 
 def examined(machine: Machine, *, again: bool = False) -> Told:
-    with exposure.exposed(machine, again=again) as found:
-        run.examine(found.frozen)
+    with snapshot.exposed(machine, again=again) as found:
+        run.examine_core(found.frozen)
         results = found.place / "evidence" / layout.GDB_THREADS
         return Told(
             coroutines=found.record(layout.COROUTINES, tuple[Coroutine, ...]),
@@ -79,7 +79,7 @@ def examined(machine: Machine, *, again: bool = False) -> Told:
             loop=found.record(layout.MAIN_LOOP, MainLoop),
             locks=found.record(layout.LOCKS, LockGraph),
             heap=found.record(layout.HEAP, Heap).first,
-            workers=found.record(layout.WORKERS, tuple[Worker, ...]),
+            workers=found.record(layout.WORKERS, tuple[WorkerThread, ...]),
             rings=found.record(layout.RINGS, Rings) if (results / layout.RINGS).exists() else None,
             listing=(results / layout.COROUTINES_TEXT).read_text(),
         )
@@ -265,8 +265,8 @@ def test_an_eventfd_that_nobody_reads_is_told_with_its_count_at_both_looks(stock
         with lab.qemu(stock, "-object", "iothread,id=io0") as machine:
             give(machine, forgotten)
             lab.until("both event loops sleep", lambda: polling(machine.pid) >= 2)
-            with exposure.exposed(machine, again=True) as found:
-                run.examine(found.frozen)
+            with snapshot.exposed(machine, again=True) as found:
+                run.examine_core(found.frozen)
                 told = found.record(layout.EVENTFDS, tuple[EventFd, ...])
     finally:
         os.close(forgotten)

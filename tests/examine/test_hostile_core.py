@@ -19,7 +19,7 @@ from autopsy.examine.gdb.unwind import led_into
 from autopsy.examine.heap import virtqueues
 from autopsy.examine.threads import aio_rings, aio_workers, lock_owners, main_loop, poll_sets
 from autopsy.examine.view import View
-from support import exposure
+from support import snapshot
 
 GUARD = 0x1234_5678_9ABC_DEF0
 CODE = 0x40_0000
@@ -42,11 +42,11 @@ def program() -> bytes:
 def whole(heap: bytes, stack: bytes = b"") -> bytes:
     """Return a core with two threads, a heap and a coroutine's stack."""
     mapped = struct.pack("<QQ", 1, PAGE) + struct.pack("<QQQ", CODE, CODE + PAGE, 0) + b"/q\0"
-    notes = exposure.thread_note(1, orig_rax=202, rdi=HEAP, rsi=0x80, rdx=2, fs_base=HEAP)
-    notes += exposure.thread_note(2, orig_rax=-1, rip=CODE + PAGE, rsp=STACK + STACK_SIZE - 0x200)
+    notes = snapshot.thread_note(1, orig_rax=202, rdi=HEAP, rsi=0x80, rdx=2, fs_base=HEAP)
+    notes += snapshot.thread_note(2, orig_rax=-1, rip=CODE + PAGE, rsp=STACK + STACK_SIZE - 0x200)
     for kind, data in ((0x46494C45, mapped), (6, struct.pack("<QQQQ", 25, RANDOM, 9, CODE))):
         notes += struct.pack("<III", 5, len(data), kind) + b"CORE\0\0\0\0" + data + b"\0" * (-len(data) % 4)
-    return exposure.core_of(
+    return snapshot.core_of(
         notes,
         (CODE, program()),
         (HEAP, heap),
@@ -81,11 +81,11 @@ def examine(first: bytes, second: bytes, evidence: bytes) -> None:
     except CoreError:
         return
     symbols = Symbols(core, given_to)
-    saved = find.find(core, symbols)
+    saved = find.find_coroutines(core, symbols)
     assert len(saved) <= len(first) // 16
     for each in saved:
         find.returns(core, symbols, each)
-    compare.compare(core, saved, later, find.find(later, symbols))
+    compare.compare(core, saved, later, find.find_coroutines(later, symbols))
     entered.contexts(core, symbols, saved)
     led_into(symbols, core.extents, core.threads)
     view = View(frozen=given_to, core=core, second=later, symbols=symbols, threads=(), saved=saved, ends_at=0)
@@ -115,7 +115,7 @@ def test_a_core_damaged_anywhere_is_examined_or_refused(data: st.DataObject) -> 
     st.binary(max_size=300) | st.sampled_from((b"[" * 100_000, b"{}", b"[[]]", b'[{"tid": 1e400}]', b"null", b"\xff"))
 )
 def test_what_a_bundle_says_already_is_believed_only_if_it_can_be_read(evidence: bytes) -> None:
-    told = previous.read(lambda _path: evidence)
+    told = previous.read_previous(lambda _path: evidence)
     told.best_threads((), "")
     told.best_coroutines((), blind=True)
     poll_sets.eventfds(lambda _path: evidence)
@@ -129,7 +129,7 @@ def test_a_heap_full_of_stack_sizes_ends_the_search_by_count(monkeypatch: pytest
     asked = []
     word = Core.word
     monkeypatch.setattr(Core, "word", lambda self, address: asked.append(address) or word(self, address))
-    assert find.find(core, Symbols(core, frozen())) == ()
+    assert find.find_coroutines(core, Symbols(core, frozen())) == ()
     assert len(asked) < 1000
 
 
@@ -143,9 +143,9 @@ def test_wait_records_that_all_lead_into_one_another_are_walked_a_bounded_number
     pointers = struct.pack("<50Q", *(HEAP + 0x400 + number * 48 for number in range(50)))
     stack = pointers.ljust(0x300, b"\0") + struct.pack("<QQ", HEAP, record).ljust(0x100, b"\0")
     core = Core.of(whole(one_coroutine().ljust(0x400, b"\0") + locks_there, stack))
-    saved = find.find(core, Symbols(core, frozen()))
+    saved = find.find_coroutines(core, Symbols(core, frozen()))
     assert len(saved) == 1
-    assert mutexes.find(core, Symbols(core, frozen()), saved, []) == ()
+    assert mutexes.find_mutexes(core, Symbols(core, frozen()), saved, []) == ()
 
 
 def test_a_stack_that_no_request_uses_up_is_like_no_other() -> None:
@@ -154,5 +154,5 @@ def test_a_stack_that_no_request_uses_up_is_like_no_other() -> None:
     place = 11 * 8 + 16 + 6 * 8
     core = Core.of(whole(body[:place] + struct.pack("<Q", mangle(deep, GUARD)) + body[place + 8 :]))
     symbols = Symbols(core, frozen())
-    (saved,) = find.find(core, symbols)
+    (saved,) = find.find_coroutines(core, symbols)
     assert find.returns(core, symbols, saved) == ((saved.top - deep, HEAP),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from autopsy.bundle.heap.records import Exposure, Heap
+from autopsy.bundle.heap.records import Heap, HeapSnapshot
 from autopsy.bundle.records import Coroutine, Frame, LockGraph, Module, Mutex, ThreadStack
 from autopsy.examine.previous import Earlier
 
@@ -106,8 +106,8 @@ def test_the_bql_stays_known() -> None:
 
 
 def test_a_heap_that_was_walked_stays_until_it_is_walked_as_well_again() -> None:
-    whole = Heap(first=Exposure(taken_ns=1), second=Exposure(taken_ns=2))
-    again = Heap(first=Exposure(taken_ns=1), second=Exposure(taken_ns=2), symbols="given")
+    whole = Heap(first=HeapSnapshot(taken_ns=1), second=HeapSnapshot(taken_ns=2))
+    again = Heap(first=HeapSnapshot(taken_ns=1), second=HeapSnapshot(taken_ns=2), symbols="given")
     for worse in (Heap(why="no DWARF"), Heap(first=whole.first), msgspec.structs.replace(whole, why="it was ended")):
         assert Earlier(heap=whole).best_heap(worse) == whole
         assert Earlier(heap=worse).best_heap(whole) == whole

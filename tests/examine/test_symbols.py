@@ -21,7 +21,7 @@ from autopsy.examine.core.elf import SHDR, SYM, Elf, ElfError
 from autopsy.examine.core.reader import PAGE, Core, CoreError
 from autopsy.examine.core.symbols import Symbols
 from autopsy.linux import environment
-from support import exposure, lab
+from support import lab, snapshot
 from support.copies import copied
 
 
@@ -155,7 +155,7 @@ def test_a_static_function_never_bears_its_neighbours_name(stock: lab.Build) -> 
 
 
 def test_each_module_says_how_well_it_can_be_named(stock: lab.Build) -> None:
-    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+    with lab.qemu(stock) as machine, snapshot.exposed(machine) as found:
         core = Core(found.frozen.core)
         symbols = Symbols(core, found.frozen)
         assert symbols.main is not None
@@ -172,10 +172,10 @@ def test_each_module_says_how_well_it_can_be_named(stock: lab.Build) -> None:
 
 
 def test_a_bundle_keeps_the_binary_for_a_machine_that_has_none(stock: lab.Build) -> None:
-    with lab.qemu(stock) as machine, exposure.exposed(machine, alive=False) as found:
+    with lab.qemu(stock) as machine, snapshot.exposed(machine, alive=False) as found:
         packed = zstandard.compress(stock.binary.read_bytes(), 1)
         stored = replace(found.frozen, read=lambda path: packed if path == layout.BINARY else found.frozen.read(path))
-        run.examine(stored)
+        run.examine_core(stored)
         modules: list[Module] = found.record(layout.MODULES, list[Module])
         main = next(each for each in modules if each.path == str(stock.binary))
         assert (main.symbols, main.source) == ("dynsym", "bundle")
@@ -191,7 +191,7 @@ def test_a_debuginfod_server_is_asked_for_what_is_not_at_hand(
     )
     client.chmod(0o755)
     monkeypatch.setattr(environment, "PATH", f"{client.parent}:{environment.PATH}")
-    with lab.qemu(copied(stock, short, monkeypatch)) as machine, exposure.exposed(machine, alive=False) as found:
+    with lab.qemu(copied(stock, short, monkeypatch)) as machine, snapshot.exposed(machine, alive=False) as found:
         (short / "qemu-system-x86_64").rename(short / "away")
         symbols = Symbols(
             Core(found.frozen.core), replace(found.frozen, fetch=partial(fetch, "http://127.0.0.1:1", short))
@@ -203,7 +203,7 @@ def test_a_debuginfod_server_is_asked_for_what_is_not_at_hand(
 
 
 def test_a_qemu_that_forked_is_named_though_its_first_page_is_not_in_memory(stock: lab.Build) -> None:
-    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+    with lab.qemu(stock) as machine, snapshot.exposed(machine) as found:
         core = Core(found.frozen.core)
         ahead = Symbols(core, found.frozen)
         assert ahead.main is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopsy.bundle import records
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import evidence as e
 
 NAMELESS = (*e.YIELD, "", "", "bdrv_co_pwritev_part", "", "coroutine_trampoline")
@@ -21,11 +21,11 @@ def drained(*blockdevs: str) -> e.Case:
 
 
 def test_a_drain_over_a_node_that_no_disk_uses_is_behind_that_node_s_driver() -> None:
-    found = diagnose(gather(drained("driver=blkdebug,node-name=debug0,image=file0").bundle()))
+    found = diagnose(gather_facts(drained("driver=blkdebug,node-name=debug0,image=file0").bundle()))
     assert (found.where, found.signature) == ("block", "blkdebug-suspended")
     assert "main-loop-nested-poll" in {each.signature for each in found.secondary}
 
 
 def test_where_two_drivers_could_hold_it_none_is_named() -> None:
     both = ("driver=blkdebug,node-name=debug0,image=file0", "driver=nbd,node-name=nbd0,server.type=unix,server.path=/n")
-    assert diagnose(gather(drained(*both).bundle())).signature not in {"blkdebug-suspended", "nbd-silent"}
+    assert diagnose(gather_facts(drained(*both).bundle())).signature not in {"blkdebug-suspended", "nbd-silent"}

@@ -13,7 +13,7 @@ from autopsy.bundle import layout, records, syscalls
 from autopsy.bundle.sections import Section, render
 from autopsy.facts import command_line, threads
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Park, Role, Syscall
 from autopsy.facts.yield_points import park_point
 from support.built import cases
@@ -31,7 +31,7 @@ JSON = st.recursive(
 @settings(max_examples=60, deadline=None)
 @given(path=st.sampled_from(PATHS), data=st.binary(max_size=400))
 def test_no_bytes_in_any_file_raise(path: str, data: bytes) -> None:
-    gather(e.Fake(WHOLE.manifest, {**WHOLE.files, path: data}))
+    gather_facts(e.Fake(WHOLE.manifest, {**WHOLE.files, path: data}))
 
 
 @settings(max_examples=60, deadline=None)
@@ -47,14 +47,14 @@ def test_no_answer_of_a_hostile_qemu_raises(question: str, answer: Any) -> None:
     case.asked(question, answer)
     case.asked("x-debug-query-block-graph", answer)
     case.asked("query-iothreads", answer)
-    gather(case.bundle())
+    gather_facts(case.bundle())
 
 
 @settings(max_examples=60, deadline=None)
 @given(words=st.lists(st.text(max_size=20), max_size=8))
 def test_no_command_line_raises(words: list[str]) -> None:
     case = e.Case(command_line=("-drive", *words, "-blockdev", *words, "-device", *words))
-    gather(case.bundle())
+    gather_facts(case.bundle())
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,13 +64,13 @@ def test_no_section_raises(name: str, data: bytes) -> None:
     files = {layout.evidence(step, file): render(sections) for step, file in ((layout.WITNESS, layout.TASKS),)}
     files[layout.evidence(layout.HOST, layout.HOST_FILES)] = render(sections)
     files[layout.evidence(layout.PROC_FDS, layout.FDS)] = render(sections)
-    gather(e.Fake(WHOLE.manifest, files))
+    gather_facts(e.Fake(WHOLE.manifest, files))
 
 
 def test_a_thread_s_name_may_hold_anything() -> None:
     case = e.Case()
     case.thread(e.PID, "a) S 1 (b", state="D")
-    found = gather(case.bundle()).threads
+    found = gather_facts(case.bundle()).threads
     assert isinstance(found, Known)
     assert isinstance(found.value[0].first, Known)
     assert found.value[0].first.value.state == "D"
@@ -145,7 +145,7 @@ def test_a_disk_is_put_together_from_its_command_line_when_qmp_is_dead() -> None
         "-device",
         "virtio-blk-pci,id=vd0,drive=top,iothread=io0",
     )
-    facts = gather(case.bundle())
+    facts = gather_facts(case.bundle())
     assert isinstance(facts.disks, Known)
     (disk,) = facts.disks.value
     assert disk.name == "vd0"
@@ -162,7 +162,7 @@ def test_a_disk_is_put_together_from_its_command_line_when_qmp_is_dead() -> None
 def test_a_missing_step_is_unknown_in_its_own_words() -> None:
     case = e.Case(outcomes={layout.GDB_THREADS: ("Failed", "gdb is not installed")})
     bundle = case.bundle().without(layout.evidence(layout.GDB_THREADS, layout.COROUTINES))
-    found = gather(bundle).coroutines
+    found = gather_facts(bundle).coroutines
     assert isinstance(found, Unknown)
     assert "gdb is not installed" in found.why
 
@@ -170,12 +170,12 @@ def test_a_missing_step_is_unknown_in_its_own_words() -> None:
 def test_a_monitor_that_was_never_asked_is_not_a_dead_one() -> None:
     case = e.Case()
     case.asked("(greeting)", None, outcome="busy", peer="libvirtd (pid 1)")
-    assert isinstance(gather(case.bundle()).monitor.alive, Unknown)
+    assert isinstance(gather_facts(case.bundle()).monitor.alive, Unknown)
 
 
 def test_locks_are_read_from_futex_words_alone() -> None:
     bundle = cases.deadlock().bundle().without(layout.evidence(layout.GDB_THREADS, layout.LOCKS))
-    found = gather(bundle).locks
+    found = gather_facts(bundle).locks
     assert isinstance(found, Known)
     assert found.value.cycles == ((e.PID + 50,),)
 
@@ -184,7 +184,7 @@ def test_an_eventfd_in_an_epoll_set_is_polled() -> None:
     case = e.Case(descriptors={5: "anon_inode:[eventpoll]", 6: "anon_inode:[eventfd]", 7: "anon_inode:[eventfd]"})
     case.info = {5: "pos:\t0\ntfd:        6 events:       19 data: 6\n", 7: "eventfd-count:                3\n"}
     case.polls = [records.PollSet(tid=9, call="epoll_wait", epoll_fd=5)]
-    found = gather(case.bundle()).descriptors
+    found = gather_facts(case.bundle()).descriptors
     assert isinstance(found, Known)
     polled = {each.fd: (each.polled_by, each.counter) for each in found.value}
     assert polled[6][0] == (9,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.bundle import layout
 from autopsy.bundle.sections import Section, render
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import cases
 from support.built import evidence as e
 
@@ -27,7 +27,7 @@ def frozen(name: str, *, fdinfo: str = "pos:\t0\nmnt_id:\t31\nino:\t12\n", image
 
 
 def named(bundle: e.Fake) -> tuple[str, ...]:
-    found = diagnose(gather(bundle))
+    found = diagnose(gather_facts(bundle))
     assert found.signature == "host-fs-frozen"
     return found.objects
 

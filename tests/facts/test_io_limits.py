@@ -8,7 +8,7 @@ from autopsy.bundle.sections import Section
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import evidence as e
 from support.built import families as cases
 
@@ -22,7 +22,7 @@ def limited(*sections: Section, device: str = "254:1") -> Diagnosis:
     case = cases.in_kernel(*STACK)
     case.mountinfo = ON_ROOT.replace("254:1", device)
     case.host += sections
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_every_limit_of_every_group_is_read() -> None:
         Section(f"{GROUP}/io.max", b"8:0 rbps=1 wbps=2 riops=3 wiops=4\n"),
         Section("/sys/fs/cgroup/machine.slice/io.max", b"8:16 rbps=max wbps=5\n"),
     ]
-    limits = gather(case.bundle()).host.io_limits
+    limits = gather_facts(case.bundle()).host.io_limits
     assert isinstance(limits, Known)
     assert [(each.kind, each.unit, each.value) for each in limits.value] == [
         ("read", "bytes", 1),
@@ -78,4 +78,4 @@ def test_every_limit_of_every_group_is_read() -> None:
         ("write", "requests", 4),
         ("write", "bytes", 5),
     ]
-    assert isinstance(gather(e.Case().bundle()).host.io_limits, Unknown)
+    assert isinstance(gather_facts(e.Case().bundle()).host.io_limits, Unknown)

@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from autopsy.bundle import layout
-from autopsy.bundle.heap.records import Exposure, Heap
+from autopsy.bundle.heap.records import Heap, HeapSnapshot
 from autopsy.bundle.heap.virtio import RingsLook
 from autopsy.bundle.records import LeftOut
 from autopsy.bundle.sections import REST, Section, render
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.facts.storage import disks, nodes
 from support.built import cases
 from support.built import evidence as e
@@ -29,8 +29,8 @@ def with_file(case: e.Case, step: str, file: str, data: bytes) -> e.Fake:
 
 def told(bundle: e.Fake) -> dict[str, str]:
     """Return what a diagnosis of it cannot tell for a limit of ours, with the reason."""
-    texts = {each.what for each in gather(bundle).left_out}
-    found = {each.text: each.missing for each in diagnose(gather(bundle)).cannot_tell}
+    texts = {each.what for each in gather_facts(bundle).left_out}
+    found = {each.text: each.missing for each in diagnose(gather_facts(bundle)).cannot_tell}
     return {text: why for text, why in found.items() if text in texts}
 
 
@@ -67,8 +67,8 @@ def test_what_a_step_left_out_is_told(step: str) -> None:
 
 
 def test_a_list_of_qemus_that_was_cut_is_told() -> None:
-    data = msgspec.json.encode(Heap(first=Exposure(taken_ns=1, cut=("tracked requests of d0",))))
-    (limit,) = gather(with_file(cases.healthy_idle(), layout.GDB_THREADS, layout.HEAP, data)).left_out
+    data = msgspec.json.encode(Heap(first=HeapSnapshot(taken_ns=1, cut=("tracked requests of d0",))))
+    (limit,) = gather_facts(with_file(cases.healthy_idle(), layout.GDB_THREADS, layout.HEAP, data)).left_out
     assert (limit.why, limit.requests) == ("tracked requests of d0", True)
 
 
@@ -87,9 +87,9 @@ def test_disks_and_nodes_beyond_as_many_as_facts_tell_are_told(monkeypatch: pyte
 
 
 def test_a_number_of_requests_that_was_cut_is_told_as_one_at_least_and_is_not_proven() -> None:
-    whole = diagnose(gather(cases.throttled(bps_total=1).bundle()))
+    whole = diagnose(gather_facts(cases.throttled(bps_total=1).bundle()))
     data = msgspec.json.encode([MORE_COROUTINES])
-    cut = diagnose(gather(with_file(cases.throttled(bps_total=1), layout.GDB_THREADS, layout.LEFT_OUT, data)))
+    cut = diagnose(gather_facts(with_file(cases.throttled(bps_total=1), layout.GDB_THREADS, layout.LEFT_OUT, data)))
     assert (whole.signature, whole.confidence) == (cut.signature, "proven")
     assert cut.confidence == "likely"
     assert cut.headline == f"at least {whole.headline}"
@@ -99,6 +99,6 @@ def test_a_number_of_requests_that_was_cut_is_told_as_one_at_least_and_is_not_pr
 def test_no_vm_is_proven_healthy_whose_requests_may_have_been_cut() -> None:
     data = msgspec.json.encode([MORE_COROUTINES])
     bundle = with_file(cases.healthy_busy(), layout.GDB_THREADS, layout.LEFT_OUT, data)
-    found = diagnose(gather(bundle))
+    found = diagnose(gather_facts(bundle))
     assert (found.where, found.confidence) == ("none", "likely")
-    assert diagnose(gather(cases.healthy_busy().bundle())).confidence == "proven"
+    assert diagnose(gather_facts(cases.healthy_busy().bundle())).confidence == "proven"

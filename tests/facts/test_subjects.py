@@ -10,7 +10,7 @@ from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts import subjects
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Facts, Role
 from autopsy.report import tables_storage
 from autopsy.report.wording import stalled_for
@@ -35,7 +35,7 @@ def stuck_beside(stuck: str, fine: str) -> tuple[Facts, Diagnosis]:
         *("-blockdev", "driver=nbd,server.type=inet,server.host=storage,server.port=10809,node-name=stuck"),
         *("-device", f"virtio-blk-pci,drive=stuck,id={stuck}"),
     )
-    facts = gather(case.bundle())
+    facts = gather_facts(case.bundle())
     return facts, diagnose(facts)
 
 
@@ -59,7 +59,7 @@ def test_a_disk_is_not_marked_because_a_thread_s_number_holds_its_name() -> None
     case.exchanges["second-exposure"] = []
     case.monitor()
     case.disks(e.disk("d0", file="/mnt/vm/disk.raw"), e.disk("5", file="/other/disk5.raw"))
-    facts = gather(case.bundle())
+    facts = gather_facts(case.bundle())
     found = diagnose(facts)
     assert any("5" in name for name in found.objects)
     assert {row.cells[0] for row in tables_storage.disks(facts, found).rows if row.stuck} == {"d0"}
@@ -73,7 +73,7 @@ def test_a_throttle_group_whose_name_is_part_of_another_s_is_not_marked() -> Non
     case.disks(
         e.disk("d0", "vd10", bps=100, group="group10"), e.disk("d1", "vd1", bps=10**9, group="group1", after=900)
     )
-    facts = gather(case.bundle())
+    facts = gather_facts(case.bundle())
     found = diagnose(facts)
     assert found.where == "throttle"
     rows = tables_storage.throttle_groups(facts, found).rows
@@ -104,6 +104,6 @@ def test_every_kind_of_subject_has_a_name_of_its_own() -> None:
 
 
 def test_the_record_of_a_diagnosis_names_the_same_as_its_words() -> None:
-    found = diagnose(gather(cases.nbd().bundle()))
+    found = diagnose(gather_facts(cases.nbd().bundle()))
     assert tuple(each.name for each in found.subjects) == found.objects
     assert {each.kind for each in found.subjects} >= {"disk", "peer"}

@@ -15,7 +15,7 @@ import zstandard
 from autopsy.bundle import layout
 from autopsy.facts.cite import Known
 from autopsy.incoming.material import Material
-from autopsy.incoming.reading import read
+from autopsy.incoming.reading import read_evidence
 from tests.support.built import pastes
 from tests.support.built.imported import NOWHERE, diagnosis_of, facts_of
 from tests.support.built.pastes import DISPATCH, POLL
@@ -69,7 +69,7 @@ def material(folder: Path, *contents: bytes, name: str = "") -> Material:
         path.write_bytes(content)
         streams.append(path.open("rb"))
     try:
-        return read([each.fileno() for each in streams], NOWHERE, name)
+        return read_evidence([each.fileno() for each in streams], NOWHERE, name)
     finally:
         for each in streams:
             each.close()

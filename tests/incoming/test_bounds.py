@@ -18,7 +18,7 @@ def told(place: Path, text: str) -> Material:
     given = place / "given"
     given.write_text(text)
     with given.open("rb") as file:
-        return reading.read([file.fileno()], NOWHERE)
+        return reading.read_evidence([file.fileno()], NOWHERE)
 
 
 def test_a_line_of_a_megabyte_is_cut_and_told(tmp_path: Path) -> None:

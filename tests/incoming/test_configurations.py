@@ -10,7 +10,7 @@ import pytest
 
 from autopsy.bundle import layout
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import Disk, Facts
+from autopsy.facts.model.facts import DiskFact, Facts
 from tests.incoming.test_beside import LIBVIRT, PS, material
 from tests.support.built import pastes
 from tests.support.built.imported import facts_of
@@ -21,7 +21,7 @@ CONFIG = layout.evidence(layout.HOST, layout.VM_CONFIG)
 DUMP = pastes.dump(("qemu-system-x86", (*POLL, "blk_drain", *DISPATCH)))  # its thread is 5000
 
 
-def disks(facts: Facts) -> dict[str, Disk]:
+def disks(facts: Facts) -> dict[str, DiskFact]:
     assert isinstance(facts.disks, Known)
     return {each.name: each for each in facts.disks.value}
 

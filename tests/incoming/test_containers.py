@@ -22,7 +22,7 @@ from autopsy.examine.core.reader import Core
 from autopsy.incoming import zip_archive
 from autopsy.incoming.lz4_frames import Damaged, Lz4Frames, decompress
 from autopsy.incoming.material import Material
-from autopsy.incoming.reading import read
+from autopsy.incoming.reading import read_evidence
 from support.builds import missing
 from tests.incoming.test_core_file import STACK, WORDS, core_of, made
 from tests.support.built import pastes
@@ -36,7 +36,7 @@ def material(folder: Path, content: bytes, core_to: int = NOWHERE) -> Material:
     path = folder / "given"
     path.write_bytes(content)
     with path.open("rb") as file:
-        return read([file.fileno()], core_to)
+        return read_evidence([file.fileno()], core_to)
 
 
 def lz4(data: bytes, *options: str) -> bytes:

@@ -13,7 +13,7 @@ import zstandard
 
 from autopsy.examine.core.reader import EHDR, PHDR, Core
 from autopsy.incoming.material import CoreFound, Material
-from autopsy.incoming.reading import read
+from autopsy.incoming.reading import read_evidence
 
 STACK, GUEST = 0x7F0000000000, 0x7E0000000000
 WORDS = b"what lay on the stack".ljust(4096, b".")
@@ -66,7 +66,7 @@ def made(path: Path, guest: int, *, signal: int = 0) -> Path:
 def taken(path: Path, place: Path) -> Material:
     place.mkdir()
     with path.open("rb") as given, (place / "core").open("w+b") as core:
-        return read([given.fileno()], core.fileno())
+        return read_evidence([given.fileno()], core.fileno())
 
 
 def core_of(material: Material) -> CoreFound:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
 from autopsy.incoming.stacks.gdb_text import scan
-from autopsy.incoming.stacks.pasted import Look
+from autopsy.incoming.stacks.pasted import PastedDump
 from autopsy.incoming.stacks.render import render
 
 letters = st.sampled_from("abcdefghijklmnopqrstuvwxyz_")
@@ -36,10 +36,10 @@ comms = st.text(st.sampled_from("abcCPU 0/KVM()[]."), max_size=15).map(str.strip
 
 
 @st.composite
-def look(draw: st.DrawFn) -> Look:
+def look(draw: st.DrawFn) -> PastedDump:
     tids = draw(st.lists(st.integers(1, 1 << 22), unique=True, max_size=8))
     addresses = draw(st.lists(st.integers(0x10000, (1 << 47) - 1), unique=True, max_size=4))
-    return Look(
+    return PastedDump(
         threads=tuple(ThreadStack(tid=tid, comm=draw(comms), frames=draw(stacks)) for tid in tids),
         coroutines=tuple(
             Coroutine(
@@ -62,9 +62,9 @@ def look(draw: st.DrawFn) -> Look:
 
 
 @given(look())
-def test_what_is_rendered_is_read_again_with_every_frame(one: Look) -> None:
+def test_what_is_rendered_is_read_again_with_every_frame(one: PastedDump) -> None:
     found = scan(render(one).text.split("\n")).looks
-    again = found[0] if found else Look()
+    again = found[0] if found else PastedDump()
     assert len(found) <= 1
     assert {each.tid: (each.comm, each.frames) for each in again.threads} == {
         each.tid: (each.comm, each.frames) for each in one.threads

@@ -9,7 +9,7 @@ import pytest
 from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from tests.support.built import pastes
 from tests.support.built.imported import diagnosis_of
 from tests.support.built.pastes import DISPATCH, LOCK, POLL
@@ -51,5 +51,5 @@ def test_no_step_names_a_process_of_another_host(text: str, tmp_path: Path) -> N
 
 
 def test_a_capture_is_advised_as_before() -> None:
-    found = diagnose(gather(open_bundle(FIXTURE)))
+    found = diagnose(gather_facts(open_bundle(FIXTURE)))
     assert not any("own host" in step for step in found.next_steps)

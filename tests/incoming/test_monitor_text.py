@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import BlockStats, Disk, Facts, Limits
+from autopsy.facts.model.facts import BlockStats, DiskFact, Facts, Limits
 from autopsy.incoming.texts.hmp_text import HmpText
 from tests.support.built import pastes
 from tests.support.built.imported import diagnosis_of, facts_of
@@ -20,12 +20,12 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     return facts_of(HMP, tmp_path_factory.mktemp("hmp"))
 
 
-def disk(facts: Facts, name: str) -> Disk:
+def disk(facts: Facts, name: str) -> DiskFact:
     assert isinstance(facts.disks, Known)
     return next(each for each in facts.disks.value if each.name == name)
 
 
-def counted(disk: Disk) -> BlockStats:
+def counted(disk: DiskFact) -> BlockStats:
     assert isinstance(disk.stats, Known)
     return disk.stats.value
 

@@ -48,7 +48,7 @@ def sealed(tmp_path: Path) -> Sealed:
 
 @contextmanager
 def held(vm: Machine, roots: Roots) -> Iterator[Target]:
-    found = target.find(f"pid:{vm.pid}", roots)
+    found = target.find_target(f"pid:{vm.pid}", roots)
     try:
         yield found
     finally:
@@ -186,7 +186,7 @@ def test_a_process_that_cannot_die_ticks_and_is_told_with_its_thread_and_wchan(r
                 assert [(each.tid, each.wchan) for each in note.stuck] == [(stuck.tid, stuck.wchan)]
                 assert target.is_alive(found)
                 with pytest.raises(NoSuchVm, match=f"cannot die: thread {stuck.tid} in {stuck.wchan}"):
-                    target.find(f"pid:{vm.pid}", roots)
+                    target.find_target(f"pid:{vm.pid}", roots)
             lab.until("the thaw has let it go", lambda: not target.is_alive(found))
 
 

@@ -20,7 +20,7 @@ from autopsy.diagnose.frames.catalogue import FROM_FRAMES
 from autopsy.diagnose.verdict import UNKNOWN, diagnose
 from autopsy.drill.scenarios import wedged
 from autopsy.errors import ExitCode
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.kill.permission import Insistence, cautions, licence
 from support import lab
 from support.built import cases, families
@@ -34,7 +34,7 @@ def test_every_signature_says_whether_a_kill_helps() -> None:
 
 
 def told(case: e.Case) -> Diagnosis:
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 def test_a_deadlock_of_the_process_is_ended_by_a_kill() -> None:

@@ -19,14 +19,14 @@ from autopsy.bundle.manifest import Clocks, Domain, Host, Manifest, StepRecord, 
 from autopsy.bundle.records import QmpExchange
 from autopsy.bundle.seal import Sealed
 from autopsy.capture.step import Collected
-from autopsy.commands.capture import Wish, fulfil
+from autopsy.commands.capture import CaptureOptions, fulfil
 from autopsy.drill.machine import Machine
 from autopsy.errors import ExitCode, UsageError
 from autopsy.facts import platform
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.kill.audit_log import KillNote, note_path
 from autopsy.kill.kill import kill
-from autopsy.kill.leftover_resources import Estate, Place, _is_its_own, estate_of, left_by
+from autopsy.kill.leftover_resources import Estate, LeftoverFile, _is_its_own, estate_of, left_by
 from autopsy.kill.permission import Insistence, Refusal, licence
 from autopsy.kill.restart import command_for, start_again
 from autopsy.target import target
@@ -72,7 +72,7 @@ def told_by_qmp(question: str, answer: Any) -> dict[str, bytes]:
 
 def ongoing(files: dict[str, bytes]) -> tuple[str, ...]:
     evidence = Stored(**files)
-    return platform.ongoing(gather(evidence), evidence)
+    return platform.ongoing(gather_facts(evidence), evidence)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_an_interrupted_capture_kills_nothing() -> None:
 @pytest.mark.parametrize("wish", [{"then_start": True}, {"dry_run": True}])
 def test_what_follows_a_kill_is_refused_without_one(wish: dict[str, bool]) -> None:
     with pytest.raises(UsageError, match="no kill for it to follow"):
-        fulfil(Wish(name="x", options=None, places=(), words=(), **wish), None)  # type: ignore[arg-type]  # never reached
+        fulfil(CaptureOptions(name="x", options=None, places=(), words=(), **wish), None)  # type: ignore[arg-type]  # never reached
 
 
 def test_a_plain_process_is_not_started_again_and_that_is_said() -> None:
@@ -203,7 +203,7 @@ def test_what_a_killed_vm_leaves_behind_is_told_and_written_down(short: Path, tm
     bundle = tmp_path / "autopsy-t.tar.zst"
     bundle.write_bytes(b"evidence")
     with lab.qemu("7.2", *words) as vm:
-        found = target.find(f"pid:{vm.pid}", Roots(run=short))
+        found = target.find_target(f"pid:{vm.pid}", Roots(run=short))
         try:
             assert left_by(estate_of(found)) != ()
             killed = kill(found, Sealed(bundle, "0" * 64, 8), roots=Roots(run=short, log=short / "log"))
@@ -217,7 +217,7 @@ def test_what_a_killed_vm_leaves_behind_is_told_and_written_down(short: Path, tm
         assert note.left == killed.left
         socket.unlink(missing_ok=True)
         socket.touch()
-        somebody_elses = Estate((Place("socket", str(socket), (0, 0)),), group="", locks=())
+        somebody_elses = Estate((LeftoverFile("socket", str(socket), (0, 0)),), group="", locks=())
         assert left_by(somebody_elses) == ()
 
 
@@ -229,7 +229,7 @@ def test_who_still_lives_in_the_cgroup_after_the_kill_is_told(short: Path, tmp_p
         try:
             for pid in (vm.pid, companion.pid):
                 (group / "cgroup.procs").write_text(str(pid))
-            found = target.find(f"pid:{vm.pid}", Roots(run=short))
+            found = target.find_target(f"pid:{vm.pid}", Roots(run=short))
             try:
                 killed = kill(found, Sealed(bundle, "0" * 64, 8), roots=Roots(run=short, log=short / "log"))
             finally:

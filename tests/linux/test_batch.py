@@ -7,7 +7,7 @@ import signal
 import time
 
 from autopsy.linux.batch import MOST_HUNG, Answer, Unanswered, ask
-from autopsy.linux.trouble import Trouble
+from autopsy.linux.trouble import FailureKind
 
 
 def hangs() -> bytes:
@@ -40,7 +40,7 @@ def test_one_that_hangs_raises_or_dies_costs_only_its_own_answer() -> None:
     assert good(answers) == [b"1", b"2", b"3"]
     hung, raised, died = (each for each in answers if isinstance(each, Unanswered))
     assert hung == Unanswered("no answer in 0.2 s", hung=True)
-    assert raised == Unanswered("PermissionError: no", trouble=Trouble.NOT_PERMITTED)
+    assert raised == Unanswered("PermissionError: no", trouble=FailureKind.NOT_PERMITTED)
     assert "ended without an answer" in died.why
     assert not died.hung
 

@@ -12,7 +12,7 @@ import pytest
 
 from autopsy.files.plain import NotPlain
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_child, spawn
-from autopsy.linux.trouble import Trouble
+from autopsy.linux.trouble import FailureKind
 
 
 def test_the_answer_comes_back_whole() -> None:
@@ -97,16 +97,16 @@ def test_the_clock_ticks_while_the_child_works() -> None:
 @pytest.mark.parametrize(
     ("error", "trouble"),
     [
-        (OSError(errno.ENOSPC, "in the words of some language"), Trouble.FULL),
-        (OSError(errno.EDQUOT, ""), Trouble.FULL),
-        (PermissionError(errno.EACCES, ""), Trouble.NOT_PERMITTED),
-        (FileNotFoundError(errno.ENOENT, ""), Trouble.GONE),
-        (ProcessLookupError(errno.ESRCH, ""), Trouble.GONE),
-        (NotPlain("a FIFO"), Trouble.NOT_PLAIN),
-        (ValueError("No space left on device"), Trouble.OTHER),
+        (OSError(errno.ENOSPC, "in the words of some language"), FailureKind.FULL),
+        (OSError(errno.EDQUOT, ""), FailureKind.FULL),
+        (PermissionError(errno.EACCES, ""), FailureKind.NOT_PERMITTED),
+        (FileNotFoundError(errno.ENOENT, ""), FailureKind.GONE),
+        (ProcessLookupError(errno.ESRCH, ""), FailureKind.GONE),
+        (NotPlain("a FIFO"), FailureKind.NOT_PLAIN),
+        (ValueError("No space left on device"), FailureKind.OTHER),
     ],
 )
-def test_what_went_wrong_comes_back_as_what_code_can_act_on(error: Exception, trouble: Trouble) -> None:
+def test_what_went_wrong_comes_back_as_what_code_can_act_on(error: Exception, trouble: FailureKind) -> None:
     def work() -> bytes:
         raise error
 

@@ -18,7 +18,7 @@ from autopsy.capture.freeze import memory_copy
 from autopsy.capture.freeze.choose_pages import choose
 from autopsy.capture.freeze.core_cap import Wanted
 from autopsy.capture.freeze.memory_copy import Chunk, Snapshot
-from autopsy.linux.mappings import IN_MEMORY, PAGE, SWAPPED_OUT, Mapping, Process, modules, parse_maps, runs
+from autopsy.linux.mappings import IN_MEMORY, PAGE, SWAPPED_OUT, MappedProcess, Mapping, modules, parse_maps, runs
 
 MADV_GUARD_INSTALL = 102  # Linux 6.13
 
@@ -176,7 +176,7 @@ def test_a_copy_leaves_absent_pages_absent() -> None:
         mine = next(each for each in mappings if each.start <= start < each.end)
         choice = choose((mine,), {}, pagemap, memory)
         before = resident()
-        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), choice.wanted)
+        taken = Snapshot(MappedProcess(os.getpid(), memory, -1, "/proc/self"), choice.wanted)
         assert resident() - before < (32 << 20) // PAGE
     assert any(extent.address <= start < extent.end for extent in taken.extents)
 
@@ -213,7 +213,9 @@ def test_a_page_that_cannot_be_read_splits_the_copy_and_is_not_in_it() -> None:
             ((address - start) // PAGE, size // PAGE)
             for address, size in runs(pagemap, start, start + 8 * PAGE, IN_MEMORY)
         ]
-        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [Wanted(mapping(), ((start, 8 * PAGE),))])
+        taken = Snapshot(
+            MappedProcess(os.getpid(), memory, -1, "/proc/self"), [Wanted(mapping(), ((start, 8 * PAGE),))]
+        )
         assert not list(runs(pagemap, start, start + 8 * PAGE, SWAPPED_OUT))
     assert (3, 1) not in found
     assert [((each.address - start) // PAGE, each.size // PAGE) for each in taken.extents] == [(0, 3), (4, 4)]
@@ -224,7 +226,9 @@ def test_a_page_that_changed_between_the_copies_is_torn_and_stays_as_it_was_firs
     arena.write(b"x" * 4 * PAGE)
     start = address_of(arena)
     with own("mem") as memory:
-        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [Wanted(mapping(), ((start, 4 * PAGE),))])
+        taken = Snapshot(
+            MappedProcess(os.getpid(), memory, -1, "/proc/self"), [Wanted(mapping(), ((start, 4 * PAGE),))]
+        )
         arena[PAGE] = arena[3 * PAGE] = 0
         assert taken.torn(frozenset()) == [start + PAGE, start + 3 * PAGE]
         assert taken.torn(frozenset({start + PAGE})) == [start + 3 * PAGE]
@@ -237,7 +241,7 @@ def test_what_was_read_in_the_stop_takes_the_place_of_the_copy() -> None:
     start = address_of(arena)
     with own("mem") as memory:
         taken = Snapshot(
-            Process(os.getpid(), memory, -1, "/proc/self"),
+            MappedProcess(os.getpid(), memory, -1, "/proc/self"),
             [Wanted(mapping(), ((start, PAGE), (start + 2 * PAGE, PAGE)))],
         )
     piece = Chunk(start - PAGE, memoryview(b"y" * 4 * PAGE))
@@ -267,7 +271,7 @@ def test_swapped_pages_take_their_place_among_the_others() -> None:
     arena, start = arena_of(b"a", b"b", b"c")
     with own("mem") as memory:
         wanted = Wanted(mapping(), ((start, PAGE), (start + 2 * PAGE, PAGE)), ((start + PAGE, PAGE),))
-        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [wanted])
+        taken = Snapshot(MappedProcess(os.getpid(), memory, -1, "/proc/self"), [wanted])
     assert b"".join(chunk.data[:1].tobytes() for chunk in taken.chunks()) == b"abc"
     assert taken.notes == []
     del arena
@@ -285,7 +289,7 @@ def test_a_swap_device_that_hangs_costs_no_more_than_what_lies_on_it(monkeypatch
     monkeypatch.setattr(memory_copy, "read_swapped", hangs)
     with own("mem") as memory:
         wanted = Wanted(mapping(), ((start, PAGE),), ((start + PAGE, PAGE), (start + 2 * PAGE, PAGE)))
-        taken = Snapshot(Process(os.getpid(), memory, -1, "/proc/self"), [wanted], swap_seconds=0.2)
+        taken = Snapshot(MappedProcess(os.getpid(), memory, -1, "/proc/self"), [wanted], swap_seconds=0.2)
     assert b"".join(chunk.data[:1].tobytes() for chunk in taken.chunks()) == b"ab"
     assert "swapped out" in taken.notes[0]
     del arena

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from autopsy.linux.confine import confined, landlock, sandbox, seccomp
-from autopsy.linux.confine.confined import Died, Line, Refused, TooSlow
+from autopsy.linux.confine.confined import AnswerPipe, Died, TooSlow, WorkRaised
 from autopsy.linux.confine.sandbox import UIDS, Confined, Sandbox
 
 SECONDS = 20.0
@@ -103,7 +103,9 @@ def attempts(tmp_path: Path, short: Path) -> Iterator[Callable[[str], str]]:
         outside.wait()
 
 
-def in_box(work: Callable[[Confined, Line], bytes], scratch: Path, *, seconds: float = SECONDS, **limits: int) -> bytes:
+def in_box(
+    work: Callable[[Confined, AnswerPipe], bytes], scratch: Path, *, seconds: float = SECONDS, **limits: int
+) -> bytes:
     return confined.run(work, Sandbox(scratch=scratch, **limits), seconds=seconds, hear=lambda _, data: data)
 
 
@@ -133,7 +135,7 @@ def for_this_machine(name: str) -> None:
 def test_a_child_that_was_taken_over_is_refused(name: str, scratch: Path, attempts: Callable[[str], str]) -> None:
     for_this_machine(name)
 
-    def play(_box: Confined, _line: Line) -> bytes:
+    def play(_box: Confined, _line: AnswerPipe) -> bytes:
         try:
             exec(attempts(REFUSED[name]))  # noqa: S102 - it is what is tried
         except OSError as error:
@@ -152,7 +154,7 @@ def test_gdbs_own_python_is_refused(name: str, scratch: Path, attempts: Callable
     script.write_text(tried(attempts(REFUSED[name])))
     script.chmod(0o644)
 
-    def play(box: Confined, _line: Line) -> bytes:
+    def play(box: Confined, _line: AnswerPipe) -> bytes:
         done = subprocess.run(
             ["gdb", "-nx", "-q", "-batch", "-x", str(box.given / "try.py")],
             capture_output=True,
@@ -167,7 +169,7 @@ def test_gdbs_own_python_is_refused(name: str, scratch: Path, attempts: Callable
 
 
 def test_it_gets_no_more_memory_than_allowed(scratch: Path) -> None:
-    def play(_box: Confined, _line: Line) -> bytes:
+    def play(_box: Confined, _line: AnswerPipe) -> bytes:
         try:
             return b"%d" % len(bytearray(1 << 30))
         except MemoryError:
@@ -177,19 +179,19 @@ def test_it_gets_no_more_memory_than_allowed(scratch: Path) -> None:
 
 
 def test_it_cannot_fill_a_disk(scratch: Path) -> None:
-    def play(_box: Confined, _line: Line) -> bytes:
+    def play(_box: Confined, _line: AnswerPipe) -> bytes:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         with open("big", "wb", buffering=0) as stream:
             stream.write(bytes(1 << 20))
             stream.write(bytes(1))
         return b"written"
 
-    with pytest.raises(Refused, match="File too large"):
+    with pytest.raises(WorkRaised, match="File too large"):
         in_box(play, scratch, file_size=1 << 20)
 
 
 def test_it_reads_the_systems_libraries_and_writes_its_scratch(scratch: Path) -> None:
-    def play(box: Confined, line: Line) -> bytes:
+    def play(box: Confined, line: AnswerPipe) -> bytes:
         (box.scratch / "made").write_bytes(Path("/usr/bin/env").read_bytes()[:4])
         return (box.scratch / "made").read_bytes() + line.ask("more", b" and an answer")
 
@@ -200,23 +202,23 @@ def test_it_reads_the_systems_libraries_and_writes_its_scratch(scratch: Path) ->
 def test_it_holds_no_descriptor_but_its_own(scratch: Path) -> None:
     with open("/proc/self/mem", "rb") as memory:
 
-        def play(_box: Confined, _line: Line) -> bytes:
+        def play(_box: Confined, _line: AnswerPipe) -> bytes:
             return os.read(memory.fileno(), 1) or b"nothing"
 
         assert in_box(play, scratch) == b"nothing"
 
 
 def test_what_it_raises_is_told(scratch: Path) -> None:
-    def play(_box: Confined, _line: Line) -> bytes:
+    def play(_box: Confined, _line: AnswerPipe) -> bytes:
         raise KeyError("this")
 
-    with pytest.raises(Refused) as raised:
+    with pytest.raises(WorkRaised) as raised:
         in_box(play, scratch)
     assert (raised.value.kind, raised.value.data) == ("KeyError", b"'this'")
 
 
 def test_its_death_is_told_by_its_signal(scratch: Path) -> None:
-    def play(_box: Confined, _line: Line) -> bytes:
+    def play(_box: Confined, _line: AnswerPipe) -> bytes:
         return os.kill(os.getpid(), signal.SIGSEGV) or memory_fault()
 
     def memory_fault() -> bytes:
@@ -229,7 +231,7 @@ def test_its_death_is_told_by_its_signal(scratch: Path) -> None:
 
 
 def test_what_no_child_of_ours_would_say_ends_it(scratch: Path) -> None:
-    def play(_box: Confined, line: Line) -> bytes:
+    def play(_box: Confined, line: AnswerPipe) -> bytes:
         os.write(line.told, (4).to_bytes(4, "little") + b"\xff\xff\xff\xff")
         time.sleep(SECONDS)
         return b""
@@ -239,7 +241,7 @@ def test_what_no_child_of_ours_would_say_ends_it(scratch: Path) -> None:
 
 
 def test_one_that_promises_too_much_is_not_waited_for(scratch: Path) -> None:
-    def play(_box: Confined, line: Line) -> bytes:
+    def play(_box: Confined, line: AnswerPipe) -> bytes:
         os.write(line.told, b"\xff\xff\xff\xff")
         time.sleep(SECONDS)
         return b""
@@ -252,7 +254,7 @@ def test_neither_it_nor_what_it_started_outlives_its_time(scratch: Path) -> None
     if not IS_ROOT:
         pytest.skip("for a namespace of processes")
 
-    def play(_box: Confined, _line: Line) -> bytes:
+    def play(_box: Confined, _line: AnswerPipe) -> bytes:
         subprocess.Popen(["sleep", "3217"], process_group=0)
         time.sleep(SECONDS)
         return b""
@@ -268,7 +270,7 @@ def test_without_a_user_of_its_own_root_keeps_no_right(scratch: Path, monkeypatc
         pytest.skip("for root alone")
     monkeypatch.setattr(sandbox, "INSIDE", Path("/nonexistent"))
 
-    def play(box: Confined, _line: Line) -> bytes:
+    def play(box: Confined, _line: AnswerPipe) -> bytes:
         with pytest.raises(PermissionError):
             os.setuid(0 if os.geteuid() else UIDS[0])
         with pytest.raises(PermissionError):
@@ -283,7 +285,7 @@ def test_where_landlock_is_missing_the_rest_holds_and_it_is_said(
 ) -> None:
     monkeypatch.setattr(landlock, "version", lambda: 0)
 
-    def play(box: Confined, _line: Line) -> bytes:
+    def play(box: Confined, _line: AnswerPipe) -> bytes:
         with pytest.raises(PermissionError):
             __import__("socket").socket()
         return "; ".join(box.lacking).encode()

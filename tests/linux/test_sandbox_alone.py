@@ -16,7 +16,7 @@ import pytest
 
 from autopsy.linux.child import in_child
 from autopsy.linux.confine import confined, landlock, sandbox, seccomp
-from autopsy.linux.confine.confined import Line, Refused
+from autopsy.linux.confine.confined import AnswerPipe, WorkRaised
 from autopsy.linux.confine.sandbox import UIDS, Confined, Sandbox
 
 SECONDS = 20.0
@@ -30,7 +30,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def in_box(work: Callable[[Confined, Line], bytes], scratch: Path) -> bytes:
+def in_box(work: Callable[[Confined, AnswerPipe], bytes], scratch: Path) -> bytes:
     return confined.run(work, Sandbox(scratch=scratch), seconds=SECONDS, hear=lambda _, data: data)
 
 
@@ -39,12 +39,12 @@ def test_it_cannot_fill_the_hosts_memory_with_files(scratch: Path, monkeypatch: 
         pytest.skip("for a folder in memory")
     monkeypatch.setattr(sandbox, "ROOM", 1 << 20)
 
-    def play(box: Confined, _line: Line) -> bytes:
+    def play(box: Confined, _line: AnswerPipe) -> bytes:
         for number in range(32):
             (box.scratch / str(number)).write_bytes(bytes(1 << 16))
         return b"written"
 
-    with pytest.raises(Refused, match="No space left"):
+    with pytest.raises(WorkRaised, match="No space left"):
         in_box(play, scratch)
 
 
@@ -58,7 +58,7 @@ def test_it_cannot_start_processes_without_end_and_goes_first_where_memory_is_us
         before = ours.read()
     looked_at: list[str] = []
 
-    def play(_box: Confined, line: Line) -> bytes:
+    def play(_box: Confined, line: AnswerPipe) -> bytes:
         line.ask("look")
         for number in range(64):
             try:
@@ -86,7 +86,7 @@ def test_what_it_is_given_it_cannot_change_and_what_it_writes_nobody_finds(scrat
     (scratch / "laid").write_bytes(b"root's")
     (scratch / "laid").chmod(0o666)
 
-    def play(box: Confined, _line: Line) -> bytes:
+    def play(box: Confined, _line: AnswerPipe) -> bytes:
         for change in (
             lambda: (box.given / "laid").write_bytes(b"mine"),
             (box.given / "laid").unlink,
@@ -161,7 +161,7 @@ def test_an_ordinary_users_own_files_and_processes_stay_as_they_are(
             time.sleep(SECONDS)
             os._exit(0)
 
-        def play(_box: Confined, _line: Line) -> bytes:
+        def play(_box: Confined, _line: AnswerPipe) -> bytes:
             came_through = []
             for name, attempt in attempts.items():
                 with contextlib.suppress(OSError):
@@ -187,7 +187,7 @@ def test_what_each_sandbox_needs_is_made_once_before_the_children_that_need_it(s
     sandbox.warm()
     made = seccomp.program.cache_info().misses
 
-    def play(_box: Confined, _line: Line) -> bytes:
+    def play(_box: Confined, _line: AnswerPipe) -> bytes:
         sandbox.send_no_signal()
         return b"%d" % (seccomp.program.cache_info().misses - made)
 

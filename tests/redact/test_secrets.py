@@ -8,7 +8,7 @@ from hypothesis import strategies as some
 
 from autopsy.capture.host import vm_files
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.redact.files import command_line
 from autopsy.redact.pseudonyms import Pseudonyms
 from autopsy.redact.secrets import without_secrets
@@ -44,7 +44,7 @@ def test_a_bug_report_tells_none_of_the_planted_secrets() -> None:
     case.monitor()
     case.command_line = ("-name", "guest=devvm", *(line for line, _ in PLANTED))
     bundle = case.bundle()
-    facts = gather(bundle)
+    facts = gather_facts(bundle)
     text = bug_report(bundle.manifest, facts, diagnose(facts))
     assert [secret for _, secret in PLANTED if secret in text] == []
 

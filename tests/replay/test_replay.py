@@ -22,7 +22,7 @@ from autopsy.bundle.seal import encode_manifest, seal
 from autopsy.bundle.verify import verify
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import UsageError
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.linux.worker_pool import Done, work_through
 from autopsy.replay import cases, expected, junit
 from autopsy.replay import replay as words
@@ -38,7 +38,7 @@ def autopsy(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def all_of(*paths: Path, update: bool = False, seconds: float = 30.0) -> dict[str, Replayed]:
-    return {each.name: each for each in replay(cases.find(paths), update=update, jobs=2, seconds=seconds)}
+    return {each.name: each for each in replay(cases.find_cases(paths), update=update, jobs=2, seconds=seconds)}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def a_case(tmp_path: Path) -> Path:
 def test_every_stored_capture_is_diagnosed_as_it_is_known_to_be(case: stored.Stored) -> None:
     told = cases.read_expected(case.home)
     assert told is not None
-    changed = expected.changes(told, diagnose(gather(open_bundle(case.bundle))))
+    changed = expected.changes(told, diagnose(gather_facts(open_bundle(case.bundle))))
     assert [f"{each.what}: {each.old} → {each.new}" for each in changed] == []
 
 
@@ -103,7 +103,7 @@ def test_an_unpacked_bundle_and_its_tarball_give_the_same_answer(tmp_path: Path)
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(data)
-    assert diagnose(gather(open_bundle(folder))) == diagnose(gather(open_bundle(case.bundle)))
+    assert diagnose(gather_facts(open_bundle(folder))) == diagnose(gather_facts(open_bundle(case.bundle)))
 
 
 def test_replay_says_what_passed_in_one_line_each_and_returns_0(a_case: Path) -> None:
@@ -163,7 +163,7 @@ def test_what_must_be_ruled_out_and_is_not_is_a_change(a_case: Path) -> None:
 
 def test_a_bundle_alone_is_held_against_its_own_sealed_diagnosis(tmp_path: Path) -> None:
     case = stored.right()
-    found = diagnose(gather(open_bundle(case.bundle)))
+    found = diagnose(gather_facts(open_bundle(case.bundle)))
     for name, sealed in (("same", found), ("other", msgspec.structs.replace(found, confidence="possible"))):
         resealed(case.bundle, tmp_path / f"{name}.tar.zst", {layout.DIAGNOSIS: msgspec.json.encode(sealed)})
     replayed = all_of(tmp_path)
@@ -178,7 +178,7 @@ def test_nothing_to_replay_returns_2(tmp_path: Path) -> None:
     assert autopsy(tmp_path / "not-there").returncode == 2
     assert autopsy().returncode == 2
     with pytest.raises(UsageError, match="nothing to replay"):
-        cases.find((tmp_path,))
+        cases.find_cases((tmp_path,))
 
 
 def test_a_bundle_of_an_older_schema_still_replays(a_case: Path) -> None:

@@ -13,7 +13,7 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.cite import Cite
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.report.draw.wait_graph import BOX_HEIGHT, BOX_WIDTH, draw_waits
 from autopsy.report.excerpts import Excerpts
 from autopsy.report.html import environment, html
@@ -39,7 +39,7 @@ def test_every_cite_of_a_stored_case_lands_on_its_target_and_no_id_is_there_twic
 
 def test_a_report_says_the_headline_and_each_finding_in_the_diagnosis_s_own_words(stored: tuple[Path, str]) -> None:
     path, page = stored
-    diagnosis = diagnose(gather(open_bundle(path)))
+    diagnosis = diagnose(gather_facts(open_bundle(path)))
     text = reports.seen(page).text
     for sentence in (diagnosis.headline, *(claim.text for claim in diagnosis.chain), *diagnosis.footprint):
         assert " ".join(sentence.replace("`", " ").split()) in text.replace("`", " ")

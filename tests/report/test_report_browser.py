@@ -11,7 +11,7 @@ import pytest
 
 from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.report.html import html
 from support import browser, reports
 
@@ -41,7 +41,7 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         bundle = open_bundle(reports.FIXTURES / request.param / "bundle.tar.zst")
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(html(bundle), encoding="utf-8")
-    return path, diagnose(gather(bundle))
+    return path, diagnose(gather_facts(bundle))
 
 
 @pytest.fixture(scope="module")

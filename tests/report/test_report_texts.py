@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import ExitCode, UsageError
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.redact.text import Redaction
 from autopsy.report import markdown
 from autopsy.report.bug_report import bug_report
@@ -61,13 +61,13 @@ def headings(text: str) -> list[str]:
 
 def draft(case: e.Case, kill: str = "") -> str:
     bundle = case.bundle()
-    facts = gather(bundle)
+    facts = gather_facts(bundle)
     return post_mortem(bundle.manifest, facts, diagnose(facts), kill=kill, bundle="autopsy-devvm.tar.zst")
 
 
 def bug(case: e.Case) -> str:
     bundle = case.bundle()
-    facts = gather(bundle)
+    facts = gather_facts(bundle)
     return bug_report(bundle.manifest, facts, diagnose(facts))
 
 
@@ -179,7 +179,7 @@ def test_nothing_ends_a_code_block_but_its_end(lines: list[str]) -> None:
 @pytest.mark.parametrize("case", [reports.hostile(), e.Case()], ids=["hostile", "empty"])
 def test_json_follows_its_own_schema(case: e.Case) -> None:
     bundle = case.bundle()
-    text = document(bundle.manifest, diagnose(gather(bundle)), kill="a\udcff")
+    text = document(bundle.manifest, diagnose(gather_facts(bundle)), kill="a\udcff")
     found = msgspec.json.decode(text.encode(), type=Document)
     assert found.kill == "a\\udcff"
     described = msgspec.json.decode(schema().encode())

@@ -16,7 +16,7 @@ from autopsy.errors import UsageError
 from autopsy.files.private import NotPrivate
 from autopsy.store import place, removal
 from autopsy.store.choose import chosen
-from autopsy.store.entries import Entry, entries
+from autopsy.store.entries import StoredBundle, entries
 from support import lab, strangers
 from support.strangers import STRANGER
 from tests.support.built import pastes
@@ -45,7 +45,7 @@ def put(store: Path, name: str, size: int = 10, *, expendable: bool = False) -> 
     return bundle
 
 
-def names(found: tuple[Entry, ...]) -> list[str]:
+def names(found: tuple[StoredBundle, ...]) -> list[str]:
     return [entry.name for entry in found]
 
 

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from autopsy.bundle import layout
-from autopsy.bundle.manifest import Monitor, TargetRecord
+from autopsy.bundle.manifest import MonitorSocket, TargetRecord
 from autopsy.bundle.records import QmpExchange
 from autopsy.capture.proc import witness
 from autopsy.capture.qmp import connect, session
@@ -36,15 +36,15 @@ DISKS = (
 )
 
 
-def a_monitor(path: Path, *, reachable: bool = True) -> Monitor:
-    return Monitor(protocol="qmp", transport="unix", address=str(path), reachable=str(path) if reachable else "")
+def a_monitor(path: Path, *, reachable: bool = True) -> MonitorSocket:
+    return MonitorSocket(protocol="qmp", transport="unix", address=str(path), reachable=str(path) if reachable else "")
 
 
 class Capture:
     """One process, and a folder that the steps fill as a capture would."""
 
     def __init__(
-        self, folder: Path, pid: int, *monitors: Monitor, manager: Any = "process", name: str = "t", **more: Any
+        self, folder: Path, pid: int, *monitors: MonitorSocket, manager: Any = "process", name: str = "t", **more: Any
     ) -> None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         self.folder = folder
@@ -71,7 +71,7 @@ class Capture:
         return collect(self.scene(step, **more))
 
     def witness(self) -> None:
-        assert isinstance(self.run(layout.WITNESS, witness.look), Collected)
+        assert isinstance(self.run(layout.WITNESS, witness.witness_threads), Collected)
 
     def query_status(self, **more: Any) -> Outcome:
         return self.run(layout.QUERY_STATUS, qmp.query_status, **more)
@@ -98,7 +98,7 @@ class Capture:
 
 
 @contextmanager
-def capture_of(folder: Path, pid: int, *monitors: Monitor, **more: Any) -> Iterator[Capture]:
+def capture_of(folder: Path, pid: int, *monitors: MonitorSocket, **more: Any) -> Iterator[Capture]:
     capture = Capture(folder, pid, *monitors, **more)
     try:
         yield capture

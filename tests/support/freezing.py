@@ -25,7 +25,7 @@ FAST = dataclasses.replace(Options(), max_stop=0.05, bpf=False)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Taken:
-    """One exposure, read back."""
+    """One snapshot, read back."""
 
     outcome: Outcome
     record: FreezeRecord

@@ -14,9 +14,9 @@ import pytest
 from autopsy.drill import storage
 from autopsy.drill.machine import Machine, start_machine
 from autopsy.drill.machine import of_device as of_device  # noqa: PLC0414 - tests read it from here
-from autopsy.drill.process import Process, states
+from autopsy.drill.process import DrillProcess, states
 from autopsy.drill.site import Site, site
-from autopsy.drill.storage import FileSystem, FuseExport, NbdServer
+from autopsy.drill.storage import FuseExport, LoopFileSystem, NbdServer
 from support.builds import LAB, Build, build, missing
 from support.builds import qemu_builds as qemu_builds  # noqa: PLC0414 - tests read it from here
 
@@ -94,7 +94,7 @@ disk = storage.disk
 
 
 @contextmanager
-def file_system(kind: str = "ext4") -> Iterator[FileSystem]:
+def file_system(kind: str = "ext4") -> Iterator[LoopFileSystem]:
     """Mount a new ext4 or xfs from a loop file: `.mount`, `.device`; thawed and unmounted always. See `frozen`."""
     need_root()
     with site() as there:
@@ -102,7 +102,7 @@ def file_system(kind: str = "ext4") -> Iterator[FileSystem]:
 
 
 @contextmanager
-def frozen(mounted: FileSystem) -> Iterator[None]:
+def frozen(mounted: LoopFileSystem) -> Iterator[None]:
     """Freeze a file system for a while."""
     try:
         mounted.freeze()
@@ -127,7 +127,7 @@ def fuse(image: Path) -> Iterator[FuseExport]:
 
 
 @contextmanager
-def stopped(which: Process | Machine) -> Iterator[None]:
+def stopped(which: DrillProcess | Machine) -> Iterator[None]:
     """SIGSTOP a process for a while; it runs again on the way out."""
     process = which.process if isinstance(which, Machine) else which
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autopsy.drill.guests import write_halting_firmware
-from autopsy.drill.process import Process, start
+from autopsy.drill.process import DrillProcess, start
 from autopsy.drill.site import Site, site
 from support import lab
 
@@ -57,8 +57,8 @@ class Libvirt:
     """A libvirtd; what runs `inside` sees its files at their usual paths."""
 
     site: Site
-    keeper: Process
-    daemon: Process
+    keeper: DrillProcess
+    daemon: DrillProcess
 
     def inside(self, *words: str | Path) -> list[str]:
         """Return the words that run a program where libvirt's usual paths are this libvirt's."""

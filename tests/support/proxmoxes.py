@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.drill.guests import write_halting_firmware
-from autopsy.drill.process import Process, start
+from autopsy.drill.process import DrillProcess, start
 from autopsy.drill.site import Site, site
 from support import lab
 
@@ -106,7 +106,7 @@ class Proxmox:
     """The host's stand-in; what runs `inside` sees Proxmox VE's paths."""
 
     site: Site
-    keeper: Process
+    keeper: DrillProcess
 
     def inside(self, *words: str | Path) -> list[str]:
         """Return the words that run a program where Proxmox VE's paths are."""
@@ -122,7 +122,7 @@ class Proxmox:
         """Write a file there."""
         subprocess.run(self.inside("sh", "-ec", 'mkdir -p "${0%/*}"; cat >"$0"', path), input=text.encode(), check=True)
 
-    def daemon(self, name: str, code: str) -> Process:
+    def daemon(self, name: str, code: str) -> DrillProcess:
         """Run one of its daemons until the end."""
         log = self.site.folder / f"{name}.log"
         started = start(self.site, self.inside(sys.executable, "-c", code), log=log.name)

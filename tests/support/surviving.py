@@ -27,7 +27,7 @@ from autopsy.diagnose.verdict import diagnose
 from autopsy.drill.guests import write_boot_sector
 from autopsy.drill.machine import Machine, ask
 from autopsy.drill.process import states
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support import lab
 
 HOUSE = lab.HOUSE
@@ -278,7 +278,7 @@ def assert_sealable(folder: Path, place: Path) -> None:
         shutil.rmtree(folder)
         return
     assert not at_work(folder)
-    diagnose(gather(open_bundle(folder)))
+    diagnose(gather_facts(open_bundle(folder)))
     place.mkdir(exist_ok=True)
     sealed = seal_leftover(folder, place)
     assert verify(sealed.path).manifest.schema

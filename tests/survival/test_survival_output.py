@@ -254,7 +254,7 @@ def test_the_seal_fails_only_and_nothing_is_killed(vm: Machine, tmp_path: Path) 
             done = capture(vm.pid, out, "--gap", "8", "--then-kill", "--even-if-healthy", within=memory)
             lab.until("the capture is under way", lambda: bool(list(memory.works())) and bool(list(out.iterdir())))
             fill(out)
-            lab.until("the second exposure waits", lambda: bool(list(memory.memory.glob("*.work/evidence/host/*"))))
+            lab.until("the second snapshot waits", lambda: bool(list(memory.memory.glob("*.work/evidence/host/*"))))
             fill(memory.memory, 256 << 10)
             # To fill it would leave a race: what is cleared there makes room again.
             lab.until("nobody writes there any more", partial(remounted_read_only, out))

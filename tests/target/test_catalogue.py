@@ -15,7 +15,7 @@ from autopsy.target.platforms import catalogue
 from autopsy.target.platforms.catalogue import PLATFORMS, explicit, platform_of
 from autopsy.target.platforms.libvirt import LIBVIRT
 from autopsy.target.platforms.plain import PLAIN
-from autopsy.target.platforms.platform import Claim
+from autopsy.target.platforms.platform import VmClaim
 from autopsy.target.platforms.proxmox import PROXMOX
 
 PACKAGE = Path(autopsy.__file__).parent
@@ -132,5 +132,5 @@ def test_a_vm_belongs_to_the_first_platform_of_its_managers_name() -> None:
 
 
 def test_the_word_that_means_a_vm_alone_begins_with_its_platforms_form() -> None:
-    assert explicit(Claim("proxmox", "102", 1, Path("/run/qemu-server/102.pid"))) == "pve:102"
-    assert explicit(Claim("libvirt", "web1", 1, Path("/run/libvirt/qemu/web1.pid"))) == "libvirt:web1"
+    assert explicit(VmClaim("proxmox", "102", 1, Path("/run/qemu-server/102.pid"))) == "pve:102"
+    assert explicit(VmClaim("libvirt", "web1", 1, Path("/run/libvirt/qemu/web1.pid"))) == "libvirt:web1"

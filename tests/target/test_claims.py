@@ -20,13 +20,13 @@ import msgspec
 import pytest
 
 from autopsy.bundle.manifest import Domain
-from autopsy.drill.process import Process, start
+from autopsy.drill.process import DrillProcess, start
 from autopsy.drill.site import Site, site
 from autopsy.kill.restart import start_again
 from autopsy.target.platforms import libvirt
 from autopsy.target.platforms.containers import speakers
 from autopsy.target.platforms.platform import Roots
-from autopsy.target.target import Target, find
+from autopsy.target.target import Target, find_target
 from support import lab, libvirts
 
 pytestmark = pytest.mark.timeout(300)
@@ -45,7 +45,7 @@ class Attacker:
     run: Path
     there: Site
 
-    def starts(self, *words: str | Path, log: str) -> Process:
+    def starts(self, *words: str | Path, log: str) -> DrillProcess:
         """Run a program as that user."""
         ids = ("--reuid", str(self.uid), "--regid", str(self.uid), "--clear-groups")
         clean = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/bin", f"HOME={self.run}", f"XDG_RUNTIME_DIR={self.run}")
@@ -181,7 +181,7 @@ def test_another_users_domain_of_the_same_name_is_not_the_vm_started_again(attac
     other.wait_until("it is a QEMU", lambda: "qemu" in os.readlink(f"/proc/{other.pid}/exe"))
     folder = attacker.claims("web1", other.pid)
     with daemon(folder / "virtqemud-sock", attacker.uid), lab.qemu("7.2") as killed:
-        found = find(f"pid:{other.pid}")
+        found = find_target(f"pid:{other.pid}")
         assert found.record.manager == "libvirt"
         nowhere = Domain(connection="test:///default", word="no-such-domain")  # its virsh starts nothing
         record = msgspec.structs.replace(found.record, pid=killed.pid, domain=nowhere)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopsy.bundle.manifest import Monitor
+from autopsy.bundle.manifest import MonitorSocket
 from autopsy.linux.unix_sockets import Listener, parse_listeners
 from autopsy.target.command_line import (
     DAEMON_FLAGS,
@@ -178,7 +178,9 @@ def test_no_table_of_sockets_raises(table: bytes) -> None:
 
 
 def test_a_monitor_without_an_address_is_left_out() -> None:
-    assert Monitor(protocol="hmp", transport="other", address="none") not in told(options(("qemu", "-monitor", "none")))
+    assert MonitorSocket(protocol="hmp", transport="other", address="none") not in told(
+        options(("qemu", "-monitor", "none"))
+    )
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_a_vm_is_found_among_ten_slow_processes_of_a_stranger_that_are_named_lik
             slow = start(there, ["setpriv", *ids, binary, "600"], log="slow.log")
             slow.wait_until("it runs", partial(runs, slow.pid, binary))
         with lab.qemu("7.2", name="web1-in-a-crowd") as vm:
-            found = target.find("web1-in-a-crowd", Roots(run=Path("/nonexistent")))
+            found = target.find_target("web1-in-a-crowd", Roots(run=Path("/nonexistent")))
             os.close(found.pidfd)
             assert found.pid == vm.pid
             listed = subprocess.run(

@@ -50,7 +50,7 @@ def test_a_qemu_behind_an_explicit_loader_is_known_by_its_own_binary(tmp_path: P
         vm = start(there, words, log="qemu.log")
         vm.wait_until("it listens", monitor.exists)
         assert is_loader(os.readlink(f"/proc/{vm.pid}/exe"))
-        found = target.find("behind-a-loader", Roots(run=Path("/nonexistent")))
+        found = target.find_target("behind-a-loader", Roots(run=Path("/nonexistent")))
         os.close(found.pidfd)
         said = subprocess.run(["readelf", "-n", binary], capture_output=True, text=True, check=True).stdout
         assert (found.pid, found.record.exe) == (vm.pid, str(binary))

@@ -15,7 +15,7 @@ import pytest
 from autopsy.bundle import layout
 from autopsy.capture.qmp import addressee, session
 from autopsy.drill.machine import Machine
-from autopsy.drill.process import Process, start
+from autopsy.drill.process import DrillProcess, start
 from autopsy.drill.site import site
 from autopsy.target import target
 from autopsy.target.platforms.platform import Roots
@@ -44,7 +44,7 @@ def link_the_folder(path: Path, victim: Path) -> None:
 
 
 @contextmanager
-def listening_qemu(folder: Path) -> Iterator[tuple[Process, Path]]:
+def listening_qemu(folder: Path) -> Iterator[tuple[DrillProcess, Path]]:
     """Run a QEMU that shall be looked at, and the path of its monitor."""
     folder.mkdir()
     path = folder / "qmp.sock"
@@ -88,7 +88,7 @@ def test_a_monitor_that_leads_to_another_vms_is_not_spoken_to(
 def test_a_link_in_a_sockets_place_does_not_make_its_qemu_answer_to_the_other_path(short: Path) -> None:
     with lab.qemu("7.2", name="victim") as victim, listening_qemu(short / "red") as (_, path):
         lay_a_link(path, victim.monitor)
-        found = target.find(f"qmp:{victim.monitor}", NOWHERE)
+        found = target.find_target(f"qmp:{victim.monitor}", NOWHERE)
         os.close(found.pidfd)
         assert found.pid == victim.pid
 
@@ -105,7 +105,7 @@ def test_a_swap_after_the_look_is_seen_once_connected(short: Path) -> None:
         stack.enter_context(accepted)
         addressee.make_sure(theirs, os.getpid())
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[theirs.fileno()]) as other:
-            with pytest.raises(addressee.Refused, match="its monitor's socket belongs to another process: "):
+            with pytest.raises(addressee.ForeignSocket, match="its monitor's socket belongs to another process: "):
                 addressee.make_sure(theirs, other.pid)
             other.communicate()
 

@@ -24,7 +24,7 @@ from autopsy.capture.host import vm_files
 from autopsy.capture.proc import witness
 from autopsy.capture.qmp import guard
 from autopsy.capture.reading.procfs import held
-from autopsy.capture.reading.reader import Trouble, take
+from autopsy.capture.reading.reader import ReadFailures, take
 from autopsy.capture.step import Collected, Deadline
 from autopsy.drill.machine import Machine
 from autopsy.errors import NoSuchVm
@@ -150,7 +150,7 @@ def test_a_contained_vm_is_captured_from_the_host_and_from_inside_its_container(
 def test_a_kubevirt_domain_is_found_by_the_name_that_its_pod_gives_it() -> None:
     with contained("-uuid", UUID, name="shop_vm1", setup=POD) as box:
         for word in ("shop_vm1", "libvirt:shop_vm1", UUID, "libvirt:7", f"pid:{box.pid}"):
-            found = target.find(word)
+            found = target.find_target(word)
             os.close(found.pidfd)
             record = found.record
             assert (record.pid, record.name, record.manager) == (box.pid, "shop_vm1", "libvirt")
@@ -162,9 +162,9 @@ def test_a_kubevirt_domain_is_found_by_the_name_that_its_pod_gives_it() -> None:
         )
         assert "libvirt:shop_vm1" in [vm["target"] for vm in json.loads(listed.stdout)]
         with pytest.raises(NoSuchVm):
-            target.find("libvirt:8")
+            target.find_target("libvirt:8")
         reads = vm_files.configuration("shop_vm1", "libvirt", f"/proc/{box.pid}/root")
-        stored = take(reads, Deadline(10), Trouble())
+        stored = take(reads, Deadline(10), ReadFailures())
         assert UUID.encode() in stored[f"/proc/{box.pid}/root/run/libvirt/qemu/run/shop_vm1.xml"].data
 
 
@@ -186,7 +186,7 @@ def test_a_mutex_that_a_contained_thread_waits_for_is_known_for_its_own(tmp_path
             lab.until("it waits for the lock", lambda: lab.waits_in(pid, "futex"))
             (thread,) = {int(tid) for tid in os.listdir(f"/proc/{pid}/task")} - {pid}
             with looking.scene(pid, tmp_path, layout.WITNESS) as at:
-                assert isinstance(witness.look(at), Collected)
+                assert isinstance(witness.witness_threads(at), Collected)
                 tasks = (at.folder / layout.TASKS).read_bytes()
                 futexes = (at.folder / layout.FUTEXES).read_bytes()
                 waits = msgspec.json.decode(futexes, type=tuple[FutexWait, ...])

@@ -67,7 +67,7 @@ def test_without_privilege_the_answer_is_exit_4_and_how_to_get_it() -> None:
             os.setgid(NOBODY)
             os.setuid(NOBODY)
             try:
-                target.find(f"pid:{vm.pid}")
+                target.find_target(f"pid:{vm.pid}")
             except NotPermitted as error:
                 return f"{error.exit_code:d} {error.cause}; {error.remedy}".encode()
             return b"found"

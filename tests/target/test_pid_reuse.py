@@ -18,7 +18,7 @@ import pytest
 
 from autopsy.bundle.seal import Sealed
 from autopsy.capture.freeze import step as freeze
-from autopsy.capture.freeze.exposure import Phases, ProcessGone, take, tasks
+from autopsy.capture.freeze.snapshot import Phases, ProcessGone, take_snapshot, tasks
 from autopsy.capture.freeze.tracer import hold
 from autopsy.capture.plan import PLAN
 from autopsy.capture.reading import procfs
@@ -118,12 +118,12 @@ def test_a_freeze_under_way_does_not_turn_to_another_process(tmp_path: Path) -> 
                 swap()
                 before = _interruptions(pid)
                 with pytest.raises((ProcessGone, ProcessLookupError)):
-                    take(process, known, Phases(), max_stop=0.05, deadline=Deadline(5))
+                    take_snapshot(process, known, Phases(), max_stop=0.05, deadline=Deadline(5))
                 with pytest.raises(OSError, match="No such"):
                     hold(process, mappings, 0.05)
                 assert not _harmed(pid, before)
 
-        with pytest.raises(procfs.Gone):  # it is looked at once more at the end
+        with pytest.raises(procfs.ProcessEnded):  # it is looked at once more at the end
             swapped_under_way()
         outcome = freeze.expose(at)
         assert isinstance(outcome, Failed)
@@ -140,7 +140,7 @@ def test_an_open_folder_leads_to_nobody_else(tmp_path: Path) -> None:
         swap()
         for file in ("exe", "fd/0", "root/", "cmdline", "task", f"task/{pid}/stat"):
             assert not os.path.exists(f"{held.path}/{file}")
-        with pytest.raises(procfs.Gone):
+        with pytest.raises(procfs.ProcessEnded):
             held.numbers("task")
 
 

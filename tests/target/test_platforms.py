@@ -22,9 +22,9 @@ from autopsy.kill.restart import command_for
 from autopsy.linux.batch import Unanswered
 from autopsy.target import qemu_processes, resolve, target
 from autopsy.target.platforms import catalogue, libvirt, proxmox
-from autopsy.target.platforms.platform import Claim, Platform, Roots
+from autopsy.target.platforms.platform import Platform, Roots, VmClaim
 from autopsy.target.ps import census
-from autopsy.target.qemu_processes import Told
+from autopsy.target.qemu_processes import SelfDescription
 from autopsy.target.resolve import is_true
 from autopsy.target.target import Target
 from support import lab
@@ -34,7 +34,7 @@ UUID = "5e6f7a8b-1234-4cde-8f01-23456789abcd"
 
 @contextmanager
 def found(word: str, roots: Roots) -> Iterator[Target]:
-    held = target.find(word, roots)
+    held = target.find_target(word, roots)
     try:
         yield held
     finally:
@@ -96,7 +96,7 @@ def test_a_domain_is_found_by_its_name_its_id_and_its_uuid(roots: Roots) -> None
                     assert held.pid == vm.pid
                     assert (held.record.manager, held.record.name) == ("libvirt", "web1")
         with pytest.raises(NoSuchVm):
-            target.find("libvirt:1", roots)  # the uuid in its metadata is the guest owner's word, not libvirt's
+            target.find_target("libvirt:1", roots)  # the uuid in its metadata is the guest owner's word, not libvirt's
         (roots.libvirt[0] / "web1.pid").unlink()
         with found("libvirt:web1", roots) as held:
             assert held.pid == vm.pid
@@ -107,7 +107,7 @@ def test_one_name_under_two_managers_is_refused_with_both(roots: Roots) -> None:
     with proxmox_vm(roots, "102", "web") as one, libvirt_vm(roots, "web", number=102) as other:
         for word in ("web", "102"):
             with pytest.raises(AmbiguousVm) as refusal:
-                target.find(word, roots)
+                target.find_target(word, roots)
             assert f"pve:102 (process {one.pid})" in refusal.value.cause
             assert f"libvirt:web (process {other.pid})" in refusal.value.cause
         for word, vm in (("pve:102", one), ("libvirt:web", other)):
@@ -119,7 +119,7 @@ def test_one_name_under_two_managers_is_refused_with_both(roots: Roots) -> None:
 def test_a_number_that_is_a_vmid_and_another_vms_pid_is_refused_with_both(roots: Roots) -> None:
     with lab.qemu("7.2", name="plain") as plain, proxmox_vm(roots, str(plain.pid)):
         with pytest.raises(AmbiguousVm) as refusal:
-            target.find(str(plain.pid), roots)
+            target.find_target(str(plain.pid), roots)
         assert f"pve:{plain.pid} " in refusal.value.cause
         assert f"pid:{plain.pid} " in refusal.value.cause
     with subprocess.Popen(["sleep", "60"]) as sleep:
@@ -136,7 +136,7 @@ def test_two_users_domains_of_one_name_are_told_apart_by_pid(roots: Roots) -> No
     with libvirt_vm(roots, "web1") as one, lab.qemu("7.2", "-uuid", uuid, name="web1") as other:
         write_status(roots.run / "user" / user / "libvirt" / "qemu" / "run", "web1", other, 1, uuid)
         with pytest.raises(AmbiguousVm) as refusal:
-            target.find("libvirt:web1", roots)
+            target.find_target("libvirt:web1", roots)
         assert f"pid:{one.pid} " in refusal.value.cause
         assert f"pid:{other.pid} " in refusal.value.cause
 
@@ -149,7 +149,7 @@ def test_a_stale_pidfile_is_told_and_not_believed(roots: Roots) -> None:
             (roots.libvirt[0] / "gone.pid").write_text(f"{pid}\n")
             for word in ("103", "pve:103", "gone", "libvirt:gone"):
                 with pytest.raises(NoSuchVm, match=f"names process {pid}, which is not"):
-                    target.find(word, roots)
+                    target.find_target(word, roots)
         with found(str(vm.pid), roots) as held:
             assert held.record.manager == "process"
 
@@ -164,9 +164,9 @@ def test_a_claim_holds_by_the_vms_own_monitor_where_the_command_line_hangs(roots
         ):
             told = qemu_processes.tell([binary_of])[binary_of]
             assert is_true(claim, told)
-            assert is_true(claim, Told(told.binary, hung, None, named=True))
-            elsewhere = Claim(claim.manager, claim.name, one.pid + other.pid - binary_of, claim.pidfile)
-            assert not is_true(elsewhere, Told(told.binary, hung, None, named=True))
+            assert is_true(claim, SelfDescription(told.binary, hung, None, named=True))
+            elsewhere = VmClaim(claim.manager, claim.name, one.pid + other.pid - binary_of, claim.pidfile)
+            assert not is_true(elsewhere, SelfDescription(told.binary, hung, None, named=True))
 
 
 @pytest.mark.live
@@ -174,7 +174,7 @@ def test_a_platform_is_found_named_and_told_how_to_start_by_its_line_of_the_cata
     roots: Roots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with lab.qemu("7.2", name="web") as vm:
-        claim = Claim(cast("Manager", "incus"), "box", vm.pid, roots.run / "box.pid")
+        claim = VmClaim(cast("Manager", "incus"), "box", vm.pid, roots.run / "box.pid")
         incus = Platform(
             manager=claim.manager,
             form="incus",
@@ -226,7 +226,7 @@ def test_a_hostile_pidfile_is_no_pidfile(lay: Callable[[Path], object], roots: R
     for place, word in ((roots.proxmox / "102.pid", "pve:102"), (roots.libvirt[0] / "w.pid", "libvirt:w")):
         lay(place)
         with pytest.raises(NoSuchVm):
-            target.find(word, roots)
+            target.find_target(word, roots)
 
 
 @pytest.mark.parametrize(
@@ -267,5 +267,5 @@ def test_no_bytes_in_a_status_file_raise(raw: bytes) -> None:
     ],
 )
 def test_a_vm_is_alive_by_proxmoxs_own_rule(arguments: tuple[str, ...], alive: bool) -> None:  # noqa: FBT001 - a table
-    claim = Claim("proxmox", "102", 1, Roots().proxmox / "102.pid")
+    claim = VmClaim("proxmox", "102", 1, Roots().proxmox / "102.pid")
     assert proxmox.is_alive(claim, arguments) is alive

@@ -21,18 +21,20 @@ from autopsy.target import coroutine_count
 from autopsy.target import vital_signs as signs
 from autopsy.target.identity import Binary
 from autopsy.target.platforms.platform import Roots
-from autopsy.target.ps import Vm, census
-from autopsy.target.qemu_processes import Told
+from autopsy.target.ps import ListedVm, census
+from autopsy.target.qemu_processes import SelfDescription
 from autopsy.target.vital_signs import Glance
 from support import lab
 
 NOWHERE = Roots(run=Path("/nonexistent"))
-TOLD = Told(Binary(path="/q", deleted=False, replaced=False, qemu_version="7", build_id=""), ("q",), (), named=True)
+TOLD = SelfDescription(
+    Binary(path="/q", deleted=False, replaced=False, qemu_version="7", build_id=""), ("q",), (), named=True
+)
 TRACER_OF_NOBODY = "TracerPid:\t0"
 SIGNALS = re.compile(r"S(ig(?!Q)|hd)")
 
 
-def of(vm: Machine, roots: Roots = NOWHERE) -> Vm:
+def of(vm: Machine, roots: Roots = NOWHERE) -> ListedVm:
     (found,) = [each for each in census(roots) if each.pid == vm.pid]
     return found
 
@@ -208,8 +210,8 @@ def test_a_main_thread_that_has_not_left_a_lock_between_two_looks_waits_for_it()
 
 def test_what_cannot_be_read_is_a_sign_only_where_it_hangs() -> None:
     hung, refused = Unanswered("no answer in 0.3 s", hung=True), Unanswered("PermissionError")
-    assert signs.of(glance_of(), glance_of(), Told(refused, refused, None, named=True)) == ()
-    assert signs.of(glance_of(), glance_of(), Told(hung, hung, None, named=True)) == (
+    assert signs.of(glance_of(), glance_of(), SelfDescription(refused, refused, None, named=True)) == ()
+    assert signs.of(glance_of(), glance_of(), SelfDescription(hung, hung, None, named=True)) == (
         "its binary's file system does not answer",
         "its memory map is locked",
     )
@@ -237,8 +239,8 @@ def test_a_table_on_a_terminal_is_as_wide_as_that_and_hides_nothing() -> None:
     assert ["another", "sign", "of", "trouble"][-1] in " ".join(lines)
 
 
-def vm(name: str, signs: tuple[str, ...] = ()) -> Vm:
-    return Vm(
+def vm(name: str, signs: tuple[str, ...] = ()) -> ListedVm:
+    return ListedVm(
         target="pid:7",
         manager="plain",
         name=name,

@@ -33,7 +33,7 @@ NOWHERE = Roots(run=Path("/nonexistent"))
 
 @contextmanager
 def found(word: str, roots: Roots = NOWHERE) -> Iterator[Target]:
-    held = target.find(word, roots)
+    held = target.find_target(word, roots)
     try:
         yield held
     finally:
@@ -78,7 +78,7 @@ def test_every_form_of_a_word_finds_the_same_process(build: lab.Build) -> None:
                 assert monitor.address == monitor.reachable == str(vm.monitor)
         vm.process.end()
         with pytest.raises(NoSuchVm):
-            target.find("form-of-words", NOWHERE)
+            target.find_target("form-of-words", NOWHERE)
 
 
 @pytest.mark.live
@@ -95,7 +95,7 @@ def test_a_pid_that_is_no_qemu_is_refused_with_what_it_is(short: Path) -> None:
         with subprocess.Popen([program, "60"]) as child:
             try:
                 with pytest.raises(NotQemu, match=f"process {child.pid} is .*{os.path.basename(program)}") as refusal:
-                    target.find(str(child.pid), NOWHERE)
+                    target.find_target(str(child.pid), NOWHERE)
                 assert refusal.value.exit_code == ExitCode.NO_SUCH_VM
                 assert "autopsy ps" in refusal.value.remedy
             finally:
@@ -106,13 +106,13 @@ def test_the_kernels_own_threads_and_the_dead_are_told_for_what_they_are() -> No
     comm = Path("/proc/2/comm")
     if os.geteuid() == 0 and comm.exists() and comm.read_text() == "kthreadd\n":
         with pytest.raises(NotQemu, match="kernel's own thread kthreadd"):
-            target.find("pid:2", NOWHERE)
+            target.find_target("pid:2", NOWHERE)
     with subprocess.Popen(["true"]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(NoSuchVm, match="has ended and waits for its parent"):
-            target.find(f"pid:{child.pid}", NOWHERE)
+            target.find_target(f"pid:{child.pid}", NOWHERE)
     with pytest.raises(NoSuchVm, match="there is no process"):
-        target.find(f"pid:{child.pid}", NOWHERE)
+        target.find_target(f"pid:{child.pid}", NOWHERE)
 
 
 def test_a_threads_number_leads_to_its_process() -> None:
@@ -121,7 +121,7 @@ def test_a_threads_number_leads_to_its_process() -> None:
     thread.start()
     try:
         with pytest.raises(NotQemu, match=f"is a thread of process {os.getpid()}") as refusal:
-            target.find(f"pid:{thread.native_id}", NOWHERE)
+            target.find_target(f"pid:{thread.native_id}", NOWHERE)
         assert str(os.getpid()) in refusal.value.remedy
     finally:
         done.set()
@@ -131,20 +131,20 @@ def test_a_threads_number_leads_to_its_process() -> None:
 @pytest.mark.parametrize("word", ["pid:", "pid:x", "", "pid:0", "pid:99999999999", "pve:", "qmp:", "libvirt:"])
 def test_a_word_that_cannot_be_meant_is_a_usage_error(word: str) -> None:
     with pytest.raises(UsageError):
-        target.find(word, NOWHERE)
+        target.find_target(word, NOWHERE)
 
 
 @pytest.mark.parametrize("word", ["no-such-vm", "4194303", "pve:../../etc/passwd", "libvirt:../x", "qmp:/nope", "٣"])
 def test_a_word_that_means_nothing_is_no_such_vm(word: str) -> None:
     with pytest.raises(NoSuchVm):
-        target.find(word, NOWHERE)
+        target.find_target(word, NOWHERE)
 
 
 @pytest.mark.live
 def test_one_name_for_two_machines_is_refused_with_both() -> None:
     with lab.qemu("7.2", name="twin") as one, lab.qemu("7.2", name="twin") as other:
         with pytest.raises(AmbiguousVm) as refusal:
-            target.find("twin", NOWHERE)
+            target.find_target("twin", NOWHERE)
         assert f"pid:{one.pid}" in refusal.value.cause
         assert f"pid:{other.pid}" in refusal.value.cause
         assert refusal.value.exit_code == ExitCode.USAGE
@@ -159,7 +159,7 @@ def test_one_name_for_two_machines_is_refused_with_both() -> None:
 def test_a_near_miss_is_answered_by_the_name_that_was_meant(word: str) -> None:
     with lab.qemu("7.2", name="shop-db") as vm:
         with pytest.raises(NoSuchVm) as refusal:
-            target.find(word, NOWHERE)
+            target.find_target(word, NOWHERE)
         assert f"did you mean shop-db (pid {vm.pid})" in refusal.value.remedy
 
 
@@ -300,13 +300,13 @@ def test_a_socket_of_another_program_is_refused_with_whose_it_is(short: Path) ->
     with closing(socket.socket(socket.AF_UNIX)) as listening:
         listening.bind(str(short / "x"))
         with pytest.raises(NoSuchVm, match="nobody listens"):
-            target.find(f"qmp:{short}/x", NOWHERE)
+            target.find_target(f"qmp:{short}/x", NOWHERE)
         listening.listen(1)
         with pytest.raises(NotQemu, match=rf"\(pid {os.getpid()}\) listens on that socket, and is no QEMU"):
-            target.find(f"qmp:{short}/x", NOWHERE)
+            target.find_target(f"qmp:{short}/x", NOWHERE)
     (short / "file").touch()
     with pytest.raises(NoSuchVm, match="no socket"):
-        target.find(f"qmp:{short}/file", NOWHERE)
+        target.find_target(f"qmp:{short}/file", NOWHERE)
 
 
 @pytest.mark.live
@@ -339,7 +339,7 @@ def _as_nobody(word: str) -> bytes:
     os.setgid(65534)
     os.setuid(65534)
     try:
-        target.find(word, NOWHERE)
+        target.find_target(word, NOWHERE)
     except AutopsyError as error:
         return f"{error.exit_code.name} {error} {error.remedy}".encode()
     return b"found"

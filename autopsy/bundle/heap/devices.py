@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from autopsy.bundle.heap.loops import CoLock, Lock, Timer
+from autopsy.bundle.heap.loops import CoLock, HeapMutex, Timer
 
 
 class VirtQueue(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ class ScsiDevice(msgspec.Struct, frozen=True, kw_only=True):
     device_type: str
     controller: str
     requests: tuple[ScsiRequest, ...]
-    requests_lock: Lock | None
+    requests_lock: HeapMutex | None
 
 
 class LsiRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +78,7 @@ class Lsi(msgspec.Struct, frozen=True, kw_only=True):
     reentrancy_level: int | None
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class HeapJob(msgspec.Struct, frozen=True, kw_only=True):
     """A Job with its progress."""
 
     address: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Lock(msgspec.Struct, frozen=True, kw_only=True):
+class HeapMutex(msgspec.Struct, frozen=True, kw_only=True):
     """A QemuMutex: `owner` is the thread that holds it, 0 when it is free."""
 
     address: int

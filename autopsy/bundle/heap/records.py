@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from autopsy.bundle.heap.devices import Job, Lsi, MonitorState, NbdClient, ScsiDevice, VirtQueue
-from autopsy.bundle.heap.loops import CoLock, Context, GraphLock, Lock, NamedLock, ThreadLocals, Timer
+from autopsy.bundle.heap.devices import HeapJob, Lsi, MonitorState, NbdClient, ScsiDevice, VirtQueue
+from autopsy.bundle.heap.loops import CoLock, Context, GraphLock, HeapMutex, NamedLock, ThreadLocals, Timer
 
 SinceFirst = Literal["stuck", "gone", "unknown"]
 
@@ -19,8 +19,8 @@ SinceFirst = Literal["stuck", "gone", "unknown"]
 class TrackedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A BdrvTrackedRequest, which lies on its coroutine's stack.
 
-    `since_first` is `stuck` when the second exposure holds the same request at the same place, `gone` when it does
-    not, `unknown` when there was one exposure.
+    `since_first` is `stuck` when the second snapshot holds the same request at the same place, `gone` when it does
+    not, `unknown` when there was one snapshot.
     """
 
     address: int
@@ -115,7 +115,7 @@ class ThrottleMember(msgspec.Struct, frozen=True, kw_only=True):
     queue_lock: CoLock | None = None
 
 
-class ThrottleGroup(msgspec.Struct, frozen=True, kw_only=True):
+class HeapThrottleGroup(msgspec.Struct, frozen=True, kw_only=True):
     """A ThrottleGroup with every bucket that has a limit or a level; pairs are (read, write).
 
     `tokens` name the member whose turn it is. `lock_at` to `lock_at + 40` is its pthread mutex; `size` is the object's.
@@ -125,7 +125,7 @@ class ThrottleGroup(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     name: str
     clock: str
-    lock: Lock
+    lock: HeapMutex
     buckets: tuple[Bucket, ...]
     operation_size: int
     previous_leak_ns: int
@@ -134,13 +134,13 @@ class ThrottleGroup(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[ThrottleMember, ...]
 
 
-class Exposure(msgspec.Struct, frozen=True, kw_only=True):
+class HeapSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The block layer, event loops and devices at one moment. `aio_waiters` counts threads inside AIO_WAIT_WHILE."""
 
     taken_ns: int
     run_state: str = ""
     migration: str = ""
-    bql: Lock | None = None
+    bql: HeapMutex | None = None
     graph_lock: GraphLock | None = None
     aio_waiters: int | None = None
     drain_all_count: int | None = None
@@ -148,9 +148,9 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     threads: tuple[ThreadLocals, ...] = ()
     backends: tuple[BlockBackend, ...] = ()
     nodes: tuple[BlockNode, ...] = ()
-    throttle_groups: tuple[ThrottleGroup, ...] = ()
+    throttle_groups: tuple[HeapThrottleGroup, ...] = ()
     contexts: tuple[Context, ...] = ()
-    jobs: tuple[Job, ...] = ()
+    jobs: tuple[HeapJob, ...] = ()
     nbd_clients: tuple[NbdClient, ...] = ()
     virtqueues: tuple[VirtQueue, ...] = ()
     scsi_devices: tuple[ScsiDevice, ...] = ()
@@ -164,11 +164,11 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
 class Heap(msgspec.Struct, frozen=True, kw_only=True):
     """The heap walk. `first` is None when it could not be made, and `why` says what was missing.
 
-    `second` is the second exposure where there was one; requests of `first` say whether they are still in it.
+    `second` is the second snapshot where there was one; requests of `first` say whether they are still in it.
     """
 
-    first: Exposure | None = None
-    second: Exposure | None = None
+    first: HeapSnapshot | None = None
+    second: HeapSnapshot | None = None
     symbols: str = ""
     why: str = ""
     ms: float = 0

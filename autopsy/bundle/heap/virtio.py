@@ -31,7 +31,7 @@ class VirtioDevice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VirtioShapes(msgspec.Struct, frozen=True, kw_only=True):
-    """Every virtio device that was found. `second` is None without a second exposure.
+    """Every virtio device that was found. `second` is None without a second snapshot.
 
     `notes` tell what looked like a device's queues and is left out, because something about it does not fit.
     """
@@ -52,7 +52,7 @@ class RingWords(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RingsLook(msgspec.Struct, frozen=True, kw_only=True):
-    """The index words of every ring at one look, after its exposure. `left_out` says why some were not read."""
+    """The index words of every ring at one look, after its snapshot. `left_out` says why some were not read."""
 
     taken_ns: int
     words: tuple[RingWords, ...] = ()

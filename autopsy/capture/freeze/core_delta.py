@@ -1,4 +1,4 @@
-"""Finds the pages in which a later exposure differs from an earlier core."""
+"""Finds the pages in which a later snapshot differs from an earlier core."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ ZERO = bytes(PAGE)
 
 
 @dataclass(frozen=True, slots=True)
-class Thread:
+class ThreadRegisters:
     """One thread's registers, as struct user_regs_struct."""
 
     tid: int
@@ -45,7 +45,7 @@ class Notes:
     comm: bytes
     arguments: bytes
     auxv: bytes
-    threads: tuple[Thread, ...]
+    threads: tuple[ThreadRegisters, ...]
     files: tuple[Mapping, ...]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from autopsy.capture.freeze.core_cap import Wanted
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
-from autopsy.linux.mappings import PAGE, Process, Run
+from autopsy.linux.mappings import PAGE, MappedProcess, Run
 from autopsy.linux.ptrace import Iovec
 from autopsy.linux.tasks.priority import Unpreempted
 
@@ -25,7 +25,7 @@ _process_vm_readv.restype = ctypes.c_ssize_t
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class CopiedExtent:
     """A run of whole pages: `address` in the process, `offset` in our copy."""
 
     address: int
@@ -57,7 +57,7 @@ class Snapshot:
     The buffer is shared, so that a fork copies neither it nor its page tables.
     """
 
-    def __init__(self, process: Process, wanted: Iterable[Wanted], swap_seconds: float = SWAP_SECONDS) -> None:
+    def __init__(self, process: MappedProcess, wanted: Iterable[Wanted], swap_seconds: float = SWAP_SECONDS) -> None:
         known = tuple(wanted)
         warm = [run for each in known for run in each.runs]
         cold = [run for each in known for run in each.swapped]
@@ -65,7 +65,7 @@ class Snapshot:
         self._view = memoryview(self._buffer)
         self._process = process
         self.notes: list[str] = []
-        self._warm: list[Extent] = []
+        self._warm: list[CopiedExtent] = []
         offset = 0
         with Unpreempted() as ahead:
             for address, size in warm:
@@ -88,16 +88,16 @@ class Snapshot:
         while address < end:
             copied = read_in_batches(self._process, address, self._view[offset : offset + end - address], ahead)
             if copied:
-                self._warm.append(Extent(address, copied, offset))
+                self._warm.append(CopiedExtent(address, copied, offset))
             address += copied + PAGE
             offset += copied + PAGE
 
-    def _copy_swapped(self, pid: int, cold: list[Run], offset: int, seconds: float) -> list[Extent]:
+    def _copy_swapped(self, pid: int, cold: list[Run], offset: int, seconds: float) -> list[CopiedExtent]:
         """Copy what is swapped out, as far as the swap device answers in time, in a child that may be abandoned."""
         copied = memoryview(mmap.mmap(-1, len(cold) * 8)).cast("Q")
         places = []
         for address, size in cold:
-            places.append(Extent(address, size, offset))
+            places.append(CopiedExtent(address, size, offset))
             offset += size
 
         def work() -> bytes:
@@ -113,7 +113,9 @@ class Snapshot:
                 self.notes.append(f"left behind at the swap device: process {error.left_behind.pid}")
         except ChildFailed as error:
             self.notes.append(f"what is swapped out was not all read: {error}")
-        return [Extent(place.address, size, place.offset) for place, size in zip(places, copied, strict=True) if size]
+        return [
+            CopiedExtent(place.address, size, place.offset) for place, size in zip(places, copied, strict=True) if size
+        ]
 
     def torn(self, covered: frozenset[int]) -> list[int]:
         """Read everything once more and return the pages that are no longer as they were, without those in `covered`.
@@ -189,7 +191,7 @@ def read_pages(memory: int, address: int, target: memoryview) -> int:
     return done - done % PAGE
 
 
-def read_in_batches(process: Process, address: int, target: memoryview, ahead: Unpreempted) -> int:
+def read_in_batches(process: MappedProcess, address: int, target: memoryview, ahead: Unpreempted) -> int:
     """Read memory of a process that runs until a page cannot be read; return how much was, in whole pages.
 
     /proc/PID/mem takes the lock of the memory map for each page. Where the CPUs are busy, whatever the VM maps or

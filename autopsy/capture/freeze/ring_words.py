@@ -14,7 +14,7 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.heap.virtio import RingsLook, RingWords, VirtioDevice, VirtioShapes
-from autopsy.capture.reading.procfs import Gone, held
+from autopsy.capture.reading.procfs import ProcessEnded, held
 from autopsy.capture.step import Scene
 from autopsy.linux.mappings import IN_MEMORY, PAGE, runs
 from autopsy.linux.tasks.priority import Unpreempted
@@ -29,7 +29,7 @@ class NotThere(Exception):
     """The page of a word is not in memory: to read it is to wait for whoever brings it."""
 
 
-def look(scene: Scene) -> None:
+def collect_ring_words(scene: Scene) -> None:
     """Read the words where this step's virtqueues.json has them, and write ring-words.json; without rings, nothing."""
     devices = _devices(scene)
     if not any(device.rings for device in devices):
@@ -47,7 +47,7 @@ def look(scene: Scene) -> None:
                     os.close(pagemap)
             finally:
                 os.close(memory)
-    except (OSError, Gone) as error:
+    except (OSError, ProcessEnded) as error:
         left_out.append(f"the rings' words could not be read: {getattr(error, 'strerror', None) or error}")
     told = RingsLook(
         taken_ns=time.monotonic_ns(),
@@ -60,7 +60,7 @@ def look(scene: Scene) -> None:
 
 
 def _devices(scene: Scene) -> tuple[VirtioDevice, ...]:
-    """Return the disks and controllers as the newest exposure has them."""
+    """Return the disks and controllers as the newest snapshot has them."""
     try:
         shapes = msgspec.json.decode(scene.earlier(scene.step, layout.VIRTQUEUES), type=VirtioShapes)
     except msgspec.DecodeError:

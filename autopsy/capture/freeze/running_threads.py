@@ -13,7 +13,7 @@ from autopsy.capture.freeze.memory_copy import Chunk, read_pages
 from autopsy.capture.freeze.tracer import RED_ZONE
 from autopsy.capture.freeze.tracer_memory import STACK_CAP
 from autopsy.linux import ptrace
-from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, Process, runs
+from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, runs
 from autopsy.linux.tasks.priority import Unpreempted
 
 TRIES = 5
@@ -25,7 +25,7 @@ _CALL = re.compile(rb"(-?\d+) ((?:0x[0-9a-f]+ ){6})?(0x[0-9a-f]+) (0x[0-9a-f]+)\
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class SleepingThread:
     """A sleeping thread's registers and stack: the same before and after the stack was copied."""
 
     registers: bytes
@@ -33,35 +33,35 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class NeedsStop:
     """The thread cannot be read without a stop, and why."""
 
     why: str
 
 
-def read(process: Process, tid: int, stacks: Sequence[Mapping]) -> Read | Unreadable:
+def read_sleeping_thread(process: MappedProcess, tid: int, stacks: Sequence[Mapping]) -> SleepingThread | NeedsStop:
     """Read a thread that sleeps; one that is on a CPU is tried a few times. `stacks` are in order of address."""
     why = ""
     for _ in range(TRIES):
         try:
             before = _call(process.path, tid)
         except OSError as error:
-            return Unreadable(f"its system call cannot be read: {error.strerror}")
+            return NeedsStop(f"its system call cannot be read: {error.strerror}")
         match = _CALL.fullmatch(before)
         if match is None:
             why = "it was running"
         elif not int(match[3], 16):
-            return Unreadable("it has no user registers")
+            return NeedsStop("it has no user registers")
         else:
             stack = copy_stack(process, int(match[3], 16), stacks)
             try:
                 if _call(process.path, tid) == before:
-                    return Read(_registers(match), stack)
+                    return SleepingThread(_registers(match), stack)
             except OSError as error:
-                return Unreadable(f"its system call cannot be read: {error.strerror}")
+                return NeedsStop(f"its system call cannot be read: {error.strerror}")
             why = "it did not keep still while it was read"
         time.sleep(BETWEEN_SECONDS)
-    return Unreadable(why)
+    return NeedsStop(why)
 
 
 def _call(folder: str, tid: int) -> bytes:
@@ -83,7 +83,7 @@ def _registers(match: re.Match[bytes]) -> bytes:
     return struct.pack("<27Q", *(word & (1 << 64) - 1 for word in words))
 
 
-def copy_stack(process: Process, sp: int, stacks: Sequence[Mapping]) -> tuple[Chunk, ...]:
+def copy_stack(process: MappedProcess, sp: int, stacks: Sequence[Mapping]) -> tuple[Chunk, ...]:
     """Return the pages of a stack that are in memory, from its stack pointer on; none where it lies in no mapping."""
     index = bisect_right(stacks, sp, key=lambda each: each.start) - 1
     if index < 0 or sp >= stacks[index].end:

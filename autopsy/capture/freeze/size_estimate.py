@@ -34,7 +34,7 @@ def needs(pid: int) -> Needs:
     except (ChildTimedOut, ChildFailed) as error:
         core = min(CAP_BYTES, _resident(pid))
         note = f"the room for the evidence is a guess: the memory map gave {error}"
-    # The second exposure's core holds what differs from the first: seldom a tenth of it, half of it at worst.
+    # The second snapshot's core holds what differs from the first: seldom a tenth of it, half of it at worst.
     return Needs(work=core + core // 2 + REST, bundle=core // PACKED + REST // PACKED, note=note)
 
 

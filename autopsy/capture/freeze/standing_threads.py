@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from autopsy.capture.freeze.memory_copy import Chunk
 from autopsy.capture.freeze.running_threads import copy_stack
 from autopsy.capture.step import Deadline
-from autopsy.linux.mappings import Mapping, Process
+from autopsy.linux.mappings import MappedProcess, Mapping
 from autopsy.linux.ptrace import RSP
-from autopsy.linux.tasks.walk import NoWalk, Seen, Walker
+from autopsy.linux.tasks.walk import NoWalk, WalkedThread, Walker
 
 ROUNDS = 5  # what runs in user mode is looked at again a few times
 
@@ -28,7 +28,7 @@ class Stood:
     stack: tuple[Chunk, ...]
 
 
-def stood_still(process: Process, stacks: Sequence[Mapping], deadline: Deadline) -> tuple[tuple[Stood, ...], str]:
+def stood_still(process: MappedProcess, stacks: Sequence[Mapping], deadline: Deadline) -> tuple[tuple[Stood, ...], str]:
     """Return the threads that stand still by themselves, and why there are none where the kernel does not let us look.
 
     `stacks` are the mappings in which a stack may be read, in order of address. A thread whose stack is in none of them
@@ -59,5 +59,5 @@ def stood_still(process: Process, stacks: Sequence[Mapping], deadline: Deadline)
     return tuple(proven.values()), ""
 
 
-def _sp(seen: Seen) -> int:
+def _sp(seen: WalkedThread) -> int:
     return int.from_bytes(seen.registers[RSP * 8 : RSP * 8 + 8], "little")

@@ -13,12 +13,20 @@ from contextlib import contextmanager
 from autopsy.bundle import layout
 from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture.freeze import core_delta, core_writer
-from autopsy.capture.freeze.exposure import ARCHITECTURE, Exposure, Phases, ProcessGone, Task, take, tasks
 from autopsy.capture.freeze.memory_copy import Chunk
-from autopsy.capture.reading.procfs import Gone, held, must_be_the_same
+from autopsy.capture.freeze.snapshot import (
+    ARCHITECTURE,
+    MemorySnapshot,
+    Phases,
+    ProcessGone,
+    ThreadBefore,
+    take_snapshot,
+    tasks,
+)
+from autopsy.capture.reading.procfs import ProcessEnded, held, must_be_the_same
 from autopsy.capture.step import Collected, Failed, Outcome, Scene
 from autopsy.examine.core.reader import Core, CoreError
-from autopsy.linux.mappings import PAGE, Process, modules
+from autopsy.linux.mappings import PAGE, MappedProcess, modules
 from autopsy.target.target import is_alive
 
 AT_PHENT = 4
@@ -46,7 +54,7 @@ def _expose(scene: Scene, *, second: bool) -> Outcome:
             phases.done("threads")
             # Should the next reads hang on the lock of the memory map, this much is told.
             scene.write_json(layout.FREEZE_RECORD, _begun(known, phases))
-            taken = take(
+            taken = take_snapshot(
                 process,
                 known,
                 phases,
@@ -55,7 +63,7 @@ def _expose(scene: Scene, *, second: bool) -> Outcome:
                 walks=scene.options.bpf,
             )
             arguments = _arguments(process)
-    except (Gone, ProcessGone) as error:
+    except (ProcessEnded, ProcessGone) as error:
         return Failed(str(error))
     except PermissionError as error:
         file = os.path.basename(error.filename or "ptrace")
@@ -98,7 +106,7 @@ def _unsupported(auxv: bytes) -> str:
     return ""
 
 
-def _begun(known: tuple[Task, ...], phases: Phases) -> FreezeRecord:
+def _begun(known: tuple[ThreadBefore, ...], phases: Phases) -> FreezeRecord:
     return FreezeRecord(
         architecture=ARCHITECTURE,
         page_size=PAGE,
@@ -113,15 +121,15 @@ def _begun(known: tuple[Task, ...], phases: Phases) -> FreezeRecord:
     )
 
 
-def _write_core(scene: Scene, taken: Exposure, notes: core_writer.Notes) -> int:
+def _write_core(scene: Scene, taken: MemorySnapshot, notes: core_writer.Notes) -> int:
     return core_writer.write(scene.staging / layout.CORE, notes, taken.mappings, taken.chunks, fill=True)
 
 
-def _write_delta(scene: Scene, taken: Exposure, notes: core_writer.Notes) -> int:
+def _write_delta(scene: Scene, taken: MemorySnapshot, notes: core_writer.Notes) -> int:
     path = scene.folder / layout.CORE
     try:
         first = Core(scene.staging / layout.CORE)
-    except CoreError:  # there was no first exposure: this one stands for itself
+    except CoreError:  # there was no first snapshot: this one stands for itself
         return core_writer.write(path, notes, taken.mappings, taken.chunks, fill=True)
     whole = [each.mapping for each in taken.choice.wanted]
     chunks: list[Chunk] = [
@@ -131,7 +139,7 @@ def _write_delta(scene: Scene, taken: Exposure, notes: core_writer.Notes) -> int
     return core_writer.write(path, notes, taken.mappings, chunks, fill=False)
 
 
-def _summary(taken: Exposure) -> str:
+def _summary(taken: MemorySnapshot) -> str:
     stopped = sum(each.how == "stopped" for each in taken.told)
     walked = sum(each.how == "walked" for each in taken.told)
     unstopped = sum(each.how == "from-proc" for each in taken.told)
@@ -148,7 +156,7 @@ def _summary(taken: Exposure) -> str:
 
 
 @contextmanager
-def _opened(scene: Scene) -> Iterator[Process]:
+def _opened(scene: Scene) -> Iterator[MappedProcess]:
     """Hold the process's memory open, and all of its /proc: should it end, its number may come to mean another one.
 
     Raises:
@@ -161,7 +169,7 @@ def _opened(scene: Scene) -> Iterator[Process]:
         try:
             pagemap = os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc.folder)
             try:
-                yield Process(proc.pid, memory, pagemap, proc.path)
+                yield MappedProcess(proc.pid, memory, pagemap, proc.path)
                 must_be_the_same(proc, scene.target)
             finally:
                 os.close(pagemap)
@@ -175,7 +183,7 @@ def _is_64_bit(auxv: bytes) -> bool:
     return words.get(AT_PHENT) == PHENT_64
 
 
-def _arguments(process: Process) -> bytes:
+def _arguments(process: MappedProcess) -> bytes:
     with contextlib.suppress(OSError):
         return _read(f"{process.path}/cmdline").replace(b"\0", b" ").strip()
     return b""

@@ -26,7 +26,7 @@ from autopsy.capture.freeze.memory_copy import Chunk, read_pages
 from autopsy.capture.freeze.tracer_memory import STACK_CAP, Board, Caught, Fate
 from autopsy.linux import ptrace
 from autopsy.linux.child import die_with_parent
-from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, Process, parse_maps, runs
+from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, parse_maps, runs
 from autopsy.linux.tasks.priority import Unpreempted
 
 RELEASE_SECONDS = 25e-6  # to copy one thread's stack and let it go
@@ -51,7 +51,7 @@ _mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class TracedStop:
     """What the tracer brought. `at_ns` is when the last thread stood; `stacks` are whole pages, in no order."""
 
     threads: tuple[Caught, ...]
@@ -61,7 +61,9 @@ class Cut:
     notes: tuple[str, ...]
 
 
-def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float, spared: frozenset[int] = frozenset()) -> Cut:
+def hold(
+    process: MappedProcess, stacks: tuple[Mapping, ...], max_stop: float, spared: frozenset[int] = frozenset()
+) -> TracedStop:
     """Stop the process for an instant. `stacks` are the mappings in which a stack may be read, in order of address.
 
     The threads in `spared` are left alone.
@@ -92,7 +94,7 @@ def hold(process: Process, stacks: tuple[Mapping, ...], max_stop: float, spared:
         stop = Stop(start_ns=start, end_ns=words[Board.END] or time.monotonic_ns())
     # Where no thread could be stopped, the memory is read from now on.
     at_ns = words[Board.AT] or words[Board.START] or time.monotonic_ns()
-    return Cut(board.threads(), board.pieces(), stop, at_ns, tuple(notes))
+    return TracedStop(board.threads(), board.pieces(), stop, at_ns, tuple(notes))
 
 
 def _await(pid: int, board: Board, limit: float) -> list[str]:
@@ -126,7 +128,7 @@ class _Tracer:
     """The life of the tracer, which ends with `run`."""
 
     def __init__(
-        self, board: Board, process: Process, stacks: tuple[Mapping, ...], max_stop: float, spared: frozenset[int]
+        self, board: Board, process: MappedProcess, stacks: tuple[Mapping, ...], max_stop: float, spared: frozenset[int]
     ) -> None:
         die_with_parent()
         self.board = board
@@ -173,10 +175,10 @@ class _Tracer:
         """Free those that came to a stand after we had given them up: our end would, but takes a while."""
         for tid, row in self.seized:
             if self.words[row + 1] in {Fate.MOVING, Fate.ASLEEP}:
-                match ptrace.look(tid):
-                    case ptrace.Standing(signal=number):
+                match ptrace.stop_state(tid):
+                    case ptrace.StoppedThread(signal=number):
                         ptrace.detach(tid, number)
-                    case ptrace.Moving() | ptrace.Gone():
+                    case ptrace.Moving() | ptrace.ThreadGone():
                         pass
 
     def _be_quick(self) -> None:
@@ -297,12 +299,12 @@ class _Tracer:
             quiet += pause
 
     def _settled(self, tid: int, row: int) -> bool:
-        match ptrace.look(tid):
+        match ptrace.stop_state(tid):
             case ptrace.Moving():
                 return False
-            case ptrace.Gone():
+            case ptrace.ThreadGone():
                 self.words[row + 1] = Fate.GONE
-            case ptrace.Standing(signal=number):
+            case ptrace.StoppedThread(signal=number):
                 self.words[row + 2] = number
                 self.standing.append((tid, row))
                 if self.registers.read(tid, (row + Board.REGISTERS_AT) * 8):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import Frame, ThreadStack
-from autopsy.capture.freeze.exposure import ProcessGone, tasks
+from autopsy.capture.freeze.snapshot import ProcessGone, tasks
 from autopsy.capture.gdb.guardian import TRACED, Guardian, NotHealed, post
 from autopsy.capture.qmp.guard import FUSE
 from autopsy.capture.scratch import scratch
@@ -37,7 +37,7 @@ LIVE = ("set sysroot /proc/{pid}/root", "set auto-solib-add on", "file /proc/{pi
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class GdbSession:
     """What gdb said. `stopped_ns` runs from the attach to the end of gdb; `put_right` if it left a thread stopped."""
 
     text: str
@@ -47,7 +47,7 @@ class Told:
     put_right: bool
 
 
-def look(scene: Scene) -> Outcome:
+def attach_gdb(scene: Scene) -> Outcome:
     """Attach, take `thread apply all bt`, detach, and make sure that every thread runs as it did."""
     pid = scene.target.pid
     if obstacle := _lasting_obstacle(pid):
@@ -98,7 +98,7 @@ def may_not_attach(pid: int) -> str:
     return ""
 
 
-def _ask(scene: Scene, folder: Path, ends_at: float) -> Told:
+def _ask(scene: Scene, folder: Path, ends_at: float) -> GdbSession:
     pid = scene.target.pid
     behind_loader = _symbols_behind_a_loader(pid)
     keeper: Guardian | None = None
@@ -118,7 +118,7 @@ def _ask(scene: Scene, folder: Path, ends_at: float) -> Told:
             gdb.run("detach")
     finally:
         put_right = keeper is not None and keeper.word(HEAL_SECONDS)
-    return Told(answer.text, answer.whole, gdb.log(), time.monotonic_ns() - begun, put_right)
+    return GdbSession(answer.text, answer.whole, gdb.log(), time.monotonic_ns() - begun, put_right)
 
 
 def _symbols_behind_a_loader(pid: int) -> str:

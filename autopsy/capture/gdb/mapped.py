@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from autopsy.examine.core.inputs import Mapped
+from autopsy.examine.core.inputs import LiveMapping
 from autopsy.linux.files import open_below
 from autopsy.linux.regular import open_regular
 from autopsy.linux.tasks.priority import Unpreempted
@@ -18,14 +18,14 @@ ELF = b"\x7fELF"
 
 
 @contextmanager
-def mapped(pid: int, maps: bytes) -> Iterator[tuple[Mapped, ...]]:
+def mapped(pid: int, maps: bytes) -> Iterator[tuple[LiveMapping, ...]]:
     """Yield what could be opened of what `maps` calls executable. The paths are good until the block ends."""
     with ExitStack() as stack:
         found = []
         for start, end, path in _beginnings(maps):
             for source, descriptor in _opened(pid, start, end, path):
                 stack.callback(os.close, descriptor)
-                found.append(Mapped(start, Path(f"/proc/{os.getpid()}/fd/{descriptor}"), source))
+                found.append(LiveMapping(start, Path(f"/proc/{os.getpid()}/fd/{descriptor}"), source))
         yield tuple(found)
 
 

@@ -16,13 +16,13 @@ from autopsy.capture.freeze import ring_words
 from autopsy.capture.freeze import step as freeze
 from autopsy.capture.gdb import attach
 from autopsy.capture.gdb.mapped import mapped
-from autopsy.capture.reading.procfs import Gone, held
+from autopsy.capture.reading.procfs import ProcessEnded, held
 from autopsy.capture.scratch import scratch
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.inputs import Frozen
-from autopsy.examine.run import examine
+from autopsy.examine.run import examine_core
 from autopsy.files import private
 from autopsy.target.image import image_of
 
@@ -36,19 +36,19 @@ class TooLarge(Exception):
     """The binary is larger than any QEMU is, or than there is room for."""
 
 
-def look(scene: Scene) -> Outcome:
+def examine_stored_core(scene: Scene) -> Outcome:
     """Examine the core. Nothing is asked of the VM: only its files are opened."""
     core = scene.staging / layout.CORE
     if not core.exists():
         return _without_core(scene)
     try:
         with scratch(scene) as folder, frozen(scene, core, folder) as given:
-            note = examine_boxed(given, examine)
+            note = examine_boxed(given, examine_core)
     except ExaminationFailed as error:
         _store_binary(scene)  # whoever examines the core elsewhere needs it all the more
         return Failed(f"{error}: {error.remedy}")
     kept = _store_binary(scene)
-    ring_words.look(scene)  # last: it reads what belongs to the VM, and everything else is stored
+    ring_words.collect_ring_words(scene)  # last: it reads what belongs to the VM, and everything else is stored
     return Collected("; ".join(filter(None, (note, kept))))
 
 
@@ -57,7 +57,7 @@ def _without_core(scene: Scene) -> Outcome:
         return Skipped("there is no core: see freeze")
     if not freeze.unsupported(scene.target.pid):
         return Skipped("there is no core: see freeze. --live-gdb is for what cannot be frozen on any day")
-    return attach.look(scene)
+    return attach.attach_gdb(scene)
 
 
 def _store_binary(scene: Scene) -> str:
@@ -68,7 +68,7 @@ def _store_binary(scene: Scene) -> str:
     try:
         with held(scene.target) as process, open(image_of(process.pid).place, "rb") as binary:
             _pack_binary(binary, scene.staging)
-    except (OSError, Gone, TooLarge) as error:
+    except (OSError, ProcessEnded, TooLarge) as error:
         return f"the binary, which {why}, could not be kept: {getattr(error, 'strerror', None) or error}"
     return f"the binary, which {why}, is kept as {layout.BINARY}"
 

@@ -14,9 +14,9 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.sections import Section
-from autopsy.capture.reading.procfs import Process, read_file
+from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import Cut, Read, SectionFile, Trouble, sections, take
+from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, sections, take
 from autopsy.capture.step import Scene
 from autopsy.linux.mounts import mounts_in_use, mounts_of
 
@@ -63,7 +63,7 @@ AGAIN = ("/proc/diskstats", "/proc/pressure/cpu", "/proc/pressure/io", "/proc/pr
 DMSETUP = (("dmsetup", "info", "-c"), ("dmsetup", "table"), ("dmsetup", "status", "--noflush"))
 
 
-class Device(msgspec.Struct, frozen=True, kw_only=True):
+class ListedDevice(msgspec.Struct, frozen=True, kw_only=True):
     """One block device, and what lies on it: descriptors of the target (`fd 12`), or another device.
 
     `debug` are files of debugfs where blk-mq tells of the requests themselves.
@@ -76,10 +76,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DevicesBelow:
     """The devices below the target's files, those that it uses directly first."""
 
-    devices: tuple[Device, ...]
+    devices: tuple[ListedDevice, ...]
 
     def listing(self) -> bytes:
         """Return a line for each thing that lies on each of them: name, MAJ:MIN, what."""
@@ -87,8 +87,8 @@ class Found:
         return "".join(lines).encode("utf-8", "surrogateescape")
 
 
-def collect(
-    scene: Scene, process: Process, descriptors: Mapping[str, Section], stored: SectionFile, trouble: Trouble
+def collect_block_devices(
+    scene: Scene, process: ProcDirectory, descriptors: Mapping[str, Section], stored: SectionFile, trouble: ReadFailures
 ) -> None:
     """Append what is known of every such device: `block-devices` lists them, the rest is named by its path."""
     found = _find(scene, process, descriptors, stored, trouble)
@@ -98,17 +98,21 @@ def collect(
         stored.append(section for section in batch if section.error != "ENOENT")
     if any(device.name.startswith("dm-") for device in found.devices):
         programs = [
-            Read(" ".join(words), partial(output, words, seconds=PROGRAM_SECONDS), "device-mapper", PROGRAM_SECONDS + 1)
+            SectionRead(
+                " ".join(words), partial(output, words, seconds=PROGRAM_SECONDS), "device-mapper", PROGRAM_SECONDS + 1
+            )
             for words in DMSETUP
         ]
         for batch in sections(programs, scene.deadline, trouble):
             stored.append(batch)
 
 
-def collect_again(scene: Scene, process: Process, descriptors: Mapping[str, Section], trouble: Trouble) -> None:
+def collect_again(
+    scene: Scene, process: ProcDirectory, descriptors: Mapping[str, Section], trouble: ReadFailures
+) -> None:
     """Store the counters alone, in a host.txt of this step."""
     with SectionFile(scene, layout.HOST_FILES) as stored:
-        for batch in sections([Read(path, partial(read_file, path)) for path in AGAIN], scene.deadline, trouble):
+        for batch in sections([SectionRead(path, partial(read_file, path)) for path in AGAIN], scene.deadline, trouble):
             stored.append(batch)
         found = _find(scene, process, descriptors, stored, trouble)
         for batch in sections(_reads(found, COUNTERS), scene.deadline, trouble):
@@ -116,32 +120,32 @@ def collect_again(scene: Scene, process: Process, descriptors: Mapping[str, Sect
 
 
 def _find(
-    scene: Scene, process: Process, descriptors: Mapping[str, Section], stored: SectionFile, trouble: Trouble
-) -> Found:
-    search = Read("block-devices", partial(_walk, process, descriptors), seconds=FIND_SECONDS)
+    scene: Scene, process: ProcDirectory, descriptors: Mapping[str, Section], stored: SectionFile, trouble: ReadFailures
+) -> DevicesBelow:
+    search = SectionRead("block-devices", partial(_walk, process, descriptors), seconds=FIND_SECONDS)
     asked = take([search], scene.deadline, trouble)
     answer = asked.pop("block-devices")
-    found = Found(msgspec.json.decode(answer.data or b"[]", type=tuple[Device, ...]))
+    found = DevicesBelow(msgspec.json.decode(answer.data or b"[]", type=tuple[ListedDevice, ...]))
     stored.append([Section("block-devices", found.listing(), error=answer.error), *asked.values()])
     return found
 
 
-def _reads(found: Found, files: tuple[str, ...]) -> Iterator[Read]:
+def _reads(found: DevicesBelow, files: tuple[str, ...]) -> Iterator[SectionRead]:
     for device in found.devices:
         for file in files:
             path = f"{BLOCK}/{device.name}/{file}"
-            yield Read(path, partial(read_file, path), fate=device.name)
+            yield SectionRead(path, partial(read_file, path), fate=device.name)
 
 
-def _debug(found: Found) -> Iterator[Read]:
+def _debug(found: DevicesBelow) -> Iterator[SectionRead]:
     for device in found.devices:
         for path in device.debug:
-            yield Read(path, partial(read_file, path, MOST_BUSY), fate=device.name)
+            yield SectionRead(path, partial(read_file, path, MOST_BUSY), fate=device.name)
 
 
-def _walk(process: Process, descriptors: Mapping[str, Section]) -> bytes | Cut:
+def _walk(process: ProcDirectory, descriptors: Mapping[str, Section]) -> bytes | Truncated:
     """Be the search, in a reader; return Device[] as JSON."""
-    found: dict[str, Device] = {}
+    found: dict[str, ListedDevice] = {}
     unread = 0
     left = list(_direct(process, descriptors))
     while left and len(found) < MOST_DEVICES:
@@ -154,14 +158,16 @@ def _walk(process: Process, descriptors: Mapping[str, Section]) -> bytes | Cut:
             else:
                 debug = sorted(path for pattern in BUSY for path in glob.glob(f"{DEBUG}/{glob.escape(name)}/{pattern}"))
                 unread += max(0, len(debug) - MOST_BUSY_FILES)
-                found[name] = Device(name=name, number=number, holds=(holds,), debug=tuple(debug[:MOST_BUSY_FILES]))
+                found[name] = ListedDevice(
+                    name=name, number=number, holds=(holds,), debug=tuple(debug[:MOST_BUSY_FILES])
+                )
                 left += [(below, name) for below in _below(folder)]
     told = msgspec.json.encode(tuple(found.values()))
     why = (f"{len(left)} more were not looked at" if left else "", f"{unread} files of debugfs" if unread else "")
-    return Cut(told, "; ".join(filter(None, why))) if any(why) else told
+    return Truncated(told, "; ".join(filter(None, why))) if any(why) else told
 
 
-def _direct(process: Process, descriptors: Mapping[str, Section]) -> Iterator[tuple[str, str]]:
+def _direct(process: ProcDirectory, descriptors: Mapping[str, Section]) -> Iterator[tuple[str, str]]:
     """Yield MAJ:MIN and what lies there for what the target has open: files on file systems, and devices themselves."""
     for mount in mounts_in_use(descriptors):
         holds = f"{mount.point} ({mount.kind}, fd {','.join(map(str, mount.fds))})"
@@ -193,7 +199,7 @@ def _below(folder: str) -> Iterator[str]:
     with contextlib.suppress(OSError):
         backing = _text(f"{folder}/loop/backing_file").removesuffix(" (deleted)")
         own = read_file("/proc/self/mountinfo", 4 << 20)
-        table = mounts_of(own.data if isinstance(own, Cut) else own).values()
+        table = mounts_of(own.data if isinstance(own, Truncated) else own).values()
         around = [
             mount for mount in table if os.path.join(mount.point, "") == backing[: len(mount.point.rstrip("/")) + 1]
         ]
@@ -203,4 +209,4 @@ def _below(folder: str) -> Iterator[str]:
 
 def _text(path: str) -> str:
     data = read_file(path, 4096)
-    return (data.data if isinstance(data, Cut) else data).decode("utf-8", "surrogateescape").strip()
+    return (data.data if isinstance(data, Truncated) else data).decode("utf-8", "surrogateescape").strip()

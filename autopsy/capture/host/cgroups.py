@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from autopsy.bundle.sections import REST
-from autopsy.capture.reading.procfs import Process, read_file
-from autopsy.capture.reading.reader import Read, Unreadable
+from autopsy.capture.reading.procfs import ProcDirectory, read_file
+from autopsy.capture.reading.reader import SectionRead, Unreadable
 from autopsy.linux.mounts import Mount, mounts_of
 
 UNIFIED: tuple[str, ...] = (
@@ -57,16 +57,16 @@ OLDER = {
 MOST_GROUPS = 64
 
 
-def membership_reads(process: Process) -> list[Read]:
+def membership_reads(process: ProcDirectory) -> list[SectionRead]:
     """Return reads of /proc/PID/cgroup and of each thread's: libvirt gives vCPUs and iothreads groups of their own.
 
     They take cgroup_mutex, which a stuck cgroup holds.
     """
     files = ["cgroup", *(f"task/{tid}/cgroup" for tid in process.numbers("task"))]
-    return [Read(f"/proc/{process.pid}/{file}", partial(process.read, file), "cgroup_mutex") for file in files]
+    return [SectionRead(f"/proc/{process.pid}/{file}", partial(process.read, file), "cgroup_mutex") for file in files]
 
 
-def reads(memberships: Iterable[bytes], mountinfo: bytes) -> Iterator[Read]:
+def reads(memberships: Iterable[bytes], mountinfo: bytes) -> Iterator[SectionRead]:
     """Yield the files of every such group; a file that a kernel lacks gives ENOENT.
 
     `mountinfo` is our own, because it is our own view of the hierarchies that we read.
@@ -81,9 +81,11 @@ def reads(memberships: Iterable[bytes], mountinfo: bytes) -> Iterator[Read]:
                     continue
                 seen.add(folder)
                 if len(seen) <= MOST_GROUPS:
-                    yield from (Read(f"{folder}/{file}", partial(read_file, f"{folder}/{file}")) for file in files)
+                    yield from (
+                        SectionRead(f"{folder}/{file}", partial(read_file, f"{folder}/{file}")) for file in files
+                    )
     if (left := len(seen) - MOST_GROUPS) > 0:
-        yield Read(f"cgroup{REST}", partial(_not_read, left))
+        yield SectionRead(f"cgroup{REST}", partial(_not_read, left))
 
 
 def _not_read(left: int) -> bytes:

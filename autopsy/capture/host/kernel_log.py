@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import Read
+from autopsy.capture.reading.reader import SectionRead
 
 KMSG = "/dev/kmsg"
 KMSG_LINES = 500
@@ -45,13 +45,13 @@ def kernel_line(record: bytes) -> bytes:
     return b"<%d>[%5d.%06d] %b\n" % (int(fields[0]) & 7, seconds, micros, text)
 
 
-def journal(units: Iterable[str]) -> list[Read]:
+def journal(units: Iterable[str]) -> list[SectionRead]:
     """Return reads of what the journal holds of the VM (Proxmox logs QEMU's stderr as QEMU), and of its tail."""
     tail = ("journalctl", "-n", str(JOURNAL_LINES), "-o", "short-iso-precise", "--no-pager")
     matches = [f"{field}={unit}" for unit in units for field in ("_SYSTEMD_UNIT", "UNIT", "OBJECT_SYSTEMD_UNIT")]
     own = (*tail, "SYSLOG_IDENTIFIER=QEMU", *(word for match in matches for word in ("+", match)))
     return [
-        Read(
+        SectionRead(
             " ".join(words),
             partial(output, words, seconds=JOURNAL_SECONDS, most=MOST_JOURNAL),
             "the journal",

@@ -10,7 +10,7 @@ import os
 import re
 from contextlib import suppress
 
-from autopsy.capture.reading.procfs import Process
+from autopsy.capture.reading.procfs import ProcDirectory
 from autopsy.capture.reading.reader import Unreadable
 from autopsy.files.plain import LOOK, NotPlain, open_beneath, reopen
 
@@ -20,7 +20,7 @@ _FLAGS = re.compile(rb"^flags:\s*([0-7]+)$", re.MULTILINE)
 _UIDS = re.compile(rb"^Uid:\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", re.MULTILINE)
 
 
-def open_own(process: Process, number: int) -> int:
+def open_own(process: ProcDirectory, number: int) -> int:
     """Open the file of one of the process's descriptors to read.
 
     It must be the process's own, or root's below /var/log, found there by its path without any link.

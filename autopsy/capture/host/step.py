@@ -10,8 +10,8 @@ from functools import partial
 from autopsy.bundle import layout
 from autopsy.bundle.sections import Section, parse
 from autopsy.capture.host import block_devices, cgroups, kernel_log, storage_clients, vm_files
-from autopsy.capture.reading.procfs import Gone, Process, held, read_file
-from autopsy.capture.reading.reader import Read, SectionFile, Trouble, sections, store, take
+from autopsy.capture.reading.procfs import ProcDirectory, ProcessEnded, held, read_file
+from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, sections, store, take
 from autopsy.capture.step import Outcome, Scene
 from autopsy.linux.mounts import Mount, mounts_in_use
 from autopsy.target import permissions
@@ -49,19 +49,19 @@ OWN_MOUNTS = "/proc/self/mountinfo"
 MOST_FILE = 4 << 20
 
 
-def look(scene: Scene) -> Outcome:
+def collect_host(scene: Scene) -> Outcome:
     """Take what the host says of itself, the surest first; every file that could hang hangs alone.
 
     When the VM has ended, there is the host around it still.
     """
-    trouble = Trouble()
+    trouble = ReadFailures()
     record = scene.target.record
     root = record.domain.root if record.domain else ""
     try:
         with held(scene.target) as process:
             groups = _around(scene, process, trouble)
             _logs(scene, vm_files.log(process, record.name, record.manager, root), cgroups.scopes(groups), trouble)
-    except Gone as error:
+    except ProcessEnded as error:
         trouble.notes.append(str(error))
         if not (scene.folder / layout.HOST_FILES).exists():
             with SectionFile(scene, layout.HOST_FILES) as stored:
@@ -71,15 +71,15 @@ def look(scene: Scene) -> Outcome:
     return trouble.outcome()
 
 
-def _around(scene: Scene, process: Process, trouble: Trouble) -> tuple[bytes, ...]:
+def _around(scene: Scene, process: ProcDirectory, trouble: ReadFailures) -> tuple[bytes, ...]:
     """Store host.txt, and return what the `cgroup` files of the process say."""
     table = _descriptors(scene)
     with SectionFile(scene, layout.HOST_FILES) as stored:
         mountinfo = _files(scene, process, stored, trouble)
         groups = _groups(scene, process, mountinfo, stored, trouble)
-        block_devices.collect(scene, process, table, stored, trouble)
+        block_devices.collect_block_devices(scene, process, table, stored, trouble)
         mounts = mounts_in_use(table)
-        storage_clients.collect(scene, process, mounts, stored, trouble)
+        storage_clients.collect_storage_clients(scene, process, mounts, stored, trouble)
         for batch in sections(_room(process, mounts), scene.deadline, trouble):
             stored.append(batch)
     return groups
@@ -91,13 +91,13 @@ def _descriptors(scene: Scene) -> Mapping[str, Section]:
     return {section.name: section for section in parse(raw)}
 
 
-def _files(scene: Scene, process: Process | None, stored: SectionFile, trouble: Trouble) -> bytes:
+def _files(scene: Scene, process: ProcDirectory | None, stored: SectionFile, trouble: ReadFailures) -> bytes:
     """Store the fixed files, and return our own mountinfo. Without a process its own is left out."""
     mountinfo = b""
-    reads = [Read(path, partial(read_file, path)) for path in (*FILES, *_settings())]
+    reads = [SectionRead(path, partial(read_file, path)) for path in (*FILES, *_settings())]
     if process is not None:
-        reads.append(Read(f"/proc/{process.pid}/mountinfo", partial(process.read, "mountinfo", MOST_FILE)))
-    reads.append(Read(OWN_MOUNTS, partial(read_file, OWN_MOUNTS, MOST_FILE)))
+        reads.append(SectionRead(f"/proc/{process.pid}/mountinfo", partial(process.read, "mountinfo", MOST_FILE)))
+    reads.append(SectionRead(OWN_MOUNTS, partial(read_file, OWN_MOUNTS, MOST_FILE)))
     for batch in sections(reads, scene.deadline, trouble):
         stored.append(batch)
         mountinfo += b"".join(section.data for section in batch if section.name == OWN_MOUNTS)
@@ -105,7 +105,7 @@ def _files(scene: Scene, process: Process | None, stored: SectionFile, trouble: 
 
 
 def _groups(
-    scene: Scene, process: Process, mountinfo: bytes, stored: SectionFile, trouble: Trouble
+    scene: Scene, process: ProcDirectory, mountinfo: bytes, stored: SectionFile, trouble: ReadFailures
 ) -> tuple[bytes, ...]:
     """Store the control groups of the process and its threads, and return what their `cgroup` files say."""
     told = take(cgroups.membership_reads(process), scene.deadline, trouble)
@@ -122,11 +122,13 @@ def _settings() -> list[str]:
     return sorted(path for pattern in SETTINGS for path in glob.glob(pattern))
 
 
-def _room(process: Process, mounts: Sequence[Mount]) -> Iterator[Read]:
+def _room(process: ProcDirectory, mounts: Sequence[Mount]) -> Iterator[SectionRead]:
     """Yield statvfs of each file system that the target has files on, through a descriptor: no path, no symlink."""
     for mount in mounts:
         if mount.kind not in {"proc", "sysfs", "devtmpfs", "devpts"}:
-            yield Read(f"statvfs {mount.point}", partial(_statvfs, f"{process.path}/fd/{mount.fds[0]}"), mount.point)
+            yield SectionRead(
+                f"statvfs {mount.point}", partial(_statvfs, f"{process.path}/fd/{mount.fds[0]}"), mount.point
+            )
 
 
 def _statvfs(path: str) -> bytes:
@@ -135,13 +137,13 @@ def _statvfs(path: str) -> bytes:
     return "".join(f"{field} {getattr(told, field)}\n" for field in fields).encode()
 
 
-def _logs(scene: Scene, own: list[Read], units: tuple[str, ...], trouble: Trouble) -> None:
+def _logs(scene: Scene, own: list[SectionRead], units: tuple[str, ...], trouble: ReadFailures) -> None:
     """Store what the logs and the VM's manager tell; each file is left out where there is nothing of it.
 
     `own` are the reads of where QEMU's own words go.
     """
     record = scene.target.record
-    _plainly(scene, layout.DMESG, [Read(kernel_log.KMSG, kernel_log.kernel_log, seconds=2)], trouble)
+    _plainly(scene, layout.DMESG, [SectionRead(kernel_log.KMSG, kernel_log.kernel_log, seconds=2)], trouble)
     root = record.domain.root if record.domain else ""
     if configuration := vm_files.configuration(record.name, record.manager, root):
         store(scene, layout.VM_CONFIG, configuration, trouble)
@@ -152,7 +154,7 @@ def _logs(scene: Scene, own: list[Read], units: tuple[str, ...], trouble: Troubl
     store(scene, layout.JOURNAL, kernel_log.journal(units), trouble)
 
 
-def _plainly(scene: Scene, file: str, reads: list[Read], trouble: Trouble) -> None:
+def _plainly(scene: Scene, file: str, reads: list[SectionRead], trouble: ReadFailures) -> None:
     """Store the first of the reads that gives anything, as a file without headers; an empty one if all are empty."""
     told = take(reads, scene.deadline, trouble).values()
     hung = {hang.name for hang in trouble.hangs}

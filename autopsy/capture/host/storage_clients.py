@@ -9,8 +9,8 @@ from functools import partial
 import msgspec
 
 from autopsy.bundle.sections import REST, Section
-from autopsy.capture.reading.procfs import Process, read_file
-from autopsy.capture.reading.reader import Read, SectionFile, Trouble, sections, take
+from autopsy.capture.reading.procfs import ProcDirectory, read_file
+from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, sections, take
 from autopsy.capture.step import Scene
 from autopsy.linux.mounts import Mount
 
@@ -36,9 +36,11 @@ MOST_FILE = 64 << 10
 MOST_STATISTICS = 1 << 20
 
 
-def collect(scene: Scene, process: Process, mounts: Sequence[Mount], stored: SectionFile, trouble: Trouble) -> None:
+def collect_storage_clients(
+    scene: Scene, process: ProcDirectory, mounts: Sequence[Mount], stored: SectionFile, trouble: ReadFailures
+) -> None:
     """Append every such file that this host has, named by its path, and the statistics of NFS mounts in use."""
-    found = take([Read("storage", _present)], scene.deadline, trouble)["storage"]
+    found = take([SectionRead("storage", _present)], scene.deadline, trouble)["storage"]
     paths = msgspec.json.decode(found.data or b"[]", type=list[str])
     if len(paths) > MOST_FILES or found.error:
         why = found.error or f"{len(paths) - MOST_FILES} more files were not read"
@@ -51,9 +53,9 @@ def _present() -> bytes:
     return msgspec.json.encode([path for pattern in PATTERNS for path in sorted(glob.glob(pattern))])
 
 
-def _reads(process: Process, paths: list[str], mounts: Sequence[Mount]) -> Iterator[Read]:
+def _reads(process: ProcDirectory, paths: list[str], mounts: Sequence[Mount]) -> Iterator[SectionRead]:
     for path in paths:
-        yield Read(path, partial(read_file, path, MOST_FILE), fate=path.rpartition("/")[0])
+        yield SectionRead(path, partial(read_file, path, MOST_FILE), fate=path.rpartition("/")[0])
     if any(mount.kind.startswith("nfs") for mount in mounts):
         path = f"/proc/{process.pid}/mountstats"
-        yield Read(path, partial(process.read, "mountstats", MOST_STATISTICS))
+        yield SectionRead(path, partial(process.read, "mountstats", MOST_STATISTICS))

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from functools import partial
 
 from autopsy.capture.host.own_log import open_own
-from autopsy.capture.reading.procfs import Process, read_file, tail_of
-from autopsy.capture.reading.reader import Cut, Read
+from autopsy.capture.reading.procfs import ProcDirectory, read_file, tail_of
+from autopsy.capture.reading.reader import SectionRead, Truncated
 from autopsy.files.plain import open_plain
 from autopsy.linux.files import open_below, read_below
 from autopsy.redact.secrets import without_secrets
 from autopsy.target.platforms.catalogue import platform_of
-from autopsy.target.platforms.platform import Task
+from autopsy.target.platforms.platform import ManagerTask
 
 MOST_CONFIG = 1 << 20
 MOST_LOG = 64 << 10
@@ -26,39 +26,41 @@ def hidden(config: bytes) -> bytes:
     return without_secrets(config.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
-def configuration(name: str, manager: str, root: str = "") -> list[Read]:
+def configuration(name: str, manager: str, root: str = "") -> list[SectionRead]:
     """Return reads of the VM's configuration; /etc/pve is a FUSE file system that hangs without quorum or disk.
 
     `root` is the root directory of the container that the manager lives in, empty for our own.
     """
     return [
-        Read(f"{root}{path}", partial(_configuration, path, root), "pmxcfs" if path.startswith("/etc/pve") else "")
+        SectionRead(
+            f"{root}{path}", partial(_configuration, path, root), "pmxcfs" if path.startswith("/etc/pve") else ""
+        )
         for path in platform_of(manager).configuration(name)
     ]
 
 
-def log(process: Process, name: str, manager: str, root: str = "") -> list[Read]:
+def log(process: ProcDirectory, name: str, manager: str, root: str = "") -> list[SectionRead]:
     """Return reads of where QEMU's words go, the likeliest first; a manager may have kept them for itself."""
     return [
         *managers_log(name, manager, root),
         *(
-            Read(f"/proc/{process.pid}/fd/{number}", partial(_own_log, process, number))
+            SectionRead(f"/proc/{process.pid}/fd/{number}", partial(_own_log, process, number))
             for number in _own_streams(process)
         ),
     ]
 
 
-def managers_log(name: str, manager: str, root: str = "") -> list[Read]:
+def managers_log(name: str, manager: str, root: str = "") -> list[SectionRead]:
     """Return reads of the log that the VM's manager keeps, which outlives the process."""
-    return [Read(f"{root}{path}", partial(_log, root, path)) for path in platform_of(manager).log(name)]
+    return [SectionRead(f"{root}{path}", partial(_log, root, path)) for path in platform_of(manager).log(name)]
 
 
-def tail(descriptor: int) -> bytes | Cut:
+def tail(descriptor: int) -> bytes | Truncated:
     """Return the end of an open log, without secrets."""
     return _clean(tail_of(descriptor, MOST_LOG))
 
 
-def _log(root: str, path: str) -> bytes | Cut:
+def _log(root: str, path: str) -> bytes | Truncated:
     """Return a log's tail; libvirt's begins with the whole command line, secrets included."""
     descriptor = open_below(root, path) if root else open_plain(path)
     try:
@@ -67,7 +69,7 @@ def _log(root: str, path: str) -> bytes | Cut:
         os.close(descriptor)
 
 
-def _own_log(process: Process, number: int) -> bytes | Cut:
+def _own_log(process: ProcDirectory, number: int) -> bytes | Truncated:
     descriptor = open_own(process, number)
     try:
         return tail(descriptor)
@@ -75,46 +77,46 @@ def _own_log(process: Process, number: int) -> bytes | Cut:
         os.close(descriptor)
 
 
-def tasks(name: str, manager: str) -> list[Read]:
+def tasks(name: str, manager: str) -> list[SectionRead]:
     """Return reads of the manager's newest tasks with this VM, each with its own log."""
     platform = platform_of(manager)
     try:
         recent = platform.tasks(name)
     except OSError as error:
-        return [Read(platform.task_lists, partial(_raise, error))]
-    return [Read(task.log, partial(_task, task)) for task in recent]
+        return [SectionRead(platform.task_lists, partial(_raise, error))]
+    return [SectionRead(task.log, partial(_task, task)) for task in recent]
 
 
-def _task(task: Task) -> bytes:
+def _task(task: ManagerTask) -> bytes:
     began = datetime.fromtimestamp(task.began, UTC).isoformat()
     head = f"{task.kind} by {task.user}, begun {began}, {task.ended or 'still running'}\n"
     try:
         log = _log("", task.log)
     except FileNotFoundError:
         log = b""
-    return head.encode() + (log.data if isinstance(log, Cut) else log)
+    return head.encode() + (log.data if isinstance(log, Truncated) else log)
 
 
 def _raise(error: OSError) -> bytes:
     raise error
 
 
-def rrd(name: str, manager: str) -> list[Read]:
+def rrd(name: str, manager: str) -> list[SectionRead]:
     """Return reads of the round-robin database that holds the VM's load from before the incident."""
-    return [Read(path, partial(read_file, path, MOST_RRD)) for path in platform_of(manager).load(name)]
+    return [SectionRead(path, partial(read_file, path, MOST_RRD)) for path in platform_of(manager).load(name)]
 
 
-def _configuration(path: str, root: str = "") -> bytes | Cut:
+def _configuration(path: str, root: str = "") -> bytes | Truncated:
     return _clean(read_below(root, path, MOST_CONFIG) if root else read_file(path, MOST_CONFIG))
 
 
-def _clean(found: bytes | Cut) -> bytes | Cut:
-    if isinstance(found, Cut):
-        return Cut(hidden(found.data), found.why)
+def _clean(found: bytes | Truncated) -> bytes | Truncated:
+    if isinstance(found, Truncated):
+        return Truncated(hidden(found.data), found.why)
     return hidden(found)
 
 
-def _own_streams(process: Process) -> Iterator[int]:
+def _own_streams(process: ProcDirectory) -> Iterator[int]:
     """Yield stderr, then stdout, where they are files."""
     for number in (2, 1):
         try:

@@ -13,8 +13,8 @@ from autopsy.bundle import layout
 from autopsy.bundle.records import AioRing, LeftOut, Rings, UringState
 from autopsy.bundle.sections import Section
 from autopsy.capture.proc.thread_waits import MEMORY, read_memory
-from autopsy.capture.reading.procfs import OPEN, Process, read_file
-from autopsy.capture.reading.reader import Read, Trouble, store, take
+from autopsy.capture.reading.procfs import OPEN, ProcDirectory, read_file
+from autopsy.capture.reading.reader import ReadFailures, SectionRead, store, take
 from autopsy.capture.step import Scene
 
 HOST_COUNTERS = ("sys/fs/aio-nr", "sys/fs/aio-max-nr")  # below /proc
@@ -30,7 +30,9 @@ MAGIC = 0xA10A10A1
 FIELD = re.compile(r"^(\w+):[ \t]*(.*)$", re.MULTILINE)
 
 
-def collect(scene: Scene, process: Process, descriptors: Mapping[str, Section], maps: bytes, trouble: Trouble) -> None:
+def collect_aio(
+    scene: Scene, process: ProcDirectory, descriptors: Mapping[str, Section], maps: bytes, trouble: ReadFailures
+) -> None:
     """Store aio.txt and rings.json, given the sections of a fds.txt and the maps that the witness read."""
     rings_of_uring = sorted(
         int(name[3:]) for name, section in descriptors.items() if name.startswith("fd/") and section.data == IO_URING
@@ -42,7 +44,9 @@ def collect(scene: Scene, process: Process, descriptors: Mapping[str, Section], 
     addresses = mapped[:MOST_RINGS]
     if (left := len(mapped) - MOST_RINGS) > 0:
         scene.leave_out(LeftOut(what="there are more AIO rings than are told", why=f"{left} were not read"))
-    memory = take([Read("rings", partial(_headers, process, addresses), MEMORY)], scene.deadline, trouble)["rings"]
+    memory = take([SectionRead("rings", partial(_headers, process, addresses), MEMORY)], scene.deadline, trouble)[
+        "rings"
+    ]
     if memory.error and addresses:
         trouble.notes.append(f"the AIO rings: {memory.error}")
     headers = [memory.data[place : place + RING.size] for place in range(0, len(memory.data), RING.size)]
@@ -58,16 +62,16 @@ def collect(scene: Scene, process: Process, descriptors: Mapping[str, Section], 
     )
 
 
-def _reads(process: Process, rings_of_uring: list[int]) -> Iterator[Read]:
+def _reads(process: ProcDirectory, rings_of_uring: list[int]) -> Iterator[SectionRead]:
     for path in HOST_COUNTERS:
-        yield Read(path, partial(read_file, f"/proc/{path}"))
+        yield SectionRead(path, partial(read_file, f"/proc/{path}"))
     for path in OF_THE_PROCESS:
-        yield Read(path, partial(process.read, path))
+        yield SectionRead(path, partial(process.read, path))
     for fd in rings_of_uring:
-        yield Read(f"fdinfo/{fd}", partial(process.read, f"fdinfo/{fd}"))
+        yield SectionRead(f"fdinfo/{fd}", partial(process.read, f"fdinfo/{fd}"))
 
 
-def _headers(process: Process, addresses: list[int]) -> bytes:
+def _headers(process: ProcDirectory, addresses: list[int]) -> bytes:
     memory = os.open("mem", OPEN, dir_fd=process.folder)
     return b"".join(read_memory(memory, address, RING.size).ljust(RING.size, b"\0") for address in addresses)
 

@@ -7,8 +7,8 @@ from functools import partial
 
 from autopsy.bundle import layout
 from autopsy.bundle.sections import REST, Section
-from autopsy.capture.reading.procfs import Process
-from autopsy.capture.reading.reader import Read, SectionFile, Trouble, sections
+from autopsy.capture.reading.procfs import ProcDirectory
+from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, sections
 from autopsy.capture.step import Scene
 
 MOST_LINKS = 65536
@@ -21,7 +21,7 @@ ORDER = (b"anon_inode:[eventfd]", b"anon_inode:[timerfd]", b"anon_inode:[io_urin
 RISKY = (b"anon_inode:[eventpoll]", b"/dev/net/tun", b"/dev/tap", b"/dev/vhost-")
 
 
-def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]:
+def store_descriptors(scene: Scene, process: ProcDirectory, trouble: ReadFailures) -> dict[str, Section]:
     """Store fds.txt and return its sections: `fd/<n>` the link, `fdinfo/<n>`, and last `mountinfo`.
 
     fdinfo's `mnt_id` leads to a line of mountinfo, which tells the file system without a stat(2) that could hang.
@@ -48,7 +48,7 @@ def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]
     return {section.name: section for section in found}
 
 
-def links(process: Process) -> dict[str, Section]:
+def links(process: ProcDirectory) -> dict[str, Section]:
     """Return the sections `fd/<n>` alone, none where the kernel does not show them."""
     try:
         numbers = process.numbers("fd")
@@ -57,7 +57,7 @@ def links(process: Process) -> dict[str, Section]:
     return {f"fd/{number}": Section(f"fd/{number}", link) for number, link in _links(process, numbers)}
 
 
-def _links(process: Process, numbers: list[int]) -> Iterator[tuple[int, bytes]]:
+def _links(process: ProcDirectory, numbers: list[int]) -> Iterator[tuple[int, bytes]]:
     """Read every link; that takes no lock and asks no file system."""
     for number in numbers[:MOST_LINKS]:
         try:
@@ -72,9 +72,9 @@ def _rank(link: bytes) -> int:
     return next((rank for rank, start in enumerate(ORDER) if link.startswith(start)), len(ORDER))
 
 
-def _reads(process: Process, told: Mapping[int, bytes], ordered: list[int]) -> Iterator[Read]:
+def _reads(process: ProcDirectory, told: Mapping[int, bytes], ordered: list[int]) -> Iterator[SectionRead]:
     for number in ordered:
         link = told[number]
         fate = link.decode("utf-8", "replace") if link.startswith(RISKY) else ""
-        yield Read(f"fdinfo/{number}", partial(process.read, f"fdinfo/{number}"), fate=fate)
-    yield Read("mountinfo", partial(process.read, "mountinfo", MOST_MOUNTINFO))
+        yield SectionRead(f"fdinfo/{number}", partial(process.read, f"fdinfo/{number}"), fate=fate)
+    yield SectionRead("mountinfo", partial(process.read, "mountinfo", MOST_MOUNTINFO))

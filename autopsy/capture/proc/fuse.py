@@ -13,8 +13,8 @@ from autopsy.bundle import layout
 from autopsy.bundle.records import MainLoop
 from autopsy.bundle.sections import Section
 from autopsy.capture.proc import layers
-from autopsy.capture.reading.procfs import Process, read_file
-from autopsy.capture.reading.reader import Cut, Read, SectionFile, Trouble, sections, take
+from autopsy.capture.reading.procfs import ProcDirectory, read_file
+from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, sections, take
 from autopsy.capture.step import Scene
 from autopsy.linux.fd_holders import holders
 from autopsy.linux.mounts import Mount, mount_at, mounts_in_use
@@ -25,20 +25,20 @@ OF_A_CONNECTION = ("waiting", "max_background", "congestion_threshold")
 SEARCH_SECONDS = 1.0
 
 
-def collect(
-    scene: Scene, process: Process, descriptors: Mapping[str, Section], stored: SectionFile, trouble: Trouble
+def collect_fuse(
+    scene: Scene, process: ProcDirectory, descriptors: Mapping[str, Section], stored: SectionFile, trouble: ReadFailures
 ) -> frozenset[int]:
     """Store what is known of each FUSE mount in use, and return the daemons that may answer for them.
 
     Sections `fuse/<minor>/{mount,fds,waiting,…,daemon}`; the minor number is the connection's name in
     /sys/fs/fuse/connections. `daemon` holds a line `PID` for each process that may be it.
     """
-    below = layers.collect(scene, descriptors, stored, trouble)
+    below = layers.collect_layers(scene, descriptors, stored, trouble)
     own = {mount.device: mount for mount in (*below, *_mounts(scene, descriptors)) if mount.is_fuse}
     mounts = list(own.values())
     if not mounts:
         return frozenset()
-    search = Read("daemons", partial(_daemons, process.pid), seconds=SEARCH_SECONDS + 1)
+    search = SectionRead("daemons", partial(_daemons, process.pid), seconds=SEARCH_SECONDS + 1)
     answer = take([search], scene.deadline, trouble)["daemons"]
     daemons = _pairs(answer.data)
     suspects: set[int] = set()
@@ -70,10 +70,12 @@ def _mounts(scene: Scene, descriptors: Mapping[str, Section]) -> list[Mount]:
     return found if opening is None or any(each.id == opening.id for each in found) else [*found, opening]
 
 
-def _connection(mount: Mount, minor: str) -> list[Read]:
+def _connection(mount: Mount, minor: str) -> list[SectionRead]:
     folder = f"/sys/fs/fuse/connections/{minor}"
     fate = f"connection of {mount.point}"
-    return [Read(f"fuse/{minor}/{file}", partial(read_file, f"{folder}/{file}"), fate) for file in OF_A_CONNECTION]
+    return [
+        SectionRead(f"fuse/{minor}/{file}", partial(read_file, f"{folder}/{file}"), fate) for file in OF_A_CONNECTION
+    ]
 
 
 def _told(pids: list[int], *, sure: bool) -> bytes:
@@ -97,7 +99,7 @@ def _connections(pid: int) -> list[bytes]:
         for number in os.listdir(f"/proc/{pid}/fd"):
             if os.readlink(f"/proc/{pid}/fd/{number}".encode()) == DEVICE:
                 told = read_file(f"/proc/{pid}/fdinfo/{number}")
-                found += CONNECTION.findall(told.data if isinstance(told, Cut) else told)
+                found += CONNECTION.findall(told.data if isinstance(told, Truncated) else told)
     except OSError:
         pass  # it ended, or closed one of them meanwhile
     return found

@@ -9,8 +9,8 @@ from functools import partial
 
 from autopsy.bundle import layout
 from autopsy.bundle.sections import REST, Section
-from autopsy.capture.reading.procfs import Process
-from autopsy.capture.reading.reader import Read, Trouble, Unreadable, store
+from autopsy.capture.reading.procfs import ProcDirectory
+from autopsy.capture.reading.reader import ReadFailures, SectionRead, Unreadable, store
 from autopsy.capture.step import Scene
 from autopsy.linux.rights import look_as
 
@@ -20,7 +20,7 @@ SECONDS = 1.0
 FILE = re.compile(rb'file(?:name)?"?[=:]\s*"?(/(?:[^,"\0]|,,)+)')
 
 
-def collect(scene: Scene, process: Process, table: Mapping[str, Section], trouble: Trouble) -> None:
+def collect_images(scene: Scene, process: ProcDirectory, table: Mapping[str, Section], trouble: ReadFailures) -> None:
     """Store `images.txt`: a section `image/<n>` for each image whose name is no open file's own.
 
     QEMU has each of them open; a file system that hangs costs the child that asks it, and this file. Whoever runs the
@@ -30,11 +30,11 @@ def collect(scene: Scene, process: Process, table: Mapping[str, Section], troubl
     targets = {section.data for name, section in table.items() if name.startswith("fd/")}
     paths = [path for path in dict.fromkeys(_named(scene)) if os.fsencode(path) not in targets]
     reads = [
-        Read(f"image/{number}", partial(_identity, path, status), seconds=SECONDS, fate=os.path.dirname(path))
+        SectionRead(f"image/{number}", partial(_identity, path, status), seconds=SECONDS, fate=os.path.dirname(path))
         for number, path in enumerate(paths[:MOST_IMAGES])
     ]
     if (left := len(paths) - MOST_IMAGES) > 0:
-        reads.append(Read(f"image{REST}", partial(_not_looked_for, left)))
+        reads.append(SectionRead(f"image{REST}", partial(_not_looked_for, left)))
     if reads:
         store(scene, layout.IMAGES, reads, trouble)
 

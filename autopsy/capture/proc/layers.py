@@ -8,10 +8,10 @@ from functools import partial
 
 import msgspec
 
-from autopsy.bundle.records import Layer
+from autopsy.bundle.records import LoopLayer
 from autopsy.bundle.sections import Section
 from autopsy.capture.reading.procfs import read_file
-from autopsy.capture.reading.reader import Cut, Read, SectionFile, Trouble, take
+from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, take
 from autopsy.capture.step import Scene
 from autopsy.linux.layers import MoreLayers, loops_below
 from autopsy.linux.mounts import Mount, mount_around, mounts_in_use, mounts_of
@@ -21,8 +21,8 @@ MOST_LAYERS = 32
 MOST_TABLE = 4 << 20
 
 
-def collect(
-    scene: Scene, descriptors: Mapping[str, Section], stored: SectionFile, trouble: Trouble
+def collect_layers(
+    scene: Scene, descriptors: Mapping[str, Section], stored: SectionFile, trouble: ReadFailures
 ) -> tuple[Mount, ...]:
     """Store a section `layer/<number>` for each, and return the mounts that such files lie on.
 
@@ -32,17 +32,17 @@ def collect(
     numbers = tuple(number for number in numbers if not number.startswith("0:"))
     if not numbers:
         return ()
-    asked = take([Read("layers", partial(_walk, numbers), seconds=SEARCH_SECONDS)], scene.deadline, trouble)
+    asked = take([SectionRead("layers", partial(_walk, numbers), seconds=SEARCH_SECONDS)], scene.deadline, trouble)
     answer = asked.pop("layers")
-    layers = msgspec.json.decode(answer.data or b"[]", type=tuple[Layer, ...])
+    layers = msgspec.json.decode(answer.data or b"[]", type=tuple[LoopLayer, ...])
     stored.append([Section(f"layer/{number}", msgspec.json.encode(each)) for number, each in enumerate(layers)])
     stored.append(asked.values())
     return tuple(mounts_of("\n".join(dict.fromkeys(each.mount for each in layers)).encode()).values())
 
 
-def _walk(numbers: tuple[str, ...]) -> bytes | Cut:
+def _walk(numbers: tuple[str, ...]) -> bytes | Truncated:
     """Be the search, in a reader; return Layer[] as JSON."""
-    found: list[Layer] = []
+    found: list[LoopLayer] = []
     left = list(numbers)
     seen = set(left)
     cut = False
@@ -55,16 +55,16 @@ def _walk(numbers: tuple[str, ...]) -> bytes | Cut:
                 if mount is None:
                     continue
                 line = os.fsencode(mount.line).decode("utf-8", "replace")
-                found.append(Layer(above=number, loop=loop.name, file=loop.file, mount=line))
+                found.append(LoopLayer(above=number, loop=loop.name, file=loop.file, mount=line))
                 if mount.device not in seen:
                     seen.add(mount.device)
                     left.append(mount.device)
         except MoreLayers:
             cut = True
     told = msgspec.json.encode(found)
-    return Cut(told, "not all devices were looked below") if cut or left else told
+    return Truncated(told, "not all devices were looked below") if cut or left else told
 
 
 def _own_mounts() -> tuple[Mount, ...]:
     raw = read_file("/proc/self/mountinfo", MOST_TABLE)
-    return tuple(mounts_of(raw.data if isinstance(raw, Cut) else raw).values())
+    return tuple(mounts_of(raw.data if isinstance(raw, Truncated) else raw).values())

@@ -16,9 +16,9 @@ from autopsy.bundle import layout
 from autopsy.bundle.records import SocketEnd
 from autopsy.bundle.sections import REST, Section
 from autopsy.capture.proc import fuse
-from autopsy.capture.reading.procfs import Process, read_file
+from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import Cut, Read, SectionFile, Trouble, Unreadable, sections, take
+from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, Unreadable, sections, take
 from autopsy.capture.step import Scene
 from autopsy.linux.fd_holders import holders
 from autopsy.linux.sock_diag import UnixSocket, unix_sockets
@@ -64,23 +64,25 @@ class TcpSocket:
     send_queue: int
 
 
-def collect(scene: Scene, process: Process, descriptors: Mapping[str, Section], trouble: Trouble) -> None:
+def collect_sockets(
+    scene: Scene, process: ProcDirectory, descriptors: Mapping[str, Section], trouble: ReadFailures
+) -> None:
     """Store sockets.txt and sockets.json, given the sections of fds.txt."""
     own = own_sockets(descriptors)
     with SectionFile(scene, layout.SOCKETS) as stored:
-        reads = [Read(path, partial(process.read, path, MOST_TABLE)) for path in TABLES]
-        reads.append(Read("ss", partial(_ss, process), seconds=SS_SECONDS + 1))
+        reads = [SectionRead(path, partial(process.read, path, MOST_TABLE)) for path in TABLES]
+        reads.append(SectionRead("ss", partial(_ss, process), seconds=SS_SECONDS + 1))
         for batch in sections(reads, scene.deadline, trouble):
             stored.append(batch)
         asked = take(
-            [Read("ends", partial(_ends, process, own, own_pipes(descriptors)), seconds=SEARCH_SECONDS + 2)],
+            [SectionRead("ends", partial(_ends, process, own, own_pipes(descriptors)), seconds=SEARCH_SECONDS + 2)],
             scene.deadline,
             trouble,
         )
         stored.append(section for section in asked.values() if section.error)
         ends = msgspec.json.decode(asked["ends"].data or b"[]", type=list[SocketEnd])
         scene.write_json(layout.SOCKET_ENDS, ends)
-        daemons = fuse.collect(scene, process, descriptors, stored, trouble)
+        daemons = fuse.collect_fuse(scene, process, descriptors, stored, trouble)
         peers = sorted({pid for end in ends for pid in end.peer_pids} | daemons)
         if (left := len(peers) - MOST_PEERS) > 0:
             trouble.notes.append(f"{left} of {len(peers)} peers were not looked at")
@@ -132,7 +134,7 @@ def _address(word: str) -> str:
     return f"[{text}]:{int(port, 16)}" if len(raw) == 16 else f"{text}:{int(port, 16)}"
 
 
-def _enter_network(process: Process) -> None:
+def _enter_network(process: ProcDirectory) -> None:
     """Move this reader into the target's network namespace, where its sockets are told of."""
     if process.link("ns/net") == os.readlink(b"/proc/self/ns/net"):
         return
@@ -146,12 +148,12 @@ def _enter_network(process: Process) -> None:
         os.close(namespace)
 
 
-def _ss(process: Process) -> bytes | Cut:
+def _ss(process: ProcDirectory) -> bytes | Truncated:
     _enter_network(process)
     return output(SS, seconds=SS_SECONDS)
 
 
-def _ends(process: Process, own: Mapping[int, int], pipes: Mapping[int, int]) -> bytes | Cut:
+def _ends(process: ProcDirectory, own: Mapping[int, int], pipes: Mapping[int, int]) -> bytes | Truncated:
     """Be the search for other ends, in a reader; return SocketEnd[] as JSON."""
     _enter_network(process)
     try:
@@ -172,15 +174,19 @@ def _ends(process: Process, own: Mapping[int, int], pipes: Mapping[int, int]) ->
         if (pids := held.get(b"pipe:[%d]" % inode))  # most are a signal's way inside of QEMU
     ]
     told = msgspec.json.encode([*sockets, *shared])
-    return told if complete else Cut(told, f"the host has too many processes to search them all in {SEARCH_SECONDS} s")
+    return (
+        told
+        if complete
+        else Truncated(told, f"the host has too many processes to search them all in {SEARCH_SECONDS} s")
+    )
 
 
-def _whole(process: Process, path: str) -> bytes:
+def _whole(process: ProcDirectory, path: str) -> bytes:
     try:
         found = process.read(path, MOST_TABLE)
     except OSError:
         return b""
-    return found.data if isinstance(found, Cut) else found
+    return found.data if isinstance(found, Truncated) else found
 
 
 def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocket]) -> SocketEnd:
@@ -213,24 +219,24 @@ def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocke
     return SocketEnd(fd=fd, inode=inode, family="other")
 
 
-def _peers(pids: list[int]) -> Iterator[Read]:
+def _peers(pids: list[int]) -> Iterator[SectionRead]:
     for pid in pids:
         for file in OF_A_PEER:
-            yield Read(f"peer/{pid}/{file}", partial(_peer_file, pid, file))
-        yield Read(f"peer/{pid}/exe", partial(os.readlink, f"/proc/{pid}/exe".encode()))
+            yield SectionRead(f"peer/{pid}/{file}", partial(_peer_file, pid, file))
+        yield SectionRead(f"peer/{pid}/exe", partial(os.readlink, f"/proc/{pid}/exe".encode()))
         tids = _threads(pid)
         if (left := len(tids) - MOST_THREADS) > 0:
-            yield Read(f"peer/{pid}/task{REST}", partial(_not_looked_at, left))
+            yield SectionRead(f"peer/{pid}/task{REST}", partial(_not_looked_at, left))
         for tid in tids[:MOST_THREADS]:
             for file in OF_A_PEERS_THREAD:
-                yield Read(f"peer/{pid}/task/{tid}/{file}", partial(_peer_file, pid, f"task/{tid}/{file}"))
+                yield SectionRead(f"peer/{pid}/task/{tid}/{file}", partial(_peer_file, pid, f"task/{tid}/{file}"))
 
 
 def _not_looked_at(left: int) -> bytes:
     raise Unreadable(f"{left} more threads were not looked at")
 
 
-def _peer_file(pid: int, file: str) -> bytes | Cut:
+def _peer_file(pid: int, file: str) -> bytes | Truncated:
     return read_file(f"/proc/{pid}/{file}")
 
 

@@ -8,19 +8,19 @@ from dataclasses import replace
 from autopsy.bundle import layout
 from autopsy.capture.host import block_devices
 from autopsy.capture.proc import descriptors, images, sockets, thread_waits, threads
-from autopsy.capture.proc.aio import collect as collect_rings
-from autopsy.capture.reading.procfs import Gone, Process, held
-from autopsy.capture.reading.reader import Trouble
+from autopsy.capture.proc.aio import collect_aio as collect_rings
+from autopsy.capture.reading.procfs import ProcDirectory, ProcessEnded, held
+from autopsy.capture.reading.reader import ReadFailures
 from autopsy.capture.step import Deadline, Failed, Outcome, Scene
 
-AGAIN_SECONDS = 5.0  # of the second exposure, after which memory and monitor are still to come
+AGAIN_SECONDS = 5.0  # of the second snapshot, after which memory and monitor are still to come
 
 
 def stacks(scene: Scene) -> Outcome:
     """Take every thread's state and kernel stack again: the same files as the witness took."""
 
-    def look(process: Process, trouble: Trouble) -> None:
-        threads.take(scene, process, trouble)
+    def look(process: ProcDirectory, trouble: ReadFailures) -> None:
+        threads.store_tasks(scene, process, trouble)
 
     return _looked(scene, look)
 
@@ -28,10 +28,10 @@ def stacks(scene: Scene) -> Outcome:
 def fds(scene: Scene) -> Outcome:
     """Take the descriptor table again, the sockets and whoever holds their other ends, and where images' names lead."""
 
-    def look(process: Process, trouble: Trouble) -> None:
-        table = descriptors.take(scene, process, trouble)
-        sockets.collect(scene, process, table, trouble)
-        images.collect(scene, process, table, trouble)
+    def look(process: ProcDirectory, trouble: ReadFailures) -> None:
+        table = descriptors.store_descriptors(scene, process, trouble)
+        sockets.collect_sockets(scene, process, table, trouble)
+        images.collect_images(scene, process, table, trouble)
 
     return _looked(scene, look)
 
@@ -39,7 +39,7 @@ def fds(scene: Scene) -> Outcome:
 def aio(scene: Scene) -> Outcome:
     """Take the completion rings of Linux AIO and io_uring."""
 
-    def look(process: Process, trouble: Trouble) -> None:
+    def look(process: ProcDirectory, trouble: ReadFailures) -> None:
         collect_rings(scene, process, descriptors.links(process), scene.earlier(layout.WITNESS, layout.MAPS), trouble)
 
     return _looked(scene, look)
@@ -49,22 +49,22 @@ def tasks_again(scene: Scene) -> Outcome:
     """Take what moves a second time: threads with what they sleep on, descriptors, rings, block devices, sockets."""
     scene = replace(scene, deadline=Deadline(min(AGAIN_SECONDS, scene.deadline.left())))
 
-    def look(process: Process, trouble: Trouble) -> None:
-        found = threads.take(scene, process, trouble)
-        thread_waits.look(scene, process, found, trouble)
-        table = descriptors.take(scene, process, trouble)
+    def look(process: ProcDirectory, trouble: ReadFailures) -> None:
+        found = threads.store_tasks(scene, process, trouble)
+        thread_waits.collect_thread_waits(scene, process, found, trouble)
+        table = descriptors.store_descriptors(scene, process, trouble)
         collect_rings(scene, process, table, scene.earlier(layout.WITNESS, layout.MAPS), trouble)
         block_devices.collect_again(scene, process, table, trouble)
-        sockets.collect(scene, process, table, trouble)
+        sockets.collect_sockets(scene, process, table, trouble)
 
     return _looked(scene, look)
 
 
-def _looked(scene: Scene, look: Callable[[Process, Trouble], None]) -> Outcome:
-    trouble = Trouble()
+def _looked(scene: Scene, look: Callable[[ProcDirectory, ReadFailures], None]) -> Outcome:
+    trouble = ReadFailures()
     try:
         with held(scene.target) as process:
             look(process, trouble)
-    except Gone as error:
+    except ProcessEnded as error:
         return Failed(str(error))
     return trouble.outcome()

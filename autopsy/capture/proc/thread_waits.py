@@ -14,8 +14,8 @@ import msgspec
 from autopsy.bundle import layout, restarts
 from autopsy.bundle.records import FutexWait, PollFd, PollSet
 from autopsy.bundle.sections import Section
-from autopsy.capture.reading.procfs import OPEN, Process
-from autopsy.capture.reading.reader import Read, Trouble, take
+from autopsy.capture.reading.procfs import OPEN, ProcDirectory
+from autopsy.capture.reading.reader import ReadFailures, SectionRead, take
 from autopsy.capture.step import Scene
 from autopsy.linux.tasks.priority import Unpreempted
 
@@ -81,12 +81,14 @@ def call_of(line: bytes, wchan: bytes = b"", machine: str = platform.machine()) 
     return Call(name, arguments) if name in _READ and len(arguments) == 6 else None
 
 
-def call_now(process: Process, tid: int) -> Call | None:
+def call_now(process: ProcDirectory, tid: int) -> Call | None:
     """Return the system call that a thread sleeps in now; None unless it is one of CALLS."""
     return call_of(process.small(f"task/{tid}/syscall"), process.small(f"task/{tid}/wchan"))
 
 
-def look(scene: Scene, process: Process, tasks: Mapping[str, Section], trouble: Trouble) -> None:
+def collect_thread_waits(
+    scene: Scene, process: ProcDirectory, tasks: Mapping[str, Section], trouble: ReadFailures
+) -> None:
     """Store futexes.json and polls.json of the threads that tasks.txt shows asleep.
 
     A thread that ran while its words were read leaves no record: what it waited on is past.
@@ -98,7 +100,9 @@ def look(scene: Scene, process: Process, tasks: Mapping[str, Section], trouble: 
         and section.name.endswith("/syscall")
         and (call := call_of(section.data, _wchan(tasks, section.name))) is not None
     }
-    reads = (Read(f"memory/{tid}", partial(_sleep, process, tid), fate=MEMORY, seconds=SECONDS) for tid in asleep)
+    reads = (
+        SectionRead(f"memory/{tid}", partial(_sleep, process, tid), fate=MEMORY, seconds=SECONDS) for tid in asleep
+    )
     found = take(reads, scene.deadline, trouble)
     sleeps: list[FutexWait | PollSet] = []
     refused = set()
@@ -126,7 +130,7 @@ def _decoded(data: bytes) -> FutexWait | PollSet:
     return msgspec.json.decode(data[1:], type=PollSet)
 
 
-def _sleep(process: Process, tid: int) -> bytes:
+def _sleep(process: ProcDirectory, tid: int) -> bytes:
     """Read one thread's sleep as it stands; return nothing if the thread does not stay asleep for as long as that."""
     memory = _memory(process)
     for _ in range(TRIES):
@@ -143,7 +147,7 @@ def _sleep(process: Process, tid: int) -> bytes:
 
 
 @cache  # in a reader, which has one target and a short life
-def _memory(process: Process) -> int:
+def _memory(process: ProcDirectory) -> int:
     return os.open("mem", OPEN, dir_fd=process.folder)
 
 

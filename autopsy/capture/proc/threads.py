@@ -8,8 +8,8 @@ from functools import partial
 
 from autopsy.bundle import layout
 from autopsy.bundle.sections import Section
-from autopsy.capture.reading.procfs import Process
-from autopsy.capture.reading.reader import Read, Trouble, store
+from autopsy.capture.reading.procfs import ProcDirectory
+from autopsy.capture.reading.reader import ReadFailures, SectionRead, store
 from autopsy.capture.step import Scene
 
 # Of one thread, what changes fastest first.
@@ -23,7 +23,7 @@ LINKS = (
 )
 
 
-def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]:
+def store_tasks(scene: Scene, process: ProcDirectory, trouble: ReadFailures) -> dict[str, Section]:
     """Store tasks.txt and return its sections.
 
     Names are paths below /proc/PID; `clock/begin` and `clock/end` hold CLOCK_MONOTONIC in ns.
@@ -35,17 +35,17 @@ def take(scene: Scene, process: Process, trouble: Trouble) -> dict[str, Section]
     return found
 
 
-def _reads(process: Process) -> Iterator[Read]:
-    yield Read("clock/begin", _now)
+def _reads(process: ProcDirectory) -> Iterator[SectionRead]:
+    yield SectionRead("clock/begin", _now)
     for tid in process.numbers("task"):
         for file in OF_A_THREAD:
             path = f"task/{tid}/{file}"
-            yield Read(path, partial(process.read, path))
-    yield Read("clock/end", _now)
+            yield SectionRead(path, partial(process.read, path))
+    yield SectionRead("clock/end", _now)
     for file in OF_THE_PROCESS:
-        yield Read(file, partial(process.read, file))
+        yield SectionRead(file, partial(process.read, file))
     for file in LINKS:
-        yield Read(file, partial(process.link, file))
+        yield SectionRead(file, partial(process.link, file))
 
 
 def _now() -> bytes:

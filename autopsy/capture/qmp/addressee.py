@@ -20,7 +20,7 @@ CREDENTIALS = struct.Struct("=iII")  # struct ucred
 LOWER = 0xFFFFFFFF
 
 
-class Refused(Exception):
+class ForeignSocket(Exception):
     """The socket is not the target's own; its words say whose it is."""
 
 
@@ -39,9 +39,9 @@ def address_of(path: str, pid: int) -> Iterator[str]:
     try:
         status = os.fstat(descriptor)
         if stat.S_ISLNK(status.st_mode):
-            raise Refused("a symbolic link lies in the place of its monitor's socket")
+            raise ForeignSocket("a symbolic link lies in the place of its monitor's socket")
         if not stat.S_ISSOCK(status.st_mode):
-            raise Refused("what lies in the place of its monitor's socket is no socket")
+            raise ForeignSocket("what lies in the place of its monitor's socket is no socket")
         _is_bound_by(status.st_ino & LOWER, pid)
         yield f"/proc/self/fd/{descriptor}"
     finally:
@@ -63,7 +63,7 @@ def _is_bound_by(file: int, pid: int) -> None:
     own = sockets_of(pid).intersection(known)
     bound = [each.inode for each in known.values() if each.file == file]
     if bound and own and not own.intersection(bound):
-        raise Refused(_belongs(bound))
+        raise ForeignSocket(_belongs(bound))
 
 
 def make_sure(connection: socket.socket, pid: int) -> None:
@@ -84,9 +84,9 @@ def make_sure(connection: socket.socket, pid: int) -> None:
             break
         time.sleep(LOOK_SECONDS)
     if others:
-        raise Refused(_belongs(others))
+        raise ForeignSocket(_belongs(others))
     if _listened(connection) != pid:
-        raise Refused("whose its monitor's socket is cannot be told")
+        raise ForeignSocket("whose its monitor's socket is cannot be told")
 
 
 def _others_than(ours: int, pid: int) -> list[int] | None:

@@ -40,7 +40,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class CommandError:
     """QEMU answered with an error: its class and its words."""
 
     value: Any
@@ -60,7 +60,7 @@ class NotAsked:
     why: str
 
 
-Reply = Answered | Refused | NoAnswer | NotAsked
+Reply = Answered | CommandError | NoAnswer | NotAsked
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True)
-class Silent:
+class NoGreeting:
     """We are connected, nobody else is, and no greeting comes."""
 
 
@@ -91,7 +91,7 @@ class Closed:
     absent: bool = False
 
 
-Welcome = Greeted | Busy | Silent | Closed
+Welcome = Greeted | Busy | NoGreeting | Closed
 
 
 class Transport(Protocol):
@@ -233,7 +233,7 @@ class SocketMonitor:
                 await self._client.connect(self._socket)
         except TimeoutError:
             return self._silent_or_busy(ours)
-        except (addressee.Refused, ConnectError, OSError) as error:
+        except (addressee.ForeignSocket, ConnectError, OSError) as error:
             return _closed(error)
         greeting = self._client.greeting
         return Greeted(plain(greeting._asdict() if greeting else {}))
@@ -253,7 +253,7 @@ class SocketMonitor:
 
     def _silent_or_busy(self, ours: int) -> Welcome:
         others = unix_sockets.clients(self._address, self._pid, ours=ours)
-        return Busy(unix_sockets.names(others)) if others else Silent()
+        return Busy(unix_sockets.names(others)) if others else NoGreeting()
 
     async def ask(self, question: str, arguments: Mapping[str, object], seconds: float) -> Reply:
         """Ask one question; after NoAnswer ask no more."""
@@ -265,9 +265,9 @@ class SocketMonitor:
             return NoAnswer()
         except ExecuteError as error:
             said = error.error.error
-            return Refused({"class": plain(said.class_[:MOST_TEXT]), "desc": plain(said.desc[:MOST_TEXT])})
+            return CommandError({"class": plain(said.class_[:MOST_TEXT]), "desc": plain(said.desc[:MOST_TEXT])})
         except ProtocolError as error:
-            return Refused({"class": "NotUnderstood", "desc": text.printable(error.error_message)})
+            return CommandError({"class": "NotUnderstood", "desc": text.printable(error.error_message)})
         except (QMPError, OSError, EOFError) as error:
             return NoAnswer(f"the connection broke: {await self._cause(error)}")
 
@@ -297,7 +297,7 @@ class SocketMonitor:
                 self._socket.close()
 
 
-def _closed(error: addressee.Refused | ConnectError | OSError) -> Closed:
+def _closed(error: addressee.ForeignSocket | ConnectError | OSError) -> Closed:
     match error:
         case FileNotFoundError():
             return Closed("there is no such socket", absent=True)
@@ -307,7 +307,7 @@ def _closed(error: addressee.Refused | ConnectError | OSError) -> Closed:
             return Closed(f"no QMP greeting: {_root(error)}")
         case OSError():
             return Closed(text.printable(error.strerror or str(error)))
-        case addressee.Refused():
+        case addressee.ForeignSocket():
             return Closed(str(error))
 
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from autopsy import text
 from autopsy.bundle.layout import QUERY_STATUS
-from autopsy.bundle.manifest import Monitor
+from autopsy.bundle.manifest import MonitorSocket
 from autopsy.bundle.records import QmpExchange
 from autopsy.capture.qmp import commands, first_client, session
-from autopsy.capture.qmp.client import Busy, Closed, Greeted, Silent, SocketMonitor, Transport, Welcome
+from autopsy.capture.qmp.client import Busy, Closed, Greeted, NoGreeting, SocketMonitor, Transport, Welcome
 from autopsy.capture.qmp.virsh import VirshMonitor
 from autopsy.capture.step import Failed, Outcome, Scene, Skipped, TimedOut
 
@@ -24,7 +24,7 @@ POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldMonitor:
     """Since when we know that somebody else has a monitor, and who."""
 
     since_ns: int
@@ -32,7 +32,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class GreetingRecord:
     """How a greeting goes into the evidence."""
 
     outcome: Literal["greeted", "busy", "silent", "refused", "absent"]
@@ -47,8 +47,8 @@ class Lobby:
 
     scene: Scene
     waiting: list[Transport]
-    held: dict[Transport, Held] = field(default_factory=dict)
-    turned: list[Busy | Silent | Closed] = field(default_factory=list)
+    held: dict[Transport, HeldMonitor] = field(default_factory=dict)
+    turned: list[Busy | NoGreeting | Closed] = field(default_factory=list)
 
     async def knock(self, transport: Transport, patience: float) -> bool:
         """Try one monitor and return whether it greeted us.
@@ -60,7 +60,7 @@ class Lobby:
         seconds = GREETING_SECONDS
         if transport.held():
             if transport not in self.held:
-                self.held[transport] = Held(begun, transport.holder())
+                self.held[transport] = HeldMonitor(begun, transport.holder())
             if len(self.waiting) > 1:
                 return False
             seconds = patience
@@ -71,7 +71,7 @@ class Lobby:
             return True
         await transport.close()
         if isinstance(welcome, Busy):
-            self.held.setdefault(transport, Held(begun, welcome.peer))
+            self.held.setdefault(transport, HeldMonitor(begun, welcome.peer))
             return False
         self.write(transport, welcome, begun, seconds)
         self.turned.append(welcome)
@@ -107,16 +107,16 @@ class Lobby:
         session.write_down(self.scene, exchange)
 
 
-def _told(welcome: Welcome, why: str) -> Told:
+def _told(welcome: Welcome, why: str) -> GreetingRecord:
     match welcome:
         case Greeted(value, note):
-            return Told(outcome="greeted", answer=value, why="; ".join(filter(None, (note, why))))
+            return GreetingRecord(outcome="greeted", answer=value, why="; ".join(filter(None, (note, why))))
         case Busy(peer):
-            return Told(outcome="busy", peer=peer, why=why)
-        case Silent():
-            return Told(outcome="silent", why=why)
+            return GreetingRecord(outcome="busy", peer=peer, why=why)
+        case NoGreeting():
+            return GreetingRecord(outcome="silent", why=why)
         case Closed(reason, absent):
-            return Told(outcome="absent" if absent else "refused", why=reason)
+            return GreetingRecord(outcome="absent" if absent else "refused", why=reason)
 
 
 async def reach(scene: Scene) -> Transport | Outcome:
@@ -153,7 +153,7 @@ def _candidates(scene: Scene) -> Iterator[Transport]:
         yield from transports
 
 
-def _askable(monitor: Monitor) -> bool:
+def _askable(monitor: MonitorSocket) -> bool:
     return monitor.protocol == "qmp" and monitor.transport == "unix" and bool(monitor.reachable)
 
 
@@ -176,7 +176,7 @@ def _nothing_to_ask(scene: Scene) -> Outcome:
     return Skipped("no QMP monitor that can be asked: " + "; ".join(_untouched(each, awaited) for each in monitors))
 
 
-def _untouched(monitor: Monitor, awaited: frozenset[str]) -> str:
+def _untouched(monitor: MonitorSocket, awaited: frozenset[str]) -> str:
     address = text.printable(monitor.address, 100)
     if monitor.address in awaited:
         return f"QEMU waits on {address} for its first client: whoever connects would start the VM"
@@ -187,9 +187,9 @@ def _untouched(monitor: Monitor, awaited: frozenset[str]) -> str:
     return f"QMP is on {monitor.transport} {address}, which is left alone"
 
 
-def _outcome(turned: list[Busy | Silent | Closed]) -> Outcome:
+def _outcome(turned: list[Busy | NoGreeting | Closed]) -> Outcome:
     """Return the outcome of a step that no monitor greeted: silence says the most about the VM."""
-    if any(isinstance(each, Silent) for each in turned):
+    if any(isinstance(each, NoGreeting) for each in turned):
         return TimedOut(f"{commands.GREETING}: no answer in {GREETING_SECONDS:.1f} s")
     holders = [each.peer for each in turned if isinstance(each, Busy)]
     if holders:

@@ -18,7 +18,7 @@ from autopsy import text
 from autopsy.bundle import layout, proc_stat, sections
 from autopsy.bundle.records import FutexWait, GuardLook, MainGlance
 from autopsy.capture.proc.thread_waits import call_now, read_memory
-from autopsy.capture.reading.procfs import OPEN, Process, held
+from autopsy.capture.reading.procfs import OPEN, ProcDirectory, held
 from autopsy.capture.step import Scene
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 
@@ -44,14 +44,14 @@ class Permit:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class Unanswerable:
     """Why an answer might never come, each reason a sentence."""
 
     reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Thread:
+class WitnessedThread:
     """One thread as the witness saw it. `ran` changes whenever it gets a CPU; `inner` is its tid as QEMU knows it."""
 
     tid: int
@@ -71,10 +71,10 @@ class Witnessed:
     """What the witness saw: the threads by tid, and those that waited for a mutex."""
 
     pid: int
-    threads: Mapping[int, Thread]
+    threads: Mapping[int, WitnessedThread]
     mutex_waits: tuple[FutexWait, ...]
 
-    def owner(self, wait: FutexWait) -> Thread | None:
+    def owner(self, wait: FutexWait) -> WitnessedThread | None:
         """Return the thread that owns the mutex, None when nobody does; QEMU writes the tid of its own namespace."""
         return next((each for each in self.threads.values() if wait.owner and each.inner == wait.owner), None)
 
@@ -86,21 +86,21 @@ class Witnessed:
                 yield each.tid
 
 
-def look(scene: Scene) -> Permit | Refusal:
+def judge_monitor(scene: Scene) -> Permit | Unanswerable:
     """Judge by the stored witness and a fresh look; leave guard.json."""
     tasks = scene.earlier(layout.WITNESS, layout.TASKS)
     futexes = scene.earlier(layout.WITNESS, layout.FUTEXES)
     if not tasks or not futexes:
-        return Refusal((f"the witness left no {layout.FUTEXES if tasks else layout.TASKS}",))
+        return Unanswerable((f"the witness left no {layout.FUTEXES if tasks else layout.TASKS}",))
     try:
         seen = witnessed(scene.target.pid, tasks, futexes)
         # In a child, for the target's memory is read: that can block where a thread holds mmap_lock.
         fresh = in_child(lambda: msgspec.json.encode(_look_again(scene, seen)), LOOK_SECONDS)
         now = msgspec.json.decode(fresh, type=GuardLook)
     except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
-        return Refusal((f"what the witness saw could not be looked at again: {text.printable(str(error))}",))
+        return Unanswerable((f"what the witness saw could not be looked at again: {text.printable(str(error))}",))
     verdict = may_ask(seen, now)
-    if isinstance(verdict, Refusal):
+    if isinstance(verdict, Unanswerable):
         now = msgspec.structs.replace(now, reasons=verdict.reasons)
     scene.write_json(layout.GUARD, now)
     return verdict
@@ -121,10 +121,10 @@ def witnessed(pid: int, tasks: bytes, futexes: bytes) -> Witnessed:
     return Witnessed(pid, threads, tuple(each for each in waits if _is_mutex(each.operation, each.value)))
 
 
-def _thread(tid: int, files: Mapping[str, bytes]) -> Thread:
+def _thread(tid: int, files: Mapping[str, bytes]) -> WitnessedThread:
     inner = NSPID.search(files.get("status", b""))
     wchan = files.get("wchan", b"")
-    return Thread(
+    return WitnessedThread(
         tid=tid,
         inner=int(inner[1]) if inner else tid,
         comm=text.printable(files.get("comm", b"").removesuffix(b"\n")),
@@ -151,11 +151,11 @@ def _look_again(scene: Scene, seen: Witnessed) -> GuardLook:
         return GuardLook(moved=tuple(_cleared(process, seen, suspects)), main=main)
 
 
-def _ran(process: Process, tid: int) -> bytes:
+def _ran(process: ProcDirectory, tid: int) -> bytes:
     return process.small(f"task/{tid}/schedstat")
 
 
-def _cleared(process: Process, seen: Witnessed, suspects: Mapping[int, bytes]) -> Iterator[int]:
+def _cleared(process: ProcDirectory, seen: Witnessed, suspects: Mapping[int, bytes]) -> Iterator[int]:
     """Yield the suspects that run, or do something else by now."""
     waits = {each.tid: each for each in seen.mutex_waits}
     left = dict(suspects)
@@ -174,7 +174,7 @@ def _cleared(process: Process, seen: Witnessed, suspects: Mapping[int, bytes]) -
         time.sleep(GLANCE_SECONDS)
 
 
-def _is_as_it_was(process: Process, thread: Thread, wait: FutexWait | None) -> bool:
+def _is_as_it_was(process: ProcDirectory, thread: WitnessedThread, wait: FutexWait | None) -> bool:
     """Return whether a suspect still does what made it one."""
     task = f"task/{thread.tid}"
     now = proc_stat.parse(process.small(f"{task}/stat")).state
@@ -190,7 +190,7 @@ def _is_as_it_was(process: Process, thread: Thread, wait: FutexWait | None) -> b
     return now == "D"
 
 
-def _glances(process: Process, memory: int, seen: Witnessed) -> Iterator[MainGlance]:
+def _glances(process: ProcDirectory, memory: int, seen: Witnessed) -> Iterator[MainGlance]:
     addresses = {each.address for each in seen.mutex_waits}
     inner = seen.threads[seen.pid].inner if seen.pid in seen.threads else seen.pid
     for _ in range(GLANCES):
@@ -216,10 +216,10 @@ def _at_rest(glance: MainGlance) -> bool:
     return glance.state == "R" or (glance.call in {"poll", "ppoll"} and not glance.owned)
 
 
-def may_ask(seen: Witnessed, now: GuardLook) -> Permit | Refusal:
+def may_ask(seen: Witnessed, now: GuardLook) -> Permit | Unanswerable:
     """Return whether a question that can take a lock would be answered. Pure: what it knows, it is given."""
     reasons = (*_asleep(seen, now), *_behind_mutexes(seen, now), *_main(seen, now))
-    return Refusal(reasons) if reasons else Permit()
+    return Unanswerable(reasons) if reasons else Permit()
 
 
 def _asleep(seen: Witnessed, now: GuardLook) -> Iterator[str]:
@@ -292,7 +292,7 @@ def _who(seen: Witnessed, tid: int) -> str:
     return str(seen.threads.get(tid) or f"tid {tid}")
 
 
-def _crowd(threads: Sequence[Thread]) -> str:
+def _crowd(threads: Sequence[WitnessedThread]) -> str:
     """Name one thread of several; the verb that follows is the first one's."""
     if not threads:
         return "a thread"

@@ -11,7 +11,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.records import QmpExchange
 from autopsy.capture.qmp import commands, stability
-from autopsy.capture.qmp.client import Answered, NoAnswer, NotAsked, Refused, Reply, Transport
+from autopsy.capture.qmp.client import Answered, CommandError, NoAnswer, NotAsked, Reply, Transport
 from autopsy.capture.step import Scene
 from autopsy.files import private
 from autopsy.target.target import ends_within
@@ -81,7 +81,7 @@ class Interview:
         match reply:
             case Answered():
                 return reply
-            case Refused() | NoAnswer(""):
+            case CommandError() | NoAnswer(""):
                 return NoAnswer(ENDED) if ends_within(self._scene.target, 0) else reply
             case NoAnswer() | NotAsked():
                 return NoAnswer(ENDED) if ends_within(self._scene.target, END_SECONDS) else reply
@@ -92,7 +92,7 @@ class Interview:
                 self.answered += 1
                 self._write(question, arguments, "answered", begun, seconds, answer=value)
                 return value
-            case Refused(value):
+            case CommandError(value):
                 self._write(question, arguments, "error", begun, seconds, answer=value)
             case NoAnswer(why):
                 self._end(question, reply, seconds)

@@ -106,8 +106,8 @@ def _refusal_of(scene: Scene, again: list[QmpExchange], qemu: commands.Qemu) -> 
     """Return why those that take a lock are not asked again, empty when they may be, or there are none."""
     if not any(commands.takes_lock(each.question, qemu) for each in again):
         return ""
-    match guard.look(scene):
-        case guard.Refusal(reasons):
+    match guard.judge_monitor(scene):
+        case guard.Unanswerable(reasons):
             return "" if scene.options.ask_anyway else "; ".join(reasons)
         case guard.Permit():
             return ""
@@ -117,10 +117,10 @@ def _guarded(scene: Scene, talk: Talk, question: str) -> Outcome:
     """Converse if nothing that was seen says that an answer may never come."""
     if silent := silence(scene):
         return silent
-    match guard.look(scene):
+    match guard.judge_monitor(scene):
         case guard.Permit():
             return converse(scene, talk)
-        case guard.Refusal(reasons):
+        case guard.Unanswerable(reasons):
             why = f"{'; '.join(reasons)}: {question} could block the main loop"
             if not scene.options.ask_anyway:
                 return Skipped(why)

@@ -76,8 +76,8 @@ def _refusal(scene: Scene, withheld: tuple[QmpExchange, ...]) -> str:
     qemu = session.qemu_of(session.earlier(scene, qmp.BEFORE[0]))
     if scene.options.ask_anyway or not any(_blocks(each, qemu) for each in withheld):
         return ""
-    match guard.look(scene):
-        case guard.Refusal(reasons):
+    match guard.judge_monitor(scene):
+        case guard.Unanswerable(reasons):
             return "; ".join(reasons)
         case guard.Permit():
             return ""

@@ -14,17 +14,17 @@ from autopsy.capture.qmp.client import (
     Answered,
     Busy,
     Closed,
+    CommandError,
     Greeted,
     NoAnswer,
     NotAsked,
-    Refused,
     Reply,
     Welcome,
     plain,
     values,
 )
 from autopsy.capture.reading import programs
-from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.capture.reading.reader import Truncated, Unreadable
 
 NOTE = "asked through libvirtd: it marks the domain tainted (custom-monitor)"
 
@@ -80,7 +80,7 @@ class VirshMonitor:
         except TimeoutError:
             return NoAnswer()
         except OverflowError:
-            return Refused(TOO_BIG)
+            return CommandError(TOO_BIG)
         except (Unreadable, OSError) as error:
             # QEMU's own errors are printed as its reply. This is libvirtd's, as of a stuck state change lock.
             return NotAsked(f"virsh: {plain_words.printable(str(error))}")
@@ -99,9 +99,9 @@ class VirshMonitor:
         """
         words = ["virsh", "-q", "-c", self._domain.connection, command, f"--domain={self._domain.word}", *arguments]
         printed = programs.output(words, seconds=seconds, most=MOST_BYTES, user=self._domain.user)
-        if isinstance(printed, Cut) and len(printed.data) >= MOST_BYTES:
+        if isinstance(printed, Truncated) and len(printed.data) >= MOST_BYTES:
             raise OverflowError(printed.why)
-        if isinstance(printed, Cut):
+        if isinstance(printed, Truncated):
             raise TimeoutError(printed.why)
         if values(printed) > MOST_VALUES:
             raise OverflowError(f"more than {MOST_VALUES} values")
@@ -117,6 +117,6 @@ def _reply(printed: bytes) -> Reply:
         case {"return": value}:
             return Answered(plain(value))
         case {"error": value}:
-            return Refused(plain(value))
+            return CommandError(plain(value))
         case _:
-            return Refused({"class": "NotUnderstood", "desc": f"virsh printed {plain_words.printable(printed)!r}"})
+            return CommandError({"class": "NotUnderstood", "desc": f"virsh printed {plain_words.printable(printed)!r}"})

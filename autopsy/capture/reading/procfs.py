@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from autopsy.bundle import proc_stat
-from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.capture.reading.reader import Truncated, Unreadable
 from autopsy.target.target import ANOTHER_PROGRAM, Target, is_another_program
 
 MOST_BYTES = 1 << 20
@@ -17,12 +17,12 @@ PART_BYTES = 1 << 16
 OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-class Gone(Exception):
+class ProcessEnded(Exception):
     """The process has ended, or its number means another one by now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class ProcDirectory:
     """The target's /proc/PID, held open: when the process ends, every read through it fails with ESRCH."""
 
     pid: int
@@ -33,7 +33,7 @@ class Process:
         """Return a path to it that means this process only, in ours and in what we fork; an error's name is no good."""
         return f"/proc/self/fd/{self.folder}"
 
-    def read(self, path: str, most: int = MOST_BYTES) -> bytes | Cut:
+    def read(self, path: str, most: int = MOST_BYTES) -> bytes | Truncated:
         """Return a file below /proc/PID, at most `most` bytes of it."""
         return read_file(path, most, folder=self.folder)
 
@@ -43,7 +43,7 @@ class Process:
             found = self.read(path, PART_BYTES)
         except OSError:
             return b""
-        return found.data if isinstance(found, Cut) else found
+        return found.data if isinstance(found, Truncated) else found
 
     def link(self, path: str) -> bytes:
         """Return where a link below /proc/PID leads."""
@@ -62,11 +62,11 @@ class Process:
             finally:
                 os.close(folder)
         except (FileNotFoundError, ProcessLookupError) as error:
-            raise Gone(f"process {self.pid} ended while it was looked at") from error
+            raise ProcessEnded(f"process {self.pid} ended while it was looked at") from error
 
 
 @contextmanager
-def held(target: Target) -> Iterator[Process]:
+def held(target: Target) -> Iterator[ProcDirectory]:
     """Hold the target's /proc/PID open.
 
     Raises:
@@ -75,16 +75,16 @@ def held(target: Target) -> Iterator[Process]:
     try:
         folder = os.open(f"/proc/{target.pid}", OPEN | os.O_DIRECTORY)
     except FileNotFoundError as error:
-        raise Gone(f"process {target.pid} has ended") from error
+        raise ProcessEnded(f"process {target.pid} has ended") from error
     try:
-        process = Process(target.pid, folder)
+        process = ProcDirectory(target.pid, folder)
         must_be_the_same(process, target)
         yield process
     finally:
         os.close(folder)
 
 
-def must_be_the_same(process: Process, target: Target) -> None:
+def must_be_the_same(process: ProcDirectory, target: Target) -> None:
     """Make sure that a process is the one that was found, and runs what it ran then.
 
     Raises:
@@ -92,12 +92,12 @@ def must_be_the_same(process: Process, target: Target) -> None:
     """
     stat = proc_stat.parse(process.small("stat"))
     if stat.start_ticks != target.record.start_ticks:
-        raise Gone(f"process {target.pid} is not the one that was captured: it started at another time")
+        raise ProcessEnded(f"process {target.pid} is not the one that was captured: it started at another time")
     if is_another_program(target, stat):
-        raise Gone(f"process {target.pid} {ANOTHER_PROGRAM}, which is none of this capture's")
+        raise ProcessEnded(f"process {target.pid} {ANOTHER_PROGRAM}, which is none of this capture's")
 
 
-def read_file(path: str, most: int = MOST_BYTES, *, folder: int | None = None) -> bytes | Cut:
+def read_file(path: str, most: int = MOST_BYTES, *, folder: int | None = None) -> bytes | Truncated:
     """Return a file's bytes; a FIFO or a terminal in its place is not waited for."""
     descriptor = os.open(path, OPEN, dir_fd=folder)
     try:
@@ -106,7 +106,7 @@ def read_file(path: str, most: int = MOST_BYTES, *, folder: int | None = None) -
         os.close(descriptor)
 
 
-def read_open(descriptor: int, most: int) -> bytes | Cut:
+def read_open(descriptor: int, most: int) -> bytes | Truncated:
     """Return what is left in an open file, at most `most` bytes."""
     parts = []
     size = 0
@@ -114,7 +114,7 @@ def read_open(descriptor: int, most: int) -> bytes | Cut:
         parts.append(part)
         size += len(part)
         if size > most:
-            return Cut(b"".join(parts)[:most], f"cut after {most} bytes")
+            return Truncated(b"".join(parts)[:most], f"cut after {most} bytes")
     return b"".join(parts)
 
 

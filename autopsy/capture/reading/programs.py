@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from autopsy.capture.reading.reader import Cut, Unreadable
+from autopsy.capture.reading.reader import Truncated, Unreadable
 from autopsy.linux import environment
 from autopsy.linux.child import die_with_parent
 
@@ -20,7 +20,9 @@ ORDINARY_UMASK = 0o022  # ours closes what we make: a VM that is started again m
 PASSED_ON = ("TZ",)  # the journal's times are told in the host's zone
 
 
-def output(words: Sequence[str], *, seconds: float, most: int = MOST_BYTES, user: int | None = None) -> bytes | Cut:
+def output(
+    words: Sequence[str], *, seconds: float, most: int = MOST_BYTES, user: int | None = None
+) -> bytes | Truncated:
     """Return what a program prints; what it had printed when its time or its room was up counts too.
 
     Call it from a `Read.take` whose own `seconds` are longer: the program is in the reader's process group, and ends
@@ -49,7 +51,7 @@ def output(words: Sequence[str], *, seconds: float, most: int = MOST_BYTES, user
     printed, errors, why = _gather(started, time.monotonic() + seconds, most)
     why += _end(started)
     if why:
-        return Cut(printed, why)
+        return Truncated(printed, why)
     if started.returncode and not printed:
         raise Unreadable(errors.decode("utf-8", "replace").strip().partition("\n")[0] or f"exit {started.returncode}")
     return printed

@@ -45,7 +45,7 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Truncated:
     """What was read before a bound of ours was reached, and which."""
 
     data: bytes
@@ -53,7 +53,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class SectionRead:
     """One thing to read: the section that it becomes, and how.
 
     Reads that would hang together share a `fate` ("mmap_lock", one mount): after the first that hangs, the rest of
@@ -61,7 +61,7 @@ class Read:
     """
 
     name: str
-    take: Callable[[], bytes | Cut]
+    take: Callable[[], bytes | Truncated]
     fate: str = ""
     seconds: float = ANSWER_SECONDS
 
@@ -82,7 +82,7 @@ class Hang:
 
 
 @dataclass(slots=True)
-class Trouble:
+class ReadFailures:
     """What went wrong in a step's reads, gathered while it goes."""
 
     hangs: list[Hang] = field(default_factory=list)
@@ -123,7 +123,7 @@ class SectionFile:
             view = view[self._stream.write(view) :]
 
 
-def sections(reads: Iterable[Read], deadline: Deadline, trouble: Trouble) -> Iterator[list[Section]]:
+def sections(reads: Iterable[SectionRead], deadline: Deadline, trouble: ReadFailures) -> Iterator[list[Section]]:
     """Read them in order and yield the sections as they come, several at a time; never raises for what a read does.
 
     Every read gives one section: its data, or the error's name, or that it did not answer. A read that was cut at a
@@ -172,7 +172,7 @@ def sections(reads: Iterable[Read], deadline: Deadline, trouble: Trouble) -> Ite
             return
 
 
-def store(scene: Scene, file: str, reads: Iterable[Read], trouble: Trouble) -> dict[str, Section]:
+def store(scene: Scene, file: str, reads: Iterable[SectionRead], trouble: ReadFailures) -> dict[str, Section]:
     """Read them into one file of sections, and return those sections by name."""
     found: dict[str, Section] = {}
     with SectionFile(scene, file) as stored:
@@ -182,7 +182,7 @@ def store(scene: Scene, file: str, reads: Iterable[Read], trouble: Trouble) -> d
     return found
 
 
-def take(reads: Iterable[Read], deadline: Deadline, trouble: Trouble) -> dict[str, Section]:
+def take(reads: Iterable[SectionRead], deadline: Deadline, trouble: ReadFailures) -> dict[str, Section]:
     """Read them into memory, by name."""
     return {section.name: section for batch in sections(reads, deadline, trouble) for section in batch}
 
@@ -215,7 +215,7 @@ class _Answer:
 class _Reader:
     """One forked reader, at work on a list of reads; what it read arrives through a pipe of its own."""
 
-    def __init__(self, reads: Sequence[Read]) -> None:
+    def __init__(self, reads: Sequence[SectionRead]) -> None:
         self._pipe, sending = os.pipe2(os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # pipe-max-size may be lower: then the reader waits for us more often
             fcntl.fcntl(sending, F_SETPIPE_SZ, PIPE_BYTES)
@@ -287,13 +287,13 @@ class _Reader:
         return ""
 
 
-def _serve(reads: Sequence[Read], sending: int) -> bytes:
+def _serve(reads: Sequence[SectionRead], sending: int) -> bytes:
     """Be the reader: send every read's answer as soon as it is there."""
     for read in reads:
         kind, why, data = _Kind.WHOLE, "", b""
         try:
             got = read.take()
-            if isinstance(got, Cut):
+            if isinstance(got, Truncated):
                 kind, why, data = _Kind.CUT, got.why, got.data
             else:
                 data = got

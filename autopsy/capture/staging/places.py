@@ -28,7 +28,7 @@ CGROUP_FILES = (("memory.current", "memory.max"), ("memory.usage_in_bytes", "mem
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ScratchPlace:
     """A directory that answers, with the bytes that fit there; `made` for this capture, it goes when it is empty."""
 
     path: Path
@@ -57,7 +57,7 @@ def fallbacks() -> tuple[Path, ...]:
     return (store.store_path(), EVERYBODYS, *MEMORY)
 
 
-def probe(path: Path, needs: int, *, fallback: bool = False) -> Place | Unusable:
+def probe(path: Path, needs: int, *, fallback: bool = False) -> ScratchPlace | Unusable:
     """Find out in a child whether a file can be made, written and fsynced there, and whether `needs` bytes fit.
 
     A place that a person named is made where it is missing. Of the fallbacks only the store is; and in the one where
@@ -80,7 +80,7 @@ def probe(path: Path, needs: int, *, fallback: bool = False) -> Place | Unusable
         if place != path:
             leave(place)
         return Unusable(path, f"has room for {room >> 20} MB, and about {(needs >> 20) + 1} may be needed")
-    return Place(place, room, made=place != path)
+    return ScratchPlace(place, room, made=place != path)
 
 
 def _try(path: Path, place: Path, *, fallback: bool) -> _Found:

@@ -23,7 +23,7 @@ from autopsy.capture.freeze.size_estimate import Needs
 from autopsy.capture.staging import destination, places
 from autopsy.capture.staging.copying import FULL, copy_new, sync_tree
 from autopsy.capture.staging.leftovers import begin
-from autopsy.capture.staging.places import Place, Unusable
+from autopsy.capture.staging.places import ScratchPlace, Unusable
 from autopsy.errors import NotStored
 from autopsy.files import private
 from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, in_child, spawn
@@ -137,7 +137,7 @@ class Staging:
             match places.probe(path, 0, fallback=True):
                 case Unusable(why=why):
                     self._note(f"{path}: {why}")
-                case Place() as place:
+                case ScratchPlace() as place:
                     self.places.append(place.path)
                     if place.made:
                         self.ours.add(place.path)
@@ -284,7 +284,7 @@ def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Stagi
         match places.probe(path, needs.bundle, fallback=path not in asked_for):
             case Unusable(why=why):
                 staging.notes.append(f"{path}: {why}")
-            case Place() as place:
+            case ScratchPlace() as place:
                 _take(staging, place, needs)
     if not staging.places:
         why = "; ".join(staging.notes)
@@ -300,7 +300,7 @@ def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Stagi
     return staging
 
 
-def _take(staging: Staging, place: Place, needs: Needs) -> None:
+def _take(staging: Staging, place: ScratchPlace, needs: Needs) -> None:
     staging.places.append(place.path)
     if place.made:
         staging.ours.add(place.path)

@@ -10,7 +10,7 @@ from autopsy.diagnose.advice.managers import Hand
 from autopsy.diagnose.advice.shell import line, question
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import ConfiguredDisk, Disk, Facts, ThrottleGroup
+from autopsy.facts.model.facts import ConfiguredDisk, DiskFact, Facts, ThrottleGroupFact
 from autopsy.facts.subjects import Subject
 
 MOST = 4
@@ -48,11 +48,11 @@ def images(facts: Facts, objects: Iterable[Subject]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(paths))
 
 
-def _disks(facts: Facts) -> tuple[Disk, ...]:
+def _disks(facts: Facts) -> tuple[DiskFact, ...]:
     return facts.disks.value if isinstance(facts.disks, Known) else ()
 
 
-def _group(facts: Facts, disk: Disk, names: set[str]) -> ThrottleGroup | None:
+def _group(facts: Facts, disk: DiskFact, names: set[str]) -> ThrottleGroupFact | None:
     """Return the throttle-group object that a filter node above the disk's image is in."""
     found = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
     filters = {node.throttle_group for node in disk.nodes if node.throttle_group} & (
@@ -61,7 +61,7 @@ def _group(facts: Facts, disk: Disk, names: set[str]) -> ThrottleGroup | None:
     return next((group for group in found if group.name in filters), None)
 
 
-def _lift(hand: Hand, disk: Disk, group: ThrottleGroup | None) -> str:
+def _lift(hand: Hand, disk: DiskFact, group: ThrottleGroupFact | None) -> str:
     configured = _configured(hand, disk)
     if group is not None:
         # Setting an object's limits wakes nothing that waits already; the drain of a pause does.
@@ -80,7 +80,7 @@ def _lift(hand: Hand, disk: Disk, group: ThrottleGroup | None) -> str:
     return hand.qmp(question("block_set_io_throttle", **whose, **NO_LIMIT))
 
 
-def _own_iothread(hand: Hand, disk: Disk) -> str:
+def _own_iothread(hand: Hand, disk: DiskFact) -> str:
     """Return what gives a disk a thread of its own, and workers in place of io_submit, from its next start on."""
     configured = _configured(hand, disk)
     if configured is None:
@@ -95,7 +95,7 @@ def _own_iothread(hand: Hand, disk: Disk) -> str:
     return ""
 
 
-def _job(hand: Hand, verb: str, job: str, disks: list[Disk]) -> str:
+def _job(hand: Hand, verb: str, job: str, disks: list[DiskFact]) -> str:
     configured = next((found for disk in disks if (found := _configured(hand, disk))), None)
     if hand.domain and configured is not None:
         how = {"cancel-job": ("--abort",), "finish-job": ("--pivot",), "speed-job": ("--bandwidth", "0")}[verb]
@@ -109,7 +109,7 @@ def _job(hand: Hand, verb: str, job: str, disks: list[Disk]) -> str:
             return hand.qmp(question("block-job-set-speed", device=job, speed=0))
 
 
-def _configured(hand: Hand, disk: Disk) -> ConfiguredDisk | None:
+def _configured(hand: Hand, disk: DiskFact) -> ConfiguredDisk | None:
     return next(
         (each for each in hand.vm.configured_disks if each.device == disk.name and shell.sayable(each.name)), None
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from autopsy.diagnose.advice import shell
 from autopsy.diagnose.advice.shell import line, question
-from autopsy.facts.model.facts import Vm
+from autopsy.facts.model.facts import VmFact
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
 SYSTEM = "qemu:///system"
@@ -18,7 +18,7 @@ SYSTEM = "qemu:///system"
 class Hand:
     """How this VM is handled from a shell. Every command is empty where it cannot be given."""
 
-    vm: Vm
+    vm: VmFact
 
     @property
     def domain(self) -> str:

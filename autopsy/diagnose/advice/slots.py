@@ -10,7 +10,7 @@ from autopsy.diagnose.advice.managers import Hand
 from autopsy.diagnose.advice.shell import sayable
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import Facts, Peer
+from autopsy.facts.model.facts import Facts, PeerFact
 from autopsy.facts.subjects import Subject
 
 ADDRESS = re.compile(r"(?:[a-z+]{1,12}://)?(\[[0-9a-fA-F:.]{2,40}\]|[A-Za-z0-9._-]{1,200}):(\d{1,5})(?:/.*)?")
@@ -48,7 +48,7 @@ def words(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Mapping[str, 
     return {slot: tuple(dict.fromkeys(filter(sayable, values))) for slot, values in found.items()}
 
 
-def _programs(facts: Facts) -> Iterable[Peer]:
+def _programs(facts: Facts) -> Iterable[PeerFact]:
     """Return every program of this host that the VM depends on, as /proc told of it."""
     for each in facts.sockets.value if isinstance(facts.sockets, Known) else ():
         yield from each.peers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.frames.stacks import Stack, Wait, stacks
+from autopsy.diagnose.frames.stacks import NamedStack, WaitKind, stacks
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, Signature, claim
@@ -46,12 +46,12 @@ JOB_ENDS = (
 FRAME = frozenset({Whole.MAIN_LOOP, Whole.REQUESTS, Whole.IOTHREAD, Whole.STORAGE})
 
 
-def called(stack: Stack) -> str:
+def called(stack: NamedStack) -> str:
     """Return whose stack it is, in words."""
     return naming.name(subjects.thread(stack.thread))
 
 
-def match(headline: str, *found: Stack, claims: tuple[str, ...] = (), where: object = None) -> Match:
+def match(headline: str, *found: NamedStack, claims: tuple[str, ...] = (), where: object = None) -> Match:
     """Return a match about some stacks: each is cited, with a sentence of its own."""
     words = claims or tuple(
         f"{sentence(called(each))} is in {', under '.join(dict.fromkeys(shown(each)))}." for each in found
@@ -69,7 +69,7 @@ def match(headline: str, *found: Stack, claims: tuple[str, ...] = (), where: obj
     )
 
 
-def shown(stack: Stack) -> tuple[str, ...]:
+def shown(stack: NamedStack) -> tuple[str, ...]:
     """Return the few functions that say where a stack is: what waits, what it waits in, and what that is for."""
     named = [name for name in stack.names if name]
     polls = stack.polls_for[:1]
@@ -77,7 +77,7 @@ def shown(stack: Stack) -> tuple[str, ...]:
     return tuple(named[:1]) + polls + tuple(outside) if named else ("a function without a name",)
 
 
-def nothing(why: str, found: tuple[Stack, ...]) -> Judgement:
+def nothing(why: str, found: tuple[NamedStack, ...]) -> Judgement:
     """Say that the stacks that there are do not show it; there may be others."""
     return CannotTell(f"{why}: all threads' frames, and the parked coroutines" if found else "the threads' frames")
 
@@ -85,8 +85,8 @@ def nothing(why: str, found: tuple[Stack, ...]) -> Judgement:
 def _graph(facts: Facts) -> Judgement:
     """Somebody wants the graph for himself, and whom he waits for needs what he holds."""
     found = stacks(facts)
-    writers = [each for each in found if each.has(*GRAPH) and each.wait in {Wait.POLL, Wait.LOCK}]
-    drainers = [each for each in found if each.wait is Wait.POLL and (each.is_main or each.holds_bql)]
+    writers = [each for each in found if each.has(*GRAPH) and each.wait in {WaitKind.POLL, WaitKind.LOCK}]
+    drainers = [each for each in found if each.wait is WaitKind.POLL and (each.is_main or each.holds_bql)]
     readers = _parked(facts, Park.GRAPH_LOCK)
     if drainers and readers:
         parked = f"a request is parked in bdrv_graph_co_rdlock ({len(readers)} in what was pasted)"
@@ -96,7 +96,7 @@ def _graph(facts: Facts) -> Judgement:
             claims=(f"{sentence(called(drainers[0]))} polls in {drainers[0].polls_for[0]}, and {parked}.",),
         )
     for writer in writers:
-        others = [each for each in found if each is not writer and (each.wants_context or each.wait is Wait.POLL)]
+        others = [each for each in found if each is not writer and (each.wants_context or each.wait is WaitKind.POLL)]
         if others:
             other = others[0]
             words = "waits for an AioContext" if other.wants_context else f"polls in {other.polls_for[0]}"
@@ -128,7 +128,7 @@ def _nested(facts: Facts) -> Judgement:
     found = stacks(facts)
     for stack in found:
         polls = stack.polls_for
-        if stack.wait is Wait.POLL and len(polls) > 1:
+        if stack.wait is WaitKind.POLL and len(polls) > 1:
             return match(
                 f"{sentence(called(stack))} waits in {polls[0]}, inside of its wait in {polls[-1]}: neither ends "
                 "before the other",
@@ -136,7 +136,7 @@ def _nested(facts: Facts) -> Judgement:
                 claims=(f"{sentence(called(stack))} polls in {', inside of '.join(polls[:4])}.",),
             )
     for stack in found:
-        if stack.wait is Wait.POLL and stack.thread.role in {Role.MIGRATION, Role.OTHER} and stack.holds_bql:
+        if stack.wait is WaitKind.POLL and stack.thread.role in {Role.MIGRATION, Role.OTHER} and stack.holds_bql:
             return match(
                 f"{sentence(called(stack))} holds the BQL and polls in {stack.polls_for[0]} for what only the main "
                 "loop can run",
@@ -149,7 +149,7 @@ def _context(facts: Facts) -> Judgement:
     """One polls, and another waits for an AioContext: only an AioContext's owner polls for what lies in it."""
     found = stacks(facts)
     wanting = [each for each in found if each.wants_context]
-    for stack in (each for each in found if each.wait is Wait.POLL and wanting):
+    for stack in (each for each in found if each.wait is WaitKind.POLL and wanting):
         return match(
             f"{sentence(called(wanting[0]))} waits for an AioContext, and {called(stack)} polls in "
             f"{stack.polls_for[0]} for what only that one can end",
@@ -162,9 +162,9 @@ def _context(facts: Facts) -> Judgement:
 def _job_end(facts: Facts) -> Judgement:
     """The end of a job drains: it holds what the requests need to end, or their end is queued behind it."""
     found = stacks(facts)
-    working = any(each.thread.role is Role.WORKER and each.wait is Wait.CALL for each in found)
+    working = any(each.thread.role is Role.WORKER and each.wait is WaitKind.CALL for each in found)
     for stack in found:
-        if stack.wait is not Wait.POLL or not (stack.is_main or stack.holds_bql) or working:
+        if stack.wait is not WaitKind.POLL or not (stack.is_main or stack.holds_bql) or working:
             continue
         job = stack.begins(*JOB_ENDS)
         if not job or _parked(facts, Park.NBD_REPLY, Park.NBD_CONNECT):
@@ -182,7 +182,7 @@ def _ide(facts: Facts) -> Judgement:
     found = stacks(facts)
     for stack in found:
         cancel = stack.has("ide_cancel_dma_sync", "ide_bus_reset", "ide_reset", "ahci_reset_port", "bmdma_cmd_writeb")
-        if cancel and stack.wait is Wait.POLL:
+        if cancel and stack.wait is WaitKind.POLL:
             return match(
                 f"{sentence(called(stack))} cancels an IDE or AHCI request ({cancel}) and drains for it", stack
             )
@@ -193,7 +193,7 @@ def _negotiation(facts: Facts) -> Judgement:
     """A drain waits for an NBD client that negotiates, and nobody lets the negotiation go on."""
     found = stacks(facts)
     waiting = [each for each in _parked(facts, Park.NBD_CONNECT) if _negotiates(each)]
-    drains = [each for each in found if each.wait is Wait.POLL]
+    drains = [each for each in found if each.wait is WaitKind.POLL]
     for stack in drains:
         if waiting or stack.begins("nbd_receive_negotiate", "nbd_start_negotiate", "nbd_client_connect"):
             return match(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.frames.block_waits import called, match, nothing
-from autopsy.diagnose.frames.stacks import Stack, Wait, stacks
+from autopsy.diagnose.frames.stacks import NamedStack, WaitKind, stacks
 from autopsy.diagnose.frames.words import DISPATCH
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import Judgement, Match, Signature
@@ -67,7 +67,7 @@ BLOCK = ("qcow2_", "qcow_", "qed_", "vmdk_", "vhdx_", "vdi_", "vpc_", "hbitmap_"
 JOBS = ("job_co_entry", "blockdev_create_run", "mirror_run", "backup_run", "commit_run", "stream_run")
 
 
-def _blocks_others(stack: Stack) -> bool:
+def _blocks_others(stack: NamedStack) -> bool:
     return stack.holds_bql or stack.thread.role is Role.IOTHREAD
 
 
@@ -75,7 +75,7 @@ def _vhost_user(facts: Facts) -> Judgement:
     found = stacks(facts)
     for stack in found:
         place = stack.begins("vhost_user_")
-        if place and (stack.wait is Wait.CALL or stack.begins("qemu_chr_fe_read_all", "tcp_chr_", "qio_channel_")):
+        if place and (stack.wait is WaitKind.CALL or stack.begins("qemu_chr_fe_read_all", "tcp_chr_", "qio_channel_")):
             held = " and holds the BQL" if stack.holds_bql else ""
             return match(
                 f"{sentence(called(stack))} asks a vhost-user back end ({place}) and waits for its answer{held}", stack
@@ -87,7 +87,7 @@ def _chardev(facts: Facts) -> Judgement:
     found = stacks(facts)
     for stack in found:
         place = stack.has(*CHARDEV)
-        if place and stack.wait in {Wait.CALL, Wait.LOCK, Wait.RESTS}:
+        if place and stack.wait in {WaitKind.CALL, WaitKind.LOCK, WaitKind.RESTS}:
             return match(
                 f"{sentence(called(stack))} writes to a character device ({place}) whose reader does not read", stack
             )
@@ -99,20 +99,20 @@ def _peer(facts: Facts) -> Judgement:
     found = stacks(facts)
     for stack in found:
         if not _blocks_others(stack) or stack.wait not in {
-            Wait.CALL,
-            Wait.CONDITION,
-            Wait.SEMAPHORE,
-            Wait.POLL,
-            Wait.RUNS,
+            WaitKind.CALL,
+            WaitKind.CONDITION,
+            WaitKind.SEMAPHORE,
+            WaitKind.POLL,
+            WaitKind.RUNS,
         }:
             continue
         place = stack.begins(*PEERS)
         asks = (
             stack.call in SOCKET_CALLS
             or (stack.call in STREAM_CALLS and place)
-            or (place and stack.wait in {Wait.CONDITION, Wait.SEMAPHORE})
+            or (place and stack.wait in {WaitKind.CONDITION, WaitKind.SEMAPHORE})
         )
-        if asks and not (stack.wait is Wait.POLL and stack.polls_for):
+        if asks and not (stack.wait is WaitKind.POLL and stack.polls_for):
             return match(
                 f"{sentence(called(stack))} waits in {place or stack.call} for a program at the other end", stack
             )
@@ -125,12 +125,12 @@ def _host(facts: Facts) -> Judgement:
     for stack in found:
         on_storage = stack.call in {"read", "write", "ioctl"} and stack.begins(*ON_HOST)
         asks = stack.call in FILE_CALLS or on_storage
-        if _blocks_others(stack) and stack.wait is Wait.CALL and asks:
+        if _blocks_others(stack) and stack.wait is WaitKind.CALL and asks:
             return match(
                 f"{sentence(called(stack))} is in {stack.call} on the host's storage, and others wait for it", stack
             )
     working = [each for each in found if each.thread.role is Role.WORKER and each.call in FILE_CALLS]
-    drained = any(each.wait is Wait.POLL for each in found)
+    drained = any(each.wait is WaitKind.POLL for each in found)
     if working and (drained or len(working) >= MANY):
         return match(
             f"{len(working)} of QEMU's worker threads are in {working[0].call} on the host's storage"
@@ -145,7 +145,7 @@ def _busy(facts: Facts) -> Judgement:
     found = stacks(facts)
     waiting = [each for each in found if each.wants_bql]
     for stack in found:
-        if stack.wait is not Wait.RUNS or not stack.holds_bql:
+        if stack.wait is not WaitKind.RUNS or not stack.holds_bql:
             continue
         if not stack.is_main and not waiting:
             continue
@@ -153,7 +153,7 @@ def _busy(facts: Facts) -> Judgement:
     return nothing("no thread that holds the BQL runs", found)
 
 
-def _works(stack: Stack) -> Match:
+def _works(stack: NamedStack) -> Match:
     job = stack.begins(*JOBS)
     device = next((name for name in stack.names if name in DISPATCH), "")
     emulates = bool(device or stack.begins(*DEVICES))
@@ -168,7 +168,7 @@ def _works(stack: Stack) -> Match:
     )
 
 
-def _emulation(stack: Stack) -> str:
+def _emulation(stack: NamedStack) -> str:
     """Return the device model's function: the outermost below the memory region's dispatch."""
     before = ""
     for name in stack.names:
@@ -178,7 +178,7 @@ def _emulation(stack: Stack) -> str:
     return before
 
 
-def _outer(stack: Stack) -> str:
+def _outer(stack: NamedStack) -> str:
     loop = (
         "main_loop",
         "glib_pollfds",

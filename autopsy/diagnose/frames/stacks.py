@@ -9,10 +9,10 @@ from enum import Enum
 from autopsy.diagnose.frames import words
 from autopsy.diagnose.queries.threads import threads
 from autopsy.facts.cite import Cite, Known
-from autopsy.facts.model.facts import Facts, Role, Thread
+from autopsy.facts.model.facts import Facts, Role, ThreadFact
 
 
-class Wait(Enum):
+class WaitKind(Enum):
     """How a thread waits; the value says it in words."""
 
     LOCK = "waits for a mutex"
@@ -28,16 +28,16 @@ class Wait(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class NamedStack:
     """One thread's functions, innermost first, with how it waits there.
 
     `under` is the first function outside of the waiting itself; `outer` are the functions from it outwards. `call` is
     the system call. `holds_bql` says what its place implies: there it cannot be without the BQL.
     """
 
-    thread: Thread
+    thread: ThreadFact
     names: tuple[str, ...]
-    wait: Wait
+    wait: WaitKind
     under: str
     outer: tuple[str, ...]
     call: str
@@ -55,12 +55,12 @@ class Stack:
     @property
     def wants_bql(self) -> bool:
         """Tell whether it waits for the BQL."""
-        return self.wait is Wait.LOCK and (self.has(*words.BQL) != "" or self.under in words.ONLY_BQL)
+        return self.wait is WaitKind.LOCK and (self.has(*words.BQL) != "" or self.under in words.ONLY_BQL)
 
     @property
     def wants_context(self) -> bool:
         """Tell whether it waits for an AioContext's lock."""
-        return self.wait is Wait.LOCK and self.has("aio_context_acquire") != "" and not self.wants_bql
+        return self.wait is WaitKind.LOCK and self.has("aio_context_acquire") != "" and not self.wants_bql
 
     @property
     def polls_for(self) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ class Stack:
         return self.thread.role is Role.MAIN
 
 
-def stacks(facts: Facts) -> tuple[Stack, ...]:
+def stacks(facts: Facts) -> tuple[NamedStack, ...]:
     """Return every thread that has frames, but those that moved from one look to the next."""
     again = _again(facts)
     found = []
@@ -105,34 +105,34 @@ def _plain(name: str) -> str:
     return name if name.startswith("<") else name.partition(".")[0].removeprefix("__GI_")
 
 
-def _stack(thread: Thread, names: tuple[str, ...], cite: Cite) -> Stack:
+def _stack(thread: ThreadFact, names: tuple[str, ...], cite: Cite) -> NamedStack:
     place = next((at for at, name in enumerate(names) if name and name not in words.WAITING), len(names))
     inner, outer = names[:place], names[place:]
     under = outer[0] if outer else ""
     call = next((found for name in names[:4] if (found := words.system_call(name))), "")
     wait = _wait(inner, outer, call, names)
-    stack = Stack(thread, names, wait, under, outer, call, holds_bql=False, cite=cite)
-    return Stack(thread, names, wait, under, outer, call, holds_bql=_holds_bql(stack), cite=cite)
+    stack = NamedStack(thread, names, wait, under, outer, call, holds_bql=False, cite=cite)
+    return NamedStack(thread, names, wait, under, outer, call, holds_bql=_holds_bql(stack), cite=cite)
 
 
-def _wait(inner: tuple[str, ...], outer: tuple[str, ...], call: str, names: tuple[str, ...]) -> Wait:
+def _wait(inner: tuple[str, ...], outer: tuple[str, ...], call: str, names: tuple[str, ...]) -> WaitKind:
     for wait, wanted in (
-        (Wait.JOIN, words.JOINS),
-        (Wait.SEMAPHORE, words.SEMAPHORES),
-        (Wait.EVENT, words.EVENTS),
-        (Wait.CONDITION, words.CONDITIONS),
-        (Wait.LOCK, words.LOCKS),
+        (WaitKind.JOIN, words.JOINS),
+        (WaitKind.SEMAPHORE, words.SEMAPHORES),
+        (WaitKind.EVENT, words.EVENTS),
+        (WaitKind.CONDITION, words.CONDITIONS),
+        (WaitKind.LOCK, words.LOCKS),
     ):
-        if any(name in wanted or (name.startswith(words.OLD_LOCK) and wait is Wait.LOCK) for name in inner):
-            return Wait.RESTS if outer and outer[0] in words.IDLE_UNDER.get(wait.name, frozenset()) else wait
+        if any(name in wanted or (name.startswith(words.OLD_LOCK) and wait is WaitKind.LOCK) for name in inner):
+            return WaitKind.RESTS if outer and outer[0] in words.IDLE_UNDER.get(wait.name, frozenset()) else wait
     if _polls(names):
-        return Wait.POLL
+        return WaitKind.POLL
     if _rests(outer, call, names):
-        return Wait.RESTS
+        return WaitKind.RESTS
     if call:
-        return Wait.CALL
+        return WaitKind.CALL
     named = bool(names and names[0]) and not words.ENDS.intersection(names[:3])
-    return Wait.RUNS if named else Wait.NAMELESS
+    return WaitKind.RUNS if named else WaitKind.NAMELESS
 
 
 def _rests(outer: tuple[str, ...], call: str, names: tuple[str, ...]) -> bool:
@@ -156,15 +156,15 @@ def _polls(names: tuple[str, ...]) -> bool:
     return False
 
 
-def _holds_bql(stack: Stack) -> bool:
+def _holds_bql(stack: NamedStack) -> bool:
     if stack.wants_bql:
         return False
     names = set(stack.names)
     if stack.is_main:
-        return stack.wait is not Wait.RESTS
+        return stack.wait is not WaitKind.RESTS
     return bool(names & words.DISPATCH or names & words.UNDER_BQL)
 
 
-def of_role(found: Iterable[Stack], *roles: Role) -> tuple[Stack, ...]:
+def of_role(found: Iterable[NamedStack], *roles: Role) -> tuple[NamedStack, ...]:
     """Return the stacks of threads of some roles."""
     return tuple(each for each in found if each.thread.role in roles)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.frames.block_waits import called, match, nothing
-from autopsy.diagnose.frames.stacks import Stack, Wait, stacks
+from autopsy.diagnose.frames.stacks import NamedStack, WaitKind, stacks
 from autopsy.diagnose.frames.words import READS_RCU
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import Judgement, Match, Signature
@@ -58,18 +58,18 @@ PAUSES = (
 RECEIVES = ("qemu_fill_buffer", "qio_channel_", "qemu_rdma_", "gnutls_", "recvmsg", "readv", "read")
 
 
-def _migrates(*found: Stack) -> bool:
+def _migrates(*found: NamedStack) -> bool:
     return any(each.thread.role is Role.MIGRATION or each.begins(*MIGRATION) for each in found)
 
 
-def _where(*found: Stack) -> Where:
+def _where(*found: NamedStack) -> Where:
     return "migration" if _migrates(*found) else "control"
 
 
 def _twice(facts: Facts) -> Judgement:
     """A thread takes a lock that a function further out on its own stack holds."""
     found = stacks(facts)
-    for stack in (each for each in found if each.wait is Wait.LOCK and not each.wants_context):
+    for stack in (each for each in found if each.wait is WaitKind.LOCK and not each.wants_context):
         taker = stack.under
         if stack.has("<signal handler called>") and taker:
             place = stack.names.index("<signal handler called>")
@@ -85,7 +85,7 @@ def _twice(facts: Facts) -> Judgement:
     return nothing("no stack takes a lock twice", found)
 
 
-def _own(stack: Stack, words: str, where: Where = "control") -> Match:
+def _own(stack: NamedStack, words: str, where: Where = "control") -> Match:
     return match(f"{sentence(called(stack))} waits for a lock that it holds itself: {words}", stack, where=where)
 
 
@@ -94,7 +94,11 @@ def _rcu(facts: Facts) -> Judgement:
     found = stacks(facts)
     for stack in found:
         rcu = stack.has(*RCU)
-        if not rcu or stack.wait not in {Wait.EVENT, Wait.CONDITION, Wait.LOCK} or stack.thread.role is Role.CALL_RCU:
+        if (
+            not rcu
+            or stack.wait not in {WaitKind.EVENT, WaitKind.CONDITION, WaitKind.LOCK}
+            or stack.thread.role is Role.CALL_RCU
+        ):
             continue
         reader = next((name for name in stack.names if name in READS_RCU), "")
         if reader:
@@ -110,7 +114,7 @@ def _rcu(facts: Facts) -> Judgement:
 def _join(facts: Facts) -> Judgement:
     """A thread waits for another one's end, which needs what the first holds, or was never told to end."""
     found = stacks(facts)
-    for stack in (each for each in found if each.wait is Wait.JOIN):
+    for stack in (each for each in found if each.wait is WaitKind.JOIN):
         joined = stack.begins("")
         others = [each for each in found if each is not stack and each.wants_bql and each.thread.role is not Role.VCPU]
         if others and stack.holds_bql:
@@ -132,27 +136,37 @@ def _join(facts: Facts) -> Judgement:
 def _migration(facts: Facts) -> Judgement:
     """A thread of the migration waits for another part of it, or for the other side."""
     found = stacks(facts)
-    waits = {Wait.SEMAPHORE, Wait.EVENT, Wait.CONDITION, Wait.POLL, Wait.CALL, Wait.RUNS, Wait.LOCK}
+    waits = {
+        WaitKind.SEMAPHORE,
+        WaitKind.EVENT,
+        WaitKind.CONDITION,
+        WaitKind.POLL,
+        WaitKind.CALL,
+        WaitKind.RUNS,
+        WaitKind.LOCK,
+    }
     ranked = sorted(
         (each for each in found if each.wait in waits and not each.wants_bql and _in_migration(each)),
         key=lambda each: (not each.is_main, not each.holds_bql, each.thread.role is not Role.MIGRATION),
     )
     main = next((each for each in found if each.is_main), None)
-    elsewhere = main is not None and main.wait not in {Wait.RESTS, Wait.NAMELESS} and not main.wants_bql
+    elsewhere = main is not None and main.wait not in {WaitKind.RESTS, WaitKind.NAMELESS} and not main.wants_bql
     if elsewhere and main is not None and not _in_migration(main):  # what goes on beside it is no wedge
         ranked = [each for each in ranked if each.holds_bql]
     for stack in ranked:
         place = stack.begins(*MIGRATION)
         held = " and holds the BQL" if stack.holds_bql else ""
-        how = "is" if stack.wait in {Wait.RUNS, Wait.CALL} else "waits"
+        how = "is" if stack.wait in {WaitKind.RUNS, WaitKind.CALL} else "waits"
         side = (
-            " for the other side" if stack.begins(*RECEIVES) and stack.wait in {Wait.CALL, Wait.POLL, Wait.RUNS} else ""
+            " for the other side"
+            if stack.begins(*RECEIVES) and stack.wait in {WaitKind.CALL, WaitKind.POLL, WaitKind.RUNS}
+            else ""
         )
         return match(f"{sentence(called(stack))} {how} in {place}{side}{held}", stack)
     return nothing("no thread waits in a migration", found)
 
 
-def _in_migration(stack: Stack) -> bool:
+def _in_migration(stack: NamedStack) -> bool:
     """Tell whether a thread is inside a migration's work: a migration thread between its steps rests."""
     place = stack.begins(*MIGRATION)
     return bool(place) and place not in STEPS
@@ -161,13 +175,13 @@ def _in_migration(stack: Stack) -> bool:
 def _order(facts: Facts) -> Judgement:
     """One waits with the BQL held, for a lock or for what another one is to do, and that one waits for the BQL."""
     found = stacks(facts)
-    waits = {Wait.LOCK, Wait.CONDITION, Wait.SEMAPHORE, Wait.EVENT}
+    waits = {WaitKind.LOCK, WaitKind.CONDITION, WaitKind.SEMAPHORE, WaitKind.EVENT}
     holders = [
         each
         for each in found
         if each.holds_bql
         and not each.has(*PAUSES)  # it lets go of the BQL meanwhile
-        and (each.wait in waits or (each.wait is Wait.CALL and each.begins("dispatcher_")))
+        and (each.wait in waits or (each.wait is WaitKind.CALL and each.begins("dispatcher_")))
     ]
     wanting = [
         each for each in found if each.wants_bql and each.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.OTHER}
@@ -178,10 +192,10 @@ def _order(facts: Facts) -> Judgement:
         (holder, other)
         for holder in found
         for other in wanting
-        if holder.wait is Wait.POLL and holder.holds_bql and other.thread.role is Role.IOTHREAD
+        if holder.wait is WaitKind.POLL and holder.holds_bql and other.thread.role is Role.IOTHREAD
     ]
     for holder, other in pairs[:1]:
-        how = f"polls in {holder.polls_for[0]}" if holder.wait is Wait.POLL else f"waits in {holder.under}"
+        how = f"polls in {holder.polls_for[0]}" if holder.wait is WaitKind.POLL else f"waits in {holder.under}"
         return match(
             f"{sentence(called(holder))} holds the BQL and {how}, and {called(other)} waits for the BQL",
             holder,
@@ -195,7 +209,7 @@ def _pauses(facts: Facts) -> Judgement:
     found = stacks(facts)
     for stack in found:
         place = stack.has(*PAUSES)
-        if place and stack.wait in {Wait.CONDITION, Wait.SEMAPHORE}:
+        if place and stack.wait in {WaitKind.CONDITION, WaitKind.SEMAPHORE}:
             return match(f"{sentence(called(stack))} waits in {place} for vCPUs that do not answer", stack)
     return nothing("no thread waits for a vCPU", found)
 

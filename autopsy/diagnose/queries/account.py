@@ -13,7 +13,7 @@ from autopsy.diagnose.queries.threads import descriptor, looks, named, slept_thr
 from autopsy.diagnose.queries.wording import count, sentence
 from autopsy.diagnose.signature import claim
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Disk, Exposure, Facts, Role, Thread
+from autopsy.facts.model.facts import DiskFact, Facts, Role, ThreadFact, ThreadSnapshot
 
 # What each kind of thread sleeps in where nobody has work for it. A worker is woken by a futex, or by its own timeout.
 TIMEOUTS = frozenset({"nanosleep", "clock_nanosleep"})
@@ -33,7 +33,7 @@ IDLE = {
 CONNECTED_FOR_GOOD = frozenset({"nbd"})  # the other network drivers may connect when there is work
 
 
-def unexplained(facts: Facts) -> tuple[Thread, ...]:
+def unexplained(facts: Facts) -> tuple[ThreadFact, ...]:
     """Return the threads that slept through both looks in a call that is none that they rest in.
 
     A thread in State D is among them; what a kernel stack of a known family explains is not.
@@ -43,7 +43,7 @@ def unexplained(facts: Facts) -> tuple[Thread, ...]:
     return () if len(found) * 2 > len(threads(facts)) else found
 
 
-def _is_unexplained(thread: Thread) -> bool:
+def _is_unexplained(thread: ThreadFact) -> bool:
     look = next(iter(looks(thread)), None)
     if look is None or thread.role is Role.KERNEL or slept_through(thread) is not True:
         return False
@@ -52,7 +52,7 @@ def _is_unexplained(thread: Thread) -> bool:
     return look.syscall.name not in (INTERRUPTIBLE if look.state == "D" else IDLE[thread.role])
 
 
-def about(facts: Facts, thread: Thread) -> Claim:
+def about(facts: Facts, thread: ThreadFact) -> Claim:
     """Say where a thread sleeps: which call, on what, and what for as far as its kernel stack tells."""
     look = looks(thread)[0]
     what = waits_for(look)
@@ -64,7 +64,7 @@ def about(facts: Facts, thread: Thread) -> Claim:
     )
 
 
-def _on(facts: Facts, thread: Thread, look: Exposure) -> str:
+def _on(facts: Facts, thread: ThreadFact, look: ThreadSnapshot) -> str:
     sockets = socket_of(facts, thread)
     if sockets and sockets[0].remote:
         return f" on a socket to {sockets[0].remote}"
@@ -112,7 +112,7 @@ def _disks(facts: Facts) -> Iterator[Claim]:
         yield from no_connection(facts, disk)
 
 
-def no_connection(facts: Facts, disk: Disk) -> Iterator[Claim]:
+def no_connection(facts: Facts, disk: DiskFact) -> Iterator[Claim]:
     """Yield each server of a disk that a connection should lead to for good, and none was seen to."""
     if not isinstance(facts.sockets, Known):
         return

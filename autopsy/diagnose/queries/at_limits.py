@@ -9,7 +9,7 @@ from autopsy.diagnose.queries.requests import disk_names, disks_of, still, their
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Park, ThrottleGroup
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park, ThrottleGroupFact
 
 PER_SECOND = frozenset({"iops-total", "iops-read", "iops-write"})
 
@@ -22,13 +22,13 @@ def copies_held(facts: Facts) -> tuple[CoroutineFact, ...]:
     return tuple(each for each in still(facts, Park.THROTTLE) if each.of_job)
 
 
-def _works(disk: Disk) -> bool:
+def _works(disk: DiskFact) -> bool:
     """Tell whether a disk is known to complete its requests, or to hold none."""
     idle = isinstance(disk.in_flight, Known) and disk.in_flight.value == 0
     return idle or (isinstance(disk.completed, Known) and disk.completed.value > 0)
 
 
-def seconds_for(group: ThrottleGroup, requests: int) -> float | None:
+def seconds_for(group: ThrottleGroupFact, requests: int) -> float | None:
     """Return how long a group's limit takes to let so many requests go, None where it counts bytes alone."""
     if not isinstance(group.limits, Known):
         return None

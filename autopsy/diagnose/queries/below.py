@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import Facts, FuseMount, LayerFact, Mount
+from autopsy.facts.model.facts import Facts, FuseMount, LayerFact, MountFact
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Below:
     served: FuseMount | None
 
 
-def below(facts: Facts, mount: Mount) -> Below:
+def below(facts: Facts, mount: MountFact) -> Below:
     """Return what a mount is stacked on; no ring of layers is followed twice."""
     found: list[LayerFact] = []
     device = mount.device
@@ -29,7 +29,7 @@ def below(facts: Facts, mount: Mount) -> Below:
     return Below(tuple(found), served_at(facts, found[-1].mount) if found else None)
 
 
-def served_at(facts: Facts, mount: Mount) -> FuseMount | None:
+def served_at(facts: Facts, mount: MountFact) -> FuseMount | None:
     """Return the FUSE file system of a mount, by whose daemons it is served."""
     told = facts.fuse.value if isinstance(facts.fuse, Known) else ()
     return next((each for each in told if each.path == mount.path), None)

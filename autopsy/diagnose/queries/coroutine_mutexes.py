@@ -17,7 +17,7 @@ ENDED = frozenset({"pooled", "gone"})
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldMutexes:
     """What is known of the mutexes that some requests wait for.
 
     `tids` are the threads that a holder runs on. `orphaned`: every holder has ended. `knotted`: each waits in a ring.
@@ -29,12 +29,12 @@ class Held:
     knotted: bool
 
 
-def held(facts: Facts, waiting: Standing) -> Held:
+def held(facts: Facts, waiting: Standing) -> HeldMutexes:
     """Look up who holds what these requests wait for."""
     by_waiter = {address: mutex for mutex in of(facts) for address in mutex.waiters}
     found = [by_waiter.get(each.address) for each in waiting.requests]
     mutexes = Counter(mutex for mutex in found if mutex is not None)
-    return Held(
+    return HeldMutexes(
         claims=tuple(
             claim(
                 f"{count(number, 'of them waits', 'of them wait')} for the coroutine mutex at {mutex.address:#x}: "

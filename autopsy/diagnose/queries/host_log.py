@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable
 
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import Facts, LogLine, Mount
+from autopsy.facts.model.facts import Facts, LogLine, MountFact
 
 # A kernel's line names a device or a task by a word of its own: `(dm-3)`, `loop0,`, `task worker:4243`, `[4242]`.
 WORD = re.compile(r"[A-Za-z0-9_.!-]+")
 MOST = 2
 
 
-def lines_about(facts: Facts, mounts: Iterable[Mount]) -> tuple[LogLine, ...]:
+def lines_about(facts: Facts, mounts: Iterable[MountFact]) -> tuple[LogLine, ...]:
     """Return the last lines that speak of this VM's own threads, of these mounts or of the devices below them."""
     threads = facts.threads.value if isinstance(facts.threads, Known) else ()
     tids = {facts.vm.pid, *(thread.tid for thread in threads)}

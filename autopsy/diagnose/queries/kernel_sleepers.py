@@ -12,7 +12,7 @@ from autopsy.diagnose.queries.requests import (
 )
 from autopsy.diagnose.queries.threads import descriptor, looks, slept_through, threads
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Descriptor, Disk, Exposure, Facts, Mount, Park, Role, Thread
+from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, MountFact, Park, Role, ThreadFact, ThreadSnapshot
 
 MOST_NAMED = 4
 
@@ -21,8 +21,8 @@ MOST_NAMED = 4
 class Sleeper:
     """A thread that waits in the kernel, and whether it slept through both looks."""
 
-    thread: Thread
-    look: Exposure
+    thread: ThreadFact
+    look: ThreadSnapshot
     family: Family
     through: bool | None
 
@@ -41,7 +41,7 @@ def sleepers(facts: Facts) -> tuple[Sleeper, ...]:
     return tuple(found)
 
 
-def went_on(facts: Facts, kind: Family) -> tuple[Thread, ...]:
+def went_on(facts: Facts, kind: Family) -> tuple[ThreadFact, ...]:
     """Return the threads that waited for it at the first look, and at the last for something else, or for nothing."""
     found = []
     for thread in threads(facts):
@@ -53,18 +53,18 @@ def went_on(facts: Facts, kind: Family) -> tuple[Thread, ...]:
     return tuple(found)
 
 
-def _is(kind: Family, look: Exposure) -> bool:
+def _is(kind: Family, look: ThreadSnapshot) -> bool:
     found = kernel_stacks.family(look)
     return found is not None and found.id == kind.id
 
 
-def file_of(facts: Facts, look: Exposure) -> Descriptor | None:
+def file_of(facts: Facts, look: ThreadSnapshot) -> Descriptor | None:
     """Return the descriptor that a thread's system call works on: its first argument in all those that matter."""
     found = descriptor(facts, look.syscall.arguments[0]) if look.syscall.arguments else None
     return found if found and found.kind in {"file", "block device"} else None
 
 
-def disks_on(facts: Facts, paths: frozenset[str]) -> tuple[Disk, ...]:
+def disks_on(facts: Facts, paths: frozenset[str]) -> tuple[DiskFact, ...]:
     """Return the disks whose image lies at one of these paths."""
     if isinstance(facts.disks, Unknown) or not paths:
         return ()
@@ -75,7 +75,7 @@ def disks_on(facts: Facts, paths: frozenset[str]) -> tuple[Disk, ...]:
     )
 
 
-def disks_behind(facts: Facts, found: list[Sleeper]) -> tuple[Disk, ...]:
+def disks_behind(facts: Facts, found: list[Sleeper]) -> tuple[DiskFact, ...]:
     """Return the disks of threads whose system call names no file: io_submit's caller, the kernel's own workers."""
     if isinstance(facts.disks, Unknown):
         return ()
@@ -90,7 +90,7 @@ def disks_behind(facts: Facts, found: list[Sleeper]) -> tuple[Disk, ...]:
     return tuple(still_disks) if len(still_disks) <= MOST_NAMED else ()
 
 
-def disks_parked(facts: Facts) -> tuple[Disk, ...]:
+def disks_parked(facts: Facts) -> tuple[DiskFact, ...]:
     """Return the disks whose requests are in an AIO engine, for a file that no node is known by: a data file, a base.
 
     Where a job runs, the requests may be its own.
@@ -102,7 +102,7 @@ def disks_parked(facts: Facts) -> tuple[Disk, ...]:
     return tuple(found.values()) if len(found) <= MOST_NAMED else ()
 
 
-def image_of(facts: Facts, disk: Disk) -> str:
+def image_of(facts: Facts, disk: DiskFact) -> str:
     """Return where a disk's image lies, as its descriptor tells it."""
     if opened := next((node.opened for node in disk.nodes if node.opened), ""):
         return opened
@@ -121,7 +121,7 @@ def _same_file(name: str, paths: frozenset[str]) -> bool:
     return name in paths or any(path.endswith("/" + name.removeprefix("./")) for path in paths)
 
 
-def mount_of(facts: Facts, path: str) -> Mount | None:
+def mount_of(facts: Facts, path: str) -> MountFact | None:
     """Return the mount that a path lies on: by its descriptor's device, for a path can be told from another root."""
     if isinstance(facts.host.mounts, Unknown):
         return None

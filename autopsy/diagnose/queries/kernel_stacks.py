@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autopsy.bundle.syscalls import REQUEST_CALLS
 from autopsy.diagnose.diagnosis import Where
-from autopsy.facts.model.facts import Exposure
+from autopsy.facts.model.facts import ThreadSnapshot
 from autopsy.facts.subjects import Whole
 
 IDLE = re.compile(
@@ -168,7 +168,7 @@ SLEEPS = (
 )
 
 
-def waits_for(look: Exposure) -> str:
+def waits_for(look: ThreadSnapshot) -> str:
     """Say what a sleeping thread waits for, empty where its kernel stack and its wchan do not tell."""
     if known := family(look):
         return f"for {known.words}"
@@ -179,7 +179,7 @@ def waits_for(look: Exposure) -> str:
     return ""
 
 
-def family(look: Exposure) -> Family | None:
+def family(look: ThreadSnapshot) -> Family | None:
     """Return what a thread waits for, None where it runs, idles, or its stack tells nothing."""
     names = look.kernel_stack or ((look.wchan,) if look.wchan else ())
     if not names or look.state in {"R", "T", "t", "Z", "X"} or IDLE.match(names[0]):
@@ -195,7 +195,7 @@ def family(look: Exposure) -> Family | None:
     return None
 
 
-def deepest(look: Exposure, kind: Family) -> str:
+def deepest(look: ThreadSnapshot, kind: Family) -> str:
     """Return the name that told the family."""
     names = look.kernel_stack or (look.wchan,)
     return next((name for name in names if kind.names.fullmatch(name)), names[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopsy.bundle.syscalls import PEER_CALLS
 from autopsy.diagnose.queries.threads import functions, looks
-from autopsy.facts.model.facts import Role, Thread
+from autopsy.facts.model.facts import Role, ThreadFact
 
 SENDING = (
     "qemu_fflush",
@@ -18,7 +18,7 @@ SENDING = (
 SAVING = ("qemu_savevm_state", "save_snapshot", "bdrv_save_vmstate", "qemu_savevm_state_", "migration_completion")
 
 
-def sends_state(thread: Thread) -> bool:
+def sends_state(thread: ThreadFact) -> bool:
     """Tell whether a thread is in a call that hands the VM's state on: of a migration, a dump or a snapshot."""
     inside = next((look.syscall.name for look in looks(thread) if look.syscall.name), "") in PEER_CALLS
     frames = any(name.startswith((*SENDING, *SAVING)) for name in functions(thread))

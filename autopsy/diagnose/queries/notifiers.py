@@ -9,7 +9,7 @@ from autopsy.facts.model.facts import Descriptor, Facts
 
 
 def _queues(facts: Facts) -> tuple[devices.VirtQueue, ...]:
-    """Return the queues of disks that stood still in both exposures, idle as far as QEMU knows."""
+    """Return the queues of disks that stood still in both snapshots, idle as far as QEMU knows."""
     if isinstance(facts.virtqueues, Unknown) or isinstance(facts.virtqueues.value.second, Unknown):
         return ()
     later = {(queue.device, queue.index): queue for queue in facts.virtqueues.value.second.value}

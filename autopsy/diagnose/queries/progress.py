@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import BlockStats, CoroutineFact, Disk, Facts, Limits, Park
+from autopsy.facts.model.facts import BlockStats, CoroutineFact, DiskFact, Facts, Limits, Park
 from autopsy.facts.model.yield_points import BY_DRIVER, SERVED
 
 Kind = Literal["reads", "writes", "flushes", "unmaps"]
@@ -25,7 +25,7 @@ LIMITED: dict[str, set[Kind]] = {"total": {"reads", "writes"}, "read": {"reads"}
 APART = (SERVED & BY_DRIVER) | {Park.COPY_BEFORE_WRITE}
 
 
-def speaks_for(facts: Facts, disk: Disk, coroutine: CoroutineFact) -> bool | None:
+def speaks_for(facts: Facts, disk: DiskFact, coroutine: CoroutineFact) -> bool | None:
     """Tell whether a disk completed requests of this one's kind that go the same way; None where that is not known.
 
     A request that was seen to stand, with all that is on its stack, is excused by nothing less.
@@ -47,7 +47,7 @@ def speaks_for(facts: Facts, disk: Disk, coroutine: CoroutineFact) -> bool | Non
     return True if {"reads", "writes"} <= moved else None
 
 
-def _goes_elsewhere_too(disk: Disk, park: Park) -> bool:
+def _goes_elsewhere_too(disk: DiskFact, park: Park) -> bool:
     leaves = [node.driver for node in disk.nodes if node.driver and not node.children]
     return any(driver not in park.drivers for driver in leaves)
 
@@ -61,7 +61,7 @@ def _kind(coroutine: CoroutineFact) -> Kind | None:
     return None
 
 
-def _limited_together(facts: Facts, disk: Disk) -> set[Kind]:
+def _limited_together(facts: Facts, disk: DiskFact) -> set[Kind]:
     """Return the kinds of requests that wait for one and the same limit, none where that is not known."""
     groups = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
     name = disk.throttle_group.value if isinstance(disk.throttle_group, Known) else ""

@@ -14,7 +14,7 @@ from autopsy.diagnose.queries.threads import blocks_main_loop, threads
 from autopsy.diagnose.queries.wording import count
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Origin, Park, Role
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Origin, Park, Role
 from autopsy.facts.model.yield_points import THROTTLED
 from autopsy.facts.storage.requests import can_wait
 from autopsy.facts.subjects import Subject, Whole
@@ -31,7 +31,7 @@ MOST_NAMES = 6
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The requests that wait at some places. `moving` came from there or go on; `proven` needs two exposures.
+    """The requests that wait at some places. `moving` came from there or go on; `proven` needs two snapshots.
 
     Not `whole`: a limit of ours kept some out of the evidence.
     """
@@ -110,7 +110,7 @@ def moves(facts: Facts, coroutine: CoroutineFact) -> bool | None:
     return None if None in said else True
 
 
-def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[Disk, ...]:
+def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
     """Return the disk whose request it is, or all those that it could be of."""
     if isinstance(facts.disks, Unknown) or coroutine.of_job:
         return ()
@@ -126,7 +126,7 @@ def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[Disk, ...]:
     return tuple(possible)
 
 
-def _is_in(disk: Disk, groups: set[str]) -> bool:
+def _is_in(disk: DiskFact, groups: set[str]) -> bool:
     return isinstance(disk.throttle_group, Known) and disk.throttle_group.value in groups
 
 
@@ -143,12 +143,12 @@ def their_disks(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjec
     return tuple(disk for disk, _ in counted.most_common())
 
 
-def title(disk: Disk) -> str:
+def title(disk: DiskFact) -> str:
     """Return a disk's name, with the drive's beside it where that is another."""
     return naming.name(subjects.disk(disk))
 
 
-def called(disk: Disk) -> str:
+def called(disk: DiskFact) -> str:
     """Return a disk's or an export's name with what it is before it."""
     return title(disk) if disk.is_export else f"disk {title(disk)}"
 
@@ -187,7 +187,7 @@ def lets_go(rate: int, unit: Literal["bytes", "requests"], seconds: float) -> bo
 
 
 def confidence(*, proven: bool, otherwise: Confidence = "likely") -> Confidence:
-    """Return `proven` only for what was seen in both exposures."""
+    """Return `proven` only for what was seen in both snapshots."""
     return "proven" if proven else otherwise
 
 

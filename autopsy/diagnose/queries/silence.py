@@ -12,7 +12,7 @@ from autopsy.diagnose.queries.requests import disks_of, job_of, moves, title
 from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import claim
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Park
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park
 from autopsy.facts.model.yield_points import DISK_PARKS
 
 SECOND = 1_000_000_000
@@ -37,7 +37,7 @@ class Silence:
         return self.idle_ns > max(PATIENCE_NS, TIMES * self.mean_ns)
 
 
-def silence_of(disk: Disk) -> Silence | None:
+def silence_of(disk: DiskFact) -> Silence | None:
     """Return how long a disk was silent at the last look; None where it completed something, or nobody counted."""
     if isinstance(disk.completed, Known) and disk.completed.value > 0:
         return None
@@ -47,7 +47,7 @@ def silence_of(disk: Disk) -> Silence | None:
     return None
 
 
-def beyond_their_past(disks: Iterable[Disk]) -> bool:
+def beyond_their_past(disks: Iterable[DiskFact]) -> bool:
     """Tell whether each of these disks has been silent for longer than its past explains."""
     found = [silence_of(disk) for disk in disks]
     return bool(found) and all(each is not None and each.beyond_its_past for each in found)
@@ -61,7 +61,7 @@ def seconds(nanoseconds: int) -> str:
     return f"{number / 3600:.1f} h" if number > 7200 else f"{number / 60:.0f} min"
 
 
-def about_silence(disk: Disk) -> str:
+def about_silence(disk: DiskFact) -> str:
     """Say since when a disk is silent, empty where nobody counted."""
     found = silence_of(disk)
     if found is None:

@@ -9,10 +9,10 @@ from autopsy.diagnose.queries.threads import descriptor, looks
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Facts, Park, Peer, SocketFact, Thread
+from autopsy.facts.model.facts import CoroutineFact, Facts, Park, PeerFact, SocketFact, ThreadFact
 
 
-def socket_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
+def socket_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
     """Return the socket that a thread's system call works on: its first argument in all those that wait for a peer."""
     arguments = looks(thread)[0].syscall.arguments if looks(thread) else ()
     if isinstance(facts.sockets, Unknown) or not arguments:
@@ -55,7 +55,7 @@ def peers_of(sockets: tuple[SocketFact, ...]) -> tuple[subjects.Peer, ...]:
     return tuple(dict.fromkeys(subjects.peer(peer) for each in sockets for peer in each.peers))[:3]
 
 
-def called(peer: Peer) -> str:
+def called(peer: PeerFact) -> str:
     """Return a program as people speak of it."""
     return naming.name(subjects.peer(peer))
 
@@ -89,7 +89,7 @@ def _about_peers(end: SocketFact) -> list[Claim]:
 ASLEEP = frozenset({"S", "D"})
 
 
-def ends_of(facts: Facts, thread: Thread) -> tuple[SocketFact, ...]:
+def ends_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
     """Return the sockets that a thread waits for, none where it waits for anything besides.
 
     QEMU's own event loops always wait for an eventfd, too: what waits for sockets alone is no event loop.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from autopsy.diagnose.queries import naming
 from autopsy.facts import subjects
 from autopsy.facts.cite import Fact, Known, Unknown
-from autopsy.facts.model.facts import Descriptor, Exposure, Facts, Role, Thread
+from autopsy.facts.model.facts import Descriptor, Facts, Role, ThreadFact, ThreadSnapshot
 
 # A thread that sleeps in the kernel without being able to be stopped gains no switch from our capture.
 FEW_SWITCHES = 2
@@ -16,17 +16,17 @@ FEW_SWITCHES = 2
 LITTLE_NS = 1_000_000
 
 
-def threads(facts: Facts) -> tuple[Thread, ...]:
+def threads(facts: Facts) -> tuple[ThreadFact, ...]:
     """Return the threads, none where they are unknown."""
     return facts.threads.value if isinstance(facts.threads, Known) else ()
 
 
-def looks(thread: Thread) -> tuple[Exposure, ...]:
+def looks(thread: ThreadFact) -> tuple[ThreadSnapshot, ...]:
     """Return what is known of a thread, earliest first."""
     return tuple(each.value for each in (thread.first, thread.again) if isinstance(each, Known))
 
 
-def same_sleep(thread: Thread) -> Fact[bool]:
+def same_sleep(thread: ThreadFact) -> Fact[bool]:
     """Tell whether a thread slept through from the first look to the last, in one and the same system call."""
     if isinstance(thread.first, Unknown):
         return thread.first
@@ -48,18 +48,18 @@ def same_sleep(thread: Thread) -> Fact[bool]:
     return Known(same, again.cite)
 
 
-def slept_through(thread: Thread) -> bool | None:
+def slept_through(thread: ThreadFact) -> bool | None:
     """Tell whether a thread slept through from the first look to the last; None where it cannot be told."""
     same = same_sleep(thread)
     return same.value if isinstance(same, Known) else None
 
 
-def by_role(facts: Facts, *roles: Role) -> tuple[Thread, ...]:
+def by_role(facts: Facts, *roles: Role) -> tuple[ThreadFact, ...]:
     """Return the threads of some roles."""
     return tuple(thread for thread in threads(facts) if thread.role in roles)
 
 
-def named(thread: Thread) -> str:
+def named(thread: ThreadFact) -> str:
     """Return a thread as people speak of it."""
     return naming.name(subjects.thread(thread))
 
@@ -87,6 +87,6 @@ def blocks_main_loop(facts: Facts, tids: Iterable[int]) -> bool:
     return any(tid == main_tid(facts) or owns_bql(facts, tid) for tid in tids)
 
 
-def functions(thread: Thread) -> tuple[str, ...]:
+def functions(thread: ThreadFact) -> tuple[str, ...]:
     """Return the names of a thread's frames, innermost first."""
     return tuple(frame.function for frame in thread.frames.value) if isinstance(thread.frames, Known) else ()

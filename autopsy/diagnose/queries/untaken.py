@@ -25,7 +25,7 @@ class Untaken:
 def untaken(facts: Facts, idle: Iterable[VirtQueue]) -> tuple[Untaken, ...]:
     """Return the queues, of those that stood still, which hold requests while no kick is under way.
 
-    The guest's index was read after the first exposure; QEMU's is that of the second. That both were read from the
+    The guest's index was read after the first snapshot; QEMU's is that of the second. That both were read from the
     right place shows in the ring's other index, which QEMU wrote itself.
     """
     queues = facts.virtqueues

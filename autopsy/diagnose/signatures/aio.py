@@ -19,7 +19,7 @@ from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Facts, Park, RingsFact, Role, Thread
+from autopsy.facts.model.facts import Facts, Park, RingsFact, Role, ThreadFact
 from autopsy.facts.subjects import Whole
 
 MOST_WORKERS = 64  # of one AioContext, unless thread-pool-max says otherwise
@@ -62,7 +62,7 @@ def _io_submit(facts: Facts) -> Judgement:
     )
 
 
-def _submits(thread: Thread) -> bool:
+def _submits(thread: ThreadFact) -> bool:
     return any(look.syscall.name == "io_submit" or "io_submit_one" in look.kernel_stack for look in looks(thread)[:1])
 
 
@@ -283,7 +283,7 @@ def _done_not_completed(facts: Facts) -> Judgement:
         words = f"{count(len(working), 'worker')} are at work on requests"
         return RuledOut(words, tuple(looks(thread)[0].cite for thread in working[:4]))
     if not waiting.proven:
-        return CannotTell("a second exposure: whether the requests end by themselves")
+        return CannotTell("a second snapshot: whether the requests end by themselves")
     done = _pool_done(facts)
     disks = their_disks(facts, waiting.requests)
     return Match(
@@ -305,7 +305,7 @@ def _done_not_completed(facts: Facts) -> Judgement:
     )
 
 
-def _works(thread: Thread) -> bool:
+def _works(thread: ThreadFact) -> bool:
     if thread.role not in {Role.WORKER, Role.OTHER}:
         return False
     inside = any(look.syscall.name in REQUEST_CALLS or look.state in {"R", "D"} for look in looks(thread))

@@ -27,7 +27,7 @@ from autopsy.diagnose.queries.wording import missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Node, Park, Role
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Node, Park, Role
 from autopsy.facts.model.yield_points import DISK_PARKS
 from autopsy.facts.subjects import Whole
 
@@ -268,7 +268,7 @@ def _quiesce_leak(facts: Facts) -> Judgement:
     )
 
 
-def _disks(facts: Facts, wanted: tuple[subjects.Volume, ...]) -> list[Disk]:
+def _disks(facts: Facts, wanted: tuple[subjects.Volume, ...]) -> list[DiskFact]:
     whole = facts.disks.value if isinstance(facts.disks, Known) else ()
     return [disk for disk in whole if subjects.disk(disk) in wanted]
 

@@ -24,7 +24,7 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.diagnose.signatures.device_backends import of_a_helper
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Disk, Facts, Role, Thread
+from autopsy.facts.model.facts import DiskFact, Facts, Role, ThreadFact
 from autopsy.facts.subjects import Whole
 
 MOST_FRAMES = 3
@@ -74,7 +74,7 @@ def _judge(facts: Facts) -> Judgement:
     )
 
 
-def _comes_back(facts: Facts, thread: Thread) -> bool:
+def _comes_back(facts: Facts, thread: ThreadFact) -> bool:
     """Tell whether a thread that woke between the looks was at the same call again, and QEMU answered nobody meanwhile.
 
     libiscsi and libnfs poll with a timeout of their own, again and again.
@@ -84,12 +84,12 @@ def _comes_back(facts: Facts, thread: Thread) -> bool:
     return same and monitor_is_dead(facts) and blocks_main_loop(facts, (thread.tid,))
 
 
-def _must_not_wait(facts: Facts, thread: Thread) -> bool:
+def _must_not_wait(facts: Facts, thread: ThreadFact) -> bool:
     """Tell whether others wait for the thread: it runs an event loop, or holds the BQL."""
     return thread.role in {Role.MAIN, Role.IOTHREAD} or owns_bql(facts, thread.tid)
 
 
-def _disks(facts: Facts, remotes: tuple[str, ...]) -> tuple[Disk, ...]:
+def _disks(facts: Facts, remotes: tuple[str, ...]) -> tuple[DiskFact, ...]:
     """Return the disks that these servers serve."""
     if isinstance(facts.disks, Unknown):
         return ()
@@ -100,7 +100,7 @@ def _disks(facts: Facts, remotes: tuple[str, ...]) -> tuple[Disk, ...]:
     )
 
 
-def _under(thread: Thread) -> str:
+def _under(thread: ThreadFact) -> str:
     """Say in which functions it is, the system call's own left out."""
     names = [name for name in dict.fromkeys(functions(thread)) if name and _plain(name) not in PEER_CALLS | POLL_CALLS]
     return f", under {', '.join(names[:MOST_FRAMES])}" if names else ""

@@ -12,7 +12,7 @@ from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Facts, Helper, Peer, Thread
+from autopsy.facts.model.facts import Facts, Helper, PeerFact, ThreadFact
 from autopsy.facts.subjects import Whole
 
 
@@ -57,14 +57,14 @@ class Talk:
             return CannotTell("the threads' frames (evidence/gdb.threads/threads.json)")
         return RuledOut(f"no thread is in a conversation with {self.words}", (seen,))
 
-    def talks(self, facts: Facts, thread: Thread, helpers: list[Helper]) -> bool:
+    def talks(self, facts: Facts, thread: ThreadFact, helpers: list[Helper]) -> bool:
         """Tell whether a thread is in a call on the helper's socket, or under the helper's functions in any."""
         if not any(look.syscall.name in PEER_CALLS for look in looks(thread)[:1]):
             return False
         inodes = {each.inode for helper in helpers for each in helper.sockets}
         return bool(self._frames_of(thread)) or any(each.inode in inodes for each in socket_of(facts, thread))
 
-    def _match(self, facts: Facts, silent: list[Thread], helpers: list[Helper]) -> Match:
+    def _match(self, facts: Facts, silent: list[ThreadFact], helpers: list[Helper]) -> Match:
         proven = any(slept_through(each) for each in silent)
         sockets = tuple(socket for each in silent for socket in socket_of(facts, each))
         inodes = {each.inode for each in sockets}
@@ -128,15 +128,15 @@ class Talk:
             weight=1,
         )
 
-    def _frames_of(self, thread: Thread) -> list[str]:
+    def _frames_of(self, thread: ThreadFact) -> list[str]:
         return [name for name in functions(thread) if name.startswith(self.frames)]
 
-    def _under(self, thread: Thread) -> str:
+    def _under(self, thread: ThreadFact) -> str:
         found = self._frames_of(thread)
         return f" under {found[0]}" if found else ""
 
 
-def _peers(helper: Helper) -> tuple[Peer, ...]:
+def _peers(helper: Helper) -> tuple[PeerFact, ...]:
     return tuple(peer for each in helper.sockets for peer in each.peers)
 
 
@@ -145,7 +145,7 @@ def _gone(helper: Helper) -> bool:
     return isinstance(helper.connected, Known) and not helper.connected.value and not helper.sockets
 
 
-def _stands(peer: Peer) -> bool:
+def _stands(peer: PeerFact) -> bool:
     return peer.state in {"T", "t"}
 
 
@@ -170,7 +170,7 @@ TALKS = (
 )
 
 
-def of_a_helper(facts: Facts, thread: Thread) -> bool:
+def of_a_helper(facts: Facts, thread: ThreadFact) -> bool:
     """Tell whether a thread talks to a program that serves a device."""
     return any(talk.talks(facts, thread, [each for each in facts.helpers if each.kind == talk.kind]) for talk in TALKS)
 

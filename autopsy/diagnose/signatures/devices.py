@@ -20,11 +20,11 @@ HEAP_MISSING = "heap.json (QEMU's DWARF: `autopsy examine BUNDLE --debug-file F`
 
 
 def _missing_queues(facts: Facts) -> str:
-    """Say what is missing of the virtqueues in both exposures; empty where nothing is."""
+    """Say what is missing of the virtqueues in both snapshots; empty where nothing is."""
     if isinstance(facts.virtqueues, Unknown):
         return f"{missing(facts.virtqueues)}; {HEAP_MISSING}"
     again = facts.virtqueues.value.second
-    return f"the virtqueues in both exposures: {missing(again)}" if isinstance(again, Unknown) else ""
+    return f"the virtqueues in both snapshots: {missing(again)}" if isinstance(again, Unknown) else ""
 
 
 def _heard(facts: Facts, fd: Descriptor) -> bool | None:
@@ -69,7 +69,7 @@ def _notify_off(facts: Facts) -> Judgement:
             claim(
                 f"Virtqueue {queue.index} of {queue.device}: notification is off, nothing is in use, no loop polls; "
                 "the same in "
-                "both exposures.",
+                "both snapshots.",
                 facts.virtqueues.cite,
             ),
         ),
@@ -136,7 +136,7 @@ def _never_told(queues: Queues, waiting: tuple[Untaken, ...]) -> Match:
         confidence="likely",
         claims=(
             claim(
-                f"The guest is {requests} ahead of QEMU in that ring, from before the second exposure until after it.",
+                f"The guest is {requests} ahead of QEMU in that ring, from before the second snapshot until after it.",
                 queues.words_cite,
                 queues.cite,
             ),
@@ -219,9 +219,9 @@ def _lsi_waits(facts: Facts) -> Judgement:
     still_there = [each for each in stuck if each.device in later and later[each.device].queue == each.queue]
     if not still_there:
         return (
-            CannotTell("a second exposure with the heap: whether the controller goes on")
+            CannotTell("a second snapshot with the heap: whether the controller goes on")
             if not later
-            else RuledOut("the LSI controller's queue moved between the exposures", (facts.heap.cite,))
+            else RuledOut("the LSI controller's queue moved between the snapshots", (facts.heap.cite,))
         )
     each = still_there[0]
     return Match(
@@ -283,7 +283,7 @@ def _broken(facts: Facts) -> Judgement:
         confidence=confidence(proven=still),
         claims=(
             claim(
-                f"VirtIODevice.broken is set in {', '.join(names[:6])}{' in both exposures' if still else ''}.",
+                f"VirtIODevice.broken is set in {', '.join(names[:6])}{' in both snapshots' if still else ''}.",
                 queues.devices_cite,
             ),
         ),

@@ -9,7 +9,7 @@ from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Disk, Facts
+from autopsy.facts.model.facts import DiskFact, Facts
 from autopsy.facts.storage.nodes import LOCAL
 
 
@@ -20,7 +20,7 @@ def _fail(facts: Facts) -> Judgement:
     counted = [disk for disk in facts.disks.value if isinstance(disk.completed, Known)]
     if not grown:
         if facts.disks.value and not counted:
-            return CannotTell("the disks' failures at both exposures (query-blockstats)")
+            return CannotTell("the disks' failures at both snapshots (query-blockstats)")
         return RuledOut("no disk counted a failed request meanwhile", tuple(disk.cite for disk in counted[:3]))
     disks = tuple(subjects.disk(disk) for disk, _ in grown)
     total = sum(number for _, number in grown)
@@ -36,7 +36,7 @@ def _fail(facts: Facts) -> Judgement:
             *(
                 claim(
                     f"Disk {disk_names([subjects.disk(disk)])} counted {count(number, 'failed request')} more at the "
-                    "second exposure.",
+                    "second snapshot.",
                     *(stats.cite for stats in (disk.stats, disk.stats_again) if isinstance(stats, Known)),
                 )
                 for disk, number in grown[:8]
@@ -49,14 +49,14 @@ def _fail(facts: Facts) -> Judgement:
     )
 
 
-def _failed(disk: Disk) -> int:
-    """Return how many requests failed between the exposures, 0 where that is not known."""
+def _failed(disk: DiskFact) -> int:
+    """Return how many requests failed between the snapshots, 0 where that is not known."""
     if isinstance(disk.stats, Unknown) or isinstance(disk.stats_again, Unknown):
         return 0
     return max(0, disk.stats_again.value.failed - disk.stats.value.failed)
 
 
-def _where(disk: Disk) -> Where:
+def _where(disk: DiskFact) -> Where:
     """Say who fails them: the server where there is one, the host for a local file, else QEMU's own block layer."""
     if any(node.server for node in disk.nodes):
         return "peer"

@@ -8,7 +8,7 @@ from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Disk, Facts, Movement, Role, Thread
+from autopsy.facts.model.facts import DiskFact, Facts, Movement, Role, ThreadFact
 from autopsy.facts.model.yield_points import DISK_PARKS
 
 LONG_ENOUGH = 3.0
@@ -24,7 +24,7 @@ def _spins(facts: Facts) -> Judgement:  # noqa: PLR0911 - one reason a line
         return spinning
     completed = [disk for disk in _disks(facts) if isinstance(disk.completed, Known)]
     if not completed:
-        return CannotTell("the disks' counters in both exposures (query-blockstats)")
+        return CannotTell("the disks' counters in both snapshots (query-blockstats)")
     done = [disk for disk in completed if isinstance(disk.completed, Known) and disk.completed.value > 0]
     if done:
         return RuledOut("the disks complete requests: the guest works", tuple(disk.cite for disk in done[:3]))
@@ -59,18 +59,18 @@ def _spins(facts: Facts) -> Judgement:  # noqa: PLR0911 - one reason a line
     )
 
 
-def _disks(facts: Facts) -> tuple[Disk, ...]:
+def _disks(facts: Facts) -> tuple[DiskFact, ...]:
     return facts.disks.value if isinstance(facts.disks, Known) else ()
 
 
-def _burning(facts: Facts) -> list[tuple[Thread, Movement, Cite]] | RuledOut | CannotTell:
+def _burning(facts: Facts) -> list[tuple[ThreadFact, Movement, Cite]] | RuledOut | CannotTell:
     """Return the vCPUs that ran nearly all of the time between two looks that are far enough apart."""
     vcpus = by_role(facts, Role.VCPU)
     moved = [(each, each.movement.value, each.movement.cite) for each in vcpus if isinstance(each.movement, Known)]
     if not moved:
-        return CannotTell("how much CPU the vCPUs used: a second exposure (evidence/second-exposure/tasks.txt)")
+        return CannotTell("how much CPU the vCPUs used: a second snapshot (evidence/second-exposure/tasks.txt)")
     if max(each.seconds for _, each, _ in moved) < LONG_ENOUGH:
-        return CannotTell(f"a gap of at least {LONG_ENOUGH:.0f} s between the exposures: capture without --fast")
+        return CannotTell(f"a gap of at least {LONG_ENOUGH:.0f} s between the snapshots: capture without --fast")
     # On a host without CPU to spare a spinning vCPU runs only part of the time, and is ready to run for all of it.
     spinning = [
         one
@@ -87,7 +87,7 @@ def _starved(facts: Facts) -> Judgement:
     watched = by_role(facts, Role.MAIN, Role.IOTHREAD, Role.VCPU)
     moved = [(each, each.movement.value, each.movement.cite) for each in watched if isinstance(each.movement, Known)]
     if not moved:
-        return CannotTell("how long the threads waited for a CPU: a second exposure")
+        return CannotTell("how long the threads waited for a CPU: a second snapshot")
     starved = [
         one for one in moved if one[1].seconds >= 0.4 and one[1].waited_ns / 1e9 > STARVED_SHARE * one[1].seconds
     ]

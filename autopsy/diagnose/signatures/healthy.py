@@ -15,7 +15,7 @@ from autopsy.diagnose.queries.threads import by_role, looks, same_sleep, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Facts, Park, Role, Thread
+from autopsy.facts.model.facts import Facts, Park, Role, ThreadFact
 from autopsy.facts.model.yield_points import DISK_PARKS
 
 SWITCHING = frozenset({"qemu_coroutine_switch", "qemu_coroutine_yield", "coroutine_trampoline"})
@@ -85,7 +85,7 @@ def _lacking_an_answer(facts: Facts) -> Iterator[str]:
         yield f"whether the guest runs, or is paused: nobody could be asked ({facts.monitor.not_asked})"
 
 
-def _in_the_guest(thread: Thread) -> bool:
+def _in_the_guest(thread: ThreadFact) -> bool:
     """Tell whether a vCPU is inside of KVM: that of a paused VM waits for its condition instead."""
     return any(look.syscall.name in {"ioctl", "running"} for look in looks(thread))
 
@@ -107,7 +107,7 @@ def _against(facts: Facts) -> Iterator[RuledOut]:
     copies = copies_held(facts)
     if isinstance(stuck, Standing) and (requests := [each for each in stuck.requests if each not in copies]):
         yield RuledOut(f"{counted(facts, tuple(requests))} stand still", tuple(each.cite for each in requests[:6]))
-    for alive, when in ((facts.monitor.alive, ""), (facts.monitor.alive_again, " at the second exposure")):
+    for alive, when in ((facts.monitor.alive, ""), (facts.monitor.alive_again, " at the second snapshot")):
         if isinstance(alive, Known) and not alive.value:
             yield RuledOut(f"QEMU's monitor did not answer{when}", (alive.cite,))
     if isinstance(facts.run_state, Known) and not facts.run_state.value.running:
@@ -128,7 +128,7 @@ def _sure(facts: Facts) -> Confidence:
 
 
 def _both(facts: Facts) -> bool:
-    """Tell whether both exposures were there to compare."""
+    """Tell whether both snapshots were there to compare."""
     return _both_looks(facts) and isinstance(facts.monitor.alive_again, Known)
 
 

@@ -32,7 +32,7 @@ from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Descriptor, Disk, Exposure, Facts, FuseMount, Peer, Role
+from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, FuseMount, PeerFact, Role, ThreadSnapshot
 from autopsy.facts.model.yield_points import DISK_PARKS
 from autopsy.facts.subjects import Subject, Whole
 
@@ -86,7 +86,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     )
 
 
-def _answers(facts: Facts, kind: Family, disks: tuple[Disk, ...]) -> tuple[Claim, ...]:
+def _answers(facts: Facts, kind: Family, disks: tuple[DiskFact, ...]) -> tuple[Claim, ...]:
     """Say what shows that it is slow, and not dead: meanwhile others that waited for the same were served."""
     claims = []
     if moved := went_on(facts, kind):
@@ -107,7 +107,7 @@ def _opening(facts: Facts, found: list[Sleeper]) -> frozenset[str]:
     return frozenset(filter(None, [facts.main_loop.value.path]))
 
 
-def _daemons(facts: Facts, paths: frozenset[str]) -> tuple[Peer, ...]:
+def _daemons(facts: Facts, paths: frozenset[str]) -> tuple[PeerFact, ...]:
     """Return the programs that should answer for these FUSE mounts."""
     if isinstance(facts.fuse, Unknown):
         return ()
@@ -172,7 +172,7 @@ def _not_seen(kind: Family, facts: Facts) -> Judgement:
     return RuledOut(f"none of {count(len(seen), 'thread')} waits for {kind.words}", cites)
 
 
-def _is(kind: Family, look: Exposure) -> bool:
+def _is(kind: Family, look: ThreadSnapshot) -> bool:
     found = kernel_stacks.family(look)
     return found is not None and found.id == kind.id
 
@@ -194,7 +194,7 @@ def _below(facts: Facts) -> Judgement:
     return _below_match(facts, [each for each, _, _ in silent], silent[0][1], silent[0][2])
 
 
-def _own_daemons(served: FuseMount) -> tuple[Peer, ...]:
+def _own_daemons(served: FuseMount) -> tuple[PeerFact, ...]:
     return served.daemons if served.sure or len(served.daemons) == 1 else ()
 
 

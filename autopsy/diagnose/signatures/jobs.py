@@ -21,7 +21,7 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.diagnose.signatures.block import LEAVES
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Facts, Job, Park, Role
+from autopsy.facts.model.facts import Facts, JobFact, Park, Role
 from autopsy.facts.subjects import Whole
 
 LARGEST_STEP = 16 << 20  # the most that a job copies before it counts it, in bytes
@@ -45,7 +45,7 @@ def _stalled(facts: Facts) -> Judgement:
         return CannotTell(f"whether job {slow[0].id}, limited to {slow[0].speed} bytes/s, goes on: a longer --gap")
     if not stalled:
         if unknown:
-            return CannotTell(f"whether job {unknown[0].id} goes on: the second exposure's query-jobs")
+            return CannotTell(f"whether job {unknown[0].id} goes on: the second snapshot's query-jobs")
         words = ", ".join(f"{job.id} ({job.status})" for job in jobs[:3])
         return RuledOut(f"no running job stands still: {words}", tuple(job.cite for job in jobs[:3]))
     requests = standing(facts, LEAVES)
@@ -57,7 +57,7 @@ def _stalled(facts: Facts) -> Judgement:
         confidence="likely",
         claims=tuple(
             claim(
-                (f"Job {each.id} ({each.kind}) stood at {each.current} of {each.total} in both exposures."),
+                (f"Job {each.id} ({each.kind}) stood at {each.current} of {each.total} in both snapshots."),
                 each.cite,
                 *later,
             )
@@ -70,7 +70,7 @@ def _stalled(facts: Facts) -> Judgement:
     )
 
 
-def _at_limit(facts: Facts, jobs: tuple[Job, ...]) -> RuledOut | None:
+def _at_limit(facts: Facts, jobs: tuple[JobFact, ...]) -> RuledOut | None:
     """Rule out the only job if its copies wait for a limit: it goes on at that pace, and counts a copy at its end."""
     copies = copies_held(facts)
     if not copies or len(job_of(facts, copies)) != len(jobs):
@@ -78,7 +78,7 @@ def _at_limit(facts: Facts, jobs: tuple[Job, ...]) -> RuledOut | None:
     return RuledOut("the job's copies wait for QEMU's own I/O limit", tuple(each.cite for each in copies[:4]))
 
 
-def _jobs(facts: Facts) -> tuple[Job, ...]:
+def _jobs(facts: Facts) -> tuple[JobFact, ...]:
     return facts.jobs.value if isinstance(facts.jobs, Known) else ()
 
 

@@ -11,7 +11,7 @@ from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Facts, MutexFact, Park, Role, Thread
+from autopsy.facts.model.facts import Facts, MutexFact, Park, Role, ThreadFact
 from autopsy.facts.subjects import Whole
 
 SLEEP_CALLS = frozenset({"nanosleep", "clock_nanosleep"})
@@ -21,7 +21,7 @@ LOCK_FAMILIES = (
 )
 
 
-def _thread(facts: Facts, tid: int) -> Thread | None:
+def _thread(facts: Facts, tid: int) -> ThreadFact | None:
     return next((each for each in threads(facts) if each.tid == tid), None)
 
 
@@ -166,7 +166,7 @@ def _bql_holder(facts: Facts) -> Judgement:
     )
 
 
-def _is_blocked_main(facts: Facts, thread: Thread) -> bool:
+def _is_blocked_main(facts: Facts, thread: ThreadFact) -> bool:
     """Tell whether main-loop-blocked tells of the thread: it knows more of what it waits for."""
     loop = facts.main_loop
     return thread.role is Role.MAIN and isinstance(loop, Known) and loop.value.state == "blocked in a system call"

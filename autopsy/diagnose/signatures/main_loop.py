@@ -15,7 +15,7 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.diagnose.signatures.device_backends import of_a_helper
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Descriptor, Exposure, Facts, MainLoopFact, Role, Thread
+from autopsy.facts.model.facts import Descriptor, Facts, MainLoopFact, Role, ThreadFact, ThreadSnapshot
 from autopsy.facts.subjects import Whole
 
 # A library's threads may rest in any call; these are QEMU's own, and rest in theirs.
@@ -67,7 +67,7 @@ def _blocked(facts: Facts) -> Judgement:
     )
 
 
-def _why_not(facts: Facts, main: Thread, loop: MainLoopFact) -> str:
+def _why_not(facts: Facts, main: ThreadFact, loop: MainLoopFact) -> str:
     """Say why the main loop is not blocked, or what it waits for is another signature's to tell; empty if it is."""
     if loop.state != "blocked in a system call":
         return f"the main thread is not blocked in a system call: {loop.state}"
@@ -79,7 +79,7 @@ def _why_not(facts: Facts, main: Thread, loop: MainLoopFact) -> str:
     return "another signature tells what the main thread waits for" if known or ends_of(facts, main) else ""
 
 
-def _unseen(facts: Facts, main: Thread) -> str:
+def _unseen(facts: Facts, main: ThreadFact) -> str:
     """Say what is missing that could show another cause, empty if nothing is."""
     if isinstance(facts.vm.end, Known) and slept_through(main) is None:
         return "whether the main thread went on: the VM ended before anything told"
@@ -102,7 +102,7 @@ def _unseen(facts: Facts, main: Thread) -> str:
     return ""
 
 
-def _descriptor(facts: Facts, look: Exposure) -> Descriptor | None:
+def _descriptor(facts: Facts, look: ThreadSnapshot) -> Descriptor | None:
     """Return what a system call works on, where its first argument is a descriptor."""
     number = look.syscall.arguments[:1] if look.syscall.name in OF_A_DESCRIPTOR else ()
     return descriptor(facts, number[0]) if number else None
@@ -191,7 +191,7 @@ def _asleep(facts: Facts) -> Judgement:
     )
 
 
-def _told_elsewhere(facts: Facts, thread: Thread) -> bool:
+def _told_elsewhere(facts: Facts, thread: ThreadFact) -> bool:
     """Tell whether another signature knows what the thread waits for."""
     locks = facts.locks.value.mutexes if isinstance(facts.locks, Known) else ()
     submits = looks(thread)[0].syscall.name == "io_submit"
@@ -204,7 +204,7 @@ def _told_elsewhere(facts: Facts, thread: Thread) -> bool:
     )
 
 
-def _where(facts: Facts, thread: Thread) -> Where:
+def _where(facts: Facts, thread: ThreadFact) -> Where:
     if looks(thread)[0].state == "D":
         return "host"
     return "peer" if socket_of(facts, thread) else "control"

@@ -71,7 +71,7 @@ class Service:
             )
         ]
         if waiting.proven:
-            claims.append(claim("They stood at the same place in both exposures.", *waiting.cites))
+            claims.append(claim("They stood at the same place in both snapshots.", *waiting.cites))
         owners = {disk.name: disk for request in waiting.requests for disk in disks_of(facts, request)}
         claims += [
             claim(f"Of disk {title(disk)} {words}.", silence.cite)

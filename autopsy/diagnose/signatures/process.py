@@ -8,7 +8,7 @@ from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Exposure, Facts, Role, Thread
+from autopsy.facts.model.facts import Facts, Role, ThreadFact, ThreadSnapshot
 from autopsy.facts.subjects import Whole
 
 HOLDS = frozenset({Whole.PROCESS})
@@ -16,7 +16,7 @@ DUMPS = frozenset({"do_coredump", "vfs_coredump", "coredump_wait", "elf_core_dum
 FREEZER = frozenset({"do_freezer_trap", "__refrigerator", "refrigerator"})
 
 
-def _seen(facts: Facts) -> tuple[tuple[Thread, Exposure], ...]:
+def _seen(facts: Facts) -> tuple[tuple[ThreadFact, ThreadSnapshot], ...]:
     """Return the process's own threads (not the kernel's workers in it) at the first look."""
     return tuple(
         (thread, looks(thread)[0]) for thread in threads(facts) if thread.role is not Role.KERNEL and looks(thread)

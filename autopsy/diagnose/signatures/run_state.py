@@ -48,7 +48,7 @@ class Paused:
         alive = facts.monitor.alive
         again = facts.run_state_again
         if isinstance(again, Known) and again.value.status == state.value:
-            claims.append(claim("It was the same at the second exposure.", again.cite))
+            claims.append(claim("It was the same at the second snapshot.", again.cite))
         return Match(
             headline=f"{self.words[0].upper()}{self.words[1:]} (run state {state.value}){_about(sender)}",
             objects=(*objects, *peers_of(sender)),

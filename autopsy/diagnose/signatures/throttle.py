@@ -23,7 +23,7 @@ from autopsy.diagnose.queries.wording import count, known, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Facts, MutexFact, Origin, Park, Thread, ThrottleGroup
+from autopsy.facts.model.facts import Facts, MutexFact, Origin, Park, ThreadFact, ThrottleGroupFact
 from autopsy.facts.subjects import Subject, Whole
 
 SECOND = 1_000_000_000
@@ -32,7 +32,7 @@ SECTOR = 512  # no guest asks for less
 NOT_PARKED = "no request is parked in a throttle group"
 
 
-def _groups(facts: Facts, parked: Standing) -> tuple[ThrottleGroup, ...]:
+def _groups(facts: Facts, parked: Standing) -> tuple[ThrottleGroupFact, ...]:
     """Return the groups that the parked requests can be in."""
     if isinstance(facts.throttle_groups, Unknown):
         return ()
@@ -41,7 +41,7 @@ def _groups(facts: Facts, parked: Standing) -> tuple[ThrottleGroup, ...]:
     return tuple(group for group in groups if group.name in names) or (groups if len(groups) == 1 else ())
 
 
-def _limits(group: ThrottleGroup) -> str:
+def _limits(group: ThrottleGroupFact) -> str:
     if isinstance(group.limits, Unknown):
         return "limits unknown"
     return ", ".join(f"{name} {value}" for name, value in group.limits.value.values) or "no limit is set now"
@@ -71,7 +71,7 @@ def _parked(facts: Facts) -> Standing | RuledOut | CannotTell:
     return RuledOut(NOT_PARKED, (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ())
 
 
-def _why_overdue(facts: Facts, groups: tuple[ThrottleGroup, ...]) -> str:
+def _why_overdue(facts: Facts, groups: tuple[ThrottleGroupFact, ...]) -> str:
     """Say why the present limits cannot explain the wait, empty where they can."""
     for group in groups:
         if isinstance(group.timer_ns, Known) and isinstance(group.due_ns, Known):
@@ -101,7 +101,7 @@ def _why_overdue(facts: Facts, groups: tuple[ThrottleGroup, ...]) -> str:
     return ""
 
 
-def _may_flow(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) -> bool:
+def _may_flow(facts: Facts, parked: Standing, groups: tuple[ThrottleGroupFact, ...]) -> bool:
     """Tell whether requests may have passed the limit while these stood in its queue: nobody counted, it lets some go.
 
     Nobody takes a core of a VM that goes on; of an export nobody counts; a thread that waits for itself lets none go.
@@ -115,7 +115,7 @@ def _may_flow(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...])
     return not any(_holds_all(group, facts.times.gap_seconds or 0.0) for group in groups)
 
 
-def _holds_all(group: ThrottleGroup, gap: float) -> bool:
+def _holds_all(group: ThrottleGroupFact, gap: float) -> bool:
     """Tell whether a group let no request go for so long, however small."""
     if isinstance(group.timer_ns, Known) and group.timer_ns.value is not None:
         return group.timer_ns.value > gap * SECOND
@@ -128,7 +128,7 @@ def _holds_all(group: ThrottleGroup, gap: float) -> bool:
     )
 
 
-def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) -> tuple[Claim, ...]:
+def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroupFact, ...]) -> tuple[Claim, ...]:
     whose = of_owners(disks_in_queue(facts, parked.requests), job_of(facts, parked.requests))
     claims = [
         claim(
@@ -140,7 +140,7 @@ def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroup, ...]) ->
     ]
     claims += about_sharing(facts, parked.requests)
     if parked.proven:
-        claims.append(claim("They stood at the same place, with the same registers, at both exposures.", *parked.cites))
+        claims.append(claim("They stood at the same place, with the same registers, at both snapshots.", *parked.cites))
     for group in groups:
         cite = group.limits.cite if isinstance(group.limits, Known) else group.cite
         claims.append(claim(f"Throttle group {group.name}: {_limits(group)}.", cite))
@@ -196,7 +196,7 @@ def _is_export(facts: Facts, parked: Standing) -> bool:
     return any(disk.is_export for request in parked.requests for disk in disks_of(facts, request))
 
 
-def _how_long(group: ThrottleGroup | None, requests: int) -> str:
+def _how_long(group: ThrottleGroupFact | None, requests: int) -> str:
     seconds = seconds_for(group, requests) if group else None
     return f": it takes about {_seconds(int(seconds * SECOND))} for these" if seconds and seconds > 1 else ""
 
@@ -235,7 +235,7 @@ def _stale(facts: Facts) -> Judgement:
     )
 
 
-def _lost(group: ThrottleGroup) -> bool:
+def _lost(group: ThrottleGroupFact) -> bool:
     if not isinstance(group.timer_ns, Known) or not isinstance(group.pending, Known):
         return False
     restarting = isinstance(group.restarting, Known) and group.restarting.value
@@ -286,7 +286,7 @@ def _self_deadlock(facts: Facts) -> Judgement:
 
 
 def _deadlock(
-    facts: Facts, mutex: MutexFact, thread: Thread | None, parked: Standing | Unknown, *, seen: bool
+    facts: Facts, mutex: MutexFact, thread: ThreadFact | None, parked: Standing | Unknown, *, seen: bool
 ) -> Match:
     owner = subjects.thread(thread) if thread else subjects.Thread(mutex.owner)
     who = naming.name(owner)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from autopsy.diagnose.frames.stacks import Stack, stacks
-from autopsy.diagnose.frames.stacks import Wait as Doing
+from autopsy.diagnose.frames.stacks import NamedStack, stacks
+from autopsy.diagnose.frames.stacks import WaitKind as Doing
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
@@ -36,11 +36,11 @@ def waits(facts: Facts) -> Iterator[Wait]:
             yield _edge(stack, BACK_END, How.POLLS_FOR)
 
 
-def _edge(stack: Stack, on: subjects.Subject, how: How) -> Wait:
+def _edge(stack: NamedStack, on: subjects.Subject, how: How) -> Wait:
     return Wait(subjects.thread(stack.thread), on, how, Certainty.CONSISTENT, (stack.cite,))
 
 
-def _bql(facts: Facts, found: Sequence[Stack]) -> Iterator[Wait]:
+def _bql(facts: Facts, found: Sequence[NamedStack]) -> Iterator[Wait]:
     """Yield who waits for the BQL, and who must have it; where its owner was printed, the locks tell all that."""
     if isinstance(facts.locks, Known) and any(each.is_bql for each in facts.locks.value.mutexes):
         return
@@ -63,7 +63,7 @@ def _bql(facts: Facts, found: Sequence[Stack]) -> Iterator[Wait]:
         yield _edge(holder, subjects.thread(joined[0].thread), How.JOINS)
 
 
-def _context(found: Sequence[Stack]) -> Iterator[Wait]:
+def _context(found: Sequence[NamedStack]) -> Iterator[Wait]:
     """Yield who waits for an AioContext that the only thread that polls must have, for only its owner polls."""
     wanting = [each for each in found if each.wants_context]
     polling = [each for each in found if each.wait is Doing.POLL]

@@ -17,12 +17,12 @@ from autopsy.facts.subjects import Subject
 
 MOST_WAITS = 50_000  # of each kind of evidence: what is more is no VM's, but a hostile bundle's
 BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
-    ("locks", locks.waits),
-    ("kernel", kernel.waits),
-    ("requests", requests.waits),
-    ("polls", polls.waits),
+    ("locks", locks.lock_waits),
+    ("kernel", kernel.kernel_waits),
+    ("requests", requests.request_waits),
+    ("polls", polls.poll_waits),
     ("migration", migration.waits),
-    ("monitor", monitor.waits),
+    ("monitor", monitor.monitor_waits),
     ("frames", frames.waits),
 )
 # What must not wait: the guest's requests, the loops that serve them, its CPUs, and whoever sends it elsewhere.

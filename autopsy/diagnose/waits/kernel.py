@@ -9,13 +9,13 @@ from autopsy.diagnose.queries.kernel_sleepers import Sleeper, disks_behind, file
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Facts, Mount, Role
+from autopsy.facts.model.facts import Facts, MountFact, Role
 from autopsy.facts.subjects import Subject
 
 
-def waits(facts: Facts) -> Iterator[Wait]:
+def kernel_waits(facts: Facts) -> Iterator[Wait]:
     """Yield where each of them sleeps; what no file is known of sleeps in the kernel itself."""
-    mounts: dict[str, Mount] = {}
+    mounts: dict[str, MountFact] = {}
     for each in sleepers(facts):
         sure = Certainty.SEEN if each.through else Certainty.ONCE
         on = [mount for path in _paths(facts, each) if (mount := mount_of(facts, path)) is not None]

@@ -11,7 +11,7 @@ from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
 
 
-def waits(facts: Facts) -> Iterator[Wait]:
+def lock_waits(facts: Facts) -> Iterator[Wait]:
     """Yield what the futexes told of who waits and who owns, and of coroutine mutexes likewise."""
     if not isinstance(facts.locks, Known):
         return

@@ -12,7 +12,7 @@ from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts, Role
 
 
-def waits(facts: Facts) -> Iterator[Wait]:
+def monitor_waits(facts: Facts) -> Iterator[Wait]:
     """Yield one edge where a question was left without an answer."""
     if not monitor_is_dead(facts):
         return

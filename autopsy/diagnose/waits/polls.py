@@ -12,7 +12,7 @@ from autopsy.facts.cite import Unknown
 from autopsy.facts.model.facts import Facts
 
 
-def waits(facts: Facts) -> Iterator[Wait]:
+def poll_waits(facts: Facts) -> Iterator[Wait]:
     """Yield one edge for each request: which of them a drain counts, frames do not tell."""
     if isinstance(facts.main_loop, Unknown) or facts.main_loop.value.state != "nested poll":
         return

@@ -10,12 +10,12 @@ from autopsy.diagnose.queries.socket_peers import clients, leads_to, unsent
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import CoroutineFact, Disk, Facts, Park, Role
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park, Role
 from autopsy.facts.model.yield_points import BY_DRIVER, BY_ENGINE, THROTTLED
 from autopsy.facts.subjects import Subject
 
 
-def waits(facts: Facts) -> Iterator[Wait]:
+def request_waits(facts: Facts) -> Iterator[Wait]:
     """Yield what each request that stands is parked at; one that goes on waits for nobody for long."""
     asleep = sleepers(facts)
     workers = [subjects.thread(each.thread) for each in asleep if each.thread.role in {Role.WORKER, Role.KERNEL}]
@@ -36,7 +36,7 @@ def standing(facts: Facts) -> Iterator[CoroutineFact]:
 
 
 def _ends(
-    facts: Facts, request: CoroutineFact, owners: tuple[Disk, ...], workers: list[subjects.Thread]
+    facts: Facts, request: CoroutineFact, owners: tuple[DiskFact, ...], workers: list[subjects.Thread]
 ) -> Iterator[Subject]:
     if request.park in THROTTLED:
         groups = {disk.throttle_group.value for disk in owners if isinstance(disk.throttle_group, Known)}
@@ -52,7 +52,7 @@ def _ends(
         yield from map(subjects.Server, servers)
 
 
-def _drivers(owners: tuple[Disk, ...], park: Park) -> Iterator[Subject]:
+def _drivers(owners: tuple[DiskFact, ...], park: Park) -> Iterator[Subject]:
     for disk in owners:
         for node in disk.nodes:
             if node.driver in park.drivers:

@@ -44,7 +44,7 @@ class ElfError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class LoadSegment:
     """One PT_LOAD."""
 
     address: int
@@ -81,7 +81,7 @@ class Symbol:
         return self.address <= address < self.address + max(self.size, 1)
 
 
-class Table:
+class SymbolTable:
     """Symbols sorted by address; names are decoded when they are asked for."""
 
     def __init__(self, entries: list[tuple[int, int, int]], strings: bytes) -> None:
@@ -191,12 +191,12 @@ class Elf:
         return self._section(place) if place else b""
 
     @property
-    def functions(self) -> Table:
+    def functions(self) -> SymbolTable:
         """Return the functions that .symtab, .gnu_debugdata and .dynsym name."""
         return self._tables[0]
 
     @property
-    def objects(self) -> Table:
+    def objects(self) -> SymbolTable:
         """Return the variables that they name."""
         return self._tables[1]
 
@@ -225,7 +225,7 @@ class Elf:
         return b""
 
     @cached_property
-    def _tables(self) -> tuple[Table, Table]:
+    def _tables(self) -> tuple[SymbolTable, SymbolTable]:
         strings = b"\0"
         functions: list[tuple[int, int, int]] = []
         objects: list[tuple[int, int, int]] = []
@@ -243,7 +243,7 @@ class Elf:
         if mini := self._mini():
             functions += mini.functions.shifted(len(strings))
             strings += mini.functions.strings
-        return Table(functions, strings), Table(objects, strings)
+        return SymbolTable(functions, strings), SymbolTable(objects, strings)
 
     def _mini(self) -> Elf | None:
         """Return the file inside .gnu_debugdata: how Fedora and RHEL keep the names of static functions."""
@@ -264,7 +264,7 @@ class Elf:
         return self._data[place.offset : place.offset + min(place.size, MOST_SECTION)]
 
 
-def program_headers(data: mmap.mmap | bytes) -> tuple[tuple[Segment, ...], tuple[tuple[int, int, int], ...]]:
+def program_headers(data: mmap.mmap | bytes) -> tuple[tuple[LoadSegment, ...], tuple[tuple[int, int, int], ...]]:
     """Return the PT_LOADs and the (address, offset, size) of the PT_NOTEs of a file, or of its first page."""
     if len(data) < EHDR.size:
         return (), ()
@@ -273,12 +273,12 @@ def program_headers(data: mmap.mmap | bytes) -> tuple[tuple[Segment, ...], tuple
     if fields[9] != PHDR.size:
         return (), ()
     there = max(0, len(data) - at) // PHDR.size
-    segments: list[Segment] = []
+    segments: list[LoadSegment] = []
     notes: list[tuple[int, int, int]] = []
     table = data[at : at + min(count, there) * PHDR.size]
     for kind, flags, offset, address, _, stored, size, _ in PHDR.iter_unpack(table):
         if kind == PT_LOAD:
-            segments.append(Segment(address, size, stored, offset, bool(flags & 1), bool(flags & 2)))
+            segments.append(LoadSegment(address, size, stored, offset, bool(flags & 1), bool(flags & 2)))
         elif kind == PT_NOTE:
             notes.append((address, offset, stored))
     return tuple(segments), tuple(notes)

@@ -23,7 +23,7 @@ HOMES = tuple(map(Path, ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFile:
     """A file that is what was mapped. `source` says in words where it came from."""
 
     elf: Elf
@@ -37,10 +37,10 @@ class Files:
     def __init__(self, frozen: Frozen) -> None:
         self._frozen = frozen
         self._given = [found for path in frozen.debug_files if (found := _opened(path, "given"))]
-        self._stored: Found | None = None
+        self._stored: FoundFile | None = None
         self._unpacked = False
 
-    def mapped(self, part: MappedFile, build_id: str) -> Found | None:
+    def mapped(self, part: MappedFile, build_id: str) -> FoundFile | None:
         """Return the file of a mapping: the process's own while it lives, else one with the same build-id."""
         for path, source in self._places(part):
             if (found := _opened(path, source)) and _same(found.elf, build_id, trusted=source == "process"):
@@ -56,7 +56,7 @@ class Files:
         found_here = _opened(here, "this machine")
         return found_here if found_here and found_here.elf.build_id == build_id else None
 
-    def debug(self, build_id: str) -> Found | None:
+    def debug(self, build_id: str) -> FoundFile | None:
         """Return the separate debug file of a build-id, if one is at hand or this machine has it installed."""
         if not build_id:
             return None
@@ -69,7 +69,7 @@ class Files:
                 return installed
         return None
 
-    def fetched(self, kind: str, build_id: str) -> Found | None:
+    def fetched(self, kind: str, build_id: str) -> FoundFile | None:
         """Return what a debuginfod server has, if the operator named one. `kind` is "debuginfo" or "executable"."""
         path = self._frozen.fetch(kind, build_id) if build_id else None
         found = _opened(path, "debuginfod") if path else None
@@ -78,7 +78,7 @@ class Files:
     def _places(self, part: MappedFile) -> Iterator[tuple[Path, str]]:
         yield from ((each.path, each.source) for each in self._frozen.mapped if each.start == part.start)
 
-    def _bundled(self) -> Found | None:
+    def _bundled(self) -> FoundFile | None:
         """Return the binary that was stored beside the core, unpacked once."""
         if not self._unpacked:
             self._unpacked = True
@@ -99,9 +99,9 @@ def _unpack(packed: bytes) -> bytes:
     return plain if len(plain) <= MOST_BINARY else b""
 
 
-def _opened(path: Path, source: str) -> Found | None:
+def _opened(path: Path, source: str) -> FoundFile | None:
     try:
-        return Found(Elf(path), path, source)
+        return FoundFile(Elf(path), path, source)
     except ElfError:
         return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
+class LiveMapping:
     """A file that the living process has mapped at `start`, to be read at `path`; `source` says in words whose."""
 
     start: int
@@ -32,7 +32,7 @@ class Frozen:
     write: Callable[[str, bytes], None]
     scratch: Path
     second_core: Path | int | None = None
-    mapped: tuple[Mapped, ...] = ()
+    mapped: tuple[LiveMapping, ...] = ()
     debug_files: tuple[Path, ...] = ()
     fetch: Callable[[str, str], Path | None] = lambda _kind, _build_id: None
     seconds: float = 20.0

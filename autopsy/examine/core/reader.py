@@ -120,7 +120,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class CoreExtent:
     """A run of frozen bytes: addresses start to end lie at `offset` of `source`."""
 
     start: int
@@ -142,7 +142,7 @@ class Contents:
     """What a core holds, already sorted, clipped and free of overlaps."""
 
     loads: tuple[Load, ...]
-    extents: tuple[Extent, ...]
+    extents: tuple[CoreExtent, ...]
     threads: tuple[CoreThread, ...]
     files: tuple[MappedFile, ...]
     auxv: Mapping[int, int]
@@ -174,7 +174,7 @@ class Core:
 
     @classmethod
     def over(cls, first: Core, delta: Core) -> Core:
-        """Return the second exposure: the delta's bytes, and the first's where the delta says "as before".
+        """Return the second snapshot: the delta's bytes, and the first's where the delta says "as before".
 
         A mapping that the delta does not name at all is gone, and so are its bytes.
         """
@@ -261,7 +261,7 @@ class Core:
             return None
         return self.loads[index]
 
-    def extents_within(self, start: int, end: int) -> Iterator[Extent]:
+    def extents_within(self, start: int, end: int) -> Iterator[CoreExtent]:
         """Yield the extents that touch the range, in order."""
         index = max(0, bisect_right(self._starts, start) - 1)
         while index < len(self.extents) and self.extents[index].start < end:
@@ -307,10 +307,10 @@ def _map(file: Path | int) -> Contents:
 
 def _lay_out(
     data: mmap.mmap | bytes, segments: list[tuple[int, int, int, int, int]]
-) -> tuple[tuple[Load, ...], tuple[Extent, ...]]:
+) -> tuple[tuple[Load, ...], tuple[CoreExtent, ...]]:
     """Sort the segments; where two overlap, the one that begins first keeps the bytes."""
     loads: list[Load] = []
-    extents: list[Extent] = []
+    extents: list[CoreExtent] = []
     free_from = 0
     for start, end, flags, offset, stored in sorted(segments):
         first = max(start, free_from)
@@ -320,7 +320,7 @@ def _lay_out(
         loads.append(Load(first, end, flags))
         inside = min(end, start + min(stored, max(0, len(data) - offset)))
         if inside > first:
-            extents.append(Extent(first, inside, offset + first - start, data))
+            extents.append(CoreExtent(first, inside, offset + first - start, data))
     return tuple(loads), tuple(extents)
 
 
@@ -328,7 +328,7 @@ def _with_notes(
     data: mmap.mmap | bytes,
     places: list[tuple[int, int]],
     loads: tuple[Load, ...],
-    extents: tuple[Extent, ...],
+    extents: tuple[CoreExtent, ...],
 ) -> Contents:
     threads: list[CoreThread] = []
     files: tuple[MappedFile, ...] = ()
@@ -378,7 +378,7 @@ def _mapped_files(body: bytes) -> tuple[MappedFile, ...]:
     )
 
 
-def _gaps(start: int, end: int, present: list[Extent]) -> Iterator[tuple[int, int]]:
+def _gaps(start: int, end: int, present: list[CoreExtent]) -> Iterator[tuple[int, int]]:
     for extent in present:
         if extent.start > start:
             yield start, extent.start
@@ -387,6 +387,6 @@ def _gaps(start: int, end: int, present: list[Extent]) -> Iterator[tuple[int, in
         yield start, end
 
 
-def _cut(extent: Extent, start: int, end: int) -> Extent:
+def _cut(extent: CoreExtent, start: int, end: int) -> CoreExtent:
     first = max(start, extent.start)
-    return Extent(first, min(end, extent.end), extent.offset + first - extent.start, extent.source)
+    return CoreExtent(first, min(end, extent.end), extent.offset + first - extent.start, extent.source)

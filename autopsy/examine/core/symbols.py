@@ -11,8 +11,8 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import Frame, Module
-from autopsy.examine.core.elf import Elf, Segment, Symbol, build_id_in, program_headers
-from autopsy.examine.core.find_files import DELETED, Files, Found
+from autopsy.examine.core.elf import Elf, LoadSegment, Symbol, build_id_in, program_headers
+from autopsy.examine.core.find_files import DELETED, Files, FoundFile
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import PAGE, Core, CoreError, MappedFile
 
@@ -24,7 +24,7 @@ MOST_IMAGES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
+class ElfImage:
     """One ELF file in memory. `bias` turns an address of the file into one of the process.
 
     `code` and `zeroed` are the ranges of its instructions and of its .bss; `file` holds its bytes, `debug` its separate
@@ -39,8 +39,8 @@ class Image:
     deleted: bool
     code: tuple[tuple[int, int], ...]
     zeroed: tuple[tuple[int, int], ...]
-    file: Found | None
-    debug: Found | None
+    file: FoundFile | None
+    debug: FoundFile | None
 
     @property
     def named_by(self) -> Elf | None:
@@ -99,7 +99,7 @@ class Symbols:
         """Return the records of modules.json."""
         return tuple(image.record() for image in self.images)
 
-    def image_at(self, address: int) -> Image | None:
+    def image_at(self, address: int) -> ElfImage | None:
         """Return the image whose mapping, .bss included, holds the address."""
         index = bisect_right(self._starts, address) - 1
         if index < 0 or address >= self.images[index].end:
@@ -215,7 +215,7 @@ class Symbols:
         except CoreError:
             return self._files.mapped(part, self._known_ids.get(part.start, "")) is not None
 
-    def _image(self, parts: list[MappedFile], deleted: frozenset[str]) -> Image:
+    def _image(self, parts: list[MappedFile], deleted: frozenset[str]) -> ElfImage:
         first = parts[0]
         segments, build_id = _header(self._core, first.start)
         build_id = build_id or self._known_ids.get(first.start, "")
@@ -236,7 +236,7 @@ class Symbols:
         bias = first.start - lowest
         end = max([part.end for part in parts] + [bias + each.address + each.size for each in segments])
         path = first.path.removesuffix(DELETED)
-        return Image(
+        return ElfImage(
             path=path,
             start=first.start,
             end=min(end, first.start + (1 << 40)),
@@ -263,14 +263,14 @@ class Symbols:
         size = max((segment.offset + segment.stored for segment in segments), default=0)
         return (base, base + size) if 0 < size <= MOST_VDSO and self._core.holds(base, size) else (0, 0)
 
-    def _main(self) -> Image | None:
+    def _main(self) -> ElfImage | None:
         for kind in (AT_ENTRY, AT_PHDR):
             if image := self.image_at(self._core.auxv.get(kind, 0)):
                 return image
         return None
 
 
-def _header(core: Core, base: int) -> tuple[tuple[Segment, ...], str]:
+def _header(core: Core, base: int) -> tuple[tuple[LoadSegment, ...], str]:
     """Return the program headers and the build-id of the file mapped at `base`, from the core alone."""
     try:
         page = core.read(base, PAGE)
@@ -311,7 +311,7 @@ def _bare(name: str) -> str:
     return name.removeprefix("__GI_").lstrip("_")
 
 
-def _unwind_start(image: Image, offset: int) -> int:
+def _unwind_start(image: ElfImage, offset: int) -> int:
     starts = image.file.elf.unwind_starts if image.file else []
     index = bisect_right(starts, offset) - 1
     return starts[index] if index >= 0 else 0

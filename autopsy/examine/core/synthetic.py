@@ -6,7 +6,16 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from autopsy.examine.core.reader import EHDR, ESCAPED_COUNT, MACHINE_X86_64, PHDR, REGISTERS, SHDR, CoreThread, Extent
+from autopsy.examine.core.reader import (
+    EHDR,
+    ESCAPED_COUNT,
+    MACHINE_X86_64,
+    PHDR,
+    REGISTERS,
+    SHDR,
+    CoreExtent,
+    CoreThread,
+)
 
 NT_PRSTATUS = 1
 PT_LOAD = 1
@@ -14,7 +23,7 @@ PT_NOTE = 4
 PRSTATUS = struct.Struct("<32xI76x216s8x")
 
 
-def write(path: Path, threads: Iterable[CoreThread], extents: list[Extent], notes: list[tuple[int, bytes]]) -> None:
+def write(path: Path, threads: Iterable[CoreThread], extents: list[CoreExtent], notes: list[tuple[int, bytes]]) -> None:
     """Write an ELF core of these threads and this memory; `notes` are further (type, descriptor) pairs.
 
     The first thread is the one that gdb selects. The file is removed with the scratch directory.

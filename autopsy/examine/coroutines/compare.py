@@ -1,4 +1,4 @@
-"""Lay two exposures over each other: which coroutines did not move between them."""
+"""Lay two snapshots over each other: which coroutines did not move between them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MOST_LINKS = 8
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The coroutines of both exposures: all of the first's, then those that were parked since."""
+    """The coroutines of both snapshots: all of the first's, then those that were parked since."""
 
     first: tuple[Saved, ...]
     new: tuple[Saved, ...]
 
 
 def compare(core: Core, first: Iterable[Saved], second: Core, later: Iterable[Saved]) -> Compared:
-    """Return the coroutines with what became of each since the first exposure."""
+    """Return the coroutines with what became of each since the first snapshot."""
     was = {saved.coroutine.address: saved for saved in first}
     now = {saved.coroutine.address: saved for saved in later}
     told = tuple(_with(saved, _since(core, saved, second, now.get(address))) for address, saved in was.items())

@@ -57,7 +57,7 @@ class Saved:
         return self.coroutine.stack + self.coroutine.stack_size
 
 
-def find(core: Core, symbols: Symbols, left_out: list[LeftOut] | None = None) -> tuple[Saved, ...]:
+def find_coroutines(core: Core, symbols: Symbols, left_out: list[LeftOut] | None = None) -> tuple[Saved, ...]:
     """Return every coroutine of the process, by address, each stack's most plausible owner only.
 
     What a limit kept from being found is added to `left_out`.

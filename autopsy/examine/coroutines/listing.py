@@ -47,7 +47,7 @@ def frame_line(level: int, frame: Frame) -> str:
 def _group(group: list[Coroutine], waits_for: Mapping[int, CoMutex]) -> list[str]:
     first = group[0]
     noun = "coroutine" if len(group) == 1 else "coroutines"
-    since = "" if first.since_first == "unknown" else f", {first.since_first} since the first exposure"
+    since = "" if first.since_first == "unknown" else f", {first.since_first} since the first snapshot"
     lines = [
         f"{len(group)} {noun} {first.state} alike{since}:" if len(group) > 1 else f"1 {noun} {first.state}{since}:"
     ]

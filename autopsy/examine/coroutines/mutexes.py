@@ -44,7 +44,7 @@ class _Stacks:
         return coroutine if coroutine.sp <= address < coroutine.stack + coroutine.stack_size else None
 
 
-def find(core: Core, symbols: Symbols, saved: Sequence[Saved], left_out: list[LeftOut]) -> tuple[CoMutex, ...]:
+def find_mutexes(core: Core, symbols: Symbols, saved: Sequence[Saved], left_out: list[LeftOut]) -> tuple[CoMutex, ...]:
     """Return every CoMutex that a parked coroutine waits for, by address."""
     stacks = _Stacks(each.coroutine for each in saved)
     known = {each.coroutine.address for each in saved}

@@ -29,12 +29,12 @@ class Block:
 
     lwp: int
     lines: list[str] = field(default_factory=list)
-    frames: list[Printed] = field(default_factory=list)
+    frames: list[PrintedFrame] = field(default_factory=list)
     cut_short: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Printed:
+class PrintedFrame:
     """One printed frame; `function` is empty for `??`, and `pc` 0 for a signal's trampoline."""
 
     pc: int
@@ -85,15 +85,15 @@ def frames(block: Block, symbols: Symbols) -> tuple[tuple[Frame, ...], str]:
     return tuple(named), ""
 
 
-def _printed(line: str) -> Printed | None:
+def _printed(line: str) -> PrintedFrame | None:
     if match := FRAME.match(line):
         function = match["function"]
-        return Printed(
+        return PrintedFrame(
             pc=int(match["pc"] or "0", 16),
             function="" if function == "??" else function,
             file=match["file"] or "",
             line=int(match["line"] or 0),
         )
     if match := SIGNAL_FRAME.match(line):
-        return Printed(pc=int(match[1] or "0", 16), function="<signal handler called>")
+        return PrintedFrame(pc=int(match[1] or "0", 16), function="<signal handler called>")
     return None

@@ -76,7 +76,7 @@ def argv(frozen: Frozen) -> list[str]:
     except CoreError as error:
         raise ExaminationFailed("core", str(error), remedy="capture again; see the outcome of freeze") from error
     symbols = Symbols(core, frozen)
-    parked = [saved for saved in find.find(core, symbols) if saved.coroutine.state == "parked"]
+    parked = [saved for saved in find.find_coroutines(core, symbols) if saved.coroutine.state == "parked"]
     combined = scratch / "combined.core"
     combined.unlink(missing_ok=True)
     others = [CoreThread(FIRST_LWP + number, saved.registers) for number, saved in enumerate(parked)]

@@ -66,7 +66,7 @@ class GdbError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GdbOutput:
     """What gdb printed for a command; `whole` is False if the deadline or the bound on output cut it."""
 
     text: str
@@ -140,7 +140,7 @@ class Gdb:
         self._selector.close()
         self._stdout.close()
 
-    def run(self, command: str) -> Answer:
+    def run(self, command: str) -> GdbOutput:
         """Run a console command and return what it printed.
 
         Raises GdbError if gdb refuses it, ExaminationFailed if gdb has gone.
@@ -164,7 +164,7 @@ class Gdb:
         lines = self.log().decode("utf-8", "replace").strip().splitlines()
         return lines[-1][:200] if lines else "it said nothing"
 
-    def _answer(self) -> Answer:
+    def _answer(self) -> GdbOutput:
         printed: list[str] = []
         size = 0
         while (line := self._line()) is not None:
@@ -175,15 +175,15 @@ class Gdb:
                 printed.append(str(record["payload"]))
                 size += len(line)
                 if size > MOST_OUTPUT:
-                    return Answer("".join(printed), whole=False)
+                    return GdbOutput("".join(printed), whole=False)
             elif record["type"] == "result" and record.get("token") == self._token:
                 if record["message"] == "error":
                     payload = record["payload"]
                     raise GdbError(str(payload.get("msg", "")) if isinstance(payload, dict) else "")
-                return Answer("".join(printed), whole=True)
+                return GdbOutput("".join(printed), whole=True)
         if self._gone and not printed:
             raise self._ended()
-        return Answer("".join(printed), whole=False)
+        return GdbOutput("".join(printed), whole=False)
 
     def how_it_ended(self) -> str:
         """Return by which signal gdb died, or what it said last."""

@@ -10,7 +10,7 @@ import msgspec
 
 from autopsy.bundle.records import Frame
 from autopsy.errors import ExaminationFailed
-from autopsy.examine.core.symbols import Image, Symbols
+from autopsy.examine.core.symbols import ElfImage, Symbols
 from autopsy.examine.gdb.mi import Gdb, GdbError
 
 LINE = re.compile(r'Line (\d{1,9}) of "(.{1,4096})" (?:starts|is) at')
@@ -65,13 +65,13 @@ class Lines:
             told.append(now if now.function else msgspec.structs.replace(frame, file=file, line=line))
         return tuple(told)
 
-    def _image(self) -> Image | None:
+    def _image(self) -> ElfImage | None:
         """Return QEMU's image, if all that is at hand of it is its debug file."""
         main = self._symbols.main
         return main if main and main.file is None and main.debug else None
 
 
-def _places(frames: Sequence[Frame], image: Image) -> Iterable[int]:
+def _places(frames: Sequence[Frame], image: ElfImage) -> Iterable[int]:
     for index, frame in enumerate(frames):
         if frame.module == image.path and not frame.line:
             yield frame.pc - _called(frames, index)

@@ -21,12 +21,12 @@ from autopsy.bundle.records import Coroutine, Frame, ThreadStack
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.core import synthetic
 from autopsy.examine.core.find_files import DELETED, installed_debug_files
-from autopsy.examine.core.reader import NT_AUXV, NT_FILE, PAGE, Core, CoreError, CoreThread, Extent
-from autopsy.examine.core.symbols import Image, Symbols
+from autopsy.examine.core.reader import NT_AUXV, NT_FILE, PAGE, Core, CoreError, CoreExtent, CoreThread
+from autopsy.examine.core.symbols import ElfImage, Symbols
 from autopsy.examine.coroutines.entered import contexts
 from autopsy.examine.coroutines.find import Saved, returns
 from autopsy.examine.gdb.backtrace import Block, blocks, frames
-from autopsy.examine.gdb.mi import Answer, Gdb, GdbError
+from autopsy.examine.gdb.mi import Gdb, GdbError, GdbOutput
 
 AT_SYSINFO_EHDR = 33
 RED_ZONE = 256
@@ -42,7 +42,7 @@ MOST_DEATHS = 4  # of gdb in one examination: each costs a tenth of a second and
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A parked coroutine and the exposure whose memory holds its stack."""
+    """A parked coroutine and the snapshot whose memory holds its stack."""
 
     core: Core
     saved: Saved
@@ -112,7 +112,7 @@ def unwind(
     return Unwound(backtrace=backtrace, threads=stacks, coroutines=found, log=log, note=note)
 
 
-def led_into(symbols: Symbols, extents: Iterable[Extent], threads: Iterable[CoreThread]) -> list[Image]:
+def led_into(symbols: Symbols, extents: Iterable[CoreExtent], threads: Iterable[CoreThread]) -> list[ElfImage]:
     """Return the images that a pc or a word on a stack points into: no frame can lie in another."""
     words = {thread.registers.rip for thread in threads}
     for extent in extents:
@@ -128,7 +128,7 @@ def led_into(symbols: Symbols, extents: Iterable[Extent], threads: Iterable[Core
     ]
 
 
-def link(images: Iterable[Image], scratch: Path) -> dict[str, Path]:
+def link(images: Iterable[ElfImage], scratch: Path) -> dict[str, Path]:
     """Give each image's file, and its debug file, a name in scratch that needs no quoting; return them by path.
 
     A deleted file, one in another mount namespace, and one that somebody else holds the place of, are all found so.
@@ -149,7 +149,7 @@ def link(images: Iterable[Image], scratch: Path) -> dict[str, Path]:
     return names
 
 
-def commands(images: Iterable[Image], links: Mapping[str, Path], scratch: Path) -> list[str]:
+def commands(images: Iterable[ElfImage], links: Mapping[str, Path], scratch: Path) -> list[str]:
     """Return the gdb commands that load these images at their addresses."""
     folders = (scratch / "debug", *installed_debug_files())
     lines = [f"set debug-file-directory {':'.join(map(str, folders))}"]
@@ -208,7 +208,7 @@ def _run(loads: Sequence[Sequence[str]], scratch: Path, ends_at: float, threads:
     return text, log, "; ".join(dict.fromkeys(trouble))
 
 
-def _stacks(gdb: Gdb, preparation: Iterable[str], command: str, trouble: list[str]) -> tuple[Answer, str]:
+def _stacks(gdb: Gdb, preparation: Iterable[str], command: str, trouble: list[str]) -> tuple[GdbOutput, str]:
     """Load core and images and return the stacks, and how gdb died, empty where it lives. What it refuses is noted."""
     try:
         for line in preparation:
@@ -219,7 +219,7 @@ def _stacks(gdb: Gdb, preparation: Iterable[str], command: str, trouble: list[st
                 trouble.append(f"gdb: {error}")
         answer = gdb.run(command)
     except ExaminationFailed as error:
-        return Answer("", whole=False), error.cause
+        return GdbOutput("", whole=False), error.cause
     return answer, gdb.how_it_ended() if gdb.gone else ""
 
 
@@ -297,13 +297,13 @@ def _signature(symbols: Symbols, each: Parked) -> tuple[object, ...]:
     return (saved.coroutine.pc, saved.top - saved.coroutine.sp, returns(each.core, symbols, saved))
 
 
-def _stack(core: Core, sp: int, end: int) -> list[Extent]:
+def _stack(core: Core, sp: int, end: int) -> list[CoreExtent]:
     start = max(0, (sp - RED_ZONE) & -8)
     end = sp + MOST_STACK if end <= MOST_STACK else end
     return [_clipped(extent, start, end) for extent in core.extents_within(start, end)]
 
 
-def _vdso(core: Core) -> list[Extent]:
+def _vdso(core: Core) -> list[CoreExtent]:
     base = core.auxv.get(AT_SYSINFO_EHDR, 0)
     try:
         core.word(base)
@@ -312,14 +312,14 @@ def _vdso(core: Core) -> list[Extent]:
     return [_clipped(extent, base, base + (8 << 12)) for extent in core.extents_within(base, base + (8 << 12))]
 
 
-def _clipped(extent: Extent, start: int, end: int) -> Extent:
+def _clipped(extent: CoreExtent, start: int, end: int) -> CoreExtent:
     first = max(start, extent.start)
-    return Extent(first, min(end, extent.end), extent.offset + first - extent.start, extent.source)
+    return CoreExtent(first, min(end, extent.end), extent.offset + first - extent.start, extent.source)
 
 
-def _joined(pieces: Iterable[Extent]) -> list[Extent]:
+def _joined(pieces: Iterable[CoreExtent]) -> list[CoreExtent]:
     """Return the pieces by address, without the bytes that an earlier one has already given."""
-    joined: list[Extent] = []
+    joined: list[CoreExtent] = []
     free_from = 0
     for piece in sorted(pieces, key=lambda piece: (piece.start, -piece.end)):
         if piece.end <= free_from:

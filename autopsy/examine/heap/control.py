@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import drgn
 
-from autopsy.bundle.heap.devices import Job, MonitorState
-from autopsy.bundle.heap.loops import Lock
+from autopsy.bundle.heap.devices import HeapJob, MonitorState
+from autopsy.bundle.heap.loops import HeapMutex
 from autopsy.examine.heap.shape import Walk, cast, enumerator, lock, number, pointer, string, word
 
 
@@ -24,7 +24,7 @@ def migration(walk: Walk) -> str:
     return enumerator(walk.program.type("enum MigrationStatus"), int(current.state), "MIGRATION_STATUS_")
 
 
-def bql(walk: Walk) -> Lock | None:
+def bql(walk: Walk) -> HeapMutex | None:
     """Return the big QEMU lock, which was qemu_global_mutex until v8.2."""
     mutex = walk.variable("bql", "qemu_global_mutex")
     return None if mutex is None else lock(mutex)
@@ -48,10 +48,10 @@ def dispatcher_busy(walk: Walk) -> bool | None:
     return None if busy is None else bool(busy)
 
 
-def jobs(walk: Walk) -> tuple[Job, ...]:
+def jobs(walk: Walk) -> tuple[HeapJob, ...]:
     """Return every job."""
     head = walk.variable("jobs")
-    found: list[Job] = []
+    found: list[HeapJob] = []
     for element in () if head is None else walk.chain("jobs", head, "job_list"):
         with walk.reading(f"job at {pointer(element):#x}"):
             found.append(_job(walk, element))
@@ -68,9 +68,9 @@ def monitors(walk: Walk) -> tuple[MonitorState, ...]:
     return tuple(found)
 
 
-def _job(walk: Walk, job: drgn.Object) -> Job:
+def _job(walk: Walk, job: drgn.Object) -> HeapJob:
     context = pointer(job.aio_context)
-    return Job(
+    return HeapJob(
         address=pointer(job),
         id=string(job.id),
         type=word(job.driver.job_type, "JOB_TYPE_"),

@@ -1,4 +1,4 @@
-"""Stand in for drgn inside gdb's own Python, as far as the heap walk goes: slower, and without the second exposure.
+"""Stand in for drgn inside gdb's own Python, as far as the heap walk goes: slower, and without the second snapshot.
 
 gdb runs `stand_in()` ahead of the walk; the walk's modules then find this under drgn's name. It runs only inside gdb.
 """
@@ -79,7 +79,7 @@ class Enumerator:
         self.value = value
 
 
-class Symbol:
+class GdbSymbol:
     """A name and its address."""
 
     def __init__(self, name: str, address: int) -> None:
@@ -195,23 +195,23 @@ class Program:
         """Return an integer's type."""
         return Type(gdb.lookup_type(name if is_signed else f"unsigned {name}"))
 
-    def symbol(self, key: str | int) -> Symbol:
+    def symbol(self, key: str | int) -> GdbSymbol:
         """Return the function of that name, or the one that begins at that address."""
         if isinstance(key, str):
             found = gdb.lookup_global_symbol(key) or gdb.lookup_static_symbol(key)
             if found is None:
                 raise LookupError(key)
-            return Symbol(key, int(found.value().address))
+            return GdbSymbol(key, int(found.value().address))
         words = gdb.execute(f"info symbol {key:#x}", to_string=True).split()
         if len(words) < 3 or words[1] != "in":  # "NAME in section .text", "NAME + 4 in …", "No symbol matches …"
             raise LookupError(hex(key))
-        return Symbol(words[0], key)
+        return GdbSymbol(words[0], key)
 
     def main_module(self) -> None:
         """Raise: gdb does not tell where thread-local variables lie."""
         raise LookupError("gdb does not tell where they lie")
 
-    def symbols(self, _name: str) -> list[Symbol]:
+    def symbols(self, _name: str) -> list[GdbSymbol]:
         """Return nothing: gdb does not tell of thread-local symbols' offsets."""
         return []
 

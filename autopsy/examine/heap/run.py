@@ -20,10 +20,10 @@ import msgspec
 import autopsy
 from autopsy.bundle import layout
 from autopsy.bundle.heap.loops import Context
-from autopsy.bundle.heap.records import Exposure, Heap
+from autopsy.bundle.heap.records import Heap, HeapSnapshot
 from autopsy.bundle.records import ThreadStack
 from autopsy.examine.core import synthetic
-from autopsy.examine.core.find_files import Found
+from autopsy.examine.core.find_files import FoundFile
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.gdb.mi import HOSTILE, RAILS, bound_to
@@ -42,7 +42,7 @@ MOST_WORDS = 300
 PYTHON = "python"  # below scratch: where gdb finds our modules
 GOODBYE_SECONDS = 0.5
 WITHOUT_DRGN = (
-    "drgn is not installed (it is in the package vm-autopsy-heap): gdb walked the heap, of the first exposure only"
+    "drgn is not installed (it is in the package vm-autopsy-heap): gdb walked the heap, of the first snapshot only"
 )
 
 
@@ -51,7 +51,7 @@ class Walking:
     """A walk that may be under way. `found` are the symbols, `why` tells why there is no walk."""
 
     frozen: Frozen
-    found: Found | None
+    found: FoundFile | None
     why: str
     child: subprocess.Popen[bytes] | Forked | None
     answer: Path
@@ -59,7 +59,7 @@ class Walking:
     ends_at: float
 
 
-def examine(view: View) -> Heap:
+def examine_heap(view: View) -> Heap:
     """Write heap.json: the heap, or why it could not be walked."""
     return finish(start(view.frozen, view.symbols, view.left()), view.threads)
 
@@ -103,7 +103,7 @@ def finish(walking: Walking, threads: Iterable[ThreadStack] = (), earlier: Earli
     return heap
 
 
-def _request(frozen: Frozen, symbols: Symbols, found: Found, seconds: float, core: Path | int) -> bytes:
+def _request(frozen: Frozen, symbols: Symbols, found: FoundFile, seconds: float, core: Path | int) -> bytes:
     fds = polled(frozen.read)
     return msgspec.json.encode(
         {
@@ -160,7 +160,7 @@ def _plain_core(frozen: Frozen, symbols: Symbols) -> Path:
     return path
 
 
-def _command(frozen: Frozen, symbols: Symbols, found: Found, core: Path) -> list[str]:
+def _command(frozen: Frozen, symbols: Symbols, found: FoundFile, core: Path) -> list[str]:
     """Return a gdb whose own Python walks."""
     lay_out(frozen.scratch)
     binary = symbols.main.file if symbols.main else None
@@ -234,7 +234,7 @@ def _collect(walking: Walking) -> Heap:
     return Heap(why=why or "the heap walk gave no answer")
 
 
-def _debug_information(symbols: Symbols) -> Found | None:
+def _debug_information(symbols: Symbols) -> FoundFile | None:
     main = symbols.main
     for found in (main.debug, main.file) if main else ():
         if found and found.elf.has_dwarf:
@@ -242,9 +242,9 @@ def _debug_information(symbols: Symbols) -> Found | None:
     return None
 
 
-def _named(exposure: Exposure | None, comms: Mapping[int, str]) -> Exposure | None:
+def _named(snapshot: HeapSnapshot | None, comms: Mapping[int, str]) -> HeapSnapshot | None:
     """Name the contexts of QEMU's own iothreads, which no object names, by the threads that run them."""
-    if exposure is None:
+    if snapshot is None:
         return None
 
     def named(context: Context) -> Context:
@@ -252,4 +252,4 @@ def _named(exposure: Exposure | None, comms: Mapping[int, str]) -> Exposure | No
             return context
         return msgspec.structs.replace(context, name=comms[context.tid].removeprefix("IO "))
 
-    return msgspec.structs.replace(exposure, contexts=tuple(named(each) for each in exposure.contexts))
+    return msgspec.structs.replace(snapshot, contexts=tuple(named(each) for each in snapshot.contexts))

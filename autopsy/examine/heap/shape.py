@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import drgn
 
-from autopsy.bundle.heap.loops import CoLock, Lock, NamedLock, Timer
+from autopsy.bundle.heap.loops import CoLock, HeapMutex, NamedLock, Timer
 
 MOST_ELEMENTS = 10_000  # of one list; a VM with more disks or requests than this has not been seen
 MOST_NOTES = 200
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Walk:
-    """One walk over one exposure: the program, the clock it was frozen at, and what went wrong so far.
+    """One walk over one snapshot: the program, the clock it was frozen at, and what went wrong so far.
 
     `polled` are the fds that some thread polls, and `rings_poll` says that io_uring may poll others.
     """
@@ -196,14 +196,14 @@ def enumerator(kind: drgn.Type, number: int, prefix: str) -> str:
     return str(number)
 
 
-def lock(mutex: drgn.Object) -> Lock:
+def lock(mutex: drgn.Object) -> HeapMutex:
     """Return a QemuMutex. Until QEMU 2.x and in C libraries of another shape there is no __data: that raises."""
     inner = mutex.member_("lock") if member(mutex, "lock") is not None else mutex.member_("m").member_("lock")
     address = mutex.address_
     if address is None:
         raise ValueError("the mutex has no address")
     owner: int = inner.member_("__data").member_("__owner").value_()
-    return Lock(address=address, owner=owner)
+    return HeapMutex(address=address, owner=owner)
 
 
 def co_lock(mutex: drgn.Object | None) -> CoLock | None:

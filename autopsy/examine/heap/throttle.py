@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import drgn
 
-from autopsy.bundle.heap.records import Bucket, ThrottleGroup, ThrottleMember
+from autopsy.bundle.heap.records import Bucket, HeapThrottleGroup, ThrottleMember
 from autopsy.examine.heap.block import backend_label, block_backends, block_states, driver
 from autopsy.examine.heap.shape import CLOCKS, Walk, co_lock, lock, member, number, pointer, string
 
 BUCKETS = ("bps-total", "bps-read", "bps-write", "iops-total", "iops-read", "iops-write")  # BucketType's order
 
 
-def throttle_groups(walk: Walk) -> tuple[ThrottleGroup, ...]:
+def throttle_groups(walk: Walk) -> tuple[HeapThrottleGroup, ...]:
     """Return every ThrottleGroup: those of `throttle-group` objects, and those that limits of a disk imply."""
     head = walk.variable("throttle_groups")
     if head is None:
         walk.note("throttle groups: this QEMU has no throttle_groups")
         return ()
     owners = _owners(walk)
-    found: list[ThrottleGroup] = []
+    found: list[HeapThrottleGroup] = []
     for group in walk.chain("throttle groups", head, "list"):
         with walk.reading(f"throttle group at {pointer(group):#x}"):
             found.append(_group(walk, group, owners))
@@ -40,7 +40,7 @@ def _owners(walk: Walk) -> dict[int, tuple[str, int]]:
     return owners
 
 
-def _group(walk: Walk, group: drgn.Object, owners: dict[int, tuple[str, int]]) -> ThrottleGroup:
+def _group(walk: Walk, group: drgn.Object, owners: dict[int, tuple[str, int]]) -> HeapThrottleGroup:
     name = string(group.name)
     walk.knows(f"throttle group {name}", group, "lock")
     members: list[ThrottleMember] = []
@@ -49,7 +49,7 @@ def _group(walk: Walk, group: drgn.Object, owners: dict[int, tuple[str, int]]) -
             members.append(_member(walk, element, owners))
     clock = int(group.clock_type)
     tokens = [owners.get(pointer(token), ("", 0))[0] for token in group.tokens]
-    return ThrottleGroup(
+    return HeapThrottleGroup(
         address=pointer(group),
         size=drgn.sizeof(group[0]),
         name=name,

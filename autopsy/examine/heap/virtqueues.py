@@ -100,14 +100,14 @@ class NotOne(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueueArray:
     """Where a device and its array of queues lie."""
 
     device: int
     array: int
 
 
-def examine(view: View) -> VirtioShapes:
+def examine_virtqueues(view: View) -> VirtioShapes:
     """Write virtqueues.json, and return what it says."""
     return write(view.core, view.second, view.symbols, view.frozen.read, view.frozen.write)
 
@@ -119,18 +119,18 @@ def write(
     read: Callable[[str], bytes],
     store: Callable[[str, bytes], None],
 ) -> VirtioShapes:
-    """Find the devices in the first exposure, read them in both, and write virtqueues.json."""
+    """Find the devices in the first snapshot, read them in both, and write virtqueues.json."""
     began = time.monotonic()
     notes: list[str] = []
     eventfds = _eventfds(read)
-    found: list[tuple[Place, VirtioDevice]] = []
+    found: list[tuple[QueueArray, VirtioDevice]] = []
     for place in _places(core, notes):
         device = _attempt(core, symbols, place, eventfds, notes)
         if device is not None:
             found.append((place, device))
     again = None
     if second is not None:
-        # A device does not move: what is plugged in between the exposures is in neither's evidence.
+        # A device does not move: what is plugged in between the snapshots is in neither's evidence.
         later = (_attempt(second, symbols, place, {}, notes) for place, _ in found)
         again = tuple(device for device in later if device is not None)
     shapes = VirtioShapes(
@@ -143,7 +143,7 @@ def write(
     return shapes
 
 
-def _places(core: Core, notes: list[str]) -> Iterator[Place]:
+def _places(core: Core, notes: list[str]) -> Iterator[QueueArray]:
     """Yield each place where a device and the end of an array point at each other."""
     candidates, left = MOST_CANDIDATES, MOST_SCANNED
     seen = set()
@@ -165,11 +165,11 @@ def _places(core: Core, notes: list[str]) -> Iterator[Place]:
                 continue
             if points_back and address % 8 == 0 and device not in seen:
                 seen.add(device)
-                yield Place(device, array)
+                yield QueueArray(device, array)
 
 
 def _attempt(
-    core: Core, symbols: Symbols, place: Place, eventfds: dict[int, bool], notes: list[str]
+    core: Core, symbols: Symbols, place: QueueArray, eventfds: dict[int, bool], notes: list[str]
 ) -> VirtioDevice | None:
     try:
         return _device(core, symbols, place, eventfds)
@@ -178,7 +178,7 @@ def _attempt(
         return None
 
 
-def _device(core: Core, symbols: Symbols, place: Place, eventfds: dict[int, bool]) -> VirtioDevice:
+def _device(core: Core, symbols: Symbols, place: QueueArray, eventfds: dict[int, bool]) -> VirtioDevice:
     """Return the device. Raises NotOne, CoreError."""
     words = DEVICE.unpack(core.read(place.device, DEVICE.size))
     kind = _type(symbols, words[0])

@@ -20,9 +20,9 @@ import drgn
 import msgspec
 
 from autopsy.bundle.heap.loops import ThreadLocals
-from autopsy.bundle.heap.records import BlockNode, Exposure, Heap, TrackedRequest
+from autopsy.bundle.heap.records import BlockNode, Heap, HeapSnapshot, TrackedRequest
 from autopsy.examine.core.elf import Elf, ElfError
-from autopsy.examine.core.reader import Core, CoreError, Extent
+from autopsy.examine.core.reader import Core, CoreError, CoreExtent
 from autopsy.examine.heap import block, control, loops, objects, throttle
 from autopsy.examine.heap import devices as heap_device
 from autopsy.examine.heap.shape import Walk
@@ -39,10 +39,10 @@ class MappedImage(msgspec.Struct, frozen=True, kw_only=True):
     bias: int
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class WalkRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to walk; a core is a path or an open descriptor.
 
-    Times are when the exposures were frozen; `polled` and `rings_poll` are what Walk says of them.
+    Times are when the snapshots were frozen; `polled` and `rings_poll` are what Walk says of them.
     """
 
     core: str | int
@@ -59,7 +59,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 def main() -> None:
     """Answer one request."""
     with open(0, "rb", closefd=False) as asked:  # inside gdb, sys.stdin and sys.stdout are not files
-        request = msgspec.json.decode(asked.read(), type=Request)
+        request = msgspec.json.decode(asked.read(), type=WalkRequest)
     _confine(request.seconds)
     began = time.monotonic()
     program, notes = _program(request)
@@ -67,7 +67,7 @@ def main() -> None:
     can_overlay = hasattr(program, "add_memory_segment")  # gdb cannot, and reads the binary by itself
     for image in request.images if can_overlay else ():
         _fill_from(program, core, image)
-    first = _exposure(program, core, request, request.frozen_at_ns, notes)
+    first = _snapshot(program, core, request, request.frozen_at_ns, notes)
     _tell(Heap(first=first, symbols=request.debug, ms=_since(began)))
     if not request.second_core or not can_overlay:
         return
@@ -78,7 +78,7 @@ def main() -> None:
         return
     for extent in delta.extents:
         _lay_over(program, extent)
-    second = _exposure(program, delta, request, request.second_at_ns, [])
+    second = _snapshot(program, delta, request, request.second_at_ns, [])
     first = msgspec.structs.replace(first, nodes=_compare(first.nodes, second.nodes))
     _tell(Heap(first=first, second=second, symbols=request.debug, ms=_since(began)))
 
@@ -104,7 +104,7 @@ def _confine(seconds: float) -> None:
         resource.setrlimit(limit, (wanted, wanted))
 
 
-def _program(request: Request) -> tuple[drgn.Program, list[str]]:
+def _program(request: WalkRequest) -> tuple[drgn.Program, list[str]]:
     program = drgn.Program()
     program.set_core_dump(request.core)
     if hasattr(program, "set_enabled_debug_info_finders"):  # since drgn 0.0.30; DEBUGINFOD_URLS is unset besides
@@ -116,8 +116,8 @@ def _program(request: Request) -> tuple[drgn.Program, list[str]]:
     return program, []
 
 
-def _lay_over(program: drgn.Program, extent: Extent) -> None:
-    """Let the second exposure's bytes take the place of the first's."""
+def _lay_over(program: drgn.Program, extent: CoreExtent) -> None:
+    """Let the second snapshot's bytes take the place of the first's."""
 
     def read(_address: int, count: int, offset: int, _physical: bool) -> bytes:  # noqa: FBT001 - drgn's signature
         return extent.source[extent.offset + offset : extent.offset + offset + count]
@@ -148,7 +148,7 @@ def _lay_file(program: drgn.Program, elf: Elf, bias: int, start: int, size: int)
     program.add_memory_segment(start, size, read)
 
 
-def _exposure(program: drgn.Program, core: Core, request: Request, taken_ns: int, notes: list[str]) -> Exposure:
+def _snapshot(program: drgn.Program, core: Core, request: WalkRequest, taken_ns: int, notes: list[str]) -> HeapSnapshot:
     polled = None if request.polled is None else frozenset(request.polled)
     walk = Walk(program, taken_ns, polled, request.rings_poll, notes)
     threads: tuple[ThreadLocals, ...] = ()
@@ -157,7 +157,7 @@ def _exposure(program: drgn.Program, core: Core, request: Request, taken_ns: int
     objects.name_contexts(walk)
     runners = _runners(threads)
     devices = heap_device.disk_devices(walk)
-    exposure = Exposure(
+    snapshot = HeapSnapshot(
         taken_ns=taken_ns,
         run_state=walk.value("run state", control.run_state, ""),
         migration=walk.value("migration", control.migration, ""),
@@ -179,12 +179,12 @@ def _exposure(program: drgn.Program, core: Core, request: Request, taken_ns: int
         monitors=control.monitors(walk),
     )
     return msgspec.structs.replace(
-        exposure, locks=tuple(walk.locks.values()), notes=tuple(walk.notes), cut=tuple(walk.cut)
+        snapshot, locks=tuple(walk.locks.values()), notes=tuple(walk.notes), cut=tuple(walk.cut)
     )
 
 
 def _compare(first: tuple[BlockNode, ...], second: tuple[BlockNode, ...]) -> tuple[BlockNode, ...]:
-    """Say of each request whether the second exposure still holds it, at the same place and of the same coroutine."""
+    """Say of each request whether the second snapshot still holds it, at the same place and of the same coroutine."""
     later = {_identity(request) for node in second for request in node.requests}
     return tuple(
         msgspec.structs.replace(

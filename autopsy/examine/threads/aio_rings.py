@@ -22,10 +22,10 @@ MOST_RINGS = 1024
 MAPPED = re.compile(rb"^([0-9a-f]{1,16})-[0-9a-f]+ .* /\[aio\]", re.MULTILINE)
 
 
-def examine(view: View) -> Rings:
+def examine_aio_rings(view: View) -> Rings:
     """Write rings.json, and return what it says. io_uring's rings are the kernel's, and in no core."""
     maps = view.frozen.read(layout.evidence(layout.WITNESS, layout.MAPS))
-    found = tuple(islice(find(view.core, maps), MOST_RINGS + 1))
+    found = tuple(islice(find_aio_rings(view.core, maps), MOST_RINGS + 1))
     if len(found) > MOST_RINGS:
         view.left_out.append(LeftOut(what="there are more AIO rings than are told", why=f"{MOST_RINGS} were read"))
     rings = Rings(
@@ -38,7 +38,7 @@ def examine(view: View) -> Rings:
     return rings
 
 
-def find(core: Core, maps: bytes) -> Iterator[AioRing]:
+def find_aio_rings(core: Core, maps: bytes) -> Iterator[AioRing]:
     """Yield the rings: where the maps say that one is, and wherever a mapping begins with a ring's magic."""
     told = {int(match[1], 16) for match in MAPPED.finditer(maps)}
     named = {file.start for file in core.files if file.path.startswith("/[aio]")}

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.records import Frame, LockGraph, Worker
+from autopsy.bundle.records import Frame, LockGraph, WorkerThread
 from autopsy.bundle.syscalls import system_call
 from autopsy.examine.core.reader import CoreThread
 from autopsy.examine.threads import lock_owners
-from autopsy.examine.threads.states import Task, tasks
+from autopsy.examine.threads.states import ThreadState, tasks
 from autopsy.examine.view import View
 
 KERNEL = re.compile(r"iou-(wrk|sqp)-\d+")
@@ -21,33 +21,35 @@ LOOP = "worker_thread"  # its function, static, named where symbols are
 WORK = re.compile(r"handle_aiocb_\w+|aio_worker|qcow2_\w+|.*_pool_func")
 
 
-def examine(view: View) -> tuple[Worker, ...]:
+def examine_aio_workers(view: View) -> tuple[WorkerThread, ...]:
     """Write workers.json, and return what it says."""
     found = tuple(census(view, lock_owners.of(view)))
     view.frozen.write(layout.WORKERS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     return found
 
 
-def census(view: View, graph: LockGraph) -> Iterator[Worker]:
+def census(view: View, graph: LockGraph) -> Iterator[WorkerThread]:
     """Yield every worker, in order of tid."""
     known = tasks(view.frozen.read)
     stacks = {stack.tid: stack for stack in view.threads}
     threads = {thread.tid: thread for thread in view.core.threads}
     for tid in sorted(known.keys() | threads.keys()):
-        task = known.get(tid, Task(tid))
+        task = known.get(tid, ThreadState(tid))
         stack = stacks.get(tid)
         frames = stack.frames if stack else ()
         comm = task.comm or (stack.comm if stack else "")
         if KERNEL.fullmatch(comm):
-            yield Worker(tid=tid, comm=comm, doing="in the kernel", state=task.state, wchan=task.wchan)
+            yield WorkerThread(tid=tid, comm=comm, doing="in the kernel", state=task.state, wchan=task.wchan)
         elif tid in threads and (comm == POOL or any(frame.function == LOOP for frame in frames)):
             yield _worker(threads[tid], task, comm, frames, graph)
 
 
-def _worker(thread: CoreThread, task: Task, comm: str, frames: Sequence[Frame], graph: LockGraph) -> Worker:
+def _worker(
+    thread: CoreThread, task: ThreadState, comm: str, frames: Sequence[Frame], graph: LockGraph
+) -> WorkerThread:
     call = system_call(thread.registers.orig_rax)
     function = next((frame.function for frame in frames if WORK.fullmatch(frame.function)), "")
-    base = Worker(
+    base = WorkerThread(
         tid=thread.tid,
         comm=comm,
         doing="running",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from autopsy.bundle.records import FutexWait
-from autopsy.examine.core.symbols import Image, Symbols
+from autopsy.examine.core.symbols import ElfImage, Symbols
 
 # Renamed in QEMU v9.0; before that, the lock was called qemu_global_mutex and its functions *_iothread.
 VARIABLES = ("bql", "qemu_global_mutex")
@@ -105,7 +105,7 @@ def _is_data(symbols: Symbols, address: int) -> bool:
     return main is not None and any(start <= address < end for start, end in _writable(main))
 
 
-def _writable(image: Image) -> Iterator[tuple[int, int]]:
+def _writable(image: ElfImage) -> Iterator[tuple[int, int]]:
     yield from image.zeroed
     for segment in image.file.elf.segments if image.file else ():
         if segment.writable:

@@ -42,7 +42,7 @@ class Waits:
     doubtful: frozenset[int]
 
 
-def examine(view: View, earlier: Earlier = NOTHING) -> LockGraph:
+def examine_locks(view: View, earlier: Earlier = NOTHING) -> LockGraph:
     """Write locks.json, and return what it says."""
     graph = earlier.best_graph(of(view))
     view.frozen.write(layout.LOCKS, msgspec.json.format(msgspec.json.encode(graph), indent=1) + b"\n")
@@ -56,7 +56,7 @@ def of(view: View) -> LockGraph:
     comms = {tid: task.comm for tid, task in tasks(view.frozen.read).items()}
     comms |= {thread.tid: thread.comm for thread in view.threads if thread.comm}
     own = numbers(view.frozen.read(layout.evidence(layout.WITNESS, layout.TASKS)))
-    graph = lock_graph(view.core, view.symbols, waits(view), comms, own)
+    graph = lock_graph(view.core, view.symbols, futex_waits(view), comms, own)
     return with_coroutines(graph, view.core, view.symbols, view.saved, view.left_out)
 
 
@@ -108,7 +108,7 @@ def lock_graph(
     )
 
 
-def waits(view: View) -> Waits:
+def futex_waits(view: View) -> Waits:
     """Return every futex sleep: by the core, which is one moment, and by the witness where a thread was not stopped.
 
     The core's heap was copied just before its registers: a mutex that was free in between can look as if its waiter

@@ -16,7 +16,7 @@ from autopsy.bundle.records import Frame, LockGraph, MainLoop
 from autopsy.bundle.syscalls import POLLS, system_call
 from autopsy.examine.core.reader import Core, CoreError, CoreThread
 from autopsy.examine.threads import lock_owners
-from autopsy.examine.threads.states import Task, tasks
+from autopsy.examine.threads.states import ThreadState, tasks
 from autopsy.examine.view import View
 
 NT_PRPSINFO = 3
@@ -43,7 +43,7 @@ State = Literal["idle", "nested poll", "blocked in a system call", "waits for a 
 
 
 @dataclass(frozen=True, slots=True)
-class Doing:
+class Activity:
     """What a thread does, and why we say so."""
 
     state: State
@@ -53,7 +53,7 @@ class Doing:
     waits_on_tid: int = 0
 
 
-def examine(view: View) -> MainLoop:
+def examine_main_loop(view: View) -> MainLoop:
     """Write main-loop.json, and return what it says."""
     graph = lock_owners.of(view)
     tid = main_tid(view.core)
@@ -74,7 +74,7 @@ def examine(view: View) -> MainLoop:
     return record
 
 
-def _path(core: Core, thread: CoreThread | None, doing: Doing) -> str:
+def _path(core: Core, thread: CoreThread | None, doing: Activity) -> str:
     """Return the file that a call such as openat names, from QEMU's memory, empty where there is none."""
     if thread is not None and doing.state == "blocked in a system call" and doing.under in AT_CALLS:
         with suppress(CoreError):
@@ -92,17 +92,19 @@ def main_tid(core: Core) -> int:
     return core.threads[0].tid if core.threads else 0
 
 
-def what_it_does(thread: CoreThread | None, task: Task | None, frames: Sequence[Frame], graph: LockGraph) -> Doing:
+def what_it_does(
+    thread: CoreThread | None, task: ThreadState | None, frames: Sequence[Frame], graph: LockGraph
+) -> Activity:
     """Judge the main thread by its state, its system call, its stack, and the BQL's owner."""
     if task and (why := _stopped_by(task)):
-        return Doing("stopped", why)
+        return Activity("stopped", why)
     if thread is None:
-        return Doing("unknown", "the core has no main thread")
+        return Activity("unknown", "the core has no main thread")
     for mutex in graph.mutexes:
         if thread.tid in mutex.waiters:
             what = "the BQL" if mutex.is_bql else mutex.symbol or f"a mutex at {mutex.address:#x} ({mutex.place})"
             owner = f"thread {mutex.owner} ({mutex.owner_comm})" if mutex.owner else "nobody any more"
-            return Doing(
+            return Activity(
                 "waits for a mutex",
                 f"it waits for {what}, which {owner} holds",
                 under=function_that_waits(frames),
@@ -112,7 +114,7 @@ def what_it_does(thread: CoreThread | None, task: Task | None, frames: Sequence[
     call = thread.registers.orig_rax
     name = system_call(call)
     if not name:
-        return Doing("running", f"it was in no system call{_at(frames)}", under="")
+        return Activity("running", f"it was in no system call{_at(frames)}", under="")
     if call == restarts.X86_64 and task:
         name = restarts.interrupted([task.wchan]) or name
     if call in POLLS or (call == restarts.X86_64 and not _asleep_elsewhere(task)):
@@ -120,7 +122,7 @@ def what_it_does(thread: CoreThread | None, task: Task | None, frames: Sequence[
     return _blocked(name, task, frames)
 
 
-def _stopped_by(task: Task) -> str:
+def _stopped_by(task: ThreadState) -> str:
     if task.state in ("T", "t"):
         return f"the thread's state is {task.state} ({'SIGSTOP' if task.state == 'T' else 'a tracer'})"
     if FREEZER.match(task.wchan):
@@ -128,27 +130,29 @@ def _stopped_by(task: Task) -> str:
     return ""
 
 
-def _polls(tid: int, name: str, frames: Sequence[Frame], graph: LockGraph) -> Doing:
+def _polls(tid: int, name: str, frames: Sequence[Frame], graph: LockGraph) -> Activity:
     if nested := nested_under(frames):
-        return Doing("nested poll", f"its stack has {NESTED} inside {nested}", under=nested)
+        return Activity("nested poll", f"its stack has {NESTED} inside {nested}", under=nested)
     functions = [frame.function for frame in frames]
     if LOOP in functions:
         between = [each for each in functions[: functions.index(LOOP)] if each and not RESTING.fullmatch(each)]
         if not between:
-            return Doing("idle", f"it sleeps in {name} right under {LOOP}")
-        return Doing("blocked in a system call", f"{between[-1]} polls outside the loop", under=name)
+            return Activity("idle", f"it sleeps in {name} right under {LOOP}")
+        return Activity("blocked in a system call", f"{between[-1]} polls outside the loop", under=name)
     # Without a stack: the loop drops the BQL around its poll, and a nested one keeps it.
     if not graph.bql_address:
-        return Doing("unknown", f"it sleeps in {name}, its stack does not say under what, and the BQL was not found")
+        return Activity("unknown", f"it sleeps in {name}, its stack does not say under what, and the BQL was not found")
     if graph.bql_owner == tid:
-        return Doing("nested poll", f"it sleeps in {name} and holds the BQL, which the loop at rest would have dropped")
-    return Doing("idle", f"it sleeps in {name} and has dropped the BQL")
+        return Activity(
+            "nested poll", f"it sleeps in {name} and holds the BQL, which the loop at rest would have dropped"
+        )
+    return Activity("idle", f"it sleeps in {name} and has dropped the BQL")
 
 
-def _blocked(name: str, task: Task | None, frames: Sequence[Frame]) -> Doing:
+def _blocked(name: str, task: ThreadState | None, frames: Sequence[Frame]) -> Activity:
     where = f", in {task.wchan} in the kernel" if task and task.wchan not in ("", "0") else ""
     state = f", state {task.state}" if task and task.state else ""
-    return Doing("blocked in a system call", f"it was in {name}{state}{where}{_at(frames)}", under=name)
+    return Activity("blocked in a system call", f"it was in {name}{state}{where}{_at(frames)}", under=name)
 
 
 def nested_under(frames: Sequence[Frame]) -> str:
@@ -190,5 +194,5 @@ def _at(frames: Sequence[Frame]) -> str:
     return f": {' < '.join(functions)}" if functions else ""
 
 
-def _asleep_elsewhere(task: Task | None) -> bool:
+def _asleep_elsewhere(task: ThreadState | None) -> bool:
     return task is not None and "poll" not in task.wchan and task.wchan not in ("", "0")

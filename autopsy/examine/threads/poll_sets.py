@@ -92,7 +92,7 @@ def _hearing(read: Callable[[str], bytes], *steps: str) -> Callable[[int], bool 
     return heard
 
 
-def examine(view: View) -> tuple[EventFd, ...]:
+def examine_poll_sets(view: View) -> tuple[EventFd, ...]:
     """Write eventfds.json, and return what it says."""
     return write(view.frozen)
 

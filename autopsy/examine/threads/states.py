@@ -12,7 +12,7 @@ from autopsy.bundle.records import FreezeRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ThreadState:
     """One thread. `state` is the letter of /proc/TID/stat, empty when it was not read."""
 
     tid: int
@@ -21,11 +21,11 @@ class Task:
     wchan: str = ""
 
 
-def tasks(read: Callable[[str], bytes]) -> dict[int, Task]:
+def tasks(read: Callable[[str], bytes]) -> dict[int, ThreadState]:
     """Return every thread that the witness or the freeze saw."""
-    found: dict[int, Task] = {}
+    found: dict[int, ThreadState] = {}
     for thread in freeze_record(read).threads:
-        found[thread.tid] = Task(thread.tid, comm=thread.comm)
+        found[thread.tid] = ThreadState(thread.tid, comm=thread.comm)
     seen: dict[int, dict[str, str]] = {}
     for section in sections.parse(read(layout.evidence(layout.WITNESS, layout.TASKS))):
         match section.name.split("/"):
@@ -34,7 +34,7 @@ def tasks(read: Callable[[str], bytes]) -> dict[int, Task]:
     for number, files in seen.items():
         comm = files.get("comm", "") or (found[number].comm if number in found else "")
         state = proc_stat.parse(files.get("stat", "").encode()).state
-        found[number] = Task(number, comm, state, files.get("wchan", ""))
+        found[number] = ThreadState(number, comm, state, files.get("wchan", ""))
     return found
 
 

@@ -21,7 +21,7 @@ def with_coroutines(
 
     What a limit kept from being looked at is added to `left_out`.
     """
-    held = mutexes.find(core, symbols, saved, left_out)
+    held = mutexes.find_mutexes(core, symbols, saved, left_out)
     return msgspec.structs.replace(
         graph,
         comutexes=held,

@@ -22,23 +22,23 @@ from autopsy.facts.model.host import (
     IoLimit,
     LayerFact,
     LogLine,
-    Mount,
-    Peer,
+    MountFact,
+    PeerFact,
     Pressure,
     RingsFact,
     SocketFact,
 )
-from autopsy.facts.model.left_out import LeftOut
+from autopsy.facts.model.left_out import LeftOutFact
 from autopsy.facts.model.storage import (
     BlockStats,
     CoroutineFact,
-    Disk,
-    Job,
+    DiskFact,
+    JobFact,
     Limits,
     Node,
     Park,
     Queues,
-    ThrottleGroup,
+    ThrottleGroupFact,
 )
 
 __all__ = [
@@ -49,28 +49,27 @@ __all__ = [
     "ConfiguredDisk",
     "CoroutineFact",
     "Descriptor",
-    "Disk",
+    "DiskFact",
     "EndFact",
-    "Exposure",
     "Facts",
     "FuseMount",
     "Helper",
     "HostFacts",
     "IoLimit",
-    "Job",
+    "JobFact",
     "LayerFact",
     "Limits",
     "Locks",
     "LogLine",
     "MainLoopFact",
     "MonitorFact",
-    "Mount",
+    "MountFact",
     "Movement",
     "MutexFact",
     "Node",
     "Origin",
     "Park",
-    "Peer",
+    "PeerFact",
     "Pressure",
     "Queues",
     "RingsFact",
@@ -78,10 +77,11 @@ __all__ = [
     "RunState",
     "SocketFact",
     "Syscall",
-    "Thread",
-    "ThrottleGroup",
+    "ThreadFact",
+    "ThreadSnapshot",
+    "ThrottleGroupFact",
     "Times",
-    "Vm",
+    "VmFact",
 ]
 
 
@@ -126,7 +126,7 @@ class Syscall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exposure:
+class ThreadSnapshot:
     """A thread at one moment, as /proc told of it; `dumping` says that the kernel writes the core of its process."""
 
     state: str
@@ -151,14 +151,14 @@ class Movement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Thread:
+class ThreadFact:
     """One thread of the process; `first` was read before anything was asked of the VM."""
 
     tid: int
     comm: str
     role: Role
-    first: Fact[Exposure]
-    again: Fact[Exposure]
+    first: Fact[ThreadSnapshot]
+    again: Fact[ThreadSnapshot]
     frames: Fact[tuple[Frame, ...]]
     movement: Fact[Movement]
 
@@ -295,7 +295,7 @@ class EndFact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vm:
+class VmFact:
     """Which VM it was, and how it ended by itself during the capture, where it did.
 
     `domain` and `connection` are what virsh must be told to mean it; `monitor` is the path of a QMP socket of its.
@@ -332,14 +332,14 @@ class Facts:
     `heap_walked` is known where a walk was tried: False says that there was no debug information for it.
     """
 
-    vm: Vm
+    vm: VmFact
     times: Times
-    threads: Fact[tuple[Thread, ...]]
+    threads: Fact[tuple[ThreadFact, ...]]
     coroutines: Fact[tuple[CoroutineFact, ...]]
-    disks: Fact[tuple[Disk, ...]]
+    disks: Fact[tuple[DiskFact, ...]]
     nodes: tuple[Node, ...]
-    throttle_groups: Fact[tuple[ThrottleGroup, ...]]
-    jobs: Fact[tuple[Job, ...]]
+    throttle_groups: Fact[tuple[ThrottleGroupFact, ...]]
+    jobs: Fact[tuple[JobFact, ...]]
     locks: Fact[Locks]
     main_loop: Fact[MainLoopFact]
     descriptors: Fact[tuple[Descriptor, ...]]
@@ -357,10 +357,10 @@ class Facts:
     migration_pace: Fact[MigrationPace]
     symbols: Fact[str]
     heap_walked: Fact[bool]
-    heap: Fact[heap_records.Exposure]
-    heap_again: Fact[heap_records.Exposure]
+    heap: Fact[heap_records.HeapSnapshot]
+    heap_again: Fact[heap_records.HeapSnapshot]
     virtqueues: Fact[Queues]
     origin: Origin = Origin.CAPTURE
     crash: str = ""
     frames_again: Fact[tuple[ThreadStack, ...]] = NOT_AGAIN
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[LeftOutFact, ...] = ()

@@ -28,7 +28,7 @@ class Descriptor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class PeerFact:
     """A program on this host that the VM depends on, as /proc told of it."""
 
     pid: int
@@ -54,7 +54,7 @@ class SocketFact:
     remote: str
     received_queue: int | None
     send_queue: int | None
-    peers: tuple[Peer, ...]
+    peers: tuple[PeerFact, ...]
     cite: Cite
 
 
@@ -81,7 +81,7 @@ class FuseMount:
     path: str
     waiting: int
     sure: bool
-    daemons: tuple[Peer, ...]
+    daemons: tuple[PeerFact, ...]
     cite: Cite
 
 
@@ -95,7 +95,7 @@ class LayerFact:
     above: str
     loop: str
     file: str
-    mount: Mount
+    mount: MountFact
     cite: Cite
 
 
@@ -131,7 +131,7 @@ class BlockDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
+class MountFact:
     """One mount that the VM has files on."""
 
     path: str
@@ -188,6 +188,6 @@ class HostFacts:
     io_limits: Fact[tuple[IoLimit, ...]]
     aio_in_use: Fact[tuple[int, int]]
     block_devices: Fact[tuple[BlockDevice, ...]]
-    mounts: Fact[tuple[Mount, ...]]
+    mounts: Fact[tuple[MountFact, ...]]
     log: tuple[LogLine, ...]
     vm_log: tuple[LogLine, ...]

@@ -8,7 +8,7 @@ from autopsy.facts.cite import Cite
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class LeftOutFact:
     """One place where a limit bit. `requests`: some that wait may be among what was left out, and were not counted."""
 
     what: str

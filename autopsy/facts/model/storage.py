@@ -13,7 +13,7 @@ from autopsy.facts.model.yield_points import Park as Park  # noqa: PLC0414 - fac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoroutineFact:
-    """One parked coroutine. `stuck` says whether it stood at the same place in both exposures.
+    """One parked coroutine. `stuck` says whether it stood at the same place in both snapshots.
 
     `of_job` says that it carries a request of a block job's own, and so none of a disk's.
     """
@@ -82,10 +82,10 @@ class BlockStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class DiskFact:
     """One disk of the guest, or one export of a storage daemon, from its device to the node that does the I/O.
 
-    `completed` is how many operations ended between the two exposures; `in_flight` how many QEMU held at the first.
+    `completed` is how many operations ended between the two snapshots; `in_flight` how many QEMU held at the first.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ThrottleGroup:
+class ThrottleGroupFact:
     """A throttle group, with its run-time state where the heap could be read.
 
     `timer_ns` is how far in the future the next timer fires, seen from the freeze (negative: overdue; absent: no timer
@@ -128,8 +128,8 @@ class ThrottleGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One block job at the first exposure; `progressed` compares it with the second. A `speed` of 0 is no limit."""
+class JobFact:
+    """One block job at the first snapshot; `progressed` compares it with the second. A `speed` of 0 is no limit."""
 
     id: str
     kind: str

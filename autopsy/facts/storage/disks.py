@@ -1,4 +1,4 @@
-"""The guest's disks, with their counters at both exposures."""
+"""The guest's disks, with their counters at both snapshots."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from autopsy.bundle.heap.virtio import VirtioShapes
 from autopsy.facts import monitor
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, string
-from autopsy.facts.model.facts import BlockStats, Disk, Limits, MonitorFact
-from autopsy.facts.model.left_out import LeftOut
+from autopsy.facts.model.facts import BlockStats, DiskFact, Limits, MonitorFact
+from autopsy.facts.model.left_out import LeftOutFact
 from autopsy.facts.storage import virtqueues
-from autopsy.facts.storage.exports import Export
-from autopsy.facts.storage.nodes import Graph, read_command_line_again
+from autopsy.facts.storage.exports import ExportFact
+from autopsy.facts.storage.nodes import BlockGraph, read_command_line_again
 from autopsy.facts.untrusted import mapping, number, sequence, text
 
 PERIPHERAL = re.compile(r"/machine/peripheral/([^/]+)")
@@ -49,17 +49,17 @@ class Entry:
     inserted: Mapping[str, Any]
     io_status: str
     cite: Cite
-    export: Export | None = None
+    export: ExportFact | None = None
 
 
-def gather(  # noqa: PLR0917 - every source of a disk's facts, once
+def gather_disks(  # noqa: PLR0917 - every source of a disk's facts, once
     talk: MonitorFact,
-    heap: Fact[heap_records.Exposure],
+    heap: Fact[heap_records.HeapSnapshot],
     line: CommandLine,
-    graph: Graph,
+    graph: BlockGraph,
     shaped: Fact[VirtioShapes],
-    exports: Fact[tuple[Export, ...]] | None = None,
-) -> Fact[tuple[Disk, ...]]:
+    exports: Fact[tuple[ExportFact, ...]] | None = None,
+) -> Fact[tuple[DiskFact, ...]]:
     """Return the disks by the best source there is: query-block, query-blockstats, the heap, the command line.
 
     A storage daemon has `exports` instead.
@@ -71,14 +71,14 @@ def gather(  # noqa: PLR0917 - every source of a disk's facts, once
     disks = []
     if (left := len(entries.value) - MOST_DISKS) > 0:
         what = "there are more disks than are told"
-        graph.left_out.append(LeftOut(what, f"{left} more", requests=False, cite=entries.cite))
+        graph.left_out.append(LeftOutFact(what, f"{left} more", requests=False, cite=entries.cite))
     for entry in entries.value[:MOST_DISKS]:
         read_command_line_again(graph, line, entry.backend, entry.node or entry.backend)
         disks.append(_disk(entry, talk, heap, line, graph, shaped, first, again))
     return Known(tuple(disks), entries.cite)
 
 
-def _entries(talk: MonitorFact, heap: Fact[heap_records.Exposure], line: CommandLine) -> Fact[tuple[Entry, ...]]:
+def _entries(talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot], line: CommandLine) -> Fact[tuple[Entry, ...]]:
     for question in ("query-block", "query-blockstats"):
         found = monitor.answer(talk, question)
         if not isinstance(found, Known):
@@ -114,7 +114,7 @@ def _entries(talk: MonitorFact, heap: Fact[heap_records.Exposure], line: Command
     return Unknown(layout.evidence(layout.QUERY_BLOCK, layout.QMP), why)
 
 
-def _exported(exports: Fact[tuple[Export, ...]]) -> Fact[tuple[Entry, ...]]:
+def _exported(exports: Fact[tuple[ExportFact, ...]]) -> Fact[tuple[Entry, ...]]:
     if isinstance(exports, Unknown):
         return exports
     return Known(tuple(Entry("", "", each.node, {}, "", each.cite, each) for each in exports.value), exports.cite)
@@ -123,13 +123,13 @@ def _exported(exports: Fact[tuple[Export, ...]]) -> Fact[tuple[Entry, ...]]:
 def _disk(  # noqa: PLR0917 - every source of a disk's facts, once
     entry: Entry,
     talk: MonitorFact,
-    heap: Fact[heap_records.Exposure],
+    heap: Fact[heap_records.HeapSnapshot],
     line: CommandLine,
-    graph: Graph,
+    graph: BlockGraph,
     shaped: Fact[VirtioShapes],
     first: Fact[dict[str, BlockStats]],
     again: Fact[dict[str, BlockStats]],
-) -> Disk:
+) -> DiskFact:
     in_heap = _in_heap(entry, heap)
     identity = entry.export.id if entry.export else identity_of(entry.qdev, entry.backend, entry.node)
     device = line.device_of(entry.backend, entry.node) or line.device(identity) or {}
@@ -140,7 +140,7 @@ def _disk(  # noqa: PLR0917 - every source of a disk's facts, once
         moved = Known(stats_again.value.completed - stats.value.completed, stats_again.cite)
     else:
         moved = stats if isinstance(stats, Unknown) else stats_again if isinstance(stats_again, Unknown) else _never()
-    return Disk(
+    return DiskFact(
         name=identity,
         backend=entry.backend,
         device=entry.qdev,
@@ -174,7 +174,7 @@ def identity_of(qdev: str, backend: str, node: str) -> str:
     return backend or qdev or node or "(nameless)"
 
 
-def _in_heap(entry: Entry, heap: Fact[heap_records.Exposure]) -> Fact[heap_records.BlockBackend]:
+def _in_heap(entry: Entry, heap: Fact[heap_records.HeapSnapshot]) -> Fact[heap_records.BlockBackend]:
     if isinstance(heap, Unknown):
         return heap
     path = layout.evidence(layout.GDB_THREADS, layout.HEAP)

@@ -14,7 +14,7 @@ QUESTION = "query-block-exports"
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
+class ExportFact:
     """One export: its id, its kind as QEMU calls it ("nbd", "vhost-user-blk"), and the node that it gives away."""
 
     id: str
@@ -23,7 +23,7 @@ class Export:
     cite: Cite
 
 
-def gather(talk: MonitorFact, line: CommandLine) -> Fact[tuple[Export, ...]]:
+def gather_exports(talk: MonitorFact, line: CommandLine) -> Fact[tuple[ExportFact, ...]]:
     """Return the exports that the daemon tells of; without an answer, those that it was started with."""
     found = monitor.answer(talk, QUESTION)
     if isinstance(found, Known):
@@ -35,7 +35,7 @@ def gather(talk: MonitorFact, line: CommandLine) -> Fact[tuple[Export, ...]]:
     else:
         return Unknown(found.evidence, found.why)
     exports = tuple(
-        Export(name, string(each, "type"), string(each, "node-name"), Cite(cite.file, cite.line, f"export {name}"))
+        ExportFact(name, string(each, "type"), string(each, "node-name"), Cite(cite.file, cite.line, f"export {name}"))
         for each in given
         if (name := text(each.get("id")))
     )

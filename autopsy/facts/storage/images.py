@@ -14,7 +14,7 @@ from autopsy.facts.threads import int_of
 IDENTITY = re.compile(r"(\d+:\d+) (\d+) (/.*)", re.DOTALL)
 
 
-def gather(evidence: Evidence, line: CommandLine, descriptors: Fact[tuple[Descriptor, ...]]) -> dict[str, str]:
+def gather_images(evidence: Evidence, line: CommandLine, descriptors: Fact[tuple[Descriptor, ...]]) -> dict[str, str]:
     """Return the open file of each image that is known by another name, by that name."""
     if not isinstance(descriptors, Known):
         return {}

@@ -20,7 +20,7 @@ UNITS: dict[str, Literal["bytes", "requests"]] = {"bps": "bytes", "iops": "reque
 KINDS: dict[str, Literal["read", "write"]] = {"r": "read", "w": "write", "read": "read", "write": "write"}
 
 
-def gather(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[IoLimit, ...]]:
+def gather_io_limits(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[IoLimit, ...]]:
     """Return every limit that is set, from the VM's own groups up to the top."""
     files = [(section, file) for name, section in found.items() if (file := FILE.fullmatch(name)) and not section.error]
     if not files:

@@ -1,4 +1,4 @@
-"""Block jobs, and whether they came further between the two exposures."""
+"""Block jobs, and whether they came further between the two snapshots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.heap import records as heap_records
 from autopsy.facts import monitor
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
-from autopsy.facts.model.facts import Job, MonitorFact
+from autopsy.facts.model.facts import JobFact, MonitorFact
 from autopsy.facts.untrusted import mapping, number, sequence, text
 
 # query-jobs, then query-block-jobs: the same job in two vocabularies.
@@ -17,7 +17,7 @@ PROGRESS = ("current-progress", "offset")
 TOTAL = ("total-progress", "len")
 
 
-def gather(talk: MonitorFact, heap: Fact[heap_records.Exposure]) -> Fact[tuple[Job, ...]]:
+def gather_jobs(talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot]) -> Fact[tuple[JobFact, ...]]:
     """Return the jobs that query-jobs (or query-block-jobs, or the heap) lists."""
     for question in ("query-jobs", "query-block-jobs"):
         found = monitor.answer(talk, question)
@@ -39,7 +39,7 @@ def gather(talk: MonitorFact, heap: Fact[heap_records.Exposure]) -> Fact[tuple[J
         cite = Cite(layout.evidence(layout.GDB_THREADS, layout.HEAP), 0, "jobs")
         only = Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.QMP), "query-jobs was not answered")
         jobs = (
-            Job(
+            JobFact(
                 id=each.id,
                 kind=each.type,
                 status=each.status,
@@ -65,7 +65,7 @@ def _speeds(talk: MonitorFact) -> dict[str, int]:
     return {text(each.get("device")): number(each.get("speed")) for each in jobs}
 
 
-def _job(job: dict[str, Any], cite: Cite, later: Fact[Any], speeds: Mapping[str, int]) -> Job:
+def _job(job: dict[str, Any], cite: Cite, later: Fact[Any], speeds: Mapping[str, int]) -> JobFact:
     identity = text(job.get("id")) or text(job.get("device"))
     current = _first(job, PROGRESS)
     status = text(job.get("status"))
@@ -79,9 +79,9 @@ def _job(job: dict[str, Any], cite: Cite, later: Fact[Any], speeds: Mapping[str,
         progressed = (
             Known(_first(again[0], PROGRESS) - current, later.cite)
             if again
-            else Unknown(later.cite.file, "the job was gone at the second exposure")
+            else Unknown(later.cite.file, "the job was gone at the second snapshot")
         )
-    return Job(
+    return JobFact(
         id=identity,
         kind=text(job.get("type")),
         status=status,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.records import Layer
+from autopsy.bundle.records import LoopLayer
 from autopsy.facts.cite import Cite
 from autopsy.facts.evidence import Evidence, section_map
 from autopsy.facts.model.facts import LayerFact
@@ -18,7 +18,7 @@ TEXT = layout.evidence(layout.PROC_FDS, layout.SOCKETS)
 NUMBERED = re.compile(r"layer/\d+")
 
 
-def gather(evidence: Evidence) -> tuple[LayerFact, ...]:
+def gather_layers(evidence: Evidence) -> tuple[LayerFact, ...]:
     """Return every such layer that was found; a bundle older than the search for them has none."""
     return tuple(_layers(evidence))
 
@@ -28,7 +28,7 @@ def _layers(evidence: Evidence) -> Iterator[LayerFact]:
         if not NUMBERED.fullmatch(name):
             continue
         try:
-            layer = msgspec.json.decode(section.data, type=Layer)
+            layer = msgspec.json.decode(section.data, type=LoopLayer)
         except msgspec.DecodeError:
             continue
         for mount in mounts_told(TEXT, section.line, layer.mount):

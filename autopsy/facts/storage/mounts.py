@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.facts.cite import Cite
-from autopsy.facts.model.facts import Mount
+from autopsy.facts.model.facts import MountFact
 
 
-def mounts_told(path: str, at: int, lines: str) -> Iterator[Mount]:
+def mounts_told(path: str, at: int, lines: str) -> Iterator[MountFact]:
     """Yield the mounts that lines of a mountinfo tell of; they stand in this file of the bundle from this line on."""
     for offset, line in enumerate(lines.splitlines()):
         left, dash, right = line.partition(" - ")
         place, words = left.split(), right.split()
         if dash and len(place) > 4 and len(words) > 1:
             cite = Cite(path, at + offset, line[:200])
-            yield Mount(path=_unescape(place[4]), fstype=words[0], source=words[1], cite=cite, device=place[2])
+            yield MountFact(path=_unescape(place[4]), fstype=words[0], source=words[1], cite=cite, device=place[2])
 
 
 def _unescape(path: str) -> str:

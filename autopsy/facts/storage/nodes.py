@@ -12,7 +12,7 @@ from autopsy.facts import monitor
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, Options, string
 from autopsy.facts.model.facts import MonitorFact, Node
-from autopsy.facts.model.left_out import LeftOut
+from autopsy.facts.model.left_out import LeftOutFact
 from autopsy.facts.untrusted import mapping, number, sequence, text
 
 MOST_NODES = 4096
@@ -22,7 +22,7 @@ LOCAL = frozenset({"file", "host_device", "host_cdrom"})
 
 
 @dataclass(slots=True)
-class Graph:
+class BlockGraph:
     """Nodes by name. What a later source adds fills what an earlier one left empty.
 
     `opened` tells the open file of an image that is known by another name, by that name.
@@ -30,7 +30,7 @@ class Graph:
 
     nodes: dict[str, Node] = field(default_factory=dict)
     opened: Mapping[str, str] = field(default_factory=dict)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[LeftOutFact] = field(default_factory=list)
 
     def add(self, node: Node) -> None:
         """Add what is new in a node."""
@@ -38,7 +38,7 @@ class Graph:
             return
         if len(self.nodes) >= MOST_NODES and node.name not in self.nodes:
             if not self.left_out:
-                self.left_out.append(LeftOut(MORE, f"{MOST_NODES} are", requests=False, cite=node.cite))
+                self.left_out.append(LeftOutFact(MORE, f"{MOST_NODES} are", requests=False, cite=node.cite))
             return
         known = self.nodes.setdefault(node.name, node)
         self.nodes[node.name] = replace(
@@ -63,11 +63,11 @@ class Graph:
         return tuple(found.values())
 
 
-def gather(
-    talk: MonitorFact, heap: Fact[heap_records.Exposure], line: CommandLine, opened: Mapping[str, str] = NOTHING
-) -> Graph:
+def gather_nodes(
+    talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot], line: CommandLine, opened: Mapping[str, str] = NOTHING
+) -> BlockGraph:
     """Return the graph as QMP, the heap and the command line tell it."""
-    graph = Graph(opened=opened)
+    graph = BlockGraph(opened=opened)
     drivers = _drivers(talk)
     for node in _from_graph_question(talk, drivers):
         graph.add(node)
@@ -181,7 +181,7 @@ def _from_statistics(talk: MonitorFact) -> Iterator[Node]:
             )
 
 
-def _from_file_names(graph: Graph) -> Iterator[Node]:
+def _from_file_names(graph: BlockGraph) -> Iterator[Node]:
     """Read `json:{…}` file names, the only place where a throttle filter tells its group over QMP."""
     for node in tuple(graph.nodes.values()):
         if not node.filename.startswith("json:"):
@@ -283,7 +283,7 @@ def drive_nodes(options: Options, top: str, cite: Cite) -> tuple[Node, ...]:
     )
 
 
-def read_command_line_again(graph: Graph, line: CommandLine, backend: str, top: str) -> None:
+def read_command_line_again(graph: BlockGraph, line: CommandLine, backend: str, top: str) -> None:
     """Add what a -drive tells of the nodes below `top`, matched by their place in the chain."""
     drive = next((each for each in line.drives if backend and string(each, "id") == backend), None)
     if drive is None or not top:

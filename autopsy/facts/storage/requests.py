@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from autopsy.bundle import layout
 from autopsy.facts.cite import Fact, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Disk, Job, Node, Park
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, JobFact, Node, Park
 from autopsy.facts.model.yield_points import THROTTLED
 from autopsy.facts.yield_points import NBD_REQUESTS
 
@@ -45,10 +45,10 @@ OF_AN_EXPORT = ("nbd_", "vhost_user_", "vduse_", "virtio_blk_")
 
 def link(
     coroutines: Fact[tuple[CoroutineFact, ...]],
-    disks: Fact[tuple[Disk, ...]],
+    disks: Fact[tuple[DiskFact, ...]],
     drivers: Fact[frozenset[str]],
     nodes: tuple[Node, ...] = (),
-    jobs: Fact[tuple[Job, ...]] = NOT_ASKED,
+    jobs: Fact[tuple[JobFact, ...]] = NOT_ASKED,
 ) -> Fact[tuple[CoroutineFact, ...]]:
     """Return the coroutines with `disk` told by its disk's name wherever it can be told, and `of_job` likewise.
 
@@ -89,7 +89,7 @@ def _is_of_job(coroutine: CoroutineFact) -> bool:
     return bool(entered) and not any(name.startswith(("blk_", *OF_AN_EXPORT)) for name in outside)
 
 
-def _driver(coroutine: CoroutineFact, disks: tuple[Disk, ...], nodes: tuple[Node, ...]) -> CoroutineFact:
+def _driver(coroutine: CoroutineFact, disks: tuple[DiskFact, ...], nodes: tuple[Node, ...]) -> CoroutineFact:
     """Name the driver that a request stands in, where the disks have only one that can make it wait.
 
     A request may be no disk's: where no disk has such a driver, any node may.
@@ -108,7 +108,7 @@ def _driver(coroutine: CoroutineFact, disks: tuple[Disk, ...], nodes: tuple[Node
     return replace(coroutine, park=WAITING_DRIVERS[driver], named_by=(*coroutine.named_by, why))
 
 
-def _disk(coroutine: CoroutineFact, disks: tuple[Disk, ...]) -> Fact[str]:
+def _disk(coroutine: CoroutineFact, disks: tuple[DiskFact, ...]) -> Fact[str]:
     if coroutine.of_job:
         return Unknown(HEAP, "it is a block job's own request")
     if isinstance(coroutine.disk, Known):
@@ -125,12 +125,12 @@ def _disk(coroutine: CoroutineFact, disks: tuple[Disk, ...]) -> Fact[str]:
     return Unknown(HEAP, f"{coroutine.disk.why}; the disks that can wait there: {names_of_them}")
 
 
-def top(disk: Disk) -> str:
+def top(disk: DiskFact) -> str:
     """Return the name of a disk's topmost node."""
     return disk.nodes[0].name if disk.nodes else ""
 
 
-def can_wait(disk: Disk, park: Park) -> bool:
+def can_wait(disk: DiskFact, park: Park) -> bool:
     """Tell whether a disk's requests can wait at a place, as far as its chain is known."""
     if park in THROTTLED:
         return isinstance(disk.throttle_group, Unknown) or bool(disk.throttle_group.value)
@@ -145,6 +145,6 @@ def can_wait(disk: Disk, park: Park) -> bool:
     return True
 
 
-def is_whole(disk: Disk) -> bool:
+def is_whole(disk: DiskFact) -> bool:
     """Tell whether all branches of a disk's chain are known: a backup's target is one that few answers tell."""
     return not any(node.driver in BRANCHING and len(node.children) < 2 for node in disk.nodes)

@@ -11,7 +11,7 @@ from autopsy.facts.model.facts import RingsFact
 PLACES = (layout.WITNESS, layout.PROC_AIO, layout.GDB_THREADS, layout.SECOND_EXPOSURE)
 
 
-def gather(evidence: Evidence) -> Fact[RingsFact]:
+def gather_rings(evidence: Evidence) -> Fact[RingsFact]:
     """Return the rings as the earliest and the latest reading have them."""
     readings: list[Known[records.Rings]] = []
     missing: Unknown | None = None

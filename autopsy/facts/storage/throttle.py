@@ -9,19 +9,19 @@ from autopsy.bundle.heap import records as heap_records
 from autopsy.facts import monitor
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, string
-from autopsy.facts.model.facts import Disk, Limits, MonitorFact, ThrottleGroup
+from autopsy.facts.model.facts import DiskFact, Limits, MonitorFact, ThrottleGroupFact
 from autopsy.facts.untrusted import mapping, number, text
 
 HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
 NS = 1_000_000_000
 
 
-def gather(
+def gather_throttle_groups(
     talk: MonitorFact,
-    heap: Fact[heap_records.Exposure],
+    heap: Fact[heap_records.HeapSnapshot],
     line: CommandLine,
-    disks: Fact[tuple[Disk, ...]],
-) -> Fact[tuple[ThrottleGroup, ...]]:
+    disks: Fact[tuple[DiskFact, ...]],
+) -> Fact[tuple[ThrottleGroupFact, ...]]:
     """Return every group that a disk, an object or the heap names."""
     members: dict[str, list[str]] = {}
     legacy: dict[str, Fact[Limits]] = {}
@@ -76,14 +76,14 @@ def _group(
     name: str,
     members: tuple[str, ...],
     limits: Fact[Limits],
-    found: heap_records.ThrottleGroup | None,
-    heap: Fact[heap_records.Exposure],
-) -> ThrottleGroup:
+    found: heap_records.HeapThrottleGroup | None,
+    heap: Fact[heap_records.HeapSnapshot],
+) -> ThrottleGroupFact:
     cite = Cite(HEAP, 0, f"throttle group {name}")
     if found is None:
         absent = heap if isinstance(heap, Unknown) else Unknown(HEAP, "the heap walk met no such group")
         cite = limits.cite if isinstance(limits, Known) else Cite(limits.evidence)
-        return ThrottleGroup(
+        return ThrottleGroupFact(
             name=name,
             members=members,
             limits=limits,
@@ -99,7 +99,7 @@ def _group(
     timeless = any(timer.expires_ns is not None and timer.due_in_ns is None for timer in timers)
     due = [timer.due_in_ns for timer in timers if timer.expires_ns is not None and timer.due_in_ns is not None]
     buckets = tuple((bucket.name, int(bucket.avg)) for bucket in found.buckets if bucket.avg)
-    return ThrottleGroup(
+    return ThrottleGroupFact(
         name=name,
         members=members or tuple(member.owner for member in found.members),
         limits=limits if isinstance(limits, Known) else Known(Limits(buckets), cite),
@@ -115,7 +115,7 @@ def _group(
     )
 
 
-def _wait_ns(group: heap_records.ThrottleGroup) -> int:
+def _wait_ns(group: heap_records.HeapThrottleGroup) -> int:
     """Return the longest wait that the present limits and levels ask for (throttle_compute_wait's rule)."""
     longest = 0.0
     for bucket in group.buckets:

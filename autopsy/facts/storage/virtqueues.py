@@ -10,7 +10,7 @@ from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, string
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import Disk, Queues
+from autopsy.facts.model.facts import DiskFact, Queues
 
 BACKEND = "/virtio-backend"
 PERIPHERAL = "/machine/peripheral/"
@@ -37,12 +37,12 @@ def inuse(shaped: Fact[VirtioShapes], path: str) -> Fact[int]:
     return Unknown(shaped.cite.file, "no virtio device of this name was found by its shape")
 
 
-def gather(  # noqa: PLR0917 - every source of a queue, once
+def gather_virtqueues(  # noqa: PLR0917 - every source of a queue, once
     evidence: Evidence,
-    heap: Fact[heap_records.Exposure],
-    heap_again: Fact[heap_records.Exposure],
+    heap: Fact[heap_records.HeapSnapshot],
+    heap_again: Fact[heap_records.HeapSnapshot],
     shaped: Fact[VirtioShapes],
-    disks: Fact[tuple[Disk, ...]],
+    disks: Fact[tuple[DiskFact, ...]],
     line: CommandLine,
 ) -> Fact[Queues]:
     """Return the queues of every virtio disk and SCSI controller. Where one of them was not found, none is told."""
@@ -70,7 +70,7 @@ def _queues(
     shaped_again = (found.value.second if isinstance(found, Known) else None) or ()
     twice = decode(evidence, layout.SECOND_EXPOSURE, layout.EVENTFDS, tuple[records.EventFd, ...])
     again: Fact[tuple[VirtQueue, ...]] = (
-        Unknown(cite.file, "there is no second exposure of them") if second is None else Known(_of_disks(second), cite)
+        Unknown(cite.file, "there is no second snapshot of them") if second is None else Known(_of_disks(second), cite)
     )
     return Known(
         Queues(
@@ -94,7 +94,7 @@ def _words(evidence: Evidence, step: str) -> tuple[RingWords, ...]:
     return found.value.words if isinstance(found, Known) else ()
 
 
-def _absent(told: VirtioShapes, disks: Fact[tuple[Disk, ...]], line: CommandLine) -> str:
+def _absent(told: VirtioShapes, disks: Fact[tuple[DiskFact, ...]], line: CommandLine) -> str:
     """Say which device of this VM was not found; empty where all were."""
     known = {device.device for device in told.first}
     for disk in disks.value if isinstance(disks, Known) else ():

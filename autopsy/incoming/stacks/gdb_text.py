@@ -10,7 +10,7 @@ from autopsy.incoming.stacks.clean import MOST_LINE, clean
 from autopsy.incoming.stacks.dumps import Dumps
 from autopsy.incoming.stacks.frame_line import Brackets, frame, is_frame, number_of, with_its_sign
 from autopsy.incoming.stacks.lock_arguments import Sought
-from autopsy.incoming.stacks.pasted import LockWait, Look, Paste, Printed
+from autopsy.incoming.stacks.pasted import LockWait, Paste, PastedDump, PrintedMutex
 from autopsy.incoming.stacks.printed import Printing
 from autopsy.incoming.stacks.thread_line import Header, header
 
@@ -28,7 +28,7 @@ LOOPS = frozenset({"main", "main_loop_wait", "qemu_main_loop", "main_loop"})
 
 
 @dataclass(slots=True)
-class Stack:
+class OpenStack:
     """A stack that is being read."""
 
     header: Header | None = None
@@ -58,13 +58,13 @@ class Stack:
 class Scan:
     """One text on its way through; `feed` it lines, then `end` it."""
 
-    looks: list[Look] = field(default_factory=list)
+    looks: list[PastedDump] = field(default_factory=list)
     threads: dict[int, ThreadStack] = field(default_factory=dict)
     coroutines: dict[int, Coroutine] = field(default_factory=dict)
     waits: dict[int, LockWait] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     listed: dict[int, Frame] = field(default_factory=dict)
-    stack: Stack | None = None
+    stack: OpenStack | None = None
     text: str = ""  # of the frame that may go on in the next line
     brackets: Brackets = field(default_factory=Brackets)
     continued: int = 0
@@ -106,7 +106,7 @@ class Scan:
         self._close_stack()
         whole = frames[: min(MOST_DEEP, max(0, MOST_FRAMES - self.frames))]
         self.frames += len(whole)
-        self.stack = Stack(Header(len(self.threads) + 1, 0), list(whole))
+        self.stack = OpenStack(Header(len(self.threads) + 1, 0), list(whole))
         self._close_stack()
 
     def _following(self) -> int:
@@ -125,7 +125,7 @@ class Scan:
             shown = self.stack.header
             self._close_stack_of(shown if shown and shown.selected and len(self.stack.frames) == 1 else None)
         if self.stack is None:
-            self.stack = Stack()
+            self.stack = OpenStack()
         self.text, self.continued = text, 0
         self.brackets = brackets
         return True
@@ -135,7 +135,7 @@ class Scan:
         if selected is None:
             self._close_stack()
         else:
-            self.stack = Stack(selected)
+            self.stack = OpenStack(selected)
 
     def _goes_on(self, line: str) -> bool:
         """Tell whether a line is the rest of a frame that gdb or a mail has wrapped."""
@@ -163,7 +163,7 @@ class Scan:
         if found.rest:
             self._list(found)
             return
-        self.stack = Stack(found)
+        self.stack = OpenStack(found)
 
     def _list(self, found: Header) -> None:
         """Keep what `info threads` says: names, and one frame of each thread for those that are shown no more of."""
@@ -220,7 +220,7 @@ class Scan:
         else:
             self._add_thread(stack)
 
-    def _add_coroutine(self, stack: Stack) -> None:
+    def _add_coroutine(self, stack: OpenStack) -> None:
         address = stack.header.coroutine if stack.header else 0
         address = address or len(self.coroutines) + 1
         if address in self.coroutines:
@@ -240,7 +240,7 @@ class Scan:
             frames=tuple(stack.frames),
         )
 
-    def _add_thread(self, stack: Stack) -> None:
+    def _add_thread(self, stack: OpenStack) -> None:
         found = stack.header
         tid = (found.tid or found.number) if found else 0
         if not tid:
@@ -252,7 +252,7 @@ class Scan:
         if stack.sought.waits:
             self.waits[tid] = LockWait(tid=tid, address=stack.sought.address, symbol=stack.sought.symbol)
 
-    def _bare(self, stack: Stack) -> int:
+    def _bare(self, stack: OpenStack) -> int:
         """Return a number for a stack without a header: the same one again if it is the same thread's second look."""
         loops = any(each.function in LOOPS for each in stack.frames)
         for tid, each in self.threads.items():
@@ -272,12 +272,12 @@ class Scan:
             self.looks.append(look)
         self.threads, self.coroutines, self.waits = {}, {}, {}
 
-    def _look(self) -> Look:
+    def _look(self) -> PastedDump:
         threads = {tid: each for tid, each in self.threads.items() if not self._is_banner(tid, each)}
         for tid, each in self.listed.items():
             why = "only its innermost frame was pasted"
             threads.setdefault(tid, ThreadStack(tid=tid, comm=self.names.get(tid, ""), frames=(each,), cut_short=why))
-        return Look(
+        return PastedDump(
             threads=tuple(threads.values()),
             coroutines=tuple(self.coroutines.values()),
             waits=tuple(self.waits.values()),
@@ -332,4 +332,4 @@ def scan(lines: Iterable[str]) -> Paste:
     return reading.end()
 
 
-__all__ = ["Look", "Paste", "Printed", "Scan", "scan"]
+__all__ = ["Paste", "PastedDump", "PrintedMutex", "Scan", "scan"]

@@ -7,7 +7,7 @@ import msgspec
 from autopsy.bundle.records import Coroutine, ThreadStack
 
 
-class Printed(msgspec.Struct, frozen=True, kw_only=True):
+class PrintedMutex(msgspec.Struct, frozen=True, kw_only=True):
     """A mutex that somebody had gdb print: the expression as it was typed, and the owner that it showed."""
 
     expression: str
@@ -24,7 +24,7 @@ class LockWait(msgspec.Struct, frozen=True, kw_only=True):
     symbol: str = ""
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True):
+class PastedDump(msgspec.Struct, frozen=True, kw_only=True):
     """One dump: each thread is in it once."""
 
     threads: tuple[ThreadStack, ...] = ()
@@ -35,8 +35,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 class Paste(msgspec.Struct, frozen=True, kw_only=True):
     """All that was read out of one text. `lines` says how many lines it had, `frames` how many frames were read."""
 
-    looks: tuple[Look, ...] = ()
-    printed: tuple[Printed, ...] = ()
+    looks: tuple[PastedDump, ...] = ()
+    printed: tuple[PrintedMutex, ...] = ()
     notes: tuple[str, ...] = ()
     lines: int = 0
     frames: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from autopsy.incoming.stacks.pasted import Printed
+from autopsy.incoming.stacks.pasted import PrintedMutex
 
 MOST = 200
 COMMANDS = ("p ", "print ", "p/x ", "call ")
@@ -15,7 +15,7 @@ OWNER, KIND, COUNT = "__owner = ", "__kind = ", "__count = "
 class Printing:
     """The command that was typed last, and what it printed so far."""
 
-    found: list[Printed] = field(default_factory=list)
+    found: list[PrintedMutex] = field(default_factory=list)
     expression: str = ""
     open: bool = False
 
@@ -32,7 +32,7 @@ class Printing:
         owner = _number_after(line, OWNER)
         if owner is not None:
             kind, count = _number_after(line, KIND) or 0, _number_after(line, COUNT) or 0
-            self.found.append(Printed(expression=self.expression, owner=owner, kind=kind, count=count))
+            self.found.append(PrintedMutex(expression=self.expression, owner=owner, kind=kind, count=count))
         self.open = False
 
     def stop(self) -> None:

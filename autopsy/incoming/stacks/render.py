@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
-from autopsy.incoming.stacks.pasted import Look
+from autopsy.incoming.stacks.pasted import PastedDump
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +16,10 @@ class Rendered:
     """The text, and the look whose `line`s count in it."""
 
     text: str
-    look: Look
+    look: PastedDump
 
 
-def render(look: Look) -> Rendered:
+def render(look: PastedDump) -> Rendered:
     """Return backtrace.txt for a look: a header and the frames for each thread, then each coroutine."""
     lines: list[str] = []
     threads: list[ThreadStack] = []

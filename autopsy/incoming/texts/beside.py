@@ -11,7 +11,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.records import Frame
 from autopsy.bundle.sections import Section, render
-from autopsy.incoming.material import Found
+from autopsy.incoming.material import FoundMachine
 from autopsy.incoming.texts import abrt, kernel_log, qmp_text
 from autopsy.incoming.texts.command_lines import CommandLines, is_qemu
 from autopsy.incoming.texts.configurations import Configurations
@@ -80,7 +80,7 @@ class Beside:
         self.json.stop()
         self.configurations.end()
 
-    def machines(self, name: str, pids: Collection[int]) -> tuple[tuple[Found, ...], tuple[str, ...]]:
+    def machines(self, name: str, pids: Collection[int]) -> tuple[tuple[FoundMachine, ...], tuple[str, ...]]:
         """Return the one VM that is meant, where it can be told, and what is worth a note."""
         found = tuple(_together(self.commands.found.values(), tuple(self.configurations.machines())))
         if name:
@@ -93,7 +93,7 @@ class Beside:
             return (), (f"{len(found)} VMs are told of, and none was taken: say which by --name: {_names(found)}",)
         return found[:1], ()
 
-    def files(self, machine: Found | None, tids: Collection[int]) -> dict[str, bytes]:
+    def files(self, machine: FoundMachine | None, tids: Collection[int]) -> dict[str, bytes]:
         """Return the evidence that concerns one VM, by its path inside the bundle."""
         made = qmp_text.files((*self.monitor.exchanges, *self.human.exchanges()))
         if machine is not None and machine.arguments:
@@ -114,7 +114,7 @@ class Beside:
         return made
 
 
-def _together(lines: Collection[Found], configured: Sequence[Found]) -> Iterator[Found]:
+def _together(lines: Collection[FoundMachine], configured: Sequence[FoundMachine]) -> Iterator[FoundMachine]:
     """Yield each VM once: a command line with the configuration of the same VM, then what has only a configuration."""
     used: set[int] = set()
     for each in lines:
@@ -131,7 +131,7 @@ def _together(lines: Collection[Found], configured: Sequence[Found]) -> Iterator
     yield from (one for at, one in enumerate(configured) if at not in used)
 
 
-def _names(found: Collection[Found]) -> str:
+def _names(found: Collection[FoundMachine]) -> str:
     return ", ".join(dict.fromkeys(each.name or "(no name)" for each in found))[:300]
 
 

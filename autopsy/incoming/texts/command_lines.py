@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from autopsy.bundle.manifest import Manager
-from autopsy.incoming.material import Found
+from autopsy.incoming.material import FoundMachine
 
 MOST = 1 << 16  # characters of one command line
 MOST_MACHINES = 1_000
@@ -25,7 +25,7 @@ TREE = "├└│─ \t`-|+"
 class CommandLines:
     """The command lines met so far, each VM's once."""
 
-    found: dict[tuple[str, int], Found] = field(default_factory=dict)
+    found: dict[tuple[str, int], FoundMachine] = field(default_factory=dict)
     pending: str = ""
 
     def feed(self, line: str) -> bool:
@@ -43,7 +43,7 @@ class CommandLines:
         if not words or not is_qemu(words[0]) or len(words) < 3 or len(self.found) >= MOST_MACHINES:
             return False
         name = _name(words)
-        told = Found(name=name, pid=pid, arguments=words, also=_also(words), manager=_manager(words))
+        told = FoundMachine(name=name, pid=pid, arguments=words, also=_also(words), manager=_manager(words))
         self.found.setdefault((name, pid), told)
         return True
 

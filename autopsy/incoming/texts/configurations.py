@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from autopsy.incoming.material import Found
+from autopsy.incoming.material import FoundMachine
 
 MOST_TEXT = 1 << 20  # characters of one configuration
 MOST_ALL = 32 << 20  # of all together
@@ -30,7 +30,7 @@ LISTED = re.compile(r"\s*(\d{3,9}) (\S{1,200}) +(?:running|stopped|paused|suspen
 class Configurations:
     """The configurations met so far, each VM's first."""
 
-    found: dict[tuple[str, str], Found] = field(default_factory=dict)
+    found: dict[tuple[str, str], FoundMachine] = field(default_factory=dict)
     pids: dict[str, int] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)  # of the one that is being read
     size: int = 0
@@ -74,7 +74,9 @@ class Configurations:
         also: tuple[str, ...] = (uuid[1],) if uuid else ()
         # KubeVirt calls a domain NAMESPACE_NAME.
         also += (name[1].partition("_")[2],) if "_" in name[1] else ()
-        self._keep(Found(name=name[1], pid=int(state[1]) if state else 0, also=also, manager="libvirt", config=text))
+        self._keep(
+            FoundMachine(name=name[1], pid=int(state[1]) if state else 0, also=also, manager="libvirt", config=text)
+        )
         return True
 
     def _setting(self, line: str) -> bool:
@@ -107,22 +109,22 @@ class Configurations:
         volume = VOLUME.search(text)
         vmid = vmid or (volume[1] if volume else "")
         name = next((each.removeprefix("name: ") for each in lines if each.startswith("name: ")), "")
-        self._keep(Found(name=name or vmid, pid=0, also=(vmid,) if vmid else (), manager="proxmox", config=text))
+        self._keep(FoundMachine(name=name or vmid, pid=0, also=(vmid,) if vmid else (), manager="proxmox", config=text))
 
     def _reset(self) -> None:
         self.lines, self.size = [], 0
         self.in_xml = self.in_snapshot = False
 
-    def _keep(self, machine: Found) -> None:
+    def _keep(self, machine: FoundMachine) -> None:
         if len(self.found) < MOST_MACHINES and self.kept + len(machine.config) <= MOST_ALL:
             self.kept += len(machine.config)
             key = machine.name, machine.also[0] if machine.also else ""
             if key not in self.found or (machine.pid and not self.found[key].pid):
                 self.found[key] = machine
 
-    def machines(self) -> Iterator[Found]:
+    def machines(self) -> Iterator[FoundMachine]:
         """Yield each VM's configuration, with its process where a list told it."""
         self._stop()
         for each in self.found.values():
             pid = each.pid or next((self.pids[word] for word in each.also if word in self.pids), 0)
-            yield Found(name=each.name, pid=pid, also=each.also, manager=each.manager, config=each.config)
+            yield FoundMachine(name=each.name, pid=pid, also=each.also, manager=each.manager, config=each.config)

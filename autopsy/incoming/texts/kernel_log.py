@@ -16,7 +16,7 @@ SCHEDULERS = ("__schedule", "schedule", "io_schedule", "schedule_timeout", "sche
 
 
 @dataclass(slots=True)
-class Task:
+class HungTask:
     """One task that hung: its kernel stack, innermost first, without what the unwinder only guessed."""
 
     name: str
@@ -30,10 +30,10 @@ class Task:
 class KernelLog:
     """A kernel log on its way through."""
 
-    tasks: dict[int, Task] = field(default_factory=dict)
+    tasks: dict[int, HungTask] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
-    current: Task | None = None
+    current: HungTask | None = None
     tracing: bool = False
 
     def feed(self, line: str) -> bool:
@@ -61,11 +61,11 @@ class KernelLog:
         seconds = how.split()[0] if how.split() else ""
         if len(self.tasks) < MOST_TASKS:
             long = int(seconds) if seconds.isascii() and seconds.isdecimal() and len(seconds) < 10 else 0
-            self.current = self.tasks[int(digits)] = Task(name[:64], int(digits), long)
+            self.current = self.tasks[int(digits)] = HungTask(name[:64], int(digits), long)
             self._keep(line)
         return True
 
-    def _of_task(self, line: str, task: Task) -> bool:
+    def _of_task(self, line: str, task: HungTask) -> bool:
         if "task:" in line and "state:" in line:
             task.tgid = _number(line, " tgid:")
         elif "Call Trace:" in line or "<TASK>" in line:
@@ -106,7 +106,7 @@ def _number(line: str, key: str) -> int:
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else 0
 
 
-def of_vm(log: KernelLog, tids: Collection[int], pid: int) -> tuple[Task, ...]:
+def of_vm(log: KernelLog, tids: Collection[int], pid: int) -> tuple[HungTask, ...]:
     """Return the tasks of one VM: those that are its threads as far as that is known, else all of QEMU's."""
     named = [each for each in log.tasks.values() if each.tid in tids or (pid and pid in {each.tgid, each.tid})]
     groups = {each.tgid for each in log.tasks.values()}
@@ -115,7 +115,7 @@ def of_vm(log: KernelLog, tids: Collection[int], pid: int) -> tuple[Task, ...]:
     return tuple(log.tasks.values())
 
 
-def as_tasks(tasks: Collection[Task]) -> tuple[bytes, bytes]:
+def as_tasks(tasks: Collection[HungTask]) -> tuple[bytes, bytes]:
     """Return tasks.txt of two looks, as far as a kernel log tells them.
 
     The kernel calls a task hung if it was not switched to for so many seconds: that is its own second look.
@@ -128,7 +128,7 @@ def as_tasks(tasks: Collection[Task]) -> tuple[bytes, bytes]:
     return first, again
 
 
-def _sections(task: Task) -> Iterator[Section]:
+def _sections(task: HungTask) -> Iterator[Section]:
     names = [each.partition("+")[0] for each in task.stack]
     wchan = next((name for name in names if name not in SCHEDULERS), "")
     status = f"Name:\t{task.name}\nState:\tD (disk sleep)\nvoluntary_ctxt_switches:\t0\n"

@@ -45,7 +45,7 @@ class TooSlow(Exception):
     """The child did not end within its time, and was ended."""
 
 
-class Refused(Exception):
+class WorkRaised(Exception):
     """The work raised inside: `kind` is the exception's class, and `data` what it has to say."""
 
     def __init__(self, kind: str, data: bytes) -> None:
@@ -55,7 +55,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class AnswerPipe:
     """The child's end of the line to whoever confined it."""
 
     told: int
@@ -82,7 +82,7 @@ class Line:
 
 
 def run(
-    work: Callable[[Confined, Line], bytes],
+    work: Callable[[Confined, AnswerPipe], bytes],
     box: Sandbox,
     *,
     seconds: float,
@@ -113,7 +113,7 @@ def run(
     if pid == 0:
         os.close(heard)
         os.close(answering)
-        _be_confined(work, box, Line(telling, listening), parent, words, own_input=own_input)
+        _be_confined(work, box, AnswerPipe(telling, listening), parent, words, own_input=own_input)
     os.close(telling)
     os.close(listening)
     os.set_blocking(answering, False)
@@ -160,7 +160,7 @@ class _Conversation:
                 case "done":
                     return message.data
                 case "failed":
-                    raise Refused(message.name[:100], message.data)
+                    raise WorkRaised(message.name[:100], message.data)
 
     def _receive(self, size: int) -> bytes:
         data = bytearray()
@@ -204,9 +204,9 @@ def _fork() -> int:
 
 
 def _be_confined(
-    work: Callable[[Confined, Line], bytes],
+    work: Callable[[Confined, AnswerPipe], bytes],
     box: Sandbox,
-    line: Line,
+    line: AnswerPipe,
     parent: int,
     words: Callable[[BaseException], bytes],
     *,

@@ -40,7 +40,7 @@ class NoWalk(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class WalkedThread:
     """One thread at one walk. `switches` counts how often it has left a CPU; `registers` is a user_regs_struct.
 
     The registers are those with which it entered the kernel; on a CPU it may have left it since.
@@ -52,7 +52,7 @@ class Seen:
     registers: bytes
     in_ioctl: bool
 
-    def same(self, later: Seen) -> bool:
+    def same(self, later: WalkedThread) -> bool:
         """Return whether it has stood still from this walk to a later one.
 
         Who is off the CPU at both, and was not switched away from meanwhile, has not run in between. A vCPU that is
@@ -89,7 +89,7 @@ class Walker:
         """Let go of the program, which ends it."""
         os.close(self._link)
 
-    def walk(self) -> dict[int, Seen]:
+    def walk(self) -> dict[int, WalkedThread]:
         """Return every living thread that has user registers, by its tid.
 
         Raises:
@@ -112,7 +112,7 @@ class Walker:
         ):
             if state & DEAD or flags & KERNELS_OWN:
                 continue
-            found[tid] = Seen(
+            found[tid] = WalkedThread(
                 tid=tid,
                 on_cpu=bool(on_cpu),
                 switches=switches,

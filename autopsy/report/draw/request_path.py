@@ -105,5 +105,5 @@ def _summary(path: DiskPath) -> str:
     """Return the words beside a healthy disk that is folded."""
     completed = "its counters were not read twice"
     if path.completed is not None:
-        completed = f"{count(path.completed, 'request')} completed between the two exposures"
+        completed = f"{count(path.completed, 'request')} completed between the two snapshots"
     return completed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.target.platforms.containers import CONTAINERS
 from autopsy.target.platforms.libvirt import LIBVIRT
 from autopsy.target.platforms.plain import PLAIN
-from autopsy.target.platforms.platform import Claim, Platform
+from autopsy.target.platforms.platform import Platform, VmClaim
 from autopsy.target.platforms.proxmox import PROXMOX
 
 # The first whose claim is true has the VM.
@@ -22,6 +22,6 @@ def platform_of(manager: str) -> Platform:
     return next((platform for platform in PLATFORMS if platform.manager == manager), PLAIN)
 
 
-def explicit(claim: Claim) -> str:
+def explicit(claim: VmClaim) -> str:
     """Return the form on the command line that means this VM and no other."""
     return f"{platform_of(claim.manager).form}:{claim.name}"

@@ -15,7 +15,7 @@ from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.files import open_below, read_kernel, read_regular
 from autopsy.target.platforms.libvirt import LIBVIRT, MOST_XML, parse_status
 from autopsy.target.platforms.owned import MOST_FILES, started_by
-from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Inside, Roots, Status, pid_of
+from autopsy.target.platforms.platform import MOST_PIDFILE, Inside, Roots, Status, VmClaim, pid_of
 
 EACH = 0.3  # seconds for one process: its root may lie on a file system that hangs
 OVERALL = 1.0
@@ -29,7 +29,7 @@ class _Found(msgspec.Struct, frozen=True):
     status: Status | None
 
 
-def claims(pids: Sequence[int], roots: Roots) -> tuple[Claim, ...]:
+def claims(pids: Sequence[int], roots: Roots) -> tuple[VmClaim, ...]:
     """Return what libvirt in each process's own container claims of that process.
 
     A pidfile there holds the process id of the container's own PID namespace. Processes that see our own files are
@@ -39,7 +39,7 @@ def claims(pids: Sequence[int], roots: Roots) -> tuple[Claim, ...]:
         [partial(_of, pid, roots) for pid in pids], each=EACH, overall=OVERALL, owners=list(map(started_by, pids))
     )
     return tuple(
-        Claim("libvirt", found.name, pid, Path(found.pidfile), Inside(f"/proc/{pid}/root", found.status))
+        VmClaim("libvirt", found.name, pid, Path(found.pidfile), Inside(f"/proc/{pid}/root", found.status))
         for pid, answer in zip(pids, answers, strict=True)
         if not isinstance(answer, Unanswered)
         for found in msgspec.msgpack.decode(answer, type=tuple[_Found, ...])

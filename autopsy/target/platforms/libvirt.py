@@ -18,7 +18,7 @@ from autopsy.files.plain import NotPlain
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.target.command_line import last, options, vm_name
 from autopsy.target.platforms.owned import Folder, NotOwned, is_trusted, opened, read_owned
-from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Platform, Roots, Status, pid_of
+from autopsy.target.platforms.platform import MOST_PIDFILE, Platform, Roots, Status, VmClaim, pid_of
 
 MOST_XML = 4 << 20
 EACH = 0.3  # seconds for one user's folder: a file system of that user's may lie there, and hang
@@ -28,7 +28,7 @@ SYSTEM = "qemu:///system"
 SOCKETS = ("virtqemud-sock", "libvirt-sock")  # of the daemon of QEMU alone since libvirt 5.6; of the one for everything
 
 
-def claims(roots: Roots) -> tuple[Claim, ...]:
+def claims(roots: Roots) -> tuple[VmClaim, ...]:
     """Return what every pidfile claims, dead ones included; a status file stands in for a pidfile that is missing.
 
     The system's folder speaks for every process, a user's for that user's alone.
@@ -43,20 +43,20 @@ def claims(roots: Roots) -> tuple[Claim, ...]:
     )
 
 
-def _others(folders: Mapping[int, Path], roots: Roots) -> Iterator[Claim]:
+def _others(folders: Mapping[int, Path], roots: Roots) -> Iterator[VmClaim]:
     questions = [partial(_encoded, roots.run, folder, uid) for uid, folder in folders.items()]
     answers = ask(questions, each=EACH, overall=OVERALL) if questions else ()
     for (uid, folder), answer in zip(folders.items(), answers, strict=True):
         if not isinstance(answer, Unanswered):
             for name, pid in msgspec.msgpack.decode(answer, type=tuple[tuple[str, int], ...]):
-                yield Claim("libvirt", name, pid, folder / f"{name}.pid", owner=uid)
+                yield VmClaim("libvirt", name, pid, folder / f"{name}.pid", owner=uid)
 
 
 def _encoded(run: Path, folder: Path, uid: int) -> bytes:
     return msgspec.msgpack.encode([(claim.name, claim.pid) for claim in _claims(run, folder, uid)])
 
 
-def _claims(run: Path, path: Path, owner: int | None = None) -> tuple[Claim, ...]:
+def _claims(run: Path, path: Path, owner: int | None = None) -> tuple[VmClaim, ...]:
     """Return what the files of one folder claim; `owner` is whose it must be."""
     with opened(run, path) as folder:
         if folder is None or owner not in (None, folder.owner):
@@ -76,11 +76,11 @@ def _small(folder: Folder, name: str, most: int) -> bytes:
         return b""
 
 
-def _claim(folder: Folder, name: str, pid: int | None) -> Claim | None:
-    return None if pid is None else Claim("libvirt", name, pid, folder.path / f"{name}.pid", owner=folder.owner)
+def _claim(folder: Folder, name: str, pid: int | None) -> VmClaim | None:
+    return None if pid is None else VmClaim("libvirt", name, pid, folder.path / f"{name}.pid", owner=folder.owner)
 
 
-def answers_to(claim: Claim, word: str) -> bool:
+def answers_to(claim: VmClaim, word: str) -> bool:
     """Return whether a domain is meant by its name, its id or its uuid."""
     if claim.name == word:
         return True
@@ -94,14 +94,14 @@ def _bare(uuid: str) -> str:
     return uuid.replace("-", "").lower()
 
 
-def status_of(claim: Claim) -> Status | None:
+def status_of(claim: VmClaim) -> Status | None:
     """Return what a domain's status file says, None when there is none, or none that can be trusted."""
     return (
         claim.inside.status if claim.inside else read_status(claim.pidfile.with_name(f"{claim.name}.xml"), claim.owner)
     )
 
 
-def domain_of(claim: Claim, roots: Roots) -> Domain:
+def domain_of(claim: VmClaim, roots: Roots) -> Domain:
     """Return how virsh is told of a domain from here.
 
     virsh takes `3` for an id before it takes it for a name; a uuid means one domain alone.
@@ -160,7 +160,7 @@ def parse_status(raw: bytes) -> Status | None:
     )
 
 
-def is_alive(claim: Claim, arguments: Sequence[str]) -> bool:
+def is_alive(claim: VmClaim, arguments: Sequence[str]) -> bool:
     """Return whether the process was started as that domain: libvirt gives it `-name guest=NAME` and `-uuid`.
 
     Where its status file tells another name, uuid or process than these, nothing of it is believed.
@@ -175,7 +175,7 @@ def is_alive(claim: Claim, arguments: Sequence[str]) -> bool:
     return same_pid and status.name == claim.name and _bare(status.uuid) == _bare(last(given, "uuid"))
 
 
-def is_its_monitor(claim: Claim, path: str) -> bool:
+def is_its_monitor(claim: VmClaim, path: str) -> bool:
     """Return whether a listening socket is the monitor that the domain's status file tells of."""
     status = status_of(claim)
     return status is not None and bool(status.monitor) and status.monitor == path

@@ -67,7 +67,7 @@ class Inside:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class VmClaim:
     """One manager says: this process is my VM; to be believed only once it is verified.
 
     `name` is the manager's own name for it (a VMID, a domain's name). `inside` a container, `pidfile` is told from the
@@ -90,7 +90,7 @@ def pid_of(line: bytes) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ManagerTask:
     """What a manager was told to do with a VM: when that began (seconds since 1970), and how it ended, empty before.
 
     `log` is the path of its own log.
@@ -103,7 +103,7 @@ class Task:
     log: str
 
 
-def is_same_name(claim: Claim, word: str) -> bool:
+def is_same_name(claim: VmClaim, word: str) -> bool:
     """Return whether a VM is meant by its manager's name for it."""
     return claim.name == word
 
@@ -120,11 +120,11 @@ class Platform:
 
     manager: Manager
     form: str = ""
-    claims: Callable[[Sequence[int], Roots], tuple[Claim, ...]] = lambda _pids, _roots: ()
-    answers_to: Callable[[Claim, str], bool] = is_same_name
-    is_alive: Callable[[Claim, Sequence[str]], bool] = lambda _claim, _arguments: False
-    is_its_monitor: Callable[[Claim, str], bool] = lambda _claim, _path: False
-    domain_of: Callable[[Claim, Roots], Domain | None] = lambda _claim, _roots: None
+    claims: Callable[[Sequence[int], Roots], tuple[VmClaim, ...]] = lambda _pids, _roots: ()
+    answers_to: Callable[[VmClaim, str], bool] = is_same_name
+    is_alive: Callable[[VmClaim, Sequence[str]], bool] = lambda _claim, _arguments: False
+    is_its_monitor: Callable[[VmClaim, str], bool] = lambda _claim, _path: False
+    domain_of: Callable[[VmClaim, Roots], Domain | None] = lambda _claim, _roots: None
 
     # Paths; `tasks` raises OSError where `task_lists` cannot be read.
     configuration: Callable[[str], tuple[str, ...]] = lambda _name: ()
@@ -132,7 +132,7 @@ class Platform:
     load: Callable[[str], tuple[str, ...]] = lambda _name: ()
     locks: Callable[[str], tuple[str, ...]] = lambda _name: ()
     task_lists: str = ""
-    tasks: Callable[[str], tuple[Task, ...]] = lambda _name: ()
+    tasks: Callable[[str], tuple[ManagerTask, ...]] = lambda _name: ()
 
     # Commands, empty where there is none, and how they are called in a sentence. `why_no_start` tells why none starts
     # the VM. `daemon` is whom the command that ends a VM asks.

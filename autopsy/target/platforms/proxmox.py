@@ -12,13 +12,13 @@ from autopsy.bundle.manifest import TargetRecord
 from autopsy.files.plain import NotPlain
 from autopsy.target.command_line import last, options
 from autopsy.target.platforms.owned import Folder, NotOwned, is_trusted, opened
-from autopsy.target.platforms.platform import MOST_PIDFILE, Claim, Platform, Roots, Task, pid_of
+from autopsy.target.platforms.platform import MOST_PIDFILE, ManagerTask, Platform, Roots, VmClaim, pid_of
 
 # PVE::QemuServer::Helpers::parse_cmdline: `kvm`, or `qemu-` and anything, with or without a folder before it.
 PROGRAM = re.compile(r".*kvm|(?:.*/)?qemu-[^/]+")
 
 
-def claims(roots: Roots) -> tuple[Claim, ...]:
+def claims(roots: Roots) -> tuple[VmClaim, ...]:
     """Return what every pidfile claims, dead ones included; only root's word counts."""
     with opened(roots.run, roots.proxmox) as folder:
         if folder is None or not is_trusted(folder.owner):
@@ -27,15 +27,15 @@ def claims(roots: Roots) -> tuple[Claim, ...]:
         return tuple(claim for vmid in vmids if (claim := _claim(folder, vmid)) is not None)
 
 
-def _claim(folder: Folder, vmid: str) -> Claim | None:
+def _claim(folder: Folder, vmid: str) -> VmClaim | None:
     try:
         pid = pid_of(folder.read(f"{vmid}.pid", MOST_PIDFILE))
     except (OSError, NotPlain, NotOwned):
         return None
-    return None if pid is None else Claim("proxmox", vmid, pid, folder.path / f"{vmid}.pid")
+    return None if pid is None else VmClaim("proxmox", vmid, pid, folder.path / f"{vmid}.pid")
 
 
-def is_alive(claim: Claim, arguments: Sequence[str]) -> bool:
+def is_alive(claim: VmClaim, arguments: Sequence[str]) -> bool:
     """Return whether Proxmox VE itself takes the process for that VM: the program's name, then its -pidfile."""
     if not arguments or not PROGRAM.fullmatch(arguments[0]):
         return False
@@ -54,7 +54,7 @@ def _plain(path: str) -> str:
     return path.removeprefix("/var") if path.startswith("/var/run/") else path
 
 
-def is_its_monitor(claim: Claim, path: str) -> bool:
+def is_its_monitor(claim: VmClaim, path: str) -> bool:
     """Return whether a listening socket is the QMP monitor that Proxmox VE gives this VM."""
     return same_place(path, claim.pidfile.with_suffix(".qmp"))
 
@@ -72,20 +72,20 @@ QUIT_SECONDS = 60  # from qmeventd's `quit` to its SIGKILL
 QUITS = frozenset({"qmstop", "qmshutdown", "qmreboot"})
 
 
-def recent(vmid: str, folder: Path = TASKS) -> tuple[Task, ...]:
+def recent(vmid: str, folder: Path = TASKS) -> tuple[ManagerTask, ...]:
     """Return the newest tasks of one VM, the newest first; reads two files of the local disk.
 
     Raises:
         OSError: there are no such lists, or none that can be read.
     """
-    found: dict[str, Task] = {}
+    found: dict[str, ManagerTask] = {}
     for name in LISTS:
         for task in _of(vmid, folder, _end_of(folder / name)):
             found.setdefault(task.log, task)
     return tuple(sorted(found.values(), key=lambda task: -task.began)[:MOST_TOLD])
 
 
-def _of(vmid: str, folder: Path, lines: str) -> Iterator[Task]:
+def _of(vmid: str, folder: Path, lines: str) -> Iterator[ManagerTask]:
     for line in lines.splitlines():
         head, _, rest = line.partition(" ")
         upid = UPID.fullmatch(head)
@@ -93,7 +93,7 @@ def _of(vmid: str, folder: Path, lines: str) -> Iterator[Task]:
             # `active` has a 1 for "saved" before time and status, `index` only these two
             words = rest.split(maxsplit=2)
             log = folder / upid[4][-1] / upid[0]  # in one of sixteen folders, by the last digit of its start
-            yield Task(upid[5], int(upid[4], 16), upid[7], words[-1] if len(words) > 1 else "", str(log))
+            yield ManagerTask(upid[5], int(upid[4], 16), upid[7], words[-1] if len(words) > 1 else "", str(log))
 
 
 def _end_of(path: Path) -> str:
@@ -143,7 +143,7 @@ def _locks(name: str) -> tuple[str, ...]:
     return (f"/var/lock/qemu-server/lock-{name}.conf",) if _is_vmid(name) else ()
 
 
-def _tasks(name: str) -> tuple[Task, ...]:
+def _tasks(name: str) -> tuple[ManagerTask, ...]:
     return recent(name) if _is_vmid(name) else ()
 
 

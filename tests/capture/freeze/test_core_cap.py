@@ -11,13 +11,13 @@ import pytest
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import FreezeRecord, LeftOut, Region
-from autopsy.capture.freeze import core_cap, exposure
+from autopsy.capture.freeze import core_cap, snapshot
 from autopsy.capture.freeze.choose_pages import choose
 from autopsy.capture.freeze.core_cap import Wanted, Worth, within, worth
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines import find as coroutines
-from autopsy.facts.limits import gather
+from autopsy.facts.limits import gather_limits
 from autopsy.linux.mappings import PAGE, Mapping
 from support import lab
 from support.freezing import Taken, take
@@ -70,7 +70,7 @@ def symbols_of(taken: Taken, place: Path) -> Symbols:
 
 
 def parked(taken: Taken, place: Path) -> int:
-    found = coroutines.find(taken.core, symbols_of(taken, place))
+    found = coroutines.find_coroutines(taken.core, symbols_of(taken, place))
     return sum(each.coroutine.state == "parked" for each in found) - 1  # the monitor's own
 
 
@@ -85,7 +85,7 @@ def test_every_parked_request_is_in_a_core_that_has_no_room_for_their_data(
                 vm.qemu_io("disk0", f"aio_write {number * 64}k 64k")
             whole = take(vm.pid, tmp_path / "whole")
             heap = sum(each.end - each.start for each in whole.core.extents)
-            monkeypatch.setattr(exposure, "choose", partial(choose, cap=heap - REQUESTS * (60 << 10)))
+            monkeypatch.setattr(snapshot, "choose", partial(choose, cap=heap - REQUESTS * (60 << 10)))
             cut = take(vm.pid, tmp_path / "cut")
             monkeypatch.setattr(core_cap, "_reached", lambda *_: set[int]())
             blind = take(vm.pid, tmp_path / "blind")
@@ -93,7 +93,7 @@ def test_every_parked_request_is_in_a_core_that_has_no_room_for_their_data(
             assert parked(blind, tmp_path) < REQUESTS - 1  # as it was when the largest mapping was cut by its end
             monkeypatch.setattr(coroutines, "MOST_COROUTINES", 10)
             limits: list[LeftOut] = []
-            assert len(coroutines.find(whole.core, symbols_of(whole, tmp_path), limits)) == 10
+            assert len(coroutines.find_coroutines(whole.core, symbols_of(whole, tmp_path), limits)) == 10
             assert [each.requests for each in limits] == [True]
     assert not whole.record.beyond_cap
     assert "[heap]" in [each.path for each in cut.record.beyond_cap]
@@ -129,9 +129,9 @@ def test_a_core_that_lacks_coroutines_says_that_more_requests_may_wait() -> None
         beyond_cap=(region,),
         coroutine_stacks=3,
     )
-    (told,) = gather(Stored(record))  # type: ignore[arg-type]  # it needs no more of a bundle than this
+    (told,) = gather_limits(Stored(record))  # type: ignore[arg-type]  # it needs no more of a bundle than this
     assert told.requests
     assert told.why == "of 3 coroutines' stacks 3 are of none that was found; [heap]: 2 KiB of what lies from here on"
-    (complete,) = gather(Stored(msgspec.structs.replace(record, coroutine_stacks=0)))  # type: ignore[arg-type]  # likewise
+    (complete,) = gather_limits(Stored(msgspec.structs.replace(record, coroutine_stacks=0)))  # type: ignore[arg-type]  # likewise
     assert not complete.requests
-    assert gather(Stored(msgspec.structs.replace(record, beyond_cap=()))) == ()  # type: ignore[arg-type]  # likewise
+    assert gather_limits(Stored(msgspec.structs.replace(record, beyond_cap=()))) == ()  # type: ignore[arg-type]  # likewise

@@ -40,7 +40,7 @@ def chunk(page: int, text: bytes, count: int = 1) -> Chunk:
 
 
 def notes(*tids: int, files: tuple[Mapping, ...] = ()) -> core_writer.Notes:
-    threads = tuple(core_writer.Thread(tid, struct.pack("<27Q", *range(tid, tid + 27))) for tid in tids)
+    threads = tuple(core_writer.ThreadRegisters(tid, struct.pack("<27Q", *range(tid, tid + 27))) for tid in tids)
     return core_writer.Notes(
         tids[0], b"qemu-system-x86", b"qemu -m 1", struct.pack("<4Q", 6, PAGE, 0, 0), threads, files
     )

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from autopsy.capture.freeze import exposure
+from autopsy.capture.freeze import snapshot
 from autopsy.capture.freeze import step as freeze
 from autopsy.capture.freeze import tracer as cut
 from autopsy.capture.step import Collected, Failed
 from autopsy.drill.machine import Machine
-from autopsy.linux.mappings import Process
+from autopsy.linux.mappings import MappedProcess
 from autopsy.target.guest_ram import guest_ram
 from support import lab, looking
 from support.freezing import FAST, frames, gdb, mappings, quiet_vm, statuses, take, untouched, victim
@@ -120,8 +120,8 @@ def test_a_thread_that_falls_asleep_once_it_is_seized_is_let_go(
 def test_a_thread_that_waits_for_the_map_is_a_reason_not_to_stop(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = exposure.tasks
-    monkeypatch.setattr(exposure, "_waits_for_the_map", lambda _, tid: tid == machine.pid)
+    plain = snapshot.tasks
+    monkeypatch.setattr(snapshot, "_waits_for_the_map", lambda _, tid: tid == machine.pid)
     monkeypatch.setattr(freeze, "tasks", lambda *at: tuple(dataclasses.replace(each, state="D") for each in plain(*at)))
     taken = take(machine.pid, tmp_path)
     assert taken.record.stops == ()
@@ -142,8 +142,8 @@ def test_a_thread_that_waits_for_the_map_is_a_reason_not_to_stop(
 )
 def test_a_wait_for_an_inode_is_no_wait_for_the_map(stack: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = "".join(f"[<0>] {function}+0x1/0x2\n" for function in stack.split())
-    monkeypatch.setattr(exposure, "_read", lambda _: lines.encode())
-    assert exposure._waits_for_the_map("/proc/1", 1) is (answer == "waits")
+    monkeypatch.setattr(snapshot, "_read", lambda _: lines.encode())
+    assert snapshot._waits_for_the_map("/proc/1", 1) is (answer == "waits")
 
 
 def test_a_stopped_vm_stays_stopped_and_goes_on_when_it_is_continued(machine: Machine, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_tracer_killed_at_any_moment_leaves_nothing_behind(machine: Machine) -
         memory = os.open(f"/proc/{machine.pid}/mem", os.O_RDONLY)
         pagemap = os.open(f"/proc/{machine.pid}/pagemap", os.O_RDONLY)
         while True:
-            cut.hold(Process(machine.pid, memory, pagemap, f"/proc/{machine.pid}"), stacks, 0.05)
+            cut.hold(MappedProcess(machine.pid, memory, pagemap, f"/proc/{machine.pid}"), stacks, 0.05)
 
     for number in range(60):
         holder = os.fork()

@@ -20,7 +20,7 @@ from autopsy.drill.machine import Machine
 from autopsy.linux.child import in_child
 from autopsy.linux.tasks import walk
 from autopsy.linux.tasks.btf import OddTypes, Types
-from autopsy.linux.tasks.walk import NoWalk, Seen, Walker
+from autopsy.linux.tasks.walk import NoWalk, WalkedThread, Walker
 from support import lab
 from support.freezing import FAST, frames, gdb, quiet_vm, statuses, take, untouched, victim
 
@@ -170,8 +170,8 @@ def test_damaged_type_information_is_odd_and_no_crash() -> None:
         Types(struct.pack("<HBBIIIII", *header[:5], header[5] - 4, *header[6:]) + whole[24 : 24 + header[5] - 4])
 
 
-def seen(*, on_cpu: bool = False, switches: int = 5, registers: bytes = b"r", in_ioctl: bool = False) -> Seen:
-    return Seen(tid=1, on_cpu=on_cpu, switches=switches, registers=registers, in_ioctl=in_ioctl)
+def seen(*, on_cpu: bool = False, switches: int = 5, registers: bytes = b"r", in_ioctl: bool = False) -> WalkedThread:
+    return WalkedThread(tid=1, on_cpu=on_cpu, switches=switches, registers=registers, in_ioctl=in_ioctl)
 
 
 def test_who_ran_in_between_or_may_have_is_not_proven_to_have_stood_still() -> None:

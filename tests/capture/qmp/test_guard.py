@@ -16,7 +16,7 @@ from autopsy.bundle.sections import Section
 from autopsy.capture.freeze import step as freeze
 from autopsy.capture.proc import witness
 from autopsy.capture.qmp import guard
-from autopsy.capture.qmp.guard import Permit, Refusal, Witnessed
+from autopsy.capture.qmp.guard import Permit, Unanswerable, Witnessed
 from autopsy.capture.step import Collected, Skipped, TimedOut
 from support import fake_qmp, lab, looking
 from support.asking import DISKS, a_monitor, capture_of, capture_of_qemu
@@ -55,7 +55,7 @@ def seen(*threads: list[Section], waits: tuple[FutexWait, ...] = ()) -> Witnesse
 
 def refused(witnessed: Witnessed, now: GuardLook = SEEN_AT_REST) -> str:
     verdict = guard.may_ask(witnessed, now)
-    assert isinstance(verdict, Refusal)
+    assert isinstance(verdict, Unanswerable)
     return "; ".join(verdict.reasons)
 
 
@@ -126,7 +126,7 @@ def test_what_has_moved_since_was_not_stuck() -> None:
         thread(7, "IO io0"),
         waits=(wait(6, MAIN, BQL), wait(7, 7)),
     )
-    assert isinstance(guard.may_ask(busy, SEEN_AT_REST), Refusal)
+    assert isinstance(guard.may_ask(busy, SEEN_AT_REST), Unanswerable)
     assert guard.may_ask(busy, GuardLook(moved=(5, 6, 7), main=(AT_REST,))) == Permit()
 
 
@@ -169,8 +169,8 @@ def test_any_evidence_gives_a_verdict(tasks: bytes, waits: list[tuple[int, int, 
     futexes = msgspec.json.encode([wait(tid, owner, address) for tid, owner, address in waits])
     for found in (tasks, threads, threads + tasks):
         verdict = guard.may_ask(guard.witnessed(MAIN, found, futexes), SEEN_AT_REST)
-        assert isinstance(verdict, Permit | Refusal)
-        assert not isinstance(verdict, Refusal) or all(each.isprintable() for each in verdict.reasons)
+        assert isinstance(verdict, Permit | Unanswerable)
+        assert not isinstance(verdict, Unanswerable) or all(each.isprintable() for each in verdict.reasons)
 
 
 def test_names_that_a_guest_has_chosen_are_safe_to_print() -> None:
@@ -185,7 +185,7 @@ def test_names_that_a_guest_has_chosen_are_safe_to_print() -> None:
 def test_a_real_idle_vm_may_be_asked(build: lab.Build, short: Path) -> None:
     with capture_of_qemu(short, build, *DISKS) as (capture, _):
         capture.witness()
-        assert guard.look(capture.scene(layout.QUERY_BLOCK)) == Permit()
+        assert guard.judge_monitor(capture.scene(layout.QUERY_BLOCK)) == Permit()
 
 
 @pytest.mark.live
@@ -193,10 +193,10 @@ def test_a_stopped_vm_is_refused_and_once_it_runs_again_it_is_not(short: Path) -
     with capture_of_qemu(short, "7.2") as (capture, machine):
         with lab.stopped(machine):
             capture.witness()
-            verdict = guard.look(capture.scene(layout.QUERY_BLOCK))
-            assert isinstance(verdict, Refusal)
+            verdict = guard.judge_monitor(capture.scene(layout.QUERY_BLOCK))
+            assert isinstance(verdict, Unanswerable)
             assert "is stopped or traced" in verdict.reasons[0]
-        assert guard.look(capture.scene(layout.QUERY_BLOCK)) == Permit()
+        assert guard.judge_monitor(capture.scene(layout.QUERY_BLOCK)) == Permit()
 
 
 SELF_DEADLOCK = """
@@ -217,12 +217,12 @@ def test_a_deadlock_is_still_one_after_the_freeze_has_woken_it_for_an_instant(tm
     with looking.python(SELF_DEADLOCK) as pid:
         lab.until("it locked twice", lambda: len(lab.self_deadlocked(pid)) == 1)
         with looking.scene(pid, tmp_path) as at:
-            witness.look(at)
+            witness.witness_threads(at)
         with looking.scene(pid, tmp_path, "freeze") as at:
             assert isinstance(freeze.expose(at), Collected)
         with looking.scene(pid, tmp_path, "qmp.query-block") as at:
-            verdict = guard.look(at)
-        assert isinstance(verdict, Refusal)
+            verdict = guard.judge_monitor(at)
+        assert isinstance(verdict, Unanswerable)
         assert "waits for a mutex that it owns itself" in " ".join(verdict.reasons)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autopsy.bundle import layout
-from autopsy.bundle.manifest import Monitor
+from autopsy.bundle.manifest import MonitorSocket
 from autopsy.capture.qmp import commands
 from autopsy.capture.step import Collected, Failed, Skipped, TimedOut
 from autopsy.linux.child import in_child
@@ -32,8 +32,8 @@ def test_a_vm_without_a_monitor_is_skipped(short: Path) -> None:
 
 def test_other_monitors_are_told_and_left_alone(short: Path) -> None:
     monitors = (
-        Monitor(protocol="hmp", transport="stdio", address="stdio"),
-        Monitor(protocol="qmp", transport="tcp", address="localhost:4444"),
+        MonitorSocket(protocol="hmp", transport="stdio", address="stdio"),
+        MonitorSocket(protocol="qmp", transport="tcp", address="localhost:4444"),
         a_monitor(short / "gone", reachable=False),
     )
     with capture_of(short, os.getpid(), *monitors) as capture:
@@ -292,7 +292,7 @@ def test_a_path_too_long_for_a_socket_address_is_reached_all_the_same(short: Pat
     here = os.open(deep, os.O_PATH)
     try:
         with fake_qmp.server(Path(f"/proc/self/fd/{here}/fake"), fake_qmp.polite({})):
-            monitor = Monitor(
+            monitor = MonitorSocket(
                 protocol="qmp",
                 transport="unix",
                 address=f"/proc/self/fd/{here}/fake",

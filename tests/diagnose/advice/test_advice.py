@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from autopsy.bundle import layout, sections
-from autopsy.bundle.manifest import Domain, Monitor
+from autopsy.bundle.manifest import Domain, MonitorSocket
 from autopsy.diagnose.advice import disks, slots
 from autopsy.diagnose.advice.advise import SLOT, advise, filled, templates
 from autopsy.diagnose.advice.managers import Hand
@@ -21,7 +21,7 @@ from autopsy.diagnose.diagnosis import Advice
 from autopsy.diagnose.verdict import UNKNOWN, diagnose
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Facts
 from autopsy.facts.subjects import Subject
 from autopsy.resources import texts
@@ -47,9 +47,9 @@ def facts_of(manager: str, name: str = "shop-db", monitor: str = "/run/vm/qmp") 
         name="102" if manager == "proxmox" else name,
         manager=manager.partition(" ")[0],
         domain=domain,
-        monitors=(Monitor(protocol="qmp", transport="unix", address=monitor, reachable=monitor),),
+        monitors=(MonitorSocket(protocol="qmp", transport="unix", address=monitor, reachable=monitor),),
     )
-    return gather(e.Fake(msgspec.structs.replace(bundle.manifest, target=target), bundle.files))
+    return gather_facts(e.Fake(msgspec.structs.replace(bundle.manifest, target=target), bundle.files))
 
 
 def objects_named(word: str) -> tuple[Subject, ...]:
@@ -154,7 +154,7 @@ def configured(manager: str, files: dict[str, bytes]) -> Facts:
     target = msgspec.structs.replace(bundle.manifest.target, name=name, manager=manager, domain=domain)
     rendered = sections.render(sections.Section(name, data) for name, data in files.items())
     stored = {**bundle.files, layout.evidence(layout.HOST, layout.VM_CONFIG): rendered}
-    return gather(e.Fake(msgspec.structs.replace(bundle.manifest, target=target), stored))
+    return gather_facts(e.Fake(msgspec.structs.replace(bundle.manifest, target=target), stored))
 
 
 def lifting(facts: Facts) -> str:

@@ -7,7 +7,7 @@ import pytest
 from autopsy.bundle import records
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import evidence as e
 
 SAVES = ("bdrv_flush", "bdrv_all_create_snapshot", "save_snapshot", "hmp_savevm")
@@ -25,7 +25,7 @@ def met_inside(under: tuple[str, ...], *, answers: bool) -> Diagnosis:
     else:
         case.asked("(greeting)", {}, outcome="greeted")
         case.asked("qmp_capabilities", None, outcome="no answer")
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 @pytest.mark.parametrize("under", [SAVES, DRAINS])

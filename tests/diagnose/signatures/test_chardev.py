@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.bundle import records
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import evidence as e
 
 VCPU = e.PID + 2
@@ -26,7 +26,7 @@ def writing(state: str, syscall: str, *stack: str) -> Diagnosis:
     case.descriptors[9] = "/mnt/vm/console"
     case.asked("(greeting)", {}, outcome="greeted")
     case.asked("qmp_capabilities", None, outcome="no answer")
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 def test_a_console_in_a_file_on_a_frozen_file_system_has_no_reader_to_blame() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import cases
 from support.built import evidence as e
 
@@ -25,7 +25,7 @@ def crashed(*stack: str, moves: int = 0) -> e.Case:
 
 
 def test_a_core_that_goes_into_a_frozen_file_system_is_a_crash_and_says_why_it_does_not_end() -> None:
-    found = diagnose(gather(crashed(*INTO_FROZEN).bundle()))
+    found = diagnose(gather_facts(crashed(*INTO_FROZEN).bundle()))
     assert (found.where, found.signature, found.confidence) == ("process", "core-dumping", "proven")
     assert "does not go on: it waits for a frozen file system" in found.headline
     assert ("host-fs-frozen", "core-dumping") in {(each.signature, each.because_of) for each in found.secondary}
@@ -34,10 +34,10 @@ def test_a_core_that_goes_into_a_frozen_file_system_is_a_crash_and_says_why_it_d
 
 @pytest.mark.parametrize("place", ["vfs_coredump", "do_coredump"])  # since Linux 6.17, and before
 def test_a_core_that_is_being_written_is_a_crash_too_and_goes_on(place: str) -> None:
-    found = diagnose(gather(crashed("io_schedule", "__dump_emit", place, "get_signal", moves=1).bundle()))
+    found = diagnose(gather_facts(crashed("io_schedule", "__dump_emit", place, "get_signal", moves=1).bundle()))
     assert found.signature == "core-dumping"
     assert "does not go on" not in found.headline
 
 
 def test_a_frozen_file_system_alone_is_no_crash() -> None:
-    assert diagnose(gather(cases.frozen_threads().bundle())).signature == "host-fs-frozen"
+    assert diagnose(gather_facts(cases.frozen_threads().bundle())).signature == "host-fs-frozen"

@@ -6,7 +6,7 @@ import pytest
 
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import evidence as e
 
 STRACE = 777
@@ -24,7 +24,7 @@ def traced(*, switches: int, later: str, two: bool = True) -> Diagnosis:
     main.state, main.stack, main.switches = "t", ("ptrace_stop", "ptrace_notify"), switches
     main.cpu_ns = switches * 1_000_000
     main.later = {"state": later, "tracer": STRACE}
-    return diagnose(gather(case.bundle()))
+    return diagnose(gather_facts(case.bundle()))
 
 
 @pytest.mark.parametrize("later", ["S", "t"])  # strace may well have it again
@@ -50,6 +50,6 @@ def test_a_vm_that_was_stopped_and_runs_again_is_told_as_that(later: str, sure: 
     case.disks(e.disk("d0"))
     for task in case.tasks:
         task.state, task.later = "T", {"state": later}
-    found = diagnose(gather(case.bundle()))
+    found = diagnose(gather_facts(case.bundle()))
     assert (found.signature, found.confidence) == ("process-stopped", sure)
     assert says in found.headline

@@ -8,7 +8,7 @@ from autopsy.bundle import records
 from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.diagnosis import WaitGraph
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.report.draw.wait_graph import draw_waits
 from support import stored
 from support.built import cases
@@ -38,7 +38,7 @@ def ends(graph: WaitGraph) -> list[str]:
 )
 def test_a_stored_case_has_one_end_and_it_is_what_the_verdict_blames(name: str, end: str) -> None:
     (case,) = (each for each in stored.CASES if each.home.name == name)
-    found = diagnose(gather(open_bundle(case.bundle)))
+    found = diagnose(gather_facts(open_bundle(case.bundle)))
     assert ends(found.waits) == [end]
     assert any(end in each for each in found.objects)
 
@@ -47,7 +47,7 @@ def test_a_thousand_requests_and_the_drain_that_waits_for_them_are_a_handful_of_
     case = cases.nbd()
     case.parked(e.NBD, 1000)
     case.main_loop = records.MainLoop(tid=e.PID, state="nested poll", under="bdrv_drain_all_begin")
-    graph = diagnose(gather(case.bundle())).waits
+    graph = diagnose(gather_facts(case.bundle())).waits
     assert len(graph.nodes) < 12
     assert way(graph, f"thread {e.PID}")[-1] == "peer qemu-nbd 900"
     drawn = draw_waits(graph)

@@ -10,7 +10,7 @@ from autopsy.diagnose.waits import frames
 from autopsy.diagnose.waits.graph import build
 from autopsy.diagnose.waits.wait import Certainty, How
 from autopsy.facts import subjects
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from tests.support.built import pastes
 from tests.support.built.imported import facts_of
 from tests.support.built.pastes import DISPATCH, LOCK, LOCK_BQL, MAIN, MMIO, POLL, STARTED
@@ -83,4 +83,6 @@ def test_a_capture_has_no_edge_by_frames_alone() -> None:
     for name in ("throttle-timer-7.2", "lock-cycle-debug"):
         bundle = FIXTURES / name / "bundle"
         if bundle.is_dir():
-            assert not any(each.certainty is Certainty.CONSISTENT for each in build(gather(open_bundle(bundle))).waits)
+            assert not any(
+                each.certainty is Certainty.CONSISTENT for each in build(gather_facts(open_bundle(bundle))).waits
+            )

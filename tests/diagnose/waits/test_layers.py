@@ -8,7 +8,7 @@ from autopsy.bundle.sections import Section
 from autopsy.diagnose.verdict import diagnose
 from autopsy.diagnose.waits import graph
 from autopsy.facts import subjects
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import evidence as e
 from support.built import families as cases
 
@@ -29,7 +29,7 @@ def stacked(*, state: str = "T (stopped)", layer: bytes = LAYER) -> e.Fake:
 
 
 def test_the_end_is_the_daemon_and_the_local_disk_only_waits_for_it() -> None:
-    facts = gather(stacked())
+    facts = gather_facts(stacked())
     assert list(graph.build(facts).ends().sinks) == [subjects.Peer(900)]
     found = diagnose(facts)
     assert (found.where, found.signature) == ("peer", "storage-below-silent")
@@ -40,14 +40,14 @@ def test_the_end_is_the_daemon_and_the_local_disk_only_waits_for_it() -> None:
 
 
 def test_a_daemon_that_runs_and_is_asked_nothing_is_not_blamed() -> None:
-    assert diagnose(gather(stacked(state="S (sleeping)"))).signature == "host-block-wait"
+    assert diagnose(gather_facts(stacked(state="S (sleeping)"))).signature == "host-block-wait"
 
 
 @pytest.mark.parametrize("layer", [b"", b"{}", b"[1]", b"\xff", LAYER.replace(b"40 1 0:40", b"nonsense")])
 def test_a_layer_that_cannot_be_read_is_none(layer: bytes) -> None:
-    assert diagnose(gather(stacked(layer=layer))).signature == "host-block-wait"
+    assert diagnose(gather_facts(stacked(layer=layer))).signature == "host-block-wait"
 
 
 def test_layers_that_lie_in_each_other_come_to_an_end() -> None:
     ring = LAYER.replace(b"40 1 0:40 / /srv/f rw - fuse.sshfs s rw", b"31 30 7:0 / /mnt/vm rw - ext4 /dev/loop0 rw")
-    assert diagnose(gather(stacked(layer=ring))).signature == "host-block-wait"
+    assert diagnose(gather_facts(stacked(layer=ring))).signature == "host-block-wait"

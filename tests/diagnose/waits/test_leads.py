@@ -14,7 +14,7 @@ from autopsy.diagnose.waits.graph import Graph, build
 from autopsy.diagnose.waits.leads import NOWHERE, leads
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support import stored
 from support.built import cases
 from support.built import evidence as e
@@ -63,7 +63,7 @@ def test_on_a_stored_case_it_is_the_graph_that_says_what_waits_for_what(
     name: str, effect: str, cause: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (case,) = (each for each in stored.CASES if each.home.name == name)
-    facts = gather(open_bundle(case.bundle))
+    facts = gather_facts(open_bundle(case.bundle))
     because = {each.signature: each.because_of for each in diagnose(facts).secondary}
     assert because[effect] == cause
     monkeypatch.setattr(verdict, "leads", lambda _: NOWHERE)
@@ -76,7 +76,7 @@ def test_on_a_stored_case_it_is_the_graph_that_says_what_waits_for_what(
 def test_an_end_that_no_signature_names_is_told_with_its_kind_and_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     case = cases.nbd()
     case.main_loop = records.MainLoop(tid=e.PID, state="nested poll", under="bdrv_drain_all_begin")
-    facts = gather(case.bundle())
+    facts = gather_facts(case.bundle())
     blind = tuple(
         OneSignature(each.id, each.where, each.title, lambda _: CannotTell("x")) for each in verdict.SIGNATURES
     )
@@ -88,4 +88,4 @@ def test_an_end_that_no_signature_names_is_told_with_its_kind_and_who_waits(monk
 
 
 def test_where_nobody_waits_no_end_is_told() -> None:
-    assert build(gather(cases.healthy_idle().bundle())).ends().sinks == {}
+    assert build(gather_facts(cases.healthy_idle().bundle())).ends().sinks == {}

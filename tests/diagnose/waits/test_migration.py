@@ -6,7 +6,7 @@ from autopsy.bundle import layout, records
 from autopsy.bundle.sections import Section
 from autopsy.cli.json_output import verdict as answer
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from support.built import evidence as e
 
 FAULT = ("handle_userfault", "do_anonymous_page", "handle_mm_fault", "exc_page_fault")
@@ -46,7 +46,7 @@ def postcopy(state: str) -> e.Case:
 
 
 def test_pages_that_do_not_come_and_their_silent_sender_are_one_cause() -> None:
-    found = diagnose(gather(postcopy("T (stopped)").bundle()))
+    found = diagnose(gather_facts(postcopy("T (stopped)").bundle()))
     assert found.signature == "migration-send-blocked"
     assert "qemu-system-x86 900" in found.objects
     assert [each.signature for each in answer(found).causes] == ["migration-send-blocked"]
@@ -65,12 +65,12 @@ def incoming(state: str) -> e.Case:
 
 
 def test_a_vm_that_waits_for_a_stopped_source_names_it() -> None:
-    found = diagnose(gather(incoming("T (stopped)").bundle()))
+    found = diagnose(gather_facts(incoming("T (stopped)").bundle()))
     assert (found.signature, found.confidence) == ("vm-inmigrate", "proven")
     assert found.headline.endswith("the other end of its connection, qemu-system-x86 900, is stopped")
     assert "qemu-system-x86 900" in found.objects
 
 
 def test_a_vm_whose_source_runs_only_waits() -> None:
-    found = diagnose(gather(incoming("S (sleeping)").bundle()))
+    found = diagnose(gather_facts(incoming("S (sleeping)").bundle()))
     assert (found.signature, found.objects) == ("vm-inmigrate", ("VM devvm",))

@@ -20,9 +20,9 @@ from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import MACHINE_X86_64, PAGE, Core
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines import compare, listing
-from autopsy.examine.coroutines.find import STACK_SIZE, demangle, find, mangle, switches_by_signal
+from autopsy.examine.coroutines.find import STACK_SIZE, demangle, find_coroutines, mangle, switches_by_signal
 from autopsy.examine.second_exposure import examine_again
-from support import exposure, lab
+from support import lab, snapshot
 from support.copies import copied
 
 REQUESTS = 12
@@ -45,7 +45,7 @@ def throttled(which: lab.Build | str, folder: Path, requests: int = REQUESTS) ->
         yield machine
 
 
-def parked(found: exposure.Exposed) -> list[Coroutine]:
+def parked(found: snapshot.Exposed) -> list[Coroutine]:
     """Return the parked coroutines that are requests: not the monitor's own."""
     everyone = found.record(layout.COROUTINES, list[Coroutine])
     return [each for each in everyone if each.state == "parked" and "monitor_qmp_dispatcher_co" not in functions(each)]
@@ -56,8 +56,8 @@ def functions(coroutine: Coroutine) -> list[str]:
 
 
 def test_requests_behind_a_throttle_are_exactly_the_parked_coroutines(build: lab.Build, short: Path) -> None:
-    with throttled(build, short) as machine, exposure.exposed(machine) as found:
-        run.examine(found.frozen)
+    with throttled(build, short) as machine, snapshot.exposed(machine) as found:
+        run.examine_core(found.frozen)
         requests = parked(found)
         assert len(requests) == REQUESTS
         for each in requests:
@@ -91,8 +91,8 @@ def test_requests_behind_a_throttle_filter_are_parked_coroutines(stock: lab.Buil
     with lab.qemu(stock, *arguments) as machine:
         for number in range(REQUESTS):
             machine.qemu_io(lab.of_device("vd0"), f"aio_write {number * 4}k 4k")
-        with exposure.exposed(machine) as found:
-            run.examine(found.frozen)
+        with snapshot.exposed(machine) as found:
+            run.examine_core(found.frozen)
             assert [INTERCEPT in functions(each) for each in parked(found)] == [True] * REQUESTS
 
 
@@ -107,8 +107,8 @@ def test_a_silent_nbd_server_keeps_a_coroutine_in_its_channel(build: lab.Build, 
         with lab.qemu(build, *arguments) as machine, lab.stopped(server.process):
             for number in range(4):
                 machine.qemu_io(lab.of_device("vd0"), f"aio_write {number * 4}k 4k")
-            with exposure.exposed(machine) as found:
-                run.examine(found.frozen)
+            with snapshot.exposed(machine) as found:
+                run.examine_core(found.frozen)
                 waiting = parked(found)
                 assert len(waiting) == 4
                 # One reads the reply's header for everyone; the others wait for it or for their turn.
@@ -118,18 +118,18 @@ def test_a_silent_nbd_server_keeps_a_coroutine_in_its_channel(build: lab.Build, 
 
 
 def test_what_has_not_moved_between_two_exposures_is_stuck(stock: lab.Build, short: Path) -> None:
-    with throttled(stock, short) as machine, exposure.exposed(machine, again=True) as found:
-        run.examine(found.frozen)
+    with throttled(stock, short) as machine, snapshot.exposed(machine, again=True) as found:
+        run.examine_core(found.frozen)
         assert [each.since_first for each in parked(found)] == ["stuck"] * REQUESTS
         examine_again(found.frozen)
         assert [each.since_first for each in parked(found)] == ["stuck"] * REQUESTS
 
 
 def test_a_request_that_came_between_two_exposures_is_new_and_unwound(stock: lab.Build, short: Path) -> None:
-    with throttled(stock, short, requests=0) as machine, exposure.exposed(machine) as before:
-        run.examine(before.frozen)
+    with throttled(stock, short, requests=0) as machine, snapshot.exposed(machine) as before:
+        run.examine_core(before.frozen)
         machine.qemu_io("d0", "aio_write 0 4k")
-        with exposure.exposed(machine) as after:
+        with snapshot.exposed(machine) as after:
             examine_again(replace(before.frozen, second_core=after.frozen.core))
             (request,) = parked(before)
             assert request.since_first == "new"
@@ -139,12 +139,12 @@ def test_a_request_that_came_between_two_exposures_is_new_and_unwound(stock: lab
 
 def test_requests_that_ended_between_two_exposures_are_gone(stock: lab.Build, short: Path) -> None:
     unlimited = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
-    with throttled(stock, short) as machine, exposure.exposed(machine) as before:
+    with throttled(stock, short) as machine, snapshot.exposed(machine) as before:
         machine.qmp("block_set_io_throttle", device="d0", **unlimited)
-        with exposure.exposed(machine) as after:
+        with snapshot.exposed(machine) as after:
             first, second = Core(before.frozen.core), Core(after.frozen.core)
             symbols = Symbols(first, before.frozen)
-            told = compare.compare(first, find(first, symbols), second, find(second, symbols))
+            told = compare.compare(first, find_coroutines(first, symbols), second, find_coroutines(second, symbols))
             fates = [each.coroutine.since_first for each in told.first if each.coroutine.state == "parked"]
             assert fates.count("gone") == REQUESTS
 
@@ -154,15 +154,15 @@ def test_another_machine_without_the_binary_finds_the_coroutines_and_with_it_the
 ) -> None:
     ours = copied(stock, short, monkeypatch)
     copy = ours.binary
-    with throttled(ours, short) as machine, exposure.exposed(machine, alive=False) as found:
+    with throttled(ours, short) as machine, snapshot.exposed(machine, alive=False) as found:
         away = copy.rename(short / "elsewhere")
-        run.examine(found.frozen)
+        run.examine_core(found.frozen)
         bare = [each for each in found.record(layout.COROUTINES, list[Coroutine]) if each.state == "parked"]
         assert len(bare) == REQUESTS + 1
         assert {len(each.frames) for each in bare} == {1}
         assert bare[0].frames[0].module == str(copy)
         given = replace(found.frozen, debug_files=(away,))
-        run.examine(given)
+        run.examine_core(given)
         assert [INTERCEPT in functions(each) for each in parked(found)] == [True] * REQUESTS
 
 
@@ -179,12 +179,12 @@ def elf_page() -> bytes:
 def process(coroutine: bytes, *, stack: bytes = b"") -> Core:
     """Return a core made by hand: a program, a heap that holds `coroutine`, one guarded stack with `stack` on top."""
     body = struct.pack("<QQ", 1, PAGE) + struct.pack("<QQQ", CODE, CODE + PAGE, 0) + b"/q\0"
-    notes = exposure.thread_note(1)
+    notes = snapshot.thread_note(1)
     for kind, data in ((0x46494C45, body), (6, struct.pack("<QQQQ", 25, RANDOM, 9, CODE))):
         notes += struct.pack("<III", 5, len(data), kind) + b"CORE\0\0\0\0" + data + b"\0" * (-len(data) % 4)
     top = STACK + STACK_SIZE
     return Core.of(
-        exposure.core_of(
+        snapshot.core_of(
             notes,
             (CODE, elf_page()),
             (HEAP, coroutine),
@@ -196,7 +196,7 @@ def process(coroutine: bytes, *, stack: bytes = b"") -> Core:
 
 def found_in(core: Core, place: Path) -> list[Coroutine]:
     frozen = Frozen(core=place, read=lambda _path: b"", write=lambda _file, _data: None, scratch=place)
-    return [saved.coroutine for saved in find(core, Symbols(core, frozen))]
+    return [saved.coroutine for saved in find_coroutines(core, Symbols(core, frozen))]
 
 
 def context(*, sp: int, pc: int = CODE + PAGE + 8, caller: int = 0, between: bytes = b"", scheduled: int = 0) -> bytes:
@@ -240,7 +240,7 @@ def test_another_request_on_the_same_stack_has_moved_and_another_neighbour_has_n
 def fate_of(place: Path, then: Core, now: Core) -> str:
     frozen = Frozen(core=place, read=lambda _path: b"", write=lambda _file, _data: None, scratch=place)
     symbols = Symbols(then, frozen)
-    (told,) = compare.compare(then, find(then, symbols), now, find(now, symbols)).first
+    (told,) = compare.compare(then, find_coroutines(then, symbols), now, find_coroutines(now, symbols)).first
     return told.coroutine.since_first
 
 

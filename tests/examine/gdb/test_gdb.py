@@ -17,27 +17,27 @@ from autopsy.examine import run
 from autopsy.examine.gdb import interactive
 from autopsy.examine.gdb.backtrace import blocks
 from autopsy.linux import environment
-from support import exposure, lab
+from support import lab, snapshot
 from support.copies import copied
 
 
-def threads(found: exposure.Exposed) -> dict[str, ThreadStack]:
+def threads(found: snapshot.Exposed) -> dict[str, ThreadStack]:
     return {each.comm: each for each in found.record(layout.THREADS, list[ThreadStack])}
 
 
-def main_module(found: exposure.Exposed) -> Module:
+def main_module(found: snapshot.Exposed) -> Module:
     modules: list[Module] = found.record(layout.MODULES, list[Module])
     return next(each for each in modules if "qemu" in each.path.rsplit("/", 1)[-1])
 
 
-def main_loop(machine: Machine, found: exposure.Exposed) -> list[str]:
+def main_loop(machine: Machine, found: snapshot.Exposed) -> list[str]:
     stacks: list[ThreadStack] = found.record(layout.THREADS, list[ThreadStack])
     return [frame.function for each in stacks if each.tid == machine.pid for frame in each.frames]
 
 
 def test_every_thread_is_unwound_named_and_cited(build: lab.Build) -> None:
-    with lab.qemu(build, "-object", "iothread,id=io0") as machine, exposure.exposed(machine) as found:
-        note = run.examine(found.frozen)
+    with lab.qemu(build, "-object", "iothread,id=io0") as machine, snapshot.exposed(machine) as found:
+        note = run.examine_core(found.frozen)
         stacks = threads(found)
         assert {"IO io0", "CPU 0/TCG"} <= stacks.keys()
         assert len(os.listdir(f"/proc/{machine.pid}/task")) == len(found.record(layout.THREADS, list[ThreadStack]))
@@ -63,8 +63,8 @@ def test_every_thread_is_unwound_named_and_cited(build: lab.Build) -> None:
 def test_a_vcpu_inside_kvm_is_unwound(stock: lab.Build) -> None:
     if not lab.kvm_works():
         pytest.skip("/dev/kvm does not open here")
-    with lab.qemu(stock, accelerate=lab.KVM) as machine, exposure.exposed(machine) as found:
-        run.examine(found.frozen)
+    with lab.qemu(stock, accelerate=lab.KVM) as machine, snapshot.exposed(machine) as found:
+        run.examine_core(found.frozen)
         frames = [frame.function for frame in threads(found)["CPU 0/KVM"].frames]
         assert "kvm_cpu_exec" in frames
         assert "ioctl" in frames
@@ -73,10 +73,10 @@ def test_a_vcpu_inside_kvm_is_unwound(stock: lab.Build) -> None:
 def test_without_gdb_the_raw_facts_are_there_and_the_remedy_is_told(
     stock: lab.Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+    with lab.qemu(stock) as machine, snapshot.exposed(machine) as found:
         monkeypatch.setattr(environment, "PATH", "/nonexistent")
         with pytest.raises(ExaminationFailed) as raised:
-            run.examine(found.frozen)
+            run.examine_core(found.frozen)
         assert raised.value.remedy == "apt install gdb"
         coroutines: list[Coroutine] = found.record(layout.COROUTINES, list[Coroutine])
         assert [each.frames[0].function for each in coroutines if each.state == "parked"] == ["qemu_coroutine_switch"]
@@ -92,9 +92,9 @@ def test_a_gdb_that_never_answers_is_ended_at_its_deadline(
     fake.parent.mkdir()
     fake.write_text(f"#!/bin/sh\necho $$ > {short}/pid\nexec sleep 600\n")
     fake.chmod(0o755)
-    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+    with lab.qemu(stock) as machine, snapshot.exposed(machine) as found:
         monkeypatch.setattr(environment, "PATH", f"{fake.parent}:{environment.PATH}")
-        assert "gdb was ended at its deadline" in run.examine(replace(found.frozen, seconds=1.0))
+        assert "gdb was ended at its deadline" in run.examine_core(replace(found.frozen, seconds=1.0))
         assert not Path(f"/proc/{(short / 'pid').read_text().strip()}").exists()
         assert {each.cut_short for each in threads(found).values()} == {"gdb was ended at its deadline"}
 
@@ -106,10 +106,10 @@ def test_a_gdb_that_dies_is_told_by_its_last_words(
     fake.parent.mkdir()
     fake.write_text("#!/bin/sh\necho out of memory >&2\nexit 1\n")
     fake.chmod(0o755)
-    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+    with lab.qemu(stock) as machine, snapshot.exposed(machine) as found:
         monkeypatch.setattr(environment, "PATH", f"{fake.parent}:{environment.PATH}")
         with pytest.raises(ExaminationFailed, match="out of memory"):
-            run.examine(found.frozen)
+            run.examine_core(found.frozen)
         assert found.record(layout.COROUTINES, list[Coroutine])
 
 
@@ -118,8 +118,8 @@ def test_a_deleted_binary_is_read_from_the_process(
 ) -> None:
     with lab.qemu(copied(stock, short, monkeypatch)) as machine:
         (short / "qemu-system-x86_64").unlink()
-        with exposure.exposed(machine) as found:
-            run.examine(found.frozen)
+        with snapshot.exposed(machine) as found:
+            run.examine_core(found.frozen)
             module = main_module(found)
             assert (module.deleted, module.symbols, module.source) == (True, "dynsym", "process")
             assert "main_loop_wait" in main_loop(machine, found)
@@ -132,8 +132,8 @@ def test_a_replaced_binary_is_not_mistaken_for_the_one_that_runs(
         binary = short / "qemu-system-x86_64"
         binary.unlink()
         binary.write_bytes(Path("/proc/self/exe").read_bytes())
-        with exposure.exposed(machine, alive=False) as found:
-            run.examine(found.frozen)
+        with snapshot.exposed(machine, alive=False) as found:
+            run.examine_core(found.frozen)
             assert main_module(found).symbols == "none"
             assert main_module(found).source == "not found"
 
@@ -150,9 +150,9 @@ def test_a_private_mount_namespace_hides_no_binary(
     wrapper.write_text(f"#!/bin/sh\nexec unshare --mount --propagation private sh -c '{work}' sh \"$@\"\n")
     wrapper.chmod(0o755)
     inside = lab.Build(ours.label, wrapper, ours.firmware_arguments, "")
-    with lab.qemu(inside) as machine, exposure.exposed(machine) as found:
+    with lab.qemu(inside) as machine, snapshot.exposed(machine) as found:
         assert not (hidden / "qemu-system-x86_64").exists()
-        run.examine(found.frozen)
+        run.examine_core(found.frozen)
         assert main_module(found).path == f"{hidden}/qemu-system-x86_64"
         assert main_module(found).symbols == "dynsym"
         assert "main_loop_wait" in main_loop(machine, found)
@@ -166,16 +166,16 @@ def test_scripts_beside_the_binary_never_run(stock: lab.Build, short: Path, monk
     (short / "qemu-system-x86_64-gdb.py").write_text(f"open({str(mark)!r}, 'w')\n")
     monkeypatch.setenv("HOME", str(short))
     monkeypatch.chdir(short)
-    with lab.qemu(ours) as machine, exposure.exposed(machine) as found:
+    with lab.qemu(ours) as machine, snapshot.exposed(machine) as found:
         (found.frozen.scratch / ".gdbinit").write_text(f"shell touch {mark}\n")
-        run.examine(found.frozen)
+        run.examine_core(found.frozen)
         assert "main_loop_wait" in main_loop(machine, found)
         subprocess.run(interactive.argv(found.frozen), input="", text=True, capture_output=True, timeout=60, check=True)
     assert not mark.exists()
 
 
 def test_an_interactive_gdb_lists_the_parked_coroutines_and_unwinds_them(stock: lab.Build) -> None:
-    with lab.qemu(stock) as machine, exposure.exposed(machine) as found:
+    with lab.qemu(stock) as machine, snapshot.exposed(machine) as found:
         asked = "info coroutines\ncoroutine 1\ncoroutine\ncoroutines-backtrace\nthread 1\nbacktrace\nx/i $pc\n"
         answer = subprocess.run(
             interactive.argv(found.frozen), input=asked, text=True, capture_output=True, timeout=60, check=True

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopsy.bundle import layout
-from autopsy.bundle.heap.records import Exposure, Heap
+from autopsy.bundle.heap.records import Heap, HeapSnapshot
 from autopsy.bundle.records import Coroutine, LockGraph, MainLoop, ThreadStack
 from autopsy.examine import run, second_exposure
 from autopsy.examine.core.inputs import Frozen
@@ -21,7 +21,7 @@ from autopsy.examine.core.reader import Core
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.heap import run as heap
 from autopsy.linux import environment
-from support import exposure, lab
+from support import lab, snapshot
 
 pytestmark = pytest.mark.live
 DEBUG = "10.0.2-debug"
@@ -33,8 +33,8 @@ def _with_drgn() -> None:
         lab.missing("drgn is not installed")
 
 
-def walked(exposed: exposure.Exposed) -> Exposure:
-    """Walk the heap alone, without gdb, and return the first exposure."""
+def walked(exposed: snapshot.Exposed) -> HeapSnapshot:
+    """Walk the heap alone, without gdb, and return the first snapshot."""
     symbols = Symbols(Core(exposed.frozen.core), exposed.frozen)
     found = heap.finish(heap.start(exposed.frozen, symbols, 15))
     assert found.why == ""
@@ -66,8 +66,8 @@ def test_every_throttled_request_is_a_tracked_request_of_a_queued_coroutine() ->
             machine.qemu_io(lab.of_device("vd0"), f"aio_write {number * 4}k 4k")
         for number in range(9):
             machine.qemu_io("leg0", f"aio_read {number * 4}k 4k")
-        with exposure.exposed(machine, again=True) as exposed:
-            run.examine(exposed.frozen)
+        with snapshot.exposed(machine, again=True) as exposed:
+            run.examine_core(exposed.frozen)
             told = exposed.record(layout.HEAP, Heap)
             parked = exposed.record(layout.COROUTINES, tuple[Coroutine, ...])
     assert told.why == ""
@@ -130,7 +130,7 @@ def test_the_second_exposure_tells_which_requests_are_still_there() -> None:
             *("-drive", f"if=none,id=disk0,file={lab.disk(place / 'd.raw')},format=raw"),
             *("-device", "virtio-blk-pci,drive=disk0"),
         ) as machine,
-        exposure.exposed(machine, again=True) as exposed,
+        snapshot.exposed(machine, again=True) as exposed,
     ):
         second_exposure.examine_again(exposed.frozen)
         found = exposed.record(layout.HEAP, Heap)
@@ -152,7 +152,7 @@ def test_a_silent_nbd_server_leaves_a_connected_client_with_requests_in_flight()
     ):
         for number in range(20):
             machine.qemu_io(lab.of_device("vd0"), f"aio_write {number * 4}k 4k")
-        with exposure.exposed(machine) as exposed:
+        with snapshot.exposed(machine) as exposed:
             found = walked(exposed)
     (client,) = found.nbd_clients
     assert (client.node_name, client.state, client.in_flight) == ("nbd0", "connected", 16)
@@ -183,7 +183,7 @@ def test_a_core_whose_binary_is_gone_is_walked_with_a_debug_file(tmp_path: Path)
     ):
         machine.qemu_io(lab.of_device("vd0"), "aio_write 0 4k")
         machine.qemu_io(lab.of_device("vd0"), "aio_write 4k 4k")
-        with exposure.exposed(machine, alive=False) as exposed:
+        with snapshot.exposed(machine, alive=False) as exposed:
             binary.unlink()
             symbols = Symbols(Core(exposed.frozen.core), exposed.frozen)
             without = heap.finish(heap.start(exposed.frozen, symbols, 15))
@@ -212,7 +212,7 @@ def test_a_job_is_told_with_its_progress_and_its_coroutine() -> None:
             "blockdev-backup",
             **{"job-id": "backup0", "device": "raw0", "target": "target0", "sync": "full", "speed": 65536},
         )
-        with exposure.exposed(machine) as exposed:
+        with snapshot.exposed(machine) as exposed:
             found = walked(exposed)
     (job,) = found.jobs
     assert (job.id, job.type, job.status) == ("backup0", "backup", "running")
@@ -224,9 +224,9 @@ def test_a_job_is_told_with_its_progress_and_its_coroutine() -> None:
 
 @pytest.mark.timeout(300)  # a guest boots under TCG and writes until it deadlocks
 def test_the_throttle_deadlock_lies_in_the_group_named_like_its_disk() -> None:
-    with lab.throttle_deadlock(DEBUG) as machine, exposure.exposed(machine) as exposed:
+    with lab.throttle_deadlock(DEBUG) as machine, snapshot.exposed(machine) as exposed:
         (stuck, *_) = lab.self_deadlocked(machine.pid)
-        run.examine(exposed.frozen)
+        run.examine_core(exposed.frozen)
         locks = exposed.record(layout.LOCKS, LockGraph)
         loop = exposed.record(layout.MAIN_LOOP, MainLoop)
         stacks = exposed.record(layout.THREADS, tuple[ThreadStack, ...])
@@ -253,7 +253,7 @@ def test_the_throttle_deadlock_lies_in_the_group_named_like_its_disk() -> None:
 
 
 def test_a_stripped_qemu_has_no_heap_and_says_why(stock: lab.Build) -> None:
-    with lab.qemu(stock) as machine, exposure.exposed(machine) as exposed:
+    with lab.qemu(stock) as machine, snapshot.exposed(machine) as exposed:
         symbols = Symbols(Core(exposed.frozen.core), exposed.frozen)
         found = heap.finish(heap.start(exposed.frozen, symbols, 15))
     assert found.first is None
@@ -272,7 +272,7 @@ def test_without_drgn_gdb_walks_the_same_heap(monkeypatch: pytest.MonkeyPatch) -
             *("-blockdev", "driver=throttle,node-name=slow0,throttle-group=tg0,file=nbd0"),
             *("-device", "virtio-blk-pci,drive=slow0,id=vd0,iothread=io0"),
         ) as machine,
-        exposure.exposed(machine) as exposed,
+        snapshot.exposed(machine) as exposed,
     ):
         whole = walked(exposed)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "drgn" else find(name))
@@ -281,7 +281,7 @@ def test_without_drgn_gdb_walks_the_same_heap(monkeypatch: pytest.MonkeyPatch) -
     assert "drgn is not installed" in found.why
     assert found.first is not None
     assert [note for note in found.first.notes if "threads" not in note] == []
-    for part in set(Exposure.__struct_fields__) - {"threads", "contexts", "notes"}:
+    for part in set(HeapSnapshot.__struct_fields__) - {"threads", "contexts", "notes"}:
         assert getattr(found.first, part) == getattr(whole, part), part
     assert [each.handlers for each in found.first.contexts] == [each.handlers for each in whole.contexts]
 
@@ -289,7 +289,7 @@ def test_without_drgn_gdb_walks_the_same_heap(monkeypatch: pytest.MonkeyPatch) -
 def test_without_drgn_and_without_gdb_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "drgn" else find(name))
-    with lab.qemu(DEBUG) as machine, exposure.exposed(machine) as exposed:
+    with lab.qemu(DEBUG) as machine, snapshot.exposed(machine) as exposed:
         monkeypatch.setattr(environment, "PATH", str(tmp_path))
         symbols = Symbols(Core(exposed.frozen.core), exposed.frozen)
         found = heap.finish(heap.start(exposed.frozen, symbols, 15))
@@ -298,7 +298,7 @@ def test_without_drgn_and_without_gdb_it_says_what_to_install(monkeypatch: pytes
 
 
 def test_a_walk_that_takes_too_long_is_ended_and_says_so() -> None:
-    with lab.qemu(DEBUG) as machine, exposure.exposed(machine) as exposed:
+    with lab.qemu(DEBUG) as machine, snapshot.exposed(machine) as exposed:
         symbols = Symbols(Core(exposed.frozen.core), exposed.frozen)
         found = heap.finish(heap.start(exposed.frozen, symbols, 0.001))
     assert found.first is None
@@ -313,7 +313,7 @@ def test_a_torn_heap_is_told_and_ends_nothing() -> None:
             *("-drive", f"if=none,id=disk0,file={lab.disk(place / 'd.raw')},format=raw,bps=1"),
             *("-device", "virtio-blk-pci,drive=disk0"),
         ) as machine,
-        exposure.exposed(machine) as exposed,
+        snapshot.exposed(machine) as exposed,
     ):
         whole = walked(exposed)
         frozen = exposed.frozen
@@ -341,7 +341,7 @@ def test_a_torn_heap_is_told_and_ends_nothing() -> None:
         tear()
 
 
-def victims(whole: Exposure) -> list[int]:
+def victims(whole: HeapSnapshot) -> list[int]:
     """Return the addresses of what the walk reads."""
     return [
         *(each.address for each in (*whole.nodes, *whole.backends, *whole.contexts, *whole.throttle_groups)),

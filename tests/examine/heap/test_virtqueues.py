@@ -16,7 +16,7 @@ from autopsy.examine import second_exposure
 from autopsy.examine.core.reader import Core
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.heap import run, virtqueues
-from support import exposure, lab
+from support import lab, snapshot
 from tests.examine import test_hostile_core as by_hand
 
 HEAP = 0x60_0000
@@ -34,7 +34,7 @@ ASKED = {  # of x-query-virtio-queue-status, by our names
 }
 
 
-def shapes(exposed: exposure.Exposed) -> VirtioShapes:
+def shapes(exposed: snapshot.Exposed) -> VirtioShapes:
     """Find the devices alone, without gdb."""
     core = Core(exposed.frozen.core)
     second = Core.over(core, Core(exposed.frozen.second_core)) if exposed.frozen.second_core else None
@@ -79,7 +79,7 @@ def guest_that_waits(build: lab.Build) -> Iterator[lab.Machine]:
 @pytest.mark.parametrize("build", lab.qemu_builds(), ids=lambda build: build.label)
 def test_the_queues_of_disks_are_found_by_their_shape_alone(build: lab.Build) -> None:
     with guest_that_waits(lab.build(build.label)) as machine:
-        with exposure.exposed(machine, again=True) as exposed:
+        with snapshot.exposed(machine, again=True) as exposed:
             told = shapes(exposed)
             second_exposure.examine_again(exposed.frozen)
             assert exposed.record(layout.VIRTQUEUES, VirtioShapes).first == told.first
@@ -117,7 +117,7 @@ def test_the_queues_of_disks_are_found_by_their_shape_alone(build: lab.Build) ->
 def test_the_shape_tells_exactly_what_the_debug_information_tells() -> None:
     if importlib.util.find_spec("drgn") is None:
         lab.missing("drgn is not installed")
-    with guest_that_waits(lab.build("10.0.2-debug")) as machine, exposure.exposed(machine) as exposed:
+    with guest_that_waits(lab.build("10.0.2-debug")) as machine, snapshot.exposed(machine) as exposed:
         told = shapes(exposed)
         walked = run.finish(run.start(exposed.frozen, Symbols(Core(exposed.frozen.core), exposed.frozen), 15)).first
     assert walked is not None
@@ -135,11 +135,11 @@ def test_a_device_that_was_unplugged_is_not_found_in_what_it_left_behind() -> No
             *("-device", "virtio-blk-pci,id=vd0,drive=disk0", "-device", "virtio-rng-pci,id=rng0"),
         ) as machine,
     ):
-        with exposure.exposed(machine) as exposed:
+        with snapshot.exposed(machine) as exposed:
             assert {device.device for device in shapes(exposed).first} == {"vd0", "rng0"}
         machine.qmp("device_del", id="rng0")
         lab.until("it is gone", lambda: "rng0" not in _peripherals(machine), seconds=lab.GUEST_SECONDS)
-        with exposure.exposed(machine) as exposed:
+        with snapshot.exposed(machine) as exposed:
             assert {device.device for device in shapes(exposed).first} == {"vd0"}
 
 
@@ -258,7 +258,7 @@ def test_queues_that_nobody_has_numbered_are_none() -> None:
     assert found_in(core_with(b"\xff" * (1 << 18))).first == ()
 
 
-def _sections(exposed: exposure.Exposed) -> tuple[Section, ...]:
+def _sections(exposed: snapshot.Exposed) -> tuple[Section, ...]:
     return tuple(parse(exposed.frozen.read(layout.evidence(layout.WITNESS, layout.FDS))))
 
 

@@ -18,7 +18,7 @@ from autopsy.examine.threads import bql, lock_owners
 from autopsy.examine.threads.lock_owners import Waits, core_waits, lock_graph, mutex_kind, wait_kind, witness_waits
 from autopsy.examine.threads.wait_cycles import cycles
 from autopsy.examine.view import View
-from support import exposure, lab
+from support import lab, snapshot
 
 HEAP = 0x5000
 FUTEX = 202
@@ -43,12 +43,12 @@ def view_of(core: bytes, place: Path, evidence: dict[str, object] | None = None,
 
 
 def waits_of(notes: bytes, *memory: tuple[int, bytes]) -> dict[int, FutexWait]:
-    core = Core.of(exposure.core_of(notes, *memory))
+    core = Core.of(snapshot.core_of(notes, *memory))
     return core_waits(core, {thread.tid for thread in core.threads})
 
 
 def test_a_thread_that_waits_for_its_own_mutex_is_a_cycle_of_one(tmp_path: Path) -> None:
-    core = exposure.core_of(exposure.thread_note(7, rdi=HEAP, **MUTEX_WAIT), (HEAP, exposure.mutex(owner=7)))
+    core = snapshot.core_of(snapshot.thread_note(7, rdi=HEAP, **MUTEX_WAIT), (HEAP, snapshot.mutex(owner=7)))
     graph = lock_owners.of(view_of(core, tmp_path))
     assert graph.cycles == ((7,),)
     assert graph.mutexes[0].owner == 7
@@ -57,13 +57,13 @@ def test_a_thread_that_waits_for_its_own_mutex_is_a_cycle_of_one(tmp_path: Path)
 
 
 def test_two_threads_that_wait_for_each_other_are_listed_once_from_the_smaller(tmp_path: Path) -> None:
-    notes = exposure.thread_note(9, rdi=HEAP, **MUTEX_WAIT) + exposure.thread_note(8, rdi=HEAP + 64, **MUTEX_WAIT)
-    core = exposure.core_of(notes, (HEAP, exposure.mutex(owner=8).ljust(64, b"\0") + exposure.mutex(owner=9)))
+    notes = snapshot.thread_note(9, rdi=HEAP, **MUTEX_WAIT) + snapshot.thread_note(8, rdi=HEAP + 64, **MUTEX_WAIT)
+    core = snapshot.core_of(notes, (HEAP, snapshot.mutex(owner=8).ljust(64, b"\0") + snapshot.mutex(owner=9)))
     assert lock_owners.of(view_of(core, tmp_path)).cycles == ((8, 9),)
 
 
 def test_a_cycle_that_the_witness_did_not_see_is_told_but_not_built_on(tmp_path: Path) -> None:
-    core = exposure.core_of(exposure.thread_note(7, rdi=HEAP, **MUTEX_WAIT), (HEAP, exposure.mutex(owner=7)))
+    core = snapshot.core_of(snapshot.thread_note(7, rdi=HEAP, **MUTEX_WAIT), (HEAP, snapshot.mutex(owner=7)))
     seen: dict[str, object] = {layout.evidence(layout.WITNESS, layout.FUTEXES): []}
     graph = lock_owners.of(view_of(core, tmp_path, seen))
     assert graph.cycles == ()
@@ -72,8 +72,8 @@ def test_a_cycle_that_the_witness_did_not_see_is_told_but_not_built_on(tmp_path:
 
 
 def test_a_cycle_that_is_gone_in_the_second_exposure_was_none(tmp_path: Path) -> None:
-    core = exposure.core_of(exposure.thread_note(7, rdi=HEAP, **MUTEX_WAIT), (HEAP, exposure.mutex(owner=7)))
-    later = exposure.core_of(exposure.thread_note(7), (HEAP, exposure.mutex()))
+    core = snapshot.core_of(snapshot.thread_note(7, rdi=HEAP, **MUTEX_WAIT), (HEAP, snapshot.mutex(owner=7)))
+    later = snapshot.core_of(snapshot.thread_note(7), (HEAP, snapshot.mutex()))
     assert lock_owners.of(view_of(core, tmp_path, second=later)).cycles == ()
 
 
@@ -94,13 +94,13 @@ def test_a_thread_that_could_not_be_stopped_waits_as_the_witness_saw_it(tmp_path
             FutexWait(tid=7, address=HEAP, operation=0x80, value=2, words="02", lock=2, owner=7)
         ],
     }
-    graph = lock_owners.of(view_of(exposure.core_of(exposure.thread_note(7, orig_rax=FUTEX)), tmp_path, evidence))
+    graph = lock_owners.of(view_of(snapshot.core_of(snapshot.thread_note(7, orig_rax=FUTEX)), tmp_path, evidence))
     assert graph.cycles == ((7,),)
     assert graph.mutexes[0].owner_comm == "IO io0"
 
 
 def test_a_mutex_of_an_owner_that_is_gone_is_told(tmp_path: Path) -> None:
-    core = exposure.core_of(exposure.thread_note(7, rdi=HEAP, **MUTEX_WAIT), (HEAP, exposure.mutex(owner=4242)))
+    core = snapshot.core_of(snapshot.thread_note(7, rdi=HEAP, **MUTEX_WAIT), (HEAP, snapshot.mutex(owner=4242)))
     graph = lock_owners.of(view_of(core, tmp_path))
     assert graph.cycles == ()
     assert "4242" in graph.notes[0]
@@ -134,11 +134,11 @@ def test_kinds_of_mutexes_are_told_by_their_low_bits() -> None:
 
 
 def test_a_thread_in_user_mode_sleeps_in_no_futex() -> None:
-    assert waits_of(exposure.thread_note(7, orig_rax=-1, rdi=HEAP, rsi=0x80, rdx=2)) == {}
+    assert waits_of(snapshot.thread_note(7, orig_rax=-1, rdi=HEAP, rsi=0x80, rdx=2)) == {}
 
 
 def test_words_that_were_not_frozen_give_no_owner() -> None:
-    wait = waits_of(exposure.thread_note(7, rdi=HEAP, **MUTEX_WAIT))[7]
+    wait = waits_of(snapshot.thread_note(7, rdi=HEAP, **MUTEX_WAIT))[7]
     assert (wait.owner, wait.words) == (0, "")
 
 
@@ -162,10 +162,10 @@ def test_every_cycle_is_one_and_is_found_once(waits_for: dict[int, int]) -> None
 @given(st.lists(st.tuples(*[st.integers(0, (1 << 64) - 1)] * 3), max_size=5), st.binary(max_size=100))
 def test_any_registers_and_any_memory_give_a_graph(calls: list[tuple[int, int, int]], memory: bytes) -> None:
     notes = b"".join(
-        exposure.thread_note(tid, orig_rax=FUTEX, rdi=rdi, rsi=rsi, rdx=rdx)
+        snapshot.thread_note(tid, orig_rax=FUTEX, rdi=rdi, rsi=rsi, rdx=rdx)
         for tid, (rdi, rsi, rdx) in enumerate(calls, start=1)
     )
-    core = Core.of(exposure.core_of(notes, (HEAP, memory)))
+    core = Core.of(snapshot.core_of(notes, (HEAP, memory)))
     frozen = Frozen(core=Path("/nonexistent"), read=lambda _: b"", write=lambda _f, _d: None, scratch=Path("/"))
     found = core_waits(core, {thread.tid for thread in core.threads})
     graph = lock_graph(core, Symbols(core, frozen), Waits(found, frozenset()), {})
@@ -179,8 +179,8 @@ def test_any_futexes_file_is_read_or_refused(data: bytes) -> None:
 
 @pytest.mark.live
 def test_the_bql_is_found_in_every_qemu(build: lab.Build) -> None:
-    with lab.qemu(build) as machine, exposure.exposed(machine) as exposed:
-        run.examine(exposed.frozen)
+    with lab.qemu(build) as machine, snapshot.exposed(machine) as exposed:
+        run.examine_core(exposed.frozen)
         graph = exposed.record(layout.LOCKS, LockGraph)
         opened = Core(exposed.frozen.core)
         symbols = Symbols(opened, exposed.frozen)

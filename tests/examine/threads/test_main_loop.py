@@ -16,8 +16,8 @@ from autopsy.examine import run
 from autopsy.examine.core.reader import CoreThread, Registers
 from autopsy.examine.threads.main_loop import command_in, nested_under, what_it_does
 from autopsy.examine.threads.poll_sets import epoll_sets, eventfds, polled
-from autopsy.examine.threads.states import Task, tasks
-from support import exposure, lab
+from autopsy.examine.threads.states import ThreadState, tasks
+from support import lab, snapshot
 
 MAIN = 100
 NOBODY = LockGraph(mutexes=(), others=(), cycles=())
@@ -92,23 +92,24 @@ def test_a_main_thread_that_waits_for_the_bql_says_on_whom() -> None:
 
 
 def test_a_call_that_hangs_is_told_with_its_wchan() -> None:
-    doing = what_it_does(thread(FSTAT), Task(MAIN, state="D", wchan="nfs_wait"), (), NOBODY)
+    doing = what_it_does(thread(FSTAT), ThreadState(MAIN, state="D", wchan="nfs_wait"), (), NOBODY)
     assert (doing.state, doing.under) == ("blocked in a system call", "fstat")
     assert "nfs_wait" in doing.why
 
 
 def test_a_stopped_process_is_stopped_before_anything_else() -> None:
-    assert what_it_does(thread(PPOLL), Task(MAIN, state="T"), DRAINING, NOBODY).state == "stopped"
+    assert what_it_does(thread(PPOLL), ThreadState(MAIN, state="T"), DRAINING, NOBODY).state == "stopped"
 
 
 def test_a_frozen_cgroup_is_a_stop() -> None:
     assert (
-        what_it_does(thread(PPOLL), Task(MAIN, state="S", wchan="do_freezer_trap"), AT_REST, NOBODY).state == "stopped"
+        what_it_does(thread(PPOLL), ThreadState(MAIN, state="S", wchan="do_freezer_trap"), AT_REST, NOBODY).state
+        == "stopped"
     )
 
 
 def test_a_thread_outside_system_calls_runs() -> None:
-    assert what_it_does(thread(-1), Task(MAIN, state="R"), frames("qemu_lsi_spin"), NOBODY).state == "running"
+    assert what_it_does(thread(-1), ThreadState(MAIN, state="R"), frames("qemu_lsi_spin"), NOBODY).state == "running"
 
 
 @pytest.mark.parametrize(
@@ -127,9 +128,11 @@ def test_a_command_is_told_by_the_innermost_function_of_one(functions: tuple[str
 @given(
     st.integers(0, (1 << 64) - 1),
     st.lists(st.sampled_from(("aio_poll", "main_loop_wait", "__ppoll", "", "qmp_stop")) | st.text(), max_size=8),
-    st.builds(Task, tid=st.just(MAIN), state=st.sampled_from(("", "S", "D", "T", "R")), wchan=st.text(max_size=5)),
+    st.builds(
+        ThreadState, tid=st.just(MAIN), state=st.sampled_from(("", "S", "D", "T", "R")), wchan=st.text(max_size=5)
+    ),
 )
-def test_any_stack_and_any_call_give_an_answer(orig_rax: int, functions: list[str], task: Task) -> None:
+def test_any_stack_and_any_call_give_an_answer(orig_rax: int, functions: list[str], task: ThreadState) -> None:
     doing = what_it_does(thread(orig_rax), task, frames(*functions), NOBODY)
     assert doing.why
     command_in(frames(*functions))
@@ -211,15 +214,15 @@ def test_a_stop_that_drains_for_ever_is_a_nested_poll_in_every_qemu(build: lab.B
             *("-device", "virtio-blk-pci,drive=nbd0,id=vd0"),
         ) as machine,
     ):
-        with exposure.exposed(machine) as exposed:
-            run.examine(exposed.frozen)
+        with snapshot.exposed(machine) as exposed:
+            run.examine_core(exposed.frozen)
             before = exposed.record(layout.MAIN_LOOP, MainLoop)
         with lab.stopped(server.process):
             machine.qemu_io(lab.of_device("vd0"), "aio_write 0 4k")
             asker = ask_and_wait_for_nothing(machine, "stop")
             lab.until("the main thread is in its nested poll", lambda: in_nested_poll(machine.pid))
-            with exposure.exposed(machine) as exposed:
-                run.examine(exposed.frozen)
+            with snapshot.exposed(machine) as exposed:
+                run.examine_core(exposed.frozen)
                 after = exposed.record(layout.MAIN_LOOP, MainLoop)
                 graph = exposed.record(layout.LOCKS, LockGraph)
         asker.join(20)

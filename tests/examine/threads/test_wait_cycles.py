@@ -16,7 +16,7 @@ from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines import mutexes
 from autopsy.examine.coroutines.find import STACK_SIZE, Saved
 from autopsy.examine.threads import wait_cycles
-from support import exposure
+from support import snapshot
 
 HEAP = 0x60_0000
 LOCK = HEAP + 0x800
@@ -69,8 +69,8 @@ def lock(*, locked: int, holder: int, from_push: int = 0, to_pop: int = 0) -> tu
 
 
 def found(saved: Iterable[Saved], *memory: tuple[int, bytes]) -> tuple[CoMutex, ...]:
-    core = Core.of(exposure.core_of(b"", *sorted(memory)))
-    return mutexes.find(core, symbols(core), tuple(saved), [])
+    core = Core.of(snapshot.core_of(b"", *sorted(memory)))
+    return mutexes.find_mutexes(core, symbols(core), tuple(saved), [])
 
 
 def symbols(core: Core) -> Symbols:
@@ -125,26 +125,26 @@ def test_any_words_are_a_mutex_or_none(words: list[int]) -> None:
 
 
 def graph_of(threads: bytes, saved: list[Saved], *memory: tuple[int, bytes]) -> LockGraph:
-    core = Core.of(exposure.core_of(threads, *sorted(memory)))
+    core = Core.of(snapshot.core_of(threads, *sorted(memory)))
     return wait_cycles.with_coroutines(LockGraph(mutexes=(), others=(), cycles=()), core, symbols(core), saved, [])
 
 
 def test_a_coroutine_runs_on_the_thread_that_is_on_its_stack_and_so_does_who_entered_it() -> None:
     outer, inner = coroutine(1, state="running"), coroutine(2, state="running", caller=address(1))
-    told = graph_of(exposure.thread_note(7, rsp=inner.top - 64), [outer, inner])
+    told = graph_of(snapshot.thread_note(7, rsp=inner.top - 64), [outer, inner])
     assert [(each.coroutine, each.tid) for each in told.entered] == [(address(1), 7), (address(2), 7)]
     assert told.knots == ()
 
 
 def test_coroutines_that_enter_each_other_end_the_search() -> None:
     one, other = (coroutine(number, state="running", caller=address(3 - number)) for number in (1, 2))
-    told = graph_of(exposure.thread_note(7, rsp=one.top - 64), [one, other])
+    told = graph_of(snapshot.thread_note(7, rsp=one.top - 64), [one, other])
     assert {each.tid for each in told.entered} == {7}
 
 
 def test_coroutines_that_wait_for_each_other_are_a_knot_and_one_that_waits_for_a_running_one_is_none() -> None:
     holder, waiter = coroutine(1, state="running"), coroutine(2)
     memory = (lock(locked=2, holder=address(1), from_push=record_at(2)), waiting(2))
-    assert graph_of(exposure.thread_note(7, rsp=holder.top - 64), [holder, waiter], *memory).knots == ()
+    assert graph_of(snapshot.thread_note(7, rsp=holder.top - 64), [holder, waiter], *memory).knots == ()
     itself = (lock(locked=2, holder=address(2), from_push=record_at(2)), waiting(2))
-    assert graph_of(exposure.thread_note(7), [holder, waiter], *itself).knots == ((address(2),),)
+    assert graph_of(snapshot.thread_note(7), [holder, waiter], *itself).knots == ((address(2),),)

@@ -90,8 +90,8 @@ class Case:
     polls: list[records.PollSet] = field(default_factory=list)
     locks: records.LockGraph | None = None
     main_loop: records.MainLoop | None = None
-    heap: heap_records.Exposure | None = None
-    heap_again: heap_records.Exposure | None = None
+    heap: heap_records.HeapSnapshot | None = None
+    heap_again: heap_records.HeapSnapshot | None = None
     ends: list[records.SocketEnd] = field(default_factory=list)
     peer_sections: list[Section] = field(default_factory=list)
     host: list[Section] = field(default_factory=list)
@@ -166,7 +166,7 @@ class Case:
         )
 
     def monitor(self, status: str = "running") -> None:
-        """Add a monitor that greets and answers query-status in both exposures."""
+        """Add a monitor that greets and answers query-status in both snapshots."""
         self.asked("(greeting)", {"QMP": {}}, outcome="greeted")
         for step in (names.QUERY_STATUS, names.SECOND_EXPOSURE) if self.two else (names.QUERY_STATUS,):
             self.asked("query-status", {"status": status, "running": status == "running"}, step=step)

@@ -167,7 +167,7 @@ def uring_unsent() -> e.Case:
 
 
 def job_stalled() -> e.Case:
-    """A mirror that stands at the same place in both exposures, while the guest's disks are at rest."""
+    """A mirror that stands at the same place in both snapshots, while the guest's disks are at rest."""
     case = healthy_idle()
     job = {"id": "mirror0", "type": "mirror", "status": "running", "current-progress": 100, "total-progress": 1000}
     case.asked("query-jobs", [job])
@@ -188,7 +188,7 @@ def lsi(*, reentrancy: int = 0, pending: int = 0) -> e.Case:
         scripts_timer=None,
         reentrancy_level=reentrancy,
     )
-    case.heap = case.heap_again = heap_records.Exposure(taken_ns=1, lsi=(controller,), backends=(backend(),))
+    case.heap = case.heap_again = heap_records.HeapSnapshot(taken_ns=1, lsi=(controller,), backends=(backend(),))
     return case
 
 
@@ -211,7 +211,7 @@ def backend(**more: int) -> heap_records.BlockBackend:
 
 
 def virtqueue(*, notification: bool = True, host_fd: int = -1, guest_fd: int = -1) -> e.Case:
-    """A virtio disk's queue in both exposures, idle as far as QEMU knows."""
+    """A virtio disk's queue in both snapshots, idle as far as QEMU knows."""
     case = healthy_idle()
     queue = devices.VirtQueue(
         device="vd0",
@@ -229,7 +229,7 @@ def virtqueue(*, notification: bool = True, host_fd: int = -1, guest_fd: int = -
         guest_notifier_fd=guest_fd,
         host_notifier_enabled=True,
     )
-    case.heap = case.heap_again = heap_records.Exposure(taken_ns=1, virtqueues=(queue,), backends=(backend(),))
+    case.heap = case.heap_again = heap_records.HeapSnapshot(taken_ns=1, virtqueues=(queue,), backends=(backend(),))
     for fd in (host_fd, guest_fd):
         if fd >= 0:
             case.descriptors[fd] = "anon_inode:[eventfd]"
@@ -252,12 +252,12 @@ def lost_timer() -> e.Case:
         restart_pending=0,
         timers=(timer, timer),
     )
-    group = heap_records.ThrottleGroup(
+    group = heap_records.HeapThrottleGroup(
         address=1,
         size=400,
         name="drive-scsi0",
         clock="realtime",
-        lock=loops.Lock(address=8, owner=0),
+        lock=loops.HeapMutex(address=8, owner=0),
         buckets=(),
         operation_size=0,
         previous_leak_ns=0,
@@ -265,7 +265,7 @@ def lost_timer() -> e.Case:
         any_timer_armed=(False, True),
         members=(member,),
     )
-    case.heap = heap_records.Exposure(taken_ns=1, throttle_groups=(group,))
+    case.heap = heap_records.HeapSnapshot(taken_ns=1, throttle_groups=(group,))
     return case
 
 

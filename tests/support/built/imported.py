@@ -8,11 +8,11 @@ from pathlib import Path
 from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
-from autopsy.facts.gather import gather
+from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Facts
 from autopsy.files import private
 from autopsy.incoming.bundle import Given, Typed, lay_out
-from autopsy.incoming.reading import read
+from autopsy.incoming.reading import read_evidence
 from autopsy.incoming.stored import stored
 from autopsy.linux import clocks
 
@@ -26,13 +26,13 @@ def facts_of(text: str, folder: Path) -> Facts:
     given.write_text(text)
     descriptor = os.open(given, os.O_RDONLY)
     try:
-        material = read([descriptor], NOWHERE)
+        material = read_evidence([descriptor], NOWHERE)
         made = folder / "bundle"
         os.close(private.make(made))
         lay_out(made, [Given("given.txt", descriptor)], material, stored(material.paste), Typed(clocks.now(), ()))
     finally:
         os.close(descriptor)
-    return gather(open_bundle(made))
+    return gather_facts(open_bundle(made))
 
 
 def diagnosis_of(text: str, folder: Path) -> Diagnosis:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from autopsy.drill import guests
 from autopsy.drill.machine import Machine
-from autopsy.drill.process import Process, start, states, tool
+from autopsy.drill.process import DrillProcess, start, states, tool
 from autopsy.drill.site import site
 from support import lab
 
@@ -135,7 +135,7 @@ def console_unread(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
-def vhost_user(build: lab.Build) -> Iterator[tuple[Machine, Process]]:
+def vhost_user(build: lab.Build) -> Iterator[tuple[Machine, DrillProcess]]:
     """A guest that writes for ever to a vhost-user-blk back end."""
     with lab.folder() as place, site() as there:
         image = lab.disk(place / "d")

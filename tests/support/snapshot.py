@@ -19,10 +19,10 @@ from autopsy.capture.proc import step as proc
 from autopsy.capture.proc import witness
 from autopsy.capture.step import Collected, Deadline, Options, Scene
 from autopsy.drill.machine import Machine
-from autopsy.examine.boxed import Table
+from autopsy.examine.boxed import SandboxFiles
 from autopsy.examine.core.inputs import Frozen
 from autopsy.linux.child import in_child
-from autopsy.target.target import Target, find
+from autopsy.target.target import Target, find_target
 from support import lab
 
 SECONDS = 10.0
@@ -44,9 +44,9 @@ class Exposed:
 def exposed(machine: Machine, *, again: bool = False, alive: bool = True) -> Iterator[Exposed]:
     """Witness and freeze a machine, twice if `again`; then let it run."""
     with lab.folder() as place:
-        target = find(f"pid:{machine.pid}")
+        target = find_target(f"pid:{machine.pid}")
         try:
-            _run(place, target, layout.WITNESS, witness.look)
+            _run(place, target, layout.WITNESS, witness.witness_threads)
             _run(place, target, layout.FREEZE, freeze.expose)
             if again:
                 _run(place, target, layout.SECOND_EXPOSURE, proc.tasks_again, freeze.expose_again)
@@ -58,7 +58,7 @@ def exposed(machine: Machine, *, again: bool = False, alive: bool = True) -> Ite
         scratch.mkdir()
         maps = (place / "evidence" / layout.WITNESS / layout.MAPS).read_bytes()
         with mapped(machine.pid, maps if alive else b"") as held:
-            table = Table(scratch)
+            table = SandboxFiles(scratch)
             files = tuple(replace(each, path=_itself(each.path, table)) for each in held)
             yield Exposed(
                 Frozen(
@@ -73,7 +73,7 @@ def exposed(machine: Machine, *, again: bool = False, alive: bool = True) -> Ite
             )
 
 
-def _itself(path: Path, table: Table) -> Path:
+def _itself(path: Path, table: SandboxFiles) -> Path:
     """Return the file itself: gdb follows a descriptor by its name, which in a container is another file's out here."""
     named = path.resolve()
     return path if not named.exists() or named.samefile(path) else table.lay(path) or path

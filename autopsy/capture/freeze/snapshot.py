@@ -1,4 +1,4 @@
-"""Takes one exposure of a process: its memory while it runs, its registers and stacks in an instant."""
+"""Takes one snapshot of a process: its memory while it runs, its registers and stacks in an instant."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from autopsy.bundle import proc_stat
 from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture.freeze import running_threads
 from autopsy.capture.freeze.choose_pages import Choice, address_space, choose
-from autopsy.capture.freeze.core_writer import Thread
+from autopsy.capture.freeze.core_writer import ThreadRegisters
 from autopsy.capture.freeze.memory_copy import SWAP_SECONDS, Chunk, Snapshot
 from autopsy.capture.freeze.standing_threads import Stood, stood_still
-from autopsy.capture.freeze.tracer import Cut, hold
+from autopsy.capture.freeze.tracer import TracedStop, hold
 from autopsy.capture.freeze.tracer_memory import Caught, Fate
 from autopsy.capture.step import Deadline
-from autopsy.linux.mappings import PAGE, Mapping, Process
+from autopsy.linux.mappings import PAGE, MappedProcess, Mapping
 from autopsy.linux.ptrace import RSP
 from autopsy.linux.tasks.walk import KERNELS_OWN
 
@@ -60,7 +60,7 @@ class Phases:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ThreadBefore:
     """One thread before anything was done to it."""
 
     tid: int
@@ -69,13 +69,13 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Exposure:
+class MemorySnapshot:
     """What was taken. `chunks` are in order of address and do not overlap; `threads` begin with the main thread."""
 
     mappings: tuple[Mapping, ...]
     choice: Choice
-    cut: Cut
-    threads: tuple[Thread, ...]
+    cut: TracedStop
+    threads: tuple[ThreadRegisters, ...]
     told: tuple[FrozenThread, ...]
     chunks: tuple[Chunk, ...]
     copied_bytes: int
@@ -109,7 +109,7 @@ class Exposure:
         )
 
 
-def tasks(pid: int, folder: str) -> tuple[Task, ...]:
+def tasks(pid: int, folder: str) -> tuple[ThreadBefore, ...]:
     """Return the threads of a process, the main thread first.
 
     `folder` is its /proc/PID. The files that are read take no lock of the memory map.
@@ -126,19 +126,19 @@ def tasks(pid: int, folder: str) -> tuple[Task, ...]:
         with contextlib.suppress(OSError, ValueError):
             told = proc_stat.parse(_read(f"{folder}/task/{tid}/stat"))
             if told.state:
-                found.append(Task(tid, told.comm, told.state))
+                found.append(ThreadBefore(tid, told.comm, told.state))
     return tuple(found)
 
 
-def take(
-    process: Process,
-    known: tuple[Task, ...],
+def take_snapshot(
+    process: MappedProcess,
+    known: tuple[ThreadBefore, ...],
     phases: Phases,
     *,
     max_stop: float,
     deadline: Deadline,
     walks: bool = True,
-) -> Exposure:
+) -> MemorySnapshot:
     """Expose a process once. With `walks`, whoever stands still by itself is not stopped.
 
     Raises:
@@ -186,7 +186,7 @@ def take(
         notes.append("memory was not read a second time, for want of time: torn pages are not known")
     phases.done("copy after")
     extra = list(snapshot.lay_over(pieces))
-    return Exposure(
+    return MemorySnapshot(
         mappings=mappings,
         choice=choice,
         cut=cut,
@@ -200,8 +200,12 @@ def take(
 
 
 def _stopped(
-    process: Process, known: tuple[Task, ...], stacks: tuple[Mapping, ...], stood: tuple[Stood, ...], max_stop: float
-) -> tuple[Cut, str]:
+    process: MappedProcess,
+    known: tuple[ThreadBefore, ...],
+    stacks: tuple[Mapping, ...],
+    stood: tuple[Stood, ...],
+    max_stop: float,
+) -> tuple[TracedStop, str]:
     """Stop those that are not proven to stand still by themselves, and say why where that must not be, or cannot."""
     spared = frozenset(each.tid for each in stood)
     left = [task for task in known if task.tid not in spared]
@@ -211,7 +215,7 @@ def _stopped(
         why = f"not stopped, for the lock of the memory map is waited for by {names}: a stop could have become long"
         return _without_a_stop(left, why), why
     if stood and (others := _only_the_kernels(process.path, spared)) is not None:
-        return Cut(others, (), None, time.monotonic_ns(), ()), ""
+        return TracedStop(others, (), None, time.monotonic_ns(), ()), ""
     try:
         return hold(process, stacks, max_stop, spared), ""
     except OSError as error:  # a host that cannot even fork has a memory worth looking at
@@ -234,9 +238,11 @@ def _only_the_kernels(folder: str, spared: frozenset[int]) -> tuple[Caught, ...]
     return tuple(found)
 
 
-def _walked(stood: Iterable[Stood], comms: dict[int, str]) -> tuple[list[Thread], list[FrozenThread], list[Chunk]]:
+def _walked(
+    stood: Iterable[Stood], comms: dict[int, str]
+) -> tuple[list[ThreadRegisters], list[FrozenThread], list[Chunk]]:
     """Return those that stood still by themselves as `_threads` returns the others."""
-    threads = [Thread(each.tid, each.registers) for each in stood]
+    threads = [ThreadRegisters(each.tid, each.registers) for each in stood]
     told = [
         _told(thread, comms.get(each.tid, ""), "walked", sum(len(chunk.data) for chunk in each.stack))
         for each, thread in zip(stood, threads, strict=True)
@@ -244,9 +250,9 @@ def _walked(stood: Iterable[Stood], comms: dict[int, str]) -> tuple[list[Thread]
     return threads, told, [chunk for each in stood for chunk in each.stack]
 
 
-def _without_a_stop(known: Iterable[Task], why: str) -> Cut:
+def _without_a_stop(known: Iterable[ThreadBefore], why: str) -> TracedStop:
     threads = tuple(Caught(task.tid, Fate.MOVING, 0, 0, b"") for task in known)
-    return Cut(threads, (), None, time.monotonic_ns(), (why,))
+    return TracedStop(threads, (), None, time.monotonic_ns(), (why,))
 
 
 def _stacks(choice: Choice) -> tuple[Mapping, ...]:
@@ -287,16 +293,16 @@ def _blanked(chunks: Iterable[Chunk], start: int, end: int) -> Iterable[Chunk]:
 
 
 def _threads(
-    process: Process, cut: Cut, stacks: tuple[Mapping, ...], comms: dict[int, str], not_stopped: str
-) -> tuple[list[Thread], list[FrozenThread], list[Chunk]]:
+    process: MappedProcess, cut: TracedStop, stacks: tuple[Mapping, ...], comms: dict[int, str], not_stopped: str
+) -> tuple[list[ThreadRegisters], list[FrozenThread], list[Chunk]]:
     """Return every thread as the core has it and as the record tells it, and the stacks that are read only now."""
-    threads: list[Thread] = []
+    threads: list[ThreadRegisters] = []
     told: list[FrozenThread] = []
     pieces: list[Chunk] = []
     for caught in sorted(cut.threads, key=lambda each: (each.tid != process.pid, each.tid)):
         comm = comms.get(caught.tid, "")
         if caught.fate is Fate.HELD:
-            threads.append(Thread(caught.tid, caught.registers))
+            threads.append(ThreadRegisters(caught.tid, caught.registers))
             told.append(_told(threads[-1], comm, "stopped", caught.stack_bytes))
             continue
         why = not_stopped or _why(process.path, caught)
@@ -306,21 +312,21 @@ def _threads(
         if caught.fate is Fate.STANDING and not _within(stacks, _sp(caught.registers)):
             with contextlib.suppress(OSError):  # the thread is younger than the maps that we have
                 stacks = _stacks(choose(*address_space(process.path), process.pagemap, process.memory))
-        match running_threads.read(process, caught.tid, stacks):
-            case running_threads.Read(registers=registers, stack=stack):
-                threads.append(Thread(caught.tid, registers))
+        match running_threads.read_sleeping_thread(process, caught.tid, stacks):
+            case running_threads.SleepingThread(registers=registers, stack=stack):
+                threads.append(ThreadRegisters(caught.tid, registers))
                 pieces += stack
                 told.append(_told(threads[-1], comm, "from-proc", sum(len(chunk.data) for chunk in stack), why))
-            case running_threads.Unreadable(why=reason) if caught.fate is Fate.STANDING:
-                threads.append(Thread(caught.tid, caught.registers))
+            case running_threads.NeedsStop(why=reason) if caught.fate is Fate.STANDING:
+                threads.append(ThreadRegisters(caught.tid, caught.registers))
                 told.append(_told(threads[-1], comm, "stopped", 0, f"{why}; {reason}"))
-            case running_threads.Unreadable(why=reason):
+            case running_threads.NeedsStop(why=reason):
                 told.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=f"{why}; {reason}"))
     return threads, told, pieces
 
 
 def _told(
-    thread: Thread, comm: str, how: Literal["walked", "stopped", "from-proc"], size: int, why: str = ""
+    thread: ThreadRegisters, comm: str, how: Literal["walked", "stopped", "from-proc"], size: int, why: str = ""
 ) -> FrozenThread:
     start = _sp(thread.registers) & -PAGE if size else 0
     return FrozenThread(tid=thread.tid, comm=comm, how=how, why=why, stack_start=start, stack_bytes=size)
