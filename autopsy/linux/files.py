@@ -75,16 +75,6 @@ def open_below(root: str, path: str, flags: int = 0) -> int:
         os.close(looked_at)
 
 
-def read_below(root: str, path: str, most: int) -> bytes:
-    """Read a regular file below another root directory.
-
-    Raises:
-        NotPlain: it is something else, or larger than `most` bytes.
-        OSError: as openat2(2) and read(2) give it.
-    """
-    return read_regular(open_below(root, path), path, most)
-
-
 def read_kernel(path: str, most: int = 1 << 20) -> bytes:
     """Read a file of /proc or /sys, `most` bytes of it at most."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -24,7 +24,7 @@ from autopsy.capture.reading.procfs import ProcDirectory
 from autopsy.capture.reading.reader import ReadFailures, SectionRead, Truncated, Unreadable, take
 from autopsy.capture.step import Deadline
 from autopsy.files.plain import NotPlain
-from autopsy.linux.files import open_below, read_below, read_plain
+from autopsy.linux.files import open_below, read_plain, read_regular
 from support import strangers
 
 SECRET = b"root's own\n"
@@ -150,7 +150,7 @@ def test_neither_a_device_nor_a_fifo_is_opened_to_find_out_what_it_is(tmp_path: 
         time.sleep(0.2)  # until it waits
         for name in ("fifo", "link", "device"):
             with pytest.raises(NotPlain):
-                read_below(str(tmp_path), f"/{name}", 10)
+                open_below(str(tmp_path), f"/{name}")
         with pytest.raises(NotPlain):
             read_plain(fifo, 10)
         assert not opened.wait(0.5)
@@ -164,7 +164,7 @@ def test_a_link_within_the_target_s_root_is_followed_there(tmp_path: Path) -> No
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/passwd").write_bytes(b"its own")
     (tmp_path / "link").symlink_to("/etc/passwd")
-    assert read_below(str(tmp_path), "/link", 100) == b"its own"
+    assert read_regular(open_below(str(tmp_path), "/link"), "link", 100) == b"its own"
     listing = open_below(str(tmp_path), "/etc", os.O_DIRECTORY)
     assert os.listdir(listing) == ["passwd"]
     os.close(listing)

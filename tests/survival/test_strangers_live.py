@@ -25,6 +25,7 @@ static int FUNCTION(int times) { for (;;) times += pause(); }
 EXTRA
 int main(int count, char **words) { (void)words; return FUNCTION(count); }
 """
+SECRET = b"what only root may read"
 BUILD_ID = "0x0123456789abcdef0123456789abcdef01234567"
 
 
@@ -99,3 +100,30 @@ def _opens_nothing(short: Path) -> None:
     ]
     assert named  # it did come by
     assert [line for line in named if "O_PATH" not in line] == []
+
+
+def test_a_user_who_makes_a_container_of_his_own_has_no_file_of_root_s_taken_for_its_manager_s(tmp_path: Path) -> None:
+    """In his own view of the file system he lays libvirt's files, as links to what he may not read, and over them."""
+    lab.need_root()
+    with strangers.everybodys(0o711) as short:
+        secret = short / "secret"
+        secret.write_bytes(SECRET)
+        secret.chmod(0o600)
+        binary = built(short, "waits_in_a_container")
+        script = (
+            "mount -t tmpfs none /run && mount -t tmpfs none /var/log"
+            " && mkdir -p /run/libvirt/qemu/run /var/log/libvirt/qemu && echo $$ >/run/libvirt/qemu/evil.pid"
+            f" && ln -s {secret} /run/libvirt/qemu/evil.xml && : >/run/libvirt/qemu/run/evil.xml"
+            f" && mount --bind {secret} /run/libvirt/qemu/run/evil.xml"
+            f" && ln -s {secret} /var/log/libvirt/qemu/evil.log && exec {binary} -name guest=evil"
+        )
+        unshared = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script)
+        with running(*unshared, stranger=True) as process:
+            lab.until("it is at work", lambda: os.readlink(f"/proc/{process.pid}/exe") == str(binary))
+            words = [sys.executable, "-m", "autopsy", "capture", f"pid:{process.pid}", "--fast", "--out", str(tmp_path)]
+            done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (bundle,) = tmp_path.glob("*.tar.zst")
+    held = open_bundle(bundle)
+    assert held.manifest.target.manager == "libvirt"  # it does claim its own process
+    assert [name for name, data in held.files.items() if SECRET in data] == []

@@ -24,7 +24,7 @@ from autopsy.drill.process import DrillProcess, start
 from autopsy.drill.site import Site, site
 from autopsy.kill.restart import start_again
 from autopsy.target.platforms import libvirt
-from autopsy.target.platforms.containers import speakers
+from autopsy.target.platforms.owned import speakers
 from autopsy.target.platforms.platform import Roots
 from autopsy.target.target import Target, find_target
 from support import lab, libvirts
@@ -271,5 +271,6 @@ def test_a_sessions_folder_must_be_the_users_whose_number_it_bears(short: Path) 
 
 def test_a_container_is_spoken_for_by_its_root_and_the_processs_own_user() -> None:
     status = b"Name:\tq\nUid:\t100107\t100107\t100107\t100107\nGid:\t1\t1\t1\t1\n"
-    assert speakers(status, b"         0     100000      65536\n") == {0, 100000, 100107}
-    assert speakers(status, b"         1     100000      65536\n") == {0, 100107}
+    assert speakers(status, b"         0          0 4294967295\n") == {0, 100107}
+    assert speakers(status, b"         0     100000      65536\n") == {100000, 100107}
+    assert speakers(status, b"         1     100000      65536\n") == {100107}

@@ -9,11 +9,12 @@ from functools import partial
 
 from autopsy.capture.host.own_log import open_own
 from autopsy.capture.reading.procfs import ProcDirectory, read_file, tail_of
-from autopsy.capture.reading.reader import SectionRead, Truncated
+from autopsy.capture.reading.reader import SectionRead, Truncated, Unreadable
 from autopsy.files.plain import open_plain
-from autopsy.linux.files import open_below, read_below
+from autopsy.linux.files import read_regular
 from autopsy.redact.secrets import without_secrets
 from autopsy.target.platforms.catalogue import platform_of
+from autopsy.target.platforms.owned import NotOwned, open_inside
 from autopsy.target.platforms.platform import ManagerTask
 
 MOST_CONFIG = 1 << 20
@@ -62,7 +63,10 @@ def tail(descriptor: int) -> bytes | Truncated:
 
 def _log(root: str, path: str) -> bytes | Truncated:
     """Return a log's tail; libvirt's begins with the whole command line, secrets included."""
-    descriptor = open_below(root, path) if root else open_plain(path)
+    try:
+        descriptor = open_inside(root, path) if root else open_plain(path)
+    except NotOwned as error:
+        raise Unreadable(str(error)) from error
     try:
         return tail(descriptor)
     finally:
@@ -107,7 +111,12 @@ def rrd(name: str, manager: str) -> list[SectionRead]:
 
 
 def _configuration(path: str, root: str = "") -> bytes | Truncated:
-    return _clean(read_below(root, path, MOST_CONFIG) if root else read_file(path, MOST_CONFIG))
+    if not root:
+        return _clean(read_file(path, MOST_CONFIG))
+    try:
+        return _clean(read_regular(open_inside(root, path), path, MOST_CONFIG))
+    except NotOwned as error:
+        raise Unreadable(str(error)) from error
 
 
 def _clean(found: bytes | Truncated) -> bytes | Truncated:

@@ -14,7 +14,7 @@ from autopsy.files.plain import NotPlain
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.files import open_below, read_kernel, read_regular
 from autopsy.target.platforms.libvirt import LIBVIRT, MOST_XML, parse_status
-from autopsy.target.platforms.owned import MOST_FILES, started_by
+from autopsy.target.platforms.owned import MOST_FILES, NotOwned, open_inside, started_by
 from autopsy.target.platforms.platform import MOST_PIDFILE, Inside, Roots, Status, VmClaim, pid_of
 
 EACH = 0.3  # seconds for one process: its root may lie on a file system that hangs
@@ -52,9 +52,8 @@ def _of(pid: int, roots: Roots) -> bytes:
     same_root = (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
     if same_root and os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
         return msgspec.msgpack.encode(())
-    status = read_kernel(f"/proc/{pid}/status")
-    allowed = speakers(status, read_kernel(f"/proc/{pid}/uid_map"))
-    return msgspec.msgpack.encode(tuple(_found(f"/proc/{pid}/root", inner_pid(status, pid), allowed, roots)))
+    inner = inner_pid(read_kernel(f"/proc/{pid}/status"), pid)
+    return msgspec.msgpack.encode(tuple(_found(f"/proc/{pid}/root", inner, roots)))
 
 
 def inner_pid(status: bytes, pid: int) -> int:
@@ -64,15 +63,7 @@ def inner_pid(status: bytes, pid: int) -> int:
     return int(numbers[-1]) if numbers else pid
 
 
-def speakers(status: bytes, uid_map: bytes) -> frozenset[int]:
-    """Return who may speak for a process in its container: root, its own user, and its user namespace's root."""
-    own = next((line.split()[1:] for line in status.splitlines() if line.startswith(b"Uid:")), [])
-    rows = [line.split() for line in uid_map.splitlines()]
-    roots = [int(row[1]) for row in rows if len(row) == 3 and row[0] == b"0"]
-    return frozenset({0, *(int(uid) for uid in own[:1]), *roots})
-
-
-def _found(root: str, inner: int, allowed: frozenset[int], roots: Roots) -> Iterator[_Found]:
+def _found(root: str, inner: int, roots: Roots) -> Iterator[_Found]:
     for folder in roots.libvirt:  # the system's; and a session's whose runtime folder is /run
         try:
             listing = open_below(root, str(folder), os.O_DIRECTORY)
@@ -85,8 +76,8 @@ def _found(root: str, inner: int, allowed: frozenset[int], roots: Roots) -> Iter
         finally:
             os.close(listing)
         for name in names[:MOST_FILES]:
-            if pid_of(_small(root, f"{folder}/{name}.pid", MOST_PIDFILE, allowed)) == inner:
-                raw = _small(root, f"{folder}/{name}.xml", MOST_XML, allowed)
+            if pid_of(_small(root, f"{folder}/{name}.pid", MOST_PIDFILE)) == inner:
+                raw = _small(root, f"{folder}/{name}.xml", MOST_XML)
                 yield _Found(name, f"{folder}/{name}.pid", parse_status(raw) if raw else None)
 
 
@@ -99,17 +90,10 @@ def _is_ours(listing: int, folder: Path) -> bool:
     return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 
 
-def _small(root: str, path: str, most: int, allowed: frozenset[int]) -> bytes:
+def _small(root: str, path: str, most: int) -> bytes:
     try:
-        descriptor = open_below(root, path)
-    except (OSError, NotPlain):
-        return b""
-    if os.fstat(descriptor).st_uid not in allowed:
-        os.close(descriptor)
-        return b""
-    try:
-        return read_regular(descriptor, path, most)
-    except (OSError, NotPlain):
+        return read_regular(open_inside(root, path), path, most)
+    except (OSError, NotPlain, NotOwned):
         return b""
 
 

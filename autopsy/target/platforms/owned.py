@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from autopsy.linux.files import read_kernel, read_regular
+from autopsy.linux.files import open_below, read_kernel, read_regular
 
 MOST_FILES = 4096  # looked at in one folder: a bound on our time
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -92,6 +92,37 @@ def _walk(run: Path, path: Path, descriptors: list[int]) -> Folder | None:
         if (status.st_uid != owner and not is_trusted(status.st_uid)) or status.st_mode & stat.S_IWOTH:
             return None
     return Folder(path, owner, descriptors[-1])
+
+
+def open_inside(root: str, path: str) -> int:
+    """Open a regular file below the root of a process, /proc/PID/root, that is of those who speak for it there.
+
+    Who made the container may have laid any file of the host into it, over another or as a link.
+
+    Raises:
+        NotOwned: it is somebody else's.
+        NotPlain: it is no regular file.
+        OSError: as openat2(2) gives it.
+    """
+    process = root.removesuffix("/root")
+    allowed = speakers(read_kernel(f"{process}/status"), read_kernel(f"{process}/uid_map"))
+    descriptor = open_below(root, path)
+    uid = os.fstat(descriptor).st_uid
+    if uid in allowed:
+        return descriptor
+    os.close(descriptor)
+    raise NotOwned(f"{root}{path} is user {uid}'s, who has no say there")
+
+
+def speakers(status: bytes, uid_map: bytes) -> frozenset[int]:
+    """Return who may speak for a process in its container: its own user, and its user namespace's root.
+
+    The host's root does only where that is the same: anybody may make a namespace whose root he is himself.
+    """
+    own = next((line.split()[1:] for line in status.splitlines() if line.startswith(b"Uid:")), [])
+    rows = [line.split() for line in uid_map.splitlines()]
+    roots = [int(row[1]) for row in rows if len(row) == 3 and row[0] == b"0"]
+    return frozenset({*(int(uid) for uid in own[:1]), *roots})
 
 
 def runs_as(pid: int, uid: int) -> bool:
