@@ -44,7 +44,7 @@ test: lint packages-for-tests lab $(AXE)
 
 soak: packages-for-tests lab $(VENV)/installed-for-tests
 	$(COMPILE) tests tools
-	AUTOPSY_SOAK=1 $(BIN)/python -m pytest tests/diagnose/live/test_verdict_live.py tests/diagnose/live/test_verdict_healthy_live.py $(PYTEST)
+	AUTOPSY_SOAK=1 $(BIN)/python -m pytest $(WORKERS) -m live $(PYTEST)
 	$(BIN)/python tools/soak.py $(SOAK)
 
 fuzz: $(VENV)/installed-for-tests

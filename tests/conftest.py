@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import tempfile
@@ -10,9 +11,32 @@ from pathlib import Path
 
 import pytest
 
+from selection import LABELS, Candidate, left_to_the_soak
 from support import lab
 
-LABELS = ("7.2", "10.0.2", "10.0.2-debug", "11")
+SOAK = os.environ.get("AUTOPSY_SOAK") == "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to `make soak` what is more of the same, but for a test that was asked for by its name."""
+    if SOAK or any("::" in word for word in config.args):
+        return
+    left = left_to_the_soak(map(_candidate, items))
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])
+    items[:] = [item for item in items if item.nodeid not in left]
+
+
+def _candidate(item: pytest.Item) -> Candidate:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    others = {name: value for name, value in params.items() if not _is_qemu(value)}
+    # A case of a table is one object for all QEMUs, whatever it is equal to.
+    case = tuple((name, value if isinstance(value, (str, int)) else id(value)) for name, value in others.items())
+    family = (item.nodeid.partition("[")[0], case) if len(others) < len(params) else None
+    return Candidate(item.nodeid, frozenset(mark.name for mark in item.iter_markers()), family)
+
+
+def _is_qemu(value: object) -> bool:
+    return isinstance(value, lab.Build) or (isinstance(value, str) and value in LABELS)
 
 
 @pytest.fixture(params=LABELS)

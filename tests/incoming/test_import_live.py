@@ -100,7 +100,13 @@ def imported(file: Path, place: Path, *more: str) -> dict[str, Any]:
     return verdict
 
 
-@pytest.mark.parametrize("wedge", WEDGES, ids=[each.name for each in WEDGES])
+@pytest.mark.parametrize(
+    "wedge",
+    [
+        pytest.param(each, id=each.name, marks=() if each in {WEDGES[0], WEDGES[-1]} else pytest.mark.soak)
+        for each in WEDGES
+    ],
+)
 def test_what_others_took_of_a_wedge_tells_it_or_says_that_it_cannot(wedge: Wedge, tmp_path: Path) -> None:
     lab.need_root()
     with wedge.set_up(lab.build(wedge.build)) as stuck:

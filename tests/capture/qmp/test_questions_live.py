@@ -25,6 +25,7 @@ HARMED = "11.1.3"  # by x-query-virtio-status
 
 
 @pytest.mark.live
+@pytest.mark.every_qemu
 def test_every_question_leaves_every_qemu_and_every_kind_of_disk_as_they_were(build: lab.Build, short: Path) -> None:
     with many_disks.busy(build) as it:
         trial = ask_everything(short, it.vm.pid, it.vm.monitor, it.state)

@@ -24,9 +24,7 @@ from support.wedged import wedges
 pytestmark = pytest.mark.live
 
 OLD, NEW, DEBUG, NEWEST = "7.2", "10.0.2", "10.0.2-debug", "11"
-soak = pytest.mark.skipif(
-    os.environ.get("AUTOPSY_SOAK") != "1", reason="more of the same, which takes minutes: `make soak` runs it"
-)
+soak = pytest.mark.soak
 
 
 @contextmanager
