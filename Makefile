@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help drill test case soak fuzz mutate sbom audit lint bench lab dist deb clean packages-for-drill packages-for-tests
+.PHONY: help drill test case soak fuzz mutate sbom audit lint bench lab dist deb rpm packages-trial clean packages-for-drill packages-for-tests
 
 SCENARIO ?= throttle
 PYTEST ?=
@@ -16,7 +16,9 @@ BIN := $(VENV)/bin
 
 FOR_DRILL := qemu-system-x86 qemu-utils gdb
 FOR_TESTS := $(FOR_DRILL) qemu-block-extra e2fsprogs xfsprogs zstd xz-utils iproute2 libvirt-daemon-system \
-  libvirt-clients gcc libc6-dev chromium fonts-dejavu-core npm binutils debuginfod strace
+  libvirt-clients gcc libc6-dev chromium fonts-dejavu-core npm binutils debuginfod strace rpm
+FOR_PACKAGES := binutils
+FOR_TRIAL := debootstrap
 # As pip does it for what it installs; where PYTHONDONTWRITEBYTECODE is set, every run would compile everything again.
 COMPILE := $(BIN)/python -m compileall -q autopsy
 AXE := build/node_modules/axe-core/axe.min.js
@@ -24,7 +26,8 @@ AXE := build/node_modules/axe-core/axe.min.js
 help:
 	@echo 'make drill [SCENARIO=throttle]  wedge a QEMU, capture it, diagnose it, kill it'
 	@echo 'make test  [PYTEST="-k qmp"]    lint, then every test on real QEMUs'
-	@echo 'make deb                        dist/vm-autopsy_VERSION_ARCH.deb, which installs without a network'
+	@echo 'make deb | rpm                  packages in dist/ that install without a network'
+	@echo 'make packages-trial             installs them in fresh Debians, wedges, captures, upgrades, purges'
 	@echo 'make case BUNDLE=… [NAME=…]    a case of fixtures/ from a capture, redacted'
 	@echo 'make soak  [SOAK="--minutes 10"] every wedge on every QEMU, every way to hurt a capture: hours'
 	@echo 'make mutate [FUZZ="--seconds 60"] hostile debug information, read by gdb in the sandbox'
@@ -80,8 +83,13 @@ lab: packages-for-tests
 dist: $(VENV)/installed-for-tests
 	$(BIN)/python -m build --no-isolation --outdir dist
 
-deb: $(VENV)/installed-for-tests
-	BIN=$(BIN) .ci/deb
+deb rpm: $(VENV)/installed-for-tests
+	@.ci/packages $(FOR_PACKAGES)
+	BIN=$(BIN) packaging/build $@
+
+packages-trial: deb rpm
+	@.ci/packages $(FOR_TRIAL)
+	packaging/trial
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,10 +1,14 @@
-"""Prints what autopsy stands on as it is installed here, a CycloneDX 1.5 bill of materials (`make sbom`)."""
+"""Prints what autopsy stands on, a CycloneDX 1.5 bill of materials (`make sbom`).
+
+As it is installed here, or as it is laid out for a package in the folders that are named.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 
 OURS = "vm-autopsy"  # the distribution; the package that is imported is autopsy
@@ -12,6 +16,11 @@ OURS = "vm-autopsy"  # the distribution; the package that is imported is autopsy
 
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def laid_out(folders: Sequence[str]) -> dict[str, metadata.Distribution]:
+    """Return every distribution that lies in the folders, needed or not: all of it is shipped."""
+    return {canonical(each.name): each for each in metadata.distributions(path=[*folders])}
 
 
 def needed(root: str) -> dict[str, metadata.Distribution]:
@@ -57,9 +66,9 @@ def component(name: str, found: metadata.Distribution, kind: str) -> dict[str, o
     }
 
 
-def bill(root: str = OURS) -> dict[str, object]:
+def bill(root: str = OURS, folders: Sequence[str] = ()) -> dict[str, object]:
     """Return the bill; the same installation gives the same one."""
-    found = needed(root)
+    found = laid_out(folders) if folders else needed(root)
     own = found.pop(root)
     return {
         "bomFormat": "CycloneDX",
@@ -71,5 +80,5 @@ def bill(root: str = OURS) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    json.dump(bill(), sys.stdout, indent=2)
+    json.dump(bill(folders=sys.argv[1:]), sys.stdout, indent=2)
     sys.stdout.write("\n")

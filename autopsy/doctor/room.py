@@ -9,18 +9,20 @@ from autopsy.capture.staging.places import ScratchPlace, Unusable, probe
 from autopsy.doctor.checks import Check, lacks, note, ok
 from autopsy.errors import NotStored
 from autopsy.files.scratch_place import scratch_place
+from autopsy.store.place import store_path
 
 WANTED = 1 << 30  # a core is bounded at half of it, and is there twice for a while
 SCRATCH = "room to work in"
+STORE = "room in the store"
 
 
 def room() -> tuple[Check, ...]:
-    """Return whether a capture has room to work in; what is written to try it has no name and is gone at once."""
+    """Return whether a capture has room to work in, and its bundle a place; what is written to try it has no name and is gone at once."""
     try:
         place = Path(scratch_place())
     except NotStored as error:
-        return (lacks(SCRATCH, str(error), error.remedy),)
-    return (_tried(SCRATCH, place),)
+        return (lacks(SCRATCH, str(error), error.remedy), _tried(STORE, store_path()))
+    return (_tried(SCRATCH, place), _tried(STORE, store_path()))
 
 
 def _tried(name: str, place: Path) -> Check:

@@ -175,6 +175,8 @@ def test_root_is_told_what_works_here_and_what_a_vm_would_lack() -> None:
     assert host[snapshot.KERNEL_STACKS]["result"] == "ok"
     assert host["sandbox"]["result"] == "ok"
     assert "GNU gdb" in host["gdb"]["found"]
+    assert host["room to work in"]["result"] == "ok"
+    assert host["room in the store"]["result"] in {"ok", "note"}
     checks = by_name(mine["checks"])
     assert checks["freeze"]["result"] == "ok"
     assert checks["monitor"]["result"] == "ok"

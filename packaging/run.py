@@ -1,0 +1,11 @@
+"""Runs autopsy from the folder above this one: nothing of the caller's environment leads elsewhere (python -I)."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.argv[0] = "autopsy"
+
+from autopsy.cli.app import main  # noqa: E402 - found only now
+
+main()
