@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from autopsy.cli.capture_command import capture
+from autopsy.cli.doctor import doctor
 from autopsy.cli.importing import import_evidence
 from autopsy.cli.printing import Json, say, show
 from autopsy.cli.storing import list_captures, remove, show_capture
@@ -84,6 +85,7 @@ def root(
 
 
 app.command()(capture)
+app.command()(doctor)
 
 
 @app.command()

@@ -17,7 +17,10 @@ STORE = "room in the store"
 
 
 def room() -> tuple[Check, ...]:
-    """Return whether a capture has room to work in, and its bundle a place; what is written to try it has no name and is gone at once."""
+    """Return whether a capture has room to work in, and its bundle a place.
+
+    What is written to try it has no name and is gone at once.
+    """
     try:
         place = Path(scratch_place())
     except NotStored as error:
