@@ -60,7 +60,7 @@ def collect_aftermath(scene: Scene) -> Outcome:
 def _log(scene: Scene) -> Iterator[SectionRead]:
     record = scene.target.record
     root = record.domain.root if record.domain else ""
-    yield from vm_files.managers_log(record.name, record.manager, root)
+    yield from vm_files.managers_log(vm_files.known_name(record), record.manager, root)
     table = {section.name: section for section in parse(scene.earlier(layout.WITNESS, layout.FDS))}
     tasks = {section.name: section for section in parse(scene.earlier(layout.WITNESS, layout.TASKS))}
     status = tasks["status"].data if "status" in tasks else b""

@@ -67,8 +67,8 @@ def examine_bundle(bundle: Path, *, debug_files: tuple[Path, ...], debuginfod: s
 
 def _examine(folder: Path, debug_files: tuple[Path, ...], debuginfod: str) -> str:
     with (
-        tempfile.TemporaryDirectory(prefix="autopsy-") as scratch,
-        tempfile.TemporaryDirectory(prefix="autopsy-") as fetched,
+        tempfile.TemporaryDirectory(prefix="autopsy-", dir=scratch_place()) as scratch,
+        tempfile.TemporaryDirectory(prefix="autopsy-", dir=scratch_place()) as fetched,
     ):
         frozen = partial(
             Frozen,
@@ -94,7 +94,7 @@ def _examine(folder: Path, debug_files: tuple[Path, ...], debuginfod: str) -> st
 
 def debug(bundle: Path, debug_files: tuple[Path, ...]) -> int:
     """Run an interactive gdb on a bundle's core and return its exit code."""
-    with _unpacked(bundle) as folder, tempfile.TemporaryDirectory(prefix="autopsy-") as scratch:
+    with _unpacked(bundle) as folder, tempfile.TemporaryDirectory(prefix="autopsy-", dir=scratch_place()) as scratch:
         frozen = Frozen(
             core=_core(folder),
             read=partial(_read, folder),

@@ -27,6 +27,7 @@ OWNER_ONLY = 0o077
 OTHERS_WRITE = 0o022
 HALF = ".half"  # how files end that are being written
 RENAME_NOREPLACE = 1
+MOST_LINKS = 40  # as the kernel itself counts
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -196,9 +197,27 @@ def publish(path: Path, data: bytes) -> None:
         os.fsync(folder)
 
 
+def meant_by(path: Path) -> Path:
+    """Return where a path leads that a person named, as far as root's links and ours lead; those of /proc are an end.
+
+    Raises:
+        OSError: they lead in a circle.
+    """
+    for _ in range(MOST_LINKS):
+        try:
+            facts = os.lstat(path)
+        except FileNotFoundError:
+            return path
+        if not stat.S_ISLNK(facts.st_mode) or facts.st_uid not in {0, os.geteuid()} or path.is_relative_to("/proc"):
+            return path
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
 def pour(path: Path, data: bytes) -> None:
     """Write to a device or a pipe that a person named, which is never made and never replaced."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    follow = 0 if path.is_relative_to("/proc") else os.O_NOFOLLOW
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | follow)
     try:
         while data:
             data = data[os.write(descriptor, data) :]

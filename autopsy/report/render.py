@@ -11,6 +11,7 @@ from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import UsageError
 from autopsy.facts.gather import gather_facts
 from autopsy.files import private
+from autopsy.files.plain import NotPlain, open_plain
 from autopsy.report.boxed import read_boxed
 from autopsy.report.bug_report import bug_report
 from autopsy.report.html import html
@@ -50,16 +51,18 @@ def _rendered(bundle: Bundle, path: Path, format: str, kill: str) -> str:  # noq
 def store(text: str, path: Path) -> None:
     """Write a report where it is wanted: a file whole or not at all, and for its owner alone.
 
-    A device or a pipe is written to, and never replaced.
+    A device or a pipe is written to, and never replaced. A link of ours is followed; one that somebody else laid is
+    replaced: it could lead to any file of root's.
 
     Raises:
         UsageError: it cannot be written there.
     """
     try:
-        if path.exists() and not path.is_file():
-            private.pour(path, text.encode())
+        end = private.meant_by(path)
+        if end.is_relative_to("/proc") or (end.exists() and not end.is_file() and not end.is_symlink()):
+            private.pour(end, text.encode())
         else:
-            private.publish(path.resolve(), text.encode())
+            private.publish(end, text.encode())
     except OSError as error:
         raise UsageError(str(path), f"cannot be written: {error.strerror}", remedy="give -o another path") from error
 
@@ -79,8 +82,8 @@ class _Kill(msgspec.Struct, frozen=True):
 def killed(bundle: Path) -> str:
     """Return `<UTC>: <how>`, empty where nothing is written down."""
     try:
-        with open(bundle.with_name(f"{bundle.name}.kill.json"), "rb") as stream:
+        with open(open_plain(bundle.with_name(f"{bundle.name}.kill.json")), "rb") as stream:
             found = msgspec.json.decode(stream.read(MOST), type=_Kill)
-    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
+    except (OSError, NotPlain, ValueError, msgspec.MsgspecError, RecursionError):
         return ""
     return f"{found.when.utc}: {found.how}"

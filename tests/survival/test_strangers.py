@@ -24,6 +24,8 @@ from autopsy.commands import sealing as capturing
 from autopsy.commands.seal import seal_leftover
 from autopsy.commands.verify import verify_boxed
 from autopsy.errors import DamagedBundle, NotStored, UsageError
+from autopsy.files.scratch_place import scratch_place
+from autopsy.report.render import killed, store
 from autopsy.report.store import write_answers
 from support import lab, strangers
 from tests.bundle.test_bundle import MANIFEST, staged
@@ -127,6 +129,34 @@ def test_a_report_is_not_written_through_a_link_that_lies_beside_the_bundle(tmp_
         assert copy.read_bytes() == b"<html>"
         assert not copy.is_symlink()
         assert copy.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", ["report.html", "ours.html"])
+def test_a_report_is_not_written_where_a_stranger_s_link_leads(name: str, precious: Path, tmp_path: Path) -> None:
+    """In a folder with the sticky bit the kernel itself follows no such link; to find out first where it leads does."""
+    with strangers.everybodys() as place:
+        strangers.does(lambda: (place / "report.html").symlink_to(precious))
+        (tmp_path / "ours.html").symlink_to(place / "report.html")
+        store("<html>", (place if name == "report.html" else tmp_path) / name)
+        assert not (place / "report.html").is_symlink()
+        assert (place / "report.html").read_text() == "<html>"
+
+
+def test_a_pipe_beside_a_bundle_is_not_waited_for_to_tell_of_a_kill(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar.zst.kill.json")
+    assert killed(tmp_path / "a.tar.zst") == ""
+
+
+def test_nothing_is_unpacked_where_somebody_else_could_swap_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with strangers.everybodys(0o777) as place:
+        monkeypatch.setenv("TMPDIR", str(place))
+        with pytest.raises(NotStored, match="no temporary folder"):
+            scratch_place()
+        place.chmod(0o1777)
+        assert scratch_place() == str(place)
+        os.chown(place, strangers.STRANGER, -1)
+        with pytest.raises(NotStored):
+            scratch_place()
 
 
 def test_examining_a_folder_writes_through_none_of_its_links(tmp_path: Path, precious: Path) -> None:

@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 from autopsy.bundle.manifest import Domain
+from autopsy.bundle.reader import open_bundle
 from autopsy.drill.process import DrillProcess, start
 from autopsy.drill.site import Site, site
 from autopsy.kill.restart import start_again
@@ -235,6 +236,30 @@ def test_a_real_sessions_domain_is_found_questioned_and_destroyed_as_its_user(
     told = json.loads(done.stdout)
     assert told["kill"]["how"].startswith("virsh destroy; gone"), done.stderr
     assert "asked through libvirtd" in next(each["why"] for each in told["steps"] if each["name"] == "qmp.query-status")
+
+
+@pytest.mark.live
+def test_a_users_domain_that_bears_anothers_name_is_not_given_that_ones_files(
+    attacker: Attacker, tmp_path: Path
+) -> None:
+    """Whose configuration and log they are would be told wrong, and shown to whoever is shown the bundle."""
+    name = f"autopsy-other-{os.getpid()}"
+    words = (lab.build("7.2").binary, *SMALL, "-name", f"guest={name}")
+    own = attacker.starts(*words, log="own.log")
+    own.wait_until("it is a QEMU", lambda: "qemu" in os.readlink(f"/proc/{own.pid}/exe"))
+    attacker.claims(name, own.pid)
+    others = (Path(f"/etc/libvirt/qemu/{name}.xml"), Path(f"/var/log/libvirt/qemu/{name}.log"))
+    try:
+        for each in others:
+            each.parent.mkdir(parents=True, exist_ok=True)
+            each.write_text("another VM's\n")
+        autopsy("capture", f"pid:{own.pid}", "--fast", "--out", tmp_path)
+    finally:
+        for each in others:
+            each.unlink(missing_ok=True)
+    held = open_bundle(next(tmp_path.glob("*.tar.zst")))
+    assert held.manifest.target.manager == "libvirt"
+    assert [file for file, data in held.files.items() if b"another VM's" in data] == []
 
 
 def test_a_folder_that_others_have_a_hand_in_claims_nothing(short: Path) -> None:

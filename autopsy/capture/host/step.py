@@ -57,16 +57,17 @@ def collect_host(scene: Scene) -> Outcome:
     trouble = ReadFailures()
     record = scene.target.record
     root = record.domain.root if record.domain else ""
+    name = vm_files.known_name(record)
     try:
         with held(scene.target) as process:
             groups = _around(scene, process, trouble)
-            _logs(scene, vm_files.log(process, record.name, record.manager, root), cgroups.scopes(groups), trouble)
+            _logs(scene, vm_files.log(process, name, record.manager, root), cgroups.scopes(groups), trouble)
     except ProcessEnded as error:
         trouble.notes.append(str(error))
         if not (scene.folder / layout.HOST_FILES).exists():
             with SectionFile(scene, layout.HOST_FILES) as stored:
                 _files(scene, None, stored, trouble)
-        _logs(scene, vm_files.managers_log(record.name, record.manager, root), (), trouble)
+        _logs(scene, vm_files.managers_log(name, record.manager, root), (), trouble)
     trouble.notes += filter(None, [permissions.lockdown()])
     return trouble.outcome()
 
@@ -145,11 +146,12 @@ def _logs(scene: Scene, own: list[SectionRead], units: tuple[str, ...], trouble:
     record = scene.target.record
     _plainly(scene, layout.DMESG, [SectionRead(kernel_log.KMSG, kernel_log.kernel_log, seconds=2)], trouble)
     root = record.domain.root if record.domain else ""
-    if configuration := vm_files.configuration(record.name, record.manager, root):
+    name = vm_files.known_name(record)
+    if configuration := vm_files.configuration(name, record.manager, root):
         store(scene, layout.VM_CONFIG, configuration, trouble)
-    if tasks := vm_files.tasks(record.name, record.manager):
+    if tasks := vm_files.tasks(name, record.manager):
         store(scene, layout.VM_TASKS, tasks, trouble)
-    _plainly(scene, layout.RRD, vm_files.rrd(record.name, record.manager), trouble)
+    _plainly(scene, layout.RRD, vm_files.rrd(name, record.manager), trouble)
     _plainly(scene, layout.VM_LOG, own, trouble)
     store(scene, layout.JOURNAL, kernel_log.journal(units), trouble)
 

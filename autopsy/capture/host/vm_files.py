@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 
+from autopsy.bundle.manifest import TargetRecord
 from autopsy.capture.host.own_log import open_own
 from autopsy.capture.reading.procfs import ProcDirectory, read_file, tail_of
 from autopsy.capture.reading.reader import SectionRead, Truncated, Unreadable
@@ -25,6 +26,14 @@ MOST_RRD = 8 << 20
 def hidden(config: bytes) -> bytes:
     """Return a configuration with the values of passwords and the like removed."""
     return without_secrets(config.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+
+def known_name(record: TargetRecord) -> str:
+    """Return by what name the host's own files tell of a VM, empty where it is a domain of another user's session.
+
+    That one gives it what name it likes, also that of somebody else's VM.
+    """
+    return "" if record.domain is not None and record.domain.user is not None else record.name
 
 
 def configuration(name: str, manager: str, root: str = "") -> list[SectionRead]:
