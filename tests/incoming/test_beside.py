@@ -16,9 +16,9 @@ from autopsy.bundle import layout
 from autopsy.facts.cite import Known
 from autopsy.incoming.material import Material
 from autopsy.incoming.reading import read_evidence
-from tests.support.built import pastes
-from tests.support.built.imported import NOWHERE, diagnosis_of, facts_of
-from tests.support.built.pastes import DISPATCH, POLL
+from support.built import pastes
+from support.built.imported import NOWHERE, diagnosis_of, facts_of
+from support.built.pastes import DISPATCH, POLL
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 WEB = f"{QEMU} -name guest=web1,debug-threads=on -drive file=/srv/web1.raw,if=none,id=d0"

@@ -11,7 +11,7 @@ from autopsy.incoming.material import Material
 from autopsy.incoming.stacks import gdb_text
 from autopsy.incoming.stacks.gdb_text import scan
 from autopsy.incoming.texts import command_lines
-from tests.support.built.imported import NOWHERE
+from support.built.imported import NOWHERE
 
 
 def told(place: Path, text: str) -> Material:

@@ -11,11 +11,11 @@ import pytest
 from autopsy.bundle import layout
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import DiskFact, Facts
+from support.built import pastes
+from support.built.imported import facts_of
+from support.built.monitor_text import DOMAIN, OTHER, PROXMOX, PVEREPORT, STATUS
+from support.built.pastes import DISPATCH, POLL
 from tests.incoming.test_beside import LIBVIRT, PS, material
-from tests.support.built import pastes
-from tests.support.built.imported import facts_of
-from tests.support.built.monitor_text import DOMAIN, OTHER, PROXMOX, PVEREPORT, STATUS
-from tests.support.built.pastes import DISPATCH, POLL
 
 CONFIG = layout.evidence(layout.HOST, layout.VM_CONFIG)
 DUMP = pastes.dump(("qemu-system-x86", (*POLL, "blk_drain", *DISPATCH)))  # its thread is 5000

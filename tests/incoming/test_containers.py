@@ -24,10 +24,10 @@ from autopsy.incoming.lz4_frames import Damaged, Lz4Frames, decompress
 from autopsy.incoming.material import Material
 from autopsy.incoming.reading import read_evidence
 from support.builds import missing
+from support.built import pastes
+from support.built.imported import NOWHERE
+from support.built.pastes import DISPATCH, POLL
 from tests.incoming.test_core_file import STACK, WORDS, core_of, made
-from tests.support.built import pastes
-from tests.support.built.imported import NOWHERE
-from tests.support.built.pastes import DISPATCH, POLL
 
 DUMP = pastes.dump(("qemu-system-x86", (*POLL, "blk_drain", *DISPATCH))).encode()
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from autopsy.incoming.material import Material
+from support.built import pastes
+from support.built.imported import diagnosis_of
+from support.built.pastes import DISPATCH, POLL
 from tests.incoming.test_beside import PS, material
-from tests.support.built import pastes
-from tests.support.built.imported import diagnosis_of
-from tests.support.built.pastes import DISPATCH, POLL
 
 STACKS = """
 Module libblkid.so.1 from deb util-linux-2.38.1-5.amd64

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.built import pastes
-from tests.support.built.imported import diagnosis_of
-from tests.support.built.pastes import DISPATCH, LOCK, LOCK_BQL, MAIN, MMIO, POLL, STARTED
+from support.built import pastes
+from support.built.imported import diagnosis_of
+from support.built.pastes import DISPATCH, LOCK, LOCK_BQL, MAIN, MMIO, POLL, STARTED
 
 Stack = tuple[str, Sequence[str]]
 

@@ -11,7 +11,7 @@ from autopsy.incoming.stacks.frame_line import frame
 from autopsy.incoming.stacks.gdb_text import MOST_DEEP, MOST_LOOKS, scan
 from autopsy.incoming.stacks.names import plain_name
 from autopsy.incoming.stacks.pasted import Paste
-from tests.support.built import pastes
+from support.built import pastes
 
 PLAIN = pastes.dump(
     ("CPU 0/KVM", (*pastes.LOCK_BQL, "prepare_mmio_access", *pastes.MMIO)),

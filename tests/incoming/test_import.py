@@ -14,8 +14,8 @@ import pytest
 from autopsy.bundle import layout
 from autopsy.bundle.reader import open_bundle
 from support.builds import missing
-from tests.support.built import pastes
-from tests.support.built.pastes import DISPATCH, POLL, STARTED
+from support.built import pastes
+from support.built.pastes import DISPATCH, POLL, STARTED
 
 WEDGED = pastes.dump(
     ("worker", ("fdatasync", "handle_aiocb_flush", "worker_thread", *STARTED)),

@@ -10,9 +10,9 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather_facts
-from tests.support.built import pastes
-from tests.support.built.imported import diagnosis_of
-from tests.support.built.pastes import DISPATCH, LOCK, POLL
+from support.built import pastes
+from support.built.imported import diagnosis_of
+from support.built.pastes import DISPATCH, LOCK, POLL
 
 FIXTURE = Path(__file__).resolve().parents[2] / "fixtures" / "throttle-timer-7.2" / "bundle"
 UNKNOWN = pastes.dump(("kvm", (*POLL, "bdrv_drain_all_begin", *DISPATCH)))

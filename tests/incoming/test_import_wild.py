@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.built.imported import diagnosis_of
+from support.built.imported import diagnosis_of
 
 WILD = Path(__file__).resolve().parents[2].parent / "shared" / "wild"
 PASTES = sorted(WILD.glob("*.bt.txt")) if WILD.is_dir() else []

@@ -9,10 +9,10 @@ import pytest
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import BlockStats, DiskFact, Facts, Limits
 from autopsy.incoming.texts.hmp_text import HmpText
-from tests.support.built import pastes
-from tests.support.built.imported import diagnosis_of, facts_of
-from tests.support.built.monitor_text import HMP
-from tests.support.built.pastes import DISPATCH, POLL
+from support.built import pastes
+from support.built.imported import diagnosis_of, facts_of
+from support.built.monitor_text import HMP
+from support.built.pastes import DISPATCH, POLL
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from autopsy.incoming.stacks.gdb_text import scan
+from support.built import pastes
+from support.built.imported import diagnosis_of
+from support.built.pastes import DISPATCH, IDLE_MAIN, LOCK, LOCK_BQL, MAIN, MMIO, POLL, STARTED
 from tests.incoming.test_beside import material
-from tests.support.built import pastes
-from tests.support.built.imported import diagnosis_of
-from tests.support.built.pastes import DISPATCH, IDLE_MAIN, LOCK, LOCK_BQL, MAIN, MMIO, POLL, STARTED
 
 RING = (
     ("CPU 0/KVM", (*LOCK, "virtio_x", *MMIO)),

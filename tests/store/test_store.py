@@ -18,9 +18,9 @@ from autopsy.store import place, removal
 from autopsy.store.choose import chosen
 from autopsy.store.entries import StoredBundle, entries
 from support import lab, strangers
+from support.built import pastes
+from support.built.pastes import DISPATCH, POLL, STARTED
 from support.strangers import STRANGER
-from tests.support.built import pastes
-from tests.support.built.pastes import DISPATCH, POLL, STARTED
 
 PASTE = pastes.dump(
     ("worker", ("fdatasync", "handle_aiocb_flush", "worker_thread", *STARTED)),

@@ -11,9 +11,9 @@ from autopsy.diagnose.waits.graph import build
 from autopsy.diagnose.waits.wait import Certainty, How
 from autopsy.facts import subjects
 from autopsy.facts.gather import gather_facts
-from tests.support.built import pastes
-from tests.support.built.imported import facts_of
-from tests.support.built.pastes import DISPATCH, LOCK, LOCK_BQL, MAIN, MMIO, POLL, STARTED
+from support.built import pastes
+from support.built.imported import facts_of
+from support.built.pastes import DISPATCH, LOCK, LOCK_BQL, MAIN, MMIO, POLL, STARTED
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 WANTS_BQL = ("CPU 0/KVM", (*LOCK_BQL, "prepare_mmio_access", *MMIO))
