@@ -27,6 +27,7 @@ NAMELESS = "imported"  # how an import calls a VM whose name nobody told
 FEW_THREADS = 3  # every QEMU has its main, its RCU and a vCPU thread
 UNKNOWN, UNKNOWN_OF_IMPORT = "unknown", "unknown-of-import"
 NEXT_TIME = "Next time"
+NONE = "None"  # how a runbook says that there is no such step
 
 
 def signatures(facts: Facts, own: tuple[Signature, ...]) -> tuple[Signature, ...]:
@@ -85,7 +86,7 @@ def next_steps(facts: Facts, steps: Iterable[str]) -> tuple[str, ...]:
         return tuple(steps)
     missing = ", ".join(lacking(facts))
     return (
-        *(f"As long as it stands, on its own host: {step}" for step in steps),
+        *(f"As long as it stands, on its own host: {step}" for step in steps if step != NONE),
         f"Next time, before anybody kills it: `autopsy capture VM` takes what is missing here: {missing}.",
         *runbooks.lines(runbooks.text(UNKNOWN_OF_IMPORT), NEXT_TIME),
     )

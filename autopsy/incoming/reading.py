@@ -24,6 +24,7 @@ MOST_MEMBERS = 100_000
 MOST_OF_MEMBER = 8 << 20  # bytes of one file of a host's report
 MOST_OF_ARCHIVE = 8 << 30
 MOST_OF_ZIP = 256 << 20  # bytes of a zip archive inside of something else
+MOST_DEEP = 3
 MOST_NOTES = 100
 ASSERTION = "Assertion `"
 WORTH = (  # what a text of use has in it
@@ -51,6 +52,7 @@ class ImportReading:
         self.beside = Beside()
         self.core: CoreFound | None = None
         self.left = MOST_TEXT
+        self.depth = 0  # of archives inside of one another
         self.notes: list[str] = []
 
     def take(self, descriptor: int) -> FileOutcome:
@@ -139,6 +141,9 @@ class ImportReading:
         kinds: dict[str, None] = {}
         count = 0
         broken = ""
+        if self.depth >= MOST_DEEP:
+            return Seen(what=f"an archive inside of {self.depth} others, which is not read", of_use=False)
+        self.depth += 1
         try:
             for name, member in members:
                 count += 1
@@ -149,6 +154,8 @@ class ImportReading:
                     kinds[seen.what] = None
         except Exception as error:  # noqa: BLE001 - a stranger's file may break any reader; what was read counts
             broken = f", damaged or cut short ({type(error).__name__}: {error})"[:200]
+        finally:
+            self.depth -= 1
         if not kinds:
             what = f"an archive of {count} files, and nothing of QEMU's that is known in them{broken}"
             return FileOutcome(what=what, of_use=False)

@@ -18,7 +18,7 @@ from autopsy.incoming.lz4_frames import Lz4Frames
 
 PIECE = 1 << 20
 MOST_TEXT = 64 << 20  # bytes of all texts together
-MOST_LONG = 64 << 10  # characters of one line that are kept
+MOST_LONG = 512 << 10  # characters of one line that are kept: an answer of QMP may be one
 MOST_WINDOW = 128 << 20
 HEAD = 64 << 10
 MAGICS: tuple[tuple[bytes, str], ...] = (

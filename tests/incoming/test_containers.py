@@ -191,3 +191,13 @@ def test_links_and_devices_in_an_archive_are_passed_over(tmp_path: Path) -> None
     found = material(tmp_path, packed.getvalue())
     assert found.paste.frames > 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given"]
+
+
+def test_archives_inside_of_one_another_are_read_three_deep(tmp_path: Path) -> None:
+    whole = DUMP
+    for _ in range(3):
+        whole = zipped(("x", whole))
+    assert material(tmp_path, whole).paste.frames > 5
+    for _ in range(60):
+        whole = zipped(("x.zip", whole))
+    assert material(tmp_path, whole).paste.frames == 0
