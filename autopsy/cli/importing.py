@@ -9,12 +9,18 @@ from typing import Annotated
 import typer
 
 FilesGiven = Annotated[
-    list[Path], typer.Argument(metavar="FILE...", help="backtraces, a core, logs; several at once; - reads a pipe")
+    list[Path],
+    typer.Argument(
+        metavar="FILE...",
+        help="backtraces, a core, logs, a VM's configuration, a report of the host; several at once; - reads a pipe",
+    ),
 ]
 OutDirectory = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes instead of the store")
 ]
-VmName = Annotated[str, typer.Option("--name", metavar="VM", help="which VM, where the files tell of many")]
+VmName = Annotated[
+    str, typer.Option("--name", metavar="VM", help="which VM (name, VMID or uuid), where the files tell of many")
+]
 SymbolFiles = Annotated[
     list[Path] | None, typer.Option("--debug-file", metavar="F", help="for a core: QEMU's debug file or its binary")
 ]
@@ -30,7 +36,7 @@ def import_evidence(
     debuginfod: SymbolServer = "",
     json: JsonWanted = False,
 ) -> None:
-    """Diagnose what others took: a pasted backtrace, a core, logs.
+    """Diagnose what others took: a pasted backtrace, a core, logs, a report of the host.
 
     The result is a bundle. What was not taken is told as unknown; no answer is surer than "consistent", but where the
     evidence itself proves it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,6 @@ MOST_GIVEN = 32 << 20  # bytes of one file that are kept; all of a capture's evi
 MOST_ALL_GIVEN = 96 << 20
 NOT_TAKEN = "imported: not taken"
 NOWHERE = Host(name="", kernel="", architecture="x86_64", distribution="", page_size=4096, cpus=0, boot_id="")
-QEMU_VERSION = re.compile(r"QEMU emulator version (\d[\w.+~:() -]{0,60})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,5 +140,5 @@ def _target(material: Material, stored: Stored) -> TargetRecord:
         exe=command[0] if command else "",
         exe_deleted=False,
         build_id="",
-        qemu_version="",
+        qemu_version=material.qemu_version,
     )

@@ -55,3 +55,4 @@ class Material(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, bytes] = {}
     notes: tuple[str, ...] = ()
     crash: str = ""
+    qemu_version: str = ""

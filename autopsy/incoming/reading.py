@@ -205,6 +205,7 @@ class ImportReading:
             files=files,
             notes=notes,
             crash=self._crash(paste),
+            qemu_version=self.beside.versions.only,
         )
 
     def _crash(self, paste: Paste) -> str:

@@ -19,6 +19,7 @@ from autopsy.incoming.texts.hmp_text import HmpText
 from autopsy.incoming.texts.json_text import JsonText
 from autopsy.incoming.texts.kernel_log import KernelLog
 from autopsy.incoming.texts.qmp_text import QmpText
+from autopsy.incoming.texts.versions import Versions
 from autopsy.redact.secrets import without_secrets
 
 MOST_LOG = 2_000  # lines of QEMU's log
@@ -32,6 +33,7 @@ class Beside:
     """Each kind of text reads every line that is no frame."""
 
     commands: CommandLines = field(default_factory=CommandLines)
+    versions: Versions = field(default_factory=Versions)
     kernel: KernelLog = field(default_factory=KernelLog)
     json: JsonText = field(default_factory=JsonText)
     monitor: QmpText = field(default_factory=QmpText)
@@ -43,6 +45,7 @@ class Beside:
 
     def feed(self, line: str) -> str:
         """Take one line; return what it belongs to in words, empty for nothing."""
+        self.versions.feed(line)
         if (value := self.json.feed(line)) is not None and (what := self._value(value)):
             return what
         if self.json.parts:
@@ -67,6 +70,7 @@ class Beside:
         return True
 
     def _value(self, value: Any) -> str:  # noqa: ANN401 - a stranger's JSON
+        self.versions.take(value)
         if self.monitor.take(value):
             return MONITOR
         if is_qemu(abrt.executable(value)) and (found := abrt.stacks(value)):
@@ -79,6 +83,7 @@ class Beside:
         """Take no line of the next file for the rest of what this one began."""
         self.json.stop()
         self.configurations.end()
+        self.versions.end()
 
     def machines(self, name: str, pids: Collection[int]) -> tuple[tuple[FoundMachine, ...], tuple[str, ...]]:
         """Return the one VM that is meant, where it can be told, and what is worth a note."""
