@@ -142,7 +142,7 @@ class ImportReading:
         count = 0
         broken = ""
         if self.depth >= MOST_DEEP:
-            return Seen(what=f"an archive inside of {self.depth} others, which is not read", of_use=False)
+            return FileOutcome(what=f"an archive inside of {self.depth} others, which is not read", of_use=False)
         self.depth += 1
         try:
             for name, member in members:
