@@ -11,8 +11,11 @@ from typing import Annotated
 
 import typer
 
+from autopsy.cli import completion
+from autopsy.cli.bundles import BundlePath, examine, gdb, redact, replay, seal, verify
 from autopsy.cli.capture_command import capture
 from autopsy.cli.doctor import doctor
+from autopsy.cli.help_text import GroupedApp, dress
 from autopsy.cli.importing import import_evidence
 from autopsy.cli.printing import Json, say, show
 from autopsy.cli.storing import list_captures, remove, show_capture
@@ -20,23 +23,16 @@ from autopsy.errors import AutopsyError, ExitCode
 
 app = typer.Typer(
     name="autopsy",
+    cls=GroupedApp,
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Freeze the evidence of a wedged QEMU before anybody kills it, and say where its disk I/O is stuck.",
-    epilog="Exit codes: 0 done, 2 usage, 3 no such VM, 4 not permitted, "
-    "5 nothing was killed (not stored, healthy, or needless), 6 killed but still there, "
-    "7 verify or replay mismatch or a host that lacks something, 8 killed but not started again, "
-    "9 the VM ended by itself, 130 interrupted, 1 a bug of autopsy's.",
 )
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="a .tar.zst bundle, or its folder")]
-DebugFiles = Annotated[
-    list[Path] | None, typer.Option("--debug-file", metavar="F", help="QEMU's debug file or unstripped binary")
-]
 
 
 def main() -> None:
@@ -85,7 +81,6 @@ def root(
 
 
 app.command()(capture)
-app.command()(doctor)
 
 
 @app.command()
@@ -110,7 +105,11 @@ def report(
     format: Annotated[  # noqa: A002 - the option's name is a contract
         str,
         typer.Option(
-            "--format", metavar="html|md|bug|json|schema", help="bug: for QEMU's tracker, redacted; schema: of the json"
+            "--format",
+            metavar="html|md|bug|json|schema",
+            help="bug: for QEMU's tracker, redacted; schema: of the json",
+            show_default=True,
+            autocompletion=completion.formats,
         ),
     ] = "html",
 ) -> None:
@@ -129,123 +128,22 @@ app.command(name="import")(import_evidence)
 app.command(name="list")(list_captures)
 app.command(name="show")(show_capture)
 app.command(name="rm")(remove)
-
-
-@app.command()
-def examine(
-    bundle: BundlePath,
-    debug_file: DebugFiles = None,
-    debuginfod: Annotated[str, typer.Option("--debuginfod", metavar="URL", help="fetch symbols from this server")] = "",
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the new bundle goes")] = None,
-) -> None:
-    """Examine a stored core again, with better symbols.
-
-    The result is a new bundle beside the old one.
-    """
-    from autopsy.cli import summary
-    from autopsy.commands.examine import examine_bundle
-
-    examined = examine_bundle(bundle, debug_files=tuple(debug_file or ()), debuginfod=debuginfod, place=out)
-    from autopsy.text import plain
-
-    say(plain(examined.note))
-    for line in summary.verdict(examined.diagnosis):
-        show(line)
-    show(summary.row("bundle", f"{examined.sealed.path} (sha256 {examined.sealed.sha256})"))
-
-
-@app.command()
-def gdb(bundle: BundlePath, debug_file: DebugFiles = None) -> None:
-    """Open an interactive gdb on a stored core.
-
-    `info coroutines` lists the parked requests.
-    """
-    from autopsy.commands.examine import debug
-
-    raise typer.Exit(debug(bundle, tuple(debug_file or ())))
-
-
-@app.command()
-def verify(
-    bundle: BundlePath,
-    allowed_signers: Annotated[
-        Path | None, typer.Option("--allowed-signers", metavar="FILE", help="who may have signed it; see ssh-keygen(1)")
-    ] = None,
-) -> None:
-    """Compare every file of a bundle with what was sealed."""
-    from autopsy.commands.signing import signer
-    from autopsy.commands.verify import verify_boxed
-    from autopsy.text import plain
-
-    verified = verify_boxed(bundle)
-    if allowed_signers is not None:
-        show(f"{bundle}: signed by {plain(signer(bundle, allowed_signers, verified.sha256))}")
-    show(f"{bundle}: whole, {verified.files} files" + (f", sha256 {verified.sha256}" if verified.sha256 else ""))
-
-
-@app.command()
-def redact(
-    bundle: BundlePath,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="where the copy goes")] = None,
-) -> None:
-    """Make a copy that can be shown to strangers.
-
-    Without memory and secrets, with pseudonyms for names; the map of them stays with you.
-    """
-    from autopsy.commands.redact import redact as hide
-
-    done = hide(bundle, output)
-    say(f"the map of its pseudonyms is yours alone: {done.map}")
-    if not done.same:
-        say("its diagnosis is not the original's: a name in it may be one of QEMU's own words; say so beside it")
-    say("read it before you show it: what nobody could know to be a secret is in it still")
-    show(f"{done.sealed.path} (sha256 {done.sealed.sha256})")
-
-
-@app.command()
-def seal(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a staging folder (.partial or .work)")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")] = None,
-) -> None:
-    """Seal the evidence that a killed capture left behind."""
-    from autopsy.commands.seal import seal_leftover
-
-    sealed = seal_leftover(folder, out)
-    show(f"{sealed.path} (sha256 {sealed.sha256})")
-
-
-@app.command()
-def replay(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="bundles, their folders, folders of cases")],
-    update: Annotated[bool, typer.Option("--update", help="rewrite expected.json where the verdict changed")] = False,
-    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="write JUnit XML, too")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=0, max=256, help="processes; 0: one a core")] = 0,
-) -> None:
-    """Diagnose stored bundles again: old verdict against new.
-
-    A case is a folder with a bundle and expected.json; a bundle alone is held against its own sealed diagnosis.
-    """
-    from autopsy.replay import cases
-    from autopsy.replay import junit as xml
-    from autopsy.replay import replay as stored
-    from autopsy.text import plain
-
-    found = cases.find_cases(tuple(paths))
-    replayed = []
-    for case in stored.replay(found, update=update, jobs=jobs or len(os.sched_getaffinity(0))):
-        replayed.append(case)
-        for line in stored.lines(case):
-            show(plain(line))
-    if junit is not None:
-        xml.write_junit(junit, replayed)
-    show(stored.summary(replayed))
-    raise typer.Exit(ExitCode.DONE if all(case.passed for case in replayed) else ExitCode.MISMATCH)
+app.command()(examine)
+app.command()(gdb)
+app.command()(verify)
+app.command()(redact)
+app.command()(seal)
+app.command()(replay)
+app.command()(doctor)
 
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="a bundle, or its folder")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="another one, of the same VM or not")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="a bundle, or its folder", autocompletion=completion.bundles)],
+    b: Annotated[
+        Path, typer.Argument(metavar="B", help="another one, of the same VM or not", autocompletion=completion.bundles)
+    ],
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="leave with 7 where anything differs")] = False,
     json: Json = False,
 ) -> None:
     """Say what changed between two captures."""
@@ -262,6 +160,8 @@ def diff(
     else:
         for line in lines(found):
             show(plain(line))
+    if exit_code and found.differs:
+        raise typer.Exit(ExitCode.MISMATCH)
 
 
 @app.command()
@@ -294,10 +194,16 @@ def ps(
 
 @app.command()
 def drill(
-    scenario: Annotated[str, typer.Argument(metavar="[SCENARIO]", help="see --list")] = "throttle",
+    scenario: Annotated[
+        str, typer.Argument(metavar="[SCENARIO]", help="see --list", autocompletion=completion.scenarios)
+    ] = "throttle",
     list_them: Annotated[bool, typer.Option("--list", help="show the scenarios and what each needs")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="leave the wedged QEMU running and say how to end it")] = False,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes instead of the store")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="on a terminal: a line for each step")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="nothing but the result")] = False,
     json: Json = False,
 ) -> None:
     """Wedge a QEMU of our own, capture it, kill it."""
@@ -310,14 +216,18 @@ def drill(
         for line in listing():
             show(line)
         return
-    with terminal.watcher() as watcher:
-        drilled = run(scenario, keep=keep, place=out or expendable_path(), watcher=watcher, say=say)
+    tell = (lambda _: None) if quiet else say
+    with terminal.watcher(verbose=verbose, quiet=quiet) as watcher:
+        drilled = run(scenario, keep=keep, place=out or expendable_path(), watcher=watcher, say=tell)
     for line in terminal.story(drilled.ended):
-        say(line)
+        tell(line)
     for line in [answer(drilled.ended)] if json else summary.block(drilled.ended):
         show(line)
-    say(drilled.verdict_line)
+    tell(drilled.verdict_line)
     raise typer.Exit(drilled.exit_code)
+
+
+dress(app)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from autopsy.cli import completion
 from autopsy.cli.printing import Json, say, show
 from autopsy.errors import UsageError
 
@@ -16,7 +17,9 @@ def capture(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TARGET...", help="VMID, libvirt name, PID; or pve:102, libvirt:web1, pid:4242, qmp:/path"
+            metavar="TARGET...",
+            help="VMID, libvirt name, PID; or pve:102, libvirt:web1, pid:4242, qmp:/path",
+            autocompletion=completion.vms,
         ),
     ] = None,
     stuck: Annotated[
@@ -38,14 +41,22 @@ def capture(
         bool, typer.Option("--even-if-needless", help="let --then-kill end a VM that is proven to need no kill")
     ] = False,
     require: Annotated[
-        list[str] | None, typer.Option("--require", metavar="STEP", help="no kill without this step's evidence")
+        list[str] | None,
+        typer.Option(
+            "--require",
+            metavar="STEP",
+            help="no kill without this step's evidence",
+            autocompletion=completion.steps,
+        ),
     ] = None,
     out: Annotated[
         list[Path] | None,
         typer.Option("--out", metavar="DIR", help="where the bundle goes instead of the store; may be repeated"),
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="0.5 s between the two snapshots instead of 5 s")] = False,
-    gap: Annotated[float | None, typer.Option("--gap", metavar="S", min=0.1, help="seconds between snapshots")] = None,
+    gap: Annotated[
+        float | None, typer.Option("--gap", metavar="S", min=0.1, help="seconds between snapshots (5)")
+    ] = None,
     budget: Annotated[
         float | None, typer.Option("--budget", metavar="S", min=5, help="seconds for everything (60; of many, more)")
     ] = None,

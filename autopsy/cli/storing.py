@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autopsy.cli import completion
 from autopsy.cli.printing import Json, say, show
 from autopsy.errors import ExitCode, UsageError
 
@@ -45,7 +46,12 @@ def list_captures(json: Json = False) -> None:
 
 def show_capture(
     capture: Annotated[
-        str, typer.Argument(metavar="[NAME|BUNDLE|last]", help="a stored capture, a VM's name, or a path")
+        str,
+        typer.Argument(
+            metavar="[NAME|BUNDLE|last]",
+            help="a stored capture, a VM's name, or a path",
+            autocompletion=completion.stored_or_bundles,
+        ),
     ] = "last",
     open_it: Annotated[bool, typer.Option("--open", help="open the report in the browser of this desktop")] = False,
     json: Json = False,
@@ -68,9 +74,18 @@ def show_capture(
 
 
 def remove(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="captures, as list names them")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="captures, as list names them", autocompletion=completion.captures),
+    ] = None,
     older: Annotated[
-        str, typer.Option("--older", metavar="AGE", help="all that are older, such as 90min, 12h, 30d, 8w")
+        str,
+        typer.Option(
+            "--older",
+            metavar="AGE",
+            help="all that are older, such as 90min, 12h, 30d, 8w",
+            autocompletion=completion.ages,
+        ),
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be removed, and remove nothing")] = False,
     json: Json = False,

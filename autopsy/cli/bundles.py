@@ -1,0 +1,274 @@
+"""The commands on stored bundles that make or check something: examine, gdb, verify, redact, seal, replay."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from autopsy.cli import completion
+from autopsy.cli.json_output import VerdictAnswer, as_text
+from autopsy.cli.printing import Json, say, show
+from autopsy.errors import DamagedBundle, ExitCode
+
+if TYPE_CHECKING:
+    from autopsy.bundle.seal import Sealed
+    from autopsy.replay.replay import Replayed
+
+BundlePath = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", help="a .tar.zst bundle, or its folder", autocompletion=completion.bundles),
+]
+DebugFiles = Annotated[
+    list[Path] | None, typer.Option("--debug-file", metavar="F", help="QEMU's debug file or unstripped binary")
+]
+OutDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the new bundle goes")]
+
+
+class SealedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that was made: `seal --json`, and what all the others begin with."""
+
+    bundle: str
+    sha256: str
+    size: int
+
+
+class ExaminedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `examine --json` prints."""
+
+    bundle: str
+    sha256: str
+    size: int
+    note: str
+    verdict: VerdictAnswer
+
+
+class RedactedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `redact --json` prints; `same` says that the copy's diagnosis is the original's."""
+
+    bundle: str
+    sha256: str
+    size: int
+    map: str
+    same: bool
+
+
+class VerifiedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `verify --json` prints; `why` says what is wrong with a bundle that is not `whole`."""
+
+    bundle: str
+    whole: bool
+    files: int
+    sha256: str
+    signed_by: str
+    why: str
+
+
+class ChangeAnswer(msgspec.Struct, frozen=True):
+    """What is not as expected of a case."""
+
+    what: str
+    old: str
+    new: str
+
+
+class CaseAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One case of `replay --json`."""
+
+    name: str
+    passed: bool
+    updated: bool
+    seconds: float
+    changes: tuple[ChangeAnswer, ...]
+    error: str
+
+
+class ReplayAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `replay --json` prints."""
+
+    passed: bool
+    cases: tuple[CaseAnswer, ...]
+
+
+def examine(
+    bundle: BundlePath,
+    debug_file: DebugFiles = None,
+    debuginfod: Annotated[str, typer.Option("--debuginfod", metavar="URL", help="fetch symbols from this server")] = "",
+    out: OutDirectory = None,
+    json: Json = False,
+) -> None:
+    """Examine a stored core again, with better symbols.
+
+    The result is a new bundle beside the old one.
+    """
+    from autopsy.cli import summary
+    from autopsy.cli.json_output import verdict
+    from autopsy.commands.examine import examine_bundle
+    from autopsy.text import plain
+
+    examined = examine_bundle(bundle, debug_files=tuple(debug_file or ()), debuginfod=debuginfod, place=out)
+    if json:
+        told = _sealed(examined.sealed)
+        show(
+            as_text(
+                ExaminedAnswer(
+                    bundle=told.bundle,
+                    sha256=told.sha256,
+                    size=told.size,
+                    note=examined.note,
+                    verdict=verdict(examined.diagnosis),
+                )
+            )
+        )
+        return
+    say(plain(examined.note))
+    for line in summary.verdict(examined.diagnosis):
+        show(line)
+    show(summary.row("bundle", f"{examined.sealed.path} (sha256 {examined.sealed.sha256})"))
+
+
+def gdb(bundle: BundlePath, debug_file: DebugFiles = None) -> None:
+    """Open an interactive gdb on a stored core.
+
+    `info coroutines` lists the parked requests.
+    """
+    from autopsy.commands.examine import debug
+
+    raise typer.Exit(debug(bundle, tuple(debug_file or ())))
+
+
+def verify(
+    bundle: BundlePath,
+    allowed_signers: Annotated[
+        Path | None, typer.Option("--allowed-signers", metavar="FILE", help="who may have signed it; see ssh-keygen(1)")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare every file of a bundle with what was sealed."""
+    from autopsy.commands.signing import signer
+    from autopsy.commands.verify import verify_boxed
+    from autopsy.text import plain
+
+    try:
+        verified = verify_boxed(bundle)
+        signed_by = plain(signer(bundle, allowed_signers, verified.sha256)) if allowed_signers is not None else ""
+    except DamagedBundle as error:
+        if not json:
+            raise
+        show(
+            as_text(VerifiedAnswer(bundle=str(bundle), whole=False, files=0, sha256="", signed_by="", why=error.cause))
+        )
+        raise typer.Exit(error.exit_code) from error
+    if json:
+        show(
+            as_text(
+                VerifiedAnswer(
+                    bundle=str(bundle),
+                    whole=True,
+                    files=verified.files,
+                    sha256=verified.sha256,
+                    signed_by=signed_by,
+                    why="",
+                )
+            )
+        )
+        return
+    if signed_by:
+        show(f"{bundle}: signed by {signed_by}")
+    show(f"{bundle}: whole, {verified.files} files" + (f", sha256 {verified.sha256}" if verified.sha256 else ""))
+
+
+def redact(
+    bundle: BundlePath,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="where the copy goes")] = None,
+    json: Json = False,
+) -> None:
+    """Make a copy that can be shown to strangers.
+
+    Without memory and secrets, with pseudonyms for names; the map of them stays with you.
+    """
+    from autopsy.commands.redact import redact as hide
+
+    done = hide(bundle, output)
+    say(f"the map of its pseudonyms is yours alone: {done.map}")
+    if not done.same:
+        say("its diagnosis is not the original's: a name in it may be one of QEMU's own words; say so beside it")
+    say("read it before you show it: what nobody could know to be a secret is in it still")
+    if json:
+        told = _sealed(done.sealed)
+        show(
+            as_text(
+                RedactedAnswer(
+                    bundle=told.bundle, sha256=told.sha256, size=told.size, map=str(done.map), same=done.same
+                )
+            )
+        )
+        return
+    show(f"{done.sealed.path} (sha256 {done.sealed.sha256})")
+
+
+def seal(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a staging folder (.partial or .work)")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes; as its capture was told if none")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Seal the evidence that a killed capture left behind."""
+    from autopsy.commands.seal import seal_leftover
+
+    sealed = seal_leftover(folder, out)
+    show(as_text(_sealed(sealed)) if json else f"{sealed.path} (sha256 {sealed.sha256})")
+
+
+def replay(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="bundles, their folders, folders of cases")],
+    update: Annotated[bool, typer.Option("--update", help="rewrite expected.json where the verdict changed")] = False,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="write JUnit XML, too")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", min=0, max=256, help="processes; 0: one a core")] = 0,
+    json: Json = False,
+) -> None:
+    """Diagnose stored bundles again: old verdict against new.
+
+    A case is a folder with a bundle and expected.json; a bundle alone is held against its own sealed diagnosis.
+    """
+    from autopsy.replay import cases
+    from autopsy.replay import junit as xml
+    from autopsy.replay import replay as stored
+    from autopsy.text import plain
+
+    found = cases.find_cases(tuple(paths))
+    replayed = []
+    for case in stored.replay(found, update=update, jobs=jobs or len(os.sched_getaffinity(0))):
+        replayed.append(case)
+        for line in () if json else stored.lines(case):
+            show(plain(line))
+    if junit is not None:
+        xml.write_junit(junit, replayed)
+    passed = all(case.passed for case in replayed)
+    show(as_text(_replayed(replayed)) if json else stored.summary(replayed))
+    raise typer.Exit(ExitCode.DONE if passed else ExitCode.MISMATCH)
+
+
+def _sealed(sealed: Sealed) -> SealedAnswer:
+    return SealedAnswer(bundle=str(sealed.path), sha256=sealed.sha256, size=sealed.size)
+
+
+def _replayed(cases: list[Replayed]) -> ReplayAnswer:
+    return ReplayAnswer(
+        passed=all(case.passed for case in cases),
+        cases=tuple(
+            CaseAnswer(
+                name=case.name,
+                passed=case.passed,
+                updated=case.updated,
+                seconds=round(case.seconds, 3),
+                changes=tuple(ChangeAnswer(change.what, change.old, change.new) for change in case.changes),
+                error=case.error,
+            )
+            for case in cases
+        ),
+    )

@@ -1,0 +1,35 @@
+"""The words that mean this host's VMs, without a look at how they are: for who completes a name."""
+
+from __future__ import annotations
+
+import re
+
+from autopsy.target import qemu_processes
+from autopsy.target.command_line import vm_name
+from autopsy.target.platforms.platform import ROOTS, Roots
+from autopsy.target.resolve import all_claims, is_true
+
+EACH = 0.2  # seconds for one question about one process
+OVERALL = 0.6
+
+
+def names_of_vms(roots: Roots = ROOTS) -> tuple[tuple[str, int], ...]:
+    """Return each VM's name with its process, by name; the process where it has none, or another too."""
+    named = qemu_processes.suspects()
+    claims = all_claims(named, roots)
+    told = qemu_processes.tell(sorted({*named, *(claim.pid for claim in claims)}), each=EACH, overall=OVERALL)
+    found: dict[int, str] = {}
+    for pid, one in told.items():
+        if qemu_processes.is_qemu(one):
+            found[pid] = vm_name(one.options or ())
+    for claim in claims:
+        if claim.pid in found and is_true(claim, told[claim.pid]):
+            found[claim.pid] = claim.name
+    names = list(found.values())
+    alone = {name for name in names if _is_a_word(name) and names.count(name) == 1}
+    return tuple(sorted((name if name in alone else str(pid), pid) for pid, name in found.items()))
+
+
+def _is_a_word(name: str) -> bool:
+    """Return whether a shell takes a name for one word, whoever chose it."""
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]*", name) is not None
