@@ -28,7 +28,7 @@ DebugFiles = Annotated[
 OutDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the new bundle goes")]
 
 
-class SealedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class MadeBundleAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle that was made: `seal --json`, and what all the others begin with."""
 
     bundle: str
@@ -253,8 +253,8 @@ def replay(
     raise typer.Exit(ExitCode.DONE if passed else ExitCode.MISMATCH)
 
 
-def _sealed(sealed: Sealed) -> SealedAnswer:
-    return SealedAnswer(bundle=str(sealed.path), sha256=sealed.sha256, size=sealed.size)
+def _sealed(sealed: Sealed) -> MadeBundleAnswer:
+    return MadeBundleAnswer(bundle=str(sealed.path), sha256=sealed.sha256, size=sealed.size)
 
 
 def _replayed(cases: list[Replayed]) -> ReplayAnswer:
