@@ -65,7 +65,7 @@ def vms(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
             record = SimpleNamespace(name=word, pid=pids[word])
             return SimpleNamespace(record=record, pid=pids[word], pidfd=os.pidfd_open(pids[word]))
 
-        monkeypatch.setattr(many.target, "find", find)
+        monkeypatch.setattr(many.target, "find_target", find)
         monkeypatch.setattr(many, "tidy", lambda _: ())
         monkeypatch.setattr(many, "rescue", lambda: ())
         yield pids
