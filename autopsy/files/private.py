@@ -214,6 +214,18 @@ def meant_by(path: Path) -> Path:
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
+def deliver(path: Path, data: bytes) -> None:
+    """Write where a person wants it: a file whole or not at all; a device or a pipe is written to, and never replaced.
+
+    A link of ours is followed; one that somebody else laid is replaced: it could lead to any file of root's.
+    """
+    end = meant_by(path)
+    if end.is_relative_to("/proc") or (end.exists() and not end.is_file() and not end.is_symlink()):
+        pour(end, data)
+    else:
+        publish(end, data)
+
+
 def pour(path: Path, data: bytes) -> None:
     """Write to a device or a pipe that a person named, which is never made and never replaced."""
     follow = 0 if path.is_relative_to("/proc") else os.O_NOFOLLOW

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from autopsy.errors import UsageError
+from autopsy.files import private
 from autopsy.replay.replay import Replayed, lines
 
 SUITE = "autopsy replay"
@@ -54,7 +55,7 @@ def write_junit(path: Path, replayed: Iterable[Replayed]) -> None:
         UsageError: it cannot be written there.
     """
     try:
-        path.write_bytes(junit(replayed))
+        private.deliver(path, junit(replayed))
     except OSError as error:
         raise UsageError(
             str(path), f"cannot be written: {error.strerror}", remedy="give --junit another path"

@@ -51,18 +51,11 @@ def _rendered(bundle: Bundle, path: Path, format: str, kill: str) -> str:  # noq
 def store(text: str, path: Path) -> None:
     """Write a report where it is wanted: a file whole or not at all, and for its owner alone.
 
-    A device or a pipe is written to, and never replaced. A link of ours is followed; one that somebody else laid is
-    replaced: it could lead to any file of root's.
-
     Raises:
         UsageError: it cannot be written there.
     """
     try:
-        end = private.meant_by(path)
-        if end.is_relative_to("/proc") or (end.exists() and not end.is_file() and not end.is_symlink()):
-            private.pour(end, text.encode())
-        else:
-            private.publish(end, text.encode())
+        private.deliver(path, text.encode())
     except OSError as error:
         raise UsageError(str(path), f"cannot be written: {error.strerror}", remedy="give -o another path") from error
 

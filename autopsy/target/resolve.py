@@ -163,6 +163,8 @@ def is_true(claim: VmClaim, told: SelfDescription) -> bool:
 
 def has_a_say(claim: VmClaim) -> bool:
     """Return whether whoever wrote the claim may speak for that process: root and we for each, others for their own."""
+    if platform_of(claim.manager).runs_as_root and not is_trusted(started_by(claim.pid)):
+        return False
     return claim.inside is not None or is_trusted(claim.owner) or runs_as(claim.pid, claim.owner)
 
 

@@ -13,6 +13,9 @@ import pytest
 
 from autopsy.bundle import layout
 from autopsy.bundle.reader import open_bundle
+from autopsy.errors import NoSuchVm
+from autopsy.target.platforms.platform import Roots
+from autopsy.target.target import find_target
 from support import lab, strangers
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(200)]
@@ -127,3 +130,29 @@ def test_a_user_who_makes_a_container_of_his_own_has_no_file_of_root_s_taken_for
     held = open_bundle(bundle)
     assert held.manifest.target.manager == "libvirt"  # it does claim its own process
     assert [name for name, data in held.files.items() if SECRET in data] == []
+
+
+def test_a_user_who_comes_by_the_number_of_a_vm_that_has_ended_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Its manager's pidfile still tells the number, and what the VM was started with is known to everybody."""
+    lab.need_root()
+    folder = tmp_path / "qemu-server"
+    folder.mkdir()
+    pidfile = folder / "102.pid"
+    with strangers.everybodys(0o711) as short:
+        binary = built(short, "waits_for_a_number")
+        words = ["/usr/bin/kvm", "-id", "102", "-name", "web,debug-threads=on", "-pidfile", str(pidfile)]
+        for stranger in (False, True):
+            become = strangers.become if stranger else None
+            with subprocess.Popen(words, executable=binary, preexec_fn=become) as process:  # noqa: PLW1509 - this process has one thread
+                try:
+                    lab.until("it is at work", lambda pid=process.pid: os.readlink(f"/proc/{pid}/exe") == str(binary))
+                    pidfile.write_text(f"{process.pid}\n")
+                    if stranger:
+                        with pytest.raises(NoSuchVm, match="is not"):
+                            find_target("pve:102", Roots(run=tmp_path))
+                    else:
+                        held = find_target("pve:102", Roots(run=tmp_path))
+                        assert held.record.manager == "proxmox"
+                        os.close(held.pidfd)
+                finally:
+                    process.kill()

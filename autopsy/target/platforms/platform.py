@@ -125,6 +125,9 @@ class Platform:
     is_alive: Callable[[VmClaim, Sequence[str]], bool] = lambda _claim, _arguments: False
     is_its_monitor: Callable[[VmClaim, str], bool] = lambda _claim, _path: False
     domain_of: Callable[[VmClaim, Roots], Domain | None] = lambda _claim, _roots: None
+    runs_as_root: bool = (
+        False  # anybody may come by the number that a pidfile still tells, and say what its VM was told
+    )
 
     # Paths; `tasks` raises OSError where `task_lists` cannot be read.
     configuration: Callable[[str], tuple[str, ...]] = lambda _name: ()

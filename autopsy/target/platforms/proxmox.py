@@ -161,6 +161,7 @@ PROXMOX = Platform(
     claims=lambda _pids, roots: claims(roots),
     is_alive=is_alive,
     is_its_monitor=is_its_monitor,
+    runs_as_root=True,
     configuration=_configuration,
     load=_load,
     locks=_locks,
