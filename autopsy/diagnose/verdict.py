@@ -14,7 +14,6 @@ from autopsy.diagnose import (
     lost_by_kill,
     request_paths,
     runbooks,
-    wait_graph,
 )
 from autopsy.diagnose.advice.advise import advise
 from autopsy.diagnose.catalogue import SIGNATURES
@@ -27,6 +26,7 @@ from autopsy.diagnose.queries.silence import about_silence, silence_of
 from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell as Undecided
 from autopsy.diagnose.signature import Judgement, Match, RuledOut, Signature, claim
+from autopsy.diagnose.waits import drawn
 from autopsy.diagnose.waits.graph import Graph, build
 from autopsy.diagnose.waits.leads import Nameless, leads, nameless
 from autopsy.facts import subjects
@@ -194,7 +194,7 @@ def _diagnosis(
         known_bugs=bugs,
         runbook=f"runbooks/{runbook}.md",
         paths=request_paths.paths(facts, where, frozenset(objects)),
-        waits=wait_graph.draw(facts, graph),
+        waits=drawn.draw(facts, graph),
         symbols=footprint.symbols(facts),
         subjects=tuple(map(naming.record, objects)),
         since=_since(facts, where, objects),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from autopsy.facts.model import facts
-from autopsy.facts.model.facts import Role
+from autopsy.facts.model.facts import Park, Role
 
 
 class Whole(Enum):
@@ -67,10 +67,19 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A place where requests yield, with what they wait for there as far as that is known."""
+
+    park: Park
+    of: frozenset[Subject] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Kernel:
-    """The host's kernel, where nothing more is known than what kind of wait it is."""
+    """One kind of wait in the host's kernel, and the file system that it is for; empty where nobody knows one."""
 
     wait: str
+    on: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +205,7 @@ Subject = (
     | Device
     | Driver
     | Request
+    | Place
     | Kernel
     | ThrottleGroup
     | Job

@@ -23,6 +23,8 @@ def name(subject: Subject) -> str:  # noqa: C901, PLR0911, PLR0912 - one return 
             return f"block driver {driver} (node {node})"
         case subjects.Request(address):
             return f"the request of coroutine {address:#x}"
+        case subjects.Place(park):
+            return park.words.removeprefix("waits for ").removeprefix("waits in ")
         case subjects.Kernel(wait):
             return f"the host's kernel ({wait})"
         case subjects.ThrottleGroup(group):

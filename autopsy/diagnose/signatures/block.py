@@ -28,26 +28,9 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Node, Park, Role
-from autopsy.facts.model.yield_points import DISK_PARKS
+from autopsy.facts.model.yield_points import BEHIND, DISK_PARKS
 from autopsy.facts.subjects import Whole
 
-# Requests that stand here stand behind another request: that one's own place is the cause.
-BEHIND = frozenset(
-    {
-        Park.SERIALISING,
-        Park.FLUSH_QUEUE,
-        Park.GRAPH_LOCK,
-        Park.DRAINED,
-        Park.QCOW2_LOCK,
-        Park.QCOW2_DEPENDENCY,
-        Park.TASK_POOL,
-        Park.CO_MUTEX,
-        Park.COPY_BEFORE_WRITE,
-        Park.COPY_MEMORY,
-        Park.MIRROR,
-        Park.YIELD_TO_DRAIN,
-    }
-)
 # Drivers that do a request by themselves: one that stands in them waits for nobody else.
 NOBODY_ELSE = frozenset({"null-co", "null-aio", "vvfat"})
 LEAVES = (DISK_PARKS - BEHIND) | {Park.PVE_BACKUP, Park.SLEEP, Park.OTHER}

@@ -1,57 +1,202 @@
-"""Adds to the drawing what the graph of waits knows beyond a request's place and a thread's sleep; marks the ends."""
+"""The graph of waits as it is shown: requests of one place are one box, and what waits for nobody is marked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
-from autopsy.diagnose.diagnosis import WaitEdge, WaitNode
-from autopsy.diagnose.queries import naming
-from autopsy.diagnose.queries.kernel_sleepers import sleepers
-from autopsy.diagnose.queries.threads import by_role, named
+from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
+from autopsy.diagnose.queries import coroutine_mutexes, kernel_stacks, naming
+from autopsy.diagnose.queries.kernel_sleepers import Sleeper, sleepers
+from autopsy.diagnose.queries.requests import counted, disk_names, their_disks
+from autopsy.diagnose.queries.threads import looks, named, threads
+from autopsy.diagnose.waits.ends import ends
 from autopsy.diagnose.waits.graph import Graph
+from autopsy.diagnose.waits.wait import How, Wait
 from autopsy.facts import subjects
-from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import Facts, Role
+from autopsy.facts.cite import Cite, Known
+from autopsy.facts.model.facts import CoroutineFact, Facts, ThreadFact
+from autopsy.facts.model.yield_points import SERVED, Park
 from autopsy.facts.subjects import Subject
 
-MOST_BEYOND = 24
-MOST_ARROWS = 60
+MOST = 60
+PAGE = 4096  # nothing lies in the first
+MOST_ARROWS = 2 * MOST
+# Of these it is only known that it is one of several: an arrow past others says nothing more.
+ONE_OF_SEVERAL = frozenset({How.POLLS_FOR, How.BEHIND})
+OF_THE_HOST = frozenset({Park.BLKIO, Park.NVME})
+Kind = Literal["thread", "coroutine", "lock", "resource", "peer"]
 
 
-def add(  # noqa: C901 - one branch for each pair of kinds
-    facts: Facts, graph: Graph, nodes: dict[str, WaitNode], edges: list[WaitEdge]
-) -> None:
-    """Draw who waits beyond: requests of one place, and threads of one kind of sleep, are one box each already."""
-    parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
-    places = {each.address: each.park.name for each in parked}
-    asleep = {each.thread.tid: f"kernel {each.family.id}" for each in sleepers(facts)}
-    beyond: dict[WaitEdge, None] = {}
+@dataclass(slots=True)
+class _Sheet:
+    """What is drawn so far, and what the boxes are told from."""
+
+    parked: Mapping[int, CoroutineFact]
+    places: Mapping[Subject, subjects.Place]
+    asleep: Mapping[int, Sleeper]
+    by_tid: Mapping[int, ThreadFact]
+    comutexes: frozenset[int]
+    suffixes: dict[subjects.Place, str] = field(default_factory=dict)
+    members: dict[str, list[CoroutineFact]] = field(default_factory=dict)
+    nodes: dict[str, WaitNode] = field(default_factory=dict)
+    edges: dict[WaitEdge, How] = field(default_factory=dict)
+
+
+def draw(facts: Facts, graph: Graph) -> WaitGraph:
+    """Return the graph without the idle, bounded, with its rings and ends marked."""
+    sheet = _sheet(facts, graph.waits)
+    found = ends(graph.waits, (wait.waiter for wait in graph.waits))  # one that no loop is in is drawn all the same
+    rings = {subject: ring for ring in found.rings for subject in ring}
+    holders: dict[Subject, Subject] = {
+        wait.waiter: wait.on for wait in graph.waits if isinstance(wait.waiter, subjects.Lock)
+    }
     for wait in graph.waits:
-        waiter, holder, how = "", "", wait.how.value
-        match wait.waiter, wait.on:
-            case subjects.Thread(tid), subjects.Request(address):
-                waiter, holder = _main(facts, tid, nodes), f"requests {places.get(address)}"
-            case subjects.Request(address), subjects.Thread(tid):
-                waiter, holder, how = f"place {places.get(address)}", asleep.get(tid, ""), "whose threads wait for"
-            case (_, subjects.Lock() | subjects.Kernel() | subjects.Thread()) | (subjects.Lock(), _):
-                continue  # drawn where the threads are
-            case subjects.Request(address), on:
-                waiter, holder, how = f"place {places.get(address)}", _node(on, nodes), "of"
-            case subjects.Thread(tid), on:
-                waiter, holder, how = asleep.get(tid, ""), _node(on, nodes), "on"
-            case above, on:
-                waiter, holder = _node(above, nodes), _node(on, nodes)
-        if waiter in nodes and holder in nodes and len(beyond) < MOST_ARROWS:
-            beyond[WaitEdge(waiter=waiter, holder=holder, label=how)] = None
-    for edge in beyond:
-        if not _leads(edges + [each for each in beyond if each != edge], edge.waiter, edge.holder):
-            edges.append(edge)
+        if len(sheet.edges) >= MOST_ARROWS:
+            break
+        circular = wait.waiter in rings and rings[wait.waiter] == rings.get(wait.on)
+        if circular or not _is_back(sheet, wait, holders):
+            _draw(sheet, facts, wait, circular=circular)
+    for identity, members in sheet.members.items():
+        disks = disk_names(their_disks(facts, members)[:3])
+        label, cites = counted(facts, tuple(members)), tuple(each.cite for each in members[:3])
+        box = WaitNode(id=identity, kind="coroutine", label=label, detail=f"of {disks}" if disks else "", cites=cites)
+        sheet.nodes[identity] = box
+    edges = _without_detours(sheet.edges)
+    nodes = _with_ends(sheet.nodes, edges)
+    return WaitGraph(nodes=nodes[:MOST], edges=tuple(edges))
+
+
+def _sheet(facts: Facts, waits: Iterable[Wait]) -> _Sheet:
+    parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    return _Sheet(
+        parked={each.address: each for each in parked},
+        places={wait.waiter: wait.on for wait in waits if isinstance(wait.on, subjects.Place)},
+        asleep={each.thread.tid: each for each in sleepers(facts)},
+        by_tid={each.tid: each for each in threads(facts)},
+        comutexes=frozenset(mutex.address for mutex in coroutine_mutexes.of(facts)),
+    )
+
+
+def _is_back(sheet: _Sheet, wait: Wait, holders: Mapping[Subject, Subject]) -> bool:
+    """Tell whether an arrow belongs to a lock whose holder and waiters are one box, though they are in no ring."""
+    match wait.waiter, wait.on:
+        case subjects.Request(), subjects.Lock():
+            holder = holders.get(wait.on)
+            return isinstance(holder, subjects.Request) and _group(sheet, wait.waiter) == _group(sheet, holder)
+        case _:
+            return False
+
+
+def _draw(sheet: _Sheet, facts: Facts, wait: Wait, *, circular: bool) -> None:
+    waiter, label = _box(sheet, facts, wait.waiter, wait), wait.how.value
+    on = wait.on
+    # Worker threads that sleep alike are told by where they sleep.
+    if isinstance(wait.waiter, subjects.Place) and isinstance(on, subjects.Thread) and on.tid in sheet.asleep:
+        asleep = sheet.asleep[on.tid]
+        found = [each for each in sheet.nodes if each.startswith(f"kernel {asleep.family.id}")]
+        if found:
+            edge = WaitEdge(waiter=waiter, holder=found[0], label="whose threads wait for")
+            sheet.edges.setdefault(edge, wait.how)
+        return
+    holder = _box(sheet, facts, on, wait)
+    sheet.edges.setdefault(WaitEdge(waiter=waiter, holder=holder, label=label, in_cycle=circular), wait.how)
+
+
+def _group(sheet: _Sheet, request: subjects.Request) -> str:
+    """Return which box a request is in: those that wait for the same at one place are one."""
+    coroutine = sheet.parked.get(request.coroutine)
+    if coroutine is None:
+        return f"coroutine {request.coroutine:#x}"
+    place = sheet.places.get(request)
+    return f"requests {coroutine.park.name}{_suffix(sheet, place) if place else ''}"
+
+
+def _suffix(sheet: _Sheet, place: subjects.Place) -> str:
+    """Return what tells a place from others where requests wait likewise, for something else."""
+    alike = [each for each in sheet.suffixes if each.park is place.park]
+    return sheet.suffixes.setdefault(place, f" {len(alike) + 1}" if alike else "")
+
+
+def _box(sheet: _Sheet, facts: Facts, subject: Subject, wait: Wait) -> str:
+    """Return the box of a subject, made where there is none."""
+    if isinstance(subject, subjects.Request) and subject.coroutine in sheet.parked:
+        identity = _group(sheet, subject)
+        members = sheet.members.setdefault(identity, [])
+        if sheet.parked[subject.coroutine] not in members[-1:]:
+            members.append(sheet.parked[subject.coroutine])
+        sheet.nodes.setdefault(identity, WaitNode(id=identity, kind="coroutine", label=""))
+        return identity
+    node = _node(sheet, facts, subject, wait.cites)
+    sheet.nodes.setdefault(node.id, node)
+    return node.id
+
+
+def _node(  # noqa: PLR0911 - one return for each kind of box
+    sheet: _Sheet, facts: Facts, subject: Subject, cites: tuple[Cite, ...]
+) -> WaitNode:
+    match subject:
+        case subjects.Request(address):
+            ended = "a coroutine that has ended"
+            return WaitNode(id=f"coroutine {address:#x}", kind="coroutine", label=ended, cites=cites[:1])
+        case subjects.Thread(tid):
+            thread = sheet.by_tid.get(tid)
+            seen = tuple(look.cite for look in looks(thread)[:1]) if thread else ()
+            label = named(thread) if thread else f"thread {tid}"
+            return WaitNode(id=f"thread {tid}", kind="thread", label=label, cites=seen)
+        case subjects.Lock():
+            return _lock(sheet, facts, subject, cites)
+        case subjects.Place(park):
+            kind: Kind = "peer" if park in SERVED - OF_THE_HOST else "resource"
+            return WaitNode(id=f"place {park.name}{_suffix(sheet, subject)}", kind=kind, label=naming.name(subject))
+        case subjects.Kernel(wait, on):
+            return _kernel(sheet, wait, on, cites)
+        case subjects.FileSystem(path, fstype, source) if fstype:
+            record = naming.record(subject)
+            detail = f"{fstype} on {source}"
+            return WaitNode(id=f"{record.kind} {record.name}", kind="resource", label=path, detail=detail)
+        case _:
+            record = naming.record(subject)
+            other: Kind = "peer" if isinstance(subject, subjects.Peer | subjects.Server) else "resource"
+            return WaitNode(id=f"{record.kind} {record.name}", kind=other, label=record.name)
+
+
+def _lock(sheet: _Sheet, facts: Facts, lock: subjects.Lock, cites: tuple[Cite, ...]) -> WaitNode:
+    address = lock.address
+    if address in sheet.comutexes:
+        label, identity = "a coroutine mutex", f"comutex {address:#x}"
+    else:
+        mutexes = facts.locks.value.mutexes if isinstance(facts.locks, Known) else ()
+        mutex = next((each for each in mutexes if each.address == address), None)
+        told = (mutex.in_object or mutex.name) if mutex else lock.within
+        label, identity = told or "a mutex", f"mutex {address:#x}"
+    # One that only frames speak of has no address of its own.
+    detail = f"{address:#x}" if address >= PAGE else ""
+    return WaitNode(id=identity, kind="lock", label=label, detail=detail, cites=cites[:1])
+
+
+def _kernel(sheet: _Sheet, wait: str, on: str, cites: tuple[Cite, ...]) -> WaitNode:
+    asleep = next((each for each in sheet.asleep.values() if each.family.id == wait), None)
+    label = asleep.family.words if asleep else wait
+    detail = kernel_stacks.deepest(asleep.look, asleep.family) if asleep else ""
+    identity = f"kernel {wait} {on}".strip()
+    return WaitNode(id=identity, kind="resource", label=label, detail=detail, cites=cites[1:2])
+
+
+def _without_detours(edges: Mapping[WaitEdge, How]) -> list[WaitEdge]:
+    """Leave out the arrows of what may be one of several, where others lead there too."""
+    kept = list(edges)
+    for edge, how in edges.items():
+        others = [each for each in kept if each is not edge]
+        if how in ONE_OF_SEVERAL and _leads(others, edge.waiter, edge.holder):
+            kept = others
+    return kept
 
 
 def _leads(edges: list[WaitEdge], start: str, end: str) -> bool:
-    """Tell whether other arrows lead there already: a shorter one beside them would say nothing more."""
     found = {start}
     left = [start]
     while left:
@@ -63,31 +208,8 @@ def _leads(edges: list[WaitEdge], start: str, end: str) -> bool:
     return end in found
 
 
-def _main(facts: Facts, tid: int, nodes: dict[str, WaitNode]) -> str:
-    identity = f"thread {tid}"
-    found = next((each for each in by_role(facts, Role.MAIN) if each.tid == tid), None)
-    if found is not None and identity not in nodes:
-        nodes[identity] = WaitNode(id=identity, kind="thread", label=named(found))
-    return identity
-
-
-def mark_ends(nodes: dict[str, WaitNode], edges: list[WaitEdge]) -> None:
+def _with_ends(nodes: Mapping[str, WaitNode], edges: Iterable[WaitEdge]) -> tuple[WaitNode, ...]:
     """Mark each node that others wait for and that waits for nobody."""
-    waiters = {edge.waiter for edge in edges}
-    for holder in {edge.holder for edge in edges} - waiters:
-        if holder in nodes:
-            nodes[holder] = msgspec.structs.replace(nodes[holder], end=True)
-
-
-def _node(subject: Subject, nodes: dict[str, WaitNode]) -> str:
-    record = naming.record(subject)
-    identity = f"{record.kind} {record.name}"
-    if identity not in nodes and sum(each.kind in {"peer", "resource"} for each in nodes.values()) < MOST_BEYOND:
-        kind: Literal["peer", "resource"] = (
-            "peer" if isinstance(subject, subjects.Peer | subjects.Server) else "resource"
-        )
-        words = (record.name, "")
-        if isinstance(subject, subjects.FileSystem) and subject.fstype:
-            words = (subject.path, f"{subject.fstype} on {subject.source}")
-        nodes[identity] = WaitNode(id=identity, kind=kind, label=words[0], detail=words[1])
-    return identity
+    edges = tuple(edges)
+    last = {edge.holder for edge in edges} - {edge.waiter for edge in edges}
+    return tuple(msgspec.structs.replace(node, end=identity in last) for identity, node in nodes.items())

@@ -8,11 +8,12 @@ from itertools import islice
 
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.queries.threads import by_role
-from autopsy.diagnose.waits import frames, kernel, locks, migration, monitor, polls, requests
+from autopsy.diagnose.waits import behind, frames, jobs, kernel, locks, migration, monitor, polls, requests
 from autopsy.diagnose.waits.ends import Ends, ends
 from autopsy.diagnose.waits.wait import Wait
 from autopsy.facts import subjects
 from autopsy.facts.model.facts import Facts, Role
+from autopsy.facts.model.yield_points import Layer
 from autopsy.facts.subjects import Subject
 
 MOST_WAITS = 50_000  # of each kind of evidence: what is more is no VM's, but a hostile bundle's
@@ -20,6 +21,8 @@ BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
     ("locks", locks.lock_waits),
     ("kernel", kernel.kernel_waits),
     ("requests", requests.request_waits),
+    ("behind", behind.waits),
+    ("jobs", jobs.waits),
     ("polls", polls.poll_waits),
     ("migration", migration.waits),
     ("monitor", monitor.monitor_waits),
@@ -60,6 +63,15 @@ def build(facts: Facts) -> Graph:
     return Graph(tuple(waits), (*threads, *asked), tuple(trouble))
 
 
+OF_A_PLACE: dict[Layer, Where] = {
+    Layer.THROTTLE: "throttle",
+    Layer.BLOCK: "block",
+    Layer.ENGINE: "aio",
+    Layer.PEER: "peer",
+    Layer.BESIDE: "block",
+}
+
+
 def where(sink: Subject) -> Where:  # noqa: C901, PLR0911 - one return for each station on a request's way
     """Say where a sink is. A thread that waits for nobody known is QEMU's own business."""
     match sink:
@@ -69,6 +81,8 @@ def where(sink: Subject) -> Where:  # noqa: C901, PLR0911 - one return for each 
             return "host"
         case subjects.ThrottleGroup():
             return "throttle"
+        case subjects.Place(park):
+            return OF_A_PLACE[park.layer]
         case subjects.Driver() | subjects.Disk() | subjects.Export() | subjects.Request():
             return "block"
         case subjects.Device():

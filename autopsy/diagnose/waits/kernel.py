@@ -10,7 +10,6 @@ from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Facts, MountFact, Role
-from autopsy.facts.subjects import Subject
 
 
 def kernel_waits(facts: Facts) -> Iterator[Wait]:
@@ -20,10 +19,13 @@ def kernel_waits(facts: Facts) -> Iterator[Wait]:
         sure = Certainty.SEEN if each.through else Certainty.ONCE
         on = [mount for path in _paths(facts, each) if (mount := mount_of(facts, path)) is not None]
         mounts.update((mount.path, mount) for mount in on)
-        ends: tuple[Subject, ...] = tuple(map(subjects.file_system, on)) or (subjects.Kernel(each.family.id),)
-        for end in ends:
-            cites = (each.look.cite, each.look.stack_cite)
-            yield Wait(subjects.thread(each.thread), end, How.SLEEPS_ON, sure, cites)
+        cites = (each.look.cite, each.look.stack_cite)
+        for place in map(subjects.file_system, on):
+            asleep = subjects.Kernel(each.family.id, place.path)
+            yield Wait(subjects.thread(each.thread), asleep, How.SLEEPS_IN, sure, cites)
+            yield Wait(asleep, place, How.ON, sure, cites)
+        if not on:
+            yield Wait(subjects.thread(each.thread), subjects.Kernel(each.family.id), How.SLEEPS_IN, sure, cites)
     for mount in tuple(mounts.values()):
         above = mount
         for layer in below(facts, mount).layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autopsy.diagnose.queries.coroutine_mutexes import ENDED
 from autopsy.diagnose.queries.threads import slept_through, threads
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
@@ -28,7 +29,7 @@ def lock_waits(facts: Facts) -> Iterator[Wait]:
         lock = subjects.Lock(comutex.address)
         for address in comutex.waiters:
             yield Wait(subjects.Request(address), lock, How.WAITS_FOR_LOCK, Certainty.ONCE, (comutex.cite,))
-        if comutex.holder_state == "parked":
+        if comutex.holder_state == "parked" or comutex.holder_state in ENDED:
             yield Wait(lock, subjects.Request(comutex.holder), How.HELD_BY, Certainty.ONCE, (comutex.cite,))
         elif comutex.holder_tid:
             yield Wait(lock, subjects.Thread(comutex.holder_tid), How.HELD_BY, Certainty.ONCE, (comutex.cite,))

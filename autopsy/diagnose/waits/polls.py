@@ -9,7 +9,8 @@ from autopsy.diagnose.waits.requests import standing
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Unknown
-from autopsy.facts.model.facts import Facts
+from autopsy.facts.model.facts import Facts, Park
+from autopsy.facts.model.yield_points import DISK_PARKS
 
 
 def poll_waits(facts: Facts) -> Iterator[Wait]:
@@ -17,6 +18,6 @@ def poll_waits(facts: Facts) -> Iterator[Wait]:
     if isinstance(facts.main_loop, Unknown) or facts.main_loop.value.state != "nested poll":
         return
     loop = facts.main_loop.value
-    for request in (*standing(facts), *unsent(facts)):
+    for request in (*standing(facts, DISK_PARKS - {Park.DRAINED, Park.GRAPH_LOCK}), *unsent(facts)):
         cites = (loop.cite, request.cite)
         yield Wait(subjects.Thread(loop.tid), subjects.Request(request.address), How.POLLS_FOR, Certainty.ONCE, cites)

@@ -4,34 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autopsy.diagnose.queries.kernel_sleepers import sleepers
+from autopsy.bundle.syscalls import REQUEST_CALLS
+from autopsy.diagnose.queries.at_limits import copies_held
+from autopsy.diagnose.queries.kernel_sleepers import Sleeper, sleepers
 from autopsy.diagnose.queries.requests import disks_of, moves
 from autopsy.diagnose.queries.socket_peers import clients, leads_to, unsent
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park, Role
-from autopsy.facts.model.yield_points import BY_DRIVER, BY_ENGINE, THROTTLED
+from autopsy.facts.model.yield_points import BEHIND, BY_ENGINE, DISK_PARKS, THROTTLED
 from autopsy.facts.subjects import Subject
 
 
 def request_waits(facts: Facts) -> Iterator[Wait]:
     """Yield what each request that stands is parked at; one that goes on waits for nobody for long."""
     asleep = sleepers(facts)
-    workers = [subjects.thread(each.thread) for each in asleep if each.thread.role in {Role.WORKER, Role.KERNEL}]
-    for request in standing(facts):
+    workers = [subjects.thread(each.thread) for each in asleep if _works(each)]
+    for request in standing(facts, DISK_PARKS - BEHIND):
         sure = Certainty.SEEN if isinstance(request.stuck, Known) and request.stuck.value else Certainty.ONCE
-        owners = disks_of(facts, request)
-        for on in _ends(facts, request, owners, workers):
-            yield Wait(subjects.Request(request.address), on, How.PARKED_AT, sure, (request.cite,))
+        ends = tuple(_ends(facts, request, disks_of(facts, request), workers))
+        place = subjects.Place(request.park, frozenset(ends))
+        yield Wait(subjects.Request(request.address), place, How.PARKED_AT, sure, (request.cite,))
+        for on in ends:
+            yield Wait(place, on, How.FOR, sure, (request.cite,))
     yield from _servers(facts)
     yield from _clients(facts)
 
 
-def standing(facts: Facts) -> Iterator[CoroutineFact]:
-    """Yield the requests that nothing shows to go on."""
+def _works(sleeper: Sleeper) -> bool:
+    """Tell whether a thread does requests' work; without debug-threads=on the workers have no name of their own."""
+    role = sleeper.thread.role
+    return role in {Role.WORKER, Role.KERNEL} or (
+        role is Role.OTHER and sleeper.look.syscall.name in REQUEST_CALLS and sleeper.family.only_requests
+    )
+
+
+def standing(facts: Facts, parks: frozenset[Park]) -> Iterator[CoroutineFact]:
+    """Yield the requests at these places that nothing shows to go on, or to be a job's that only a limit holds back."""
+    copies = frozenset(each.address for each in copies_held(facts))
     for request in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
-        if (request.park in THROTTLED | BY_ENGINE | BY_DRIVER) and not moves(facts, request):
+        if request.park in parks and request.address not in copies and not moves(facts, request):
             yield request
 
 

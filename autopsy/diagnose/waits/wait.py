@@ -12,11 +12,14 @@ from autopsy.facts.subjects import Subject
 class How(Enum):
     """The kind of a wait; the value is the words between the two."""
 
-    HELD_BY = "is held by"
+    HELD_BY = "held by"
     WAITS_FOR_LOCK = "waits for"
     POLLS_FOR = "polls for"
-    PARKED_AT = "is parked at"
-    SLEEPS_ON = "sleeps in a system call on"
+    PARKED_AT = "parked"
+    FOR = "of"
+    BEHIND = "stands behind"
+    SLEEPS_IN = "sleeps in"
+    ON = "on"
     SERVED_BY = "is served by"
     OTHER_END = "waits for the other end of its connection:"
     STACKED_ON = "lies on"

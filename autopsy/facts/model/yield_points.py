@@ -89,3 +89,20 @@ SERVED = at(PEER)
 # With the drivers, or the aio= mode, that a disk's chain must hold for its requests to be able to wait there.
 BY_DRIVER = frozenset(park for park in Park if park.drivers)
 BY_ENGINE = frozenset(park for park in Park if park.engine)
+# Who stands here stands behind another request, or behind whoever drains: that one's own place is the cause.
+BEHIND = frozenset(
+    {
+        Park.SERIALISING,
+        Park.FLUSH_QUEUE,
+        Park.GRAPH_LOCK,
+        Park.DRAINED,
+        Park.QCOW2_LOCK,
+        Park.QCOW2_DEPENDENCY,
+        Park.TASK_POOL,
+        Park.CO_MUTEX,
+        Park.COPY_BEFORE_WRITE,
+        Park.COPY_MEMORY,
+        Park.MIRROR,
+        Park.YIELD_TO_DRAIN,
+    }
+)
