@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import Where
-from autopsy.diagnose.signature import Match, Signature
+from autopsy.diagnose.signature import Match, Signature, spoken_of
 from autopsy.diagnose.waits.leads import NOWHERE, Leads
 from autopsy.facts.subjects import Whole
 
@@ -45,6 +45,7 @@ def order(seen: Sequence[MatchedSignature], graph: Leads = NOWHERE) -> CauseOrde
     seen = [each for each in seen if each.where != "none" or not found]
     causes = {each.place: [other for other in seen if _holds(other, each, graph)] for each in seen}
     able = [each for each in seen if not each.match.effect and not each.match.harmless]
+    able = [each for each in able if not graph.only_waits(spoken_of(each.match))]
     roots = [each for each in able if not _is_behind(each, causes)]
     # Two that wait for each other are one deadlock: the more particular one, listed first, speaks for both.
     primary = min(roots or able, key=_importance, default=None)
@@ -80,7 +81,7 @@ def _is_behind(each: MatchedSignature, causes: dict[int, list[MatchedSignature]]
 def _holds(holder: MatchedSignature, waiter: MatchedSignature, graph: Leads) -> bool:
     if holder is waiter:
         return False
-    if graph.is_held(waiter.match.objects, holder.match.objects):
+    if graph.is_held(spoken_of(waiter.match), spoken_of(holder.match)):
         return True
     waits_for = set(waiter.match.waits_for)
     if not {Whole.PROCESS, Whole.ENDED} & waiter.match.holds:

@@ -18,8 +18,9 @@ class Match:
     `beside` says that it is true but keeps no request from its end: any other cause comes before it.
     `by_design` says that it ends by itself, as it was set up to: what does not comes before it.
     `harmless` says that it is true of healthy VMs, too: it is never the cause, and is told beside one.
-    Whose objects lead to another match's in the graph of waits is secondary to it. `waits_for` what another one `holds`
-    says the same, where no edge of that graph does.
+    Whose objects lead to another match's in the graph of waits is secondary to it; `stands` are the requests, locks and
+    places that it speaks of there and does not name. `waits_for` what another one `holds` says the same, where no edge
+    of that graph does.
     `weight` counts the requests or threads that it explains.
     """
 
@@ -29,6 +30,7 @@ class Match:
     claims: tuple[Claim, ...]
     holds: frozenset[Subject | Whole] = frozenset()
     waits_for: frozenset[Subject | Whole] = frozenset()
+    stands: tuple[Subject, ...] = ()
     effect: bool = False
     beside: bool = False
     by_design: bool = False
@@ -63,6 +65,11 @@ class Signature:
     where: Where
     title: str
     judge: Callable[[Facts], Judgement]
+
+
+def spoken_of(match: Match) -> tuple[Subject, ...]:
+    """Return what a match speaks of in the graph of waits."""
+    return (*match.objects, *match.stands)
 
 
 def claim(text: str, *cites: Cite) -> Claim:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import Facts, FuseMount, LayerFact, MountFact
+from autopsy.facts.model.facts import Facts, FuseMount, LayerFact, MountFact, PeerFact
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,22 @@ class Below:
 
     layers: tuple[LayerFact, ...]
     served: FuseMount | None
+
+    @property
+    def holds(self) -> bool:
+        """Return whether the program at the end holds up what lies above: it was asked, or cannot answer."""
+        return self.served is not None and bool(self.served.waiting or is_stopped(self.served))
+
+
+def own_daemons(served: FuseMount) -> tuple[PeerFact, ...]:
+    """Return the programs that are known to serve a FUSE file system."""
+    return served.daemons if served.sure or len(served.daemons) == 1 else ()
+
+
+def is_stopped(served: FuseMount) -> bool:
+    """Tell whether none of those programs runs."""
+    daemons = own_daemons(served)
+    return bool(daemons) and all(each.state in {"T", "t"} for each in daemons)
 
 
 def below(facts: Facts, mount: MountFact) -> Below:

@@ -11,6 +11,7 @@ from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import claim
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import CoMutexFact, Facts
+from autopsy.facts.subjects import Request
 
 MOST = 4
 ENDED = frozenset({"pooled", "gone"})
@@ -20,11 +21,13 @@ ENDED = frozenset({"pooled", "gone"})
 class HeldMutexes:
     """What is known of the mutexes that some requests wait for.
 
-    `tids` are the threads that a holder runs on. `orphaned`: every holder has ended. `knotted`: each waits in a ring.
+    `tids` are the threads that a holder runs on, `ended` the holders that nobody will ever resume.
+    `orphaned`: every holder has ended. `knotted`: each waits in a ring.
     """
 
     claims: tuple[Claim, ...]
     tids: frozenset[int]
+    ended: tuple[Request, ...]
     orphaned: bool
     knotted: bool
 
@@ -44,6 +47,7 @@ def held(facts: Facts, waiting: Standing) -> HeldMutexes:
             for mutex, number in mutexes.most_common(MOST)
         ),
         tids=frozenset(mutex.holder_tid for mutex in mutexes if mutex.holder_tid),
+        ended=tuple(Request(mutex.holder) for mutex in mutexes if mutex.holder_state in ENDED),
         orphaned=bool(found) and all(mutex is not None and mutex.holder_state in ENDED for mutex in found),
         knotted=bool(found) and all(mutex is not None and mutex.in_knot for mutex in found),
     )

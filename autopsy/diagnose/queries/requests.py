@@ -219,6 +219,13 @@ def thread_subjects(facts: Facts, tids: Iterable[int]) -> frozenset[Subject | Wh
     return frozenset(held)
 
 
+def stand(
+    parks: Iterable[Park], requests: Iterable[CoroutineFact], more: Iterable[Subject] = ()
+) -> tuple[Subject, ...]:
+    """Return what the graph of waits knows of requests: themselves, and their places where nothing more is known."""
+    return (*map(subjects.Place, parks), *(subjects.Request(each.address) for each in requests), *more)
+
+
 def went_on(found: Standing) -> str:
     """Say how it is known of requests that they go on."""
     stood = any(isinstance(each.stuck, Known) and each.stuck.value for each in found.moving)

@@ -16,6 +16,7 @@ from autopsy.diagnose.queries.requests import (
     disk_subjects,
     disks_of,
     of_disks,
+    stand,
     standing,
     still,
     their_disks,
@@ -71,9 +72,7 @@ class Behind:
             ),
             claims=tuple(claims),
             holds=disk_subjects(facts, waiting.requests) | (frozenset() if leaves else {Whole.REQUESTS}),
-            waits_for=frozenset({Whole.REQUESTS, Whole.MAIN_LOOP, Whole.IOTHREAD} if not endless else ())
-            | {subjects.Thread(tid) for tid in mutexes.tids},
-            effect=bool(leaves),
+            stands=stand(self.parks, waiting.requests, mutexes.ended),
             weight=len(waiting.requests),
         )
 
@@ -161,8 +160,14 @@ def _blkdebug(facts: Facts) -> Judgement:
             ),
         ),
         holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, requests),
+        stands=stand((Park.BLKDEBUG,), requests, _nodes_of(facts, requests)),
         weight=len(requests),
     )
+
+
+def _nodes_of(facts: Facts, requests: tuple[CoroutineFact, ...]) -> tuple[subjects.Driver, ...]:
+    nodes = {node.name: node for request in requests for disk in disks_of(facts, request) for node in disk.nodes}
+    return tuple(subjects.Driver(node.name, node.driver) for node in nodes.values() if node.driver == "blkdebug")
 
 
 def _nested_poll(facts: Facts) -> Judgement:
@@ -245,6 +250,7 @@ def _quiesce_leak(facts: Facts) -> Judgement:
             ),
         ),
         holds=disk_subjects(facts, waiting.requests) | (frozenset() if draining else {Whole.REQUESTS}),
+        stands=stand((Park.DRAINED,), waiting.requests),
         waits_for=frozenset({Whole.MAIN_LOOP}) if draining else frozenset(),
         effect=draining,
         weight=len(waiting.requests),
@@ -290,6 +296,7 @@ def _graph_lock(facts: Facts) -> Judgement:
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked in bdrv_graph_co_rdlock.", *waiting.cites),),
         holds=disk_subjects(facts, waiting.requests),
+        stands=stand((Park.GRAPH_LOCK,), waiting.requests),
         waits_for=frozenset({Whole.MAIN_LOOP, Whole.REQUESTS}),
         effect=True,
         weight=len(waiting.requests),
@@ -303,6 +310,7 @@ def _graph_match(facts: Facts, waiting: Standing, words: str, sure: Confidence, 
         confidence=sure,
         claims=(claim(f"The main thread: {words}.", cite, *waiting.cites),),
         holds=frozenset({Whole.MAIN_LOOP, Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
+        stands=stand((Park.GRAPH_LOCK,), waiting.requests, (subjects.Thread(facts.vm.pid),)),
         weight=len(waiting.requests) + 1,
     )
 
@@ -339,6 +347,7 @@ def _driver(facts: Facts) -> Judgement:
             ),
         ),
         holds=disk_subjects(facts, waiting.requests) | (frozenset({Whole.REQUESTS}) if known_to_hold else frozenset()),
+        stands=stand((Park.DRIVER,), waiting.requests),
         waits_for=frozenset()
         if known_to_hold
         else frozenset({Whole.REQUESTS, Whole.STORAGE, Whole.MAIN_LOOP, Whole.IOTHREAD}),

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, image_of, mount_of, sleepers
-from autopsy.diagnose.queries.requests import counted, disk_subjects, disks_of, lets_go, of_disks, still, their_disks
+from autopsy.diagnose.queries.requests import (
+    counted,
+    disk_subjects,
+    disks_of,
+    lets_go,
+    of_disks,
+    stand,
+    still,
+    their_disks,
+)
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -53,6 +62,7 @@ def _io_limited(facts: Facts) -> Judgement:
         ),
         holds=frozenset({Whole.IO_LIMIT, Whole.STORAGE, Whole.REQUESTS} if on_it else ())
         | disk_subjects(facts, requests),
+        stands=stand((Park.THREADS, Park.LINUX_AIO, Park.IO_URING), requests),
         weight=number,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import kernel_stacks
-from autopsy.diagnose.queries.below import Below, below
+from autopsy.diagnose.queries.below import Below, below, is_stopped, own_daemons
 from autopsy.diagnose.queries.host_log import lines_about
 from autopsy.diagnose.queries.kernel_sleepers import (
     MOST_NAMED,
@@ -81,6 +81,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
             ),
         ),
         holds=frozenset(held),
+        stands=(subjects.Kernel(kind.id), *(subjects.Kernel(kind.id, path) for path in mounts)),
         waits_for=frozenset({Whole.IO_LIMIT, Whole.BELOW} if kind.id == "host-block-wait" else {Whole.BELOW}),
         weight=len(found),
     )
@@ -185,8 +186,8 @@ def _below(facts: Facts) -> Judgement:
         for each in sleepers(facts)
         if (file := file_of(facts, each.look)) is not None
         and (mount := mount_of(facts, file.target)) is not None
-        and (served := (way := below(facts, mount)).served) is not None
-        and (served.waiting or _is_stopped(served))
+        and (way := below(facts, mount)).holds
+        and (served := way.served) is not None
     ]
     if not silent:
         why = "no thread waits for a file system that lies on another one that a program serves"
@@ -194,20 +195,11 @@ def _below(facts: Facts) -> Judgement:
     return _below_match(facts, [each for each, _, _ in silent], silent[0][1], silent[0][2])
 
 
-def _own_daemons(served: FuseMount) -> tuple[PeerFact, ...]:
-    return served.daemons if served.sure or len(served.daemons) == 1 else ()
-
-
-def _is_stopped(served: FuseMount) -> bool:
-    daemons = _own_daemons(served)
-    return bool(daemons) and all(each.state in {"T", "t"} for each in daemons)
-
-
 def _below_match(facts: Facts, asleep: list[Sleeper], way: Below, served: FuseMount) -> Match:
-    daemons = _own_daemons(served)
+    daemons = own_daemons(served)
     paths = frozenset(file.target for each in asleep if (file := file_of(facts, each.look)) is not None)
     disks = disks_on(facts, paths)
-    stopped = _is_stopped(served)
+    stopped = is_stopped(served)
     who = f", which {daemons[0].comm} {daemons[0].pid} serves" if daemons else ""
     whose = f" ({', '.join(map(title, disks[:3]))})" if disks else ""
     verb = "waits" if len(asleep) == 1 else "wait"

@@ -9,6 +9,7 @@ from autopsy.diagnose.queries.requests import (
     disk_subjects,
     job_of,
     of_disks,
+    stand,
     standing,
     still,
     their_disks,
@@ -114,6 +115,7 @@ def _copy_before_write(facts: Facts) -> Judgement:
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked under the copy-before-write filter.", *waiting.cites),),
         holds=disk_subjects(facts, waiting.requests) | (frozenset() if leaves else {Whole.REQUESTS}),
+        stands=stand((Park.COPY_BEFORE_WRITE, Park.COPY_MEMORY), waiting.requests),
         waits_for=frozenset({Whole.REQUESTS, Whole.STORAGE}),
         effect=bool(leaves),
         weight=len(waiting.requests),
@@ -132,6 +134,7 @@ def _pve_backup(facts: Facts) -> Judgement:
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked in Proxmox's backup callbacks.", *waiting.cites),),
         holds=frozenset({Whole.REQUESTS}),
+        stands=stand((Park.PVE_BACKUP,), waiting.requests),
         weight=len(waiting.requests),
     )
 
@@ -149,6 +152,7 @@ def _mirror(facts: Facts) -> Judgement:
         objects=tuple(subjects.Job(job.id) for job in _jobs(facts) if job.kind == "mirror"),
         confidence=confidence(proven=waiting.proven),
         claims=(claim("Its coroutine is parked until a request in flight ends.", *waiting.cites),),
+        stands=stand((), waiting.requests),
         waits_for=frozenset({Whole.REQUESTS, Whole.STORAGE}),
         effect=True,
         weight=len(waiting.requests),

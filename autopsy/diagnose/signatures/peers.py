@@ -12,6 +12,7 @@ from autopsy.diagnose.queries.requests import (
     disks_of,
     job_of,
     of_owners,
+    stand,
     standing,
     still,
     their_disks,
@@ -87,8 +88,16 @@ class Service:
             confidence=confidence(proven=waiting.proven and dead),
             claims=tuple(claims),
             holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
+            stands=stand(self.parks, waiting.requests, self._ends(facts)),
             weight=len(waiting.requests),
         )
+
+    def _ends(self, facts: Facts) -> tuple[subjects.Subject, ...]:
+        """Return every server of such a driver, and its program: which of several it is, may not be known."""
+        servers = tuple(
+            dict.fromkeys(node.server for node in facts.nodes if node.server and node.driver in self.drivers)
+        )
+        return (*map(subjects.Server, servers), *peers_of(self._sockets(facts, servers)))
 
     def _standing(self, facts: Facts) -> Standing | Unknown:
         waiting = standing(facts, self.parks)

@@ -16,6 +16,7 @@ from autopsy.diagnose.queries.requests import (
     monitor_is_dead,
     of_disks,
     of_owners,
+    stand,
     standing,
 )
 from autopsy.diagnose.queries.threads import functions, threads
@@ -39,6 +40,12 @@ def _groups(facts: Facts, parked: Standing) -> tuple[ThrottleGroupFact, ...]:
     names = {known(disk.throttle_group) for request in parked.requests for disk in disks_of(facts, request)} - {""}
     groups = facts.throttle_groups.value
     return tuple(group for group in groups if group.name in names) or (groups if len(groups) == 1 else ())
+
+
+def _stand(facts: Facts, parked: Standing) -> tuple[Subject, ...]:
+    """Return what the graph of waits knows of them: their groups too, whether or not anything is known of those."""
+    groups = {known(disk.throttle_group) for request in parked.requests for disk in disks_of(facts, request)} - {""}
+    return stand((Park.THROTTLE,), parked.requests, map(subjects.ThrottleGroup, sorted(groups)))
 
 
 def _limits(group: ThrottleGroupFact) -> str:
@@ -185,6 +192,7 @@ def _timer_wait(facts: Facts) -> Judgement:
         confidence=confidence(proven=parked.proven and not slow, otherwise="likely" if group else "possible"),
         claims=_chain(facts, parked, groups),
         holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, parked.requests),
+        stands=_stand(facts, parked),
         waits_for=frozenset({Whole.THROTTLE_LOCK}),
         by_design=True,
         harmless=bool(copies) and len(copies) == len(parked.requests),
@@ -230,6 +238,7 @@ def _stale(facts: Facts) -> Judgement:
             claim(f"The limits do not explain the wait: {why}.", *(group.cite for group in groups)),
         ),
         holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, parked.requests),
+        stands=_stand(facts, parked),
         waits_for=frozenset({Whole.THROTTLE_LOCK}),
         weight=len(parked.requests),
     )
@@ -260,6 +269,7 @@ def _lost_timer(facts: Facts) -> Judgement:
         confidence=confidence(proven=parked.proven),
         claims=_chain(facts, parked, groups),
         holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, parked.requests),
+        stands=_stand(facts, parked),
         waits_for=frozenset({Whole.THROTTLE_LOCK}),
         weight=len(parked.requests),
     )
@@ -338,6 +348,7 @@ def _deadlock(
         confidence="proven" if seen else "likely",
         claims=tuple(claims),
         holds=held | disk_subjects(facts, requests),
+        stands=stand((Park.THROTTLE, Park.THROTTLE_LOCK), requests, (subjects.lock(mutex),)),
         weight=len(mutex.waiters) + len(requests),
     )
 

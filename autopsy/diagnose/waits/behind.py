@@ -13,7 +13,9 @@ from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import CoMutexFact, CoroutineFact, Facts, Park
 from autopsy.facts.model.yield_points import BEHIND, DISK_PARKS
 
-LEAVES = (DISK_PARKS - BEHIND) | {Park.PVE_BACKUP}
+# Others may stand behind what waits at a place that this analyzer cannot tell.
+UNTOLD = frozenset({Park.PVE_BACKUP, Park.SLEEP, Park.OTHER})
+LEAVES = (DISK_PARKS - BEHIND) | UNTOLD
 DRAINS = frozenset({Park.DRAINED, Park.GRAPH_LOCK, Park.YIELD_TO_DRAIN})
 OF_A_COPY = frozenset({Park.COPY_BEFORE_WRITE, Park.COPY_MEMORY, Park.MIRROR})
 MOST = 64  # each waits for one; which of many it is, the place does not tell
@@ -24,6 +26,7 @@ def waits(facts: Facts) -> Iterator[Wait]:
     leaves = tuple(standing(facts, LEAVES))
     told, at_limit = _told_by_heap(facts), bool(copies_held(facts))
     held = {waiter for mutex in _comutexes(facts) for waiter in mutex.waiters}
+    awaited: set[subjects.Subject] = set()
     for request in standing(facts, BEHIND):
         waiter = subjects.Request(request.address)
         if request.address in held or (request.of_job and at_limit):
@@ -39,6 +42,10 @@ def waits(facts: Facts) -> Iterator[Wait]:
         yield Wait(waiter, place, How.PARKED_AT, _sure(request), (request.cite,))
         for holder in before:
             yield Wait(place, holder, How.BEHIND, Certainty.ONCE, (request.cite,))
+        awaited.update(before)
+    for leaf in leaves:
+        if leaf.park in UNTOLD and (waiter := subjects.Request(leaf.address)) in awaited:
+            yield Wait(waiter, subjects.Place(leaf.park), How.PARKED_AT, _sure(leaf), (leaf.cite,))
 
 
 def _comutexes(facts: Facts) -> tuple[CoMutexFact, ...]:

@@ -11,6 +11,8 @@ from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Facts, MountFact, Role
 
+FROZEN = "host-fs-frozen"
+
 
 def kernel_waits(facts: Facts) -> Iterator[Wait]:
     """Yield where each of them sleeps; what no file is known of sleeps in the kernel itself."""
@@ -18,7 +20,8 @@ def kernel_waits(facts: Facts) -> Iterator[Wait]:
     for each in sleepers(facts):
         sure = Certainty.SEEN if each.through else Certainty.ONCE
         on = [mount for path in _paths(facts, each) if (mount := mount_of(facts, path)) is not None]
-        mounts.update((mount.path, mount) for mount in on)
+        if each.family.id != FROZEN:  # a freeze is that file system's own, whatever it lies on
+            mounts.update((mount.path, mount) for mount in on)
         cites = (each.look.cite, each.look.stack_cite)
         for place in map(subjects.file_system, on):
             asleep = subjects.Kernel(each.family.id, place.path)
@@ -27,8 +30,8 @@ def kernel_waits(facts: Facts) -> Iterator[Wait]:
         if not on:
             yield Wait(subjects.thread(each.thread), subjects.Kernel(each.family.id), How.SLEEPS_IN, sure, cites)
     for mount in tuple(mounts.values()):
-        above = mount
-        for layer in below(facts, mount).layers:
+        above, way = mount, below(facts, mount)
+        for layer in way.layers if way.holds else ():
             yield Wait(
                 *(subjects.file_system(above), subjects.HostDevice(layer.loop), How.STACKED_ON, Certainty.ONCE),
                 cites=(layer.cite,),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autopsy.diagnose.waits.graph import Graph
 from autopsy.diagnose.waits.wait import Certainty
-from autopsy.facts.subjects import Subject
+from autopsy.facts.subjects import Subject, Thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,15 @@ class Leads:
         objects = tuple(waiter)
         led = frozenset().union(*(self.ends.get(each, frozenset()) for each in objects))
         return not self.own(objects) and bool(led & self.own(holder))
+
+    def only_waits(self, waiter: Iterable[Subject]) -> bool:
+        """Tell whether all that it speaks of waits for others: it is no cause, whoever names what it waits for.
+
+        A thread at the end of a wait may work: nothing says that it never ends.
+        """
+        objects = tuple(waiter)
+        led = frozenset().union(*(self.ends.get(each, frozenset()) for each in objects))
+        return not self.own(objects) and any(not isinstance(end, Thread) for end in led)
 
 
 NOWHERE = Leads({})
