@@ -202,7 +202,6 @@ def _nested_poll(facts: Facts) -> Judgement:
             ),
         ),
         holds=frozenset({Whole.MAIN_LOOP}) | thread_subjects(facts, (tid,)),
-        waits_for=frozenset({Whole.REQUESTS, Whole.IOTHREAD}),
         effect=True,
         weight=1,
     )
@@ -251,7 +250,6 @@ def _quiesce_leak(facts: Facts) -> Judgement:
         ),
         holds=disk_subjects(facts, waiting.requests) | (frozenset() if draining else {Whole.REQUESTS}),
         stands=stand((Park.DRAINED,), waiting.requests),
-        waits_for=frozenset({Whole.MAIN_LOOP}) if draining else frozenset(),
         effect=draining,
         weight=len(waiting.requests),
     )
@@ -297,7 +295,6 @@ def _graph_lock(facts: Facts) -> Judgement:
         claims=(claim("They are parked in bdrv_graph_co_rdlock.", *waiting.cites),),
         holds=disk_subjects(facts, waiting.requests),
         stands=stand((Park.GRAPH_LOCK,), waiting.requests),
-        waits_for=frozenset({Whole.MAIN_LOOP, Whole.REQUESTS}),
         effect=True,
         weight=len(waiting.requests),
     )

@@ -64,8 +64,7 @@ def _stalled(facts: Facts) -> Judgement:
             )
             for each in stalled[:4]
         ),
-        waits_for=frozenset({Whole.REQUESTS, Whole.MAIN_LOOP, Whole.IOTHREAD}),
-        effect=isinstance(requests, Unknown) or bool(requests.requests),
+        effect=isinstance(requests, Unknown),
         beside=not isinstance(requests, Unknown) and not requests.requests,
         weight=len(stalled),
     )
@@ -116,8 +115,6 @@ def _copy_before_write(facts: Facts) -> Judgement:
         claims=(claim("They are parked under the copy-before-write filter.", *waiting.cites),),
         holds=disk_subjects(facts, waiting.requests) | (frozenset() if leaves else {Whole.REQUESTS}),
         stands=stand((Park.COPY_BEFORE_WRITE, Park.COPY_MEMORY), waiting.requests),
-        waits_for=frozenset({Whole.REQUESTS, Whole.STORAGE}),
-        effect=bool(leaves),
         weight=len(waiting.requests),
     )
 
@@ -152,9 +149,7 @@ def _mirror(facts: Facts) -> Judgement:
         objects=tuple(subjects.Job(job.id) for job in _jobs(facts) if job.kind == "mirror"),
         confidence=confidence(proven=waiting.proven),
         claims=(claim("Its coroutine is parked until a request in flight ends.", *waiting.cites),),
-        stands=stand((), waiting.requests),
-        waits_for=frozenset({Whole.REQUESTS, Whole.STORAGE}),
-        effect=True,
+        stands=stand((), waiting.requests),  # without its place: one that waits for nobody has lost its wake-up
         weight=len(waiting.requests),
     )
 
@@ -226,7 +221,6 @@ def _savevm(facts: Facts) -> Judgement:
         confidence=confidence(proven=loop.state in {"nested poll", "blocked in a system call"}),
         claims=(claim(f"The main thread is inside {found[0]}: {loop.state}.", loop.cite),),
         holds=frozenset({Whole.MAIN_LOOP}),
-        waits_for=frozenset({Whole.REQUESTS, Whole.STORAGE, Whole.IOTHREAD}),
         weight=1,
     )
 

@@ -255,7 +255,6 @@ def _dead(facts: Facts, words: str, detail: str) -> Match:
         objects=(subjects.Monitor(facts.vm.name),),
         confidence="likely",
         claims=(claim(f"{words}{f' ({detail})' if detail else ''}.", *cites),),
-        waits_for=frozenset({Whole.MAIN_LOOP, Whole.IOTHREAD, Whole.REQUESTS}),
         effect=True,
         weight=1,
     )
@@ -281,7 +280,6 @@ def _dispatcher(facts: Facts) -> Judgement:
         objects=(subjects.Monitor(facts.vm.name),),
         confidence=confidence(proven=any(isinstance(each.stuck, Known) and each.stuck.value for each in running)),
         claims=(claim("The dispatcher's coroutine is parked inside a command.", *(each.cite for each in running[:3])),),
-        waits_for=frozenset({Whole.REQUESTS, Whole.MAIN_LOOP, Whole.IOTHREAD}),
         effect=facts.main_loop.value.state != "idle",
         weight=len(running),
     )
