@@ -113,4 +113,22 @@ BEYOND: tuple[Shape, ...] = (
         why="it has crashed: that its core's file system is frozen only keeps the rest of it here",
         not_these=("process-stopped",),
     ),
+    *on(
+        (OLD,),
+        "two-groups",
+        machine_of(apart.two_groups),
+        where="throttle",
+        signature="throttle-timer-wait",
+        why="the disk whose limit is low, and not the other, which has a group of its own",
+        not_these=("healthy", "throttle-stale-timer"),
+    ),
+    *on(
+        (NEW,),
+        "vhost-user-frozen",
+        machine_of(apart.back_end_on_frozen),
+        where="peer",
+        signature="vhost-user-silent",
+        why="it listens, and a thread of it waits for a thaw; QEMU holds none of the guest's requests",
+        not_these=("host-fs-frozen", "process-stopped"),
+    ),
 )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from autopsy.bundle import layout, proc_stat, records
 from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import FuseMount, PeerFact, SocketFact
-from autopsy.facts.threads import STACK_LINE, fields, int_of
+from autopsy.facts.model.facts import FuseMount, PeerFact, PeerThread, SocketFact
+from autopsy.facts.threads import STACK_LINE, fields, int_of, syscall
 
 TEXT = layout.evidence(layout.PROC_FDS, layout.SOCKETS)
 ENDS = layout.evidence(layout.PROC_FDS, layout.SOCKET_ENDS)
@@ -58,7 +58,31 @@ def peer(pid: int, found: Mapping[str, Section]) -> PeerFact:
         wchan=part("wchan").strip().strip("0"),
         kernel_stack=tuple(stack),
         cite=Cite(TEXT, status.line if status else 0, f"peer {pid}"),
+        threads=tuple(_threads(pid, found)),
     )
+
+
+def _threads(pid: int, found: Mapping[str, Section]) -> Iterator[PeerThread]:
+    prefix = f"peer/{pid}/task/"
+    for name, section in found.items():
+        if not (name.startswith(prefix) and name.endswith("/stat")) or section.error:
+            continue
+        if (tid := int_of(name.removeprefix(prefix).removesuffix("/stat"))) is None:
+            continue
+
+        def part(file: str, at: str = f"{prefix}{tid}/") -> str:
+            told = found.get(f"{at}{file}")
+            return "" if told is None or told.error else text(told)
+
+        wchan, stack = part("wchan").strip().strip("0"), tuple(STACK_LINE.findall(part("stack")))
+        yield PeerThread(
+            tid=tid,
+            state=proc_stat.parse(section.data).state,
+            wchan=wchan,
+            call=syscall(part("syscall"), (wchan, *stack)).name,
+            kernel_stack=stack,
+            cite=Cite(TEXT, section.line, f"peer {pid}, thread {tid}"),
+        )
 
 
 def fuse(evidence: Evidence) -> Fact[tuple[FuseMount, ...]]:

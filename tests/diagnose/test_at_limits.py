@@ -94,3 +94,14 @@ def test_disks_with_groups_of_their_own_are_not_said_to_share_one() -> None:
     found = shared("g", "h")
     assert "of a disk that cannot be named" in found.headline
     assert not any("share one group" in each.text for each in found.chain)
+
+
+def test_the_disk_whose_limit_explains_the_wait_is_named_and_not_the_one_that_goes_fast() -> None:
+    case = e.Case()
+    case.idle_threads()
+    case.parked(OF_A_GUEST, 4)
+    case.monitor()
+    fast = e.disk("d0", "vd0", bps=10**9, group="fast0")
+    case.disks(fast, e.disk("d1", "vd1", after=101, bps=100, group="slow0"))  # one of its requests was let go meanwhile
+    found = told(case)
+    assert (found.signature, found.objects) == ("throttle-timer-wait", ("vd1 (d1)", "throttle group slow0"))

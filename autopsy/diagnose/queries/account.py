@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
+from autopsy.diagnose.queries.peer_threads import asleep
 from autopsy.diagnose.queries.requests import called, title
-from autopsy.diagnose.queries.socket_peers import leads_to, socket_of
+from autopsy.diagnose.queries.socket_peers import about_thread, leads_to, socket_of
 from autopsy.diagnose.queries.threads import descriptor, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, sentence
 from autopsy.diagnose.signature import claim
@@ -94,6 +95,8 @@ def _devices(facts: Facts) -> Iterator[Claim]:
         if any(socket.peers for socket in helper.sockets):
             continue
         yield claim(f"What serves {helper.model} {helper.device} was not seen: {helper.address}.", helper.cite)
+    for helper in facts.helpers:
+        yield from (about_thread(each) for each in asleep(helper.sockets))
 
 
 def _disks(facts: Facts) -> Iterator[Claim]:

@@ -36,20 +36,32 @@ def seconds_for(group: ThrottleGroupFact, requests: int) -> float | None:
     return requests / min(rates) if rates else None
 
 
-def disks_in_queue(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Volume, ...]:
-    """Return the disks that these requests belong to; where that is not known, those that share their group's queue."""
+def disks_in_queue(
+    facts: Facts, requests: Iterable[CoroutineFact], groups: Iterable[ThrottleGroupFact] = ()
+) -> tuple[subjects.Volume, ...]:
+    """Return the disks that these requests belong to; where that is not known, those that share their group's queue.
+
+    `groups` are those that can hold them, where that is known.
+    """
     requests = tuple(requests)
     if found := their_disks(facts, requests):
         return found
+    wanted = {group.name for group in groups}
     possible = {disk.name: disk for request in requests for disk in disks_of(facts, request)}
-    groups = {disk.throttle_group for disk in possible.values() if isinstance(disk.throttle_group, Known)}
-    shared = len({group.value for group in groups}) == 1
+    in_group = {
+        disk.name: disk.throttle_group.value for disk in possible.values() if isinstance(disk.throttle_group, Known)
+    }
+    if wanted:
+        possible = {name: disk for name, disk in possible.items() if in_group.get(name) in wanted}
+    shared = len({in_group[name] for name in possible if name in in_group}) == 1
     return tuple(map(subjects.disk, possible.values())) if shared else ()
 
 
-def about_sharing(facts: Facts, requests: tuple[CoroutineFact, ...]) -> tuple[Claim, ...]:
+def about_sharing(
+    facts: Facts, requests: tuple[CoroutineFact, ...], groups: Iterable[ThrottleGroupFact]
+) -> tuple[Claim, ...]:
     """Say that disks share a queue, where nothing tells of which of them the requests in it are."""
-    disks = disks_in_queue(facts, requests)
+    disks = disks_in_queue(facts, requests, groups)
     if len(disks) < 2 or their_disks(facts, requests):
         return ()
     words = f"{disk_names(disks)} share one group and its queue: whose requests stand in it cannot be told."

@@ -181,16 +181,21 @@ def waits_for(look: ThreadSnapshot) -> str:
 
 def family(look: ThreadSnapshot) -> Family | None:
     """Return what a thread waits for, None where it runs, idles, or its stack tells nothing."""
-    names = look.kernel_stack or ((look.wchan,) if look.wchan else ())
-    if not names or look.state in {"R", "T", "t", "Z", "X"} or IDLE.match(names[0]):
+    return family_of(look.state, look.syscall.name, look.kernel_stack, look.wchan)
+
+
+def family_of(state: str, call: str, kernel_stack: tuple[str, ...], wchan: str) -> Family | None:
+    """Return what a thread waits for in this state, system call and place of the kernel's."""
+    names = kernel_stack or ((wchan,) if wchan else ())
+    if not names or state in {"R", "T", "t", "Z", "X"} or IDLE.match(names[0]):
         return None
-    requests = look.syscall.name in REQUEST_CALLS | {"io_submit", "io_uring_enter", "openat", "close"}
+    requests = call in REQUEST_CALLS | {"io_submit", "io_uring_enter", "openat", "close"}
     kernel = any(name.startswith(("io_wq_", "io_worker", "iou_")) for name in names)
     for each in FAMILIES:
-        if each.only_requests and not (requests or kernel or look.state == "D"):
+        if each.only_requests and not (requests or kernel or state == "D"):
             continue
         found = [name for name in names if each.names.fullmatch(name)]
-        if found and (each.also is None or not look.kernel_stack or any(each.also.search(name) for name in names)):
+        if found and (each.also is None or not kernel_stack or any(each.also.search(name) for name in names)):
             return each
     return None
 

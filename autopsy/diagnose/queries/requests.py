@@ -118,12 +118,19 @@ def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
         return tuple(disk for disk in facts.disks.value if disk.name == coroutine.disk.value)
     possible = [disk for disk in facts.disks.value if disk.inserted and can_wait(disk, coroutine.park)]
     if isinstance(coroutine.stuck, Known) and coroutine.stuck.value:
-        still = [disk for disk in possible if not (isinstance(disk.completed, Known) and disk.completed.value > 0)]
-        if coroutine.park in THROTTLED:  # in a queue that disks share, one that completed something has others there
+        # A queue at a limit lets one go now and then, and the others stand: only what went far past them tells.
+        most = _parked_there(facts) if coroutine.park in THROTTLED else 0
+        still = [disk for disk in possible if not (isinstance(disk.completed, Known) and disk.completed.value > most)]
+        if coroutine.park in THROTTLED:
             groups = {disk.throttle_group.value for disk in still if isinstance(disk.throttle_group, Known)} - {""}
             still = [disk for disk in possible if disk in still or _is_in(disk, groups)]
         possible = still or possible
     return tuple(possible)
+
+
+def _parked_there(facts: Facts) -> int:
+    found = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    return sum(each.park in THROTTLED for each in found)
 
 
 def _is_in(disk: DiskFact, groups: set[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries.peer_threads import Asleep, asleep, cannot_move, is_frozen
 from autopsy.diagnose.queries.threads import descriptor, looks
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
@@ -31,12 +32,8 @@ def leads_to(remote: str, server: str) -> bool:
 def state(sockets: tuple[SocketFact, ...]) -> str:
     """Say in a clause what the sockets tell of the program at their other end."""
     peers = [peer for each in sockets for peer in each.peers]
-    if stopped := next((peer for peer in peers if peer.state in {"T", "t"}), None):
-        return f": its process {stopped.pid} ({stopped.comm}) is stopped"
-    if stuck := next((peer for peer in peers if peer.state == "D"), None):
-        return (
-            f": its process {stuck.pid} ({stuck.comm}) sleeps in the kernel (State D, {stuck.wchan or 'wchan unknown'})"
-        )
+    if words := _of_processes(sockets, peers):
+        return f": {words}"
     if gone := next((each for each in sockets if each.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"}), None):
         return f": the connection is half closed ({gone.state})"
     if opening := next((each for each in sockets if each.state == "SYN-SENT"), None):
@@ -44,10 +41,30 @@ def state(sockets: tuple[SocketFact, ...]) -> str:
     return ": it is connected, and silent" if any(each.family != "pipe" for each in sockets) else ""
 
 
+def _of_processes(sockets: tuple[SocketFact, ...], peers: list[PeerFact]) -> str:
+    """Say why one of these programs does not answer, empty where nothing tells."""
+    if stopped := next((peer for peer in peers if peer.state in {"T", "t"}), None):
+        return f"its process {stopped.pid} ({stopped.comm}) is stopped"
+    if frozen := next((peer for peer in peers if is_frozen(peer)), None):
+        return f"its process {frozen.pid} ({frozen.comm}) is in a frozen control group"
+    if held := next((each for each in asleep(sockets) if each.for_good and each.family), None):
+        words = held.family.words if held.family else ""
+        return f"a thread of its process {held.peer.pid} ({held.peer.comm}) waits for {words}"
+    if stuck := next((peer for peer in peers if peer.state == "D"), None):
+        return (
+            f"its process {stuck.pid} ({stuck.comm}) sleeps in the kernel (State D, {stuck.wchan or 'wchan unknown'})"
+        )
+    return ""
+
+
 def stands(sockets: tuple[SocketFact, ...]) -> bool:
     """Tell whether the other end is known not to move: its process is stopped, or its connection half closed."""
-    stopped = any(peer.state in {"T", "t"} for each in sockets for peer in each.peers)
-    return stopped or any(each.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"} for each in sockets)
+    stopped = any(cannot_move(peer) for each in sockets for peer in each.peers)
+    return (
+        stopped
+        or any(each.for_good for each in asleep(sockets))
+        or any(each.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"} for each in sockets)
+    )
 
 
 def peers_of(sockets: tuple[SocketFact, ...]) -> tuple[subjects.Peer, ...]:
@@ -83,7 +100,18 @@ def _about_peers(end: SocketFact) -> list[Claim]:
     for peer in end.peers[:2]:
         where = f", in {peer.wchan}" if peer.wchan else ""
         claims.append(claim(f"The other end is {called(peer)}, State {peer.state or 'unknown'}{where}.", peer.cite))
+    claims += [about_thread(each) for each in asleep((end,))][:2]
     return claims
+
+
+def about_thread(each: Asleep) -> Claim:
+    """Say of a peer's thread where it sleeps in the kernel."""
+    what = f": it waits for {each.family.words}" if each.family else ""
+    return claim(
+        f"Thread {each.thread.tid} of {called(each.peer)} was in State D, in {each.thread.call or 'the kernel'}, under "
+        f"{each.thread.wchan or 'a place that is not known'}{what}.",
+        each.thread.cite,
+    )
 
 
 ASLEEP = frozenset({"S", "D"})

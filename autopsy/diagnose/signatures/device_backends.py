@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopsy.bundle.syscalls import PEER_CALLS
+from autopsy.diagnose.queries.peer_threads import asleep, cannot_move
 from autopsy.diagnose.queries.requests import confidence
 from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, socket_of, state
 from autopsy.diagnose.queries.threads import blocks_main_loop, functions, looks, named, slept_through, threads
@@ -41,7 +42,7 @@ class Talk:
             return self._match(facts, silent, helpers)
         if gone := [each for each in helpers if _gone(each)]:
             return self._left(gone[0])
-        if stopped := [each for each in helpers if any(_stands(peer) for peer in _peers(each))]:
+        if stopped := [each for each in helpers if _stands(each)]:
             return self._stopped(stopped[0])
         if talking:
             return RuledOut(f"the conversation with {self.words} goes on", (facts.threads.cite,))
@@ -92,10 +93,10 @@ class Talk:
     def _stopped(self, helper: Helper) -> Match:
         """Say of a helper that stands still that its device does too, whether or not a thread of QEMU noticed."""
         words = (
-            f"The {self.words.split(maxsplit=1)[1]} of {helper.device} does not run{state(helper.sockets)}; the "
-            "guest's requests wait there, and QEMU holds none of them"
+            f"The {self.words.split(maxsplit=1)[1]} of {helper.device} does not do its work{state(helper.sockets)}; "
+            "the guest's requests wait there, and QEMU holds none of them"
             if self.carries_disks
-            else f"{sentence(self.words)} does not run{state(helper.sockets)}; QEMU waits for nothing of it yet"
+            else f"{sentence(self.words)} does not do its work{state(helper.sockets)}; QEMU waits for nothing of it yet"
         )
         return Match(
             headline=words,
@@ -145,8 +146,9 @@ def _gone(helper: Helper) -> bool:
     return isinstance(helper.connected, Known) and not helper.connected.value and not helper.sockets
 
 
-def _stands(peer: PeerFact) -> bool:
-    return peer.state in {"T", "t"}
+def _stands(helper: Helper) -> bool:
+    """Tell whether a helper is known not to move: it is stopped, or a thread of it waits for what does not end."""
+    return any(map(cannot_move, _peers(helper))) or any(each.for_good for each in asleep(helper.sockets))
 
 
 DISKS = ("vhost-user-blk", "vhost-user-scsi", "vhost-user-fs")

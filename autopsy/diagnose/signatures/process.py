@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopsy.diagnose.queries.kernel_stacks import waits_for
+from autopsy.diagnose.queries.peer_threads import FREEZER
 from autopsy.diagnose.queries.threads import looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -13,7 +14,6 @@ from autopsy.facts.subjects import Whole
 
 HOLDS = frozenset({Whole.PROCESS})
 DUMPS = frozenset({"do_coredump", "vfs_coredump", "coredump_wait", "elf_core_dump"})
-FREEZER = frozenset({"do_freezer_trap", "__refrigerator", "refrigerator"})
 
 
 def _seen(facts: Facts) -> tuple[tuple[ThreadFact, ThreadSnapshot], ...]:

@@ -39,7 +39,10 @@ def _groups(facts: Facts, parked: Standing) -> tuple[ThrottleGroupFact, ...]:
         return ()
     names = {known(disk.throttle_group) for request in parked.requests for disk in disks_of(facts, request)} - {""}
     groups = facts.throttle_groups.value
-    return tuple(group for group in groups if group.name in names) or (groups if len(groups) == 1 else ())
+    found = tuple(group for group in groups if group.name in names) or (groups if len(groups) == 1 else ())
+    # Whose limit would have let them go is not the one that they wait for, as long as another one explains it.
+    low = tuple(group for group in found if not _why_overdue(facts, (group,)))
+    return low or found
 
 
 def _stand(facts: Facts, parked: Standing) -> tuple[Subject, ...]:
@@ -136,7 +139,7 @@ def _holds_all(group: ThrottleGroupFact, gap: float) -> bool:
 
 
 def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroupFact, ...]) -> tuple[Claim, ...]:
-    whose = of_owners(disks_in_queue(facts, parked.requests), job_of(facts, parked.requests))
+    whose = of_owners(disks_in_queue(facts, parked.requests, groups), job_of(facts, parked.requests))
     claims = [
         claim(
             f"{parked.counted()} {whose} "
@@ -145,7 +148,7 @@ def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroupFact, ...]
             *parked.cites,
         )
     ]
-    claims += about_sharing(facts, parked.requests)
+    claims += about_sharing(facts, parked.requests, groups)
     if parked.proven:
         claims.append(claim("They stood at the same place, with the same registers, at both snapshots.", *parked.cites))
     for group in groups:
@@ -177,7 +180,7 @@ def _timer_wait(facts: Facts) -> Judgement:
         return RuledOut("no timer is pending that could end the wait", parked.cites)
     if _may_flow(facts, parked, groups):
         return CannotTell("whether other requests passed the limit meanwhile (query-blockstats, twice)")
-    disks = disks_in_queue(facts, parked.requests)
+    disks = disks_in_queue(facts, parked.requests, groups)
     jobs = job_of(facts, parked.requests)
     group = groups[0] if groups else None
     limits = f" (group {group.name}: {_limits(group)})" if group else ""
@@ -227,7 +230,7 @@ def _stale(facts: Facts) -> Judgement:
         return RuledOut(words, tuple(group.cite for group in groups))
     if any(_lost(group) for group in groups):
         return RuledOut("there is no timer at all", tuple(group.cite for group in groups))
-    disks = disks_in_queue(facts, parked.requests)
+    disks = disks_in_queue(facts, parked.requests, groups)
     return Match(
         headline=f"{parked.counted()} {of_disks(disks)} "
         f"{'waits' if len(parked.requests) == 1 else 'wait'} for a throttle timer that is older than the limits: {why}",
@@ -262,7 +265,7 @@ def _lost_timer(facts: Facts) -> Judgement:
     lost = [group for group in groups if _lost(group)]
     if not lost:
         return RuledOut("the group's timer is pending", tuple(group.cite for group in groups))
-    disks = disks_in_queue(facts, parked.requests)
+    disks = disks_in_queue(facts, parked.requests, groups)
     return Match(
         headline=(f"{parked.counted()} {of_disks(disks)} wait for a throttle timer that nobody will fire"),
         objects=(*disks, *(subjects.ThrottleGroup(group.name) for group in lost)),

@@ -28,8 +28,20 @@ class Descriptor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerThread:
+    """One thread of such a program, at the one moment at which it was looked at."""
+
+    tid: int
+    state: str
+    wchan: str
+    call: str
+    kernel_stack: tuple[str, ...]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerFact:
-    """A program on this host that the VM depends on, as /proc told of it."""
+    """A program on this host that the VM depends on, as /proc told of it; `threads` are the first few dozen of it."""
 
     pid: int
     comm: str
@@ -37,6 +49,7 @@ class PeerFact:
     wchan: str
     kernel_stack: tuple[str, ...]
     cite: Cite
+    threads: tuple[PeerThread, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

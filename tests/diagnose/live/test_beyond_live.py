@@ -139,6 +139,14 @@ TRIALS = (
         "a migration that creeps", "none", "healthy", beyond.creeping_migration, (NEW,), says="the migration is slow"
     ),
     Trial(
+        "a vhost-user back end whose own storage is frozen",
+        "peer",
+        "vhost-user-silent",
+        apart.back_end_on_frozen,
+        (NEW,),
+        says="waits for a frozen file system",
+    ),
+    Trial(
         "a mirror that a limit holds back while the guest writes",
         "none",
         "healthy",

@@ -135,10 +135,10 @@ def console_unread(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
-def vhost_user(build: lab.Build) -> Iterator[tuple[Machine, DrillProcess]]:
+def vhost_user(build: lab.Build, image: Path | None = None) -> Iterator[tuple[Machine, DrillProcess]]:
     """A guest that writes for ever to a vhost-user-blk back end."""
     with lab.folder() as place, site() as there:
-        image = lab.disk(place / "d")
+        image = lab.disk(image or place / "d", mebibytes=32)
         guests.write_boot_sector(image)
         path = place / "vhost"
         back_end = start(

@@ -15,7 +15,7 @@ from autopsy.drill.process import start
 from autopsy.drill.site import site
 from support import lab
 from support.builds import missing
-from support.wedged.wedges import DISK, NODE, Stuck, in_flight, until_it_works
+from support.wedged.wedges import DISK, NODE, Stuck, in_flight, until_it_works, vhost_user
 
 LITTLE = 1 << 16  # bytes a second
 
@@ -56,6 +56,30 @@ def two_in_one_group(build: lab.Build) -> Iterator[Stuck]:
             for name in ("disk0", "disk1"):
                 in_flight(vm, name, 4)
             yield Stuck(vm, ("vd0", "vd1", "shared0"))
+
+
+@contextmanager
+def two_groups(build: lab.Build) -> Iterator[Stuck]:
+    """Two disks with limits of their own: one lets hardly a request through, the other all."""
+    with lab.folder() as place:
+        words = []
+        for number, rate in enumerate((10**9, 100)):
+            image = lab.disk(place / f"d{number}", mebibytes=16)
+            limit = f"throttling.bps-total={rate},throttling.group=group{number}"
+            words += ["-drive", f"if=none,id=disk{number},format=raw,file={image},{limit}"]
+            words += ["-device", f"virtio-blk-pci,id=vd{number},drive=disk{number}"]
+        with lab.qemu(build, *words) as vm:
+            for name in ("disk1", "disk0"):
+                in_flight(vm, name, 4)
+            yield Stuck(vm, ("vd1", "group1"))
+
+
+@contextmanager
+def back_end_on_frozen(build: lab.Build) -> Iterator[Stuck]:
+    """A vhost-user-blk back end that listens, and whose image lies on a frozen file system."""
+    with lab.file_system() as mounted, vhost_user(build, mounted.mount / "d") as (vm, back_end), lab.frozen(mounted):
+        lab.until("it waits for the thaw", lambda: lab.waits_in(back_end.pid, "percpu_rwsem_wait"))
+        yield Stuck(vm, ("vd0", str(back_end.pid)), mounted.thaw)
 
 
 @contextmanager
