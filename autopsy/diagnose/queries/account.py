@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
-from autopsy.diagnose.queries.peer_threads import asleep
 from autopsy.diagnose.queries.requests import called, title
-from autopsy.diagnose.queries.socket_peers import about_thread, leads_to, socket_of
+from autopsy.diagnose.queries.socket_peers import about_thread, asleep, leads_to, socket_of
 from autopsy.diagnose.queries.threads import descriptor, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, sentence
 from autopsy.diagnose.signature import claim

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
-from autopsy.diagnose.queries.peer_threads import Asleep, asleep, cannot_move, is_frozen
+from autopsy.diagnose.queries.kernel_stacks import Family, family_of
 from autopsy.diagnose.queries.threads import descriptor, looks
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Facts, Park, PeerFact, SocketFact, ThreadFact
+from autopsy.facts.model.facts import CoroutineFact, Facts, Park, PeerFact, PeerThread, SocketFact, ThreadFact
+
+FREEZER = frozenset({"do_freezer_trap", "__refrigerator", "refrigerator"})
+STOPPED = frozenset("Tt")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAsleep:
+    """One thread of a peer in State D at the only look at it, and the kind of its wait where a name tells that."""
+
+    peer: PeerFact
+    thread: PeerThread
+    family: Family | None
+
+    @property
+    def for_good(self) -> bool:
+        """Return whether it is known not to end by itself: no healthy program is met there in passing."""
+        return self.family is not None and not self.family.passes
+
+
+def asleep(sockets: Iterable[SocketFact]) -> Iterator[PeerAsleep]:
+    """Yield the threads of the programs at the other ends that sleep where no signal reaches them."""
+    for peer in {peer.pid: peer for socket in sockets for peer in socket.peers}.values():
+        for thread in peer.threads:
+            if thread.state == "D" and not is_frozen(peer):
+                kind = family_of(thread.state, thread.call, thread.kernel_stack, thread.wchan)
+                yield PeerAsleep(peer, thread, kind)
+
+
+def is_frozen(peer: PeerFact) -> bool:
+    """Tell whether the freezer of a control group holds the program."""
+    return bool(FREEZER & {peer.wchan, *peer.kernel_stack})
+
+
+def cannot_move(peer: PeerFact) -> bool:
+    """Tell whether a program is stopped, or held by the freezer."""
+    return peer.state in STOPPED or is_frozen(peer)
 
 
 def socket_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
@@ -104,7 +143,7 @@ def _about_peers(end: SocketFact) -> list[Claim]:
     return claims
 
 
-def about_thread(each: Asleep) -> Claim:
+def about_thread(each: PeerAsleep) -> Claim:
     """Say of a peer's thread where it sleeps in the kernel."""
     what = f": it waits for {each.family.words}" if each.family else ""
     return claim(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopsy.bundle.syscalls import PEER_CALLS
-from autopsy.diagnose.queries.peer_threads import asleep, cannot_move
 from autopsy.diagnose.queries.requests import confidence
-from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, socket_of, state
+from autopsy.diagnose.queries.socket_peers import about_sockets, asleep, cannot_move, peers_of, socket_of, state
 from autopsy.diagnose.queries.threads import blocks_main_loop, functions, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim

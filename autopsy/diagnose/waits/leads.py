@@ -12,9 +12,13 @@ from autopsy.facts.subjects import Subject, Thread
 
 @dataclass(frozen=True, slots=True)
 class Leads:
-    """For each subject of the graph, the ends that its waiting leads to; an end leads to itself."""
+    """For each subject of the graph, the ends that its waiting leads to; an end leads to itself.
+
+    `implied` says that frames alone told some of it: what else there is, nobody saw.
+    """
 
     ends: Mapping[Subject, frozenset[Subject]]
+    implied: bool = False
 
     def own(self, objects: Iterable[Subject]) -> frozenset[Subject]:
         """Return those that are ends themselves: nothing is known that they would wait for, or they are in a ring."""
@@ -33,7 +37,7 @@ class Leads:
         """
         objects = tuple(waiter)
         led = frozenset().union(*(self.ends.get(each, frozenset()) for each in objects))
-        return not self.own(objects) and any(not isinstance(end, Thread) for end in led)
+        return not (self.implied or self.own(objects)) and any(not isinstance(end, Thread) for end in led)
 
 
 NOWHERE = Leads({})
@@ -49,7 +53,8 @@ def leads(graph: Graph) -> Leads:
     for end in (*(frozenset({sink}) for sink in ends.sinks), *ends.rings):
         for waiter in _behind(back, end):
             found.setdefault(waiter, set()).update(end)
-    return Leads({subject: frozenset(led) for subject, led in found.items()})
+    implied = any(wait.certainty is Certainty.CONSISTENT for wait in graph.waits)
+    return Leads({subject: frozenset(led) for subject, led in found.items()}, implied)
 
 
 def _behind(back: Mapping[Subject, list[Subject]], end: frozenset[Subject]) -> set[Subject]:
