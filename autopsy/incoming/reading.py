@@ -69,7 +69,7 @@ class ImportReading:
         if kind == "elf" and core_file.is_core(head):
             return self._core(head, stream, descriptor)
         if kind in {"tar", "zip"}:
-            tarred = _members(cast("IO[bytes]", _Joined(head, stream)))
+            tarred = _members(cast("IO[bytes]", _Joined(head, stream)), self.notes)
             return self._archive(tarred if kind == "tar" else self._zip(head, stream, descriptor))
         if kind == "text":
             return self._readable(head, stream, layer)
@@ -248,13 +248,16 @@ def _head(stream: IO[bytes]) -> bytes:
     return bytes(found)
 
 
-def _members(stream: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+def _members(stream: IO[bytes], told: list[str]) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the regular files of an archive, within bounds."""
     total = 0
     with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16) as archive:
         for number, entry in enumerate(archive):
             total += max(0, entry.size)
             if number >= MOST_MEMBERS or total > MOST_OF_ARCHIVE:
+                told.append(
+                    f"the archive was read for {number} files, {MOST_OF_ARCHIVE >> 30} GiB at most, and no further"
+                )
                 return
             member = archive.extractfile(entry) if entry.isreg() else None
             if member is not None:

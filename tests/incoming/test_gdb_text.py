@@ -232,3 +232,20 @@ def test_text_without_a_stack_holds_none() -> None:
 def test_the_frame_that_gdb_shows_as_it_opens_a_core_is_no_thread() -> None:
     text = f"#0  0x1 in __ppoll () at x.c:1\n[Current thread is 1 (Thread 0x7f (LWP 4999))]\n\n{PLAIN}"
     assert names(read(text)) == names(read(PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("text", "noted"),
+    [
+        ("(gdb) p bs->in_flight\n$1 = 3\n", ["gdb printed bs->in_flight: 3"]),
+        (
+            "(gdb) p ((BlockBackend *)0x1)->quiesce_counter\n$2 = 1\n",
+            ["gdb printed ((BlockBackend *)0x1)->quiesce_counter: 1"],
+        ),
+        ("(gdb) p *bs\n$3 = {open_flags = 1, in_flight = 7, x = 0}\n", ["gdb printed *bs: in_flight: 7"]),
+        ("(gdb) p lock\n$1 = {in_flight_x = 1}\n", []),
+        ("in_flight = 9 of somebody's words\n", []),
+    ],
+)
+def test_counts_of_requests_that_were_printed_are_told(text: str, noted: list[str]) -> None:
+    assert [each for each in scan(text.splitlines()).notes if "printed" in each] == noted

@@ -15,6 +15,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.reader import open_bundle
 from support.builds import missing
 from support.built import pastes
+from support.built.monitor_text import DOMAIN, HMP
 from support.built.pastes import DISPATCH, POLL, STARTED
 
 WEDGED = pastes.dump(
@@ -113,6 +114,20 @@ def test_a_redacted_import_holds_neither_the_file_nor_its_name(tmp_path: Path) -
     assert "acme" not in whole
     assert "hunter2" not in whole
     assert autopsy("analyze", copy).stdout == autopsy("analyze", made).stdout
+
+
+def test_a_redacted_import_holds_nothing_of_whose_the_vm_was(tmp_path: Path) -> None:
+    text = tmp_path / "all.txt"
+    domain = DOMAIN.replace("web1", "acme-web7").replace("/srv/", "/srv/acme-kunden/")
+    text.write_text(f"{domain}\n{HMP.replace('a.qcow2', '/srv/acme-kunden/a.qcow2')}\n{WEDGED}")
+    made = Path(imported(tmp_path, text)["bundle"])
+    assert b"acme" in open_bundle(made).read(layout.evidence(layout.HOST, layout.VM_CONFIG))
+    copy = tmp_path / "copy.tar.zst"
+    done = autopsy("redact", made, "-o", copy)
+    assert done.returncode == 0, done.stderr
+    opened = open_bundle(copy)
+    assert b"acme" not in b"".join(opened.read(name) for name in opened.names())
+    assert json.loads(autopsy("analyze", copy, "--json").stdout)["where"] == "host"
 
 
 def test_an_import_without_a_core_has_nothing_to_examine(bundle: Path) -> None:

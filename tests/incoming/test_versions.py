@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from support.built import pastes
+from support.built.imported import diagnosis_of
+from support.built.monitor_text import HMP
+from support.built.pastes import DISPATCH, LOCK
 from tests.incoming.test_beside import LIBVIRT, material
-from tests.support.built import pastes
-from tests.support.built.imported import diagnosis_of
-from tests.support.built.monitor_text import HMP
-from tests.support.built.pastes import DISPATCH, LOCK
 
 VERSION = {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "Debian 1:10.0.2+ds-2"}
 TWICE = pastes.dump(("kvm", (*LOCK, "vnc_lock_output", "vnc_disconnect_finish", *DISPATCH)))

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from autopsy.diagnose.frames.stacks import NamedStack, stacks
 from autopsy.diagnose.frames.stacks import WaitKind as Doing
+from autopsy.diagnose.frames.thread_waits import MIGRATION, RCU
+from autopsy.diagnose.frames.words import READS_RCU
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
@@ -15,6 +17,7 @@ from autopsy.facts.model.facts import Facts, Origin, Role
 BQL = subjects.Lock(0, "the BQL")
 GRAPH = subjects.Lock(1, "the block graph's lock")
 CONTEXT = subjects.Lock(2, "an AioContext's lock")
+READERS = subjects.Lock(3, "RCU's readers")
 WRITES = ("bdrv_graph_wrlock", "bdrv_graph_wrlock_drained")
 # A thread that waits for a condition has let go of some lock, and frames don't say of which.
 KEEPS_LOCKS = frozenset({Doing.POLL, Doing.LOCK, Doing.CALL, Doing.RUNS, Doing.JOIN, Doing.SEMAPHORE, Doing.EVENT})
@@ -29,7 +32,10 @@ def waits(facts: Facts) -> Iterator[Wait]:
     found = stacks(facts)
     yield from _bql(facts, found)
     yield from _context(found)
+    yield from _readers(found)
     for stack in found:
+        if stack.wait in {Doing.SEMAPHORE, Doing.JOIN} and stack.begins(*MIGRATION):
+            yield _edge(stack, subjects.Migration(), How.SIGNALLED_BY)
         if stack.has(*WRITES) and stack.wait in {Doing.POLL, Doing.LOCK}:
             yield _edge(stack, GRAPH, How.WAITS_FOR_LOCK)
         if stack.has(*ASKS) and stack.wait in {Doing.POLL, Doing.CALL}:
@@ -72,3 +78,14 @@ def _context(found: Sequence[NamedStack]) -> Iterator[Wait]:
     if len(wanting) == 1 and len(polling) == 1:
         yield Wait(CONTEXT, subjects.thread(polling[0].thread), How.HELD_BY, Certainty.CONSISTENT, (polling[0].cite,))
         yield _edge(polling[0], subjects.thread(wanting[0].thread), How.POLLS_FOR)
+
+
+def _readers(found: Sequence[NamedStack]) -> Iterator[Wait]:
+    """Yield who waits for RCU's readers, and is one: it waits for itself."""
+    for stack in found:
+        if stack.thread.role is Role.CALL_RCU or not stack.has(*RCU):
+            continue
+        if stack.wait in {Doing.EVENT, Doing.CONDITION, Doing.LOCK}:
+            yield _edge(stack, READERS, How.WAITS_FOR_LOCK)
+            if stack.has(*READS_RCU):
+                yield Wait(READERS, subjects.thread(stack.thread), How.HELD_BY, Certainty.CONSISTENT, (stack.cite,))

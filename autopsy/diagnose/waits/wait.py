@@ -25,6 +25,7 @@ class How(Enum):
     STACKED_ON = "lies on"
     STOPPED_BY = "is stopped by"
     JOINS = "waits for the end of"
+    SIGNALLED_BY = "waits for a word from"
 
 
 class Certainty(Enum):

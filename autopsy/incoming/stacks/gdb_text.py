@@ -302,7 +302,7 @@ class Scan:
         look = self._look()
         if look.threads or look.coroutines:
             self.looks.append(look)
-        notes = list(self.dumps.notes())
+        notes = [*self.dumps.notes(), *(f"gdb printed {each}: {n}" for each, n in self.printing.counts.items())]
         if self.long_lines:
             notes.append(f"{self.long_lines} lines were longer than {MOST_LINE} characters, and were cut there")
         if self.left_out:

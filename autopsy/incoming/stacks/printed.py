@@ -1,4 +1,4 @@
-"""Reads the owners of mutexes that somebody had gdb print."""
+"""Reads the owners of mutexes, and counts of requests, that somebody had gdb print."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from autopsy.incoming.stacks.pasted import PrintedMutex
 
 MOST = 200
 COMMANDS = ("p ", "print ", "p/x ", "call ")
+COUNTS = ("in_flight", "quiesce_counter", "io_plugged", "nb_plugged")  # of QEMU's block layer
 OWNER, KIND, COUNT = "__owner = ", "__kind = ", "__count = "
 
 
@@ -18,6 +19,7 @@ class Printing:
     found: list[PrintedMutex] = field(default_factory=list)
     expression: str = ""
     open: bool = False
+    counts: dict[str, int] = field(default_factory=dict)  # by what was typed, and the field
 
     def feed(self, line: str) -> None:
         """Take a line that is no frame and no header."""
@@ -27,6 +29,8 @@ class Printing:
             return
         if line.startswith("$") and " = " in line[:12]:
             self.open = True
+        if self.open and self.expression and len(self.counts) < MOST:
+            self._count(line)
         if not (self.open and self.expression and OWNER in line and len(self.found) < MOST):
             return
         owner = _number_after(line, OWNER)
@@ -34,6 +38,15 @@ class Printing:
             kind, count = _number_after(line, KIND) or 0, _number_after(line, COUNT) or 0
             self.found.append(PrintedMutex(expression=self.expression, owner=owner, kind=kind, count=count))
         self.open = False
+
+    def _count(self, line: str) -> None:
+        """Take `$1 = 3` of a count that was asked for, or a count inside of a whole object."""
+        last = self.expression.rpartition(">")[2].rpartition(".")[2].strip("() ")
+        for name in COUNTS:
+            shown = f"$ = {line.partition(' = ')[2]}" if last == name else line
+            number = _number_after(shown, "$ = " if last == name else f"{name} = ")
+            if number is not None:
+                self.counts.setdefault(self.expression if last == name else f"{self.expression}: {name}", number)
 
     def stop(self) -> None:
         """Forget the command: something else follows."""

@@ -79,6 +79,21 @@ def test_a_back_end_that_is_asked_is_an_end(tmp_path: Path) -> None:
     assert frames.BACK_END in build(facts).ends().sinks
 
 
+def test_a_reader_of_rcu_that_waits_for_all_readers_waits_for_itself(tmp_path: Path) -> None:
+    waits = ("syscall", "qemu_futex_wait", "qemu_event_wait", "drain_call_rcu", "qmp_device_add")
+    (ring,) = build(facts_of(pastes.dump(("CPU 0/KVM", (*waits, *MMIO))), tmp_path / "reader")).ends().rings
+    assert ring == {subjects.Thread(5000), frames.READERS}
+    facts = facts_of(pastes.dump(("kvm", (*waits, *DISPATCH))), tmp_path / "no reader")
+    assert not build(facts).ends().rings
+    assert frames.READERS in build(facts).ends().sinks
+
+
+def test_a_thread_that_another_part_of_a_migration_is_to_wake_waits_for_the_migration(tmp_path: Path) -> None:
+    stack = ("do_futex_wait", "qemu_sem_wait", "multifd_send_sync_main", "ram_save_setup", "migration_thread", *STARTED)
+    facts = facts_of(pastes.dump(("live_migration", stack)), tmp_path)
+    assert subjects.Migration() in build(facts).ends().sinks
+
+
 def test_a_capture_has_no_edge_by_frames_alone() -> None:
     for name in ("throttle-timer-7.2", "lock-cycle-debug"):
         bundle = FIXTURES / name / "bundle"
