@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from autopsy.bundle import layout
-from autopsy.capture import second_exposure
 from autopsy.capture.freeze import step as freeze
-from autopsy.capture.gdb import step as gdb
-from autopsy.capture.host import step as host
-from autopsy.capture.proc import step as proc
+from autopsy.capture.later import Later
 from autopsy.capture.proc import witness
-from autopsy.capture.qmp import step as qmp
-from autopsy.capture.qmp import unstable
 from autopsy.capture.step import Impact, Options, Step
+
+QMP, UNSTABLES, GDB = "autopsy.capture.qmp.step", "autopsy.capture.qmp.unstable", "autopsy.capture.gdb.step"
+PROC, OF_HOST, AGAIN = "autopsy.capture.proc.step", "autopsy.capture.host.step", "autopsy.capture.second_exposure"
 
 PLAN = (
     Step(layout.WITNESS, Impact.NONE, 5, witness.witness_threads),
     Step(layout.FREEZE, Impact.STOPS, 8, freeze.expose),
-    Step(layout.QUERY_STATUS, Impact.ASKS, 8, qmp.query_status),
-    Step(layout.QUERY_BLOCK, Impact.MAY_BLOCK, 6, qmp.query_block),
-    Step(layout.THROTTLE_GROUPS, Impact.MAY_BLOCK, 6, qmp.throttle_groups),
-    Step(layout.GDB_THREADS, Impact.NONE, 25, gdb.examine_stored_core, without_vm=True),
-    Step(layout.PROC_STACKS, Impact.NONE, 5, proc.stacks),
-    Step(layout.PROC_FDS, Impact.NONE, 6, proc.fds),
-    Step(layout.PROC_AIO, Impact.NONE, 4, proc.aio),
-    Step(layout.HOST, Impact.NONE, 10, host.collect_host, without_vm=True),
-    Step(layout.SECOND_EXPOSURE, Impact.STOPS, 25, second_exposure.expose),
+    Step(layout.QUERY_STATUS, Impact.ASKS, 8, Later(QMP, "query_status")),
+    Step(layout.QUERY_BLOCK, Impact.MAY_BLOCK, 6, Later(QMP, "query_block")),
+    Step(layout.THROTTLE_GROUPS, Impact.MAY_BLOCK, 6, Later(QMP, "throttle_groups")),
+    Step(layout.GDB_THREADS, Impact.NONE, 25, Later(GDB, "examine_stored_core"), without_vm=True, after=layout.FREEZE),
+    Step(layout.PROC_STACKS, Impact.NONE, 5, Later(PROC, "stacks")),
+    Step(layout.PROC_FDS, Impact.NONE, 6, Later(PROC, "fds")),
+    Step(layout.PROC_AIO, Impact.NONE, 4, Later(PROC, "aio")),
+    Step(layout.HOST, Impact.NONE, 10, Later(OF_HOST, "collect_host"), without_vm=True),
+    Step(layout.SECOND_EXPOSURE, Impact.STOPS, 25, Later(AGAIN, "expose")),
 )
 
-UNSTABLE = Step(layout.UNSTABLE, Impact.MAY_HARM, 6, unstable.ask)
+UNSTABLE = Step(layout.UNSTABLE, Impact.MAY_HARM, 6, Later(UNSTABLES, "ask"))
+
+# What is loaded beside the first steps, each a part of its own, in the order in which it is needed.
+MEANWHILE = (
+    *("asyncio", QMP, "autopsy.examine.core.symbols", "autopsy.examine.gdb.unwind", "autopsy.examine.run", GDB, PROC),
+    *(OF_HOST, AGAIN, "autopsy.diagnose.verdict", "autopsy.report.page", "autopsy.report.store"),
+    *("autopsy.commands.tidying", "autopsy.commands.seal"),
+)
 
 
 def plan(options: Options) -> tuple[Step, ...]:

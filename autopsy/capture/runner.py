@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol
 
 import msgspec
@@ -16,7 +20,8 @@ from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.preview import Preview
 from autopsy.capture.staging.staging import SETTLE_SECONDS, Staging
 from autopsy.capture.step import Collected, Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
-from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_words, spawn
+from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, in_words, spawn
+from autopsy.linux.child import end as end_child
 from autopsy.target.target import Target
 
 INTERRUPTED = "interrupted by a person"
@@ -69,9 +74,9 @@ class _Wire(msgspec.Struct, frozen=True):
 class Run:
     """What one capture runs with.
 
-    `note` is given all records so far before they are made durable. `meanwhile` is called once, in our own process,
-    while the longest step's child works. `judge` returns what the evidence so far comes to, in a child, for whoever is
-    curious while the second look waits.
+    `note` is given all records so far before they are made durable. `meanwhile` are modules that are loaded one after
+    another, in our own process, while the steps' children work. `judge` returns what the evidence so far comes to, in a
+    child, for whoever is curious while the second look waits.
     """
 
     target: Target
@@ -81,8 +86,18 @@ class Run:
     budget: Deadline
     watcher: Watcher
     note: Callable[[tuple[StepRecord, ...]], None]
-    meanwhile: Callable[[], None]
+    meanwhile: tuple[str, ...] = ()
     judge: Callable[[], bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A step's child at work: since when, and until when at most."""
+
+    child: Child
+    start_ns: int
+    deadline: Deadline
+    seconds: float
 
 
 def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
@@ -93,22 +108,21 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
     records: list[StepRecord] = []
     interrupted = False
     share = it.budget.left() * SHARE
+    ahead = list(reversed(it.meanwhile))
+    early: dict[str, _Begun] = {}
     for place, step in enumerate(plan, start=1):
         it.watcher.began(step)
-        start = time.monotonic_ns()
+        begun = early.pop(step.name, None)
+        start = time.monotonic_ns() if begun is None else begun.start_ns
         it.watch.began(step.name)
         end = it.watch.conclude(it.staging.work)
-        if interrupted:
-            answer = _Answer(Skipped(INTERRUPTED), interrupted=True)
-        elif end is not None and not step.without_vm:
-            answer = _Answer(Skipped(_ended(end)))
-        elif step.impact is Impact.MAY_HARM and not _all_durable(it):
-            answer = _Answer(Skipped("what was taken so far could be stored nowhere yet"))
-        elif it.budget.left() < LEAST_SECONDS:
-            answer = _Answer(Skipped("the budget is spent"))
+        if (refusal := _refusal(step, it, end, interrupted=interrupted)) is not None:
+            answer = refusal
+            if begun is not None:
+                end_child(begun.child)
         else:
             try:
-                answer = _run(step, it, kept=share * (len(plan) - place))
+                answer = _run(step, it, begun, ahead, kept=share * (len(plan) - place))
             except Interrupted:
                 interrupted = True
                 answer = _Answer(Failed(INTERRUPTED), interrupted=True)
@@ -119,8 +133,24 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
         if not interrupted and not isinstance(answer.outcome, Skipped):
             it.staging.settle()
         it.watcher.ended(record)
+        if not interrupted and len(os.sched_getaffinity(0)) > 1:
+            kept = share * (len(plan) - place - 1)
+            early |= dict(_begin_early(step, plan[place:], it, kept))
     it.staging.settled(max(1.0, min(SETTLE_SECONDS, it.budget.left())))
     return tuple(records)
+
+
+def _refusal(step: Step, it: Run, end: VmEnd | None, *, interrupted: bool) -> _Answer | None:
+    """Return why a step is not tried, None where it is."""
+    if interrupted:
+        return _Answer(Skipped(INTERRUPTED), interrupted=True)
+    if end is not None and not step.without_vm:
+        return _Answer(Skipped(_ended(end)))
+    if step.impact is Impact.MAY_HARM and not _all_durable(it):
+        return _Answer(Skipped("what was taken so far could be stored nowhere yet"))
+    if it.budget.left() < LEAST_SECONDS:
+        return _Answer(Skipped("the budget is spent"))
+    return None
 
 
 def _all_durable(it: Run) -> bool:
@@ -129,18 +159,40 @@ def _all_durable(it: Run) -> bool:
     return bool(it.staging.places)
 
 
-def _run(step: Step, it: Run, kept: float) -> _Answer:
-    """Run one step; `kept` seconds of the budget are the later steps' own, however long this one hangs."""
+def _begin(step: Step, it: Run, kept: float) -> _Begun:
+    """Begin one step; `kept` seconds of the budget are the later steps' own, however long this one hangs.
+
+    Raises:
+        ChildFailed: there can be no process for it.
+    """
     seconds = min(step.deadline, max(LEAST_SECONDS, it.budget.left() - kept))
     it.staging.folder(step.name)
-    scene = Scene(it.target, it.options, it.staging.work, step.name, Deadline(seconds))
+    start, deadline = time.monotonic_ns(), Deadline(seconds)
+    scene = Scene(it.target, it.options, it.staging.work, step.name, deadline)
+    child = spawn(lambda: msgspec.json.encode(_wire(_collect(step, scene))))
+    return _Begun(child, start, deadline, seconds)
+
+
+def _begin_early(ended: Step, later: tuple[Step, ...], it: Run, kept: float) -> Iterator[tuple[str, _Begun]]:
+    """Begin what need only wait for the step that has ended. Where that cannot be, it is begun in its turn."""
+    for step in later:
+        if step.after == ended.name and it.budget.left() >= LEAST_SECONDS:
+            with suppress(ChildFailed):
+                yield step.name, _begin(step, it, kept)
+
+
+def _run(step: Step, it: Run, begun: _Begun | None, ahead: list[str], kept: float) -> _Answer:
+    """Run one step to its end, or wait for the end of one that has begun."""
+    seconds = 0.0
     preview = _preview(step, it)
     try:
-        child = spawn(lambda: msgspec.json.encode(_wire(_collect(step, scene))))
-        return _Answer(_from_wire(collect(child, seconds + LEAST_SECONDS, _tick(step, it, preview))))
+        begun = begun or _begin(step, it, kept)
+        seconds = begun.seconds
+        left = begun.deadline.left() + LEAST_SECONDS
+        return _Answer(_from_wire(collect(begun.child, left, _tick(begun.child, it, ahead, preview))))
     except ChildTimedOut as error:
-        left = (error.left_behind,) if error.left_behind else ()
-        return _Answer(TimedOut(f"no end within {seconds:.1f} s{in_words(error.left_behind)}"), left)
+        left_behind = (error.left_behind,) if error.left_behind else ()
+        return _Answer(TimedOut(f"no end within {seconds:.1f} s{in_words(error.left_behind)}"), left_behind)
     except ChildFailed as error:
         return _Answer(Failed(str(error)))
     finally:
@@ -157,17 +209,19 @@ def _ended(end: VmEnd) -> str:
     return f"the VM ended after {end.after}"
 
 
-def _tick(step: Step, it: Run, preview: Preview | None) -> Callable[[], None]:
-    """Return what to do ten times a second while a step's child works; beside the longest step, `meanwhile` once."""
-    ahead = [it.meanwhile] if step.name == layout.GDB_THREADS else []
+def _tick(child: Child, it: Run, ahead: list[str], preview: Preview | None) -> Callable[[], None]:
+    """Return what to do ten times a second while a step's child works; what is `ahead` is loaded as long as it does."""
+    poller = select.poll()
+    poller.register(child.answers, select.POLLIN)
 
     def tick() -> None:
         it.watch.look()
         it.watcher.tick()
         if preview is not None and (words := preview.look()):
             it.watcher.tell(f"so far: {words}")
-        if ahead:
-            ahead.pop()()
+        while ahead and not poller.poll(0):
+            with suppress(ImportError):  # whoever needs it will say so
+                import_module(ahead.pop())
 
     return tick
 

@@ -131,7 +131,8 @@ class Scene:
 class Step:
     """One step of the plan. `collect` runs in a child process that may be abandoned at `deadline` seconds.
 
-    `without_vm` says that it has something to take when the VM has ended, too.
+    `without_vm` says that it has something to take when the VM has ended, too. With `after` it is begun once that step
+    has ended, beside those that stand between the two: it works on frozen bytes alone, and asks nobody anything.
     """
 
     name: str
@@ -139,3 +140,4 @@ class Step:
     deadline: float
     collect: Callable[[Scene], Outcome]
     without_vm: bool = False
+    after: str = ""

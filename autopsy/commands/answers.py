@@ -25,7 +25,7 @@ def diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
     """Diagnose and render inside a child: a bug or a hang there must not cost the seal, nor a report the diagnosis."""
 
     def work() -> bytes:
-        from autopsy.report.boxed import in_box  # noqa: PLC0415 - loaded already: see _load
+        from autopsy.report.boxed import in_box  # noqa: PLC0415 - loaded already: see plan.MEANWHILE
         from autopsy.report.store import answer  # noqa: PLC0415 - likewise
 
         held = hold(staging.work)
@@ -59,7 +59,7 @@ def diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
 
 def first_words(work: Path) -> bytes:
     """Return the headline that the evidence so far would have; to be run in a child, as all that judges."""
-    from autopsy.diagnose.verdict import diagnose as judge  # noqa: PLC0415 - loaded already: see _load
+    from autopsy.diagnose.verdict import diagnose as judge  # noqa: PLC0415 - loaded already: see plan.MEANWHILE
     from autopsy.facts.gather import gather_facts  # noqa: PLC0415 - likewise
     from autopsy.report.boxed import in_box  # noqa: PLC0415 - likewise
 
@@ -77,7 +77,7 @@ def tell_in_report(sealed: Sealed, place: Path | None, kill: str) -> None:
         return
 
     def work() -> bytes:
-        from autopsy.report.boxed import read_sealed  # noqa: PLC0415 - loaded already: see _load
+        from autopsy.report.boxed import read_sealed  # noqa: PLC0415 - loaded already: see plan.MEANWHILE
         from autopsy.report.html import html  # noqa: PLC0415 - likewise
 
         data = read_sealed(sealed, lambda opened: html(opened, kill=kill).encode())

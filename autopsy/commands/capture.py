@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -17,22 +16,17 @@ from autopsy.bundle.manifest import SCHEMA, Manifest, StepRecord
 from autopsy.bundle.readme import readme
 from autopsy.bundle.seal import Sealed, encode_manifest
 from autopsy.bundle.vm_end import VmEnd, in_words
-from autopsy.capture import aftermath
 from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.freeze.size_estimate import needs
-from autopsy.capture.plan import plan
+from autopsy.capture.plan import MEANWHILE, plan
 from autopsy.capture.runner import Run, Watcher, run
 from autopsy.capture.staging.staging import prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers
-from autopsy.commands.seal import rescue
 from autopsy.commands.sealing import put_beside, seal_staged
 from autopsy.commands.signing import can_sign, sign, signature_path
-from autopsy.commands.tidying import tidy
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExitCode, UsageError
-from autopsy.kill.permission import Insistence
-from autopsy.kill.then_kill import KillOrder, end
 from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.confine import sandbox
@@ -174,6 +168,9 @@ def _signed(captured: Captured, key: Path) -> Captured:
 
 def _with_rescued(ended: Ended, wish: CaptureOptions) -> Ended:
     """Seal what earlier captures, killed themselves, left in memory: now that this VM's own matter is settled."""
+    from autopsy.commands.seal import rescue  # noqa: PLC0415 - loaded meanwhile: it is not needed to begin
+    from autopsy.commands.tidying import tidy  # noqa: PLC0415 - likewise
+
     captured = ended.captured
     told = () if captured.interrupted or wish.one_of_many else (*tidy(captured.sealed.path), *rescue())
     return replace(ended, captured=replace(captured, notes=captured.notes + told)) if told else ended
@@ -198,6 +195,9 @@ class Heard:
 
 def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: CaptureOptions, heard: Heard) -> Ended:
     """Kill the VM if it may be, and write that into the report. Whatever happens, the capture's result is kept."""
+    from autopsy.kill.permission import Insistence  # noqa: PLC0415 - loaded once there is a kill to come
+    from autopsy.kill.then_kill import KillOrder, end  # noqa: PLC0415 - likewise
+
     order = KillOrder(
         then_start=wish.then_start,
         dry_run=wish.dry_run,
@@ -308,13 +308,15 @@ def capture(
             budget=Deadline(max(0.0, budget.left() - reserve)),
             watcher=watcher,
             note=note,
-            meanwhile=_load,
+            meanwhile=MEANWHILE,
             judge=partial(answers.first_words, staging.work),
         ),
     )
     while True:
         known = watch.conclude(staging.work)
         if known is not None:
+            from autopsy.capture import aftermath  # noqa: PLC0415 - loaded once a VM has ended by itself
+
             aftermath.take_what_is_left(vm, options, staging)
         note(steps)
         diagnosis = answers.diagnose(staging, budget)
@@ -342,8 +344,3 @@ def capture(
 def report_path(bundle: Path) -> Path:
     """Return where the report of a sealed bundle stands: beside it, under its name."""
     return bundle.with_name(bundle.name.removesuffix(".tar.zst") + ".html")
-
-
-def _load() -> None:
-    """Load what diagnoses and renders, half of all our code: while gdb works there is nothing else to do."""
-    import_module("autopsy.report.store")

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import StepRecord, TargetRecord
 from autopsy.capture.endwatch import EndWatch
+from autopsy.capture.later import Later
+from autopsy.capture.plan import MEANWHILE, PLAN, UNSTABLE
 from autopsy.capture.runner import INTERRUPTED, Interrupted, Run, run
 from autopsy.capture.staging import places
 from autopsy.capture.staging.staging import Staging, prepare
@@ -64,7 +67,6 @@ def around(stage: Staging, budget: float = 30, watcher: Quiet | None = None) -> 
         budget=Deadline(budget),
         watcher=watcher or Quiet(),
         note=lambda _: None,
-        meanwhile=lambda: None,
     )
 
 
@@ -209,3 +211,44 @@ def test_what_may_harm_the_vm_is_left_out_where_nothing_could_be_stored(stage: S
     records = run((step("good", good), Step("harm", Impact.MAY_HARM, 5, good)), around(stage))
     assert [record.outcome for record in records] == ["Collected", "Skipped"]
     assert records[1].why == "what was taken so far could be stored nowhere yet"
+
+
+def test_what_need_not_wait_is_begun_beside_the_steps_before_it_and_told_in_its_place(stage: Staging) -> None:
+    def slow(scene: Scene) -> Outcome:
+        time.sleep(0.4)
+        return good(scene)
+
+    beside = Step("late", Impact.NONE, 5, slow, after="first")
+    plan = (step("first", good), step("second", slow), beside, step("last", good))
+    records = run(plan, around(stage))
+    assert [each.name for each in records] == ["first", "second", "late", "last"]
+    assert {each.outcome for each in records} == {"Collected"}
+    first, second, late, _ = records
+    assert first.end_ns < late.start_ns < second.end_ns
+
+
+def test_what_was_begun_beside_others_is_ended_when_a_person_interrupts(stage: Staging) -> None:
+    def mark(scene: Scene) -> Outcome:
+        scene.write("pid", str(os.getpid()).encode())
+        return hang(scene)
+
+    def tick() -> None:
+        if (stage.work / "evidence/late/before").exists():
+            raise Interrupted
+
+    plan = (step("first", good), step("second", hang), Step("late", Impact.NONE, 5, mark, after="first"))
+    records = run(plan, around(stage, watcher=Quiet(tick)))
+    assert [each.outcome for each in records] == ["Collected", "Failed", "Skipped"]
+    pid = int((stage.work / "evidence/late/pid").read_text())
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("each", [each for each in (*PLAN, UNSTABLE) if isinstance(each.collect, Later)])
+def test_every_collector_that_is_loaded_later_is_there(each: Step) -> None:
+    assert isinstance(each.collect, Later)
+    assert callable(each.collect.load())
+
+
+@pytest.mark.parametrize("name", MEANWHILE)
+def test_every_module_that_is_loaded_meanwhile_is_there(name: str) -> None:
+    assert import_module(name)

@@ -5,8 +5,10 @@ Documentation/bpf/btf.rst. Only what a program that walks tasks needs is underst
 
 from __future__ import annotations
 
+import mmap
 import struct
-from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import islice
 
 MAGIC = 0xEB9F
 HEADER = struct.Struct("<HBBIIIII")
@@ -22,35 +24,29 @@ class OddTypes(Exception):
 
 
 class Types:
-    """The types of one kernel.
+    """The types of one kernel: bytes, or a mapping of its file.
+
+    A kernel has some hundred thousand, of which a few are asked for: they are found by their names' places, and the
+    records are gone through only as far as one must be counted.
 
     Raises:
         OddTypes: they are damaged.
     """
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes | mmap.mmap) -> None:
         try:
             magic, _, _, header, types, length, strings, size = HEADER.unpack_from(raw)
-            if magic != MAGIC or length % 4 or header + types + length > len(raw) or header + strings + size > len(raw):
-                raise OddTypes("it is not in the form that this processor writes")
-            self._strings = raw[header + strings : header + strings + size]
-            self._types = raw[header + types : header + types + length]
-            self._words = memoryview(self._types).cast("I")
-            self._places = self._walk()
-        except (struct.error, IndexError, TypeError) as error:
+        except struct.error as error:
             raise OddTypes("it is cut short") from error
-
-    def _walk(self) -> list[int]:
-        """Return where each type's record begins, by number; there is no number 0."""
-        words, length = [3 + ONCE.get(kind, 0) for kind in range(32)], [EACH.get(kind, 0) for kind in range(32)]
-        places = [0]
-        at, end = 0, len(self._words)
-        while at < end:
-            places.append(at)
-            info = self._words[at + 1]
-            kind = info >> 24 & 31
-            at += words[kind] + length[kind] * (info & 0xFFFF)
-        return places
+        if magic != MAGIC or length % 4 or header + types + length > len(raw) or header + strings + size > len(raw):
+            raise OddTypes("it is not in the form that this processor writes")
+        self._raw = raw
+        self._strings = header + strings, header + strings + size
+        self._types = header + types, header + types + length
+        try:
+            self._words = memoryview(raw)[slice(*self._types)].cast("I")
+        except TypeError as error:
+            raise OddTypes("it is cut short") from error
 
     def number(self, kind: int, name: str) -> int:
         """Return the number of the first type of this kind and name.
@@ -58,51 +54,89 @@ class Types:
         Raises:
             OddTypes: there is none.
         """
-        wanted = self._strings.find(b"\0" + name.encode() + b"\0") + 1
-        if wanted:
-            word = struct.pack("<I", wanted)
-            at = self._types.find(word)
-            while at >= 0:
-                number = bisect_left(self._places, at // 4, lo=1)
-                begins = at % 4 == 0 and number < len(self._places) and self._places[number] == at // 4
-                if begins and self._words[at // 4 + 1] >> 24 & 31 == kind:
+        wanted = self.place(kind, name)
+        number = 1
+        for at in self._records():
+            if at >= wanted:
+                if at == wanted:
                     return number
-                at = self._types.find(word, at + 1)
+                break
+            number += 1
         raise OddTypes(f"this kernel has no {name}")
 
-    def offset(self, number: int, member: str) -> int:
+    def place(self, kind: int, name: str) -> int:
+        """Return the word at which the record of the first type of this kind and name begins.
+
+        Raises:
+            OddTypes: there is none.
+        """
+        raw, (strings, ends) = self._raw, self._strings
+        named: int = raw.find(b"\0" + name.encode() + b"\0", strings, ends) + 1
+        if named:
+            word = struct.pack("<I", named - strings)
+            start, end = self._types
+            at: int = raw.find(word, start, end)
+            while at >= 0:
+                # In the middle of a record the next word is the number of a type, and there are not so many.
+                if (at - start) % 4 == 0 and at + 8 <= end and self._words[(at - start) // 4 + 1] >> 24 & 31 == kind:
+                    return int(at - start) // 4
+                at = raw.find(word, at + 1, end)
+        raise OddTypes(f"this kernel has no {name}")
+
+    def offset(self, place: int, member: str) -> int:
         """Return the byte at which a member of a structure lies, be it in an anonymous one inside.
 
         Raises:
             OddTypes: there is none.
         """
-        found = self._offset(number, member.encode(), depth=8)
+        found = self._offset(place, member.encode() + b"\0", depth=8)
         if found is None:
             raise OddTypes(f"a structure of this kernel has no member {member}")
         return found
 
-    def _offset(self, number: int, member: bytes, depth: int) -> int | None:
-        words = self._words
+    def _offset(self, at: int, member: bytes, depth: int) -> int | None:
+        words, raw, strings = self._words, self._raw, self._strings[0]
+        inside: list[tuple[int, int]] = []
         try:
-            at = self._places[number]
             info = words[at + 1]
             if info >> 24 & 31 not in {STRUCT, UNION} or not depth:
                 return None
             for index in range(info & 0xFFFF):
-                name, kind, place = words[at + 3 + 3 * index : at + 6 + 3 * index]
-                here = (place & 0xFFFFFF if info >> 31 else place) // 8
-                if self._strings[name : name + len(member) + 1] == member + b"\0":
+                name, kind, bits = words[at + 3 + 3 * index : at + 6 + 3 * index]
+                here = (bits & 0xFFFFFF if info >> 31 else bits) // 8
+                if name and raw[strings + name : strings + name + len(member)] == member:
                     return here
-                if not name and (inner := self._offset(self._plain(kind), member, depth - 1)) is not None:
+                if not name:
+                    inside.append((kind, here))
+            for kind, here in inside:
+                if (inner := self._offset(self._plain(kind), member, depth - 1)) is not None:
                     return here + inner
         except (IndexError, ValueError) as error:
             raise OddTypes("a structure is cut short") from error
         return None
 
     def _plain(self, number: int) -> int:
+        """Return the place of a type without what qualifies it."""
+        at = self._numbered(number)
         for _ in range(8):
-            at = self._places[number]
             if self._words[at + 1] >> 24 & 31 not in {TYPEDEF, VOLATILE, CONST, RESTRICT, TAG}:
                 break
-            number = self._words[at + 2]
-        return number
+            at = self._numbered(self._words[at + 2])
+        return at
+
+    def _numbered(self, number: int) -> int:
+        """Return the place of a type by its number; there is no number 0."""
+        for at in islice(self._records(), max(0, number - 1), None):
+            return at
+        raise IndexError(number)
+
+    def _records(self) -> Iterator[int]:
+        """Yield where each type's record begins, in the order of their numbers."""
+        words, end = self._words, len(self._words)
+        once, each = [3 + ONCE.get(kind, 0) for kind in range(32)], [EACH.get(kind, 0) for kind in range(32)]
+        at = 0
+        while at < end - 1:
+            yield at
+            info = words[at + 1]
+            kind = info >> 24 & 31
+            at += once[kind] + each[kind] * (info & 0xFFFF)

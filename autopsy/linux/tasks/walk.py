@@ -8,9 +8,11 @@ Nothing of it outlives us: program, link and iterator are descriptors.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import struct
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from autopsy.linux.tasks import btf
 from autopsy.linux.tasks.btf import OddTypes, Types
@@ -78,7 +80,7 @@ class Walker:
             if os.uname().machine != "x86_64" or os.readlink("/proc/self/ns/pid") != INITIAL_PIDS:
                 raise NoWalk("this is not x86-64, or another PID namespace than the host's first")
             with open(TYPES, "rb") as stream:
-                types = Types(stream.read(btf.MOST_BYTES))
+                types = Types(_read(stream))
             self._link = _link(_load(_program(types, pid), types.number(btf.FUNCTION, "bpf_iter_task")), pid)
         except OddTypes as error:
             raise NoWalk(f"the kernel's type information: {error}") from error
@@ -122,11 +124,20 @@ class Walker:
         return found
 
 
+def _read(stream: BinaryIO) -> bytes | mmap.mmap:
+    """Return the types. Newer kernels (seen on 6.18) let them be mapped; elsewhere the file is read."""
+    try:
+        size = min(btf.MOST_BYTES, os.fstat(stream.fileno()).st_size)
+        return mmap.mmap(stream.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    except (OSError, ValueError):
+        return stream.read(btf.MOST_BYTES)
+
+
 def _program(types: Types, pid: int) -> bytes:
     """Return the instructions: for each thread of the process one record into the iterator's file."""
-    task = types.number(btf.STRUCT, "task_struct")
-    fs_base = types.offset(task, "thread") + types.offset(types.number(btf.STRUCT, "thread_struct"), "fsbase")
-    seq = types.offset(types.number(btf.STRUCT, "bpf_iter_meta"), "seq")
+    task = types.place(btf.STRUCT, "task_struct")
+    fs_base = types.offset(task, "thread") + types.offset(types.place(btf.STRUCT, "thread_struct"), "fsbase")
+    seq = types.offset(types.place(btf.STRUCT, "bpf_iter_meta"), "seq")
     top = -RECORD.size
 
     def keep(word: int) -> bytes:

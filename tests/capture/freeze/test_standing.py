@@ -6,10 +6,11 @@ import ctypes
 import dataclasses
 import os
 import random
+import resource
 import signal
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -157,13 +158,102 @@ def test_without_the_right_to_bpf_it_says_so() -> None:
     assert in_child(as_nobody, 20) == b"bpf: Operation not permitted"
 
 
+CLONE_NEWPID = 0x20000000
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, FILTER = 38, 22, 2
+# Load the number of the call; if it is bpf(2) the answer is EPERM, else it passes.
+WITHOUT_BPF = b"".join(
+    struct.pack("<HBBI", *words)
+    for words in ((0x20, 0, 0, 0), (0x15, 0, 1, 321), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000))
+)
+
+
+def in_another_pid_namespace() -> None:
+    if ctypes.CDLL(None).unshare(CLONE_NEWPID):
+        raise OSError("no namespace")
+
+
+def with_no_memory_to_lock() -> None:
+    os.seteuid(0)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+
+
+def without_the_system_call() -> None:
+    libc, program = ctypes.CDLL(None), ctypes.create_string_buffer(WITHOUT_BPF)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    filtering = ctypes.create_string_buffer(struct.pack("<H6xQ", 4, ctypes.addressof(program)))
+    if libc.prctl(PR_SET_SECCOMP, FILTER, filtering):
+        raise OSError("no filter")
+
+
+@pytest.mark.parametrize(
+    ("become", "words"),
+    [
+        (without_the_system_call, "bpf: Operation not permitted"),
+        (with_no_memory_to_lock, ""),  # since Linux 5.11 a program's memory is its control group's; before, it says so
+    ],
+)
+def test_where_bpf_is_refused_the_vm_is_frozen_all_the_same_and_the_reason_is_told(
+    machine: Machine, tmp_path: Path, become: Callable[[], None], words: str
+) -> None:
+    lab.need_root()
+
+    def freeze() -> bytes:
+        become()
+        return in_child(lambda: "\n".join(take(machine.pid, tmp_path, WALKING).record.notes).encode(), 20)
+
+    notes = in_child(freeze, 40).decode()
+    assert words in notes
+    assert bool(words) == ("threads are stopped" in notes) or "bpf: " in notes
+    assert untouched(machine.pid)
+
+
+def test_in_another_pid_namespace_it_says_so() -> None:
+    lab.need_root()
+
+    def inside() -> bytes:
+        try:
+            Walker(os.getpid())
+        except NoWalk as error:
+            return str(error).encode()
+        return b"walked"
+
+    def outside() -> bytes:
+        in_another_pid_namespace()
+        return in_child(inside, 20)  # a process's own children are the first to be in it
+
+    assert b"another PID namespace" in in_child(outside, 40)
+
+
+def test_a_spinning_guest_of_kvm_is_not_stopped(tmp_path: Path) -> None:
+    if not lab.kvm_works():
+        lab.missing("no KVM here")
+    with lab.folder() as folder:
+        boot = folder / "spins"  # a boot sector that jumps to itself
+        boot.write_bytes(b"\xeb\xfe".ljust(510, b"\0") + b"\x55\xaa")
+        drive = ("-drive", f"file={boot},format=raw,if=ide,readonly=off")
+        with lab.qemu("7.2", *drive, accelerate=lab.KVM, boots=True) as running:
+            lab.until("the guest spins", lambda: _ticks(running.pid) > 50)
+            for attempt in range(5):  # it leaves KVM_RUN now and then, for a signal
+                taken = take(running.pid, tmp_path / str(attempt), WALKING)
+                vcpu = next(each for each in taken.record.threads if each.comm.startswith("CPU "))
+                if vcpu.how == "walked":
+                    break
+            assert vcpu.how == "walked"
+            assert next(each for each in taken.core.threads if each.tid == vcpu.tid).registers.orig_rax == walk.IOCTL
+            assert untouched(running.pid)
+
+
+def _ticks(pid: int) -> int:
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
 def test_damaged_type_information_is_odd_and_no_crash() -> None:
     whole = Path(walk.TYPES).read_bytes()
     header = struct.unpack_from("<HBBIIIII", whole)
     types = Types(whole)
-    assert types.offset(types.number(4, "task_struct"), "pid") > 0
+    assert types.offset(types.place(4, "task_struct"), "pid") > 0
     with pytest.raises(OddTypes):
-        types.number(4, "no_such_structure")
+        types.place(4, "no_such_structure")
     with pytest.raises(OddTypes):
         Types(whole[:1000])
     with pytest.raises(OddTypes):
