@@ -10,8 +10,8 @@ from pathlib import Path
 from support import lab
 
 CODE = lab.HOUSE / "autopsy"
-# Whatever evidence passes on its way to a verdict.
-PACKAGES = ("bundle/", "capture/", "diagnose/", "examine/", "facts/", "files/", "linux/")
+# Whatever evidence passes before it is facts.
+PACKAGES = ("capture/", "examine/", "facts/", "files/", "linux/")
 LIST = (lab.HOUSE / "docs" / "limits.md").read_text(encoding="utf-8")
 BOUND = re.compile(r"^(?:MOST|LARGEST|LONGEST|DEEPEST)(?:_|$)|(?:^|_)CAP(?:_BYTES)?$")
 # A file, then all of its bounds up to the next one: in a row of a table, or in a line.
