@@ -28,6 +28,7 @@ from autopsy.linux.files import open_below, read_plain, read_regular
 from support import strangers
 
 SECRET = b"root's own\n"
+TRIES = 2000
 
 
 @contextmanager
@@ -76,6 +77,33 @@ def test_a_file_that_the_vm_s_user_may_not_read_is_not_read_for_him(tmp_path: Pa
             assert SECRET not in words(process)
     finally:
         os.close(descriptor)
+
+
+def test_a_descriptor_that_changes_while_it_is_looked_at_opens_no_log_of_root_s() -> None:
+    """What stands for the file in one moment, and says that it may be read, need not be what is opened in the next."""
+    with strangers.everybodys() as place:
+        log = Path(f"/var/log/autopsy-{os.getpid()}.log")
+        log.write_bytes(SECRET)
+        log.chmod(0o600)
+        own = place / "own"
+        own.write_bytes(b"its own\n")
+        os.chown(own, strangers.STRANGER, strangers.STRANGER)
+
+        def toggle() -> None:
+            theirs, known = os.open(own, os.O_RDWR), os.open(log, os.O_PATH)
+            while True:
+                os.dup2(theirs, 2)
+                os.dup2(known, 2)
+
+        try:
+            with strangers.at_once(toggle) as pid:
+                folder = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+                read = [words(ProcDirectory(pid, folder)) for _ in range(TRIES)]
+                os.close(folder)
+        finally:
+            log.unlink()
+        assert not any(SECRET in data for data in read)
+        assert any(read)
 
 
 def test_a_log_of_its_own_is_read(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from autopsy.files.plain import LOOK, NotPlain, open_beneath, reopen
 O_PATH = 0o10000000  # as fdinfo tells it: include/uapi/asm-generic/fcntl.h
 LOGS = "/var/log/"
 _FLAGS = re.compile(rb"^flags:\s*([0-7]+)$", re.MULTILINE)
+_MOUNT = re.compile(rb"^mnt_id:\s*(\d+)$", re.MULTILINE)
+_INODE = re.compile(rb"^ino:\s*(\d+)$", re.MULTILINE)  # since kernel 5.14
 _UIDS = re.compile(rb"^Uid:\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)$", re.MULTILINE)
 
 
@@ -29,11 +31,13 @@ def open_own(process: ProcDirectory, number: int) -> int:
         Unreadable: the process may not read it, or it is no regular file.
         OSError: as open(2) gives it.
     """
-    if not readable(process.small(f"fdinfo/{number}")):
+    told = process.small(f"fdinfo/{number}")
+    if not readable(told):
         raise Unreadable("the process only knows its path")
     looked_at = os.open(f"{process.path}/fd/{number}", LOOK & ~os.O_NOFOLLOW)
     try:
-        must_be_own(looked_at, process.link(f"fd/{number}"), process.small("status"))
+        link = process.link(f"fd/{number}") if _is_told_of(looked_at, told) else b""
+        must_be_own(looked_at, link, process.small("status"))
         return reopen(looked_at, f"fd/{number}")
     except NotPlain as error:
         raise Unreadable("no regular file") from error
@@ -45,6 +49,19 @@ def readable(fdinfo: bytes) -> bool:
     """Return whether a descriptor stands for an open file, and not only for its path."""
     flags = _FLAGS.search(fdinfo)
     return flags is not None and not int(flags[1], 8) & O_PATH
+
+
+def _is_told_of(looked_at: int, fdinfo: bytes) -> bool:
+    """Return whether a file is the one that the fdinfo tells of: the descriptor may have been changed in between.
+
+    Before kernel 5.14 nobody knows.
+    """
+    with open(f"/proc/self/fdinfo/{looked_at}", "rb") as stream:
+        ours = stream.read()
+    return all(
+        (theirs := pattern.search(fdinfo)) and (own := pattern.search(ours)) and theirs[1] == own[1]
+        for pattern in (_MOUNT, _INODE)
+    )
 
 
 def must_be_own(looked_at: int, link: bytes, status: bytes) -> None:
