@@ -31,6 +31,8 @@ WORTH = (  # what a text of use has in it
     *(b"#0 ", b"#1 ", b"qemu", b"/kvm", b" blocked for more than ", b'"return"', b"VM status: ", b"Cache mode: "),
     *(b": rd_bytes=", b"<domain ", b"scsihw: ", b"memory: ", b" VMID ", b'"stacktrace"', b"dumped core"),
 )
+COMMAND_LINE = "a command line of QEMU"
+MORE_TEXT = f"there is more text than {MOST_TEXT >> 20} MiB: files that speak of QEMU were left out after that"
 KNOWN = {
     "nothing": "an empty file",
     "elf": "an ELF file, but no core",
@@ -74,7 +76,7 @@ class ImportReading:
         if kind == "text":
             return self._readable(head, stream, layer)
         if b"\0" in head and self._command_line(head):
-            return FileOutcome(what="a command line of QEMU", of_use=True)
+            return FileOutcome(what=COMMAND_LINE, of_use=True)
         return FileOutcome(what=KNOWN.get(kind, f"something compressed ({kind})"), of_use=False)
 
     def _unpacked(self, inner: streams.Unpacked, layer: int) -> FileOutcome:
@@ -85,6 +87,8 @@ class ImportReading:
         return FileOutcome(what=f"{what}could not be read to its end ({inner.broken})"[:500], of_use=seen.of_use)
 
     def _readable(self, head: bytes, stream: IO[bytes], layer: int) -> FileOutcome:
+        if self.depth and COREDUMP not in head:
+            return self._sifted(head, stream) or FileOutcome(what="text of others", of_use=False)
         if COREDUMP not in head or layer >= MOST_LAYERS:
             return self._text(head, stream, min(MOST_TEXT, self.left))
         _, _, start = head.partition(COREDUMP)
@@ -175,13 +179,24 @@ class ImportReading:
         head = _head(member)
         kind = streams.kind_of(head)
         if kind == "text":
-            if self.left <= 0 or (len(head) < HEAD and not any(word in head for word in WORTH)):
-                return None
-            return self._text(head, member, min(MOST_OF_MEMBER, self.left))
+            return self._sifted(head, member)
         if kind in {"elf", "zip", *streams.COMPRESSED}:
             joined = cast("IO[bytes]", io.BufferedReader(_Joined(head, member), streams.PIECE))
             return self._stream(joined, None, 1)
+        if kind == "binary" and self._command_line(head):
+            return FileOutcome(what=COMMAND_LINE, of_use=True)
         return None
+
+    def _sifted(self, head: bytes, stream: IO[bytes]) -> FileOutcome | None:
+        """Read a text of a host's report if it speaks of QEMU at all: most of them do not, and room is limited."""
+        data = head + _upto(stream, MOST_OF_MEMBER - len(head))
+        if not any(word in data for word in WORTH):
+            return None
+        if self.left <= 0:
+            if MORE_TEXT not in self.notes:
+                self.notes.append(MORE_TEXT)
+            return None
+        return self._text(data, io.BytesIO(), min(MOST_OF_MEMBER, self.left))
 
     def end(self, seen: Sequence[FileOutcome]) -> Material:
         """Return all that was found. ABRT's own backtrace, without thread numbers, counts where there is no other."""
@@ -242,8 +257,13 @@ def _buffered(descriptor: int) -> IO[bytes]:
 
 
 def _head(stream: IO[bytes]) -> bytes:
+    return _upto(stream, HEAD)
+
+
+def _upto(stream: IO[bytes], most: int) -> bytes:
+    """Return the next bytes, as many as there are up to `most`."""
     found = bytearray()
-    while len(found) < HEAD and (data := stream.read(HEAD - len(found))):
+    while len(found) < most and (data := stream.read(most - len(found))):
         found += data
     return bytes(found)
 

@@ -11,6 +11,7 @@ import pytest
 from autopsy.bundle import layout
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import DiskFact, Facts
+from autopsy.incoming import reading
 from support.built import pastes
 from support.built.imported import facts_of
 from support.built.monitor_text import DOMAIN, OTHER, PROXMOX, PVEREPORT, STATUS
@@ -158,3 +159,27 @@ def test_a_sos_report_tells_what_virsh_and_libvirt_s_files_told(tmp_path: Path) 
 )
 def test_odd_configurations_break_nothing(text: str, tmp_path: Path) -> None:
     facts_of(text, tmp_path)
+
+
+def test_what_speaks_of_qemu_in_a_report_is_read_however_much_else_there_is(tmp_path: Path) -> None:
+    others = "2026-11-20T03:15:00 something of somebody else's\n" * 40_000
+    files = [(f"sos/var/log/{number}.log", others) for number in range(40)]  # some 80 MB
+    late = others[: 200 << 10] + LIBVIRT
+    found = material(tmp_path, packed(*files, ("sos/var/log/libvirt/qemu/web1.log", late)), name="web1")
+    assert [each.name for each in found.machines] == ["web1"]
+    assert not any("more text" in note for note in found.notes)
+
+
+def test_a_report_with_more_text_of_qemu_s_than_is_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MOST_TEXT", 1 << 20)
+    logs = "2026-11-20T03:15:00 qemu-system-x86_64: something\n" * 40_000
+    found = material(tmp_path, packed(("sos/a", logs), ("sos/b", logs)))
+    assert any("more text" in note for note in found.notes)
+
+
+def test_a_process_s_command_line_in_a_report_is_read_as_the_kernel_gives_it(tmp_path: Path) -> None:
+    line = "/usr/bin/kvm -id 100 -name web1,debug-threads=on -m 4096 ".replace(" ", "\0")
+    found = material(tmp_path, packed(("proc/5000/cmdline", line)))
+    assert [(each.name, each.also) for each in found.machines] == [("web1", ("100",))]
