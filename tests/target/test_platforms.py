@@ -245,6 +245,12 @@ def test_a_hostile_status_file_is_no_status(text: str, tmp_path: Path) -> None:
     assert libvirt.read_status(tmp_path / "w.xml", os.geteuid()) is None
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be"])
+def test_a_status_file_with_entities_is_none_in_whatever_encoding(encoding: str) -> None:
+    text = "<!DOCTYPE x [<!ENTITY a 'web1'>]><domstatus><domain id='3'><name>&a;</name></domain></domstatus>"
+    assert libvirt.parse_status(f"<?xml version='1.0' encoding='{encoding[:6]}'?>{text}".encode(encoding)) is None
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_in_a_status_file_raise(raw: bytes) -> None:
     with ExitStack() as stack:

@@ -140,7 +140,8 @@ def read_status(path: Path, owner: int) -> Status | None:
 
 def parse_status(raw: bytes) -> Status | None:
     """Return what the bytes of a status file say, None when they are none that can be trusted."""
-    if b"<!DOCTYPE" in raw or b"<!ENTITY" in raw:  # libvirt writes none; entities can grow without bound
+    # libvirt writes neither; entities can grow without bound, and in UTF-16 nobody but the parser would see them.
+    if any(mark in raw for mark in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
         return None
     try:
         root = ET.fromstring(raw)  # noqa: S314 - bounded, and without a DTD there is nothing to expand
