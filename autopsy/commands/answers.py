@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from autopsy.bundle import layout
+from autopsy.bundle.manifest import Clocks
 from autopsy.bundle.reader import hold
-from autopsy.bundle.seal import Sealed
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline
 from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.facts.model.around import Around
 from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.text import printable
+
+if TYPE_CHECKING:
+    from autopsy.report.store import Answers
 
 REPORT_SECONDS = 8.0
 ANSWER_SECONDS = 16.0
 SPARE_SECONDS = 0.5  # of the answers' time, for what came out of the sandbox to be written
 
 
-def diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
+@dataclass(frozen=True, slots=True)
+class JudgedCapture:
+    """What the evidence says, None where that could not be told, and what else has a hand on the VM."""
+
+    diagnosis: Diagnosis | None
+    around: Around
+
+
+def diagnose(staging: Staging, budget: Deadline) -> JudgedCapture:
     """Diagnose and render inside a child: a bug or a hang there must not cost the seal, nor a report the diagnosis."""
 
     def work() -> bytes:
@@ -36,7 +51,7 @@ def diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
             return b""
 
         return in_box(
-            lambda _box, line: answer(held.read(), line.tell).unrendered.encode("utf-8", "replace"),
+            lambda _box, line: _besides(answer(held.read(), line.tell)),
             thing="the evidence",
             seconds=max(1.0, seconds - SPARE_SECONDS),
             hear=hear,
@@ -45,16 +60,21 @@ def diagnose(staging: Staging, budget: Deadline) -> Diagnosis | None:
     seconds = min(ANSWER_SECONDS, max(1.0, budget.left()))
 
     try:
-        trouble = in_child(work, seconds).decode("utf-8", "replace")
-    except (ChildTimedOut, ChildFailed) as error:
+        trouble, around = msgspec.json.decode(in_child(work, seconds), type=tuple[str, Around])
+    except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
         trouble = str(error)
+        around = Around((f"what else is at work on it could not be told ({printable(trouble)})",))
     found: Diagnosis | None = None
     with contextlib.suppress(OSError, msgspec.DecodeError):
         found = msgspec.json.decode((staging.work / layout.DIAGNOSIS).read_bytes(), type=Diagnosis)
     if trouble:
         what, command = ("report", "report") if found else ("diagnosis", "analyze")
         staging.notes.append(f"the {what} could not be made: {trouble}; `autopsy {command} BUNDLE` tries again")
-    return found
+    return JudgedCapture(found, around)
+
+
+def _besides(told: Answers) -> bytes:
+    return msgspec.json.encode((told.unrendered.encode("utf-8", "replace").decode(), told.around))
 
 
 def first_words(work: Path) -> bytes:
@@ -71,17 +91,15 @@ def first_words(work: Path) -> bytes:
     )
 
 
-def tell_in_report(sealed: Sealed, place: Path | None, kill: str) -> None:
-    """Write the kill into the report that stands beside the bundle; the sealed one stays as it was."""
-    if place is None:
+def tell_in_report(page: bytes, place: Path | None, kill: str, began: Clocks) -> None:
+    """Write the kill into the report that stands beside the bundle, given as it was rendered; the sealed one stays."""
+    if place is None or not page:
         return
 
     def work() -> bytes:
-        from autopsy.report.boxed import read_sealed  # noqa: PLC0415 - loaded already: see plan.MEANWHILE
-        from autopsy.report.html import html  # noqa: PLC0415 - likewise
+        from autopsy.report.html import with_kill  # noqa: PLC0415 - loaded already: see plan.MEANWHILE
 
-        data = read_sealed(sealed, lambda opened: html(opened, kill=kill).encode())
-        private.publish(place, data)
+        private.publish(place, with_kill(page, kill, began))
         return b""
 
     with contextlib.suppress(ChildTimedOut, ChildFailed):  # the report from before the kill is as good as ever

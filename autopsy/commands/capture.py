@@ -12,7 +12,7 @@ import msgspec
 
 from autopsy import __version__
 from autopsy.bundle import layout
-from autopsy.bundle.manifest import SCHEMA, Manifest, StepRecord
+from autopsy.bundle.manifest import SCHEMA, Clocks, Manifest, StepRecord
 from autopsy.bundle.readme import readme
 from autopsy.bundle.seal import Sealed, encode_manifest
 from autopsy.bundle.vm_end import VmEnd, in_words
@@ -27,6 +27,7 @@ from autopsy.commands.sealing import put_beside, seal_staged
 from autopsy.commands.signing import can_sign, sign, signature_path
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExitCode, UsageError
+from autopsy.facts.model.around import Around
 from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.confine import sandbox
@@ -66,15 +67,19 @@ class CaptureOptions:
 class Captured:
     """A capture that was sealed. `report` stands beside the bundle and inside it; empty notes mean nothing to tell.
 
-    `end` is how the VM ended by itself meanwhile, None where it lived on.
+    `page` is what the report holds, empty where there is none. `end` is how the VM ended by itself meanwhile, None
+    where it lived on.
     """
 
     target: target.Target
     sealed: Sealed
     report: Path | None
     diagnosis: Diagnosis | None
+    around: Around
     steps: tuple[StepRecord, ...]
     notes: tuple[str, ...]
+    page: bytes
+    began: Clocks
     interrupted: bool = False
     end: VmEnd | None = None
 
@@ -215,6 +220,7 @@ def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: CaptureOp
         captured.sealed,
         order,
         diagnosis=captured.diagnosis,
+        around=captured.around,
         steps=captured.steps,
         say=heard.say,
         tell=lambda words: heard.tell(f"kill: {words}"),
@@ -224,7 +230,7 @@ def _end(vm: target.Target, watch: EndWatch, captured: Captured, wish: CaptureOp
     if ending.exit_code is ExitCode.VM_ENDED and (late := watch.conclude(captured.sealed.path.parent)) is not None:
         return _ended_by_itself(replace(captured, end=late), late, wish)
     told = "; ".join(filter(None, (ending.words, ending.start_words)))
-    answers.tell_in_report(captured.sealed, captured.report, f"{clocks.now().utc}: {told}")
+    answers.tell_in_report(captured.page, captured.report, f"{clocks.now().utc}: {told}", captured.began)
     return Ended(
         captured=captured,
         kill_asked=True,
@@ -319,11 +325,12 @@ def capture(
 
             aftermath.take_what_is_left(vm, options, staging)
         note(steps)
-        diagnosis = answers.diagnose(staging, budget)
+        judged = answers.diagnose(staging, budget)
         if watch.conclude(staging.work) == known:  # it did not end while it was diagnosed
             break
     note(steps)
     sealed = seal_staged(staging, manifest, budget, options)
+    page = _bytes(staging.work / layout.REPORT)
     report = put_beside(staging.work / layout.REPORT, report_path(sealed.path), budget)
     end = watch.conclude(staging.work)
     if end is not None and manifest.end is None:
@@ -333,12 +340,22 @@ def capture(
         target=vm,
         sealed=sealed,
         report=report,
-        diagnosis=diagnosis,
+        diagnosis=judged.diagnosis,
+        around=judged.around,
         steps=steps,
         notes=tuple(staging.notes),
+        page=page,
+        began=began,
         interrupted=any(step.interrupted for step in steps),
         end=end,
     )
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def report_path(bundle: Path) -> Path:

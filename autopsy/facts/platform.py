@@ -11,6 +11,7 @@ import msgspec
 from autopsy.bundle import layout, sections
 from autopsy.facts.cite import Known
 from autopsy.facts.evidence import Evidence
+from autopsy.facts.model.around import Around
 from autopsy.facts.model.facts import Facts
 from autopsy.facts.untrusted import mapping, text
 
@@ -27,6 +28,11 @@ SNAPSHOT = re.compile(rb"^\[", re.MULTILINE)
 ASYNC_JOB = re.compile(rb"<job\b[^>]*\basync=['\"]([^'\"]{1,60})['\"]")
 MANAGER_STATUS = "/etc/pve/ha/manager_status"
 RESOURCES = "/etc/pve/ha/resources.cfg"
+
+
+def around(facts: Facts, evidence: Evidence) -> Around:
+    """Return what else has a hand on the VM: QEMU itself, its manager, its cluster."""
+    return Around(ongoing(facts, evidence), ha_state(evidence, evidence.manifest.target.name))
 
 
 def ongoing(facts: Facts, evidence: Evidence) -> tuple[str, ...]:

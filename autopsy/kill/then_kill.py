@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import msgspec
-
 from autopsy.bundle.manifest import StepRecord
-from autopsy.bundle.reader import Bundle
 from autopsy.bundle.seal import Sealed
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import AutopsyError, ExitCode
+from autopsy.facts.model.around import Around
 from autopsy.kill import kill, restart
 from autopsy.kill.permission import Insistence, cautions, licence
-from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.target.platforms.catalogue import platform_of
 from autopsy.target.target import Target
 from autopsy.text import printable
-
-LOOK_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +39,13 @@ class Ending:
     notes: tuple[str, ...] = ()
 
 
-class Around(msgspec.Struct, frozen=True):
-    """What else has a hand on the VM: what a kill would cut off, and the state that HA keeps it in."""
-
-    ongoing: tuple[str, ...] = ()
-    ha: str = ""
-
-
 def end(
     vm: Target,
     sealed: Sealed,
     order: KillOrder,
     *,
     diagnosis: Diagnosis | None,
+    around: Around,
     steps: tuple[StepRecord, ...],
     say: Callable[[str], None],
     tell: Callable[[str], None] = lambda _: None,
@@ -68,7 +57,7 @@ def end(
     refusal = licence(diagnosis, steps, order.require, order.insistence)
     if refusal:
         return Ending(killed=False, words=f"not killed: {refusal.words}", exit_code=refusal.exit_code)
-    around = _look_around(sealed, vm)
+    around = _known(vm, around)
     unit = restart.unit_of(vm) if order.then_start else ""
     nobody = restart.nobody_can(vm, unit) if order.then_start and not around.ha else ""
     if nobody:
@@ -112,26 +101,10 @@ def _told(vm: Target, order: KillOrder, around: Around, unit: str, killed: kill.
     )
 
 
-def _look_around(sealed: Sealed, vm: Target) -> Around:
-    """Read in the sealed evidence what else has a hand on the VM; a bug or a hang there costs only the warning."""
-
-    def work() -> bytes:
-        from autopsy.facts import platform  # noqa: PLC0415 - what reads evidence is loaded when there is some
-        from autopsy.facts.gather import gather_facts  # noqa: PLC0415 - likewise
-        from autopsy.report.boxed import read_sealed  # noqa: PLC0415 - likewise
-
-        has_ha = platform_of(vm.record.manager).keep_down(vm.record.name)
-
-        def look(evidence: Bundle) -> bytes:
-            ha = platform.ha_state(evidence, vm.record.name) if has_ha else ""
-            return msgspec.json.encode(Around(platform.ongoing(gather_facts(evidence), evidence), ha))
-
-        return read_sealed(sealed, look)
-
-    try:
-        return msgspec.json.decode(in_child(work, LOOK_SECONDS), type=Around)
-    except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
-        return Around((f"what else is at work on it could not be told ({printable(str(error))})",))
+def _known(vm: Target, around: Around) -> Around:
+    """Leave out high availability where nothing keeps a VM of this manager's down for us."""
+    has_ha = platform_of(vm.record.manager).keep_down(vm.record.name)
+    return around if has_ha else Around(around.ongoing)
 
 
 def _warnings(diagnosis: Diagnosis | None, around: Around) -> list[str]:

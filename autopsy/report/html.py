@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from autopsy.bundle.manifest import Clocks
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Facts
 from autopsy.report import units
-from autopsy.report.page import compose
+from autopsy.report.clock_text import calendar
+from autopsy.report.page import compose, told_kill
 from autopsy.resources import texts
 from autopsy.text import visible
+
+NOT_KILLED = b'<p class="killed"><b>Killed:</b> no</p>'  # as templates/report.html has it of a VM that was not
 
 
 def html(bundle: Evidence, *, kill: str = "") -> str:
@@ -26,6 +30,12 @@ def render(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, *, kill: str = 
     """Return the report of what was gathered from a bundle and diagnosed already."""
     page = compose(bundle, facts, diagnosis, kill)
     return environment().get_template("report.html").render(page=page, units=units)
+
+
+def with_kill(page: bytes, kill: str, began: Clocks) -> bytes:
+    """Return a report that was rendered before the kill with what became of it; unchanged if it says so already."""
+    told = escape(visible(told_kill(kill, calendar(began))))
+    return page.replace(NOT_KILLED, b'<p class="killed"><b>Killed:</b> %s</p>' % told.encode("utf-8", "replace"), 1)
 
 
 def environment() -> Environment:

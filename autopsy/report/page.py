@@ -104,7 +104,7 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> 
         sure=(SURE_OF_NOTHING if diagnosis.where == "none" else SURE)[diagnosis.confidence],
         utc=when.utc(began, digits=0),
         local=when.host(began, digits=0),
-        kill=_kill(kill, when) or _by_itself(bundle.manifest),
+        kill=told_kill(kill, when) or _by_itself(bundle.manifest),
         stalled=stalled_for(facts, diagnosis),
         calendar=when,
         stuck_paths=tuple(each for each in drawings if each.stuck),
@@ -146,7 +146,7 @@ def _tables(facts: Facts, diagnosis: Diagnosis) -> tuple[Table, ...]:
     )
 
 
-def _kill(words: str, when: Calendar) -> str:
+def told_kill(words: str, when: Calendar) -> str:
     """Put the moment of the kill, which leads its sentence, on both clocks."""
     moment, colon, rest = words.partition(": ")
     return f"{when.both(moment)}: {rest}" if colon else words

@@ -11,7 +11,9 @@ from autopsy.bundle import layout
 from autopsy.bundle.reader import Bundle, hold
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
+from autopsy.facts import platform
 from autopsy.facts.gather import gather_facts
+from autopsy.facts.model.around import Around
 from autopsy.files import private
 from autopsy.report.boxed import SECONDS, in_box, read_boxed
 from autopsy.report.html import render
@@ -22,6 +24,7 @@ class Answers(msgspec.Struct, frozen=True):
 
     diagnosis: Diagnosis
     unrendered: str
+    around: Around = Around()
 
 
 def write_answers(folder: Path) -> Answers:
@@ -57,8 +60,8 @@ def answer(bundle: Bundle, write: Callable[[str, bytes], None]) -> Answers:
     try:
         write(layout.REPORT, render(bundle, facts, found).encode())
     except Exception as error:  # noqa: BLE001 - a bug in the report must not cost the diagnosis its place
-        return Answers(found, f"{type(error).__name__}: {error}")
-    return Answers(found, "")
+        return Answers(found, f"{type(error).__name__}: {error}", platform.around(facts, bundle))
+    return Answers(found, "", platform.around(facts, bundle))
 
 
 def diagnosis_of(path: Path) -> Diagnosis:

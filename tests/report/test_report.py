@@ -16,7 +16,7 @@ from autopsy.facts.cite import Cite
 from autopsy.facts.gather import gather_facts
 from autopsy.report.draw.wait_graph import BOX_HEIGHT, BOX_WIDTH, draw_waits
 from autopsy.report.excerpts import Excerpts
-from autopsy.report.html import environment, html
+from autopsy.report.html import environment, html, with_kill
 from autopsy.text import visible
 from support import reports
 from support.built import evidence as e
@@ -93,6 +93,13 @@ def test_both_clocks_stand_side_by_side_for_the_capture_and_for_the_kill() -> No
     text = reports.seen(page).text
     assert "2026-06-11 15:21:00 UTC 2026-06-11 18:21:00 +0300 EEST" in text
     assert "2026-06-11 16:47:42 UTC (2026-06-11 19:47:42 +0300 EEST): SIGKILL; gone after 12 ms" in text
+
+
+@pytest.mark.parametrize("words", ["SIGKILL; gone after 12 ms", reports.HOSTILE, "without a moment"])
+def test_a_kill_that_is_written_into_a_finished_report_reads_as_if_it_had_been_there(words: str) -> None:
+    bundle = reports.hostile().bundle()
+    kill = words if words.startswith("without") else f"2026-06-11T16:47:42Z: {words}"
+    assert with_kill(html(bundle).encode(), kill, bundle.manifest.began).decode() == html(bundle, kill=kill)
 
 
 def test_five_hundred_threads_and_a_thousand_coroutines_stay_under_three_megabytes() -> None:
