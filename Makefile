@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help drill test case soak fuzz mutate sbom audit lint bench lab dist deb rpm packages-trial clean packages-for-drill packages-for-tests
+.PHONY: help drill test case soak fuzz mutate sbom audit lint bench lab dist deb rpm portable packages-trial clean packages-for-drill packages-for-tests
 
 SCENARIO ?= throttle
 PYTEST ?=
@@ -18,6 +18,7 @@ FOR_DRILL := qemu-system-x86 qemu-utils gdb
 FOR_TESTS := $(FOR_DRILL) qemu-block-extra e2fsprogs xfsprogs zstd xz-utils iproute2 libvirt-daemon-system \
   libvirt-clients gcc libc6-dev chromium fonts-dejavu-core npm binutils debuginfod strace rpm
 FOR_PACKAGES := binutils
+FOR_PORTABLE := binutils autoconf automake libtool libltdl-dev patch zstd xz-utils
 FOR_TRIAL := debootstrap
 # As pip does it for what it installs; where PYTHONDONTWRITEBYTECODE is set, every run would compile everything again.
 COMPILE := $(BIN)/python -m compileall -q autopsy
@@ -27,6 +28,7 @@ help:
 	@echo 'make drill [SCENARIO=throttle]  wedge a QEMU, capture it, diagnose it, kill it'
 	@echo 'make test  [PYTEST="-k qmp"]    lint, then every test on real QEMUs'
 	@echo 'make deb | rpm                  packages in dist/ that install without a network'
+	@echo 'make portable                   a folder in dist/ with its own interpreter, for glibc 2.28 or newer'
 	@echo 'make packages-trial             installs them in fresh Debians, wedges, captures, upgrades, purges'
 	@echo 'make case BUNDLE=… [NAME=…]    a case of fixtures/ from a capture, redacted'
 	@echo 'make soak  [SOAK="--minutes 10"] every wedge on every QEMU, every way to hurt a capture: hours'
@@ -88,6 +90,10 @@ dist: $(VENV)/installed-for-tests
 deb rpm: $(VENV)/installed-for-tests
 	@.ci/packages $(FOR_PACKAGES)
 	BIN=$(BIN) packaging/build $@
+
+portable: $(VENV)/installed-for-tests
+	@.ci/packages $(FOR_PORTABLE)
+	BIN=$(BIN) packaging/portable
 
 packages-trial: deb rpm
 	@.ci/packages $(FOR_TRIAL)
