@@ -24,9 +24,9 @@ from autopsy.capture.staging.staging import prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers
 from autopsy.commands.sealing import put_beside, seal_staged
-from autopsy.commands.signing import can_sign, sign, signature_path
+from autopsy.commands.signing import can_sign, sign
 from autopsy.diagnose.diagnosis import Diagnosis
-from autopsy.errors import ExitCode, UsageError
+from autopsy.errors import DamagedBundle, ExitCode, UsageError
 from autopsy.facts.model.around import Around
 from autopsy.linux import clocks
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
@@ -163,9 +163,15 @@ def fulfil_for(
 def _signed(captured: Captured, key: Path) -> Captured:
     """Sign the sealed bundle. A key that has gone meanwhile costs the signature, which can be made later."""
     bundle = captured.sealed.path
+
+    def work() -> bytes:
+        try:
+            return f"signed: {sign(captured.sealed, key)}".encode()
+        except DamagedBundle as error:
+            return f"not signed: {error}; {error.remedy}".encode()
+
     try:
-        in_child(lambda: str(sign(captured.sealed, key)).encode(), SIGN_SECONDS)
-        told = f"signed: {signature_path(bundle)}"
+        told = in_child(work, SIGN_SECONDS).decode()
     except (ChildTimedOut, ChildFailed) as error:
         told = f"the bundle could not be signed: {error}; `ssh-keygen -Y sign -n autopsy -f KEY {bundle}` does"
     return replace(captured, notes=(*captured.notes, told))
