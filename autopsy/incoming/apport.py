@@ -7,6 +7,7 @@ import binascii
 import io
 from typing import IO, cast
 
+APPORT = b"ProblemType:"
 COREDUMP = b"CoreDump: base64\n"
 PIECE = 1 << 20
 

@@ -10,7 +10,7 @@ from typing import IO, cast
 
 from autopsy.bundle import layout
 from autopsy.incoming import core_file, streams, zip_archive
-from autopsy.incoming.apport import COREDUMP, Base64Lines
+from autopsy.incoming.apport import APPORT, COREDUMP, Base64Lines
 from autopsy.incoming.material import CoreFound, FileOutcome, Material
 from autopsy.incoming.stacks.gdb_text import Scan
 from autopsy.incoming.stacks.pasted import Paste
@@ -87,13 +87,24 @@ class ImportReading:
         return FileOutcome(what=f"{what}could not be read to its end ({inner.broken})"[:500], of_use=seen.of_use)
 
     def _readable(self, head: bytes, stream: IO[bytes], layer: int) -> FileOutcome:
-        if self.depth and COREDUMP not in head:
+        if layer < MOST_LAYERS and (COREDUMP in head or head.startswith(APPORT)):
+            return self._apport(head, stream, layer)
+        if self.depth:
             return self._sifted(head, stream) or FileOutcome(what="text of others", of_use=False)
-        if COREDUMP not in head or layer >= MOST_LAYERS:
-            return self._text(head, stream, min(MOST_TEXT, self.left))
-        _, _, start = head.partition(COREDUMP)
+        return self._text(head, stream, min(MOST_TEXT, self.left))
+
+    def _apport(self, head: bytes, stream: IO[bytes], layer: int) -> FileOutcome:
+        """Read Ubuntu's crash file: what is said of the process, and then the core, which may come late."""
+        while COREDUMP not in head and len(head) < MOST_OF_MEMBER and (data := stream.read(HEAD)):
+            head += data
+        said, core, start = head.partition(COREDUMP)
+        text = self._text(said, io.BytesIO(), min(MOST_TEXT, self.left))
+        if not core:
+            return text
         coded = Base64Lines(cast("IO[bytes]", _Joined(start, stream)))
-        return self._stream(cast("IO[bytes]", io.BufferedReader(coded, streams.PIECE)), None, layer + 1)
+        found = self._stream(cast("IO[bytes]", io.BufferedReader(coded, streams.PIECE)), None, layer + 1)
+        told = [each.what for each in (found, text) if each.of_use]
+        return FileOutcome(what=", ".join(told), of_use=True) if told else found
 
     def _command_line(self, head: bytes) -> bool:
         """Take /proc/PID/cmdline as the kernel gives it."""

@@ -19,6 +19,7 @@ from autopsy.incoming.reading import read_evidence
 from support.built import pastes
 from support.built.imported import NOWHERE, diagnosis_of, facts_of
 from support.built.pastes import DISPATCH, POLL
+from tests.incoming.test_core_file import made
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 WEB = f"{QEMU} -name guest=web1,debug-threads=on -drive file=/srv/web1.raw,if=none,id=d0"
@@ -162,3 +163,17 @@ def test_what_ubuntu_s_crash_file_holds_is_unpacked(tmp_path: Path) -> None:
     lines = b"".join(b" " + base64.b64encode(whole[at : at + 100]) + b"\n" for at in range(0, len(whole), 100))
     crash = b"ProblemType: Crash\nArchitecture: amd64\nCoreDump: base64\n" + lines + b"CrashCounter: 1\n"
     assert material(tmp_path, crash).paste.frames > 5
+
+
+def test_of_ubuntu_s_crash_file_the_command_line_is_read_and_a_core_that_comes_late(tmp_path: Path) -> None:
+    core = made(tmp_path / "core", 4096, signal=6).read_bytes()
+    whole = gzip.compress(core)
+    coded = b"".join(b" " + base64.b64encode(whole[at : at + 100]) + b"\n" for at in range(0, len(whole), 100))
+    maps = b" 55d0a1b2c000-55d0a1b2d000 r-xp 00000000 08:01 1 /usr/bin/qemu-system-x86_64\n" * 2_000
+    said = b"ProblemType: Crash\nProcCmdline: " + WEB.encode() + b"\nProcMaps:\n" + maps
+    (tmp_path / "given.crash").write_bytes(said + b"CoreDump: base64\n" + coded)
+    with (tmp_path / "given.crash").open("rb") as file, (tmp_path / "taken").open("w+b") as core_to:
+        found = read_evidence([file.fileno()], core_to.fileno())
+    assert found.core is not None
+    assert found.crash == "SIGABRT in thread 4242"
+    assert [each.name for each in found.machines] == ["web1"]

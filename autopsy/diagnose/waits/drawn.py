@@ -15,7 +15,7 @@ from autopsy.diagnose.queries.requests import counted, disk_names, their_disks
 from autopsy.diagnose.queries.threads import looks, named, threads
 from autopsy.diagnose.waits.ends import ends
 from autopsy.diagnose.waits.graph import Graph
-from autopsy.diagnose.waits.wait import How, Wait
+from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model.facts import CoroutineFact, Facts, ThreadFact
@@ -92,7 +92,7 @@ def _is_back(sheet: _Sheet, wait: Wait, holders: Mapping[Subject, Subject]) -> b
 
 
 def _draw(sheet: _Sheet, facts: Facts, wait: Wait, *, circular: bool) -> None:
-    waiter, label = _box(sheet, facts, wait.waiter, wait), wait.how.value
+    waiter, label = _box(sheet, facts, wait.waiter, wait), _words(wait)
     on = wait.on
     # Worker threads that sleep alike are told by where they sleep.
     if isinstance(wait.waiter, subjects.Place) and isinstance(on, subjects.Thread) and on.tid in sheet.asleep:
@@ -104,6 +104,11 @@ def _draw(sheet: _Sheet, facts: Facts, wait: Wait, *, circular: bool) -> None:
         return
     holder = _box(sheet, facts, on, wait)
     sheet.edges.setdefault(WaitEdge(waiter=waiter, holder=holder, label=label, in_cycle=circular), wait.how)
+
+
+def _words(wait: Wait) -> str:
+    """Return what stands on an arrow. By frames alone nobody saw who holds a lock."""
+    return "must be held by" if (wait.how, wait.certainty) == (How.HELD_BY, Certainty.CONSISTENT) else wait.how.value
 
 
 def _group(sheet: _Sheet, request: subjects.Request) -> str:
