@@ -87,3 +87,20 @@ def test_where_it_is_follows_from_what_the_stack_works_on(
 )
 def test_what_goes_on_by_itself_is_no_wedge(stacks: tuple[Stack, ...], tmp_path: Path) -> None:
     assert diagnosis_of(pastes.dump(*stacks), tmp_path).where == "unknown"
+
+
+SYNCHRONIZES = ("syscall", "qemu_futex_wait", "qemu_event_wait", "synchronize_rcu")
+
+
+def test_a_nameless_thread_that_waits_for_rcu_s_readers_may_only_do_its_work(tmp_path: Path) -> None:
+    nameless = ("qemu-system-x86", (*SYNCHRONIZES, "", "", "start_thread", "clone3"))
+    assert diagnosis_of(pastes.dump(nameless, IDLE), tmp_path / "call_rcu").where == "unknown"
+    other = ("qemu-system-x86", (*SYNCHRONIZES, "memory_region_x", "", "start_thread", "clone3"))
+    assert diagnosis_of(pastes.dump(other, IDLE), tmp_path / "another").signature == "rcu-readers-wait"
+
+
+def test_what_waits_for_a_migration_that_reads_under_rcu_is_not_the_cause(tmp_path: Path) -> None:
+    sends = ("sendmsg", "qio_channel_writev_full_all", "qemu_savevm_state_iterate", "migration_thread", *STARTED)
+    other = ("CPU 0/KVM", (*SYNCHRONIZES, "memory_region_x", *MMIO[3:]))
+    found = diagnosis_of(pastes.dump(("live_migration", sends), other, IDLE), tmp_path)
+    assert found.where == "migration"

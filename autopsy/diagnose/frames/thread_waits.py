@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.frames.block_waits import called, match, nothing
 from autopsy.diagnose.frames.stacks import NamedStack, WaitKind, stacks
-from autopsy.diagnose.frames.words import READS_RCU
+from autopsy.diagnose.frames.words import READS_RCU, WAITING
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import Judgement, Match, Signature
 from autopsy.facts.model.facts import Facts, Role
@@ -34,6 +34,7 @@ MIGRATION = (
     "load_snapshot",
     "mig_",
 )
+STARTED = frozenset({"qemu_thread_start", "start_thread", "clone", "clone3", "__clone3", "thread_start"})
 RCU = ("drain_call_rcu", "synchronize_rcu", "wait_for_readers")
 # Who is in one of these holds the lock that the other takes.
 HELD: tuple[tuple[tuple[str, ...], tuple[str, ...], str, Where], ...] = (
@@ -89,6 +90,12 @@ def _own(stack: NamedStack, words: str, where: Where = "control") -> Match:
     return match(f"{sentence(called(stack))} waits for a lock that it holds itself: {words}", stack, where=where)
 
 
+def may_be_call_rcu(stack: NamedStack) -> bool:
+    """Tell whether nothing says that it is another thread than call_rcu, whose work this is: it may have no name."""
+    named = {name for name in stack.names if name} - WAITING - STARTED
+    return named - {"wait_for_readers"} == {"synchronize_rcu"}
+
+
 def _rcu(facts: Facts) -> Judgement:
     """A thread waits for RCU's readers, and is one, or waits inside of a loop that one of them needs."""
     found = stacks(facts)
@@ -98,6 +105,7 @@ def _rcu(facts: Facts) -> Judgement:
             not rcu
             or stack.wait not in {WaitKind.EVENT, WaitKind.CONDITION, WaitKind.LOCK}
             or stack.thread.role is Role.CALL_RCU
+            or may_be_call_rcu(stack)
         ):
             continue
         reader = next((name for name in stack.names if name in READS_RCU), "")
@@ -105,6 +113,8 @@ def _rcu(facts: Facts) -> Judgement:
             return match(
                 f"{sentence(called(stack))} waits in {rcu} for RCU's readers, and is one of them (in {reader})", stack
             )
+        if any(each.wait is WaitKind.CALL and _in_migration(each) for each in found):
+            continue  # it walks guest memory as a reader, and its own wait is the cause
         return match(
             f"{sentence(called(stack))} waits in {rcu} for RCU's readers, and holds up all that needs it", stack
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from autopsy.diagnose.frames.stacks import NamedStack, stacks
 from autopsy.diagnose.frames.stacks import WaitKind as Doing
-from autopsy.diagnose.frames.thread_waits import MIGRATION, RCU
+from autopsy.diagnose.frames.thread_waits import MIGRATION, RCU, may_be_call_rcu
 from autopsy.diagnose.frames.words import READS_RCU
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
@@ -83,7 +83,7 @@ def _context(found: Sequence[NamedStack]) -> Iterator[Wait]:
 def _readers(found: Sequence[NamedStack]) -> Iterator[Wait]:
     """Yield who waits for RCU's readers, and is one: it waits for itself."""
     for stack in found:
-        if stack.thread.role is Role.CALL_RCU or not stack.has(*RCU):
+        if stack.thread.role is Role.CALL_RCU or may_be_call_rcu(stack) or not stack.has(*RCU):
             continue
         if stack.wait in {Doing.EVENT, Doing.CONDITION, Doing.LOCK}:
             yield _edge(stack, READERS, How.WAITS_FOR_LOCK)
