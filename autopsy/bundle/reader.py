@@ -82,10 +82,18 @@ def open_bundle(path: Path) -> Bundle:
         DamagedBundle: it is no bundle, or only part of one.
         NewerBundle: its schema is newer than ours.
     """
-    if path.is_dir():
-        manifest = decode_manifest(path, read_below(path, layout.MANIFEST))
-        return Bundle(path, manifest, sealed=False, files={}, listing=plain_files(path))
-    return _open_archive(path)
+    return open_folder(path) if path.is_dir() else _open_archive(path)
+
+
+def open_folder(path: Path) -> Bundle:
+    """Open a folder; nothing is unpacked, whatever lies there by now.
+
+    Raises:
+        DamagedBundle: it is no bundle, or only part of one.
+        NewerBundle: its schema is newer than ours.
+    """
+    manifest = decode_manifest(path, read_below(path, layout.MANIFEST))
+    return Bundle(path, manifest, sealed=False, files={}, listing=plain_files(path))
 
 
 @dataclass(frozen=True, slots=True)

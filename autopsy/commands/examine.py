@@ -15,7 +15,7 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.archive import safe_name
-from autopsy.bundle.reader import Bundle, open_bundle
+from autopsy.bundle.reader import Bundle, open_folder
 from autopsy.bundle.seal import Sealed, seal
 from autopsy.commands.unpacked import unpack
 from autopsy.diagnose.diagnosis import Diagnosis
@@ -57,7 +57,7 @@ def examine_bundle(bundle: Path, *, debug_files: tuple[Path, ...], debuginfod: s
     with _unpacked(bundle) as folder:
         note = _examine(folder, debug_files, debuginfod)
         answers = write_answers(folder)
-        manifest = open_bundle(folder).manifest
+        manifest = open_folder(folder).manifest
         told = f"examined again: {note}"
         if answers.unrendered:
             told += f"; no report could be made of it: {answers.unrendered}"
@@ -126,7 +126,7 @@ def _unpacked(bundle: Path) -> Iterator[Path]:
         folder = Path(scratch, "bundle")
         os.close(private.make(folder))
         if not unpack(bundle, folder):
-            _copy_plain_files(open_bundle(bundle), folder)
+            _copy_plain_files(open_folder(bundle), folder)
         yield folder
 
 

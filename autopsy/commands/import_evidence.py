@@ -17,7 +17,7 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import Manifest
-from autopsy.bundle.reader import hold, open_bundle
+from autopsy.bundle.reader import hold, open_folder
 from autopsy.bundle.seal import Sealed, seal_in
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExaminationFailed, NotStored, UsageError
@@ -139,7 +139,7 @@ def _examined(folder: Path, scratch: Path, manifest: Manifest, wish: ImportOptio
     work = scratch / "examine"
     frozen = Frozen(
         core=folder / layout.CORE,
-        read=lambda name: open_bundle(folder).read(name),
+        read=lambda name: open_folder(folder).read(name),
         write=lambda file, data: private.store_below(folder, layout.evidence(layout.GDB_THREADS, file), data),
         scratch=work,
         debug_files=wish.debug_files,

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.reader import open_bundle
+from autopsy.bundle.reader import open_folder
 from autopsy.bundle.seal import Sealed, half_written, seal_in
 from autopsy.capture.staging import destination, leftovers
 from autopsy.errors import AutopsyError, DamagedBundle, NotStored, UsageError
@@ -63,8 +63,10 @@ def _must_be_ours(folder: Path) -> None:
 
 
 def _seal(folder: Path, place: Path) -> Sealed:
-    manifest = open_bundle(folder).manifest
-    if not folder.is_dir() or manifest.files:
+    if not folder.exists():
+        raise UsageError(str(folder), "there is no such folder", remedy="give a capture's staging folder")
+    manifest = open_folder(folder).manifest if folder.is_dir() else None
+    if manifest is None or manifest.files:
         raise UsageError(str(folder), "is sealed already", remedy="`autopsy verify` tells whether it is whole")
     return seal_in(place, layout.of_folder(folder.name), folder, manifest, frozenset())
 

@@ -12,7 +12,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.archive import members
 from autopsy.bundle.manifest import Manifest
-from autopsy.bundle.reader import decode_manifest, open_bundle
+from autopsy.bundle.reader import decode_manifest, open_folder
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import AutopsyError, DamagedBundle
 from autopsy.files.plain import NotPlain, open_plain
@@ -114,7 +114,7 @@ def _read(paths: Sequence[Path]) -> list[SealedWords]:
     held: list[tuple[Path, int]] = []
     try:
         held.extend((path, -1 if path.is_dir() else os.open(path, READ)) for path in paths)
-        folders = {path: open_bundle(path) for path, descriptor in held if descriptor < 0}
+        folders = {path: open_folder(path) for path, descriptor in held if descriptor < 0}
 
         def work() -> bytes:
             told = [

@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 
 from autopsy.bundle.reader import Bundle, OpenedBundle, hold
-from autopsy.bundle.seal import Sealed, open_again
 from autopsy.errors import AutopsyError, DamagedBundle, NewerBundle, UsageError
 from autopsy.linux.confine import confined
 from autopsy.linux.confine.confined import AnswerPipe, Died, TooSlow, WorkRaised
@@ -41,22 +40,6 @@ def read_boxed(paths: Sequence[Path], work: Callable[[tuple[Bundle, ...]], bytes
         for each in held:
             if each.descriptor is not None:
                 os.close(each.descriptor)
-
-
-def read_sealed(sealed: Sealed, work: Callable[[Bundle], bytes]) -> bytes:
-    """Open a bundle that we sealed in the sandbox, and return what `work` makes of it.
-
-    Raises:
-        AutopsyError: as read_boxed(); DamagedBundle also where it is not what was sealed any more.
-    """
-    descriptor = open_again(sealed)
-    held = OpenedBundle(sealed.path, descriptor, {})
-    try:
-        return in_box(
-            lambda _box, _line: work(held.read()), thing=str(sealed.path), seconds=SECONDS, keep=(descriptor,)
-        )
-    finally:
-        os.close(descriptor)
 
 
 def in_box(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 from pathlib import Path
 
 import pytest
 
+import autopsy
 from autopsy.bundle import archive
 from autopsy.bundle import verify as reading
 from autopsy.bundle.seal import seal
@@ -98,3 +100,25 @@ def test_a_worker_of_replay_reads_its_cases_alone(tmp_path: Path) -> None:
     done = {each.index: each for each in work_through(len(tries), work, jobs=1, readable=(case,))}
     assert done[0].answer == b"a case"
     assert [done[index].error.partition(":")[0] for index in (1, 2, 3)] == ["PermissionError"] * 3
+
+
+# What decompresses; a worker of replay and the reports do it inside.
+UNPACKS = {"open_bundle", "verify", "verify_archive", "members"}
+OUTSIDE = ("capture", "cli", "commands", "doctor", "kill", "store", "target")
+INSIDE = {"unpacked.py": {"members"}, "stored.py": {"members"}, "verify.py": {"verify_archive"}}
+
+
+def test_no_command_unpacks_anything_outside_the_sandbox() -> None:
+    """Which of a file's names lead to what unpacks, by its imports: those that do work for the sandbox are listed."""
+    found = {
+        str(path): names
+        for folder in OUTSIDE
+        for path in (Path(autopsy.__file__).parent / folder).rglob("*.py")
+        if (names := imported(path) & UNPACKS - INSIDE.get(path.name, set()))
+    }
+    assert found == {}
+
+
+def imported(path: Path) -> set[str]:
+    nodes = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom))
+    return {alias.name for node in nodes if (node.module or "").startswith("autopsy.bundle") for alias in node.names}
