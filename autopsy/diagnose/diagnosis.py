@@ -87,7 +87,7 @@ class KnownBug(msgspec.Struct, frozen=True, kw_only=True):
 class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """One station of a disk's request path. `in_flight` is absent where it could not be counted."""
 
-    kind: Literal["guest", "device", "throttle", "node", "aio", "host", "peer"]
+    kind: Literal["guest", "device", "throttle", "node", "aio", "host", "peer", "job"]
     name: str
     detail: str = ""
     in_flight: int | None = None
@@ -95,14 +95,33 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     cites: tuple[Cite, ...] = ()
 
 
+class PathBranch(msgspec.Struct, frozen=True, kw_only=True):
+    """What parts from a path below its `at`th hop: a backup's target, a quorum's other child, a backing image."""
+
+    at: int
+    words: str
+    hops: tuple[Hop, ...]
+    stuck_at: int | None = None
+
+
 class DiskPath(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk's requests from the guest down to whoever answers them. `stuck_at` is an index into hops, or absent."""
+    """Requests from the guest, or a job, down to whoever answers them. `stuck_at` is an index into hops, or absent.
+
+    `disk` is the name of the job, where the `owner` is one.
+    """
 
     disk: str
     hops: tuple[Hop, ...]
     stuck_at: int | None = None
     completed: int | None = None
     sentence: str = ""
+    branches: tuple[PathBranch, ...] = ()
+    owner: Literal["disk", "job"] = "disk"
+
+    @property
+    def is_stuck(self) -> bool:
+        """Tell whether the requests are stuck anywhere on the path, its branches included."""
+        return any(each is not None for each in (self.stuck_at, *(branch.stuck_at for branch in self.branches)))
 
 
 class WaitNode(msgspec.Struct, frozen=True, kw_only=True):

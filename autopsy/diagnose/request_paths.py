@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.diagnosis import DiskPath, Hop, Where
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from autopsy.diagnose.block_lines import BlockLines, block_lines
+from autopsy.diagnose.diagnosis import DiskPath, Hop, PathBranch, Where
 from autopsy.diagnose.queries.requests import called, disks_of, title
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, JobFact, Node, Park
 from autopsy.facts.model.yield_points import DISK_PARKS, SERVED, THROTTLED, Layer, at
 from autopsy.facts.storage.nodes import LOCAL
 from autopsy.facts.subjects import Subject
@@ -17,8 +21,35 @@ REQUESTS = DISK_PARKS | {Park.SLEEP, Park.PVE_BACKUP}
 MOST_PATHS = 64
 
 
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """Where the verdict says that a disk's requests end: the kind of place, and which server or file, if it is told.
+
+    `where` is None for a disk that the verdict does not name.
+    """
+
+    where: Where | None
+    servers: frozenset[str]
+    files: tuple[str, ...]
+
+    def at_server(self, node: Node, lines: BlockLines) -> bool:
+        """Tell whether this server does not answer: the one that is named, or the only one."""
+        if self.where != "peer":
+            return False
+        others = [each.server for line in lines.every for each in line if each.server]
+        return node.server in self.servers or (not self.servers & set(others) and len(others) == 1)
+
+    def at_file(self, node: Node, lines: BlockLines) -> bool:
+        """Tell whether the requests end at this local file, or what is below it."""
+        local = [each for line in lines.every for each in line if each.driver in LOCAL]
+        if len(local) == 1:
+            return True
+        names = (node.filename, node.opened)
+        return any(name == file or name.startswith(f"{file.rstrip('/')}/") for file in self.files for name in names)
+
+
 def paths(facts: Facts, where: Where, objects: frozenset[Subject]) -> tuple[DiskPath, ...]:
-    """Return a path for each disk, those that the diagnosis names first."""
+    """Return a path for each disk and each job that the diagnosis names, the stuck ones first."""
     if isinstance(facts.disks, Unknown):
         return ()
     requests: dict[str, list[CoroutineFact]] = {}
@@ -26,70 +57,108 @@ def paths(facts: Facts, where: Where, objects: frozenset[Subject]) -> tuple[Disk
         owners = disks_of(facts, coroutine)
         if len(owners) == 1 and coroutine.park in REQUESTS:
             requests.setdefault(owners[0].name, []).append(coroutine)
+    servers = frozenset(each.address for each in objects if isinstance(each, subjects.Server))
+    files = tuple(each.path for each in objects if isinstance(each, subjects.File | subjects.FileSystem))
     drawn = [
-        _path(disk, requests.get(disk.name, []), where, touched=subjects.disk(disk) in objects)
+        _path(
+            disk,
+            requests.get(disk.name, []),
+            _Ends(where if subjects.disk(disk) in objects else None, servers, files),
+        )
         for disk in facts.disks.value
         if disk.inserted
     ]
-    drawn.sort(key=lambda path: (path.stuck_at is None, path.completed or 0))
-    return tuple(drawn[:MOST_PATHS])
+    drawn.sort(key=lambda path: (not path.is_stuck, path.completed or 0))
+    jobs = facts.jobs.value if isinstance(facts.jobs, Known) else ()
+    named = [job for job in jobs if subjects.Job(job.id) in objects]
+    return (*(_path_of_job(facts, job, where, sorted(servers)) for job in named), *drawn)[:MOST_PATHS]
 
 
-def _path(disk: DiskFact, requests: list[CoroutineFact], where: Where, *, touched: bool) -> DiskPath:
-    hops = [
-        Hop(kind="guest", name="client" if disk.is_export else "guest", stuck=touched and where == "guest"),
-        Hop(
-            kind="device",
-            name=disk.model.value if isinstance(disk.model, Known) else "device",
-            detail=title(disk) + _thread(disk),
-            in_flight=disk.in_flight.value if isinstance(disk.in_flight, Known) else None,
-            stuck=touched and where == "device",
-            cites=(disk.in_flight.cite,) if isinstance(disk.in_flight, Known) else (disk.cite,),
-        ),
-    ]
-    if group := disk.throttle_group.value if isinstance(disk.throttle_group, Known) else "":
-        hops.append(_hop("throttle", group, _limits(disk), requests, THROTTLED, stuck=touched and where == "throttle"))
-    below = REQUESTS - THROTTLED - ENGINE - SERVED
-    for index, node in enumerate(disk.nodes):
-        mine = below if index == 0 else frozenset[Park]()
-        detail = node.filename if not node.filename.startswith("json:") else ""
-        hops.append(
-            _hop(
-                "node",
-                node.name,
-                f"{node.driver} {detail}".strip(),
-                requests,
-                mine,
-                stuck=touched and where == "block" and not index,
-            )
-        )
-    hops += _ends(disk, requests, where, touched=touched)
+def _path_of_job(facts: Facts, job: JobFact, where: Where, servers: Sequence[str]) -> DiskPath:
+    """Return the path of a job's own requests: from the job to the server that it waits for, as far as that is told."""
+    done = f"{job.kind}, {job.status}, {job.current:,} of {job.total:,} bytes"
+    waiting = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    at_server = [each for each in waiting if each.park in SERVED and where == "peer"]
+    hops = [Hop(kind="job", name=job.id, detail=done, stuck=where == "job", cites=(job.cite,))]
+    for server in servers[:1] if where == "peer" else ():
+        nodes = [node for node in facts.nodes if node.server == server]
+        hops += [Hop(kind="node", name=node.name, detail=node.driver, cites=(node.cite,)) for node in nodes[:1]]
+        cites = tuple(each.cite for each in at_server[:4])
+        hops.append(Hop(kind="peer", name=server, in_flight=len(at_server) or None, stuck=True, cites=cites))
     stuck = next((index for index, hop in enumerate(hops) if hop.stuck), None)
-    completed = disk.completed.value if isinstance(disk.completed, Known) else None
+    told = f"stuck at {hops[stuck].name} ({hops[stuck].kind})" if stuck is not None else "not seen to be stuck"
     return DiskPath(
-        disk=title(disk),
-        hops=tuple(hops),
-        stuck_at=stuck,
-        completed=completed,
-        sentence=_sentence(disk, completed, hops, stuck),
+        disk=job.id, owner="job", hops=tuple(hops), stuck_at=stuck, sentence=f"The requests of job {job.id} are {told}."
     )
 
 
-def _ends(disk: DiskFact, requests: list[CoroutineFact], where: Where, *, touched: bool) -> list[Hop]:
-    """Return the last hops: the engine and the host for a local file, the server for a remote one."""
-    hops = []
-    for node in disk.nodes:
+def _path(disk: DiskFact, requests: list[CoroutineFact], ends: _Ends) -> DiskPath:
+    lines = block_lines(disk)
+    hops = [*_above(disk, requests, ends.where)]
+    first = len(hops)
+    hops += _line(lines.trunk, lines, requests, ends, top=True)
+    branches = tuple(
+        _branch(first + branch.at, branch.words, tuple(_line(branch.nodes, lines, requests, ends, top=False)))
+        for branch in lines.branches
+    )
+    stuck = next((index for index, hop in enumerate(hops) if hop.stuck), None)
+    completed = disk.completed.value if isinstance(disk.completed, Known) else None
+    at_branch = (branch.hops[branch.stuck_at] for branch in branches if branch.stuck_at is not None)
+    end = hops[stuck] if stuck is not None else next(at_branch, None)
+    return DiskPath(
+        disk=title(disk),
+        hops=tuple(hops),
+        branches=branches,
+        stuck_at=stuck,
+        completed=completed,
+        sentence=_sentence(disk, completed, end),
+    )
+
+
+def _branch(place: int, words: str, hops: tuple[Hop, ...]) -> PathBranch:
+    stuck = next((index for index, hop in enumerate(hops) if hop.stuck), None)
+    return PathBranch(at=place, words=words, hops=hops, stuck_at=stuck)
+
+
+def _above(disk: DiskFact, requests: list[CoroutineFact], where: Where | None) -> Iterator[Hop]:
+    """Yield what lies above the block nodes: the guest, the device, the disk's own limits."""
+    yield Hop(kind="guest", name="client" if disk.is_export else "guest", stuck=where == "guest")
+    yield Hop(
+        kind="device",
+        name=disk.model.value if isinstance(disk.model, Known) else "device",
+        detail=title(disk) + _thread(disk),
+        in_flight=disk.in_flight.value if isinstance(disk.in_flight, Known) else None,
+        stuck=where == "device",
+        cites=(disk.in_flight.cite,) if isinstance(disk.in_flight, Known) else (disk.cite,),
+    )
+    if group := disk.throttle_group.value if isinstance(disk.throttle_group, Known) else "":
+        yield _hop("throttle", group, _limits(disk), requests, THROTTLED, stuck=where == "throttle")
+
+
+def _line(
+    nodes: Sequence[Node], lines: BlockLines, requests: list[CoroutineFact], ends: _Ends, *, top: bool
+) -> Iterator[Hop]:
+    """Yield the nodes of one line, and what is below the last: an engine and the host for a file, else the server."""
+    below = REQUESTS - THROTTLED - ENGINE - SERVED
+    for index, node in enumerate(nodes):
+        mine = below if top and index == 0 else frozenset[Park]()
+        detail = node.filename if not node.filename.startswith("json:") else ""
+        stuck = ends.where == "block" and top and not index
+        yield _hop("node", node.name, f"{node.driver} {detail}".strip(), requests, mine, stuck=stuck)
+    for node in nodes:
         if node.driver in LOCAL:
             engine = ENGINES.get(node.aio, node.aio or "AIO")
-            hops.append(_hop("aio", engine, "", requests, ENGINE, stuck=touched and where == "aio"))
-            hops.append(Hop(kind="host", name="host", detail=node.filename, stuck=touched and where == "host"))
-            if touched and where == "peer":
-                hops.append(Hop(kind="peer", name="server", detail="behind the host's file system", stuck=True))
-            return hops
+            here = ends.at_file(node, lines)
+            yield _hop("aio", engine, "", requests if top else [], ENGINE, stuck=here and ends.where == "aio")
+            yield Hop(kind="host", name="host", detail=node.filename, stuck=here and ends.where == "host")
+            served = any(each.server for line in lines.every for each in line)
+            if here and ends.where == "peer" and not served:
+                yield Hop(kind="peer", name="server", detail="behind the host's file system", stuck=True)
+            return
         if node.server:
-            hops.append(_hop("peer", node.server, node.driver, requests, SERVED, stuck=touched and where == "peer"))
-            return hops
-    return hops
+            stuck = ends.at_server(node, lines)
+            yield _hop("peer", node.server, node.driver, requests, SERVED, stuck=stuck)
+            return
 
 
 def _hop(
@@ -112,8 +181,8 @@ def _limits(disk: DiskFact) -> str:
     return ", ".join(f"{name} {value}" for name, value in disk.limits.value.values)
 
 
-def _sentence(disk: DiskFact, completed: int | None, hops: list[Hop], stuck: int | None) -> str:
+def _sentence(disk: DiskFact, completed: int | None, end: Hop | None) -> str:
     did = "" if completed is None else f" It completed {completed} requests between the two snapshots."
-    if stuck is None:
+    if end is None:
         return f"Nothing of {called(disk)} is known to be stuck.{did}"
-    return f"The requests of {called(disk)} are stuck at {hops[stuck].name} ({hops[stuck].kind}).{did}"
+    return f"The requests of {called(disk)} are stuck at {end.name} ({end.kind}).{did}"

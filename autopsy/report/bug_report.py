@@ -92,8 +92,10 @@ def _problem(facts: Facts, diagnosis: Diagnosis, hide: Redaction) -> Iterator[st
     for each in diagnosis.secondary:
         yield f"- Besides: {ours(hide.text(each.headline))}"
     for path in diagnosis.paths:
-        if path.stuck_at is not None:
-            hops = (hop.name if hop.kind != "host" else "host" for hop in path.hops)
+        if path.is_stuck:
+            branch = next((each for each in path.branches if each.stuck_at is not None), None)
+            along = path.hops if branch is None else (*path.hops[: branch.at + 1], *branch.hops)
+            hops = (hop.name if hop.kind != "host" else "host" for hop in along)
             yield f"- Path: {plain(hide.text(' → '.join(hops)))}. {plain(hide.text(path.sentence))}"
     for bug in diagnosis.known_bugs:
         yield f"- It looks like a known bug: {plain(bug.title)} <{bug.link}>; in this build: {bug.in_this_build}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -76,6 +77,8 @@ class Page:
     runbook: Markup | None
     files: tuple[FileRecord, ...]
     excerpts: Excerpts
+    bundle: str
+    command: str
 
     @property
     def stuck(self) -> bool:
@@ -124,6 +127,8 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> 
         runbook=runbook(PurePosixPath(diagnosis.runbook).stem),
         files=bundle.manifest.files or _unsealed(bundle),
         excerpts=Excerpts(bundle),
+        bundle=f"{layout.name_of(bundle.manifest.target.name, bundle.manifest.began.utc)}.tar.zst",
+        command=shlex.join(("autopsy", *bundle.manifest.options)) if bundle.manifest.options else "",
     )
 
 

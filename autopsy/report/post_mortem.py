@@ -93,7 +93,7 @@ def _of_the_vm(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, when: Cal
         return
     if facts.vm.started_seconds:
         yield f"- about {when.utc(int(facts.vm.started_seconds * 1e9), digits=0)}: this QEMU began"
-    stuck = {path.disk for path in diagnosis.paths if path.stuck_at is not None}
+    stuck = {path.disk for path in diagnosis.paths if path.is_stuck}
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
         if title(disk) in stuck and (silence := silence_of(disk)) and isinstance(facts.times.second_ns, Known):
             last = when.utc(facts.times.second_ns.value - silence.idle_ns, digits=0)

@@ -57,7 +57,7 @@ def stalled_for(facts: Facts, diagnosis: Diagnosis) -> Stalled:
     """Say for how long the disks that the diagnosis names have completed nothing, by QEMU's own counters."""
     if diagnosis.where == "none":
         return Stalled("nothing is")
-    stuck = {path.disk for path in diagnosis.paths if path.stuck_at is not None}
+    stuck = {path.disk for path in diagnosis.paths if path.is_stuck}
     found = []
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
         stats = disk.stats.value if isinstance(disk.stats, Known) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from autopsy.diagnose.block_lines import block_lines
 from autopsy.diagnose.queries.requests import (
     Standing,
     confidence,
@@ -63,6 +64,7 @@ class Service:
         servers = _servers(facts, waiting.requests, self.drivers)
         sockets = self._sockets(facts, servers)
         who = servers[0] if servers else ""
+        role = "its backup's target, " if who and _is_a_backups_target(facts, waiting.requests, who) else ""
         number = waiting.counted()
         verb = "waits" if len(waiting.requests) == 1 else "wait"
         claims = [
@@ -83,7 +85,7 @@ class Service:
         dead = bool(self.only_with) or stands(sockets) or beyond_their_past(owners.values())
         claims += about_sockets(sockets)
         return Match(
-            headline=f"{number} {whose} {verb} for {self.words}{f' {who}' if who else ''}{state(sockets)}",
+            headline=f"{number} {whose} {verb} for {role}{self.words}{f' {who}' if who else ''}{state(sockets)}",
             objects=(*disks, *jobs, *((subjects.Server(who),) if who else ()), *peers_of(sockets)),
             confidence=confidence(proven=waiting.proven and dead),
             claims=tuple(claims),
@@ -121,6 +123,13 @@ class Service:
             each for each in connected if each.remote and any(leads_to(each.remote, server) for server in servers)
         )
         return found or tuple(each for each in connected if each.remote.endswith(self.ports) and self.ports)
+
+
+def _is_a_backups_target(facts: Facts, requests: Iterable[CoroutineFact], server: str) -> bool:
+    """Tell whether the disks' writes wait for this server because a backup copies first what they overwrite."""
+    disks = {disk.name: disk for request in requests for disk in disks_of(facts, request)}
+    branches = (branch for disk in disks.values() for branch in block_lines(disk).branches)
+    return any(branch.of_backup and any(node.server == server for node in branch.nodes) for branch in branches)
 
 
 def _places(requests: tuple[CoroutineFact, ...]) -> str:

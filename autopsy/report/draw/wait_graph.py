@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
 from autopsy.facts.cite import Cite
-from autopsy.report.draw.request_path import shorten
+from autopsy.report.draw.text_width import elide
 from autopsy.report.units import count
 
 BOX_WIDTH = 264
@@ -19,6 +19,8 @@ ROW = 84
 MARGIN = 4
 LABEL_FITS = 26
 DETAIL_FITS = 31
+LABEL_SIZE, DETAIL_SIZE = 13.0, 11.5  # of the letters, as the template has them
+TEXT_ROOM = BOX_WIDTH - 22 - 8  # pixels, beside the mark of a resource
 NAMES_SHOWN = 6
 NUMBER = re.compile(r"thread (\d+)\b.*", re.DOTALL)
 
@@ -183,7 +185,7 @@ def _box(cluster: _Cluster, circular: set[str]) -> Box:
         y=cluster.y,
         kind=first.kind,
         lines=lines,
-        detail=shorten(detail, DETAIL_FITS) if len(lines) == 1 else "",
+        detail=elide(detail, TEXT_ROOM, DETAIL_SIZE) if len(lines) == 1 else "",
         whole="; ".join(names[:40]) + (f" ({first.detail})" if first.detail and len(names) == 1 else ""),
         in_cycle=any(node.id in circular for node in cluster.nodes),
         is_end=any(node.end for node in cluster.nodes),
@@ -195,7 +197,7 @@ def _lines(text: str) -> tuple[str, ...]:
     lines = textwrap.wrap(text, LABEL_FITS, break_long_words=False, break_on_hyphens=False)
     if len(lines) > 2:
         lines = [lines[0], " ".join(lines[1:])]
-    return tuple(shorten(line, LABEL_FITS) for line in lines)
+    return tuple(elide(line, TEXT_ROOM, LABEL_SIZE, bold=True) for line in lines)
 
 
 def _arrow(waiter: _Cluster, holder: _Cluster, label: str, *, in_cycle: bool, both_ways: bool) -> Arrow:
