@@ -10,7 +10,7 @@ PYTEST ?=
 SOAK ?= --captures 1000
 FUZZ ?= --seconds 600
 # Most of a test's time is spent waiting for a QEMU: three at once on two cores.
-WORKERS ?= -n 3 --dist loadfile
+WORKERS ?= -n 3 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 

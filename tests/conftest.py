@@ -7,11 +7,12 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
-from selection import LABELS, Candidate, left_to_the_soak
+from selection import LABELS, Candidate, among_each_other, left_to_the_soak
 from support import lab
 
 SOAK = os.environ.get("AUTOPSY_SOAK") == "1"
@@ -19,11 +20,16 @@ SOAK = os.environ.get("AUTOPSY_SOAK") == "1"
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave to `make soak` what is more of the same, but for a test that was asked for by its name."""
+    items[:] = among_each_other([list(each) for _, each in groupby(items, key=lambda item: item.path)], _is_live)
     if SOAK or any("::" in word for word in config.args):
         return
     left = left_to_the_soak(map(_candidate, items))
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])
     items[:] = [item for item in items if item.nodeid not in left]
+
+
+def _is_live(item: pytest.Item) -> bool:
+    return item.get_closest_marker("live") is not None
 
 
 def _candidate(item: pytest.Item) -> Candidate:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TypeVar
+
+Test = TypeVar("Test")
 
 LABELS = ("7.2", "10.0.2", "10.0.2-debug", "11")
 
@@ -35,6 +39,18 @@ def left_to_the_soak(candidates: Iterable[Candidate]) -> frozenset[str]:
     for tests in families.values():
         more |= set(tests) - {_one_of(sorted(tests))}
     return frozenset(more)
+
+
+def among_each_other(files: Sequence[list[Test]], is_live: Callable[[Test], bool]) -> list[Test]:
+    """Return the tests of all files with those that wait for a QEMU and those that compute in turn.
+
+    Two live files at once leave the second core to one that computes, and what comes last is short: several workers end
+    together.
+    """
+    live = [file for file in files if any(map(is_live, file))]
+    others = [file for file in files if not any(map(is_live, file))]
+    pairs = zip_longest(live, others, fillvalue=[])
+    return [test for pair in pairs for file in pair for test in file]
 
 
 def _one_of(tests: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selection import LABELS, Candidate, left_to_the_soak
+from selection import LABELS, Candidate, among_each_other, left_to_the_soak
 
 LIVE = frozenset({"live"})
 
@@ -37,3 +37,8 @@ def test_what_starts_no_qemu_is_always_run() -> None:
 def test_a_test_may_insist_on_every_qemu_or_leave_itself_to_the_soak() -> None:
     assert left_to_the_soak(on_all("t.py::a", LIVE | {"every_qemu"})) == set()
     assert left_to_the_soak([Candidate("t.py::b", LIVE | {"soak"})]) == {"t.py::b"}
+
+
+def test_live_files_and_others_come_in_turn_and_each_file_stays_together() -> None:
+    files = [["live 1", "live 2"], ["live 3"], ["a", "b"], ["c"], ["d"]]
+    assert among_each_other(files, lambda test: "live" in test) == ["live 1", "live 2", "a", "b", "live 3", "c", "d"]

@@ -26,6 +26,8 @@ from autopsy.drill.scenarios import SCENARIOS, Scenario, wedged
 from support import lab
 from support.copies import copied
 
+pytestmark = pytest.mark.live
+
 SECONDS = 90
 
 
