@@ -46,6 +46,13 @@ def main() -> None:
         say(f"autopsy: {plain(str(error))}\n         {plain(error.remedy)}")
         sys.exit(error.exit_code)
     except OSError as error:
+        from autopsy.files.private import NotPrivate
+        from autopsy.text import plain
+
+        if isinstance(error, NotPrivate):
+            remedy = "give a folder that is yours, and that nobody else may write to"
+            say(f"autopsy: {plain(str(error.filename))}: {error.strerror}\n         {remedy}")
+            sys.exit(ExitCode.NOT_PERMITTED)
         if error.errno not in NO_ROOM:
             raise
         where = error.filename or "a temporary folder"

@@ -23,7 +23,7 @@ from autopsy.commands import examine as examining
 from autopsy.commands import sealing as capturing
 from autopsy.commands.seal import seal_leftover
 from autopsy.commands.verify import verify_boxed
-from autopsy.errors import DamagedBundle, NotStored, UsageError
+from autopsy.errors import DamagedBundle, ExitCode, NotStored, UsageError
 from autopsy.files.scratch_place import scratch_place
 from autopsy.report.render import killed, store
 from autopsy.report.store import write_answers
@@ -227,6 +227,22 @@ def test_a_pipe_or_a_device_in_a_bundle_s_place_is_neither_waited_for_nor_opened
             open_bundle(path)
         with pytest.raises(DamagedBundle, match="is no plain file"):
             verify_boxed(path)
+
+
+def test_a_store_that_somebody_else_made_is_told_of_and_not_used() -> None:
+    with strangers.everybodys() as place:
+        store = place / "autopsy"
+        strangers.does(store.mkdir)
+        done = subprocess.run(
+            [sys.executable, "-m", "autopsy", "list"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=lab.HOUSE,
+            env={**os.environ, "STATE_DIRECTORY": str(store)},
+        )
+    assert done.returncode == ExitCode.NOT_PERMITTED, done.stderr
+    assert f"{store}: user {strangers.STRANGER} made it" in done.stderr
 
 
 def test_a_place_that_nobody_named_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
