@@ -23,6 +23,7 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.verify import verify
 from autopsy.capture.plan import PLAN
 from autopsy.drill.scenarios import SCENARIOS, Scenario, wedged
+from autopsy.examine.gdb import without_gdb
 from support import lab
 from support.copies import copied
 
@@ -192,17 +193,22 @@ def test_a_process_that_cannot_die_is_named(tmp_path: Path) -> None:
         assert "percpu_rwsem_wait" in done.answer["kill"]["how"]
 
 
-def test_without_gdb_that_step_fails_and_the_rest_is_there(quiet: lab.Machine, tmp_path: Path) -> None:
+def test_without_gdb_the_threads_are_unwound_all_the_same_and_marked_so(quiet: lab.Machine, tmp_path: Path) -> None:
     elsewhere = "from autopsy.linux import environment; environment.PATH = '/nonexistent'; "
     program = f"{elsewhere}from autopsy.cli.app import main; main()"
     words = ("capture", f"pid:{quiet.pid}", "--fast", "--json", "--out", str(tmp_path))
     done = started([sys.executable, "-c", program, *words])
     assert done.code == 0, done.err
     outcome, why = done.outcome("gdb.threads")
-    assert outcome == "Failed"
-    assert "apt install gdb" in why
-    assert {one["outcome"] for one in done.answer["steps"] if one["name"] != "gdb.threads"} == {"Collected"}
-    assert open_bundle(Path(done.answer["bundle"])).read(layout.evidence(layout.GDB_THREADS, layout.COROUTINES))
+    assert outcome == "Collected"
+    assert without_gdb.NOTE in why
+    assert {one["outcome"] for one in done.answer["steps"]} == {"Collected"}
+    bundle = open_bundle(Path(done.answer["bundle"]))
+    assert bundle.read(layout.evidence(layout.GDB_THREADS, layout.COROUTINES))
+    backtrace = bundle.read(layout.evidence(layout.GDB_THREADS, layout.BACKTRACE)).decode()
+    assert backtrace.count(without_gdb.MARK) == backtrace.count("Thread ")
+    assert "#3 " in backtrace
+    assert done.answer["verdict"]["where"] == "none"
 
 
 def test_without_permission_it_says_how_to_get_it(quiet: lab.Machine) -> None:

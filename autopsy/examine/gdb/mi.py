@@ -61,6 +61,10 @@ BACKTRACE = (
 )
 
 
+class NoGdb(ExaminationFailed):
+    """There is no gdb on this machine."""
+
+
 class GdbError(Exception):
     """gdb refused a command, in its own words."""
 
@@ -101,7 +105,7 @@ class Gdb:
                     preexec_fn=partial(bound_to, os.getpid(), attaching=attaching),  # noqa: PLW1509 - an examination runs in a process of one thread
                 )
             except FileNotFoundError as error:
-                raise ExaminationFailed("gdb", "is not installed", remedy="apt install gdb") from error
+                raise NoGdb("gdb", "is not installed", remedy="apt install gdb") from error
             except OSError as error:
                 raise ExaminationFailed("gdb", f"cannot be started: {error}", remedy="see `gdb --version`") from error
         assert self._process.stdin is not None  # noqa: S101 - Popen was given a pipe

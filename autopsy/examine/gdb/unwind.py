@@ -25,8 +25,9 @@ from autopsy.examine.core.reader import NT_AUXV, NT_FILE, PAGE, Core, CoreError,
 from autopsy.examine.core.symbols import ElfImage, Symbols
 from autopsy.examine.coroutines.entered import contexts
 from autopsy.examine.coroutines.find import Saved, returns
+from autopsy.examine.gdb import without_gdb
 from autopsy.examine.gdb.backtrace import Block, blocks, frames
-from autopsy.examine.gdb.mi import Gdb, GdbError, GdbOutput
+from autopsy.examine.gdb.mi import Gdb, GdbError, GdbOutput, NoGdb
 
 AT_SYSINFO_EHDR = 33
 RED_ZONE = 256
@@ -70,7 +71,9 @@ def unwind(
     saved: Sequence[Saved] = (),
     with_threads: bool = True,
 ) -> Unwound:
-    """Return the frames of every thread and coroutine. Raises ExaminationFailed when gdb cannot be had at all.
+    """Return the frames of every thread and coroutine. Raises ExaminationFailed when gdb dies of everything.
+
+    Where there is no gdb they are unwound all the same, by the unwind tables alone, and marked so.
 
     `saved` are all coroutines: the stack of a thread that is in one goes on where it entered it.
     """
@@ -97,7 +100,10 @@ def unwind(
     at_hand = {thread.registers.rip for thread in threads}
     fewer = [image for image in images if any(image.start <= pc < image.end for pc in at_hand)]
     loads = tuple((f"core-file {path}", *commands(some, links, scratch)) for some in (images, fewer))
-    text, log, note = _run(loads, scratch, ends_at, len(threads))
+    try:
+        text, log, note = _run(loads, scratch, ends_at, len(threads))
+    except NoGdb:
+        text, log, note = without_gdb.backtrace(threads, extents, symbols, ends_at), b"", without_gdb.NOTE
     by_lwp = {block.lwp: block for block in blocks(text)}
     before: dict[int, list[Block]] = {}
     for index, (tid, _) in enumerate(left):

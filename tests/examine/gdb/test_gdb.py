@@ -70,18 +70,20 @@ def test_a_vcpu_inside_kvm_is_unwound(stock: lab.Build) -> None:
         assert "ioctl" in frames
 
 
-def test_without_gdb_the_raw_facts_are_there_and_the_remedy_is_told(
+def test_without_gdb_the_stacks_are_there_without_their_lines(
     stock: lab.Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with lab.qemu(stock) as machine, snapshot.exposed(machine) as found:
         monkeypatch.setattr(environment, "PATH", "/nonexistent")
-        with pytest.raises(ExaminationFailed) as raised:
-            run.examine_core(found.frozen)
-        assert raised.value.remedy == "apt install gdb"
+        assert "gdb is not installed" in run.examine_core(found.frozen)
         coroutines: list[Coroutine] = found.record(layout.COROUTINES, list[Coroutine])
-        assert [each.frames[0].function for each in coroutines if each.state == "parked"] == ["qemu_coroutine_switch"]
+        (parked,) = (each for each in coroutines if each.state == "parked")
+        assert parked.frames[0].function == "qemu_coroutine_switch"
+        assert len(parked.frames) > 1
         stacks: list[ThreadStack] = found.record(layout.THREADS, list[ThreadStack])
-        assert next(each for each in stacks if each.tid == machine.pid).frames[0].function == "ppoll"
+        main = next(each for each in stacks if each.tid == machine.pid)
+        assert main.frames[0].function == "ppoll"
+        assert len(main.frames) > 4
         assert main_module(found).symbols == "dynsym"
 
 
