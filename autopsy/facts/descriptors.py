@@ -30,11 +30,11 @@ KINDS = (
 
 def gather_descriptors(evidence: Evidence) -> Fact[tuple[Descriptor, ...]]:
     """Return every descriptor that the best reading holds."""
-    step = next((each for each in (layout.PROC_FDS, layout.WITNESS) if section_map(evidence, each, layout.FDS)), "")
+    readings = ((each, section_map(evidence, each, layout.FDS)) for each in (layout.PROC_FDS, layout.WITNESS))
+    step, found = next(((step, told) for step, told in readings if told), ("", {}))
     if not step:
         return missing(evidence, layout.PROC_FDS, layout.FDS)
     path = layout.evidence(step, layout.FDS)
-    found = section_map(evidence, step, layout.FDS)
     polled = _polled(evidence, found)
     devices = _devices(found)
     descriptors = []

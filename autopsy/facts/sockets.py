@@ -11,7 +11,7 @@ from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
 from autopsy.facts.model.facts import FuseMount, PeerFact, PeerThread, SocketFact
-from autopsy.facts.threads import STACK_LINE, fields, int_of, syscall
+from autopsy.facts.threads import STACK_LINE, field, int_of, syscall
 
 TEXT = layout.evidence(layout.PROC_FDS, layout.SOCKETS)
 ENDS = layout.evidence(layout.PROC_FDS, layout.SOCKET_ENDS)
@@ -54,7 +54,7 @@ def peer(pid: int, found: Mapping[str, Section]) -> PeerFact:
     return PeerFact(
         pid=pid,
         comm=part("comm").rstrip("\n"),
-        state=fields(part("status")).get("State", "")[:1] or proc_stat.parse(part("stat").encode()).state,
+        state=field(part("status"), "State")[:1] or proc_stat.parse(part("stat").encode()).state,
         wchan=part("wchan").strip().strip("0"),
         kernel_stack=tuple(stack),
         cite=Cite(TEXT, status.line if status else 0, f"peer {pid}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from autopsy.bundle.syscalls import REQUEST_CALLS
 from autopsy.diagnose.diagnosis import Where
@@ -184,6 +185,7 @@ def family(look: ThreadSnapshot) -> Family | None:
     return family_of(look.state, look.syscall.name, look.kernel_stack, look.wchan)
 
 
+@lru_cache(maxsize=4096)  # each signature asks of each thread, and most threads sleep at a few places
 def family_of(state: str, call: str, kernel_stack: tuple[str, ...], wchan: str) -> Family | None:
     """Return what a thread waits for in this state, system call and place of the kernel's."""
     names = kernel_stack or ((wchan,) if wchan else ())

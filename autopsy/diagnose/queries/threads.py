@@ -23,7 +23,10 @@ def threads(facts: Facts) -> tuple[ThreadFact, ...]:
 
 def looks(thread: ThreadFact) -> tuple[ThreadSnapshot, ...]:
     """Return what is known of a thread, earliest first."""
-    return tuple(each.value for each in (thread.first, thread.again) if isinstance(each, Known))
+    first, again = thread.first, thread.again
+    if isinstance(first, Unknown):
+        return () if isinstance(again, Unknown) else (again.value,)
+    return (first.value,) if isinstance(again, Unknown) else (first.value, again.value)
 
 
 def same_sleep(thread: ThreadFact) -> Fact[bool]:

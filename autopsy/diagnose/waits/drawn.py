@@ -49,8 +49,7 @@ class _Sheet:
 def draw(facts: Facts, graph: Graph) -> WaitGraph:
     """Return the graph without the idle, bounded, with its rings and ends marked."""
     sheet = _sheet(facts, graph.waits)
-    found = ends(graph.waits, (wait.waiter for wait in graph.waits))  # one that no loop is in is drawn all the same
-    rings = {subject: ring for ring in found.rings for subject in ring}
+    rings = _rings(graph.waits)
     holders: dict[Subject, Subject] = {
         wait.waiter: wait.on for wait in graph.waits if isinstance(wait.waiter, subjects.Lock)
     }
@@ -68,6 +67,15 @@ def draw(facts: Facts, graph: Graph) -> WaitGraph:
     edges = _without_detours(sheet.edges)
     nodes = _with_ends(sheet.nodes, edges)
     return WaitGraph(nodes=nodes[:MOST], edges=tuple(edges))
+
+
+def _rings(waits: tuple[Wait, ...]) -> dict[Subject, frozenset[Subject]]:
+    """Return for each that is in a ring which one; one that no loop is in is drawn all the same."""
+    both = {wait.waiter for wait in waits} & {wait.on for wait in waits}
+    if not any(isinstance(each, subjects.Lock | subjects.Thread) for each in both):
+        return {}  # no ring goes round without a lock or a thread
+    found = ends(waits, (wait.waiter for wait in waits))
+    return {subject: ring for ring in found.rings for subject in ring}
 
 
 def _sheet(facts: Facts, waits: Iterable[Wait]) -> _Sheet:
