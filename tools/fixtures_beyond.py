@@ -131,4 +131,13 @@ BEYOND: tuple[Shape, ...] = (
         why="it listens, and a thread of it waits for a thaw; QEMU holds none of the guest's requests",
         not_these=("host-fs-frozen", "process-stopped"),
     ),
+    *on(
+        (NEW,),
+        "vm-ended",
+        machine_of(apart.ended_meanwhile),
+        where="process",
+        signature="vm-ended",
+        why="that it was well before is no finding of its own",
+        gap=10.0,
+    ),
 )

@@ -34,6 +34,7 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.seal import encode_manifest, seal
 from autopsy.bundle.sections import Section, parse, render
 from autopsy.diagnose.verdict import diagnose
+from autopsy.errors import ExitCode
 from autopsy.facts.gather import gather_facts
 from autopsy.replay import expected
 from autopsy.replay.cases import EXPECTED, PROVENANCE, UNPACKED, write_expected
@@ -150,7 +151,7 @@ def capture(pid: int, out: Path, gap: float) -> Path:
     """Capture as an operator would, and return the bundle."""
     command = [sys.executable, "-m", "autopsy", "capture", f"pid:{pid}", "--gap", str(gap), "--out", str(out), "--json"]
     done = subprocess.run(command, capture_output=True, check=False, timeout=120)
-    if done.returncode:
+    if done.returncode not in {ExitCode.DONE, ExitCode.VM_ENDED}:
         raise RuntimeError(done.stderr.decode())
     return Path(json.loads(done.stdout)["bundle"])
 

@@ -13,6 +13,18 @@ DELETED = " (deleted)"
 MOST_DEVICES = 64
 
 
+NAMES = Path("/sys/class/block")
+
+
+def number_of(name: str, names: Path = NAMES) -> str:
+    """Return a block device's number as MAJ:MIN by its name in /dev, empty where there is none; no node is opened."""
+    if name.startswith("."):
+        return ""
+    with suppress(OSError, ValueError):
+        return (names / name.replace("/", "!") / "dev").read_text().strip()
+    return ""
+
+
 class MoreLayers(Exception):
     """A block device is made of more others than are looked at."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autopsy.linux.layers import Loop, loops_below
+from autopsy.linux.layers import Loop, loops_below, number_of
 
 
 @pytest.fixture
@@ -40,3 +40,11 @@ def test_devices_that_are_made_of_each_other_come_to_an_end(sysfs: Path) -> None
     (sysfs / "devices/loop1/slaves").mkdir()
     (sysfs / "devices/loop1/slaves/dm-0").symlink_to(sysfs / "devices/dm-0")
     assert len(list(loops_below("253:0", sysfs))) == 2
+
+
+def test_a_block_device_is_known_by_its_name_without_a_look_at_its_node(tmp_path: Path) -> None:
+    (tmp_path / "loop2").mkdir()
+    (tmp_path / "loop2/dev").write_text("7:2\n")
+    assert number_of("loop2", tmp_path) == "7:2"
+    assert number_of("no-such", tmp_path) == ""
+    assert [number_of(name, tmp_path / "loop2") for name in ("..", ".", "a\0b", "../loop2")] == ["", "", "", ""]

@@ -13,11 +13,12 @@ from autopsy.bundle.sections import Section
 from autopsy.capture.reading.procfs import read_file
 from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, take
 from autopsy.capture.step import Scene
-from autopsy.linux.layers import MoreLayers, loops_below
+from autopsy.linux.layers import MoreLayers, loops_below, number_of
 from autopsy.linux.mounts import Mount, mount_around, mounts_in_use, mounts_of
 
 SEARCH_SECONDS = 1.0
 MOST_LAYERS = 32
+DEV = b"/dev/"
 MOST_TABLE = 4 << 20
 
 
@@ -30,9 +31,14 @@ def collect_layers(
     """
     numbers = tuple(dict.fromkeys(mount.device for mount in mounts_in_use(descriptors)))
     numbers = tuple(number for number in numbers if not number.startswith("0:"))
-    if not numbers:
+    links = (section.data for name, section in descriptors.items() if name.startswith("fd/") and not section.error)
+    nodes = dict.fromkeys(os.fsdecode(link.rstrip(b"\n")) for link in links if link.startswith(DEV))
+    devices = tuple(node.removeprefix("/dev/") for node in nodes)[:MOST_LAYERS]
+    if not (numbers or devices):
         return ()
-    asked = take([SectionRead("layers", partial(_walk, numbers), seconds=SEARCH_SECONDS)], scene.deadline, trouble)
+    asked = take(
+        [SectionRead("layers", partial(_walk, numbers, devices), seconds=SEARCH_SECONDS)], scene.deadline, trouble
+    )
     answer = asked.pop("layers")
     layers = msgspec.json.decode(answer.data or b"[]", type=tuple[LoopLayer, ...])
     stored.append([Section(f"layer/{number}", msgspec.json.encode(each)) for number, each in enumerate(layers)])
@@ -40,8 +46,9 @@ def collect_layers(
     return tuple(mounts_of("\n".join(dict.fromkeys(each.mount for each in layers)).encode()).values())
 
 
-def _walk(numbers: tuple[str, ...]) -> bytes | Truncated:
+def _walk(numbers: tuple[str, ...], devices: tuple[str, ...]) -> bytes | Truncated:
     """Be the search, in a reader; return Layer[] as JSON."""
+    numbers = tuple(dict.fromkeys((*numbers, *filter(None, map(number_of, devices)))))
     found: list[LoopLayer] = []
     left = list(numbers)
     seen = set(left)

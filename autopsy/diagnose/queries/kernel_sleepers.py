@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from autopsy.diagnose.queries import kernel_stacks
 from autopsy.diagnose.queries.kernel_stacks import Family
@@ -12,9 +13,12 @@ from autopsy.diagnose.queries.requests import (
 )
 from autopsy.diagnose.queries.threads import descriptor, looks, slept_through, threads
 from autopsy.facts.cite import Known, Unknown
+from autopsy.facts.command_line import parse
 from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, MountFact, Park, Role, ThreadFact, ThreadSnapshot
+from autopsy.facts.subjects import HostDevice
 
 MOST_NAMED = 4
+FAULTS = frozenset({"handle_mm_fault", "__handle_mm_fault", "do_page_mkwrite", "filemap_fault", "exc_page_fault"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +125,35 @@ def _same_file(name: str, paths: frozenset[str]) -> bool:
     return name in paths or any(path.endswith("/" + name.removeprefix("./")) for path in paths)
 
 
+def device_of(facts: Facts, path: str) -> HostDevice | None:
+    """Return the block device that a path is, None where it is a file: what a device's node lies on is not its data."""
+    opened = facts.descriptors.value if isinstance(facts.descriptors, Known) else ()
+    node = next((each for each in opened if each.target == path and each.kind == "block device"), None)
+    return HostDevice(node.target.removeprefix("/dev/").removeprefix("mapper/")) if node else None
+
+
+def ram_file(facts: Facts, look: ThreadSnapshot) -> str:
+    """Return the file of the guest's RAM, if a thread is in a page fault and only one file can be meant."""
+    if not FAULTS & set(look.kernel_stack) or isinstance(facts.vm.arguments, Unknown):
+        return ""
+    words = facts.vm.arguments.value
+    told = [parse(value, "qom-type") for option, value in pairwise(words) if option.lstrip("-") == "object"]
+    files = [str(each.get("mem-path", "")) for each in told if each.get("qom-type") == "memory-backend-file"]
+    files += [value for option, value in pairwise(words) if option.lstrip("-") == "mem-path"]
+    return files[0] if len(set(files)) == 1 else ""
+
+
 def mount_of(facts: Facts, path: str) -> MountFact | None:
-    """Return the mount that a path lies on: by its descriptor's device, for a path can be told from another root."""
+    """Return the mount that a file is written to: by its descriptor's device, for a path can be of another root.
+
+    An overlay keeps what is written in a folder of another file system.
+    """
+    found = None if device_of(facts, path) else _mount_around(facts, path)
+    upper = _mount_around(facts, found.upper) if found is not None and found.upper else None
+    return upper or found
+
+
+def _mount_around(facts: Facts, path: str) -> MountFact | None:
     if isinstance(facts.host.mounts, Unknown):
         return None
     mounts = facts.host.mounts.value

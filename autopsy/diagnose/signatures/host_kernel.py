@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from autopsy.diagnose.diagnosis import Claim
-from autopsy.diagnose.queries import kernel_stacks
+from autopsy.diagnose.queries import kernel_stacks, naming
 from autopsy.diagnose.queries.below import Below, below, is_stopped, own_daemons
 from autopsy.diagnose.queries.host_log import lines_about
 from autopsy.diagnose.queries.kernel_sleepers import (
     MOST_NAMED,
     Sleeper,
+    device_of,
     disks_behind,
     disks_on,
     disks_parked,
     file_of,
     image_of,
     mount_of,
+    ram_file,
     sleepers,
     went_on,
 )
@@ -47,8 +51,10 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         return CannotTell(f"a second look: {count(len(found), 'thread')} waited for {kind.words} at the only one")
     files = {each.thread.tid: file_of(facts, each.look) for each in found}
     paths = frozenset(file.target for file in files.values() if file is not None) | _opening(facts, found)
-    disks = disks_on(facts, paths) or disks_parked(facts) if paths else disks_behind(facts, found)
-    paths = paths or frozenset(path for disk in disks if (path := image_of(facts, disk)))
+    ram = frozenset(filter(None, (ram_file(facts, each.look) for each in found)))
+    disks = disks_on(facts, paths) or disks_parked(facts) if paths else () if ram else disks_behind(facts, found)
+    paths = paths | ram or frozenset(path for disk in disks if (path := image_of(facts, disk)))
+    devices = tuple(dict.fromkeys(device for path in sorted(paths) if (device := device_of(facts, path)) is not None))
     mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
     through = any(each.through for each in found)
     answers = _answers(facts, kind, disks) if kind.passes else ()
@@ -57,12 +63,16 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     if kind.only_requests:
         held.add(Whole.REQUESTS)
     daemons = _daemons(facts, frozenset(mounts)) if kind.id == "fuse-daemon-silent" else ()
-    where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()] or sorted(paths)
+    where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()]
+    where = [*where, *map(naming.name, devices)] or sorted(paths)
+    where += [f"the guest's RAM in {path}" for path in sorted(ram)]
     return Match(
         headline=_headline(kind, found, where, tuple(title(disk) for disk in disks), answers),
         objects=(
             *(subjects.disk(disk) for disk in disks),
             *(subjects.file_system(mount) for mount in mounts.values()),
+            *devices,
+            *(subjects.File(path) for path in sorted(ram)),
             *(subjects.peer(daemon) for daemon in daemons),
             *(subjects.thread(each.thread) for each in found[:MOST_NAMED]),
         ),
@@ -70,6 +80,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         claims=(
             *_claims(kind, found, files, through=through),
             *answers,
+            *_about_devices(facts, devices),
             *(claim(f"The host's log says: {line.text}", line.cite) for line in lines_about(facts, mounts.values())),
             *(
                 claim(
@@ -81,10 +92,21 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
             ),
         ),
         holds=frozenset(held),
-        stands=(subjects.Kernel(kind.id), *(subjects.Kernel(kind.id, path) for path in mounts)),
+        stands=(
+            subjects.Kernel(kind.id),
+            *(subjects.Kernel(kind.id, name) for name in (*mounts, *(each.name for each in devices))),
+        ),
         waits_for=frozenset({Whole.IO_LIMIT, Whole.BELOW} if kind.id == "host-block-wait" else {Whole.BELOW}),
         weight=len(found),
     )
+
+
+def _about_devices(facts: Facts, devices: tuple[subjects.HostDevice, ...]) -> Iterator[Claim]:
+    """Say where a loop device keeps its data; whether that holds it up is not known by that."""
+    for layer in facts.layers:
+        if any(device.name == layer.loop for device in devices):
+            words = f"Block device {layer.loop} keeps its data in {layer.file}, on {layer.mount.path}"
+            yield claim(f"{words} ({layer.mount.fstype}).", layer.cite)
 
 
 def _answers(facts: Facts, kind: Family, disks: tuple[DiskFact, ...]) -> tuple[Claim, ...]:

@@ -6,12 +6,13 @@ from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import waits_for
 from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, still, thread_subjects
+from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, state
 from autopsy.diagnose.queries.threads import functions, looks, named, owns_bql, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Facts, MutexFact, Park, Role, ThreadFact
+from autopsy.facts.model.facts import Facts, MutexFact, Park, Role, SocketFact, ThreadFact
 from autopsy.facts.subjects import Whole
 
 SLEEP_CALLS = frozenset({"nanosleep", "clock_nanosleep"})
@@ -195,12 +196,15 @@ def _chardev(facts: Facts) -> Judgement:
             tuple(look.cite for look in looks(inside[0])),
         )
     thread = waiting[0]
+    unread = _unread(facts)
     cites = (thread.frames.cite,) if isinstance(thread.frames, Known) else ()
     return Match(
-        headline=f"{sentence(named(thread))} waits for the reader of a character device (serial, console, monitor)",
-        objects=(subjects.thread(thread),),
+        headline=f"{sentence(named(thread))} waits for the reader of a character device (serial, console, monitor)"
+        f"{state(unread)}",
+        objects=(subjects.thread(thread), *peers_of(unread)),
         confidence="likely",
         claims=(
+            *about_sockets(unread),
             claim(f"{sentence(named(thread))} is inside qemu_chr_fe_write_all.", *cites),
             claim(
                 "It sleeps between its tries: whoever reads the other end does not."
@@ -212,6 +216,13 @@ def _chardev(facts: Facts) -> Judgement:
         holds=thread_subjects(facts, (thread.tid,)),
         weight=1,
     )
+
+
+def _unread(facts: Facts) -> tuple[SocketFact, ...]:
+    """Return the connection whose other end does not read, where only one can be meant."""
+    sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
+    found = tuple(each for each in sockets if each.state == "ESTAB" and each.send_queue)
+    return found if len(found) == 1 else ()
 
 
 def _monitor_held(facts: Facts) -> Judgement:

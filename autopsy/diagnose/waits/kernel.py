@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.diagnose.queries.below import below
-from autopsy.diagnose.queries.kernel_sleepers import Sleeper, disks_behind, file_of, image_of, mount_of, sleepers
+from autopsy.diagnose.queries.kernel_sleepers import (
+    Sleeper,
+    device_of,
+    disks_behind,
+    file_of,
+    image_of,
+    mount_of,
+    ram_file,
+    sleepers,
+)
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
@@ -19,15 +28,20 @@ def kernel_waits(facts: Facts) -> Iterator[Wait]:
     mounts: dict[str, MountFact] = {}
     for each in sleepers(facts):
         sure = Certainty.SEEN if each.through else Certainty.ONCE
-        on = [mount for path in _paths(facts, each) if (mount := mount_of(facts, path)) is not None]
+        paths = _paths(facts, each)
+        on = [mount for path in paths if (mount := mount_of(facts, path)) is not None]
+        devices = [device for path in paths if (device := device_of(facts, path)) is not None]
         if each.family.id != FROZEN:  # a freeze is that file system's own, whatever it lies on
             mounts.update((mount.path, mount) for mount in on)
         cites = (each.look.cite, each.look.stack_cite)
-        for place in map(subjects.file_system, on):
-            asleep = subjects.Kernel(each.family.id, place.path)
+        places: list[tuple[str, subjects.Subject]] = [(mount.path, subjects.file_system(mount)) for mount in on] + [
+            (device.name, device) for device in devices
+        ]
+        for name, place in places:
+            asleep = subjects.Kernel(each.family.id, name)
             yield Wait(subjects.thread(each.thread), asleep, How.SLEEPS_IN, sure, cites)
             yield Wait(asleep, place, How.ON, sure, cites)
-        if not on:
+        if not places:
             yield Wait(subjects.thread(each.thread), subjects.Kernel(each.family.id), How.SLEEPS_IN, sure, cites)
     for mount in tuple(mounts.values()):
         above, way = mount, below(facts, mount)
@@ -36,15 +50,15 @@ def kernel_waits(facts: Facts) -> Iterator[Wait]:
                 *(subjects.file_system(above), subjects.HostDevice(layer.loop), How.STACKED_ON, Certainty.ONCE),
                 cites=(layer.cite,),
             )
-            place = subjects.file_system(layer.mount)
-            yield Wait(subjects.HostDevice(layer.loop), place, How.STACKED_ON, Certainty.ONCE, (layer.cite,))
+            below_it = subjects.file_system(layer.mount)
+            yield Wait(subjects.HostDevice(layer.loop), below_it, How.STACKED_ON, Certainty.ONCE, (layer.cite,))
             above = layer.mount
             mounts[above.path] = above
     for served in facts.fuse.value if isinstance(facts.fuse, Known) else ():
         if served.path in mounts and (served.sure or len(served.daemons) == 1):
             for daemon in served.daemons:
-                place = subjects.file_system(mounts[served.path])
-                yield Wait(place, subjects.peer(daemon), How.SERVED_BY, Certainty.ONCE, (served.cite, daemon.cite))
+                fuse = subjects.file_system(mounts[served.path])
+                yield Wait(fuse, subjects.peer(daemon), How.SERVED_BY, Certainty.ONCE, (served.cite, daemon.cite))
 
 
 def _paths(facts: Facts, sleeper: Sleeper) -> tuple[str, ...]:
@@ -53,4 +67,6 @@ def _paths(facts: Facts, sleeper: Sleeper) -> tuple[str, ...]:
         return (file.target,)
     if sleeper.thread.role is Role.MAIN and not isinstance(facts.main_loop, Unknown) and facts.main_loop.value.path:
         return (facts.main_loop.value.path,)
+    if ram := ram_file(facts, sleeper.look):
+        return (ram,)
     return tuple(path for disk in disks_behind(facts, [sleeper]) if (path := image_of(facts, disk)))

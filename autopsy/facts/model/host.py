@@ -145,13 +145,14 @@ class BlockDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountFact:
-    """One mount that the VM has files on."""
+    """One mount that the VM has files on; `upper` is the folder that an overlay's files are written to."""
 
     path: str
     fstype: str
     source: str
     cite: Cite
     device: str = ""
+    upper: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

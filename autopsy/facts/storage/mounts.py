@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from autopsy.facts.cite import Cite
 from autopsy.facts.model.facts import MountFact
 
+UPPER = "upperdir="
+
 
 def mounts_told(path: str, at: int, lines: str) -> Iterator[MountFact]:
     """Yield the mounts that lines of a mountinfo tell of; they stand in this file of the bundle from this line on."""
@@ -15,7 +17,16 @@ def mounts_told(path: str, at: int, lines: str) -> Iterator[MountFact]:
         place, words = left.split(), right.split()
         if dash and len(place) > 4 and len(words) > 1:
             cite = Cite(path, at + offset, line[:200])
-            yield MountFact(path=_unescape(place[4]), fstype=words[0], source=words[1], cite=cite, device=place[2])
+            options = words[2].split(",") if words[0] == "overlay" and len(words) > 2 else ()
+            upper = next((each.removeprefix(UPPER) for each in options if each.startswith(UPPER)), "")
+            yield MountFact(
+                path=_unescape(place[4]),
+                fstype=words[0],
+                source=words[1],
+                cite=cite,
+                device=place[2],
+                upper=_unescape(upper),
+            )
 
 
 def _unescape(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopsy.bundle import records
+from autopsy.bundle.sections import Section
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather_facts
@@ -13,7 +14,7 @@ NANOSLEEP = "230 0x0 0x0 0x7f0000001000 0x0 0x0 0x0 0x7f0000000000 0x7f000000000
 WRITE = "1 0x9 0x7f0000001000 0x1 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000"
 
 
-def writing(state: str, syscall: str, *stack: str) -> Diagnosis:
+def writing(state: str, syscall: str, *stack: str, unread: int = 0) -> Diagnosis:
     """Return what is said of a vCPU that writes to a serial port's back end with the BQL held."""
     case = e.Case(version="10.0.2")
     case.idle_threads()
@@ -24,6 +25,13 @@ def writing(state: str, syscall: str, *stack: str) -> Diagnosis:
         mutexes=(), others=(), cycles=(), bql_owner=VCPU, bql_address=0x1000, bql_how_found="symbol"
     )
     case.descriptors[9] = "/mnt/vm/console"
+    if unread:
+        reader = records.SocketEnd(
+            fd=11, inode=7, family="unix", state="ESTAB", remote="/run/c", send_queue=unread, peer_pids=(900,)
+        )
+        case.ends.append(reader)
+        status = b"Name:\tlogger\nState:\tT (stopped)\n"
+        case.peer_sections += [Section("peer/900/comm", b"logger\n"), Section("peer/900/status", status)]
     case.asked("(greeting)", {}, outcome="greeted")
     case.asked("qmp_capabilities", None, outcome="no answer")
     return diagnose(gather_facts(case.bundle()))
@@ -38,3 +46,9 @@ def test_a_console_in_a_file_on_a_frozen_file_system_has_no_reader_to_blame() ->
 
 def test_a_console_whose_reader_does_not_read_is_told_as_that() -> None:
     assert writing("S", NANOSLEEP, "hrtimer_nanosleep", "do_nanosleep").signature == "chardev-blocked"
+
+
+def test_the_program_that_does_not_read_a_console_is_named_where_only_one_has_bytes_to_read() -> None:
+    found = writing("S", NANOSLEEP, "hrtimer_nanosleep", "do_nanosleep", unread=200_000)
+    assert "its process 900 (logger) is stopped" in found.headline
+    assert "logger 900" in found.objects

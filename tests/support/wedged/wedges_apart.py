@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from support.builds import missing
 from support.wedged.wedges import DISK, NODE, Stuck, in_flight, until_it_works, vhost_user
 
 LITTLE = 1 << 16  # bytes a second
+BETWEEN_LOOKS = 7.0  # seconds from the beginning of a capture whose looks are ten apart
 
 
 @contextmanager
@@ -92,6 +94,23 @@ def source_stopped(build: lab.Build) -> Iterator[Stuck]:
         lab.until("it sends", lambda: vm.qmp("query-migrate").get("ram", {}).get("transferred", 0) > 0)
         with lab.stopped(vm):
             yield Stuck(there, (str(vm.pid),), vm.process.resume)
+
+
+@contextmanager
+def ended_meanwhile(build: lab.Build) -> Iterator[Stuck]:
+    """A guest that writes to its disk; its QEMU is sent a SIGSEGV while the capture waits for its second look."""
+    with lab.folder() as place:
+        image = lab.disk(place / "d")
+        guests.write_boot_sector(image)
+        node = ("-blockdev", f"driver=file,node-name=file0,filename={image}", "-device", f"{NODE}=file0")
+        with lab.qemu(build, *node, accelerate=lab.KVM, boots=True) as vm:
+            until_it_works(vm, 1)
+            hand = threading.Timer(BETWEEN_LOOKS, os.kill, (vm.pid, signal.SIGSEGV))
+            hand.start()
+            try:
+                yield Stuck(vm)
+            finally:
+                hand.cancel()
 
 
 @contextmanager
