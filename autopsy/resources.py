@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def resource(folder: str) -> Path:
-    """Return the folder `templates` or `runbooks`."""
+    """Return the folder `templates` or `runbooks`, or that of a case that the package brings along."""
     inside = PACKAGE / folder
     return inside if inside.is_dir() else PACKAGE.parent / folder
 

@@ -216,7 +216,8 @@ def drill(
     """Wedge a QEMU of our own, capture it, kill it."""
     from autopsy.cli import summary, terminal
     from autopsy.cli.json_output import answer
-    from autopsy.commands.drill import listing, run
+    from autopsy.commands.drill import listing, run, walk_through
+    from autopsy.drill.stored import stored_drill
     from autopsy.store.place import expendable_path
 
     if list_them:
@@ -224,6 +225,13 @@ def drill(
             show(line)
         return
     tell = (lambda _: None) if quiet else say
+    if (stored := stored_drill(scenario)) is not None:
+        from autopsy.cli.stored_json import show_json
+
+        shown = walk_through(stored, out or expendable_path(), tell)
+        for line in [show_json(shown)] if json else summary.stored(shown):
+            show(line)
+        return
     with terminal.watcher(verbose=verbose, quiet=quiet) as watcher:
         drilled = run(scenario, keep=keep, place=out or expendable_path(), watcher=watcher, say=tell)
     for line in terminal.story(drilled.ended):

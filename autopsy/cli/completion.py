@@ -64,8 +64,9 @@ def steps(incomplete: str) -> list[str]:
 def scenarios(incomplete: str) -> list[tuple[str, str]]:
     """Return the drill's scenarios."""
     from autopsy.drill.scenarios import SCENARIOS
+    from autopsy.drill.stored import STORED_DRILLS
 
-    return _beginning(incomplete, ((scenario.name, scenario.description) for scenario in SCENARIOS))
+    return _beginning(incomplete, ((each.name, each.description) for each in (*SCENARIOS, *STORED_DRILLS)))
 
 
 def formats(incomplete: str) -> list[tuple[str, str]]:

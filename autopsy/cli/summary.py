@@ -46,7 +46,9 @@ def stored(found: ShownBundle) -> Iterator[str]:
     if diagnosis is None:
         yield heading("UNKNOWN", "no verdict was stored: `autopsy analyze` makes one")
     else:
-        yield from verdict(diagnosis, alive=not (kill and kill.gone))
+        yield from verdict(diagnosis, alive=found.is_here)
+        if not found.is_here and diagnosis.advice and diagnosis.where != "none":
+            yield row("", "that process is not here any more: what to do then stands in the report")
     if (manifest := found.told.manifest) is not None:
         record = manifest.target
         fate = f"; killed: {kill.how}" if kill else ""

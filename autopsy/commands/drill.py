@@ -6,11 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.bundle import layout
 from autopsy.capture.runner import Watcher
 from autopsy.capture.step import Options
-from autopsy.commands.capture import CaptureOptions, Ended, fulfil
+from autopsy.commands.capture import CaptureOptions, Ended, fulfil, report_path
+from autopsy.commands.stored import ShownBundle, named
 from autopsy.drill.scenarios import SCENARIOS, Scenario, wedged
-from autopsy.errors import ExitCode
+from autopsy.drill.stored import STORED_DRILLS, StoredDrill
+from autopsy.errors import ExitCode, NotStored
+from autopsy.files import private
+from autopsy.linux import clocks
+from autopsy.report.render import render
+from autopsy.store.place import is_of_store, provide
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,29 @@ def listing() -> Iterator[str]:
     for scenario in SCENARIOS:
         needs = f"  (needs {', '.join(scenario.needs)})" if scenario.needs else ""
         yield f"{scenario.name:<17} {scenario.description}{needs}"
+    for drill in STORED_DRILLS:
+        yield f"{drill.name:<17} {drill.description}  (needs {drill.needs})"
+
+
+def walk_through(drill: StoredDrill, place: Path, say: Callable[[str], None]) -> ShownBundle:
+    """Put a stored capture and its report where a drill's would go, and return what it says.
+
+    Raises:
+        NotStored: it cannot be put there.
+    """
+    say(f"drill: {drill.description}: needs {drill.needs}")
+    name = layout.name_of(drill.name, clocks.now().utc)
+    bundle = place / f"{name}.tar.zst"
+    try:
+        if is_of_store(place):
+            provide(place)
+        else:
+            private.provide(place)
+        private.publish(bundle, drill.bundle.read_bytes())
+        private.publish(report_path(bundle), render(bundle, "html").encode())
+    except OSError as error:
+        raise NotStored(str(place), error.strerror or str(error), remedy="give a folder: --out DIR") from error
+    return named(str(bundle))
 
 
 def run(scenario: str, *, keep: bool, place: Path, watcher: Watcher, say: Callable[[str], None]) -> Drilled:

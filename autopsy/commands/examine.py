@@ -15,11 +15,12 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.archive import safe_name
+from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.reader import Bundle, open_folder
 from autopsy.bundle.seal import Sealed, seal
 from autopsy.commands.unpacked import unpack
 from autopsy.diagnose.diagnosis import Diagnosis
-from autopsy.errors import ExaminationFailed, UsageError
+from autopsy.errors import ExaminationFailed, NotStored, UsageError
 from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.debuginfod import fetch
 from autopsy.examine.core.inputs import Frozen
@@ -54,6 +55,7 @@ def examine_bundle(bundle: Path, *, debug_files: tuple[Path, ...], debuginfod: s
     for file in debug_files:
         if not file.is_file():
             raise UsageError(str(file), "there is no such file", remedy="give QEMU's debug file or unstripped binary")
+    destination = _beside(bundle, place)
     with _unpacked(bundle) as folder:
         note = _examine(folder, debug_files, debuginfod)
         answers = write_answers(folder)
@@ -62,7 +64,19 @@ def examine_bundle(bundle: Path, *, debug_files: tuple[Path, ...], debuginfod: s
         if answers.unrendered:
             told += f"; no report could be made of it: {answers.unrendered}"
         changed = msgspec.structs.replace(manifest, files=(), notes=(*manifest.notes, told))
-        return Examined(seal(folder, _beside(bundle, place), changed), answers.diagnosis, told)
+        return Examined(_sealed(folder, destination, changed), answers.diagnosis, told)
+
+
+def _sealed(folder: Path, destination: Path, manifest: Manifest) -> Sealed:
+    """Seal the new bundle; where that fails nothing is lost, for the old one is as it was.
+
+    Raises:
+        NotStored: it could not be written.
+    """
+    try:
+        return seal(folder, destination, manifest)
+    except NotStored as error:
+        raise NotStored(error.thing, error.cause, remedy="the bundle is as it was; give a folder: --out DIR") from error
 
 
 def _examine(folder: Path, debug_files: tuple[Path, ...], debuginfod: str) -> str:
@@ -152,8 +166,10 @@ def _write(folder: Path, step: str, file: str, data: bytes) -> None:
 
 
 def _beside(bundle: Path, place: Path | None) -> Path:
-    """Return a name that is still free for the new bundle."""
+    """Return a name that is still free for the new bundle; the folder is made where a person named it."""
     folder = (place or bundle.parent).absolute()
+    if place is not None:
+        private.provide(folder)
     stem = bundle.name.removesuffix(".tar.zst").removesuffix(".partial")
     names_tried = (f"{stem}-examined{number or ''}.tar.zst" for number in range(1000))
     return next(path for name in names_tried if not (path := folder / name).exists())

@@ -17,9 +17,12 @@ from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import AutopsyError, DamagedBundle
 from autopsy.files.plain import NotPlain, open_plain
 from autopsy.kill.audit_log import KillNote, note_path
+from autopsy.linux import clocks
 from autopsy.report.boxed import SECONDS, in_box
+from autopsy.report.store import diagnosis_of
 from autopsy.store.choose import LAST, chosen
 from autopsy.store.entries import BUNDLE, StoredBundle, entries
+from autopsy.target import identity
 
 AT_ONCE = 200  # descriptors that are held
 READ = os.O_RDONLY | os.O_CLOEXEC
@@ -36,7 +39,10 @@ class SealedWords(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownBundle:
-    """A bundle, what it says, and how its VM was killed: None where it was not, or nobody wrote it down."""
+    """A bundle, what it says, and how its VM was killed: None where it was not, or nobody wrote it down.
+
+    Where `is_here` is false, what was advised then could meet another process by now.
+    """
 
     bundle: Path
     report: Path | None
@@ -44,6 +50,17 @@ class ShownBundle:
     told: SealedWords
     kill: KillNote | None = None
     entry: StoredBundle | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Tell whether the process that was captured is still there."""
+        manifest = self.told.manifest
+        if manifest is None or manifest.host.boot_id != clocks.host().boot_id:
+            return False
+        try:
+            return identity.stat_of(f"/proc/{manifest.target.pid}").start_ticks == manifest.target.start_ticks
+        except (OSError, ValueError, IndexError):
+            return False
 
 
 def listed() -> tuple[ShownBundle, ...]:
@@ -68,7 +85,7 @@ def named(word: str) -> ShownBundle:
     """
     path = Path(word)
     if word != LAST and path.exists():
-        (told,) = _read([path])
+        told = _with_verdict(path, _read([path])[0])
         _must_speak(path, told)
         report = path.with_name(f"{path.name.removesuffix(BUNDLE)}.html")
         size = path.stat().st_size
@@ -80,9 +97,16 @@ def named(word: str) -> ShownBundle:
             kill=_kill_of(path),
         )
     entry = chosen(word, entries())
-    (told,) = _read([entry.bundle])
+    told = _with_verdict(entry.bundle, _read([entry.bundle])[0])
     _must_speak(entry.bundle, told)
     return _of_store(entry, told)
+
+
+def _with_verdict(path: Path, told: SealedWords) -> SealedWords:
+    """Diagnose a bundle that holds no verdict that this version reads."""
+    if told.trouble or told.diagnosis is not None:
+        return told
+    return msgspec.structs.replace(told, diagnosis=diagnosis_of(path))
 
 
 def _must_speak(path: Path, told: SealedWords) -> None:

@@ -159,18 +159,31 @@ def _target(a: ComparedCapture, b: ComparedCapture) -> Iterator[DifferingReading
             ("symbols", words(a.facts.symbols, str), words(b.facts.symbols, str)),
         )
     )
-    first, second = _arguments(a.facts), _arguments(b.facts)
-    gone, new = first - second, second - first
-    if gone or new:
-        yield DifferingReading(what="arguments", a=_argument_words(gone), b=_argument_words(new))
+    yield from _arguments(a.facts, b.facts)
 
 
-def _arguments(facts: Facts) -> Counter[str]:
-    return Counter(facts.vm.arguments.value if isinstance(facts.vm.arguments, Known) else ())
+def _arguments(a: Facts, b: Facts) -> Iterator[DifferingReading]:
+    """Yield each option that only one command line has; one that each has once, with another value, in one row."""
+    first, second = (Counter(_options(facts)) for facts in (a, b))
+    gone, new = list((first - second).elements()), list((second - first).elements())
+    for name, value in gone:
+        others = [each for each in new if each[0] == name]
+        if len(others) == 1 and sum(each[0] == name for each in gone) == 1:
+            new.remove(others[0])
+            yield DifferingReading(what=name, a=value or name, b=others[0][1] or name)
+        else:
+            yield DifferingReading(what=name, a=value or name, b="not given")
+    for name, value in new:
+        yield DifferingReading(what=name, a="not given", b=value or name)
 
 
-def _argument_words(arguments: Counter[str]) -> str:
-    return " ".join(arguments.elements()) or "nothing of its own"
+def _options(facts: Facts) -> Iterator[tuple[str, str]]:
+    """Yield the options of a command line with their values; the program itself is told as the binary."""
+    words = list(facts.vm.arguments.value[1:] if isinstance(facts.vm.arguments, Known) else ())
+    while words:
+        name = words.pop(0)
+        value = words.pop(0) if words and name.startswith("-") and not words[0].startswith("-") else ""
+        yield name, value
 
 
 def _state(a: Facts, b: Facts) -> Iterator[DifferingReading]:

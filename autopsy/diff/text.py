@@ -46,11 +46,19 @@ def lines(found: Difference) -> Iterator[str]:
 def _heading(found: Difference) -> Iterator[str]:
     yield f"A  {_side(found.a)}"
     yield f"B  {_side(found.b)}"
-    later = f"{abs(found.seconds):.1f} s {'later' if found.seconds >= 0 else 'earlier'}"
+    later = f"{_span(abs(found.seconds))} {'later' if found.seconds >= 0 else 'earlier'}"
     if found.same_process:
         yield f"   the same process, {later}"
     else:
         yield f"   another process, {later}: addresses and counters are not compared"
+
+
+def _span(seconds: float) -> str:
+    """Return a time as it is said: `8.5 days`."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _side(side: Side) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,12 +54,20 @@ def lockdown(top: Path = Path("/")) -> str:
     return f"the kernel is locked down ({mode[1]}): debugfs is closed, which tells of requests in blk-mq, Ceph and NFS"
 
 
+def as_root() -> str:
+    """Return the command line that was typed as root can run it, whose PATH need not lead to where we are installed."""
+    program = os.path.realpath(sys.argv[0])
+    if not os.access(program, os.X_OK):
+        return shlex.join(("sudo", sys.executable, "-m", "autopsy", *sys.argv[1:]))
+    return shlex.join(("sudo", program, *sys.argv[1:]))
+
+
 def explain(guards: Guards) -> tuple[str, str]:
     """Return the likeliest reason for a refusal (empty when it is plain privilege), and what would lift it."""
     if guards.yama == "3":
         return "kernel.yama.ptrace_scope=3", "this setting lasts until the host restarts; `autopsy ps` works"
     if not guards.may_trace and not guards.root:
-        return "", "run as root (`sudo autopsy ...`), or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+        return "", f"run as root: `{as_root()}`; or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
     if not guards.may_trace:
         return "we are root without CAP_SYS_PTRACE", "give CAP_SYS_PTRACE to this container or unit, or run on the host"
     return _by_labels(guards)

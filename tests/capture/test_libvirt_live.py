@@ -144,7 +144,11 @@ def test_a_libvirtd_that_hangs_is_not_taken_for_a_qemu_that_does(libvirtd: Libvi
     words = ("--then-kill", "--even-if-healthy", "--fast", "--json", "--out", tmp_path)
     with lab.stopped(libvirtd.daemon):
         told = libvirts.answer(libvirtd.autopsy("capture", "app1", *words))
-        assert outcome(told, layout.QUERY_STATUS) == ("Failed", "libvirtd does not answer (virsh domcontrol, 2 s)")
+        how, why = outcome(told, layout.QUERY_STATUS)
+        assert how == "Failed"
+        assert why.startswith("libvirtd does not answer (virsh domcontrol, 2 s): ")
+        assert f"{libvirtd.daemon.pid} is in State T" in why
+        assert "libvirtd does not answer" in told["verdict"]["headline"]
         assert told["verdict"]["where"] != "control"
         assert told["kill"]["done"]
         assert told["kill"]["how"].startswith("virsh destroy and SIGKILL; gone after")

@@ -215,8 +215,8 @@ def pinned(now: Known) -> None:
 
 
 def test_a_debug_file_brings_them_even_without_the_binary_and_they_stay(stored: Stored, tmp_path: Path) -> None:
-    autopsy("examine", stored.without_binary, "--debug-file", stored.debug, "--out", tmp_path)
-    (better,) = tmp_path.iterdir()
+    autopsy("examine", stored.without_binary, "--debug-file", stored.debug, "--out", tmp_path / "new")
+    (better,) = (tmp_path / "new").iterdir()
     pinned(known(better))
     pinned(examined(better))
 

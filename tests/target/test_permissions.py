@@ -17,7 +17,7 @@ from autopsy.bundle import layout
 from autopsy.drill.machine import Machine
 from autopsy.errors import ExitCode, NotPermitted
 from autopsy.linux.child import in_child
-from autopsy.target import target
+from autopsy.target import permissions, target
 from autopsy.target.permissions import Guards, explain, guards_of, lockdown
 from support import lab
 
@@ -184,3 +184,14 @@ def test_a_locked_down_kernel_is_known_by_its_own_word(tmp_path: Path, file: str
     words = lockdown(tmp_path)
     assert told in words
     assert bool(words) is bool(told)
+
+
+def test_the_remedy_is_the_whole_command_as_root_can_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin/autopsy"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(permissions.sys, "argv", [str(program), "capture", "web 1", "--then-kill"])
+    assert permissions.as_root() == f"sudo {program} capture 'web 1' --then-kill"
+    monkeypatch.setattr(permissions.sys, "argv", ["/nowhere/__main__.py", "ps"])
+    assert permissions.as_root() == f"sudo {sys.executable} -m autopsy ps"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
+
+import psutil
 
 from autopsy import text as plain_words
 from autopsy.bundle.manifest import Domain
@@ -25,8 +28,22 @@ from autopsy.capture.qmp.client import (
 )
 from autopsy.capture.reading import programs
 from autopsy.capture.reading.reader import Truncated, Unreadable
+from autopsy.target import identity
 
+DAEMONS = frozenset({"libvirtd", "virtqemud"})
 NOTE = "asked through libvirtd: it marks the domain tainted (custom-monitor)"
+
+
+def daemons_in_words() -> str:
+    """Return how libvirt's daemons are, each by its main thread; empty where none is to be seen."""
+    told = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            stat = identity.stat_of(f"/proc/{pid}")
+            if stat.comm in DAEMONS:
+                wchan = identity.wchan_of(pid, pid)
+                told.append(f"{stat.comm} {pid} is in State {stat.state}{f', in {wchan}' if wchan else ''}")
+    return f": {', '.join(told)}" if told else ""
 
 
 class VirshMonitor:
@@ -63,7 +80,8 @@ class VirshMonitor:
         try:
             said = plain_words.printable(self._virsh(seconds, "domcontrol").strip())
         except TimeoutError:
-            return Closed(f"libvirtd does not answer (virsh domcontrol, {seconds:.0f} s)")  # of QEMU that says nothing
+            # Of QEMU that says nothing.
+            return Closed(f"libvirtd does not answer (virsh domcontrol, {seconds:.0f} s){daemons_in_words()}")
         except (Unreadable, OSError, OverflowError) as error:
             return Closed(f"virsh domcontrol: {plain_words.printable(str(error))}")
         if said.startswith("ok"):

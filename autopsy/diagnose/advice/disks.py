@@ -68,12 +68,16 @@ def _lift(hand: Hand, disk: DiskFact, group: ThrottleGroupFact | None) -> str:
         limits = group.limits.value.values if isinstance(group.limits, Known) else ()
         values = {name: 0 for name, _ in limits if name in RATES}
         unset = question("qom-set", path=OBJECTS + group.name, property="limits", value=values or {"bps-total": 0})
-        return hand.qmp(unset, question("stop"), question("cont"))
+        # A storage daemon has no VM to pause; its clients' next requests go by the new limits.
+        wake = () if hand.vm.is_storage_daemon else (question("stop"), question("cont"))
+        return hand.qmp(unset, *wake)
     if configured is not None and hand.domain:
         return hand.virsh("blkdeviotune", configured.name, *NO_LIMIT_BY_VIRSH)
     if configured is not None and hand.vmid and shell.sayable(configured.options):
         kept = [option for option in configured.options.split(",") if not LIMIT.match(option)]
         return hand.qm("set", f"--{configured.name}", ",".join(kept))
+    if hand.vm.is_storage_daemon:
+        return ""  # it knows no block_set_io_throttle
     whose = {"device": disk.backend} if disk.backend else {"id": disk.device}
     if not shell.sayable(next(iter(whose.values()))):
         return ""

@@ -51,6 +51,10 @@ class Hand:
             return ""
         return shell.spoken(self.vm.monitor, questions)
 
+    def qmp_of_vm(self, *questions: str) -> str:
+        """Return what says these, of which a storage daemon knows none: it has no VM."""
+        return "" if self.vm.is_storage_daemon else self.qmp(*questions)
+
     def verbs(self) -> Mapping[str, str]:
         """Return the commands that need no more than the VM itself, by the names that runbooks give them."""
         stop = self.qm("stop") or self.virsh("destroy")
@@ -62,17 +66,17 @@ class Hand:
             "end": end,
             "restart": shell.both(stop, start) or end,
             "start": start,
-            "resume": self.qm("resume") or self.virsh("resume") or self.qmp(question("cont")),
+            "resume": self.qm("resume") or self.virsh("resume") or self.qmp_of_vm(question("cont")),
             "pause-and-resume": shell.both(self.qm("suspend"), self.qm("resume"))
             or shell.both(self.virsh("suspend"), self.virsh("resume"))
-            or ("" if self.vm.is_storage_daemon else self.qmp(question("stop"), question("cont"))),
-            "reset": self.qm("reset") or self.virsh("reset") or self.qmp(question("system_reset")),
-            "wake": self.virsh("dompmwakeup") or self.qmp(question("system_wakeup")),
-            "keep-memory": self.virsh("dump", "--memory-only", memory) or self.qmp(dump),
+            or self.qmp_of_vm(question("stop"), question("cont")),
+            "reset": self.qm("reset") or self.virsh("reset") or self.qmp_of_vm(question("system_reset")),
+            "wake": self.virsh("dompmwakeup") or self.qmp_of_vm(question("system_wakeup")),
+            "keep-memory": self.virsh("dump", "--memory-only", memory) or self.qmp_of_vm(dump),
             "set-clock": self.virsh("domtime", "--sync"),
-            "migration": self.virsh("domjobinfo") or self.qmp(question("query-migrate")),
-            "cancel-migration": self.virsh("domjobabort") or self.qmp(question("migrate_cancel")),
-            "stay-here": self.qmp(question("migrate_cancel"), question("cont")),
+            "migration": self.virsh("domjobinfo") or self.qmp_of_vm(question("query-migrate")),
+            "cancel-migration": self.virsh("domjobabort") or self.qmp_of_vm(question("migrate_cancel")),
+            "stay-here": self.qmp_of_vm(question("migrate_cancel"), question("cont")),
             "jobs": self.qmp(question("query-jobs")),
             "stop-backup": line("vzdump", "--stop") if self.vmid else self.virsh("domjobabort"),
             "snapshots": self.qm("listsnapshot"),

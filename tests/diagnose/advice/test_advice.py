@@ -13,6 +13,7 @@ import pytest
 
 from autopsy.bundle import layout, sections
 from autopsy.bundle.manifest import Domain, MonitorSocket
+from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.advice import disks, slots
 from autopsy.diagnose.advice.advise import SLOT, advise, filled, templates
 from autopsy.diagnose.advice.managers import Hand
@@ -25,6 +26,7 @@ from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Facts
 from autopsy.facts.subjects import Subject
 from autopsy.resources import texts
+from support import stored
 from support.built import cases
 from support.built import evidence as e
 
@@ -196,3 +198,20 @@ def test_proxmox_is_given_the_disk_s_own_line_without_its_limits() -> None:
         "local-lvm:vm-102-disk-0,iothread=1,size=32G",
     ]
     assert shlex.split(disks._own_iothread(hand, scsi))[3:6] == ["--scsihw", "virtio-scsi-single", "--scsi0"]
+
+
+STORAGE_DAEMON_LACKS = {"stop", "cont", "system_reset", "system_wakeup", "migrate_cancel", "block_set_io_throttle"}
+
+
+def test_a_storage_daemon_is_told_nothing_that_it_does_not_know() -> None:
+    seen = 0
+    for case in stored.CASES:
+        facts = gather_facts(open_bundle(case.bundle))
+        if facts.vm.is_storage_daemon:
+            commands = [each.command for each in diagnose(facts).advice]
+            verbs = {verb for command in commands for verb in re.findall(r'"execute": ?"([a-z_-]+)"', command)}
+            assert not verbs & STORAGE_DAEMON_LACKS, (case.bundle, commands)
+            seen += 1
+            others = Hand(facts.vm).verbs().values()
+            assert not [each for each in others if any(f'"{verb}"' in each for verb in STORAGE_DAEMON_LACKS)]
+    assert seen >= 3
