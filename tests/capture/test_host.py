@@ -184,6 +184,10 @@ def test_a_limit_above_the_group_counts_too() -> None:
     assert folders == {"/sys/fs/cgroup/qemu.slice/102.scope", "/sys/fs/cgroup/qemu.slice"}
     assert list(cgroups.reads([b"0::/../../elsewhere\n", b"damaged\n"], mountinfo)) == []
     assert cgroups.scopes([b"0::/qemu.slice/102.scope\n"]) == ("102.scope",)
+    given_away = (
+        b"0::/user.slice/user-1000.slice/user@1000.service/ssh.service\n1:name=systemd:/system.slice/a.service\n"
+    )
+    assert cgroups.scopes([given_away]) == ("a.service", "user@1000.service")
 
 
 def test_what_network_storage_says_of_itself_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,11 @@ def _levels(mount: Mount, controllers: list[str], path: str) -> Iterator[tuple[s
 
 
 def scopes(memberships: Iterable[bytes]) -> tuple[str, ...]:
-    """Return the systemd units that /proc/PID/cgroup files name, such as `102.scope` of Proxmox."""
-    parts = {part for text in memberships for part in text.decode("utf-8", "replace").replace("\n", "/").split("/")}
-    return tuple(sorted(part for part in parts if part.endswith((".scope", ".service"))))
+    """Return the systemd units that /proc/PID/cgroup files name, such as `102.scope` of Proxmox.
+
+    The first one on a path is systemd's own; what lies below, whoever it was given to may call after any other unit.
+    """
+    lines = (line for text in memberships for line in text.decode("utf-8", "replace").splitlines())
+    paths = (line.split(":", 2)[-1].split("/") for line in lines)
+    first = (next((part for part in path if part.endswith((".scope", ".service"))), "") for path in paths)
+    return tuple(sorted(set(filter(None, first))))
