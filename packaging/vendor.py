@@ -49,7 +49,12 @@ def tidy(tree: Path) -> None:
     for info in tree.glob("*.dist-info"):
         for name in OF_PIP:
             (info / name).unlink(missing_ok=True)
-    for other in tree.glob("zstandard/_cffi.*.so"):  # wants cffi, which is not here; its twin in C is used
+    shutil.rmtree(tree / "typer/.agents", ignore_errors=True)
+    unused = (
+        "zstandard/_cffi.*.so",
+        "markupsafe/*.c",
+    )  # the first wants cffi, which is not here; its twin in C is used
+    for other in (path for pattern in unused for path in tree.glob(pattern)):
         other.unlink()
 
 
