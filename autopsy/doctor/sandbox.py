@@ -32,7 +32,8 @@ def try_sandbox() -> Check:
         return lacks(SANDBOX, f"no folder for it: {error}", "set TMPDIR to a folder that you may write to")
     if told:
         return note(SANDBOX, told, "gdb reads the core all the same, behind fewer walls")
-    return ok(SANDBOX, f"Landlock (ABI {landlock.version()}), seccomp and a user of its own hold")
+    apart = ", seccomp and a user of its own hold" if os.geteuid() == 0 else " and seccomp hold"
+    return ok(SANDBOX, f"Landlock (ABI {landlock.version()}){apart}")
 
 
 def _look_around(confined: Confined, _: AnswerPipe) -> bytes:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from autopsy.bundle.manifest import TargetRecord
 from autopsy.cli.doctor import lines
 from autopsy.doctor import kernel, programs, snapshot, symbols
 from autopsy.doctor.checks import Check, CheckedHost, Result, VmChecks, lacks, note, ok
@@ -18,6 +20,7 @@ from autopsy.doctor.own_process import sleeping_process
 from support import lab
 
 ROOT = Path(__file__).resolve().parents[2]
+HERE = Distribution(name="", family="debian")
 RELEASES = {
     "debian": ('PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_CODENAME=bookworm\nID=debian\n', "debian"),
     "ubuntu": ("ID=ubuntu\nID_LIKE=debian\nVERSION_CODENAME=noble\n", "ubuntu"),
@@ -92,6 +95,49 @@ def test_no_word_of_a_package_manager_reaches_a_command_line_unless_it_is_a_pack
     assert symbols._sound("qemu-kvm-core", "17:9.1.0-15.el9") is not None
     assert symbols._sound("x; rm -rf /", "1") is None
     assert symbols._sound("qemu", "$(reboot)") is None
+
+
+QEMU = TargetRecord(
+    pid=1,
+    name="vm",
+    manager="process",
+    start_ticks=0,
+    exe="/usr/bin/qemu-system-x86_64",
+    exe_deleted=False,
+    build_id="ab",
+    qemu_version="7.2",
+)
+ANSWERS = {
+    "dpkg-query -S": "qemu-system-x86: /usr/bin/qemu-system-x86_64",
+    "dpkg-query -W": "1:7.2-7",
+    "apt-cache madison": "",
+    "rpm -qf": "qemu-kvm-core 17:9.1.0-15.el9",
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "answers", "command"),
+    [
+        ("proxmox", {}, "apt update && apt install qemu-system-x86-dbgsym=1:7.2-7"),
+        ("debian", {"apt-cache madison": " x-dbgsym | 1:7.2-7 | http"}, "apt install qemu-system-x86-dbgsym=1:7.2-7"),
+        ("fedora", {}, "dnf debuginfo-install qemu-kvm-core-17:9.1.0-15.el9"),
+        ("fedora", {"rpm -qf": "file /usr/bin/x is not owned by any package"}, symbols.BY_HAND),
+        ("debian", {"dpkg-query -S": ""}, symbols.BY_HAND),
+    ],
+)
+def test_the_command_is_for_the_very_package_that_has_the_binary(
+    family: str, answers: dict[str, str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(symbols, "_printed", lambda *words: (ANSWERS | answers)[" ".join(words[:2])])
+    monkeypatch.setattr(symbols, "_is_installed", lambda _target: True)
+    here = Distribution(name="", family=family)
+    assert symbols._how_to_get_them(QEMU, here) == command
+
+
+def test_a_qemu_that_was_upgraded_while_it_ran_is_not_given_the_new_ones_symbols() -> None:
+    gone = msgspec.structs.replace(QEMU, exe_deleted=True)
+    assert "apt install" not in symbols._how_to_get_them(gone, Distribution(name="", family="debian"))
+    assert symbols._how_to_get_them(msgspec.structs.replace(QEMU, exe="/home/x/qemu"), HERE) == symbols.BY_HAND
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -243,3 +244,22 @@ def test_the_launcher_takes_no_python_without_its_standard_library(tmp_path: Pat
     refused = subprocess.run(words, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "Python 3.11 3.12" in refused.stderr
+
+
+def test_what_stands_for_tls_in_the_portable_interpreter_has_the_names_that_are_mentioned() -> None:
+    words = "import sys; sys.path.insert(0, sys.argv[1]); import ssl, asyncio, qemu.qmp; from asyncio import sslproto"
+    told = subprocess.run(
+        [sys.executable, "-c", f"{words}; print(ssl.__file__)", ROOT / "packaging"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    assert told.stdout.strip() == str(ROOT / "packaging/ssl.py")
+    mentioned = set()
+    for name in ("base_events", "selector_events"):
+        source = Path(asyncio.__file__).with_name(f"{name}.py").read_text()
+        mentioned |= set(re.findall(r"\bssl\.(\w+)", source))
+    stand_in = (ROOT / "packaging/ssl.py").read_text()
+    # A server's and a client's sockets; what a TLS connection alone would touch is never reached.
+    assert {name for name in mentioned if f"class {name}" not in stand_in} <= {"SSLContext", "create_default_context"}
