@@ -105,3 +105,15 @@ def test_the_disk_whose_limit_explains_the_wait_is_named_and_not_the_one_that_go
     case.disks(fast, e.disk("d1", "vd1", after=101, bps=100, group="slow0"))  # one of its requests was let go meanwhile
     found = told(case)
     assert (found.signature, found.objects) == ("throttle-timer-wait", ("vd1 (d1)", "throttle group slow0"))
+
+
+def test_what_begins_among_the_functions_of_jobs_is_a_job_s_though_it_calls_no_request_of_the_block_layer() -> None:
+    asks = (
+        *e.YIELD,
+        "nbd_receive_reply",
+        "bdrv_co_is_allocated_above",
+        "~luring_has_fua",
+        "~block_job_get_aio_context",
+    )
+    facts = gather_facts(mirroring((*asks, "~qemu_coroutine_switch"), done=0, kind="stream").bundle())
+    assert [each.of_job for each in facts.coroutines.value][:3] == [True] * 3  # type: ignore[union-attr]  # they are known

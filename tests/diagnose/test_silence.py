@@ -191,3 +191,48 @@ def test_requests_at_a_limit_that_no_disk_has_are_told_as_those_of_the_job() -> 
     assert found.signature == "throttle-timer-wait"
     assert "of job " in found.headline
     assert any(each.startswith("job ") for each in found.objects)
+
+
+@pytest.mark.parametrize(("took", "slow"), [(0.6, True), (0.01, False)])
+def test_a_disk_whose_requests_take_long_is_told_with_their_mean_and_is_not_stuck(took: float, *, slow: bool) -> None:
+    case = e.Case()
+    case.idle_threads()
+    case.monitor()
+    case.disks(e.disk("d0", before=100, after=105))  # reads and writes: ten requests
+    for step, total in ((layout.QUERY_STATUS, 0.0), (layout.SECOND_EXPOSURE, 10 * took)):
+        for exchange in case.exchanges[step]:
+            if exchange.question == "query-blockstats":
+                exchange.answer[0]["stats"]["rd_total_time_ns"] = int(total * e.SECOND)
+    found = told(case)
+    assert found.where == "none"
+    assert ("is slow" in found.headline and "0.6 s on average" in found.headline) is slow
+
+
+def unnamed(*others: records.SocketEnd) -> Diagnosis:
+    """Return what is said of a request at an NBD server that no node tells of: it was added after QEMU's start."""
+    case = e.Case()
+    case.idle_threads()
+    case.parked(e.NBD)
+    case.asked("(greeting)", {}, outcome="greeted")
+    case.asked("qmp_capabilities", None, outcome="no answer")
+    case.command_line = ("-name", "x")
+    case.ends += [
+        records.SocketEnd(fd=11, inode=77, family="unix", state="ESTAB", remote="/run/n", peer_pids=(900,)),
+        *others,
+    ]
+    status = b"Name:\tqemu-nbd\nState:\tT (stopped)\n"
+    case.peer_sections += [Section("peer/900/comm", b"qemu-nbd\n"), Section("peer/900/status", status)]
+    return told(case)
+
+
+def test_the_only_connection_that_qemu_made_is_told_where_no_node_names_a_server_and_proves_nothing() -> None:
+    found = unnamed()
+    assert (found.signature, found.confidence) == ("nbd-silent", "likely")
+    assert "its process 900 (qemu-nbd) is stopped" in found.headline
+    assert "qemu-nbd 900" in found.objects
+
+
+def test_of_two_connections_none_is_told_to_be_the_server_s() -> None:
+    found = unnamed(records.SocketEnd(fd=12, inode=78, family="unix", state="ESTAB", remote="/run/o", peer_pids=(901,)))
+    assert found.signature == "nbd-silent"
+    assert "qemu-nbd 900" not in found.objects

@@ -19,6 +19,7 @@ SECOND = 1_000_000_000
 # Storage that answers is met to take so long for one request, or so many times what it took on the average.
 PATIENCE_NS, TIMES = 30 * SECOND, 20
 SLOW_MIGRATION = 1 << 20  # bytes a second: no network that is meant for it is slower
+LONG_NS = SECOND // 2  # what a request to a local disk takes when something is wrong with it, and never else
 SLOW_EXPORT = 2.0  # seconds for all that wait at an export's limit: a client waits as long for the last of them
 SLOW_SECONDS = 10.0  # what a new request may have to wait before a disk is called slow
 
@@ -91,6 +92,20 @@ def _slow_migration(facts: Facts) -> Iterator[Claim]:
     )
 
 
+def _long_requests(disk: DiskFact) -> Iterator[Claim]:
+    """Tell of a disk whose requests took long between the looks, on the average of all that ended then."""
+    if not (isinstance(disk.stats, Known) and isinstance(disk.stats_again, Known)):
+        return
+    before, after = disk.stats.value, disk.stats_again.value
+    done = after.completed - before.completed
+    if done <= 0 or (mean := (after.total_ns - before.total_ns) // done) < LONG_NS:
+        return
+    words = (
+        f"disk {title(disk)} is slow: each of the {count(done, 'request')} that ended took {seconds(mean)} on average"
+    )
+    yield claim(words, disk.stats_again.cite)
+
+
 def _slow_at_limits(facts: Facts) -> Iterator[Claim]:
     """Tell of what no counter shows to be slow: a job's copies behind a limit, and an export's requests."""
     groups = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
@@ -130,6 +145,7 @@ def _slow_disks(facts: Facts) -> Iterator[Claim]:
         if len(owners) == 1 and each.park in DISK_PARKS and moves(facts, each):
             waiting.setdefault(owners[0].name, []).append(each.park)
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        yield from _long_requests(disk)
         parks = waiting.get(disk.name, [])
         done = disk.completed.value if isinstance(disk.completed, Known) else 0
         if not parks or done <= 0 or len(parks) * facts.times.gap_seconds / done < SLOW_SECONDS:

@@ -21,7 +21,16 @@ from autopsy.diagnose.queries.requests import (
     went_on,
 )
 from autopsy.diagnose.queries.silence import about_silence, beyond_their_past, silence_of
-from autopsy.diagnose.queries.socket_peers import about_sockets, clients, leads_to, peers_of, stands, state, unsent
+from autopsy.diagnose.queries.socket_peers import (
+    about_sockets,
+    clients,
+    leads_to,
+    peers_of,
+    stands,
+    state,
+    taken,
+    unsent,
+)
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -29,6 +38,8 @@ from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import CoroutineFact, Facts, Park, SocketFact
 from autopsy.facts.storage.requests import is_whole
 from autopsy.facts.subjects import Whole
+
+NBD = frozenset({"nbd"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,7 @@ class Service:
             if (silence := silence_of(disk)) and (words := about_silence(disk))
         ]
         # QEMU itself says that it has no connection; of one that is silent it says nothing.
-        dead = bool(self.only_with) or stands(sockets) or beyond_their_past(owners.values())
+        dead = bool(self.only_with) or (stands(sockets) and bool(servers)) or beyond_their_past(owners.values())
         claims += about_sockets(sockets)
         return Match(
             headline=f"{number} {whose} {verb} for {role}{self.words}{f' {who}' if who else ''}{state(sockets)}",
@@ -122,7 +133,18 @@ class Service:
         found = tuple(
             each for each in connected if each.remote and any(leads_to(each.remote, server) for server in servers)
         )
-        return found or tuple(each for each in connected if each.remote.endswith(self.ports) and self.ports)
+        found = found or tuple(each for each in connected if each.remote.endswith(self.ports) and self.ports)
+        return found or (() if servers else self._only_one(facts, connected))
+
+    def _only_one(self, facts: Facts, connected: list[SocketFact]) -> tuple[SocketFact, ...]:
+        """Return the only connection that QEMU has made, where no node tells of a server: it may be the one."""
+        came = {each.fd for each in taken(facts)}
+        made = tuple(
+            each
+            for each in connected
+            if each.remote and each.fd not in came and (not each.local or each.local != facts.vm.monitor)
+        )
+        return made if len(made) == 1 and self.drivers == NBD else ()
 
 
 def _is_a_backups_target(facts: Facts, requests: Iterable[CoroutineFact], server: str) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 from autopsy.bundle import layout
+from autopsy.bundle.records import Frame
 from autopsy.facts.cite import Fact, Known, Unknown
 from autopsy.facts.model.facts import CoroutineFact, DiskFact, JobFact, Node, Park
 from autopsy.facts.model.yield_points import THROTTLED
-from autopsy.facts.yield_points import NBD_REQUESTS
+from autopsy.facts.yield_points import BESIDE_JOBS, BESIDE_TRAMPOLINE, NBD_REQUESTS, TRAMPOLINES
 
 HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
 NOT_ASKED = Unknown(layout.evidence(layout.QUERY_STATUS, layout.QMP), "nobody asked for the jobs")
@@ -38,6 +39,7 @@ WAITING_DRIVERS: Mapping[str, Park] = MappingProxyType(
 
 # A device's requests enter the block layer by blk_aio_*, whose coroutines begin in static functions. These jobs call
 # the exported ones, and so does the server of an export.
+JOB_ENTRY = "job_co_entry"
 COPYING = frozenset({"mirror", "commit", "stream"})
 ENTERED_BY_NAME = ("blk_co_pread", "blk_co_pwrite", "blk_co_pdiscard", "blk_co_copy_range", "blk_co_flush")
 OF_AN_EXPORT = ("nbd_", "vhost_user_", "vduse_", "virtio_blk_")
@@ -83,10 +85,19 @@ def _is_of_job(coroutine: CoroutineFact) -> bool:
     """Tell whether a request was put by a caller of the block layer that is neither a device nor an export."""
     if coroutine.park is Park.MIRROR:
         return True
+    begins = next((frame for frame in reversed(coroutine.frames) if frame.function not in TRAMPOLINES), None)
+    if begins is not None and (begins.function == JOB_ENTRY or _is_beside_jobs(coroutine.frames)):
+        return True
     entered = [place for place, frame in enumerate(coroutine.frames) if frame.function.startswith(ENTERED_BY_NAME)]
     outside = [frame.function or frame.near for frame in coroutine.frames[entered[-1] + 1 :]] if entered else []
     # A guest's write that a mirror sends on comes from blk_aio_*, or from what lies beside it in a stripped build.
     return bool(entered) and not any(name.startswith(("blk_", *OF_AN_EXPORT)) for name in outside)
+
+
+def _is_beside_jobs(frames: Sequence[Frame]) -> bool:
+    """Tell whether a coroutine begins in a static function beside those of jobs, as a job's own does."""
+    outer = [frame for frame in frames[-2:] if frame.near != BESIDE_TRAMPOLINE and frame.function not in TRAMPOLINES]
+    return bool(outer) and not outer[-1].function and outer[-1].near.startswith(BESIDE_JOBS)
 
 
 def _driver(coroutine: CoroutineFact, disks: tuple[DiskFact, ...], nodes: tuple[Node, ...]) -> CoroutineFact:
