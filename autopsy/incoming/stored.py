@@ -17,6 +17,16 @@ from autopsy.incoming.stacks.render import render, stack
 
 BQL = frozenset({"qemu_global_mutex", "bql"})
 BQL_CALLS = frozenset({"qemu_mutex_lock_iothread_impl", "qemu_mutex_lock_iothread", "bql_lock_impl", "bql_lock"})
+OF_QEMU = (
+    *("qemu_", "bdrv_", "blk_", "aio_", "kvm_", "virtio_", "vhost_", "main_loop", "os_host_main_loop_wait", "qmp_"),
+    *("memory_region_", "coroutine_", "migration_", "multifd_", "iothread_", "call_rcu_thread", "job_", "block_job_"),
+    *("monitor_", "vnc_", "scsi_", "nbd_", "qcow2_", "rcu_", "synchronize_rcu", "drain_call_rcu", "bql_", "colo_"),
+    *("laio_", "luring_", "handle_aiocb", "worker_thread", "throttle_", "hmp_", "pci_", "cpu_exec", "ide_", "ahci_"),
+)
+PROGRAMS = ("qemu", "kvm")
+OF_NOBODY = (
+    "no function of QEMU's is among the frames: its symbols were not at hand, or this is another program's backtrace"
+)
 NAMELESS = 1  # stands for an address that nobody printed
 
 
@@ -50,6 +60,8 @@ def stored(paste: Paste) -> Stored:
     if thread is not None:
         files[layout.MAIN_LOOP] = _json(frames_say.main_loop(thread))
     graph, notes = _locks(look, paste.printed)
+    if not any(map(_is_of_qemu, (*look.threads, *look.coroutines))):
+        notes = (*notes, OF_NOBODY)
     if graph.mutexes:
         files[layout.LOCKS] = _json(graph)
     stored_files = {layout.evidence(layout.GDB_THREADS, name): data for name, data in files.items()}
@@ -61,6 +73,12 @@ def stored(paste: Paste) -> Stored:
         ):
             stored_files[layout.evidence(layout.SECOND_EXPOSURE, name)] = data
     return Stored(stored_files, main, notes)
+
+
+def _is_of_qemu(stack: ThreadStack | Coroutine) -> bool:
+    return any(
+        each.function.startswith(OF_QEMU) or any(name in each.module for name in PROGRAMS) for each in stack.frames
+    )
 
 
 def _json(value: object) -> bytes:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from autopsy.bundle.reader import open_bundle
+from autopsy.diagnose.verdict import diagnose
 from support.built import pastes
-from support.built.imported import diagnosis_of
+from support.built.imported import diagnosis_of, facts_of
 from support.built.pastes import DISPATCH, LOCK, LOCK_BQL, MAIN, MMIO, POLL, STARTED
 
 Stack = tuple[str, Sequence[str]]
@@ -104,3 +106,15 @@ def test_what_waits_for_a_migration_that_reads_under_rcu_is_not_the_cause(tmp_pa
     other = ("CPU 0/KVM", (*SYNCHRONIZES, "memory_region_x", *MMIO[3:]))
     found = diagnosis_of(pastes.dump(("live_migration", sends), other, IDLE), tmp_path)
     assert found.where == "migration"
+
+
+def test_the_backtrace_of_another_program_is_no_wedge_and_is_told(tmp_path: Path) -> None:
+    other = pastes.dump(("postgres", ("__epoll_wait", "WaitEventSetWait", "PostgresMain", "ServerLoop", "main")))
+    one = "#0  0x1 in f () at x.c:1\n"
+    for number, text in enumerate((other, one, other.replace("__epoll_wait", "ExecScan"))):
+        facts = facts_of(text, tmp_path / str(number))
+        assert diagnose(facts).where == "unknown"
+    opened = open_bundle(tmp_path / "0" / "bundle")
+    assert any("another program's" in note for note in opened.manifest.notes)
+    facts_of(pastes.dump(IDLE), tmp_path / "qemu")
+    assert not any("another program's" in note for note in open_bundle(tmp_path / "qemu" / "bundle").manifest.notes)

@@ -140,6 +140,14 @@ def _host(facts: Facts) -> Judgement:
     return nothing("no thread that others need is in a call on the host's storage", found)
 
 
+WORK = frozenset(
+    """
+    main_loop_wait qemu_main_loop main_loop coroutine_trampoline aio_bh_call aio_bh_poll aio_dispatch aio_ctx_dispatch
+    g_main_context_dispatch qemu_bh_poll os_host_main_loop_wait
+    """.split()  # noqa: SIM905 - words read best as words
+)
+
+
 def _busy(facts: Facts) -> Judgement:
     """The main thread, or a vCPU that holds the BQL, works on and on."""
     found = stacks(facts)
@@ -147,10 +155,15 @@ def _busy(facts: Facts) -> Judgement:
     for stack in found:
         if stack.wait is not WaitKind.RUNS or not stack.holds_bql:
             continue
-        if not stack.is_main and not waiting:
+        if not waiting and not (stack.is_main and _is_work(stack)):
             continue
         return _works(stack)
     return nothing("no thread that holds the BQL runs", found)
+
+
+def _is_work(stack: NamedStack) -> bool:
+    """Tell whether it is QEMU's main thread at work: one function without anything around it may be anybody's."""
+    return bool(stack.begins(*JOBS) or WORK.intersection(stack.names))
 
 
 def _works(stack: NamedStack) -> Match:
