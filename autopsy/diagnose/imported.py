@@ -100,6 +100,15 @@ def commands(facts: Facts) -> tuple[Advice, ...]:
     return (Advice(when="later", command=f"autopsy capture {shlex.quote(facts.vm.name)}", why=missing),)
 
 
+def standstill(facts: Facts) -> str:
+    """Say what the stacks show where no mechanism was found; empty for a capture."""
+    told = place(facts)
+    kinds = {each.wait for each in stacks(facts)} - {WaitKind.NAMELESS} if told else set()
+    if kinds == {WaitKind.RESTS}:
+        return f"No thread that was shown is stuck ({told[:1].lower()}{told[1:]}); a parked request has no thread"
+    return f"{told}; what holds it up cannot be told from this evidence" if told else ""
+
+
 def place(facts: Facts, end: Subject | None = None) -> str:
     """Say where the thread stands that all wait for, the main one, or whoever was pasted; empty for a capture.
 

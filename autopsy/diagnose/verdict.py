@@ -95,8 +95,7 @@ def _unknown(facts: Facts, judged: tuple[Judged, ...], found: CauseOrder, graph:
     ends = nameless(graph)
     effects = [each for each, _ in found.others if not each.match.harmless]
     headline = nothing_looks_stuck(facts) or "The evidence is not enough to tell"
-    if place := imported.place(facts):
-        headline = f"{place}; what holds it up cannot be told from this evidence"
+    headline = imported.standstill(facts) or headline
     if effects:
         headline = f"{effects[0].match.headline}; what holds it up cannot be told from this evidence"
     if ends:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.records import Coroutine, LockGraph, Mutex, ThreadStack
+from autopsy.bundle.records import Coroutine, Frame, LockGraph, Mutex, ThreadStack
 from autopsy.examine.threads.lock_owners import mutex_kind
 from autopsy.examine.threads.wait_cycles import cycles
 from autopsy.incoming.stacks import frames_say
@@ -60,7 +60,8 @@ def stored(paste: Paste) -> Stored:
     if thread is not None:
         files[layout.MAIN_LOOP] = _json(frames_say.main_loop(thread))
     graph, notes = _locks(look, paste.printed)
-    if not any(map(_is_of_qemu, (*look.threads, *look.coroutines))):
+    stacks = (*(each.frames for each in look.threads), *(each.frames for each in look.coroutines))
+    if not any(map(_is_of_qemu, stacks)):
         notes = (*notes, OF_NOBODY)
     if graph.mutexes:
         files[layout.LOCKS] = _json(graph)
@@ -75,10 +76,8 @@ def stored(paste: Paste) -> Stored:
     return Stored(stored_files, main, notes)
 
 
-def _is_of_qemu(stack: ThreadStack | Coroutine) -> bool:
-    return any(
-        each.function.startswith(OF_QEMU) or any(name in each.module for name in PROGRAMS) for each in stack.frames
-    )
+def _is_of_qemu(frames: Sequence[Frame]) -> bool:
+    return any(each.function.startswith(OF_QEMU) or any(name in each.module for name in PROGRAMS) for each in frames)
 
 
 def _json(value: object) -> bytes:

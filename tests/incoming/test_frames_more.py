@@ -118,3 +118,10 @@ def test_the_backtrace_of_another_program_is_no_wedge_and_is_told(tmp_path: Path
     assert any("another program's" in note for note in opened.manifest.notes)
     facts_of(pastes.dump(IDLE), tmp_path / "qemu")
     assert not any("another program's" in note for note in open_bundle(tmp_path / "qemu" / "bundle").manifest.notes)
+
+
+def test_where_every_thread_rests_none_is_said_to_be_held_up(tmp_path: Path) -> None:
+    vcpu = ("CPU 0/KVM", ("ioctl", "kvm_vcpu_ioctl", "kvm_cpu_exec", "kvm_vcpu_thread_fn", *STARTED))
+    found = diagnosis_of(pastes.dump(vcpu, IDLE), tmp_path)
+    assert found.where == "unknown"
+    assert found.headline.startswith("No thread that was shown is stuck")
