@@ -20,12 +20,9 @@ class Whole(Enum):
     MAIN_LOOP = "the main loop"
     STORAGE = "the storage"
     REQUESTS = "requests in flight"
-    BELOW = "what a file system of the host's is stacked on"
     IO_LIMIT = "a control group's limit"
     THROTTLE_LOCK = "a throttle group's lock"
-    GUEST = "the guest"
     IOTHREAD = "an iothread"
-    MEMORY = "memory"
 
 
 @dataclass(frozen=True, slots=True)

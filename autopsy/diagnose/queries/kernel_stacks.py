@@ -98,7 +98,6 @@ FAMILIES = (
             r"|mem_cgroup_(?:out_of_memory|handle_over_high|oom_synchronize)|compact_zone|__alloc_pages_direct_compact"
             r"|do_swap_page|swap_read\w+|migration_entry_wait\w*|reclaim_throttle|balance_pgdat"
         ),
-        holds=frozenset({Whole.STORAGE, Whole.MEMORY}),
         only_requests=False,
     ),
     Family(
@@ -110,7 +109,7 @@ FAMILIES = (
             r"rwsem_down_(?:read|write)_slowpath|down_(?:read|write)_killable|mmap_read_lock\w*|lock_mm_and_find_vma"
         ),
         re.compile(r"fault|mmap|munmap|mprotect|madvise|brk|get_user_pages|gup|pin_user|faultin|vm_"),
-        holds=frozenset({Whole.MEMORY}),
+        holds=frozenset(),
         only_requests=False,
     ),
     Family(
@@ -119,7 +118,7 @@ FAMILIES = (
         "threads wait for guest pages that the migration's source has not sent",
         "a guest page that the migration's source has not sent (userfaultfd)",
         re.compile(r"handle_userfault"),
-        holds=frozenset({Whole.MEMORY}),
+        holds=frozenset(),
         only_requests=False,
     ),
     Family(

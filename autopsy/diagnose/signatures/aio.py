@@ -7,7 +7,6 @@ from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.requests import (
     confidence,
     counted,
-    disk_subjects,
     of_disks,
     stand,
     standing,
@@ -111,7 +110,7 @@ def _not_reaped(facts: Facts) -> Judgement:
                 else ()
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting),
+        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.LINUX_AIO, Park.IO_URING), waiting),
         waits_for=LOOPS,
         effect=_loop_is_held(facts),
@@ -158,7 +157,7 @@ def _in_kernel(facts: Facts) -> Judgement:
         objects=(*disks, *(subjects.HostDevice(name) for name, _, _ in busy[:3])),
         confidence=confidence(proven=waiting.proven and sure),
         claims=tuple(claims),
-        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
+        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.LINUX_AIO, Park.IO_URING), waiting.requests),
         waits_for=frozenset({Whole.STORAGE, Whole.IO_LIMIT}),
         weight=len(waiting.requests),
@@ -238,7 +237,7 @@ def _not_submitted(facts: Facts) -> Judgement:
                 *cites,
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
+        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.LINUX_AIO, Park.IO_URING), waiting.requests),
         waits_for=LOOPS,
         weight=len(waiting.requests),
@@ -303,7 +302,7 @@ def _done_not_completed(facts: Facts) -> Judgement:
                 else ()
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
+        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.THREADS,), waiting.requests),
         waits_for=LOOPS,
         weight=len(waiting.requests),

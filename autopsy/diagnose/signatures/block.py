@@ -13,7 +13,6 @@ from autopsy.diagnose.queries.requests import (
     all_counted,
     confidence,
     counted,
-    disk_subjects,
     disks_of,
     of_disks,
     stand,
@@ -71,7 +70,7 @@ class Behind:
                 proven=waiting.proven and bool(leaves or endless), otherwise="likely" if waiting.proven else "possible"
             ),
             claims=tuple(claims),
-            holds=disk_subjects(facts, waiting.requests) | (frozenset() if leaves else {Whole.REQUESTS}),
+            holds=frozenset() if leaves else frozenset({Whole.REQUESTS}),
             stands=stand(self.parks, waiting.requests, mutexes.ended),
             weight=len(waiting.requests),
         )
@@ -159,7 +158,7 @@ def _blkdebug(facts: Facts) -> Judgement:
                 *(each.cite for each in requests[:6]),
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, requests),
+        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.BLKDEBUG,), requests, _nodes_of(facts, requests)),
         weight=len(requests),
     )
@@ -248,7 +247,7 @@ def _quiesce_leak(facts: Facts) -> Judgement:
                 if isinstance(disk.quiesced, Known)
             ),
         ),
-        holds=disk_subjects(facts, waiting.requests) | (frozenset() if draining else {Whole.REQUESTS}),
+        holds=frozenset() if draining else frozenset({Whole.REQUESTS}),
         stands=stand((Park.DRAINED,), waiting.requests),
         effect=draining,
         weight=len(waiting.requests),
@@ -293,7 +292,6 @@ def _graph_lock(facts: Facts) -> Judgement:
         objects=their_disks(facts, waiting.requests),
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked in bdrv_graph_co_rdlock.", *waiting.cites),),
-        holds=disk_subjects(facts, waiting.requests),
         stands=stand((Park.GRAPH_LOCK,), waiting.requests),
         effect=True,
         weight=len(waiting.requests),
@@ -306,7 +304,7 @@ def _graph_match(facts: Facts, waiting: Standing, words: str, sure: Confidence, 
         objects=their_disks(facts, waiting.requests),
         confidence=sure,
         claims=(claim(f"The main thread: {words}.", cite, *waiting.cites),),
-        holds=frozenset({Whole.MAIN_LOOP, Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
+        holds=frozenset({Whole.MAIN_LOOP, Whole.REQUESTS}),
         stands=stand((Park.GRAPH_LOCK,), waiting.requests, (subjects.Thread(facts.vm.pid),)),
         weight=len(waiting.requests) + 1,
     )
@@ -343,7 +341,7 @@ def _driver(facts: Facts) -> Judgement:
                 if node is not None and known_to_hold
             ),
         ),
-        holds=disk_subjects(facts, waiting.requests) | (frozenset({Whole.REQUESTS}) if known_to_hold else frozenset()),
+        holds=frozenset({Whole.REQUESTS}) if known_to_hold else frozenset(),
         stands=stand((Park.DRIVER,), waiting.requests),
         waits_for=frozenset()
         if known_to_hold

@@ -8,7 +8,6 @@ from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, image_of, mount_of, sleepers
 from autopsy.diagnose.queries.requests import (
     counted,
-    disk_subjects,
     disks_of,
     lets_go,
     of_disks,
@@ -60,8 +59,7 @@ def _io_limited(facts: Facts) -> Judgement:
             *(claim(f"The host lets the VM do no more than this: {_words(each)}.", each.cite) for each in told[:4]),
             *_waiting(requests, counted(facts, requests), waiting, disks),
         ),
-        holds=frozenset({Whole.IO_LIMIT, Whole.STORAGE, Whole.REQUESTS} if on_it else ())
-        | disk_subjects(facts, requests),
+        holds=frozenset({Whole.IO_LIMIT, Whole.STORAGE, Whole.REQUESTS} if on_it else ()),
         stands=stand((Park.THREADS, Park.LINUX_AIO, Park.IO_URING), requests),
         weight=number,
     )

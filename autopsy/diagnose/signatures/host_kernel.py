@@ -59,7 +59,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     through = any(each.through for each in found)
     answers = _answers(facts, kind, disks) if kind.passes else ()
     tids = [each.thread.tid for each in found]
-    held: set[Subject | Whole] = {*kind.holds, *thread_subjects(facts, tids), *(subjects.disk(disk) for disk in disks)}
+    held: set[Subject | Whole] = {*kind.holds, *thread_subjects(facts, tids)}
     if kind.only_requests:
         held.add(Whole.REQUESTS)
     daemons = _daemons(facts, frozenset(mounts)) if kind.id == "fuse-daemon-silent" else ()
@@ -96,7 +96,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
             subjects.Kernel(kind.id),
             *(subjects.Kernel(kind.id, name) for name in (*mounts, *(each.name for each in devices))),
         ),
-        waits_for=frozenset({Whole.IO_LIMIT, Whole.BELOW} if kind.id == "host-block-wait" else {Whole.BELOW}),
+        waits_for=frozenset({Whole.IO_LIMIT} if kind.id == "host-block-wait" else ()),
         weight=len(found),
     )
 
@@ -254,9 +254,8 @@ def _below_match(facts: Facts, asleep: list[Sleeper], way: Below, served: FuseMo
         ),
         holds=frozenset(
             {
-                *(Whole.STORAGE, Whole.REQUESTS, Whole.BELOW),
+                *(Whole.STORAGE, Whole.REQUESTS),
                 *thread_subjects(facts, (each.thread.tid for each in asleep)),
-                *map(subjects.disk, disks),
             }
         ),
         weight=len(asleep),

@@ -6,7 +6,6 @@ from autopsy.diagnose.queries.at_limits import copies_held
 from autopsy.diagnose.queries.migration import SAVING, sends_state
 from autopsy.diagnose.queries.requests import (
     confidence,
-    disk_subjects,
     job_of,
     of_disks,
     stand,
@@ -113,7 +112,7 @@ def _copy_before_write(facts: Facts) -> Judgement:
         objects=disks,
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked under the copy-before-write filter.", *waiting.cites),),
-        holds=disk_subjects(facts, waiting.requests) | (frozenset() if leaves else {Whole.REQUESTS}),
+        holds=frozenset() if leaves else frozenset({Whole.REQUESTS}),
         stands=stand((Park.COPY_BEFORE_WRITE, Park.COPY_MEMORY), waiting.requests),
         weight=len(waiting.requests),
     )

@@ -100,7 +100,7 @@ class Service:
             objects=(*disks, *jobs, *((subjects.Server(who),) if who else ()), *peers_of(sockets)),
             confidence=confidence(proven=waiting.proven and dead),
             claims=tuple(claims),
-            holds=frozenset({Whole.REQUESTS}) | disk_subjects(facts, waiting.requests),
+            holds=frozenset({Whole.REQUESTS}),
             stands=stand(self.parks, waiting.requests, self._ends(facts)),
             weight=len(waiting.requests),
         )

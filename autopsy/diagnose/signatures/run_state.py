@@ -54,7 +54,6 @@ class Paused:
             objects=(*objects, *peers_of(sender)),
             confidence="proven",
             claims=(*claims, *about_sockets(sender)),
-            holds=frozenset({Whole.GUEST}),
             waits_for=frozenset({Whole.MAIN_LOOP}),
             # Whatever pauses a VM comes round: where the main loop does not, a `stop` has not ended, or a save has not.
             effect=isinstance(alive, Known) and not alive.value,
@@ -197,7 +196,6 @@ def _switching_over(facts: Facts) -> Judgement:
             claim(f"The run state is {state.value}: the destination does not run yet.", state.cite),
             *((claim(f"The migration's status is {told}.", migration.cite),) if isinstance(migration, Known) else ()),
         ),
-        holds=frozenset({Whole.GUEST}),
         waits_for=frozenset({Whole.MAIN_LOOP, subjects.Migration()}),
         effect=isinstance(alive, Known) and not alive.value,
     )

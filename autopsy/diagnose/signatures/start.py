@@ -39,7 +39,7 @@ def _awaits(facts: Facts) -> Judgement:
             ),
             *(() if vcpus else (claim("It has no vCPU: the guest has never run.", looks(main)[0].cite),)),
         ),
-        holds=frozenset({Whole.MAIN_LOOP, Whole.GUEST}),
+        holds=frozenset({Whole.MAIN_LOOP}),
         weight=1,
     )
 
