@@ -87,39 +87,6 @@ def half_written(staging: Path) -> str:
     return f".{staging.name.removesuffix(layout.WORK).removesuffix(layout.PARTIAL)}."
 
 
-def open_again(sealed: Sealed) -> int:
-    """Open a bundle that was sealed; in whoever's folder it lies, what is opened is what was sealed.
-
-    Raises:
-        DamagedBundle: there is something else by now.
-    """
-    try:
-        descriptor = open_plain(sealed.path)
-    except (OSError, NotPlain) as error:
-        raise _not_what_was_sealed(sealed.path) from error
-    if _is_ours(descriptor) and _digest(descriptor) == sealed.sha256:
-        return descriptor
-    os.close(descriptor)
-    raise _not_what_was_sealed(sealed.path)
-
-
-def _is_ours(descriptor: int) -> bool:
-    """Return whether nobody else can have changed an open file, nor will."""
-    facts = os.fstat(descriptor)
-    return facts.st_uid == os.geteuid() and not facts.st_mode & private.OTHERS_WRITE
-
-
-def _digest(descriptor: int) -> str:
-    with open(os.dup(descriptor), "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        stream.seek(0)  # they share their place
-    return digest
-
-
-def _not_what_was_sealed(path: Path) -> DamagedBundle:
-    return DamagedBundle(str(path), "is not what was sealed there", remedy="seal into a folder that nobody else owns")
-
-
 @dataclass(frozen=True, slots=True)
 class _Work:
     """What is to be packed, and where to."""

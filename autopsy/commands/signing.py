@@ -10,8 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from autopsy.bundle.archive import open_archive
-from autopsy.bundle.seal import Sealed, open_again
+from autopsy.bundle.archive import MOST_BYTES, open_archive
+from autopsy.bundle.seal import Sealed
 from autopsy.errors import DamagedBundle, UsageError
 from autopsy.files import private
 from autopsy.files.plain import NotPlain
@@ -39,14 +39,30 @@ def sign(sealed: Sealed, key: Path) -> Path:
         UsageError: the key cannot sign; ssh-keygen's own words are in the message.
         DamagedBundle: something else lies there by now.
     """
-    content = open_again(sealed)
-    try:
-        signed = _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, thing=str(key), stdin=content)
-    finally:
-        os.close(content)
+    with tempfile.TemporaryDirectory(prefix="autopsy-", dir=scratch_place()) as folder:
+        content, digest = _copied(sealed.path, Path(folder))
+        if digest != sealed.sha256:
+            remedy = "seal into a folder that nobody else owns"
+            raise DamagedBundle(str(sealed.path), "is not what was sealed there", remedy=remedy)
+        with open(content, "rb") as stream:
+            signed = _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, thing=str(key), stdin=stream.fileno())
     place = signature_path(sealed.path)
     private.publish(place, signed.encode())  # ssh-keygen itself would write through anybody's link
     return place
+
+
+def _copied(bundle: Path, folder: Path) -> tuple[Path, str]:
+    """Copy a bundle to where nobody else can change it while it is read; return the copy and its digest.
+
+    What is larger than any bundle is copied in part.
+    """
+    content, digest, left = folder / "content", hashlib.sha256(), MOST_BYTES
+    with open(open_archive(bundle), "rb") as source, private.new(content) as stream:
+        while left > 0 and (part := source.read(1 << 20)):
+            digest.update(part)
+            stream.write(part)
+            left -= len(part)
+    return content, digest.hexdigest()
 
 
 def can_sign(key: Path) -> None:
@@ -81,14 +97,10 @@ def signer(bundle: Path, allowed: Path, sha256: str) -> str:
 
 def _names(bundle: Path, allowed: Path, signature: bytes, folder: Path, sha256: str) -> list[str]:
     """Return by which names the signer is allowed, of copies that nobody else can change while they are read."""
-    copy, content = folder / "sig", folder / "content"
+    copy = folder / "sig"
     private.store(copy, signature)
-    digest = hashlib.sha256()
-    with open(open_archive(bundle), "rb") as source, private.new(content) as stream:
-        while part := source.read(1 << 20):
-            digest.update(part)
-            stream.write(part)
-    if digest.hexdigest() != sha256:
+    content, digest = _copied(bundle, folder)
+    if digest != sha256:
         raise _unsigned(bundle, "it has changed while it was verified")
     words = ("-s", str(copy), "-f", str(allowed))
     inside = partial(stay, (folder, allowed, *ACCOUNTS))

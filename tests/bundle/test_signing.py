@@ -83,20 +83,15 @@ def test_what_the_owner_of_the_folder_lays_in_its_place_is_not_signed_with_our_k
     bundle: Sealed, tmp_path: Path
 ) -> None:
     ours = key(tmp_path / "ours")
-    whole = bundle.path.read_bytes()
+    other = tmp_path / "other"
+    other.write_bytes(b"a stranger's")
     bundle.path.unlink()
-    bundle.path.write_bytes(b"a stranger's")
-    bundle.path.chmod(0o600)
-    with pytest.raises(DamagedBundle, match="is not what was sealed there"):
-        sign(bundle, ours)
-    bundle.path.write_bytes(whole)
-    bundle.path.chmod(0o666)
-    with pytest.raises(DamagedBundle, match="is not what was sealed there"):
-        sign(bundle, ours)
-    bundle.path.rename(tmp_path / "elsewhere")
-    bundle.path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DamagedBundle, match="is not what was sealed there"):
-        sign(bundle, ours)
+    for lay in (other.rename, bundle.path.symlink_to):
+        (tmp_path / "other").write_bytes(b"a stranger's")
+        lay(bundle.path if lay == other.rename else other)
+        with pytest.raises(DamagedBundle, match="is not what was sealed there"):
+            sign(bundle, ours)
+        bundle.path.unlink()
     assert not signature_path(bundle.path).exists()
 
 
