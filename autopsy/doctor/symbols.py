@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import msgspec
@@ -119,6 +119,7 @@ def _apt_knows(package: str, version: str) -> bool:
     return f" {version} " in _printed("apt-cache", "madison", package)
 
 
+@cache  # a host's VMs run the same few binaries
 def _printed(*words: str) -> str:
     """Return the first line that a program prints, empty where it fails or is not there."""
     try:
