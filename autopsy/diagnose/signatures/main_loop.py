@@ -15,7 +15,7 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.diagnose.signatures.device_backends import of_a_helper
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Descriptor, Facts, MainLoopFact, Role, ThreadFact, ThreadSnapshot
+from autopsy.facts.model.facts import Descriptor, Facts, MainLoopFact, Origin, Role, ThreadFact, ThreadSnapshot
 from autopsy.facts.subjects import Whole
 
 # A library's threads may rest in any call; these are QEMU's own, and rest in theirs.
@@ -150,17 +150,31 @@ def _tcg(facts: Facts) -> bool:
 
 
 def _rcu(facts: Facts) -> Judgement:
+    """Tell of a thread that waits until RCU's callbacks have run: they need the BQL, which it may keep from them."""
     main = next(iter(by_role(facts, Role.MAIN)), None)
-    if main is None or isinstance(main.frames, Unknown):
+    # Of stacks that others printed, another signature tells whom its readers wait for.
+    looked_at = threads(facts) if facts.origin is Origin.CAPTURE else by_role(facts, Role.MAIN)
+    inside = [thread for thread in looked_at if "drain_call_rcu" in functions(thread)]
+    if not inside and (main is None or isinstance(main.frames, Unknown)):
         return CannotTell("the main thread's frames (evidence/gdb.threads/threads.json)")
-    if "drain_call_rcu" not in functions(main):
-        return RuledOut("the main thread does not wait for RCU", (main.frames.cite,))
+    if not inside:
+        cites = (main.frames.cite,) if main and isinstance(main.frames, Known) else ()
+        return RuledOut("no thread waits for RCU", cites)
+    alive = facts.monitor.alive
+    answered = isinstance(alive, Known) and alive.value
+    waiting = [each for each in inside if slept_through(each) is not False and not (answered and each is main)]
+    if not waiting:
+        return RuledOut(
+            f"{named(inside[0])} waited for RCU, and went on", tuple(look.cite for look in looks(inside[0]))
+        )
+    thread = waiting[0]
+    frames = (thread.frames.cite,) if isinstance(thread.frames, Known) else ()
     return Match(
-        headline="The main thread waits for RCU callbacks (drain_call_rcu) that may need what it holds",
-        objects=(subjects.thread(main),),
+        headline=f"{sentence(named(thread))} waits for RCU callbacks (drain_call_rcu) that may need what it holds",
+        objects=(subjects.thread(thread),),
         confidence="likely",
-        claims=(claim("The main thread is inside drain_call_rcu.", main.frames.cite),),
-        holds=frozenset({Whole.MAIN_LOOP}),
+        claims=(claim(f"{sentence(named(thread))} is inside drain_call_rcu.", *frames),),
+        holds=thread_subjects(facts, (thread.tid,)),
         weight=1,
     )
 
