@@ -126,8 +126,8 @@ def test_a_core_that_ends_anywhere_breaks_nothing(cut: int, tmp_path: Path) -> N
 def test_thirty_gigabytes_with_holes_take_less_than_200_mb(tmp_path: Path) -> None:
     core = made(tmp_path / "core", 30 << 30)
     words = (
-        "import os, re, sys; from autopsy.incoming.reading import read;"
-        "found = read([os.open(sys.argv[1], os.O_RDONLY)], os.open(sys.argv[2], os.O_RDWR | os.O_CREAT));"
+        "import os, re, sys; from autopsy.incoming.reading import read_evidence;"
+        "found = read_evidence([os.open(sys.argv[1], os.O_RDONLY)], os.open(sys.argv[2], os.O_RDWR | os.O_CREAT));"
         # Of this program alone: what getrusage(2) tells begins with its parent's, which runs many tests.
         "print(found.core.left_out_bytes, re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
