@@ -18,6 +18,7 @@ from autopsy.bundle.records import Frame, ThreadStack
 from autopsy.capture.freeze.snapshot import ProcessGone, tasks
 from autopsy.capture.gdb.guardian import TRACED, Guardian, NotHealed, post
 from autopsy.capture.qmp.guard import FUSE
+from autopsy.capture.reading.procfs import ProcessEnded, held, must_be_the_same
 from autopsy.capture.scratch import scratch
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
 from autopsy.errors import ExaminationFailed
@@ -55,9 +56,10 @@ def attach_gdb(scene: Scene) -> Outcome:
     comms = {each.tid: each.comm for each in tasks(pid, f"/proc/{pid}")}
     ends_at = time.monotonic() + min(STAND_STILL_SECONDS, scene.deadline.left() - HEAL_SECONDS)
     try:
-        with scratch(scene) as folder:
+        with held(scene.target) as process, scratch(scene) as folder:
             told = _ask(scene, folder, ends_at)
-    except (ExaminationFailed, GdbError, NotHealed, ChildFailed, ChildTimedOut, OSError) as error:
+            must_be_the_same(process, scene.target)
+    except (ProcessEnded, ExaminationFailed, GdbError, NotHealed, ChildFailed, ChildTimedOut, OSError) as error:
         return Failed(f"--live-gdb: {error}")
     scene.write(layout.GDB_LOG, told.log)
     scene.write(layout.BACKTRACE, told.text.encode("utf-8", "backslashreplace"))
