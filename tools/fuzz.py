@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 HOUSE = Path(__file__).resolve().parent.parent
@@ -74,6 +75,29 @@ def core() -> Reader:
             Core(place)
         except CoreError:
             return
+
+    return read
+
+
+def unwinding() -> Reader:
+    from autopsy.examine.core.cfi import NoRule, UnwindTables  # noqa: PLC0415 - see Reader
+    from autopsy.examine.core.dwarf_expression import work_out  # noqa: PLC0415 - likewise
+    from autopsy.examine.core.elf import Elf, ElfError  # noqa: PLC0415 - likewise
+
+    registers = dict.fromkeys(range(17), 5)
+
+    def read(data: bytes) -> None:
+        try:
+            elf = Elf(data)
+            tables, starts = UnwindTables(elf), elf.unwind_starts[:8]
+        except ElfError:
+            return
+        for address in (place + beyond for place in starts for beyond in (0, 9)):
+            with suppress(NoRule):
+                row = tables.row(address)
+                for program in (row.expression, *(rule.expression for rule in row.rules.values())):
+                    if program:
+                        work_out(program, registers, lambda _address: 3, 9)
 
     return read
 
@@ -151,7 +175,9 @@ def incoming() -> Reader:
     return read
 
 
-READERS = {each.__name__: each for each in (archive, manifest, sections, core, redaction, diagnosis, incoming)}
+READERS = {
+    each.__name__: each for each in (archive, manifest, sections, core, unwinding, redaction, diagnosis, incoming)
+}
 
 
 def fuzz_one(name: str, corpus: Path, seconds: int) -> None:

@@ -51,7 +51,7 @@ def _step(  # noqa: C901, PLR0912 - one case for each operation of DWARF's
     code: int, reader: DwarfReader, stack: list[int], registers: Mapping[int, int], word: Callable[[int], int]
 ) -> None:
     if code in CONSTANTS:
-        stack.append(reader.take(CONSTANTS[code]))
+        stack.append(reader.take(CONSTANTS[code]) & ALL)
     elif code in OF_TWO:
         second, first = stack.pop(), stack.pop()
         stack.append(OF_TWO[code](first, second) & ALL)
@@ -66,7 +66,7 @@ def _step(  # noqa: C901, PLR0912 - one case for each operation of DWARF's
             case 0x10:
                 stack.append(reader.unsigned())
             case 0x11:
-                stack.append(reader.signed())
+                stack.append(reader.signed() & ALL)
             case 0x12:
                 stack.append(stack[-1])
             case 0x13:

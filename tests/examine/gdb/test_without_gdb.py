@@ -110,3 +110,23 @@ def test_an_expression_is_worked_out_as_the_plt_writes_it() -> None:
     program = bytes.fromhex("770880003f1a3b2a332422")
     assert work_out(program, {7: 0x1000, 16: 0x20}, lambda _: 0, None) == 0x1008
     assert work_out(program, {7: 0x1000, 16: 0x2B}, lambda _: 0, None) == 0x1010
+
+
+def test_a_shift_by_a_negative_number_is_no_error_of_ours() -> None:
+    assert work_out(bytes.fromhex("310980" + "24"), {}, lambda _: 0, None) == 0  # 1 << -128
+
+
+def test_the_frame_that_the_kernel_makes_for_a_signal_leads_back_to_where_it_came() -> None:
+    library = Path("/lib/x86_64-linux-gnu/libc.so.6")
+    if not library.exists():
+        lab.missing(f"{library} is not here")
+    elf = Elf(library)
+    tables = UnwindTables(elf)
+    (row,) = (row for start in elf.unwind_starts if (row := tables.row(start)).signal)
+    saved = dict.fromkeys(range(17), 0) | {7: 0x10000}
+    # 40 bytes into a struct rt_sigframe lies a sigcontext: r8 to r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip.
+    memory = {0x10000 + 40 + 8 * place: 0x5000 + place for place in range(23)}
+    assert work_out(row.expression, saved, memory.__getitem__, None) == 0x5000 + 15  # rsp
+    returns = row.rules[cfi.RETURN_ADDRESS]
+    assert returns.how is cfi.WhereSaved.AT_EXPRESSION
+    assert memory[work_out(returns.expression, saved, memory.__getitem__, 0)] == 0x5000 + 16  # rip
