@@ -54,14 +54,19 @@ def gather_host(evidence: Evidence) -> HostFacts:
     """Return what the host step and the kernel's log tell."""
     found = section_map(evidence, layout.HOST, layout.HOST_FILES)
     absent = missing(evidence, layout.HOST, layout.HOST_FILES)
+
+    def without(file: str) -> Unknown:
+        """Return what is lacking: the whole evidence, or that file among what it holds."""
+        return Unknown(PATH, f"{layout.HOST_FILES} holds no {file} of the VM's control group") if found else absent
+
     return HostFacts(
-        cgroup=_cgroup(found, absent),
-        frozen=_frozen(found, absent),
-        cpu_limited=_counter(found, "cpu.stat", "nr_throttled", absent),
-        pressure_cpu=_pressure(found, "cpu", absent),
-        pressure_io=_pressure(found, "io", absent),
-        pressure_memory=_pressure(found, "memory", absent),
-        memory_pressed=_memory(found, absent),
+        cgroup=_cgroup(found, without("cgroup.events")),
+        frozen=_frozen(found, without("cgroup.events and no freezer.state")),
+        cpu_limited=_counter(found, "cpu.stat", "nr_throttled", without("cpu.stat")),
+        pressure_cpu=_pressure(found, "cpu", without("cpu.pressure")),
+        pressure_io=_pressure(found, "io", without("io.pressure")),
+        pressure_memory=_pressure(found, "memory", without("memory.pressure")),
+        memory_pressed=_memory(found, without("memory.current")),
         io_limits=io_limits.gather_io_limits(found, absent),
         aio_in_use=_aio(evidence, found),
         block_devices=_block_devices(found, absent),

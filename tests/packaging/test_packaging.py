@@ -33,6 +33,9 @@ for folder in ("templates", "runbooks"):
 """
 
 
+DRILL = "fixtures/throttle-deadlock-10.0.2-debug"
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy what is packaged, so that a build leaves nothing in the tree."""
@@ -40,6 +43,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy.mkdir()
     for folder in FOLDERS:
         shutil.copytree(HOUSE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(HOUSE / DRILL, copy / DRILL)
     for each in TOP:
         shutil.copy(HOUSE / each, copy)
     return copy
@@ -95,4 +99,5 @@ def test_an_install_finds_its_templates_and_runbooks(
 
 def test_the_wheel_carries_the_package_only(checkout: Path, tmp_path: Path) -> None:
     place = from_wheel(checkout, tmp_path)
+    assert (place / "autopsy" / DRILL / "bundle.tar.zst").is_file(), "what `autopsy drill` walks through"
     assert {each.name.partition("-")[0] for each in place.iterdir()} == {"autopsy", "vm_autopsy"}
