@@ -85,6 +85,16 @@ def test_a_disk_that_flows_is_forgiven_what_it_failed_once() -> None:
     assert (found.where, found.confidence) == ("none", "proven")
 
 
+def test_a_guest_that_burns_its_cpu_after_a_request_failed_is_told_with_that() -> None:
+    case = with_stats(failed=1, failed_later=1)
+    for task in case.tasks:
+        if task.comm.startswith("CPU "):
+            task.cpu_ns = int(5 * e.SECOND * 0.99)
+    found = told(case)
+    assert (found.signature, found.confidence) == ("guest-spins", "possible")
+    assert any("Not accounted for: Disk d0 has failed 1 request" in each.text for each in found.chain)
+
+
 def vhost_user(chardev: str, *, connected: bool) -> e.Case:
     case = cases.healthy_idle()
     case.command_line = ("-chardev", "socket,id=c0,path=/run/vu", "-device", "vhost-user-blk-pci,id=vd9,chardev=c0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopsy.diagnose.queries.account import left_over
 from autopsy.diagnose.queries.requests import all_counted, counted, still
 from autopsy.diagnose.queries.threads import by_role
 from autopsy.diagnose.queries.wording import count, missing
@@ -54,6 +55,7 @@ def _spins(facts: Facts) -> Judgement:  # noqa: PLR0911 - one reason a line
                 *(disk.cite for disk in completed[:3]),
                 cite,
             ),
+            *(claim(f"Not accounted for: {each.text}", *each.cites) for each in left_over(facts)),
         ),
         weight=len(spinning),
     )
