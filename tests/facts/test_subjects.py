@@ -11,7 +11,7 @@ from autopsy.diagnose.queries import naming
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts import subjects
 from autopsy.facts.gather import gather_facts
-from autopsy.facts.model.facts import Facts, Role
+from autopsy.facts.model.facts import Facts, Park, Role
 from autopsy.report import tables_storage
 from autopsy.report.wording import stalled_for
 from support.built import cases
@@ -95,7 +95,8 @@ def test_two_kinds_with_one_name_are_two_records() -> None:
 
 def test_every_kind_of_subject_has_a_name_of_its_own() -> None:
     kinds = subjects.Subject.__args__  # type: ignore[attr-defined]  # a union's members
-    for kind in kinds:
+    assert naming.name(subjects.Place(Park.THROTTLE)) == "a throttle group"  # a place has the words of its row
+    for kind in set(kinds) - {subjects.Place}:
         values = [7 if field.type == "int" else "seven" for field in dataclasses.fields(kind) if field.compare]
         if not values:  # there is one of it
             assert naming.name(kind())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim
-from autopsy.diagnose.queries.kernel_sleepers import Sleeper, image_of, mount_of, sleepers
+from autopsy.diagnose.queries.kernel_sleepers import Sleeper, device_of, file_of, image_of, mount_of, sleepers
 from autopsy.diagnose.queries.requests import (
     counted,
     disks_of,
@@ -60,9 +60,21 @@ def _io_limited(facts: Facts) -> Judgement:
             *_waiting(requests, counted(facts, requests), waiting, disks),
         ),
         holds=frozenset({Whole.IO_LIMIT, Whole.STORAGE, Whole.REQUESTS} if on_it else ()),
-        stands=stand((Park.THREADS, Park.LINUX_AIO, Park.IO_URING), requests),
+        stands=stand((Park.THREADS, Park.LINUX_AIO, Park.IO_URING), requests, _asleep(facts, waiting)),
         weight=number,
     )
+
+
+def _asleep(facts: Facts, waiting: tuple[Sleeper, ...]) -> Iterator[subjects.Subject]:
+    """Yield where the graph of waits has these threads: in the block layer, for the file systems of what they do."""
+    yield subjects.Kernel(BLOCK_LAYER)
+    disks = facts.disks.value if isinstance(facts.disks, Known) else ()
+    files = [file.target for each in waiting if (file := file_of(facts, each.look)) is not None]
+    for path in filter(None, dict.fromkeys((*files, *(image_of(facts, disk) for disk in disks)))):
+        if (mount := mount_of(facts, path)) is not None:
+            yield from (subjects.Kernel(BLOCK_LAYER, mount.path), subjects.file_system(mount))
+        if (device := device_of(facts, path)) is not None:
+            yield from (subjects.Kernel(BLOCK_LAYER, device.name), device)
 
 
 def _devices(facts: Facts, requests: tuple[CoroutineFact, ...]) -> frozenset[str]:
