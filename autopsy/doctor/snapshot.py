@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from autopsy.capture.freeze.snapshot import MemorySnapshot, Phases, ProcessGone, take_snapshot, tasks
+from autopsy.capture.freeze.phases import Phases
+from autopsy.capture.freeze.snapshot import MemorySnapshot, ProcessGone, take_snapshot, tasks
 from autopsy.capture.freeze.step import unsupported
 from autopsy.capture.step import Deadline
 from autopsy.doctor.checks import Check, lacks, note, ok

@@ -15,7 +15,7 @@ from autopsy.bundle.records import Coroutine, LeftOut, LockGraph, Module, Thread
 from autopsy.errors import ExaminationFailed
 from autopsy.examine import previous as earlier
 from autopsy.examine.core.inputs import Frozen
-from autopsy.examine.core.reader import Core, CoreError
+from autopsy.examine.core.reader import HIGHEST, Core, CoreError
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines import compare, listing
 from autopsy.examine.coroutines import find as coroutines
@@ -191,6 +191,7 @@ def examine_core(frozen: Frozen) -> str:
     progress.attempt("threads", opened.stand)
     progress.attempt("heap", lambda: opened.start_heap(ends_at - time.monotonic()))
     progress.attempt("coroutines", opened.find_coroutines)
+    core.let_go(0, HIGHEST)
 
     def by_gdb() -> None:
         if note := opened.unwind().note:
@@ -212,8 +213,10 @@ def examine_core(frozen: Frozen) -> str:
     )
     progress.attempt("locks", partial(opened.find_locks, view))
     view = replace(view, graph=opened.graph)
+    core.let_go(0, HIGHEST)
     for name, part in PARTS:
         progress.attempt(name, partial(part, view))
+        core.let_go(0, HIGHEST)
     progress.attempt("heap", opened.finish_heap)
     if opened.left_out:
         progress.attempt("limits", partial(opened.store, layout.LEFT_OUT, opened.left_out))

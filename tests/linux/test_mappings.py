@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import mmap
 import os
 import struct
@@ -14,10 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopsy.capture.freeze import memory_copy
+from autopsy.capture.freeze import core_writer, memory_copy
 from autopsy.capture.freeze.choose_pages import choose
+from autopsy.capture.freeze.chunk import Chunk
 from autopsy.capture.freeze.core_cap import Wanted
-from autopsy.capture.freeze.memory_copy import Chunk, Snapshot
+from autopsy.capture.freeze.memory_copy import Snapshot
+from autopsy.examine.core.reader import Core
 from autopsy.linux.mappings import IN_MEMORY, PAGE, SWAPPED_OUT, MappedProcess, Mapping, modules, parse_maps, runs
 
 MADV_GUARD_INSTALL = 102  # Linux 6.13
@@ -233,6 +236,28 @@ def test_a_page_that_changed_between_the_copies_is_torn_and_stays_as_it_was_firs
         assert taken.torn(frozenset()) == [start + PAGE, start + 3 * PAGE]
         assert taken.torn(frozenset({start + PAGE})) == [start + 3 * PAGE]
     assert taken.chunks()[0].data.tobytes() == b"x" * 4 * PAGE
+
+
+def test_a_copy_over_a_core_keeps_what_differs_and_knows_the_rest(tmp_path: Path) -> None:
+    arena = mmap.mmap(-1, 8 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    arena.write(b"x" * 8 * PAGE)
+    start = address_of(arena)
+    whole = dataclasses.replace(mapping(), start=start, end=start + 8 * PAGE)
+    with own("mem") as memory:
+        process = MappedProcess(os.getpid(), memory, -1, "/proc/self")
+        wanted = [Wanted(whole, ((start, 8 * PAGE),))]
+        first = Snapshot(process, wanted)
+        told = core_writer.Notes(1, b"", b"", b"", (core_writer.ThreadRegisters(1, bytes(216)),), ())
+        core_writer.write(tmp_path / "core", told, [whole], first.chunks(), fill=True, written=first.release)
+        assert first.chunks()[0].data.tobytes() == bytes(8 * PAGE)  # its memory has been given back
+        arena[2 * PAGE] = arena[5 * PAGE] = 0
+        later = Snapshot(process, wanted, base=Core(tmp_path / "core"))
+        assert [(each.address - start) // PAGE for each in later.extents] == [2, 5]
+        assert [(each.address - start, each.size) for each in later.present] == [(0, 8 * PAGE)]
+        assert later.size == 8 * PAGE
+        assert later.torn(frozenset()) == []
+        arena[3 * PAGE] = arena[5 * PAGE] = 1
+        assert later.torn(frozenset()) == [start + 3 * PAGE, start + 5 * PAGE]
 
 
 def test_what_was_read_in_the_stop_takes_the_place_of_the_copy() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from autopsy.capture.freeze.chunk import Chunk, Present
 from autopsy.capture.freeze.core_writer import ZERO
-from autopsy.capture.freeze.memory_copy import Chunk
 from autopsy.examine.core.reader import Core
-from autopsy.linux.mappings import PAGE, Mapping
+from autopsy.linux.mappings import PAGE, Mapping, Run
 
 BLOCK = 64 * PAGE
 
@@ -27,11 +27,32 @@ def changed(chunks: Iterable[Chunk], first: Core) -> Iterator[Chunk]:
             yield _part(chunk, position, chunk.end)
 
 
-def vanished(mappings: Iterable[Mapping], chunks: Iterable[Chunk], first: Core) -> Iterator[Chunk]:
+def alike_in(first: Core, address: int, data: memoryview) -> Iterator[Run]:
+    """Yield, in order, the runs of whole pages that the first core holds just so."""
+    begun = end = address
+    for extent in first.extents_within(address, address + len(data)):
+        start, last = max(extent.start, address), min(extent.end, address + len(data))
+        for block in range(start, last, BLOCK):
+            size = min(BLOCK, last - block)
+            earlier, later = first.read(block, size), data[block - address : block - address + size].tobytes()
+            for page in range(0, size, size) if earlier == later else range(0, size, PAGE):
+                length = size if earlier == later else PAGE
+                if earlier[page : page + length] != later[page : page + length]:
+                    continue
+                if block + page != end:
+                    if end > begun:
+                        yield begun, end - begun
+                    begun = block + page
+                end = block + page + length
+    if end > begun:
+        yield begun, end - begun
+
+
+def vanished(mappings: Iterable[Mapping], chunks: Iterable[Present], first: Core) -> Iterator[Chunk]:
     """Yield pages of zeros for those that the first core holds and that the process has given back since.
 
     An absent page of anonymous memory reads as zeros; without this it would look as it did before.
-    `mappings` are those of which every page that is there is in `chunks`; both are in order.
+    `mappings` are those of which every page that is there is in one of `chunks`; both are in order.
     """
     there = iter(chunks)
     chunk = next(there, None)

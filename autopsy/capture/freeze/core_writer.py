@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autopsy.capture.freeze.memory_copy import Chunk
+from autopsy.capture.freeze.chunk import Chunk
 from autopsy.files import private
 from autopsy.linux.mappings import PAGE, Mapping
 
@@ -26,6 +26,7 @@ PT_LOAD, PT_NOTE = 1, 4
 NT_PRSTATUS, NT_PRPSINFO, NT_AUXV, NT_FILE = 1, 3, 6, 0x46494C45
 PN_XNUM = 0xFFFF
 GAP_PAGES = 4  # absent pages of anonymous memory, which read as zeros, that are cheaper as a hole than as a segment
+STEP_BYTES = 4 << 20
 ZERO = bytes(PAGE)
 
 
@@ -63,11 +64,24 @@ class _Segment:
         return self.end - self.start if self.stored else 0
 
 
-def write(path: Path, notes: Notes, mappings: Sequence[Mapping], chunks: Iterable[Chunk], *, fill: bool) -> int:
+def _keep(_address: int, _size: int) -> None:
+    """Do nothing about what was written."""
+
+
+def write(
+    path: Path,
+    notes: Notes,
+    mappings: Sequence[Mapping],
+    chunks: Iterable[Chunk],
+    *,
+    fill: bool,
+    written: Callable[[int, int], None] = _keep,
+) -> int:
     """Write a core of whole pages and return its length in bytes; pages of zeros become holes.
 
     `fill` lets small gaps of anonymous memory become zeros. It must not be set where an absent page means something
     else, as in a core that is read over another.
+    `written` is told of each part that is in the file, by its address and size: nobody needs it elsewhere any more.
     Headers come first and data in order, so that a file that was cut short by our death is cut, and not wrong.
 
     Raises:
@@ -76,13 +90,13 @@ def write(path: Path, notes: Notes, mappings: Sequence[Mapping], chunks: Iterabl
     segments = list(_segments(mappings, sorted(chunks, key=lambda chunk: chunk.address), GAP_PAGES if fill else 0))
     with private.held(path.parent) as folder, private.new(path.name, below=folder) as stream:
         try:
-            return _write(stream.fileno(), _render_notes(notes), segments)
+            return _write(stream.fileno(), _render_notes(notes), segments, written)
         except OSError:
             os.unlink(path.name, dir_fd=folder)
             raise
 
 
-def _write(descriptor: int, notes: bytes, segments: list[_Segment]) -> int:
+def _write(descriptor: int, notes: bytes, segments: list[_Segment], written: Callable[[int, int], None]) -> int:
     count = len(segments) + 1
     extended = count >= PN_XNUM
     notes_at = EHDR.size + PHDR.size * count + (SHDR.size if extended else 0)
@@ -116,7 +130,10 @@ def _write(descriptor: int, notes: bytes, segments: list[_Segment]) -> int:
     place = data_at
     for each in segments:
         for chunk in each.stored:
-            _write_sparse(descriptor, chunk.data, place + chunk.address - each.start)
+            for step in range(0, len(chunk.data), STEP_BYTES):
+                part = chunk.data[step : step + STEP_BYTES]
+                _write_sparse(descriptor, part, place + chunk.address + step - each.start)
+                written(chunk.address + step, len(part))
         place += each.file_size
     os.ftruncate(descriptor, position)  # the last page may be a hole
     return position

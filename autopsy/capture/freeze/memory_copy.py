@@ -9,7 +9,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from autopsy.capture.freeze.chunk import Chunk
 from autopsy.capture.freeze.core_cap import Wanted
+from autopsy.capture.freeze.core_delta import alike_in
+from autopsy.examine.core.reader import Core
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.mappings import PAGE, MappedProcess, Run
 from autopsy.linux.ptrace import Iovec
@@ -17,6 +20,7 @@ from autopsy.linux.tasks.priority import Unpreempted
 
 SCRATCH_BYTES = 1 << 20
 SWAP_SECONDS = 1.0
+STEP_BYTES = 4 << 20  # that are copied, and compared with the core over which they are laid, before the next
 BATCH_BYTES = 4 << 20  # what process_vm_readv takes the lock of the memory map for at once, and only to find the pages
 
 
@@ -38,26 +42,19 @@ class CopiedExtent:
         return self.address + self.size
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Some whole pages of the process, wherever we keep them."""
-
-    address: int
-    data: memoryview
-
-    @property
-    def end(self) -> int:
-        """Return the address after the last byte."""
-        return self.address + len(self.data)
-
-
 class Snapshot:
-    """The first copy of the evidence.
+    """The first copy of the evidence; with a `base`, as far as it differs from that core.
 
-    The buffer is shared, so that a fork copies neither it nor its page tables.
+    The buffer is shared, so that a fork copies neither it nor its page tables. What has gone from it takes no memory.
     """
 
-    def __init__(self, process: MappedProcess, wanted: Iterable[Wanted], swap_seconds: float = SWAP_SECONDS) -> None:
+    def __init__(
+        self,
+        process: MappedProcess,
+        wanted: Iterable[Wanted],
+        swap_seconds: float = SWAP_SECONDS,
+        base: Core | None = None,
+    ) -> None:
         known = tuple(wanted)
         warm = [run for each in known for run in each.runs]
         cold = [run for each in known for run in each.swapped]
@@ -65,22 +62,76 @@ class Snapshot:
         self._view = memoryview(self._buffer)
         self._process = process
         self.notes: list[str] = []
+        self._base = base
         self._warm: list[CopiedExtent] = []
+        self._same: list[CopiedExtent] = []
+        self.extents: list[CopiedExtent] = []
         offset = 0
-        with Unpreempted() as ahead:
-            for address, size in warm:
-                self._copy(address, size, offset, ahead)
-                offset += size
-        self.extents = list(self._warm)
-        if cold:
-            self.extents += self._copy_swapped(process.pid, cold, offset, swap_seconds)
-            self.extents.sort(key=lambda extent: extent.address)
+        for address, size in warm:
+            most = size if base is None else STEP_BYTES
+            for step in range(0, size, most):
+                self._copy_step(address + step, min(most, size - step), offset + step)
+            offset += size
+        swapped = self._copy_swapped(process.pid, cold, offset, swap_seconds) if cold else []
+        self.extents = sorted((*self.extents, *swapped), key=lambda extent: extent.address)
+        self.present = tuple(sorted((*self._warm, *swapped), key=lambda extent: extent.address))
         self._starts = [extent.address for extent in self.extents]
 
     @property
     def size(self) -> int:
         """Return the bytes that were copied."""
-        return sum(extent.size for extent in self.extents)
+        return sum(extent.size for extent in self.present)
+
+    def _copy_step(self, address: int, size: int, offset: int) -> None:
+        """Copy a part of a run, and keep what the base does not hold like that."""
+        before = len(self._warm)
+        with Unpreempted() as ahead:
+            self._copy(address, size, offset, ahead)
+        for extent in self._warm[before:]:
+            if self._base is None:
+                self.extents.append(extent)
+                continue
+            alike = list(alike_in(self._base, extent.address, self._view[extent.offset : extent.offset + extent.size]))
+            self._base.let_go(extent.address, extent.end)
+            moved = extent.offset - extent.address  # from an address to its place in the buffer
+            position = extent.address
+            for start, length in (*alike, (extent.end, 0)):
+                if start > position:
+                    self.extents.append(CopiedExtent(position, start - position, moved + position))
+                if length:
+                    self._buffer.madvise(mmap.MADV_REMOVE, moved + start, length)
+                    self._same.append(CopiedExtent(start, length, moved + start))
+                position = start + length
+
+    def release(self, address: int, size: int) -> None:
+        """Give the memory of a part back that is stored elsewhere by now."""
+        index = max(0, bisect_right(self._starts, address) - 1)
+        while index < len(self.extents) and (extent := self.extents[index]).address < address + size:
+            first, last = max(address, extent.address), min(address + size, extent.end)
+            if first < last:
+                self._buffer.madvise(mmap.MADV_REMOVE, extent.offset + first - extent.address, last - first)
+            index += 1
+
+    def _as_copied(self, address: int, size: int, offset: int) -> bytes:
+        """Return a part of the copy; what was not kept of it is the base's, and still is."""
+        if self._base is None:
+            return self._buffer[offset : offset + size]
+        parts, position, end = [], address, address + size
+        index = max(0, bisect_right(self._same, address, key=lambda extent: extent.address) - 1)
+        while position < end:
+            same = self._same[index] if index < len(self._same) else None
+            if same is not None and same.end <= position:
+                index += 1
+                continue
+            if same is not None and same.address <= position:
+                last = min(end, same.end)
+                parts.append(self._base.read(position, last - position))
+            else:
+                last = end if same is None else min(end, same.address)
+                parts.append(self._buffer[offset + position - address : offset + last - address])
+            position = last
+        self._base.let_go(address, end)
+        return b"".join(parts)
 
     def _copy(self, address: int, size: int, offset: int, ahead: Unpreempted) -> None:
         """Copy a run; a page that has gone meanwhile (or is a guard page) splits it and is not in the copy."""
@@ -133,16 +184,14 @@ class Snapshot:
                     size = min(SCRATCH_BYTES, extent.size - start)
                     offset = extent.offset + start
                     copied = read_in_batches(self._process, extent.address + start, view[:size], ahead)
-                    if copied == size and view[:size].tobytes() == self._buffer[offset : offset + size]:
+                    before = self._as_copied(extent.address + start, size, offset)
+                    if copied == size and view[:size].tobytes() == before:
                         continue
                     found += [
                         address
                         for page in range(0, size, PAGE)
                         if (address := extent.address + start + page) not in covered
-                        and (
-                            page >= copied
-                            or scratch[page : page + PAGE] != self._buffer[offset + page : offset + page + PAGE]
-                        )
+                        and (page >= copied or scratch[page : page + PAGE] != before[page : page + PAGE])
                     ]
         return found
 

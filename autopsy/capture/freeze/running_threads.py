@@ -9,7 +9,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autopsy.capture.freeze.memory_copy import Chunk, read_pages
+from autopsy.capture.freeze.chunk import Chunk
+from autopsy.capture.freeze.memory_copy import read_pages
 from autopsy.capture.freeze.tracer import RED_ZONE
 from autopsy.capture.freeze.tracer_memory import STACK_CAP
 from autopsy.linux import ptrace

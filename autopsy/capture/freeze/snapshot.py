@@ -8,20 +8,23 @@ import os
 import re
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from autopsy.bundle import proc_stat
 from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture.freeze import running_threads
-from autopsy.capture.freeze.choose_pages import Choice, address_space, choose
+from autopsy.capture.freeze.choose_pages import CAP_BYTES, Choice, address_space, choose
+from autopsy.capture.freeze.chunk import Chunk, Present
 from autopsy.capture.freeze.core_writer import ThreadRegisters
-from autopsy.capture.freeze.memory_copy import SWAP_SECONDS, Chunk, Snapshot
+from autopsy.capture.freeze.memory_copy import SWAP_SECONDS, Snapshot
+from autopsy.capture.freeze.phases import Phases
 from autopsy.capture.freeze.standing_threads import Stood, stood_still
 from autopsy.capture.freeze.tracer import TracedStop, hold
 from autopsy.capture.freeze.tracer_memory import Caught, Fate
 from autopsy.capture.step import Deadline
+from autopsy.examine.core.reader import Core
 from autopsy.linux.mappings import PAGE, MappedProcess, Mapping
 from autopsy.linux.ptrace import RSP
 from autopsy.linux.tasks.walk import KERNELS_OWN
@@ -45,20 +48,6 @@ class ProcessGone(Exception):
     """The process ended while it was looked at."""
 
 
-@dataclass(slots=True)
-class Phases:
-    """How long each part of the work took, in ms."""
-
-    ms: dict[str, float] = field(default_factory=dict)
-    since: float = field(default_factory=time.monotonic)
-
-    def done(self, phase: str) -> None:
-        """End the phase that has just been."""
-        now = time.monotonic()
-        self.ms[phase] = round((now - self.since) * 1000, 3)
-        self.since = now
-
-
 @dataclass(frozen=True, slots=True)
 class ThreadBefore:
     """One thread before anything was done to it."""
@@ -70,7 +59,11 @@ class ThreadBefore:
 
 @dataclass(frozen=True, slots=True)
 class MemorySnapshot:
-    """What was taken. `chunks` are in order of address and do not overlap; `threads` begin with the main thread."""
+    """What was taken. `chunks` are in order of address and do not overlap; `threads` begin with the main thread.
+
+    `present` are the pages that the process had, of which `chunks` has all, or those that differ from an earlier core.
+    `release` gives a part's memory back once it is stored.
+    """
 
     mappings: tuple[Mapping, ...]
     choice: Choice
@@ -78,6 +71,8 @@ class MemorySnapshot:
     threads: tuple[ThreadRegisters, ...]
     told: tuple[FrozenThread, ...]
     chunks: tuple[Chunk, ...]
+    present: tuple[Present, ...]
+    release: Callable[[int, int], None]
     copied_bytes: int
     torn: tuple[int, ...]
     notes: tuple[str, ...]
@@ -138,8 +133,12 @@ def take_snapshot(
     max_stop: float,
     deadline: Deadline,
     walks: bool = True,
+    base: Core | None = None,
+    cap: int = CAP_BYTES,
 ) -> MemorySnapshot:
     """Expose a process once. With `walks`, whoever stands still by itself is not stopped.
+
+    With a `base`, pages that it holds just so are not kept. Beyond `cap` bytes what matters least is given up.
 
     Raises:
         ProcessGone: it ended meanwhile.
@@ -147,9 +146,9 @@ def take_snapshot(
     """
     mappings, ram = address_space(process.path)
     phases.done("maps")
-    choice = choose(mappings, ram, process.pagemap, process.memory)
+    choice = choose(mappings, ram, process.pagemap, process.memory, cap)
     phases.done("pagemap")
-    snapshot = Snapshot(process, choice.wanted, min(SWAP_SECONDS, deadline.left() / 4))
+    snapshot = Snapshot(process, choice.wanted, min(SWAP_SECONDS, deadline.left() / 4), base)
     phases.done("copy before")
     stacks = _stacks(choice)
     stood, no_walk = stood_still(process, stacks, deadline) if walks else ((), "")
@@ -193,6 +192,8 @@ def take_snapshot(
         threads=tuple(threads),
         told=tuple(told),
         chunks=tuple(_blanked(_apart([*snapshot.chunks(), *extra]), *_environment(process.path))),
+        present=tuple(sorted((*snapshot.present, *extra), key=lambda each: each.address)),
+        release=snapshot.release,
         copied_bytes=snapshot.size + sum(len(chunk.data) for chunk in extra),
         torn=tuple(torn),
         notes=tuple(notes),

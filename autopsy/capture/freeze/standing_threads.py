@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autopsy.capture.freeze.memory_copy import Chunk
+from autopsy.capture.freeze.chunk import Chunk
 from autopsy.capture.freeze.running_threads import copy_stack
 from autopsy.capture.step import Deadline
 from autopsy.linux.mappings import MappedProcess, Mapping

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from autopsy.bundle import layout
 from autopsy.bundle.records import FreezeRecord, FrozenThread
 from autopsy.capture.freeze import core_delta, core_writer
-from autopsy.capture.freeze.memory_copy import Chunk
+from autopsy.capture.freeze.chunk import Chunk
+from autopsy.capture.freeze.core_room import room_for_core
+from autopsy.capture.freeze.phases import Phases
 from autopsy.capture.freeze.snapshot import (
     ARCHITECTURE,
     MemorySnapshot,
-    Phases,
     ProcessGone,
     ThreadBefore,
     take_snapshot,
@@ -45,6 +46,7 @@ def expose_again(scene: Scene) -> Outcome:
 
 def _expose(scene: Scene, *, second: bool) -> Outcome:
     phases = Phases()
+    first = _first(scene) if second else None
     try:
         with _opened(scene) as process:
             auxv = _read(f"{process.path}/auxv")
@@ -61,6 +63,8 @@ def _expose(scene: Scene, *, second: bool) -> Outcome:
                 max_stop=scene.options.max_stop,
                 deadline=scene.deadline,
                 walks=scene.options.bpf,
+                base=first,
+                cap=room_for_core(scene.staging),
             )
             arguments = _arguments(process)
     except (ProcessEnded, ProcessGone) as error:
@@ -81,7 +85,7 @@ def _expose(scene: Scene, *, second: bool) -> Outcome:
         files=modules(taken.mappings),
     )
     try:
-        size = _write_delta(scene, taken, notes) if second else _write_core(scene, taken, notes)
+        size = _write_delta(scene, taken, notes, first) if second else _write_core(scene, taken, notes)
     except OSError as error:
         return Failed(f"the core could not be written: {error.strerror}")
     phases.done("write")
@@ -122,19 +126,26 @@ def _begun(known: tuple[ThreadBefore, ...], phases: Phases) -> FreezeRecord:
 
 
 def _write_core(scene: Scene, taken: MemorySnapshot, notes: core_writer.Notes) -> int:
-    return core_writer.write(scene.staging / layout.CORE, notes, taken.mappings, taken.chunks, fill=True)
+    path = scene.staging / layout.CORE
+    return core_writer.write(path, notes, taken.mappings, taken.chunks, fill=True, written=taken.release)
 
 
-def _write_delta(scene: Scene, taken: MemorySnapshot, notes: core_writer.Notes) -> int:
-    path = scene.folder / layout.CORE
+def _first(scene: Scene) -> Core | None:
+    """Return the first snapshot's core, None where there was none: then the second stands for itself."""
     try:
-        first = Core(scene.staging / layout.CORE)
-    except CoreError:  # there was no first snapshot: this one stands for itself
-        return core_writer.write(path, notes, taken.mappings, taken.chunks, fill=True)
+        return Core(scene.staging / layout.CORE)
+    except CoreError:
+        return None
+
+
+def _write_delta(scene: Scene, taken: MemorySnapshot, notes: core_writer.Notes, first: Core | None) -> int:
+    path = scene.folder / layout.CORE
+    if first is None:
+        return core_writer.write(path, notes, taken.mappings, taken.chunks, fill=True, written=taken.release)
     whole = [each.mapping for each in taken.choice.wanted]
     chunks: list[Chunk] = [
         *core_delta.changed(taken.chunks, first),
-        *core_delta.vanished(whole, taken.chunks, first),
+        *core_delta.vanished(whole, taken.present, first),
     ]
     return core_writer.write(path, notes, taken.mappings, chunks, fill=False)
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from autopsy.bundle import proc_stat
 from autopsy.bundle.records import Stop
-from autopsy.capture.freeze.memory_copy import Chunk, read_pages
+from autopsy.capture.freeze.chunk import Chunk
+from autopsy.capture.freeze.memory_copy import read_pages
 from autopsy.capture.freeze.tracer_memory import STACK_CAP, Board, Caught, Fate
 from autopsy.linux import ptrace
 from autopsy.linux.child import die_with_parent

@@ -6,7 +6,7 @@ import mmap
 from dataclasses import dataclass
 from enum import IntEnum
 
-from autopsy.capture.freeze.memory_copy import Chunk
+from autopsy.capture.freeze.chunk import Chunk
 from autopsy.linux import ptrace
 from autopsy.linux.mappings import PAGE
 

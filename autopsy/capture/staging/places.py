@@ -9,22 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
-from autopsy.linux.mounts import mounts_of
+from autopsy.linux.spare_memory import lies_in_memory, spare_memory
 from autopsy.store import place as store
 
 PROBE_SECONDS = 2.0
 FALLBACK_SECONDS = 1.0  # there are several, and all may lie on the disk that is stuck
 MEMORY = (Path("/run"), Path("/dev/shm"))  # noqa: S108 - the folder that is made there is 0700
 EVERYBODYS = Path("/var/tmp")  # noqa: S108 - nothing of ours lies in it but a private folder
-IN_MEMORY = frozenset({"tmpfs", "ramfs"})
-MEMORY_SHARE = 2  # at most one part in so many of the memory that is left: the host needs it more than we do
-
-# Used, limit: of the cgroups' second version, then of the first.
-CGROUP_FILES = (("memory.current", "memory.max"), ("memory.usage_in_bytes", "memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,52 +128,6 @@ def _write_through(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def lies_in_memory(path: Path) -> bool:
-    """Return whether a path is on a file system that no disk stands behind; told without a look at the path itself.
-
-    /run is on disk in some containers.
-    """
-    with open("/proc/self/mountinfo", "rb") as stream:
-        mounts = mounts_of(stream.read()).values()
-    above = [mount for mount in mounts if path.is_relative_to(mount.point)]
-    if not above:
-        return False
-    # Of several on one point the last one hides the others.
-    return max(enumerate(above), key=lambda each: (len(each[1].point), each[0]))[1].kind in IN_MEMORY
-
-
 def memory_places() -> tuple[Path, ...]:
     """Return the usual directories in memory that are really there, and where our folder stays ours."""
     return tuple(path for path in MEMORY if lies_in_memory(path) and private.keeps(path))
-
-
-def spare_memory() -> int:
-    """Return how many bytes of memory evidence may take: tmpfs counts against our own cgroup's limit, too."""
-    left = [int(psutil.virtual_memory().available), *_cgroup_room()]
-    return max(0, min(left)) // MEMORY_SHARE
-
-
-def _cgroup_room() -> list[int]:
-    """Return limit minus use of every cgroup above us that has a limit."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        with open("/proc/self/mountinfo", "rb") as stream:
-            mounts = mounts_of(stream.read()).values()
-        with open("/proc/self/cgroup", encoding="utf-8") as stream:
-            rows = [line.rstrip("\n").split(":", 2) for line in stream]
-        for _, controllers, path in rows:
-            if controllers and "memory" not in controllers.split(","):
-                continue
-            for mount in mounts:
-                of_memory = not controllers or mount.source == "memory" or mount.point.endswith("/memory")
-                if mount.kind == ("cgroup" if controllers else "cgroup2") and of_memory:
-                    here = Path(mount.point, path.lstrip("/"))
-                    found += [room for each in (here, *here.parents) if (room := _room_of(each)) is not None]
-    return found
-
-
-def _room_of(group: Path) -> int | None:
-    for used, limit in CGROUP_FILES:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no limit
-            return int((group / limit).read_text()) - int((group / used).read_text())
-    return None

@@ -28,6 +28,7 @@ from autopsy.errors import NotStored
 from autopsy.files import private
 from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, in_child, spawn
 from autopsy.linux.handover import opened
+from autopsy.linux.spare_memory import lies_in_memory, spare_memory
 from autopsy.store.place import store_path
 
 PUT_SECONDS = 2.0
@@ -68,7 +69,7 @@ class Staging:
             if folder == self.work:
                 return self.work
             if place not in self.tight:
-                return self.work if self.in_memory and places.lies_in_memory(place) else folder
+                return self.work if self.in_memory and lies_in_memory(place) else folder
         return self.work
 
     def copy_in(self, place: Path) -> Path:
@@ -312,7 +313,7 @@ def _make_the_first_copy(staging: Staging) -> None:
     """Make the durable folder before anything shows its name."""
     while staging.places:
         place = next((each for each in staging.places if each not in staging.tight), None)
-        if place is None or places.lies_in_memory(place) or staging.hold_copy(staging.copy_in(place)) is not None:
+        if place is None or lies_in_memory(place) or staging.hold_copy(staging.copy_in(place)) is not None:
             return
 
 
@@ -341,7 +342,7 @@ def _workplace(folder: Path, needs: int) -> int | None:
     place = folder.parent
     try:
         there = os.statvfs(place)
-        if min(there.f_bavail * there.f_frsize, places.spare_memory()) < needs or not os.access(place, os.W_OK):
+        if min(there.f_bavail * there.f_frsize, spare_memory()) < needs or not os.access(place, os.W_OK):
             return None
         return private.make(folder)
     except OSError:

@@ -12,11 +12,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+from autopsy.examine.core.registers import Registers as Registers  # noqa: PLC0414 - read from here, with the core
 
 MACHINE_X86_64 = 62
 PAGE = 4096
 HIGHEST = 1 << 64
+WINDOW = 16 << 20  # that are searched before they are let go
 MOST_READ = 64 << 20  # no structure that we ask for is larger; a hostile size is
 MOST_NOTES = 64 << 20  # 10,000 threads of a kernel's own core, extended registers included
 ESCAPED_COUNT = 0xFFFF  # PN_XNUM: more program headers than e_phnum can say
@@ -43,38 +45,6 @@ class CoreError(Exception):
 
 class NotInCore(CoreError):
     """The address was mapped or not, but its bytes were not frozen."""
-
-
-class Registers(NamedTuple):
-    """The x86-64 struct user_regs_struct, in the kernel's order."""
-
-    r15: int
-    r14: int
-    r13: int
-    r12: int
-    rbp: int
-    rbx: int
-    r11: int
-    r10: int
-    r9: int
-    r8: int
-    rax: int
-    rcx: int
-    rdx: int
-    rsi: int
-    rdi: int
-    orig_rax: int
-    rip: int
-    cs: int
-    eflags: int
-    rsp: int
-    ss: int
-    fs_base: int
-    gs_base: int
-    ds: int
-    es: int
-    fs: int
-    gs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +101,19 @@ class CoreExtent:
     def find(self, needle: bytes) -> Iterator[int]:
         """Yield every address at which the bytes lie, in order, overlaps included."""
         last = self.offset + self.end - self.start
-        position = self.source.find(needle, self.offset, last)
-        while position >= 0:
-            yield self.start + position - self.offset
-            position = self.source.find(needle, position + 1, last)
+        for window in range(self.offset, last, WINDOW):
+            end = min(last, window + WINDOW + len(needle) - 1)
+            position = self.source.find(needle, window, end)
+            while position >= 0:
+                yield self.start + position - self.offset
+                position = self.source.find(needle, position + 1, end)
+            self.let_go(window, end)
+
+    def let_go(self, first: int, last: int) -> None:
+        """Take a part of the file out of our memory again, where it is a file's: it is in the page cache still."""
+        if isinstance(self.source, mmap.mmap):
+            first &= -PAGE
+            self.source.madvise(mmap.MADV_DONTNEED, first, min(last, len(self.source)) - first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +239,12 @@ class Core:
         if index < 0 or address >= self.loads[index].end:
             return None
         return self.loads[index]
+
+    def let_go(self, start: int, end: int) -> None:
+        """Take these addresses' bytes out of our memory again: whoever goes through a whole core needs each once."""
+        for extent in self.extents_within(start, end):
+            first, last = max(start, extent.start), min(end, extent.end)
+            extent.let_go(extent.offset + first - extent.start, extent.offset + last - extent.start)
 
     def extents_within(self, start: int, end: int) -> Iterator[CoreExtent]:
         """Yield the extents that touch the range, in order."""

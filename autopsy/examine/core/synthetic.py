@@ -13,6 +13,7 @@ from autopsy.examine.core.reader import (
     PHDR,
     REGISTERS,
     SHDR,
+    WINDOW,
     CoreExtent,
     CoreThread,
 )
@@ -52,8 +53,11 @@ def write(path: Path, threads: Iterable[CoreThread], extents: list[CoreExtent], 
             stream.write(SHDR.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0))
         stream.write(body)
         for extent in extents:
-            with memoryview(extent.source) as view:
-                stream.write(view[extent.offset : extent.offset + extent.end - extent.start])
+            last = extent.offset + extent.end - extent.start
+            for part in range(extent.offset, last, WINDOW):
+                with memoryview(extent.source) as view:
+                    stream.write(view[part : min(last, part + WINDOW)])
+                extent.let_go(part, min(last, part + WINDOW))
 
 
 def _note(kind: int, body: bytes) -> bytes:

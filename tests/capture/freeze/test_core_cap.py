@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +10,8 @@ import pytest
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import FreezeRecord, LeftOut, Region
-from autopsy.capture.freeze import core_cap, snapshot
-from autopsy.capture.freeze.choose_pages import choose
+from autopsy.capture.freeze import core_cap, core_room, step
+from autopsy.capture.freeze.choose_pages import CAP_BYTES
 from autopsy.capture.freeze.core_cap import Wanted, Worth, within, worth
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.symbols import Symbols
@@ -85,7 +84,7 @@ def test_every_parked_request_is_in_a_core_that_has_no_room_for_their_data(
                 vm.qemu_io("disk0", f"aio_write {number * 64}k 64k")
             whole = take(vm.pid, tmp_path / "whole")
             heap = sum(each.end - each.start for each in whole.core.extents)
-            monkeypatch.setattr(snapshot, "choose", partial(choose, cap=heap - REQUESTS * (60 << 10)))
+            monkeypatch.setattr(step, "room_for_core", lambda _folder: heap - REQUESTS * (60 << 10))
             cut = take(vm.pid, tmp_path / "cut")
             monkeypatch.setattr(core_cap, "_reached", lambda *_: set[int]())
             blind = take(vm.pid, tmp_path / "blind")
@@ -135,3 +134,15 @@ def test_a_core_that_lacks_coroutines_says_that_more_requests_may_wait() -> None
     (complete,) = gather_limits(Stored(msgspec.structs.replace(record, coroutine_stacks=0)))  # type: ignore[arg-type]  # likewise
     assert not complete.requests
     assert gather_limits(Stored(msgspec.structs.replace(record, beyond_cap=()))) == ()  # type: ignore[arg-type]  # likewise
+
+
+def test_a_core_is_no_larger_than_its_place_or_the_host_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core_room, "lies_in_memory", lambda _folder: True)
+    monkeypatch.setattr(core_room, "spare_memory", lambda: 100 << 20)
+    assert core_room.room_for_core(tmp_path) <= (100 << 20) - core_room.REST
+    monkeypatch.setattr(core_room, "spare_memory", lambda: 1 << 20)
+    assert core_room.room_for_core(tmp_path) == core_room.LEAST
+    monkeypatch.setattr(core_room, "spare_memory", lambda: 1 << 50)
+    assert core_room.room_for_core(tmp_path) <= CAP_BYTES

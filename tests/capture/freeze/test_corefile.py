@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopsy.capture.freeze import core_delta, core_writer
-from autopsy.capture.freeze.memory_copy import Chunk
+from autopsy.capture.freeze.chunk import Chunk
+from autopsy.examine.core import reader
 from autopsy.examine.core.reader import Core, NotInCore
 from autopsy.linux.mappings import PAGE, Mapping
 
@@ -182,6 +183,43 @@ def test_the_second_core_over_the_first_is_the_second_memory(first: dict[int, by
                 assert both.read(address, PAGE) == second[page].ljust(PAGE, b"\0")
             elif both.holds(address):
                 assert both.read(address, PAGE) == bytes(PAGE)
+
+
+@given(memories(), memories())
+def test_pages_that_a_core_holds_just_so_are_found_and_no_others(
+    first: dict[int, bytes], second: dict[int, bytes]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        one = Path(folder, "one")
+        core_writer.write(one, notes(1), [mapping(0, PAGES)], chunks(first), fill=False)
+        earlier = Core(one)
+        for each in chunks(second):
+            alike = [
+                address
+                for start, size in core_delta.alike_in(earlier, each.address, each.data)
+                for address in range(start, start + size, PAGE)
+            ]
+            pages = range(each.address, each.end, PAGE)
+            assert alike == [page for page in pages if first.get(number := (page - BASE) // PAGE) == second[number]]
+
+
+def test_what_is_in_the_file_is_told_part_by_part(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_writer, "STEP_BYTES", 2 * PAGE)
+    told: list[tuple[int, int]] = []
+    pieces = [chunk(0, b"a", 3), chunk(6, b"b")]
+    core_writer.write(place, notes(1), [mapping(0, 9)], pieces, fill=True, written=lambda *part: told.append(part))
+    assert told == [(BASE, 2 * PAGE), (BASE + 2 * PAGE, PAGE), (BASE + 6 * PAGE, PAGE)]
+    assert Core(place).read(BASE, 3 * PAGE) == b"a".ljust(PAGE, b".") * 3
+
+
+def test_bytes_are_found_once_wherever_a_window_ends(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "WINDOW", PAGE)
+    data = bytearray(b"." * 4 * PAGE)
+    for at in (0, PAGE - 3, 2 * PAGE, 4 * PAGE - 6):
+        data[at : at + 6] = b"needle"
+    core_writer.write(place, notes(1), [mapping(0, 4)], [Chunk(BASE, memoryview(data))], fill=True)
+    (extent,) = Core(place).extents
+    assert [each - BASE for each in extent.find(b"needle")] == [0, PAGE - 3, 2 * PAGE, 4 * PAGE - 6]
 
 
 def test_what_did_not_change_is_not_written_again(place: Path) -> None:
