@@ -125,10 +125,13 @@ def _table(found: tuple[ShownBundle, ...], room: Room, store: Path) -> Iterator[
     names = [each.entry.name.removeprefix("autopsy-") if each.entry else each.bundle.name for each in found]
     longest = max(map(len, names))
     for name, each in zip(names, found, strict=True):
-        line = f"{name:<{longest}}  {each.size / 1e6:>6.1f} MB  {_fate(each):<10} {summary.in_short(each.told)}"
-        line = plain(line)
-        show_all = not width or len(line) <= width
-        yield line if show_all else f"{line[: width - 1]}…"
+        head = plain(f"{name:<{longest}}  {each.size / 1e6:>6.1f} MB  {_fate(each):<10}")
+        told = plain(summary.in_short(each.told))
+        if not width or len(head) + 1 + len(told) <= width:
+            yield f"{head} {told}"
+        else:  # the verdict is what is looked for: it has a line of its own
+            yield head.rstrip()
+            yield f"  {told}" if len(told) + 2 <= width else f"  {told[: width - 3]}…"
     yield f"{len(found)} captures in {store}: {room.used / 1e6:.1f} MB of at most {room.most / 1e6:.0f}"
 
 
