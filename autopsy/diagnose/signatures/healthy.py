@@ -66,6 +66,8 @@ def _lacking_the_other_half(facts: Facts) -> Iterator[str]:
         seen = any(socket.peers for socket in helper.sockets)
         if helper.kind == "vhost-user" and not seen and isinstance(helper.connected, Unknown):
             yield f"whether {helper.device} is connected to its back end: {missing(helper.connected)}"
+        if helper.kind == "vhost-user" and not seen and isinstance(facts.sockets, Unknown):
+            yield f"what the back end of {helper.device} does: {missing(facts.sockets)}"
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
         counted = (disk.stats, disk.stats_again)
         if unknown := next((each for each in counted if isinstance(each, Unknown)), None):
