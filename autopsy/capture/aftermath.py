@@ -17,7 +17,6 @@ from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline, Options, Outcome, Scene
 from autopsy.files.plain import open_plain
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
-from autopsy.target.command_line import last, options, words
 from autopsy.target.target import Target
 
 SECONDS = 6.0
@@ -105,7 +104,7 @@ def _info(descriptor: int) -> bytes:
 def _left(scene: Scene) -> Iterator[SectionRead]:
     """Yield a read for each socket and pidfile of the VM's own: `still there`, or ENOENT."""
     own = [each.reachable for each in scene.target.record.monitors if each.transport == "unix"]
-    own.append(last(options(words(scene.earlier(layout.WITNESS, layout.CMDLINE))), "pidfile"))
+    own.append(scene.target.process.option("pidfile"))
     for path in dict.fromkeys(own):
         if path.startswith("/") and not path.startswith("/proc/"):
             yield SectionRead(path, partial(_there, path))

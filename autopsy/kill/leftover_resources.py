@@ -12,7 +12,6 @@ import msgspec
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.files import read_kernel
 from autopsy.target import monitors
-from autopsy.target.command_line import MOST_BYTES, last, options, words
 from autopsy.target.target import Target
 from autopsy.text import printable
 
@@ -43,7 +42,7 @@ class Estate:
 def estate_of(target: Target, locks: Sequence[str] = ()) -> Estate:
     """Take note of what is the VM's own, while it still lives. `locks` are files that its manager locks it by."""
     pid = target.pid
-    answers = ask([partial(_sockets, pid), partial(_pidfile, pid), partial(_group, pid)], each=EACH, overall=OVERALL)
+    answers = ask([partial(_sockets, pid), partial(_pidfile, target), partial(_group, pid)], each=EACH, overall=OVERALL)
     sockets, pidfile, group = (b"" if isinstance(answer, Unanswered) else answer for answer in answers)
     places = [place for raw in (sockets, pidfile) if raw for place in msgspec.json.decode(raw, type=list[LeftoverFile])]
     return Estate(tuple(places), group.decode(), tuple(locks))
@@ -65,9 +64,9 @@ def _sockets(pid: int) -> bytes:
     return msgspec.json.encode(list(_places(pid, "socket", paths)))
 
 
-def _pidfile(pid: int) -> bytes:
-    path = last(options(words(read_kernel(f"/proc/{pid}/cmdline", MOST_BYTES))), "pidfile")
-    return msgspec.json.encode(list(_places(pid, "pidfile", (path,) if path else ())))
+def _pidfile(target: Target) -> bytes:
+    path = target.process.option("pidfile")
+    return msgspec.json.encode(list(_places(target.pid, "pidfile", (path,) if path else ())))
 
 
 def _places(pid: int, kind: str, paths: Iterable[str]) -> Iterator[LeftoverFile]:

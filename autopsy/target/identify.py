@@ -20,15 +20,17 @@ from autopsy.target.permissions import explain, guards_of
 from autopsy.target.platforms.catalogue import platform_of
 from autopsy.target.platforms.plain import PLAIN
 from autopsy.target.platforms.platform import Roots
-from autopsy.target.qemu_processes import SelfDescription
+from autopsy.target.qemu_process import QemuProcess
 from autopsy.target.resolve import LIST, Candidate, is_true
 from autopsy.text import printable
 
 PATIENCE = 0.2  # seconds for what has hung before
 
 
-def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord:
-    """Return what is to be recorded of a QEMU. `asked` is what the operator typed, for the error's words.
+def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> tuple[TargetRecord, QemuProcess]:
+    """Return what is to be recorded of a QEMU, and what it tells of itself.
+
+    `asked` is what the operator typed, for the error's words.
 
     The caller makes sure that the number means one process all the while.
 
@@ -54,7 +56,7 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord
     binary = _as_named(link) if isinstance(told.binary, Unanswered) else told.binary
     if binary is None or not (binary.qemu_version or isinstance(told.binary, Unanswered)):
         raise _not_qemu(pid, asked, stat.comm, link)
-    return TargetRecord(
+    record = TargetRecord(
         pid=pid,
         name=clean(claim.name if claim else (vm_name(told.options or ()) or f"pid{pid}")),
         manager=claim.manager if claim else PLAIN.manager,
@@ -67,6 +69,7 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> TargetRecord
         monitors=found,
         domain=platform_of(claim.manager).domain_of(claim, roots) if claim else None,
     )
+    return record, told
 
 
 def _as_named(link: str) -> Binary | None:
@@ -83,7 +86,7 @@ def _try_access(pid: int) -> bytes:
     return b""
 
 
-def _reach(pid: int, told: SelfDescription) -> tuple[Answer, tuple[MonitorSocket, ...]]:
+def _reach(pid: int, told: QemuProcess) -> tuple[Answer, tuple[MonitorSocket, ...]]:
     """Ask whether we may look into the process, and which of its monitors can be reached, in one child."""
     ears = monitors.ears_of(pid)
     found = monitors.found_listening(told.options, ears)

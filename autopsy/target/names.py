@@ -7,6 +7,7 @@ import re
 from autopsy.target import qemu_processes
 from autopsy.target.command_line import vm_name
 from autopsy.target.platforms.platform import ROOTS, Roots
+from autopsy.target.qemu_process import is_qemu
 from autopsy.target.resolve import all_claims, is_true
 
 EACH = 0.2  # seconds for one question about one process
@@ -20,7 +21,7 @@ def names_of_vms(roots: Roots = ROOTS) -> tuple[tuple[str, int], ...]:
     told = qemu_processes.tell(sorted({*named, *(claim.pid for claim in claims)}), each=EACH, overall=OVERALL)
     found: dict[int, str] = {}
     for pid, one in told.items():
-        if qemu_processes.is_qemu(one):
+        if is_qemu(one):
             found[pid] = vm_name(one.options or ())
     for claim in claims:
         if claim.pid in found and is_true(claim, told[claim.pid]):

@@ -18,7 +18,7 @@ from autopsy.target.platforms.catalogue import explicit
 from autopsy.target.platforms.owned import started_by
 from autopsy.target.platforms.plain import PLAIN
 from autopsy.target.platforms.platform import ROOTS, Roots, VmClaim
-from autopsy.target.qemu_processes import SelfDescription
+from autopsy.target.qemu_process import QemuProcess, is_qemu
 from autopsy.target.resolve import all_claims, is_true
 from autopsy.target.vital_signs import Glance, glance
 
@@ -67,7 +67,7 @@ def census(roots: Roots = ROOTS) -> tuple[ListedVm, ...]:
     known = {
         pid: monitors.found_listening(told[pid].options, monitors.ears_of(pid, listeners.around(pid)))
         for pid in first
-        if qemu_processes.is_qemu(told[pid]) or first[pid].dying
+        if is_qemu(told[pid]) or first[pid].dying
     }
     counts = [partial(coroutine_count.count, pid) for pid in known]
     owners = [started_by(pid) for pid in known]
@@ -103,7 +103,7 @@ class _Listeners:
 
 
 def _vm(
-    first: Glance, second: Glance, told: SelfDescription, claim: VmClaim | None, found: tuple[MonitorSocket, ...]
+    first: Glance, second: Glance, told: QemuProcess, claim: VmClaim | None, found: tuple[MonitorSocket, ...]
 ) -> ListedVm:
     pid = second.stat.pid
     binary = None if isinstance(told.binary, Unanswered) else told.binary

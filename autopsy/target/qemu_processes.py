@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -15,10 +14,11 @@ from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.files import read_kernel
 from autopsy.linux.tasks.priority import Unpreempted
 from autopsy.target import identity
-from autopsy.target.command_line import MOST_BYTES, Option, daemon_options, options, words
+from autopsy.target.command_line import MOST_BYTES, daemon_options, options, words
 from autopsy.target.identity import STORAGE_DAEMON, Binary, Known
 from autopsy.target.image import is_loader, named_like_qemu
 from autopsy.target.platforms.owned import is_trusted, started_by
+from autopsy.target.qemu_process import QemuProcess
 
 EACH = 1.0  # seconds for one question about one process
 OVERALL = 4.0  # seconds for all of them
@@ -63,25 +63,7 @@ def _comm_like_qemu(pid: int) -> bool:
     return comm.startswith((b"qemu-system", b"qemu-kvm", b"kvm"))
 
 
-@dataclass(frozen=True, slots=True)
-class SelfDescription:
-    """What one process tells of itself; each part is Unanswered where the kernel let us hang or refused.
-
-    `options` are the arguments taken apart as its program does that, None where they are not known.
-    """
-
-    binary: Binary | Unanswered
-    arguments: tuple[str, ...] | Unanswered
-    options: tuple[Option, ...] | None
-    named: bool
-
-
-def is_qemu(told: SelfDescription) -> bool:
-    """Return whether a process runs a system emulator or a storage daemon; by its name where its binary is not read."""
-    return told.named if isinstance(told.binary, Unanswered) else bool(told.binary.qemu_version)
-
-
-def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -> dict[int, SelfDescription]:
+def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -> dict[int, QemuProcess]:
     """Ask every process for its binary and its command line, none of them longer than `each` seconds.
 
     The command line takes the lock of the process's memory map, and the binary may lie on a file system that hangs:
@@ -105,11 +87,11 @@ def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -
     return found
 
 
-def _told(binary: Binary | Unanswered, arguments: tuple[str, ...] | Unanswered, *, named: bool) -> SelfDescription:
+def _told(binary: Binary | Unanswered, arguments: tuple[str, ...] | Unanswered, *, named: bool) -> QemuProcess:
     if isinstance(arguments, Unanswered):
-        return SelfDescription(binary, arguments, None, named)
+        return QemuProcess(binary, arguments, None, named)
     daemon = not isinstance(binary, Unanswered) and binary.program == STORAGE_DAEMON
-    return SelfDescription(binary, arguments, daemon_options(arguments) if daemon else options(arguments), named)
+    return QemuProcess(binary, arguments, daemon_options(arguments) if daemon else options(arguments), named)
 
 
 def _binary(pid: int, known: Known) -> bytes:

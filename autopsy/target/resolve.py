@@ -18,7 +18,7 @@ from autopsy.target.command_line import last, vm_name
 from autopsy.target.platforms.catalogue import PLATFORMS, explicit, platform_of
 from autopsy.target.platforms.owned import is_trusted, runs_as, started_by
 from autopsy.target.platforms.platform import Roots, VmClaim
-from autopsy.target.qemu_processes import SelfDescription
+from autopsy.target.qemu_process import QemuProcess, is_qemu
 from autopsy.target.tell_apart import near
 from autopsy.text import printable
 
@@ -88,11 +88,11 @@ def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
     answering = [claim for claim in claims if platform_of(claim.manager).answers_to(claim, word)]
     told = qemu_processes.tell(sorted({*named, *(claim.pid for claim in answering)}))
     found = {claim.pid for claim in answering if is_true(claim, told[claim.pid])}
-    found |= {pid for pid in named if qemu_processes.is_qemu(told[pid]) and _goes_by(word, told[pid])}
+    found |= {pid for pid in named if is_qemu(told[pid]) and _goes_by(word, told[pid])}
     pid = _pid(word)
     if pid is not None and identity.exists(pid):
         alone = not found
-        if alone or qemu_processes.is_qemu(told.get(pid) or qemu_processes.tell([pid])[pid]):
+        if alone or is_qemu(told.get(pid) or qemu_processes.tell([pid])[pid]):
             found.add(pid)
     if not found:
         raise _nothing(word, answering, near(word, told, claims))
@@ -106,7 +106,7 @@ def all_claims(pids: Sequence[int], roots: Roots) -> tuple[VmClaim, ...]:
     return tuple(claim for platform in PLATFORMS for claim in platform.claims(pids, roots))
 
 
-def _goes_by(word: str, told: SelfDescription) -> bool:
+def _goes_by(word: str, told: QemuProcess) -> bool:
     """Return whether a command line gives the VM that name or uuid."""
     if told.options is None:
         return False
@@ -123,7 +123,7 @@ def _claimed(pid: int, roots: Roots) -> Candidate:
     return _with_claim(pid, qemu_processes.tell([pid])[pid], claims) if claims else Candidate(pid, f"pid:{pid}")
 
 
-def _with_claim(pid: int, told: SelfDescription, claims: Iterable[VmClaim]) -> Candidate:
+def _with_claim(pid: int, told: QemuProcess, claims: Iterable[VmClaim]) -> Candidate:
     true = next((claim for claim in claims if claim.pid == pid and is_true(claim, told)), None)
     hangs = isinstance(told.arguments, Unanswered) and told.arguments.hung
     return Candidate(pid, explicit(true) if true else f"pid:{pid}", true, hangs)
@@ -147,18 +147,18 @@ def _nothing(word: str, claims: list[VmClaim], alike: str = "") -> NoSuchVm:
     return NoSuchVm(word, f"it does not run: {dead}, which is not (or no longer) that VM", remedy=LIST)
 
 
-def is_true(claim: VmClaim, told: SelfDescription) -> bool:
+def is_true(claim: VmClaim, told: QemuProcess) -> bool:
     """Return whether a manager's claim holds: the process is a QEMU, and was started as that VM.
 
     Where the command line could not be read, a listening socket in the place of the VM's own monitor tells as much.
     """
-    if not qemu_processes.is_qemu(told) or not has_a_say(claim):
+    if not is_qemu(told) or not has_a_say(claim):
         return False
     platform = platform_of(claim.manager)
     if isinstance(told.arguments, Unanswered):
         paths = [listener.path for listener in monitors.ears_of(claim.pid).listeners]
         return any(platform.is_its_monitor(claim, path) for path in paths)
-    return platform.is_alive(claim, told.arguments)
+    return platform.is_alive(claim, told)
 
 
 def has_a_say(claim: VmClaim) -> bool:
@@ -197,7 +197,7 @@ def listening_at(path: str, word: str) -> tuple[int, ...]:
     if not others:
         raise NoSuchVm(word, "nobody listens on that socket", remedy=LIST)
     told = qemu_processes.tell(others)
-    if found := tuple(pid for pid in others if qemu_processes.is_qemu(told[pid])):
+    if found := tuple(pid for pid in others if is_qemu(told[pid])):
         return found  # a QEMU by its binary, though nothing is named so
     raise NotQemu(
         word, f"{', '.join(_described(pid) for pid in others)} listens on that socket, and is no QEMU", remedy=LIST

@@ -13,6 +13,7 @@ from autopsy.errors import AmbiguousVm, NoSuchVm, NotQemu
 from autopsy.target import identity, qemu_processes, resolve
 from autopsy.target.identify import recognise
 from autopsy.target.platforms.platform import ROOTS, Roots
+from autopsy.target.qemu_process import NOT_ASKED, QemuProcess
 from autopsy.target.resolve import LIST, Candidate
 from autopsy.target.tell_apart import distinction
 
@@ -21,7 +22,7 @@ ANOTHER_PROGRAM = "has started another program"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The VM's process. `pidfd` stays open for as long as the capture runs.
+    """The VM's process, and what it told of itself when it was found. `pidfd` stays open while it is captured.
 
     `environment` is where its environment lies, which the kernel chooses anew for each program that a process starts;
     zeros where that is not known.
@@ -30,6 +31,7 @@ class Target:
     record: TargetRecord
     pidfd: int
     environment: tuple[int, int] = (0, 0)
+    process: QemuProcess = NOT_ASKED
 
     @property
     def pid(self) -> int:
@@ -78,7 +80,7 @@ def hold(candidate: Candidate, *, asked: str, roots: Roots = ROOTS) -> Target:
     pidfd = _open(pid, asked)
     try:
         environment = _environment(pid)
-        record = recognise(candidate, asked=asked, roots=roots)
+        record, process = recognise(candidate, asked=asked, roots=roots)
         if not _same(pid, pidfd, record.start_ticks):
             raise NoSuchVm(asked, f"process {pid} ended while it was looked at", remedy=LIST)  # noqa: TRY301 - see below
         if environment != _environment(pid):
@@ -86,7 +88,7 @@ def hold(candidate: Candidate, *, asked: str, roots: Roots = ROOTS) -> Target:
     except BaseException:  # whatever it is: a descriptor that nobody knows of would stay open
         os.close(pidfd)
         raise
-    return Target(record, pidfd, environment)
+    return Target(record, pidfd, environment, process)
 
 
 def is_another_program(target: Target, stat: ProcStat) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from autopsy.target import identity
 from autopsy.target.command_line import Option, settings, vm_name
 from autopsy.target.platforms.platform import VmClaim
-from autopsy.target.qemu_processes import SelfDescription, is_qemu
+from autopsy.target.qemu_process import QemuProcess, is_qemu
 from autopsy.text import printable
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -19,7 +19,7 @@ MOST = 3
 FILES = ("file", "filename", "file.filename")
 
 
-def near(word: str, told: Mapping[int, SelfDescription], claims: Iterable[VmClaim]) -> str:
+def near(word: str, told: Mapping[int, QemuProcess], claims: Iterable[VmClaim]) -> str:
     """Return the names of VMs that are like a word, each with its process; empty where there is none."""
     names = {claim.name: claim.pid for claim in claims}
     for pid, one in told.items():
@@ -33,7 +33,7 @@ def near(word: str, told: Mapping[int, SelfDescription], claims: Iterable[VmClai
     return " or ".join(f"{printable(name)} (pid {names[name]})" for name in found)
 
 
-def distinction(pid: int, told: SelfDescription) -> str:
+def distinction(pid: int, told: QemuProcess) -> str:
     """Return how long a VM runs and the image of its first disk, as far as they are known."""
     parts = []
     try:

@@ -11,7 +11,7 @@ from autopsy.linux.batch import Unanswered
 from autopsy.linux.files import read_kernel
 from autopsy.target import identity
 from autopsy.target.identity import Asleep
-from autopsy.target.qemu_processes import SelfDescription
+from autopsy.target.qemu_process import QemuProcess
 from autopsy.text import printable
 
 MOST_THREADS_TOLD = 2
@@ -63,7 +63,7 @@ def _fields(status: bytes) -> dict[str, str]:
     return {key: value.strip() for key, colon, value in (line.partition(":") for line in lines) if colon}
 
 
-def of(first: Glance, second: Glance, told: SelfDescription) -> tuple[str, ...]:
+def of(first: Glance, second: Glance, told: QemuProcess) -> tuple[str, ...]:
     """Return the signs of trouble in two looks at one process, each in a few words."""
     return (*_of_threads(first, second), *_of_answers(told))
 
@@ -92,7 +92,7 @@ def _of_threads(first: Glance, second: Glance) -> list[str]:
     return found
 
 
-def _of_answers(told: SelfDescription) -> list[str]:
+def _of_answers(told: QemuProcess) -> list[str]:
     found = []
     if isinstance(told.binary, Unanswered):
         if told.binary.hung:

@@ -21,10 +21,11 @@ from autopsy.errors import AmbiguousVm, NoSuchVm
 from autopsy.kill.restart import command_for
 from autopsy.linux.batch import Unanswered
 from autopsy.target import qemu_processes, resolve, target
+from autopsy.target.command_line import options
 from autopsy.target.platforms import catalogue, libvirt, proxmox
 from autopsy.target.platforms.platform import Platform, Roots, VmClaim
 from autopsy.target.ps import census
-from autopsy.target.qemu_processes import SelfDescription
+from autopsy.target.qemu_process import QemuProcess
 from autopsy.target.resolve import is_true
 from autopsy.target.target import Target
 from support import lab
@@ -164,9 +165,9 @@ def test_a_claim_holds_by_the_vms_own_monitor_where_the_command_line_hangs(roots
         ):
             told = qemu_processes.tell([binary_of])[binary_of]
             assert is_true(claim, told)
-            assert is_true(claim, SelfDescription(told.binary, hung, None, named=True))
+            assert is_true(claim, QemuProcess(told.binary, hung, None, named=True))
             elsewhere = VmClaim(claim.manager, claim.name, one.pid + other.pid - binary_of, claim.pidfile)
-            assert not is_true(elsewhere, SelfDescription(told.binary, hung, None, named=True))
+            assert not is_true(elsewhere, QemuProcess(told.binary, hung, None, named=True))
 
 
 @pytest.mark.live
@@ -179,7 +180,7 @@ def test_a_platform_is_found_named_and_told_how_to_start_by_its_line_of_the_cata
             manager=claim.manager,
             form="incus",
             claims=lambda _pids, _roots: (claim,),
-            is_alive=lambda claim, arguments: claim.name == "box" and "-name" in arguments,
+            is_alive=lambda claim, process: claim.name == "box" and bool(process.option("name")),
             configuration=lambda name: (f"/var/lib/incus/{name}/backup.yaml",),
             start=lambda record: ("incus", "start", record.name),
         )
@@ -259,6 +260,10 @@ def test_no_bytes_in_a_status_file_raise(raw: bytes) -> None:
         assert libvirt.read_status(folder / "w.xml", os.geteuid()) is None
 
 
+def told_by(arguments: tuple[str, ...]) -> QemuProcess:
+    return QemuProcess(Unanswered("not asked"), arguments, options(arguments), named=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "alive"),
     [
@@ -274,4 +279,4 @@ def test_no_bytes_in_a_status_file_raise(raw: bytes) -> None:
 )
 def test_a_vm_is_alive_by_proxmoxs_own_rule(arguments: tuple[str, ...], alive: bool) -> None:  # noqa: FBT001 - a table
     claim = VmClaim("proxmox", "102", 1, Roots().proxmox / "102.pid")
-    assert proxmox.is_alive(claim, arguments) is alive
+    assert proxmox.is_alive(claim, told_by(arguments)) is alive

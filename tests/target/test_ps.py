@@ -22,12 +22,12 @@ from autopsy.target import vital_signs as signs
 from autopsy.target.identity import Binary
 from autopsy.target.platforms.platform import Roots
 from autopsy.target.ps import ListedVm, census
-from autopsy.target.qemu_processes import SelfDescription
+from autopsy.target.qemu_process import QemuProcess
 from autopsy.target.vital_signs import Glance
 from support import lab
 
 NOWHERE = Roots(run=Path("/nonexistent"))
-TOLD = SelfDescription(
+TOLD = QemuProcess(
     Binary(path="/q", deleted=False, replaced=False, qemu_version="7", build_id=""), ("q",), (), named=True
 )
 TRACER_OF_NOBODY = "TracerPid:\t0"
@@ -210,8 +210,8 @@ def test_a_main_thread_that_has_not_left_a_lock_between_two_looks_waits_for_it()
 
 def test_what_cannot_be_read_is_a_sign_only_where_it_hangs() -> None:
     hung, refused = Unanswered("no answer in 0.3 s", hung=True), Unanswered("PermissionError")
-    assert signs.of(glance_of(), glance_of(), SelfDescription(refused, refused, None, named=True)) == ()
-    assert signs.of(glance_of(), glance_of(), SelfDescription(hung, hung, None, named=True)) == (
+    assert signs.of(glance_of(), glance_of(), QemuProcess(refused, refused, None, named=True)) == ()
+    assert signs.of(glance_of(), glance_of(), QemuProcess(hung, hung, None, named=True)) == (
         "its binary's file system does not answer",
         "its memory map is locked",
     )

@@ -105,7 +105,7 @@ class Beside:
             words = b"".join(word.encode("utf-8", "replace") + b"\0" for word in machine.arguments)
             made[layout.evidence(layout.WITNESS, layout.CMDLINE)] = words
         if machine is not None and machine.config:
-            ending = "xml" if machine.manager == "libvirt" else "conf"
+            ending = "xml" if machine.config.lstrip().startswith("<") else "conf"
             section = Section(f"imported.{ending}", without_secrets(machine.config).encode("utf-8", "replace"))
             made[layout.evidence(layout.HOST, layout.VM_CONFIG)] = render([section])
         tasks = kernel_log.of_vm(self.kernel, tids, machine.pid if machine else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,10 @@ import msgspec
 from autopsy.bundle.manifest import Domain, TargetRecord
 from autopsy.files.plain import NotPlain
 from autopsy.linux.batch import Unanswered, ask
-from autopsy.target.command_line import last, options, vm_name
+from autopsy.target.command_line import vm_name
 from autopsy.target.platforms.owned import Folder, NotOwned, is_trusted, opened, read_owned
 from autopsy.target.platforms.platform import MOST_PIDFILE, Platform, Roots, Status, VmClaim, pid_of
+from autopsy.target.qemu_process import QemuProcess
 
 MOST_XML = 4 << 20
 EACH = 0.3  # seconds for one user's folder: a file system of that user's may lie there, and hang
@@ -161,19 +162,18 @@ def parse_status(raw: bytes) -> Status | None:
     )
 
 
-def is_alive(claim: VmClaim, arguments: Sequence[str]) -> bool:
+def is_alive(claim: VmClaim, process: QemuProcess) -> bool:
     """Return whether the process was started as that domain: libvirt gives it `-name guest=NAME` and `-uuid`.
 
     Where its status file tells another name, uuid or process than these, nothing of it is believed.
     """
-    given = options(arguments)
-    if vm_name(given) != claim.name:
+    if vm_name(process.options or ()) != claim.name:
         return False
     status = status_of(claim)
     if status is None:
         return True
     same_pid = claim.inside is not None or status.pid in (None, claim.pid)  # a container counts its own processes
-    return same_pid and status.name == claim.name and _bare(status.uuid) == _bare(last(given, "uuid"))
+    return same_pid and status.name == claim.name and _bare(status.uuid) == _bare(process.option("uuid"))
 
 
 def is_its_monitor(claim: VmClaim, path: str) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.bundle.manifest import Domain, Manager, TargetRecord
+from autopsy.target.qemu_process import QemuProcess
 
 PID_LINE = re.compile(rb"\s*([0-9]{1,10})\s*")
 MOST_PIDFILE = 64
@@ -113,16 +114,16 @@ class Platform:
     """What is to be known of one platform; what has a default here, a platform may lack.
 
     `manager` is the name that bundles store, `form` the one before the colon of `pve:102`. `claims` is given the
-    processes that may be QEMUs. `is_alive` is told a claim and its process's arguments, `is_its_monitor` a claim and
-    the path of a listening socket: without them, no claim is believed. Functions of a name are given the VM's, which
-    may be anything: no path is made of one that is no plain name.
+    processes that may be QEMUs. `is_alive` is told a claim and what its process tells of itself, `is_its_monitor` a
+    claim and the path of a listening socket: without them, no claim is believed. Functions of a name are given the
+    VM's, which may be anything: no path is made of one that is no plain name.
     """
 
     manager: Manager
     form: str = ""
     claims: Callable[[Sequence[int], Roots], tuple[VmClaim, ...]] = lambda _pids, _roots: ()
     answers_to: Callable[[VmClaim, str], bool] = is_same_name
-    is_alive: Callable[[VmClaim, Sequence[str]], bool] = lambda _claim, _arguments: False
+    is_alive: Callable[[VmClaim, QemuProcess], bool] = lambda _claim, _process: False
     is_its_monitor: Callable[[VmClaim, str], bool] = lambda _claim, _path: False
     domain_of: Callable[[VmClaim, Roots], Domain | None] = lambda _claim, _roots: None
     runs_as_root: bool = (

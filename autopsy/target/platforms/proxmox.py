@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from autopsy.bundle.manifest import TargetRecord
 from autopsy.files.plain import NotPlain
-from autopsy.target.command_line import last, options
+from autopsy.linux.batch import Unanswered
 from autopsy.target.platforms.owned import Folder, NotOwned, is_trusted, opened
 from autopsy.target.platforms.platform import MOST_PIDFILE, ManagerTask, Platform, Roots, VmClaim, pid_of
+from autopsy.target.qemu_process import QemuProcess
 
 # PVE::QemuServer::Helpers::parse_cmdline: `kvm`, or `qemu-` and anything, with or without a folder before it.
 PROGRAM = re.compile(r".*kvm|(?:.*/)?qemu-[^/]+")
@@ -35,11 +36,11 @@ def _claim(folder: Folder, vmid: str) -> VmClaim | None:
     return None if pid is None else VmClaim("proxmox", vmid, pid, folder.path / f"{vmid}.pid")
 
 
-def is_alive(claim: VmClaim, arguments: Sequence[str]) -> bool:
+def is_alive(claim: VmClaim, process: QemuProcess) -> bool:
     """Return whether Proxmox VE itself takes the process for that VM: the program's name, then its -pidfile."""
-    if not arguments or not PROGRAM.fullmatch(arguments[0]):
+    if isinstance(process.arguments, Unanswered) or not PROGRAM.fullmatch("".join(process.arguments[:1])):
         return False
-    return same_place(last(options(arguments), "pidfile"), claim.pidfile)
+    return same_place(process.option("pidfile"), claim.pidfile)
 
 
 def same_place(told: str, pidfile: Path) -> bool:
