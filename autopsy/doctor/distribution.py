@@ -12,7 +12,7 @@ from autopsy.text import plain
 OS_RELEASE = ("etc/os-release", "usr/lib/os-release")
 MOST_BYTES = 1 << 16
 SETTING = re.compile(r"^([A-Z_]+)=(?:\"([^\"\n]*)\"|'([^'\n]*)'|([^\s\"']*))\s*$", re.MULTILINE)
-Family = Literal["debian", "ubuntu", "pve", "fedora", "suse", "other"]
+Family = Literal["debian", "ubuntu", "proxmox-ve", "fedora", "suse", "other"]
 CODENAME = re.compile(r"[a-z]+")
 
 DEBIAN_DEBUG = "http://debug.mirrors.debian.org/debian-debug"
@@ -35,12 +35,12 @@ class Distribution:
     @property
     def is_debian(self) -> bool:
         """Return whether dpkg and apt are its means."""
-        return self.family in {"debian", "ubuntu", "pve"}
+        return self.family in {"debian", "ubuntu", "proxmox-ve"}
 
     def install(self, package: str) -> str:
         """Return the command that installs a package; its name is Debian's, and often everybody's."""
         match self.family:
-            case "debian" | "ubuntu" | "pve":
+            case "debian" | "ubuntu" | "proxmox-ve":
                 return f"apt install {package}"
             case "fedora":
                 return f"dnf install {ELSEWHERE.get(package, package)}"
@@ -52,7 +52,7 @@ class Distribution:
     def install_symbols(self, package: str, version: str, *, known: bool) -> str:
         """Return the command that installs the debug symbols of a package; `known`: apt's lists have them already."""
         match self.family:
-            case "debian" | "ubuntu" | "pve":
+            case "debian" | "ubuntu" | "proxmox-ve":
                 install = f"apt install {package}-dbgsym={version}"
                 return install if known else f"{self._add_archive()}{install}"
             case "fedora":
@@ -76,7 +76,7 @@ class Distribution:
                     for part in ("", "-updates")
                 )
                 return f"apt install ubuntu-dbgsym-keyring && printf '%s\\n' {suites} >{LIST} && apt update && "
-            case "debian" | "ubuntu" | "pve" | "fedora" | "suse" | "other":
+            case "debian" | "ubuntu" | "proxmox-ve" | "fedora" | "suse" | "other":
                 return "apt update && "
 
 
@@ -103,7 +103,7 @@ def distribution(top: Path = Path("/")) -> Distribution:
     codename = settings.get("VERSION_CODENAME", "")
     return Distribution(
         name=plain(settings.get("PRETTY_NAME", "this distribution")),
-        family="pve" if (top / "etc/pve").is_dir() else _family(settings),
+        family="proxmox-ve" if (top / "etc/pve").is_dir() else _family(settings),
         codename=codename if CODENAME.fullmatch(codename) else "",
         moving="/" in _text(top / "etc/debian_version"),
     )

@@ -62,7 +62,7 @@ def test_a_distribution_is_known_by_its_own_word_or_by_what_it_is_like(name: str
 def test_proxmox_is_known_though_it_calls_itself_debian(tmp_path: Path) -> None:
     (tmp_path / "etc/pve").mkdir(parents=True)
     (tmp_path / "etc/os-release").write_text(RELEASES["debian"][0])
-    assert distribution(tmp_path).family == "pve"
+    assert distribution(tmp_path).family == "proxmox-ve"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_proxmox_is_known_though_it_calls_itself_debian(tmp_path: Path) -> None:
         ),
         ("ubuntu", "noble", "apt install ubuntu-dbgsym-keyring && printf"),
         ("ubuntu", "noble", "'deb http://ddebs.ubuntu.com noble-updates main restricted universe multiverse'"),
-        ("pve", "bookworm", "apt update && apt install qemu-dbgsym=1-2"),
+        ("proxmox-ve", "bookworm", "apt update && apt install qemu-dbgsym=1-2"),
         ("fedora", "", "dnf debuginfo-install qemu-1-2"),
         ("suse", "", "zypper --plus-content debug install qemu-debuginfo=1-2"),
     ],
@@ -118,7 +118,7 @@ ANSWERS = {
 @pytest.mark.parametrize(
     ("family", "answers", "command"),
     [
-        ("proxmox", {}, "apt update && apt install qemu-system-x86-dbgsym=1:7.2-7"),
+        ("proxmox-ve", {}, "apt update && apt install qemu-system-x86-dbgsym=1:7.2-7"),
         ("debian", {"apt-cache madison": " x-dbgsym | 1:7.2-7 | http"}, "apt install qemu-system-x86-dbgsym=1:7.2-7"),
         ("fedora", {}, "dnf debuginfo-install qemu-kvm-core-17:9.1.0-15.el9"),
         ("fedora", {"rpm -qf": "file /usr/bin/x is not owned by any package"}, symbols.BY_HAND),

@@ -89,8 +89,15 @@ def examine(first: bytes, second: bytes, evidence: bytes) -> None:
     entered.contexts(core, symbols, saved)
     led_into(symbols, core.extents, core.threads)
     view = View(frozen=given_to, core=core, second=later, symbols=symbols, threads=(), saved=saved, ends_at=0)
-    for part in (lock_owners, main_loop, aio_rings, aio_workers, poll_sets, virtqueues):
-        part.examine(view)
+    for work_out in (
+        lock_owners.examine_locks,
+        main_loop.examine_main_loop,
+        aio_rings.examine_aio_rings,
+        aio_workers.examine_aio_workers,
+        poll_sets.examine_poll_sets,
+        virtqueues.examine_virtqueues,
+    ):
+        work_out(view)
 
 
 @given(

@@ -95,13 +95,18 @@ def test_two_kinds_with_one_name_are_two_records() -> None:
 
 def test_every_kind_of_subject_has_a_name_of_its_own() -> None:
     kinds = subjects.Subject.__args__  # type: ignore[attr-defined]  # a union's members
-    assert naming.name(subjects.Place(Park.THROTTLE)) == "a throttle group"  # a place has the words of its row
     for kind in set(kinds) - {subjects.Place}:
         values = [7 if field.type == "int" else "seven" for field in dataclasses.fields(kind) if field.compare]
         if not values:  # there is one of it
             assert naming.name(kind())
             continue
         assert "7" in naming.name(kind(*values)) or "seven" in naming.name(kind(*values))
+
+
+def test_every_place_reads_as_a_thing_that_requests_wait_for_and_as_no_other() -> None:
+    names = [naming.name(subjects.Place(park)) for park in Park]
+    assert len(set(names)) == len(names)
+    assert [name for name in names if name.split()[0] in {"waits", "is", "asked", "sleeps", "runs", "serves"}] == []
 
 
 def test_the_record_of_a_diagnosis_names_the_same_as_its_words() -> None:

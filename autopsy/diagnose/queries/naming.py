@@ -24,7 +24,8 @@ def name(subject: Subject) -> str:  # noqa: C901, PLR0911, PLR0912 - one return 
         case subjects.Request(address):
             return f"the request of coroutine {address:#x}"
         case subjects.Place(park):
-            return park.words.removeprefix("waits for ").removeprefix("waits in ")
+            noun = park.words.removeprefix("waits for ").removeprefix("waits in ")
+            return f"a place where a request {noun}" if noun == park.words else noun
         case subjects.Kernel(wait):
             return f"the host's kernel ({wait})"
         case subjects.ThrottleGroup(group):
