@@ -116,7 +116,8 @@ def _more(facts: Facts, diagnosis: Diagnosis, hide: Redaction) -> Iterator[str]:
     if any(group.stuck for group in (*threads, *coroutines)):
         yield from _folded("Stacks that are stuck", [each for each in (*threads, *coroutines) if each.stuck], hide)
     yield from _folded("Threads, identical stacks together", threads, hide)
-    yield from _folded("Parked coroutines, identical stacks together", coroutines, hide)
+    others = [each for each in coroutines if not each.stuck]  # those that are stuck stand above
+    yield from _folded("Other parked coroutines, identical stacks together", others, hide)
     if diagnosis.waits.edges:
         label = {node.id: node.label for node in diagnosis.waits.nodes}
         lines = [
@@ -135,7 +136,8 @@ def _folded(title: str, groups: Iterable[Group], hide: Redaction) -> Iterator[st
     lines: list[str] = []
     found = tuple(groups)
     for group in found[:MOST_GROUPS]:
-        lines += (f"{group.title}; {group.state}; {group.moved}", *(f"    kernel  {line}" for line in group.kernel))
+        told = "; ".join(filter(None, (group.title, group.state, group.moved)))
+        lines += (told, *(f"    kernel  {line}" for line in group.kernel))
         for frame in group.frames:
             hint = f" ({frame.hint})" if frame.hint else ""
             lines.append(f"    #{frame.number:<3} {frame.function or '??'} at {frame.place}{hint}")
