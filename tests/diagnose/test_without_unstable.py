@@ -30,7 +30,8 @@ def test_a_stored_case_is_diagnosed_the_same_without_its_unstable_answers(case: 
     body = amputate.Body(open_bundle(case.bundle).manifest, stored.files(case.bundle))
     whole, less = diagnose(gather_facts(body)), diagnose(gather_facts(without_unstable(body)))
     assert (less.where, less.signature, less.confidence) == (whole.where, whole.signature, whole.confidence)
-    assert (less.headline, less.objects) == (whole.headline, whole.objects)
+    # That the server is a backup's target, of a QEMU that names no children, the drawn graph alone tells.
+    assert (less.headline, less.objects) == (whole.headline.replace("its backup's target, ", ""), whole.objects)
 
 
 NBD = "nbd+unix:///?socket=/run/nbd.sock"
