@@ -92,10 +92,10 @@ def test_more_peers_than_are_looked_at_are_told(tmp_path: Path, monkeypatch: pyt
 
 def test_more_layers_than_are_looked_at_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "MOST_LAYERS", 0)
-    assert isinstance(layers._walk(("7:0",)), Truncated)
+    assert isinstance(layers._walk(("7:0",), ()), Truncated)
     monkeypatch.undo()
     monkeypatch.setattr(linux_layers, "MOST_DEVICES", 0)
-    assert isinstance(layers._walk(("7:0",)), Truncated)
+    assert isinstance(layers._walk(("7:0",), ()), Truncated)
 
 
 def test_more_throttle_groups_than_are_asked_for_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
