@@ -27,7 +27,7 @@ FIND = """
 import sys
 from autopsy.target import target
 for word in sys.argv[1:]:
-    found = target.find(word)
+    found = target.find_target(word)
     print(found.pid, found.record.name, found.record.manager, found.record.domain.connection, found.record.domain.word)
 """
 

@@ -16,7 +16,7 @@ TARGET = re.compile(rb"<target\b[^>]{0,200}\bdev=['\"]([^'\"<>&]{1,60})['\"]")
 ALIAS = re.compile(rb"<alias\b[^>]{0,200}\bname=['\"]([^'\"<>&]{1,120})['\"]")
 
 
-def gather(evidence: Evidence) -> tuple[ConfiguredDisk, ...]:
+def gather_configured_disks(evidence: Evidence) -> tuple[ConfiguredDisk, ...]:
     """Return the disks of the manager's own configuration, none for a process that has no manager."""
     raw = evidence.read(layout.evidence(layout.HOST, layout.VM_CONFIG))
     files = {section.name: section.data for section in sections.parse(raw) if not section.error}
