@@ -92,7 +92,7 @@ def _slow_migration(facts: Facts) -> Iterator[Claim]:
     )
 
 
-def _long_requests(disk: DiskFact) -> Iterator[Claim]:
+def _long_requests(disk: DiskFact, limit: str) -> Iterator[Claim]:
     """Tell of a disk whose requests took long between the looks, on the average of all that ended then."""
     if not (isinstance(disk.stats, Known) and isinstance(disk.stats_again, Known)):
         return
@@ -100,10 +100,8 @@ def _long_requests(disk: DiskFact) -> Iterator[Claim]:
     done = after.completed - before.completed
     if done <= 0 or (mean := (after.total_ns - before.total_ns) // done) < LONG_NS:
         return
-    words = (
-        f"disk {title(disk)} is slow: each of the {count(done, 'request')} that ended took {seconds(mean)} on average"
-    )
-    yield claim(words, disk.stats_again.cite)
+    words = f"each of the {count(done, 'request')} that ended took {seconds(mean)} on average"
+    yield claim(f"disk {title(disk)} is slow{limit}: {words}", disk.stats_again.cite)
 
 
 def _slow_at_limits(facts: Facts) -> Iterator[Claim]:
@@ -140,18 +138,21 @@ def _is_of_export(facts: Facts, request: CoroutineFact, group: str) -> bool:
 def _slow_disks(facts: Facts) -> Iterator[Claim]:
     """Tell of each disk that goes on and is slow: a new request would have to wait long for those before it."""
     waiting: dict[str, list[Park]] = {}
+    limited: set[str] = set()
     for each in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
         owners = disks_of(facts, each)
+        if each.park is Park.THROTTLE:
+            limited.update(disk.name for disk in owners)
         if len(owners) == 1 and each.park in DISK_PARKS and moves(facts, each):
             waiting.setdefault(owners[0].name, []).append(each.park)
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
-        yield from _long_requests(disk)
+        limit = ", at QEMU's own limit" if disk.name in limited else ""
+        yield from _long_requests(disk, limit)
         parks = waiting.get(disk.name, [])
         done = disk.completed.value if isinstance(disk.completed, Known) else 0
         if not parks or done <= 0 or len(parks) * facts.times.gap_seconds / done < SLOW_SECONDS:
             continue
         wait = len(parks) * facts.times.gap_seconds / done
-        limit = ", at QEMU's own limit" if Park.THROTTLE in parks else ""
         yield claim(
             f"disk {title(disk)} is slow{limit}: {count(len(parks), 'request')} waited, and it completed {done} in "
             f"{facts.times.gap_seconds:.1f} s, so a new one waits about {wait:.0f} s",
