@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 from selection import LABELS, Candidate, among_each_other, left_to_the_soak
 from support import lab
 
+HOUSE = Path(__file__).resolve().parent.parent
 SOAK = os.environ.get("AUTOPSY_SOAK") == "1"
 
 
@@ -62,6 +64,14 @@ def short() -> Iterator[Path]:
     """Return a folder whose path is short enough for a UNIX socket."""
     with lab.folder() as place:
         yield place
+
+
+@pytest.fixture(scope="module")
+def sole_claims() -> Iterator[None]:
+    """Keep other tests waiting whose managers claim VMs, too: their domains would have the same numbers."""
+    with (HOUSE / "build" / "claims.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ from autopsy.target import target
 from support import lab, libvirts
 from support.libvirts import Libvirt
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300), pytest.mark.usefixtures("sole_claims")]
 
 FIND = """
 import sys
@@ -39,10 +39,10 @@ def libvirtd() -> Iterator[Libvirt]:
 
 
 @pytest.fixture(scope="module")
-def web1(libvirtd: Libvirt) -> str:
+def shelved1(libvirtd: Libvirt) -> str:
     """Return the uuid of a domain whose writes are parked in its throttle group."""
-    uuid = libvirts.define(libvirtd, "web1", lab.disk(libvirtd.site.folder / "web1.raw"))
-    libvirtd.wedge("web1")
+    uuid = libvirts.define(libvirtd, "shelved1", lab.disk(libvirtd.site.folder / "shelved1.raw"))
+    libvirtd.wedge("shelved1")
     return uuid
 
 
@@ -56,60 +56,63 @@ def outcome(answer: Any, step: str) -> tuple[str, str]:
 
 
 def test_a_domain_is_found_by_name_id_and_uuid_beside_its_daemon_and_from_outside_of_its_container(
-    libvirtd: Libvirt, web1: str
+    libvirtd: Libvirt, shelved1: str
 ) -> None:
-    number = libvirtd.virsh("domid", "web1")
-    words = ["web1", web1, f"libvirt:{number}", "libvirt:web1", f"pid:{libvirtd.pid('web1')}"]
+    number = libvirtd.virsh("domid", "shelved1")
+    words = ["shelved1", shelved1, f"libvirt:{number}", "libvirt:shelved1", f"pid:{libvirtd.pid('shelved1')}"]
     done = subprocess.run(
         libvirtd.inside(sys.executable, "-c", FIND, *words), capture_output=True, text=True, check=True, timeout=60
     )
-    expected = f"{libvirtd.pid('web1')} web1 libvirt qemu:///system {web1}"
+    expected = f"{libvirtd.pid('shelved1')} shelved1 libvirt qemu:///system {shelved1}"
     assert done.stdout.splitlines() == [expected] * len(words)
     for word in words:
         found = target.find_target(word)  # we do not see /run/libvirt as libvirtd does
         os.close(found.pidfd)
-        assert (found.pid, found.record.name, found.record.manager) == (libvirtd.pid("web1"), "web1", "libvirt")
+        assert (found.pid, found.record.name, found.record.manager) == (libvirtd.pid("shelved1"), "shelved1", "libvirt")
         assert found.record.domain is not None
         assert found.record.domain.root == f"/proc/{found.pid}/root"
         assert found.record.domain.connection == ""
         assert "libvirtd (pid" in found.record.monitors[0].held_by
     listed = json.loads(libvirtd.autopsy("ps", "--json").stdout)
-    assert ("libvirt:web1", "libvirt", 1) in [(vm["target"], vm["manager"], vm["disks"]) for vm in listed]
+    assert ("libvirt:shelved1", "libvirt", 1) in [(vm["target"], vm["manager"], vm["disks"]) for vm in listed]
 
 
 def test_a_wedged_domain_is_captured_by_name_killed_and_started_again_through_libvirt(
-    libvirtd: Libvirt, web1: str, tmp_path: Path
+    libvirtd: Libvirt, shelved1: str, tmp_path: Path
 ) -> None:
-    before = libvirtd.pid("web1")
-    dry = libvirtd.autopsy("capture", "web1", "--then-kill", "--then-start", "--dry-run", "--even-if-healthy", "--fast",
+    before = libvirtd.pid("shelved1")
+    dry = libvirtd.autopsy("capture", "shelved1", "--then-kill", "--then-start", "--dry-run", "--even-if-healthy",
+                           "--fast",
                            "--json", "--out", tmp_path)  # fmt: skip
     told = libvirts.answer(dry)
     assert dry.returncode == 0
-    assert told["kill"]["how"].startswith(f"dry run, nothing was killed: process {before} (web1) would be, by virsh")
-    assert f"virsh -q -c qemu:///system start --domain={web1}" in told["kill"]["how"]
-    assert (libvirtd.state("web1"), libvirtd.pid("web1")) == ("running", before)
+    assert told["kill"]["how"].startswith(
+        f"dry run, nothing was killed: process {before} (shelved1) would be, by virsh"
+    )
+    assert f"virsh -q -c qemu:///system start --domain={shelved1}" in told["kill"]["how"]
+    assert (libvirtd.state("shelved1"), libvirtd.pid("shelved1")) == ("running", before)
 
     why = "asked through libvirtd: it marks the domain tainted (custom-monitor)"
     assert outcome(told, layout.QUERY_STATUS)[0] == "Collected"
     assert why in outcome(told, layout.QUERY_STATUS)[1]
-    assert "tainted: custom-monitor" in (libvirtd.site.folder / "log" / "qemu" / "web1.log").read_text()
+    assert "tainted: custom-monitor" in (libvirtd.site.folder / "log" / "qemu" / "shelved1.log").read_text()
 
     stored = sections_of(told["bundle"], layout.VM_CONFIG)
-    assert b"<domstatus state='running'" in stored["/run/libvirt/qemu/web1.xml"]
-    assert b"passwd='(removed)'" in stored["/run/libvirt/qemu/web1.xml"]
-    assert b"<name>web1</name>" in stored["/etc/libvirt/qemu/web1.xml"]
+    assert b"<domstatus state='running'" in stored["/run/libvirt/qemu/shelved1.xml"]
+    assert b"passwd='(removed)'" in stored["/run/libvirt/qemu/shelved1.xml"]
+    assert b"<name>shelved1</name>" in stored["/etc/libvirt/qemu/shelved1.xml"]
     sealed = open_bundle(Path(told["bundle"]))
     assert b"starting up libvirt version" in sealed.read(layout.evidence(layout.HOST, layout.VM_LOG))
-    key = (libvirtd.site.folder / "lib" / "qemu").glob("domain-*-web1/master-key.aes")
+    key = (libvirtd.site.folder / "lib" / "qemu").glob("domain-*-shelved1/master-key.aes")
     for secret in (libvirts.SECRET.encode(), next(key).read_bytes()):
         assert not [name for name in sealed.names() if secret in sealed.read(name)]
 
-    refused = libvirtd.autopsy("capture", web1, "--then-kill", "--fast", "--json", "--out", tmp_path)
+    refused = libvirtd.autopsy("capture", shelved1, "--then-kill", "--fast", "--json", "--out", tmp_path)
     assert refused.returncode == ExitCode.NOT_STORED, refused.stderr
-    assert libvirtd.pid("web1") == before
+    assert libvirtd.pid("shelved1") == before
 
     insisting = ("--then-kill", "--even-if-needless", "--then-start", "--fast", "--json", "--out", tmp_path)
-    done = libvirtd.autopsy("capture", web1, *insisting)
+    done = libvirtd.autopsy("capture", shelved1, *insisting)
     told = libvirts.answer(done)
     assert done.returncode == 0, done.stderr
     assert told["verdict"]["where"] == "throttle"
@@ -117,8 +120,8 @@ def test_a_wedged_domain_is_captured_by_name_killed_and_started_again_through_li
     assert told["kill"]["how"].startswith("virsh destroy")
     assert told["start"]["done"]
     assert told["start"]["how"].startswith("started again by virsh start: process ")
-    assert libvirtd.state("web1") == "running"
-    assert libvirtd.pid("web1") != before
+    assert libvirtd.state("shelved1") == "running"
+    assert libvirtd.pid("shelved1") != before
 
 
 def test_a_stuck_state_change_lock_is_told_and_the_kill_leaves_libvirts_books_right(

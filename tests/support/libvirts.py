@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ DOMAIN = """
       <source file='{image}'/><target dev='vda' bus='virtio'/>
       <iotune><total_bytes_sec>1</total_bytes_sec></iotune>
     </disk>
-    <graphics type='vnc' port='-1' autoport='yes' listen='127.0.0.1' passwd='{secret}'/>
+    <graphics type='vnc' port='{port}' autoport='no' listen='127.0.0.1' passwd='{secret}'/>
     <memballoon model='none'/>
   </devices>
 </domain>
@@ -160,6 +161,12 @@ def _end_all(folder: Path) -> None:
                 os.close(pidfd)
 
 
+def _free_port() -> int:
+    """Return a port that nobody listens on: two daemons side by side would choose the same one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 def define(it: Libvirt, name: str, image: Path, *, start_it: bool = True) -> str:
     """Define a domain with one disk, start it, and return its uuid."""
     rom = it.site.folder / "halt.rom"
@@ -173,6 +180,7 @@ def define(it: Libvirt, name: str, image: Path, *, start_it: bool = True) -> str
             emulator=lab.build("7.2").binary,
             image=image,
             secret=SECRET,
+            port=_free_port(),
         )
     )
     it.virsh("define", str(xml))

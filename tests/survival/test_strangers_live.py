@@ -74,7 +74,7 @@ def _spoils_nothing(short: Path, tmp_path: Path) -> None:
     liar = built(short, "lies", "".join(f"int more{number}(void) {{ return {number}; }}\n" for number in range(200)))
     with running(liar, "-name", "evil", stranger=True) as evil:
         assert "lies" in backtrace_of(evil.pid, tmp_path / "evil")
-    with running(honest, "-name", "web1") as victim:
+    with running(honest, "-name", "honest1") as victim:
         found = backtrace_of(victim.pid, tmp_path / "victim")
     assert "waits_honestly" in found
     assert "lies" not in found

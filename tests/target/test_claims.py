@@ -30,7 +30,7 @@ from autopsy.target.platforms.platform import Roots
 from autopsy.target.target import Target, find_target
 from support import lab, libvirts
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("sole_claims")]
 
 MARK = "autopsy-tests"  # in a runtime folder that a test has made: its process
 SMALL = ("-nodefaults", "-no-user-config", "-display", "none", "-machine", "none")
@@ -165,22 +165,22 @@ def test_a_users_claim_has_root_neither_question_nor_end_anothers_domain(attacke
 @pytest.mark.parametrize("tells_uuid", [False, True])
 def test_a_users_claim_on_roots_own_vm_is_not_believed(attacker: Attacker, *, tells_uuid: bool, tmp_path: Path) -> None:
     uuid = "11111111-2222-3333-4444-555555555555"
-    with lab.qemu("7.2", "-uuid", uuid, name="web1") as vm:
-        folder = attacker.claims("web1", vm.pid, uuid if tells_uuid else "")
+    with lab.qemu("7.2", "-uuid", uuid, name="claimed1") as vm:
+        folder = attacker.claims("claimed1", vm.pid, uuid if tells_uuid else "")
         with daemon(folder / "virtqemud-sock", attacker.uid) as listening:
             assert listed(vm.pid) == (f"pid:{vm.pid}", "process")
-            done = autopsy("capture", "web1", "--dry-run", *TO_KILL, tmp_path)
+            done = autopsy("capture", "claimed1", "--dry-run", *TO_KILL, tmp_path)
             told = json.loads(done.stdout)
-            assert f"process {vm.pid} (web1) would be, by SIGKILL" in told["kill"]["how"]
+            assert f"process {vm.pid} (claimed1) would be, by SIGKILL" in told["kill"]["how"]
             assert visitors(listening) == []
 
 
 @pytest.mark.live
 def test_another_users_domain_of_the_same_name_is_not_the_vm_started_again(attacker: Attacker) -> None:
-    words = (lab.build("7.2").binary, *SMALL, "-name", "guest=web1")
-    other = attacker.starts(*words, log="web1.log")
+    words = (lab.build("7.2").binary, *SMALL, "-name", "guest=claimed1")
+    other = attacker.starts(*words, log="claimed1.log")
     other.wait_until("it is a QEMU", lambda: "qemu" in os.readlink(f"/proc/{other.pid}/exe"))
-    folder = attacker.claims("web1", other.pid)
+    folder = attacker.claims("claimed1", other.pid)
     with daemon(folder / "virtqemud-sock", attacker.uid), lab.qemu("7.2") as killed:
         found = find_target(f"pid:{other.pid}")
         assert found.record.manager == "libvirt"
@@ -267,10 +267,10 @@ def test_a_folder_that_others_have_a_hand_in_claims_nothing(short: Path) -> None
     roots = Roots(run=short)
     folder = short / "libvirt" / "qemu"
     folder.mkdir(parents=True)
-    (folder / "web1.pid").write_text(f"{os.getpid()}\n")
+    (folder / "claimed1.pid").write_text(f"{os.getpid()}\n")
     (folder / "theirs.pid").write_text(f"{os.getpid()}\n")
     os.chown(folder / "theirs.pid", 5, 5)
-    assert [claim.name for claim in libvirt.claims(roots)] == ["web1"]
+    assert [claim.name for claim in libvirt.claims(roots)] == ["claimed1"]
     folder.parent.chmod(0o777)
     assert libvirt.claims(roots) == ()
     folder.parent.chmod(0o755)

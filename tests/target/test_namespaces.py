@@ -40,7 +40,9 @@ from support import lab, looking
 
 ROOT = Path(__file__).resolve().parents[2]
 
-UUID = "5e6f7a8b-1234-4cde-8f01-23456789abcd"
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("sole_claims")]
+
+UUID = "0d9c8b7a-4321-4edc-9f10-dcba98765432"
 POD = f"""
 mount -t tmpfs tmpfs /run
 mkdir -p /run/libvirt/qemu/run

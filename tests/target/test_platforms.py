@@ -30,6 +30,8 @@ from autopsy.target.resolve import is_true
 from autopsy.target.target import Target
 from support import lab
 
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("sole_claims")]
+
 UUID = "5e6f7a8b-1234-4cde-8f01-23456789abcd"
 
 

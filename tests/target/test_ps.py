@@ -110,7 +110,7 @@ def test_the_census_holds_no_monitor_and_stops_no_thread() -> None:
 def test_a_managers_vm_is_listed_under_its_own_name(short: Path) -> None:
     place = short / "qemu-server"
     place.mkdir()
-    with lab.qemu("7.2", "-pidfile", f"{place}/102.pid", name="web") as vm:
+    with lab.qemu("7.2", "-pidfile", f"{place}/102.pid", name="listed") as vm:
         found = of(vm, Roots(run=short))
         assert (found.target, found.manager, found.name) == ("pve:102", "proxmox", "102")
         (place / "103.pid").write_text(f"{os.getpid()}\n")

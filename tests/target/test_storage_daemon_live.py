@@ -126,7 +126,7 @@ def then_kill(pid: int, out: Path, *more: str) -> subprocess.CompletedProcess[st
 
 
 def test_a_stuck_one_is_killed_and_a_healthy_one_is_not(tmp_path: Path) -> None:
-    with daemons.throttled(lab.build("7.2")) as it:
+    with daemons.throttled(lab.build("7.2"), "bps-total") as it:
         done = then_kill(it.vm.pid, tmp_path / "needless")
         assert done.returncode == 5, done.stderr  # its own limit can be taken away
         done = then_kill(it.vm.pid, tmp_path / "stuck", "--even-if-needless")

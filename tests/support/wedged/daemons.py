@@ -73,8 +73,8 @@ WRITES = tuple(f"aio_write {place}M 4k" for place in range(4))
 
 
 @contextmanager
-def throttled(build: lab.Build) -> Iterator[Stuck]:
-    """An export over a throttle filter that lets hardly a request through."""
+def throttled(build: lab.Build, limit: str = "iops-total") -> Iterator[Stuck]:
+    """An export over a throttle filter that lets hardly a request through: by bytes (`bps-total`), none at all."""
     with site() as there:
         image = lab.disk(there.folder / "d")
         it = daemon(
@@ -84,7 +84,9 @@ def throttled(build: lab.Build) -> Iterator[Stuck]:
             *("--blockdev", f"driver=file,node-name=file0,filename={image}"),
             *("--blockdev", "driver=throttle,node-name=node0,file=file0,throttle-group=slow0"),
         )
-        it.qmp("qom-set", path="/objects/slow0", property="limits", value={"iops-total": 1, "iops-total-max": 0})
+        it.qmp(
+            "qom-set", path="/objects/slow0", property="limits", value={"iops-total": 0, "iops-total-max": 0, limit: 1}
+        )
         writes = tuple(f"aio_write {place}k 4k" for place in range(0, 256, 4))
         with client(there, *writes):
             lab.until("a write was done", lambda: image.stat().st_blocks > 0)
