@@ -51,7 +51,7 @@ test:
 
 soak: packages-for-tests lab $(VENV)/installed-for-tests
 	$(COMPILE) tests tools
-	AUTOPSY_SOAK=1 $(BIN)/python -m pytest $(WORKERS) -m live $(PYTEST)
+	AUTOPSY_SOAK=1 $(BIN)/python -m pytest $(WORKERS) -m "live or soak" $(PYTEST)
 	$(BIN)/python tools/soak.py $(SOAK)
 
 fuzz: $(VENV)/installed-for-tests

@@ -125,7 +125,14 @@ def test_a_stored_bundle_says_the_same_again(quiet: lab.Machine, tmp_path: Path)
     assert autopsy("verify", answer["bundle"]).code == 0
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+# Captured also where each one's advice is tried (tests/diagnose/advice/test_advice_live.py).
+CURED = ("throttle-node", "nbd-silent", "drain", "frozen-fs", "fuse-stuck", "stopped", "paused")
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(each, id=each.name, marks=pytest.mark.soak if each.name in CURED else ()) for each in SCENARIOS],
+)
 def test_every_drill_ends_with_its_verdict(scenario: Scenario, tmp_path: Path) -> None:
     if "root" in scenario.needs:
         lab.need_root()

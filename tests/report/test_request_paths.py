@@ -141,21 +141,22 @@ OVERFLOW = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => 
 })"""
 
 
-def test_no_text_runs_out_of_its_picture_in_any_stored_case(tmp_path: Any) -> None:
+@pytest.mark.parametrize("third", [0, pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak)])
+def test_no_text_runs_out_of_its_picture_in_a_third_of_the_stored_cases(third: int, tmp_path: Any) -> None:
     """All pictures are laid out on one page: it is a page's loading that takes time."""
     figures: dict[str, None] = {}
     style = ""
-    for case in stored.CASES:
+    for case in stored.CASES[third::3]:
         page = html(open_bundle(case.bundle))
         style = style or page.partition("<style>")[2].partition("</style>")[0]
         figures |= dict.fromkeys(re.findall(r"<figure.*?</figure>", page, re.DOTALL))
-    assert len(figures) > 50
+    assert len(figures) > 20
     out = tmp_path / "pictures.html"
     out.write_text(f"<!DOCTYPE html><meta charset=utf-8><style>{style}</style>{''.join(figures)}", encoding="utf-8")
     with browser.chromium() as chromium:
         opened = chromium.new_page(viewport={"width": 1280, "height": 900})
         opened.goto(out.as_uri())
-        assert opened.evaluate("document.querySelectorAll('figure svg text').length") > 500
+        assert opened.evaluate("document.querySelectorAll('figure svg text').length") > 200
         assert opened.evaluate(OVERFLOW) == []
 
 

@@ -15,7 +15,7 @@ from autopsy.bundle.reader import Bundle, open_bundle
 from autopsy.target.platforms import proxmox as proxmox_tasks
 from support.proxmoxes import PVESTATD, SECRET, config, proxmox, upid
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("sole_claims")]
 
 
 def answer(done: subprocess.CompletedProcess[str]) -> Any:
