@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import msgspec
 import typer
 
 from autopsy.cli import completion
-from autopsy.cli.json_output import VerdictAnswer, as_text
 from autopsy.cli.printing import Json, say, show
 from autopsy.errors import DamagedBundle, ExitCode
-
-if TYPE_CHECKING:
-    from autopsy.bundle.seal import Sealed
-    from autopsy.replay.replay import Replayed
 
 BundlePath = Annotated[
     Path,
@@ -26,71 +20,6 @@ DebugFiles = Annotated[
     list[Path] | None, typer.Option("--debug-file", metavar="F", help="QEMU's debug file or unstripped binary")
 ]
 OutDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the new bundle goes")]
-
-
-class MadeBundleAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle that was made: `seal --json`, and what all the others begin with."""
-
-    bundle: str
-    sha256: str
-    size: int
-
-
-class ExaminedAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What `examine --json` prints."""
-
-    bundle: str
-    sha256: str
-    size: int
-    note: str
-    verdict: VerdictAnswer
-
-
-class RedactedAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What `redact --json` prints; `same` says that the copy's diagnosis is the original's."""
-
-    bundle: str
-    sha256: str
-    size: int
-    map: str
-    same: bool
-
-
-class VerifiedAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What `verify --json` prints; `why` says what is wrong with a bundle that is not `whole`."""
-
-    bundle: str
-    whole: bool
-    files: int
-    sha256: str
-    signed_by: str
-    why: str
-
-
-class ChangeAnswer(msgspec.Struct, frozen=True):
-    """What is not as expected of a case."""
-
-    what: str
-    old: str
-    new: str
-
-
-class CaseAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """One case of `replay --json`."""
-
-    name: str
-    passed: bool
-    updated: bool
-    seconds: float
-    changes: tuple[ChangeAnswer, ...]
-    error: str
-
-
-class ReplayAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What `replay --json` prints."""
-
-    passed: bool
-    cases: tuple[CaseAnswer, ...]
 
 
 def examine(
@@ -105,13 +34,14 @@ def examine(
     The result is a new bundle beside the old one.
     """
     from autopsy.cli import summary
-    from autopsy.cli.json_output import verdict
+    from autopsy.cli.bundles_json import ExaminedAnswer, sealed_answer
+    from autopsy.cli.json_output import as_text, verdict
     from autopsy.commands.examine import examine_bundle
     from autopsy.text import plain
 
     examined = examine_bundle(bundle, debug_files=tuple(debug_file or ()), debuginfod=debuginfod, place=out)
     if json:
-        told = _sealed(examined.sealed)
+        told = sealed_answer(examined.sealed)
         show(
             as_text(
                 ExaminedAnswer(
@@ -148,6 +78,8 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compare every file of a bundle with what was sealed."""
+    from autopsy.cli.bundles_json import VerifiedAnswer
+    from autopsy.cli.json_output import as_text
     from autopsy.commands.signing import signer
     from autopsy.commands.verify import verify_boxed
     from autopsy.text import plain
@@ -190,6 +122,8 @@ def redact(
 
     Without memory and secrets, with pseudonyms for names; the map of them stays with you.
     """
+    from autopsy.cli.bundles_json import RedactedAnswer, sealed_answer
+    from autopsy.cli.json_output import as_text
     from autopsy.commands.redact import redact as hide
 
     done = hide(bundle, output)
@@ -198,7 +132,7 @@ def redact(
         say("its diagnosis is not the original's: a name in it may be one of QEMU's own words; say so beside it")
     say("read it before you show it: what nobody could know to be a secret is in it still")
     if json:
-        told = _sealed(done.sealed)
+        told = sealed_answer(done.sealed)
         show(
             as_text(
                 RedactedAnswer(
@@ -218,10 +152,12 @@ def seal(
     json: Json = False,
 ) -> None:
     """Seal the evidence that a killed capture left behind."""
+    from autopsy.cli.bundles_json import sealed_answer
+    from autopsy.cli.json_output import as_text
     from autopsy.commands.seal import seal_leftover
 
     sealed = seal_leftover(folder, out)
-    show(as_text(_sealed(sealed)) if json else f"{sealed.path} (sha256 {sealed.sha256})")
+    show(as_text(sealed_answer(sealed)) if json else f"{sealed.path} (sha256 {sealed.sha256})")
 
 
 def replay(
@@ -235,6 +171,8 @@ def replay(
 
     A case is a folder with a bundle and expected.json; a bundle alone is held against its own sealed diagnosis.
     """
+    from autopsy.cli.bundles_json import replay_answer
+    from autopsy.cli.json_output import as_text
     from autopsy.replay import cases
     from autopsy.replay import junit as xml
     from autopsy.replay import replay as stored
@@ -249,26 +187,5 @@ def replay(
     if junit is not None:
         xml.write_junit(junit, replayed)
     passed = all(case.passed for case in replayed)
-    show(as_text(_replayed(replayed)) if json else stored.summary(replayed))
+    show(as_text(replay_answer(replayed)) if json else stored.summary(replayed))
     raise typer.Exit(ExitCode.DONE if passed else ExitCode.MISMATCH)
-
-
-def _sealed(sealed: Sealed) -> MadeBundleAnswer:
-    return MadeBundleAnswer(bundle=str(sealed.path), sha256=sealed.sha256, size=sealed.size)
-
-
-def _replayed(cases: list[Replayed]) -> ReplayAnswer:
-    return ReplayAnswer(
-        passed=all(case.passed for case in cases),
-        cases=tuple(
-            CaseAnswer(
-                name=case.name,
-                passed=case.passed,
-                updated=case.updated,
-                seconds=round(case.seconds, 3),
-                changes=tuple(ChangeAnswer(change.what, change.old, change.new) for change in case.changes),
-                error=case.error,
-            )
-            for case in cases
-        ),
-    )
