@@ -61,15 +61,16 @@ def post(pid: int, pidfd: int, debugger: int) -> Guardian:
     """
     gone = os.pidfd_open(debugger)
     try:
+        session = os.getsid(debugger)
         guardian = os.fork()
         if guardian == 0:
-            _stand_guard(pid, pidfd, gone)
+            _stand_guard(pid, pidfd, gone, (debugger, session))
         return Guardian(guardian, os.pidfd_open(guardian), pid)
     finally:
         os.close(gone)
 
 
-def _stand_guard(pid: int, pidfd: int, debugger: int) -> None:
+def _stand_guard(pid: int, pidfd: int, debugger: int, its_own: tuple[int, int]) -> None:
     code = LEFT
     try:
         os.setsid()
@@ -82,9 +83,28 @@ def _stand_guard(pid: int, pidfd: int, debugger: int) -> None:
         poller = select.poll()
         poller.register(debugger, select.POLLIN)
         poller.poll()
+        with contextlib.suppress(OSError):
+            _end_group(its_own)
         code = heal(pid, pidfd)
     finally:
         os._exit(code)
+
+
+def _end_group(its_own: tuple[int, int]) -> None:
+    """SIGKILL what a debugger that is gone started, by its process group and session: that does not die with us.
+
+    While one of them lives, the kernel gives their numbers to nobody else.
+    """
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
+        with contextlib.suppress(OSError):
+            if (os.getpgid(pid), os.getsid(pid)) != its_own:
+                continue
+            held = os.pidfd_open(pid)
+            try:
+                if (os.getpgid(pid), os.getsid(pid)) == its_own:  # asked again: what is held is what we looked at
+                    signal.pidfd_send_signal(held, signal.SIGKILL)
+            finally:
+                os.close(held)
 
 
 def heal(pid: int, pidfd: int, seconds: float = TRIES_SECONDS) -> int:

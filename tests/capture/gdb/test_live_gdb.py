@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +42,43 @@ KILLS = 8
 def vm() -> Iterator[Machine]:
     with busy() as machine:
         yield machine
+
+
+LEAVES_A_STOPPED_CHILD = """
+import os, signal, sys, time
+child = os.fork()
+if child == 0:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as gdb does: the kernel sends it to a stopped group without a parent
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(60)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_a_killed_debugger_started_ends_with_it_and_nobody_else_does() -> None:
+    with (
+        subprocess.Popen(["sleep", "60"]) as vm,
+        subprocess.Popen(["sleep", "60"], process_group=0) as bystander,
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVES_A_STOPPED_CHILD], process_group=0, stdout=subprocess.PIPE
+        ) as debugger,
+    ):
+        try:
+            assert debugger.stdout is not None
+            child = int(debugger.stdout.readline())
+            lab.until("its child is stopped", lambda: "T" in states(child))
+            pidfd = os.pidfd_open(vm.pid)
+            keeper = guardian.post(vm.pid, pidfd, debugger.pid)
+            debugger.kill()
+            debugger.wait()
+            assert not keeper.word(seconds=20)
+            lab.until("its child is gone", lambda: not Path(f"/proc/{child}/exe").exists())
+            assert (vm.poll(), bystander.poll()) == (None, None)
+            os.close(pidfd)
+        finally:
+            for each in (vm, bystander, debugger):
+                each.kill()
 
 
 def test_an_attached_gdb_shows_every_thread_and_lets_the_vm_go_on(vm: Machine, tmp_path: Path) -> None:
