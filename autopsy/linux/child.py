@@ -131,8 +131,8 @@ def end(child: Child, *, answered: bool = False) -> LeftBehind | None:
             os.killpg(child.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-        if not answered:
-            _kill_session(child.pid)
+        if not answered:  # a program in a group of its own may have started others
+            kill_every(lambda pid: os.getsid(pid) == child.pid)
         if _poll(child.pidfd, REAP_SECONDS):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child.pid, 0)
@@ -143,23 +143,18 @@ def end(child: Child, *, answered: bool = False) -> LeftBehind | None:
         os.close(child.answers)
 
 
-def _kill_session(leader: int) -> None:
-    """SIGKILL every process of the child's session: a program in a group of its own may have started others."""
+def kill_every(is_one: Callable[[int], bool]) -> None:
+    """SIGKILL each process of which `is_one` is true; it may raise OSError for one that has gone."""
     for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
-        with contextlib.suppress(OSError, IndexError):
-            if _session(pid) != leader:
+        with contextlib.suppress(OSError):
+            if not is_one(pid):
                 continue
             pidfd = os.pidfd_open(pid)
             try:
-                if _session(pid) == leader:  # asked again: the pidfd holds what we looked at, not who came after it
+                if is_one(pid):  # asked again: the pidfd holds what we looked at, not who came after it
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)
-
-
-def _session(pid: int) -> int:
-    with open(f"/proc/{pid}/stat", "rb") as stream:
-        return proc_stat.parse(stream.read()).session
 
 
 def _poll(descriptor: int, seconds: float) -> bool:

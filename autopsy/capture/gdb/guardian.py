@@ -10,6 +10,7 @@ import signal
 import time
 from dataclasses import dataclass
 
+from autopsy.linux.child import kill_every
 from autopsy.linux.files import read_kernel
 
 TRACED = re.compile(rb"^TracerPid:\s*[1-9]", re.MULTILINE)
@@ -83,28 +84,12 @@ def _stand_guard(pid: int, pidfd: int, debugger: int, its_own: tuple[int, int]) 
         poller = select.poll()
         poller.register(debugger, select.POLLIN)
         poller.poll()
+        # What gdb started does not die with us as it did. While one of those lives, nobody else is given their numbers.
         with contextlib.suppress(OSError):
-            _end_group(its_own)
+            kill_every(lambda pid: (os.getpgid(pid), os.getsid(pid)) == its_own)
         code = heal(pid, pidfd)
     finally:
         os._exit(code)
-
-
-def _end_group(its_own: tuple[int, int]) -> None:
-    """SIGKILL what a debugger that is gone started, by its process group and session: that does not die with us.
-
-    While one of them lives, the kernel gives their numbers to nobody else.
-    """
-    for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
-        with contextlib.suppress(OSError):
-            if (os.getpgid(pid), os.getsid(pid)) != its_own:
-                continue
-            held = os.pidfd_open(pid)
-            try:
-                if (os.getpgid(pid), os.getsid(pid)) == its_own:  # asked again: what is held is what we looked at
-                    signal.pidfd_send_signal(held, signal.SIGKILL)
-            finally:
-                os.close(held)
 
 
 def heal(pid: int, pidfd: int, seconds: float = TRIES_SECONDS) -> int:
