@@ -21,7 +21,7 @@ OF_A_COPY = frozenset({Park.COPY_BEFORE_WRITE, Park.COPY_MEMORY, Park.MIRROR})
 MOST = 64  # each waits for one; which of many it is, the place does not tell
 
 
-def waits(facts: Facts) -> Iterator[Wait]:
+def behind_waits(facts: Facts) -> Iterator[Wait]:
     """Yield who stands behind whom: by the heap where it tells, else behind those of the same disk that stand."""
     leaves = tuple(standing(facts, LEAVES))
     told, at_limit = _told_by_heap(facts), bool(copies_held(facts))

@@ -25,7 +25,7 @@ BACK_END = subjects.Server("the vhost-user back end")
 ASKS = ("vhost_user_read", "vhost_user_read_cb")
 
 
-def waits(facts: Facts) -> Iterator[Wait]:
+def frame_waits(facts: Facts) -> Iterator[Wait]:
     """Yield what stacks alone imply, where only one thread can be meant; nothing of a capture, which saw more."""
     if facts.origin is Origin.CAPTURE:
         return

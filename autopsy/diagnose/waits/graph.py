@@ -21,12 +21,12 @@ BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
     ("locks", locks.lock_waits),
     ("kernel", kernel.kernel_waits),
     ("requests", requests.request_waits),
-    ("behind", behind.waits),
-    ("jobs", jobs.waits),
+    ("behind", behind.behind_waits),
+    ("jobs", jobs.job_waits),
     ("polls", polls.poll_waits),
-    ("migration", migration.waits),
+    ("migration", migration.migration_waits),
     ("monitor", monitor.monitor_waits),
-    ("frames", frames.waits),
+    ("frames", frames.frame_waits),
 )
 # What must not wait: the guest's requests, the loops that serve them, its CPUs, and whoever sends it elsewhere.
 LOOPS = (Role.MAIN, Role.IOTHREAD, Role.VCPU, Role.MONITOR, Role.MIGRATION)

@@ -12,7 +12,7 @@ from autopsy.facts.model.facts import Facts
 from autopsy.facts.model.yield_points import BEHIND, DISK_PARKS
 
 
-def waits(facts: Facts) -> Iterator[Wait]:
+def job_waits(facts: Facts) -> Iterator[Wait]:
     """Yield one edge for each of them; where nothing tells a job's requests, any that is no disk's may be one."""
     for job in facts.jobs.value if isinstance(facts.jobs, Known) else ():
         if job.paused or not (isinstance(job.progressed, Known) and job.progressed.value == 0):

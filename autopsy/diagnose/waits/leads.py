@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autopsy.diagnose.waits.graph import Graph
 from autopsy.diagnose.waits.wait import Certainty
-from autopsy.facts.subjects import ControlGroup, Subject, Thread
+from autopsy.facts.subjects import Subject, Thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,8 @@ class Leads:
     implied: bool = False
 
     def own(self, objects: Iterable[Subject]) -> frozenset[Subject]:
-        """Return those that are ends themselves: nothing is known that they would wait for, or they are in a ring.
-
-        A control group is one, also where no edge leads to it: it limits by itself.
-        """
-        return frozenset(each for each in objects if each in self.ends.get(each, ()) or isinstance(each, ControlGroup))
+        """Return those that are ends themselves: nothing is known that they would wait for, or they are in a ring."""
+        return frozenset(each for each in objects if each in self.ends.get(each, ()))
 
     def is_held(self, waiter: Iterable[Subject], holder: Iterable[Subject]) -> bool:
         """Tell whether the waiter is no end itself, and leads to one of the holder's."""

@@ -13,7 +13,7 @@ from autopsy.facts import subjects
 from autopsy.facts.model.facts import Facts, Role
 
 
-def waits(facts: Facts) -> Iterator[Wait]:
+def migration_waits(facts: Facts) -> Iterator[Wait]:
     """Yield where each thread that sends or takes the state waits, and that a page that is not there waits for it."""
     for thread in threads(facts):
         if not sends_state(thread) or slept_through(thread) is False:

@@ -24,7 +24,7 @@ DRAINS = ("kvm", (*POLL, "bdrv_drain_all_begin", *DISPATCH))
 
 
 def edges(text: str, folder: Path) -> set[tuple[subjects.Subject, How, subjects.Subject]]:
-    return {(each.waiter, each.how, each.on) for each in frames.waits(facts_of(text, folder))}
+    return {(each.waiter, each.how, each.on) for each in frames.frame_waits(facts_of(text, folder))}
 
 
 def test_whoever_must_have_the_bql_holds_up_those_who_wait_for_it(tmp_path: Path) -> None:
