@@ -64,11 +64,13 @@ def _path(_: type, value: object) -> Path:
     return Path(str(value))
 
 
-def put_beside(source: Path, copy: Path, budget: Deadline) -> Path | None:
+def put_beside(page: bytes, copy: Path, budget: Deadline) -> Path | None:
     """Put the report beside the bundle, for those who will not unpack anything; in a child, for the disk may hang."""
+    if not page:
+        return None
 
     def work() -> bytes:
-        private.publish(copy, source.read_bytes())
+        private.publish(copy, page)
         return b""
 
     try:

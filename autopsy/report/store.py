@@ -57,11 +57,12 @@ def answer(bundle: Bundle, write: Callable[[str, bytes], None]) -> Answers:
     facts = gather_facts(bundle)
     found = diagnose(facts)
     write(layout.DIAGNOSIS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    unrendered = ""
     try:
         write(layout.REPORT, render(bundle, facts, found).encode())
     except Exception as error:  # noqa: BLE001 - a bug in the report must not cost the diagnosis its place
-        return Answers(found, f"{type(error).__name__}: {error}", platform.around(facts, bundle))
-    return Answers(found, "", platform.around(facts, bundle))
+        unrendered = f"{type(error).__name__}: {error}"
+    return Answers(found, unrendered, platform.around(facts, bundle))
 
 
 def diagnosis_of(path: Path) -> Diagnosis:

@@ -114,9 +114,7 @@ def test_names_that_a_stranger_took_keep_no_capture_from_beginning_or_ending() -
                 each.rmdir()
 
 
-def test_a_report_is_not_written_through_a_link_that_lies_beside_the_bundle(tmp_path: Path, precious: Path) -> None:
-    source = tmp_path / "report.html"
-    source.write_bytes(b"<html>")
+def test_a_report_is_not_written_through_a_link_that_lies_beside_the_bundle(precious: Path) -> None:
     with strangers.everybodys(0o777) as place:
         copy = place / "autopsy-vm-1.html"
 
@@ -125,7 +123,7 @@ def test_a_report_is_not_written_through_a_link_that_lies_beside_the_bundle(tmp_
             copy.symlink_to(precious)
 
         strangers.does(plant)
-        assert capturing.put_beside(source, copy, Deadline(5)) == copy
+        assert capturing.put_beside(b"<html>", copy, Deadline(5)) == copy
         assert copy.read_bytes() == b"<html>"
         assert not copy.is_symlink()
         assert copy.stat().st_mode & 0o777 == 0o600
