@@ -14,12 +14,11 @@ from autopsy.target.identity import STORAGE_DAEMON
 from autopsy.target.platforms.owned import started_by
 from autopsy.target.platforms.platform import ROOTS, Roots
 from autopsy.target.ps import EACH, OVERALL, ListedVm, census
-from autopsy.target.vital_signs import Glance, glance
+from autopsy.target.vital_signs import FREEZER, Glance, glance
 
 APART_SECONDS = 1.0
 STOPPED = frozenset("Tt")
 DEAD = frozenset("ZX")
-FREEZER = "do_freezer_trap"
 
 
 class Sign(Enum):

@@ -15,6 +15,8 @@ from autopsy.target.qemu_process import QemuProcess
 from autopsy.text import printable
 
 MOST_THREADS_TOLD = 2
+# Kernel 4.20 brought cgroup v2's freezer, whose frozen threads sleep here; v1's are in D, in __refrigerator.
+FREEZER = "do_freezer_trap"
 SIGKILL = 1 << 8  # in SigPnd and ShdPnd: proc(5) counts signals from bit 0
 
 
@@ -78,8 +80,7 @@ def _of_threads(first: Glance, second: Glance) -> list[str]:
         found.append(f"traced by process {second.tracer}")
     if second.stat.state == "T":
         found.append("stopped by a signal")
-    # Kernel 4.20 brought cgroup v2's freezer, whose frozen threads sleep here; v1's are in D, in __refrigerator.
-    if second.wchan == "do_freezer_trap":
+    if second.wchan == FREEZER:
         found.append("frozen by its cgroup")
     still = first.switches == second.switches and first.wchan == second.wchan
     if still and second.wchan.startswith("futex_"):  # the main loop sleeps in ppoll; a lock is its for microseconds

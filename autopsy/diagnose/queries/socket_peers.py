@@ -82,7 +82,7 @@ def state(sockets: tuple[SocketFact, ...]) -> str:
 
 def _of_processes(sockets: tuple[SocketFact, ...], peers: list[PeerFact]) -> str:
     """Say why one of these programs does not answer, empty where nothing tells."""
-    if stopped := next((peer for peer in peers if peer.state in {"T", "t"}), None):
+    if stopped := next((peer for peer in peers if peer.state in STOPPED), None):
         return f"its process {stopped.pid} ({stopped.comm}) is stopped"
     if frozen := next((peer for peer in peers if is_frozen(peer)), None):
         return f"its process {frozen.pid} ({frozen.comm}) is in a frozen control group"
