@@ -1,0 +1,79 @@
+"""The file in which a capture finds a VM's last minute of samples.
+
+It is `<run folder>/<pid>-<start_ticks>.jsonl`, written anew each time, whole or not at all, and it stays after the
+watch has ended: whoever reads it compares boot_id, pid and start_ticks with the process at hand.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from pathlib import Path
+
+from autopsy.bundle.ring import Ring, RingSample, decode, encode
+from autopsy.files import private
+from autopsy.files.plain import NotPlain
+from autopsy.linux.files import read_plain
+
+SECONDS = 60.0
+MOST_SAMPLES = 120  # a sample each second while a stall is suspected, each two seconds else
+MOST_BYTES = 1 << 20
+RUN = Path("/run")
+OURS = "autopsy"
+FOLDER = "watch"
+
+
+def run_folder() -> Path:
+    """Return the folder of the rings of whoever runs this, whether or not it is there."""
+    if os.geteuid() == 0:
+        return RUN / OURS / FOLDER
+    named = os.environ.get("XDG_RUNTIME_DIR", "")
+    return (Path(named) if named.startswith("/") else RUN / "user" / str(os.geteuid())) / OURS / FOLDER
+
+
+def open_run_folder(folder: Path | None = None) -> int:
+    """Return a descriptor of the run folder, made where it is missing: ours, and nobody else's to look into.
+
+    Raises:
+        NotPrivate: somebody else made it, or others may look into it.
+        OSError: as mkdir(2) gives it.
+    """
+    place = folder or run_folder()
+    above = os.open(place.parent.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        held = private.enter(above, f"{place.parent.name}/{place.name}")
+    finally:
+        os.close(above)
+    if os.fstat(held).st_mode & private.OWNER_ONLY:
+        os.close(held)
+        raise private.NotPrivate(errno.EPERM, "others may look into it", str(place))
+    return held
+
+
+def file_name(pid: int, start_ticks: int) -> str:
+    """Return the name of a VM's ring in the run folder."""
+    return f"{pid}-{start_ticks}.jsonl"
+
+
+def write(folder: int, ring: Ring) -> None:
+    """Write a VM's ring into the run folder that is held, whole or not at all.
+
+    Raises:
+        OSError: as open(2), write(2) and rename(2) give it.
+    """
+    private.replace(folder, file_name(ring.header.pid, ring.header.start_ticks), encode(ring))
+
+
+def read(path: Path) -> Ring | None:
+    """Read a ring; None where there is none, or none that can be understood."""
+    try:
+        return decode(read_plain(path, MOST_BYTES))
+    except (OSError, NotPlain, ValueError):
+        return None
+
+
+def trimmed(samples: deque[RingSample], now_ns: int) -> None:
+    """Let go of what is older than the ring is long."""
+    while samples and (len(samples) > MOST_SAMPLES or now_ns - samples[0].monotonic_ns > SECONDS * 1e9):
+        samples.popleft()
