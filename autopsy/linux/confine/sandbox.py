@@ -159,6 +159,19 @@ def stay(readable: tuple[Path, ...]) -> None:
     seccomp.deny_signals()
 
 
+def keep_no_rights(writable: tuple[Path, ...] = ()) -> None:
+    """Take from this process every right of root's and every file but these folders; its sockets it goes on to use.
+
+    Raises:
+        OSError: the kernel refused what it has.
+    """
+    _go_first()
+    if os.geteuid() == 0:
+        _drop_capabilities()
+    checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    landlock.restrict((*SYSTEM, *python_tree(), NULL), (NULL, *writable))
+
+
 def _go_first() -> None:
     """Have the kernel end this process, and what it starts, before a VM, where the host's memory is used up."""
     with suppress(OSError):

@@ -1,0 +1,77 @@
+"""Opens what was asked for of HTTP and textfile, and feeds each with every round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from autopsy.errors import NotPermitted, UsageError
+from autopsy.watch.model import Round
+from autopsy.watch.serving import http, textfile
+from autopsy.watch.serving.address import parse
+from autopsy.watch.serving.outlet import NotOpened, Outlet
+from autopsy.watch.state import WatchSnapshot, encode, own_figures
+
+CLIENT = "prometheus_client"
+INSTALL = "`pip install 'vm-autopsy[watch]'`, or Debian's python3-prometheus-client; without it, leave {option} away"
+
+
+class Outlets:
+    """All that a round leaves by; nothing where nothing was asked for."""
+
+    def __init__(self, outlets: tuple[Outlet, ...]) -> None:
+        self._outlets = outlets
+
+    def publish(self, last: Round) -> bytes:
+        """Put a finished round out, waiting for nobody; return it as the state file has it."""
+        data = encode(WatchSnapshot(round=last, own=own_figures()))
+        for outlet in self._outlets:
+            outlet.put(data)
+        return data
+
+
+@contextmanager
+def opened(*, listen: str = "", textfile_folder: Path | None = None, anywhere: bool = False) -> Iterator[Outlets]:
+    """Hold open what serves metrics; an empty address and no folder are none.
+
+    Raises:
+        UsageError: the address is none, or other hosts would reach it, or prometheus-client is not installed.
+        NotPermitted: the address is taken or not ours to take, the folder is not ours.
+    """
+    wanted: list[tuple[Outlet, str]] = []
+    if listen:
+        address = parse(listen, anywhere=anywhere)
+        _need_client("--listen")
+        wanted.append((Outlet("http", partial(http.serve, address)), listen))
+    if textfile_folder is not None:
+        _need_client("--textfile")
+        folder = textfile_folder.absolute()
+        wanted.append((Outlet("textfile", partial(textfile.keep, folder)), str(folder)))
+    outlets = tuple(outlet for outlet, _ in wanted)
+    try:
+        for outlet, thing in wanted:
+            _open(outlet, thing)
+        yield Outlets(outlets)
+    finally:
+        for outlet in outlets:
+            outlet.close()
+
+
+def _open(outlet: Outlet, thing: str) -> None:
+    try:
+        outlet.open()
+    except NotOpened as error:
+        remedy = (
+            "give an address that is free: `ss -ltnp` shows who has it"
+            if outlet.name == "http"
+            else "give a folder that is yours, and that nobody else may write to"
+        )
+        raise NotPermitted(thing, str(error), remedy=remedy) from error
+
+
+def _need_client(option: str) -> None:
+    if find_spec(CLIENT) is None:
+        raise UsageError(option, "prometheus-client is not installed", remedy=INSTALL.format(option=option))
