@@ -18,6 +18,7 @@ from autopsy import text
 from autopsy.bundle import layout, proc_stat, sections
 from autopsy.bundle.records import FutexWait, GuardLook, MainGlance
 from autopsy.capture.proc.thread_waits import call_now, read_memory
+from autopsy.capture.qmp import file_answers
 from autopsy.capture.reading.procfs import OPEN, ProcDirectory, held
 from autopsy.capture.step import Scene
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
@@ -87,7 +88,7 @@ class Witnessed:
 
 
 def judge_monitor(scene: Scene) -> Permit | Unanswerable:
-    """Judge by the stored witness and a fresh look; leave guard.json."""
+    """Judge by the stored witness, a fresh look, and what the VM's files answer to us; leave guard.json."""
     tasks = scene.earlier(layout.WITNESS, layout.TASKS)
     futexes = scene.earlier(layout.WITNESS, layout.FUTEXES)
     if not tasks or not futexes:
@@ -100,6 +101,8 @@ def judge_monitor(scene: Scene) -> Permit | Unanswerable:
     except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
         return Unanswerable((f"what the witness saw could not be looked at again: {text.printable(str(error))}",))
     verdict = may_ask(seen, now)
+    if isinstance(verdict, Permit) and (silent := file_answers.unanswered(scene.target)):
+        verdict = Unanswerable((silent,))
     if isinstance(verdict, Unanswerable):
         now = msgspec.structs.replace(now, reasons=verdict.reasons)
     scene.write_json(layout.GUARD, now)

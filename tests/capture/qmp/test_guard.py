@@ -199,6 +199,22 @@ def test_a_stopped_vm_is_refused_and_once_it_runs_again_it_is_not(short: Path) -
         assert guard.judge_monitor(capture.scene(layout.QUERY_BLOCK)) == Permit()
 
 
+@pytest.mark.live
+def test_a_file_whose_server_is_stopped_keeps_us_from_asking_for_disks_even_where_no_thread_waits(short: Path) -> None:
+    with lab.folder() as place, lab.fuse(lab.disk(place / "d")) as export:
+        drive = ("-drive", f"if=none,id=disk0,format=raw,file={export.file}")
+        with capture_of_qemu(short, "7.2", *drive, "-device", "virtio-blk-pci,drive=disk0") as (capture, machine):
+            capture.witness()
+            assert guard.judge_monitor(capture.scene(layout.QUERY_BLOCK)) == Permit()
+            with lab.stopped(export.process):
+                verdict = guard.judge_monitor(capture.scene(layout.QUERY_BLOCK))
+                assert isinstance(verdict, Unanswerable)
+                assert verdict.reasons[0].startswith(f"{export.file} does not tell its size")
+                assert isinstance(capture.query_status(), Collected)
+                assert isinstance(capture.query_block(), Skipped)
+                assert machine.qmp("query-status")["running"]
+
+
 SELF_DEADLOCK = """
 import ctypes, select, threading
 libc = ctypes.CDLL(None)
