@@ -9,7 +9,7 @@ from fixtures_shape import Shape, on
 from fixtures_wedges import machine_of
 
 from support import lab
-from support.wedged import export_clients, qtest, stacked
+from support.wedged import export_clients, idle_disks, qtest, stacked
 from support.wedged import wedges_apart as apart
 from support.wedged import wedges_beyond as beyond
 from support.wedged.wedges import Stuck
@@ -139,5 +139,30 @@ BEYOND: tuple[Shape, ...] = (
         signature="vm-ended",
         why="that it was well before is no finding of its own",
         gap=10.0,
+    ),
+    *on(
+        (NEW,),
+        "nbd-idle-stopped",
+        machine_of(idle_disks.on_nbd),
+        where="none",
+        signature="healthy",
+        why="nothing waits, and whatever is asked next will: it is not proven healthy",
+    ),
+    *on(
+        (OLD,),
+        "fuse-idle-stopped",
+        machine_of(idle_disks.on_fuse),
+        where="none",
+        signature="healthy",
+        why="nothing waits yet; to ask QEMU for its disks would have taken its main loop away",
+    ),
+    *on(
+        (NEW,),
+        "stream-over-fuse",
+        machine_of(idle_disks.streamed_from_fuse),
+        where="peer",
+        signature="fuse-daemon-silent",
+        why="the kernel's stack names the page cache alone, and the file's mount the daemon",
+        not_these=("healthy", "host-block-wait"),
     ),
 )

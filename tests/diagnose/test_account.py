@@ -181,3 +181,24 @@ def test_requests_at_a_limit_that_lets_nothing_go_are_told_without_a_monitor() -
 @pytest.mark.parametrize("limit", ["bps-total=10000", "iops-write=1"])
 def test_where_nobody_counted_a_limit_that_lets_some_go_is_no_cause(limit: str) -> None:
     assert (told(limited(limit)).where, told(limited(limit)).confidence) == ("unknown", "possible")
+
+
+def test_a_server_that_is_stopped_before_anything_is_asked_of_it_is_told_and_nothing_is_proven() -> None:
+    found = told(cases.nbd(waits=False))
+    assert (found.where, found.signature, found.confidence) == ("none", "healthy", "likely")
+    assert found.headline.startswith("Nothing is stuck yet, but the server of disk d0")
+    assert "its process 900 (qemu-nbd) is stopped" in found.headline
+
+
+def test_a_server_that_waits_for_work_is_no_objection() -> None:
+    found = told(cases.nbd(waits=False, state="S (sleeping)"))
+    assert (found.where, found.confidence) == ("none", "proven")
+
+
+def test_a_vm_whose_disks_nobody_asked_for_is_not_proven_healthy() -> None:
+    case = cases.healthy_idle()
+    for step in case.exchanges.values():
+        step[:] = [each for each in step if each.question != "query-block"]
+    found = told(case)
+    assert (found.where, found.confidence) == ("none", "likely")
+    assert "QEMU was not asked for its disks" in left_over(found)[0]

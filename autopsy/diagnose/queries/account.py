@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.queries.below import is_stopped, own_daemons
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
 from autopsy.diagnose.queries.requests import called, title
-from autopsy.diagnose.queries.socket_peers import about_thread, asleep, leads_to, socket_of
+from autopsy.diagnose.queries.socket_peers import about_thread, asleep, leads_to, socket_of, stands, state
 from autopsy.diagnose.queries.threads import descriptor, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, sentence
 from autopsy.diagnose.signature import claim
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import DiskFact, Facts, Role, ThreadFact, ThreadSnapshot
+from autopsy.facts.model.facts import Asked, DiskFact, Facts, Role, SocketFact, ThreadFact, ThreadSnapshot
 
 # What each kind of thread sleeps in where nobody has work for it. A worker is woken by a futex, or by its own timeout.
 TIMEOUTS = frozenset({"nanosleep", "clock_nanosleep"})
@@ -30,6 +31,7 @@ IDLE = {
     Role.MIGRATION: frozenset({"futex", *TIMEOUTS, *POLL_CALLS}),
     Role.OTHER: frozenset({"futex", *TIMEOUTS, *POLL_CALLS, *RINGS, *SIGNALS}),
 }
+ASK_STORAGE = frozenset({"query-block", "query-named-block-nodes"})
 CONNECTED_FOR_GOOD = frozenset({"nbd"})  # the other network drivers may connect when there is work
 
 
@@ -74,7 +76,20 @@ def _on(facts: Facts, thread: ThreadFact, look: ThreadSnapshot) -> str:
 
 def left_over(facts: Facts) -> tuple[Claim, ...]:
     """Return what keeps a VM from being proven healthy: each is nothing that was seen to be wrong."""
-    return (*_threads(facts), *_devices(facts), *_disks(facts), *_left_out(facts))
+    return (*_threads(facts), *_devices(facts), *_disks(facts), *_not_asked(facts), *_left_out(facts))
+
+
+def _not_asked(facts: Facts) -> Iterator[Claim]:
+    """Yield that nobody asked for the disks' nodes where that could have blocked: what they lie on may not answer."""
+    alive = facts.monitor.alive
+    if not (isinstance(alive, Known) and alive.value):
+        return
+    if not any(_asks_storage(each) for each in facts.monitor.asked):
+        yield claim("QEMU was not asked for its disks and their nodes: what they lie on may not answer.", alive.cite)
+
+
+def _asks_storage(asked: Asked) -> bool:
+    return asked.exchange.question in ASK_STORAGE and asked.exchange.outcome == "answered"
 
 
 def _left_out(facts: Facts) -> Iterator[Claim]:
@@ -126,3 +141,48 @@ def no_connection(facts: Facts, disk: DiskFact) -> Iterator[Claim]:
                 node.cite,
                 facts.sockets.cite,
             )
+
+
+def idle_peers(facts: Facts) -> Iterator[Claim]:
+    """Yield a clause for each server of a node, and each FUSE daemon, that stands still: the next request will, too."""
+    yield from _servers(facts)
+    for served in facts.fuse.value if isinstance(facts.fuse, Known) else ():
+        if is_stopped(served):
+            daemon = own_daemons(served)[0]
+            words = f"the FUSE daemon of {served.path} is stopped, process {daemon.pid} ({daemon.comm})"
+            yield claim(words, served.cite, daemon.cite)
+
+
+def _servers(facts: Facts) -> Iterator[Claim]:
+    whose = {
+        node.server: f"the server of {called(disk)}"
+        for disk in (facts.disks.value if isinstance(facts.disks, Known) else ())
+        for node in disk.nodes
+        if node.server
+    }
+    for node in facts.nodes:
+        if node.server:
+            whose.setdefault(node.server, f"the server of node {node.name}")
+    for server, name in whose.items():
+        if stands(found := _to(facts, server)):
+            words = state(found).removeprefix(": ")
+            yield claim(f"{name}, {server}, does not move: {words}", *(each.cite for each in found[:2]))
+
+
+def _to(facts: Facts, server: str) -> tuple[SocketFact, ...]:
+    sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
+    return tuple(
+        each
+        for each in sockets
+        if each.state not in {"LISTEN", "UNCONN"} and each.remote and leads_to(each.remote, server)
+    )
+
+
+def about_idle(claims: tuple[Claim, ...]) -> str:
+    """Say in a headline that nothing is stuck yet, and which program will hold up the next request."""
+    return f"Nothing is stuck yet, but {claims[0].text}: whatever is asked of it next will wait" if claims else ""
+
+
+def told(claims: tuple[Claim, ...]) -> Iterator[Claim]:
+    """Yield them as sentences."""
+    yield from (claim(f"{sentence(each.text)}.", *each.cites) for each in claims)

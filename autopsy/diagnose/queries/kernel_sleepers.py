@@ -36,7 +36,7 @@ def sleepers(facts: Facts) -> tuple[Sleeper, ...]:
     found = []
     for thread in threads(facts):
         for look in looks(thread)[:1]:
-            kind = kernel_stacks.family(look)
+            kind = family(facts, look)
             if kind is None:
                 continue
             through = slept_through(thread)
@@ -50,16 +50,29 @@ def went_on(facts: Facts, kind: Family) -> tuple[ThreadFact, ...]:
     found = []
     for thread in threads(facts):
         match looks(thread):
-            case first, last if _is(kind, first) and not (_is(kind, last) and first.syscall.is_like(last.syscall)):
+            case first, last if is_in(facts, kind, first) and not (
+                is_in(facts, kind, last) and first.syscall.is_like(last.syscall)
+            ):
                 found.append(thread)
             case _:
                 pass
     return tuple(found)
 
 
-def _is(kind: Family, look: ThreadSnapshot) -> bool:
-    found = kernel_stacks.family(look)
+def is_in(facts: Facts, kind: Family, look: ThreadSnapshot) -> bool:
+    """Tell whether a thread waited for that at one look."""
+    found = family(facts, look)
     return found is not None and found.id == kind.id
+
+
+def family(facts: Facts, look: ThreadSnapshot) -> Family | None:
+    """Return what a thread waits for: the page cache's waits name no file system, and the file's mount does."""
+    found = kernel_stacks.family(look)
+    if found is None or found.id not in kernel_stacks.OF_ANY_STORAGE:
+        return found
+    file = file_of(facts, look)
+    mount = mount_of(facts, file.target) if file is not None else None
+    return kernel_stacks.family_of_mount(mount.fstype) or found if mount is not None else found
 
 
 def file_of(facts: Facts, look: ThreadSnapshot) -> Descriptor | None:

@@ -151,6 +151,23 @@ FAMILIES = (
     ),
 )
 
+OF_ANY_STORAGE = frozenset({"host-block-wait", "host-writeback-throttled"})
+# Of these file systems the beginning of the name tells who answers: `fuse.sshfs`, `nfs4`.
+SERVED = {
+    "fuse": "fuse-daemon-silent",
+    "nfs": "host-nfs-wait",
+    "ceph": "host-ceph-wait",
+    "cifs": "host-smb-wait",
+    "smb": "host-smb-wait",
+    "zfs": "host-zfs-wait",
+}
+
+
+def family_of_mount(fstype: str) -> Family | None:
+    """Return what whoever waits for a file's pages there waits for, None where the host's block layer has them."""
+    wanted = next((kind for name, kind in SERVED.items() if fstype.startswith(name)), "")
+    return next((each for each in FAMILIES if each.id == wanted), None)
+
 
 # What a thread waits for that no storage is behind, by where it sleeps.
 SLEEPS = (

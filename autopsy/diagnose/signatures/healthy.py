@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim, Confidence
-from autopsy.diagnose.queries.account import left_over, no_connection
+from autopsy.diagnose.queries.account import about_idle, idle_peers, left_over, no_connection, told
 from autopsy.diagnose.queries.at_limits import copies_held
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.notifiers import unseen_notifiers
 from autopsy.diagnose.queries.requests import Standing, called, counted, standing
 from autopsy.diagnose.queries.silence import slow
 from autopsy.diagnose.queries.threads import by_role, looks, same_sleep, threads
-from autopsy.diagnose.queries.wording import count, missing, sentence
+from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Facts, Park, Role, ThreadFact
@@ -33,7 +33,8 @@ def _healthy(facts: Facts) -> Judgement:
         confidence=_sure(facts),
         claims=(
             *_claims(facts),
-            *(claim(f"{sentence(each.text)}.", *each.cites) for each in slow(facts)),
+            *told(tuple(slow(facts))),
+            *told(tuple(idle_peers(facts))),
             *(claim(f"Not accounted for: {each.text}", *each.cites) for each in left_over(facts)),
         ),
     )
@@ -124,7 +125,7 @@ def _sure(facts: Facts) -> Confidence:
     """Return how sure it is: without a monitor, whether requests failed or are slow cannot be seen."""
     if isinstance(facts.monitor.alive, Unknown):
         return "likely" if _both_looks(facts) else "possible"
-    if left_over(facts):
+    if left_over(facts) or any(idle_peers(facts)):
         return "likely"
     return "proven" if _both(facts) else "likely"
 
@@ -141,6 +142,8 @@ def _both_looks(facts: Facts) -> bool:
 def _headline(facts: Facts) -> str:
     if isinstance(facts.monitor.alive, Unknown):
         return f"Nothing looks stuck, but QEMU could not be asked: {facts.monitor.not_asked}"
+    if still := about_idle(tuple(idle_peers(facts))):
+        return still
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
     done = sum(disk.completed.value for disk in disks if isinstance(disk.completed, Known))
     if slowest := next(slow(facts), None):

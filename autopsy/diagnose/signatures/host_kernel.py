@@ -17,6 +17,7 @@ from autopsy.diagnose.queries.kernel_sleepers import (
     disks_parked,
     file_of,
     image_of,
+    is_in,
     mount_of,
     ram_file,
     sleepers,
@@ -36,7 +37,7 @@ from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, FuseMount, PeerFact, Role, ThreadSnapshot
+from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, FuseMount, PeerFact, Role
 from autopsy.facts.model.yield_points import DISK_PARKS
 from autopsy.facts.subjects import Subject, Whole
 
@@ -188,16 +189,11 @@ def _not_seen(kind: Family, facts: Facts) -> Judgement:
     if blind:
         return CannotTell("the kernel stacks of the threads in State D (reading them needs root)")
     cites: tuple[Cite, ...] = (facts.threads.cite,) if isinstance(facts.threads, Known) else ()
-    moved = [thread for thread in threads(facts) for look in looks(thread)[:1] if _is(kind, look)]
+    moved = [thread for thread in threads(facts) for look in looks(thread)[:1] if is_in(facts, kind, look)]
     if moved:
         words = f"{count(len(moved), 'thread')} waited for {kind.words}, and went on"
         return RuledOut(words, tuple(look.cite for thread in moved[:4] for look in looks(thread)[:1]))
     return RuledOut(f"none of {count(len(seen), 'thread')} waits for {kind.words}", cites)
-
-
-def _is(kind: Family, look: ThreadSnapshot) -> bool:
-    found = kernel_stacks.family(look)
-    return found is not None and found.id == kind.id
 
 
 def _below(facts: Facts) -> Judgement:

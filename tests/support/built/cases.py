@@ -19,10 +19,11 @@ def throttled(**limits: int) -> e.Case:
     return case
 
 
-def nbd() -> e.Case:
+def nbd(*, state: str = "T (stopped)", waits: bool = True) -> e.Case:
     case = e.Case()
     case.idle_threads()
-    case.parked(e.NBD)
+    if waits:
+        case.parked(e.NBD)
     case.monitor()
     case.disks(e.disk("d0", driver="raw", file="nbd+unix:///?socket=/run/nbd.sock"), e.disk("d1", after=900))
     case.command_line = (
@@ -45,7 +46,7 @@ def nbd() -> e.Case:
     )
     case.peer_sections += [
         Section("peer/900/comm", b"qemu-nbd\n"),
-        Section("peer/900/status", b"Name:\tqemu-nbd\nState:\tT (stopped)\n"),
+        Section("peer/900/status", f"Name:\tqemu-nbd\nState:\t{state}\n".encode()),
     ]
     return case
 
