@@ -25,7 +25,8 @@ from autopsy.report.draw.request_path import PathDrawing, draw_path
 from autopsy.report.draw.timeline import TimelineDrawing, draw_timeline
 from autopsy.report.draw.wait_graph import WaitsDrawing, draw_waits
 from autopsy.report.excerpts import Excerpts
-from autopsy.report.first_screen import KILLS, AdviceGroup, Proof, doing, headline, proofs
+from autopsy.report.first_screen import KILLS, AdviceGroup, doing, headline
+from autopsy.report.proofs import Proof, proofs
 from autopsy.report.runbook import runbook
 from autopsy.report.stacks import Group, coroutine_groups, thread_groups
 from autopsy.report.table import Table

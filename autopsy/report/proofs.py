@@ -1,0 +1,69 @@
+"""Chooses the few sentences that prove the verdict, each of another kind and with one line of the evidence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from autopsy.diagnose.diagnosis import Claim, Diagnosis
+from autopsy.facts.cite import Cite
+from autopsy.facts.evidence import Evidence
+from autopsy.report.quotes import quote
+
+PROOFS = 3
+LOOKED_AT = 12  # kinds of sentences; what leads the chain is worth most
+NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A sentence of the chain, and one line of the evidence as it stands there; `cites` lead to it."""
+
+    text: str
+    quote: str
+    cites: tuple[Cite, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    number: int
+    proof: Proof
+    file: str
+
+
+def proofs(bundle: Evidence, diagnosis: Diagnosis) -> tuple[Proof, ...]:
+    """Return the first sentences of the chain that a line can be quoted for, from different files if there are such."""
+    found = []
+    for number, alike in enumerate(_alike(diagnosis.chain)[:LOOKED_AT]):
+        first = alike[0]
+        quoted = quote(bundle, first)
+        if quoted.text:
+            proof = Proof(_with_the_others(alike), quoted.text, first.cites)
+            found.append(_Candidate(number, proof, quoted.file))
+    chosen: list[_Candidate] = []
+    _take(chosen, (each for each in found if each.file not in {other.file for other in chosen}))
+    _take(chosen, (each for each in found if each.proof.quote not in {other.proof.quote for other in chosen}))
+    _take(chosen, found)
+    return tuple(each.proof for each in sorted(chosen, key=lambda each: each.number))
+
+
+def _take(chosen: list[_Candidate], more: Iterable[_Candidate]) -> None:
+    """Add to the chosen ones, while there is room, those that are not among them."""
+    for each in more:
+        if len(chosen) < PROOFS and each not in chosen:
+            chosen.append(each)
+
+
+def _alike(chain: Iterable[Claim]) -> list[list[Claim]]:
+    """Gather sentences that differ in their numbers alone, in the order in which each kind comes first."""
+    kinds: dict[str, list[Claim]] = {}
+    for claim in chain:
+        kinds.setdefault(NUMBER.sub("0", claim.text), []).append(claim)
+    return list(kinds.values())
+
+
+def _with_the_others(alike: list[Claim]) -> str:
+    more = len({claim.text for claim in alike}) - 1
+    text = alike[0].text
+    return f"{text.removesuffix('.')}; likewise {more} more." if more else text
