@@ -40,6 +40,14 @@ class Calendar:
         local = _words(moment.astimezone(timezone(self.offset)), 0)
         return f"{_words(moment.astimezone(UTC), 0)} UTC ({local} {self.zone})"
 
+    def time_of_day(self, iso: str) -> str:
+        """Return `16:47:42 UTC` of a moment that is told in ISO 8601, nothing of another."""
+        try:
+            moment = datetime.fromisoformat(iso)
+        except ValueError:
+            return ""
+        return f"{moment.astimezone(UTC):%H:%M:%S} UTC" if moment.tzinfo else ""
+
     def _at(self, ns: int) -> datetime | None:
         if self.anchor is None:
             return None

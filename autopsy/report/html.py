@@ -13,11 +13,13 @@ from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Facts
 from autopsy.report import units
 from autopsy.report.clock_text import calendar
-from autopsy.report.page import compose, told_kill
+from autopsy.report.page import compose, kill_badge, told_kill
 from autopsy.resources import texts
 from autopsy.text import visible
 
-NOT_KILLED = b'<p class="killed"><b>Killed:</b> no</p>'  # as templates/report.html has it of a VM that was not
+# As templates/report.html has it of a VM that was not.
+NOT_KILLED = b'<p class="killed"><b>Killed:</b> no</p>'
+NO_BADGE = b'<span class="badge killed">not killed</span>'
 
 
 def html(bundle: Evidence, *, kill: str = "") -> str:
@@ -34,8 +36,10 @@ def render(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, *, kill: str = 
 
 def with_kill(page: bytes, kill: str, began: Clocks) -> bytes:
     """Return a report that was rendered before the kill with what became of it; unchanged if it says so already."""
-    told = escape(visible(told_kill(kill, calendar(began))))
-    return page.replace(NOT_KILLED, b'<p class="killed"><b>Killed:</b> %s</p>' % told.encode("utf-8", "replace"), 1)
+    told = escape(visible(told_kill(kill, calendar(began)))).encode("utf-8", "replace")
+    badge = escape(visible(kill_badge(kill, calendar(began)))).encode("utf-8", "replace")
+    page = page.replace(NO_BADGE, b'<span class="badge killed">%s</span>' % badge, 1)
+    return page.replace(NOT_KILLED, b'<p class="killed"><b>Killed:</b> %s</p>' % told, 1)
 
 
 def environment() -> Environment:

@@ -26,7 +26,7 @@ from autopsy.report.draw.timeline import TimelineDrawing, draw_timeline
 from autopsy.report.draw.wait_graph import WaitsDrawing, draw_waits
 from autopsy.report.excerpts import Excerpts
 from autopsy.report.first_screen import KILLS, AdviceGroup, doing, headline
-from autopsy.report.proofs import Proof, proofs
+from autopsy.report.proof.proofs import Proof, proofs
 from autopsy.report.runbook import runbook
 from autopsy.report.stacks import Group, coroutine_groups, thread_groups
 from autopsy.report.table import Table
@@ -59,6 +59,7 @@ class Page:
     utc: str
     local: str
     kill: str
+    kill_badge: str
     stalled: Stalled
     calendar: Calendar
     stuck_paths: tuple[PathDrawing, ...]
@@ -109,6 +110,7 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> 
         utc=when.utc(began, digits=0),
         local=when.host(began, digits=0),
         kill=told_kill(kill, when) or _by_itself(bundle.manifest),
+        kill_badge=kill_badge(kill, when) if kill else _not_killed(bundle.manifest),
         stalled=stalled_for(facts, diagnosis),
         calendar=when,
         stuck_paths=tuple(each for each in drawings if each.stuck),
@@ -156,6 +158,17 @@ def told_kill(words: str, when: Calendar) -> str:
     """Put the moment of the kill, which leads its sentence, on both clocks."""
     moment, colon, rest = words.partition(": ")
     return f"{when.both(moment)}: {rest}" if colon else words
+
+
+def kill_badge(words: str, when: Calendar) -> str:
+    """Say in a word that a kill was sent, and at which time of the day."""
+    return f"kill sent {when.time_of_day(words.partition(': ')[0])}".rstrip()
+
+
+def _not_killed(manifest: Manifest) -> str:
+    if manifest.end:
+        return "ended by itself"
+    return "not known whether killed" if manifest.imported else "not killed"
 
 
 def _by_itself(manifest: Manifest) -> str:

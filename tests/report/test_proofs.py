@@ -12,9 +12,9 @@ from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.cite import Cite
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.gather import gather_facts
-from autopsy.report.json_quotes import quote_of_answer, quote_of_document
-from autopsy.report.proofs import Proof, proofs
-from autopsy.report.quotes import quote
+from autopsy.report.proof.json_quotes import quote_of_answer, quote_of_document
+from autopsy.report.proof.proofs import Proof, proofs
+from autopsy.report.proof.quotes import quote
 from support import reports
 from support.built import evidence as e
 

@@ -169,3 +169,23 @@ def test_a_path_without_branches_is_drawn_as_one_line() -> None:
 
 def replace_branches(path: DiskPath) -> DiskPath:
     return DiskPath(disk=path.disk, hops=path.hops, stuck_at=path.stuck_at)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nbd-silent-10.0.2", "The device itself waits for 0 of these: the others were not asked through it."),
+        ("throttle-deadlock-10.0.2-debug", "others were on their way"),
+        ("healthy-idle-7.2", ""),
+    ],
+)
+def test_two_numbers_that_differ_on_one_path_are_explained_under_it(name: str, words: str) -> None:
+    note = draw_path(told(name).paths[0], 1).note
+    assert words in note
+    assert bool(note) == bool(words)
+
+
+def test_an_export_s_path_is_its_clients_and_is_called_no_disk() -> None:
+    drawn = draw_path(told("export-frozen-11").paths[0], 1)
+    assert drawn.whose == "export export0 (node node0)"
+    assert drawn.stations[0].kind == "client"

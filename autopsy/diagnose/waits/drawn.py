@@ -41,7 +41,7 @@ class _Sheet:
     by_tid: Mapping[int, ThreadFact]
     comutexes: frozenset[int]
     suffixes: dict[subjects.Place, str] = field(default_factory=dict)
-    members: dict[str, list[CoroutineFact]] = field(default_factory=dict)
+    members: dict[str, dict[int, CoroutineFact]] = field(default_factory=dict)
     nodes: dict[str, WaitNode] = field(default_factory=dict)
     edges: dict[WaitEdge, How] = field(default_factory=dict)
 
@@ -59,7 +59,8 @@ def draw(facts: Facts, graph: Graph) -> WaitGraph:
         circular = wait.waiter in rings and rings[wait.waiter] == rings.get(wait.on)
         if circular or not _is_back(sheet, wait, holders):
             _draw(sheet, facts, wait, circular=circular)
-    for identity, members in sheet.members.items():
+    for identity, by_address in sheet.members.items():
+        members = list(by_address.values())
         disks = disk_names(their_disks(facts, members)[:3])
         label, cites = counted(facts, tuple(members)), tuple(each.cite for each in members[:3])
         box = WaitNode(id=identity, kind="coroutine", label=label, detail=f"of {disks}" if disks else "", cites=cites)
@@ -138,9 +139,7 @@ def _box(sheet: _Sheet, facts: Facts, subject: Subject, wait: Wait) -> str:
     """Return the box of a subject, made where there is none."""
     if isinstance(subject, subjects.Request) and subject.coroutine in sheet.parked:
         identity = _group(sheet, subject)
-        members = sheet.members.setdefault(identity, [])
-        if sheet.parked[subject.coroutine] not in members[-1:]:
-            members.append(sheet.parked[subject.coroutine])
+        sheet.members.setdefault(identity, {})[subject.coroutine] = sheet.parked[subject.coroutine]
         sheet.nodes.setdefault(identity, WaitNode(id=identity, kind="coroutine", label=""))
         return identity
     node = _node(sheet, facts, subject, wait.cites)

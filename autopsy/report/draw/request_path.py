@@ -62,7 +62,9 @@ class PathDrawing:
     id: str
     disk: str
     owner: str
+    whose: str
     sentence: str
+    note: str
     stuck: bool
     summary: str
     width: int
@@ -103,7 +105,9 @@ def draw_path(path: DiskPath, number: int) -> PathDrawing:
         id=f"path-{number}",
         disk=path.disk,
         owner=path.owner,
+        whose=_whose(path),
         sentence=path.sentence,
+        note=_note(path),
         stuck=path.is_stuck,
         summary=_summary(path),
         width=WIDTH,
@@ -153,7 +157,7 @@ def _x(line: int) -> int:
 def _station(row: _Row, y: int, *, reached: bool) -> Station:
     hop = row.hop
     room = WIDTH - _x(row.line) - TEXT_X - MARGIN
-    kind = KINDS[hop.kind]
+    kind = hop.name if hop.name == "client" else KINDS[hop.kind]
     detail = hop.detail if hop.name != hop.kind or hop.kind == "device" else ""
     return Station(
         x=_x(row.line),
@@ -166,6 +170,23 @@ def _station(row: _Row, y: int, *, reached: bool) -> Station:
         reached=reached,
         hop=hop,
     )
+
+
+def _whose(path: DiskPath) -> str:
+    """Return whose requests they are; an export is called one already."""
+    return path.disk if any(hop.name == "client" for hop in path.hops[:1]) else f"{path.owner} {path.disk}"
+
+
+def _note(path: DiskPath) -> str:
+    """Say why the numbers at the device and below it are not the same, where they are not."""
+    device = next((hop.in_flight for hop in path.hops if hop.kind == "device"), None)
+    lines = (path.hops, *(branch.hops for branch in path.branches))
+    below = sum(hop.in_flight or 0 for hops in lines for hop in hops if hop.kind not in {"device", "guest"})
+    if device is None or device == below or not below:
+        return ""
+    if device < below:
+        return f"The device itself waits for {device:,} of these: the others were not asked through it."
+    return f"The device waits for {device:,}: {below:,} were found parked below it, the others were on their way."
 
 
 def _own_name(hop: Hop) -> str:

@@ -43,6 +43,12 @@ def test_a_stored_case_has_one_end_and_it_is_what_the_verdict_blames(name: str, 
     assert any(end in each for each in found.objects)
 
 
+def test_a_request_that_waits_for_two_things_is_one_request_in_its_box() -> None:
+    (case,) = (each for each in stored.CASES if each.home.name == "nbd-silent-10.0.2")
+    graph = diagnose(gather_facts(open_bundle(case.bundle))).waits
+    assert sorted(node.label for node in graph.nodes if node.kind == "coroutine") == ["2 requests", "6 requests"]
+
+
 def test_a_thousand_requests_and_the_drain_that_waits_for_them_are_a_handful_of_boxes() -> None:
     case = cases.nbd()
     case.parked(e.NBD, 1000)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autopsy.diagnose.diagnosis import Claim, Diagnosis
 from autopsy.facts.cite import Cite
 from autopsy.facts.evidence import Evidence
-from autopsy.report.quotes import quote
+from autopsy.report.proof.quotes import quote
 
 PROOFS = 3
 LOOKED_AT = 12  # kinds of sentences; what leads the chain is worth most

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.facts.evidence import Evidence
-from autopsy.report.json_quotes import quote_of_answer, quote_of_document
+from autopsy.report.proof.json_quotes import quote_of_answer, quote_of_document
 
 QUOTED = 150  # characters of a line of evidence
 BEFORE = 50  # of them ahead of the words that are cited

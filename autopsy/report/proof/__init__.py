@@ -1,0 +1,1 @@
+"""The proofs on the first screen, each with a line out of the evidence."""
