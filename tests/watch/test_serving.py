@@ -66,7 +66,7 @@ def test_a_scrape_shows_the_last_round_and_none_before_there_is_one() -> None:
         assert until(lambda: b'autopsy_vm_stalled{kind="disk",vm="web1"} 1.0' in scrape(port))
         assert answer(connected(port), b"HEAD /metrics HTTP/1.1\r\n\r\n").endswith(b"\r\n\r\n")
         for asked, status in (
-            (b"POST /metrics HTTP/1.1\r\n\r\n", b"405"),
+            (b"POST /metrics HTTP/1.1\r\n\r\n", b"501"),
             (b"GET /../etc/shadow HTTP/1.1\r\n\r\n", b"404"),
             (b"\x16\x03\x01 hello\r\n\r\n", b"400"),
             (b"GET /metrics HTTP/1.1\r\n" + b"a: b\r\n" * 4000, b"431"),

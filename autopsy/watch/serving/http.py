@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import selectors
+import select
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
 
@@ -18,25 +19,14 @@ from autopsy.watch.serving.outlet import RoundFeed
 from autopsy.watch.state import decode
 
 MOST_SCRAPES = 16  # at once; the oldest goes for the newest
-MOST_HEAD = 8 << 10
 SCRAPE_SECONDS = 10.0  # from its connection to its end; Prometheus' own default
+TURN_SECONDS = 0.1  # while a connection is open
 STALE_SECONDS = 30.0
-PART = 1 << 16
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
-PATHS = (b"/metrics", b"/")
+PATHS = ("/metrics", "/")
 HINT = b"autopsy watch: the metrics are at /metrics\n"
 NOTHING_YET = b"no round of the watch has ended yet\n"
 STALE = b"the watch does not come round any more: its last figures are too old to be shown\n"
-
-
-@dataclass(slots=True, eq=False)
-class Scrape:
-    """One connection: what it has asked so far, then what is left of its answer."""
-
-    connection: socket.socket
-    until: float
-    asked: bytes = b""
-    answer: memoryview | None = None
 
 
 @dataclass(slots=True)
@@ -58,8 +48,16 @@ class MetricsPage:
             return HTTPStatus.SERVICE_UNAVAILABLE, NOTHING_YET
         if now - self.at > STALE_SECONDS:
             return HTTPStatus.SERVICE_UNAVAILABLE, STALE
-        self.text = self.text or self.render(self.data)
-        return HTTPStatus.OK, self.text
+        if self.text:
+            return HTTPStatus.OK, self.text
+        data = self.data
+        try:
+            text = self.render(data)
+        except (msgspec.MsgspecError, ValueError) as error:
+            return HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}\n".encode()
+        if data is self.data:  # another round may have come meanwhile
+            self.text = text
+        return HTTPStatus.OK, text
 
 
 def serve(address: Address, feed: RoundFeed) -> None:
@@ -74,119 +72,102 @@ def serve(address: Address, feed: RoundFeed) -> None:
     exposition = Exposition()
     sandbox.keep_no_rights()
     feed.ready()
-    Server(listener, feed, MetricsPage(lambda data: exposition.text(decode(data)))).run()
-
-
-@dataclass(slots=True)
-class Server:
-    """One thread that waits for all of them at once."""
-
-    listener: socket.socket
-    feed: RoundFeed
-    page: MetricsPage
-    clock: Callable[[], float] = time.monotonic
-    scrapes: list[Scrape] = field(default_factory=list)
-    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
-
-    def run(self) -> None:
-        """Serve until the feed ends."""
-        self.selector.register(self.listener, selectors.EVENT_READ)
-        self.selector.register(self.feed, selectors.EVENT_READ)
-        while self.turn():
+    page = MetricsPage(lambda data: exposition.text(decode(data)))
+    with ScrapeServer(listener, page) as server:
+        while server.turn(feed):
             pass
 
-    def turn(self) -> bool:
+
+class ScrapeServer(ThreadingHTTPServer):
+    """The standard library's server, which bounds how many connections there are and how long each may last."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, listener: socket.socket, page: MetricsPage) -> None:
+        super().__init__(("", 0), ScrapeAnswer, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.page = page
+        self._open: dict[socket.socket, float] = {}  # until when each may last, the oldest first
+
+    def turn(self, feed: RoundFeed) -> bool:
         """Wait for what comes next and do it; return whether the watch is still there."""
-        ready = self.selector.select(self._wait())
-        for key, _ in ready:
-            if key.fileobj is self.feed:
-                data = self.feed.take()
-                if data is None:
-                    return False
-                if data:
-                    self.page.put(data, self.clock())
-            elif key.fileobj is self.listener:
-                self._accept()
-            elif isinstance(key.data, Scrape) and key.data in self.scrapes:
-                self._go_on(key.data)
-        now = self.clock()
-        for late in [each for each in self.scrapes if each.until <= now]:
-            self._drop(late)
+        both = [self.socket.fileno(), feed.fileno()]
+        ready, _, _ = select.select(both, [], [], TURN_SECONDS if self._open else None)
+        if feed.fileno() in ready:
+            data = feed.take()
+            if data is None:
+                return False
+            if data:
+                self.page.put(data, time.monotonic())
+        if self.socket.fileno() in ready:
+            self.handle_request()
+        self._cut_off_late_ones()
         return True
 
-    def _wait(self) -> float | None:
-        if not self.scrapes:
-            return None
-        return max(0.0, min(each.until for each in self.scrapes) - self.clock())
+    def get_request(self) -> tuple[socket.socket, str]:
+        """Accept a connection."""
+        connection, _ = super().get_request()
+        connection.settimeout(SCRAPE_SECONDS)  # for one read or write of its thread
+        return connection, ""
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self.listener.accept()
-        except OSError:  # it has gone again, or descriptors are short
-            return
-        connection.settimeout(0)
-        if len(self.scrapes) >= MOST_SCRAPES:
-            self._drop(self.scrapes[0])
-        scrape = Scrape(connection, self.clock() + SCRAPE_SECONDS)
-        self.scrapes.append(scrape)
-        self.selector.register(connection, selectors.EVENT_READ, scrape)
+    def process_request(self, request: socket.socket, client_address: str) -> None:  # type: ignore[override]  # TCP alone
+        """Have a thread answer it, in the place of the oldest where there are too many."""
+        if len(self._open) >= MOST_SCRAPES:
+            self._cut_off(next(iter(self._open)))
+        self._open[request] = time.monotonic() + SCRAPE_SECONDS
+        super().process_request(request, client_address)
 
-    def _go_on(self, scrape: Scrape) -> None:
-        try:
-            if scrape.answer is None:
-                self._read(scrape)
-            else:
-                self._write(scrape)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._drop(scrape)
+    def handle_error(self, *_: object) -> None:
+        """Print nothing: a scraper has gone, or was cut off."""
 
-    def _read(self, scrape: Scrape) -> None:
-        part = scrape.connection.recv(MOST_HEAD)
-        scrape.asked += part
-        whole = b"\r\n\r\n" in scrape.asked or b"\n\n" in scrape.asked
-        if not part:
-            self._drop(scrape)
-        elif whole or len(scrape.asked) >= MOST_HEAD:
-            scrape.answer = memoryview(self._answer(scrape.asked, whole=whole))
-            self.selector.modify(scrape.connection, selectors.EVENT_WRITE, scrape)
+    def _cut_off_late_ones(self) -> None:
+        now = time.monotonic()
+        for connection, until in list(self._open.items()):
+            if connection.fileno() < 0:  # its thread is through with it
+                del self._open[connection]
+            elif until <= now:
+                self._cut_off(connection)
 
-    def _write(self, scrape: Scrape) -> None:
-        answer = scrape.answer or memoryview(b"")
-        scrape.answer = answer[scrape.connection.send(answer[:PART]) :]
-        if not scrape.answer:
-            with contextlib.suppress(OSError):
-                scrape.connection.shutdown(socket.SHUT_WR)
-            self._drop(scrape)
+    def _cut_off(self, connection: socket.socket) -> None:
+        """End a connection, whatever its thread waits for: that closes it."""
+        self._open.pop(connection, None)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
-    def _answer(self, asked: bytes, *, whole: bool) -> bytes:
-        method, _, rest = asked.split(b"\n", 1)[0].strip().partition(b" ")
-        path, _, version = rest.partition(b" ")
-        if not whole:
-            status, body = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, HINT
-        elif not version.startswith(b"HTTP/1."):
-            status, body = HTTPStatus.BAD_REQUEST, HINT
-        elif method not in {b"GET", b"HEAD"}:
-            status, body = HTTPStatus.METHOD_NOT_ALLOWED, HINT
-        elif path.partition(b"?")[0] not in PATHS:
-            status, body = HTTPStatus.NOT_FOUND, HINT
+
+class ScrapeAnswer(BaseHTTPRequestHandler):
+    """One scrape; what its client says is answered and not written down anywhere."""
+
+    server: ScrapeServer
+    protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # what is no request is answered with a status, too
+
+    def version_string(self) -> str:
+        """Return what answers, and not which Python."""
+        return "autopsy"
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+    def do_GET(self) -> None:
+        """Answer with the metrics."""
+        self._answer(body_too=True)
+
+    def do_HEAD(self) -> None:
+        """Answer as for GET, but for the metrics themselves."""
+        self._answer(body_too=False)
+
+    def _answer(self, *, body_too: bool) -> None:
+        if self.path.partition("?")[0] in PATHS:
+            status, body = self.server.page.answer(time.monotonic())
         else:
-            status, body = self._page()
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {TEXT}\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        return head.encode() + (b"" if method == b"HEAD" else body)
-
-    def _page(self) -> tuple[HTTPStatus, bytes]:
-        try:
-            return self.page.answer(self.clock())
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-            return HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}\n".encode()
-
-    def _drop(self, scrape: Scrape) -> None:
-        self.scrapes.remove(scrape)
-        with contextlib.suppress(KeyError, ValueError):
-            self.selector.unregister(scrape.connection)
-        scrape.connection.close()
+            status, body = HTTPStatus.NOT_FOUND, HINT
+        self.send_response(status)
+        self.send_header("Content-Type", TEXT)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if body_too:
+            self.wfile.write(body)
