@@ -103,7 +103,11 @@ def page() -> Iterator[str]:
         if names:
             yield f".SS {roff(title)}"
         for name in names:
-            yield from command(name, top.commands[name])
+            below = getattr(top.commands[name], "commands", {})
+            for each, it in below.items():
+                yield from command(f"{name} {each}", it)
+            if not below:
+                yield from command(name, top.commands[name])
     yield from table("EXIT STATUS", tuple((str(code), text) for code, text in EXIT_CODES))
     yield from table("FILES", FILES)
     yield from table("ENVIRONMENT", ENVIRONMENT)

@@ -15,6 +15,7 @@ from autopsy.cli import completion
 from autopsy.cli.bundles import BundlePath, examine, gdb, redact, replay, seal, verify
 from autopsy.cli.capture_command import capture
 from autopsy.cli.doctor import doctor
+from autopsy.cli.fleet.app import fleet
 from autopsy.cli.help_text import GroupedApp, dress
 from autopsy.cli.importing import import_evidence
 from autopsy.cli.printing import Json, say, show
@@ -142,6 +143,7 @@ app.command()(redact)
 app.command()(seal)
 app.command()(replay)
 app.command()(doctor)
+app.add_typer(fleet, name="fleet")
 
 
 @app.command()

@@ -14,6 +14,7 @@ GROUPS = (
     ("Stored captures", ("list", "rm", "report", "analyze", "diff", "verify", "redact", "seal")),
     ("More than a capture has", ("import", "examine", "gdb")),
     ("Before it happens", ("doctor", "drill", "replay")),
+    ("Many of them", ("fleet",)),
 )
 OTHERS = "Others"
 PANELS = (
@@ -52,6 +53,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "doctor": ("autopsy doctor",),
     "drill": ("autopsy drill --list", "autopsy drill nbd-silent"),
     "replay": ("autopsy replay cases/ --junit replay.xml",),
+    "fleet diagnose": ("autopsy fleet diagnose bundles/ --into index/ --jobs 8",),
+    "fleet query": ('autopsy fleet query "select signature, count(*) from diagnoses group by all" --from index/',),
 }
 EXIT_CODES = (
     (0, "done"),
@@ -89,9 +92,10 @@ class GroupedCommand(TyperCommand):
         named = (name for name, options in PANELS if parameter.opts[0] in options)
         return next(named, "Options") if self.name == "capture" else "Options"
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002 - likewise; click gives it
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - likewise
         """Write the examples as they stand."""
-        examples = EXAMPLES.get(self.name or "", ())
+        above = ctx.parent.info_name if ctx.parent is not None and ctx.parent.parent is not None else ""
+        examples = EXAMPLES.get(f"{above} {self.name}".strip(), ())
         if examples:
             _write(formatter, "Examples", examples)
 

@@ -1,0 +1,1 @@
+"""Diagnoses many bundles in child processes, here or on a cluster."""

@@ -1,0 +1,119 @@
+"""From one bundle to its row: a pure function, without a name of anybody in what it returns."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from hashlib import blake2b
+
+from autopsy.bundle.manifest import Manifest
+from autopsy.bundle.reader import Bundle
+from autopsy.diagnose.diagnosis import Diagnosis
+from autopsy.diagnose.queries import naming
+from autopsy.diagnose.queries.silence import silence_of
+from autopsy.diagnose.verdict import diagnose
+from autopsy.diagnose.waits.graph import build
+from autopsy.facts import subjects
+from autopsy.facts.cite import Known
+from autopsy.facts.gather import gather_facts
+from autopsy.facts.model.facts import Facts
+from autopsy.fleet.grouping import stacks
+from autopsy.fleet.grouping.cluster import cluster
+from autopsy.fleet.index.row import FleetRow
+from autopsy.text import printable
+
+LONGEST = 200  # of a word that a stranger chose
+MOST_WORDS = 32
+OLDEST = 1970
+CACHE = re.compile(r"(?:^|,)cache=([a-z]{1,16})(?:,|$)")
+DIRECT = re.compile(r"""cache\.direct=(?:on|true)|"direct":\s*true""")
+WATCH, DRILL, IMPORT, HUMAN = "watch", "drill", "import", "human"
+
+
+def analyze(bundle: Bundle, host_key: bytes) -> FleetRow:
+    """Return the row of a bundle; which file it was, and which analyzer this is, is for the caller to say."""
+    facts = gather_facts(bundle)
+    diagnosis = diagnose(facts)
+    told = bundle.manifest
+    still = stacks.standing(facts)
+    named, raw = stacks.named(still), stacks.raw(still, stacks.build_ids(bundle))
+    return FleetRow(
+        bundle="",
+        stamp="",
+        size=0,
+        analyzer="",
+        time=moment(told.began.utc),
+        host=pseudonym(told.host.name, host_key),
+        manager=told.target.manager,
+        program=told.target.program,
+        qemu_version=_word(told.target.qemu_version),
+        build_id=_word(told.target.build_id),
+        kernel=_word(told.host.kernel),
+        distribution=_word(told.host.distribution),
+        where=diagnosis.where,
+        signature=diagnosis.signature,
+        confidence=diagnosis.confidence,
+        secondary=tuple(sorted({each.signature for each in diagnosis.secondary})),
+        objects=dict(sorted(Counter(each.kind for each in diagnosis.subjects).items())),
+        since_seconds=_since(facts, diagnosis),
+        cluster=_word(cluster(facts, diagnosis, build(facts), named, raw)),
+        stacks_raw=raw,
+        stacks_named=named,
+        drivers=tuple(sorted(set(_drivers(facts))))[:MOST_WORDS],
+        trigger=_trigger(told),
+        symbols=_word(facts.symbols.value) if isinstance(facts.symbols, Known) else "",
+        looks=1 + isinstance(facts.times.second_ns, Known),
+        undecided=len(diagnosis.cannot_tell),
+    )
+
+
+def pseudonym(host: str, key: bytes) -> str:
+    """Return a host's name as the index calls it; without a key, whoever has a list of hosts finds it out."""
+    return f"host-{blake2b(host.encode('utf-8', 'replace'), key=key, digest_size=6).hexdigest()}" if host else ""
+
+
+def moment(utc: str) -> str | None:
+    """Return a time of a manifest as every reader of the index takes it; None for one that is none."""
+    try:
+        when = datetime.fromisoformat(utc).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return when.replace(tzinfo=None).isoformat(sep=" ") if when.year >= OLDEST else None
+
+
+def _trigger(told: Manifest) -> str:
+    """Say who wanted the capture: its command line tells, and one that tells nothing is taken for a person's."""
+    if told.imported is not None:
+        return IMPORT
+    return {"drill": DRILL, "watch": WATCH}.get(told.options[0] if told.options else "", HUMAN)
+
+
+def _since(facts: Facts, diagnosis: Diagnosis) -> float | None:
+    """Return how long the disk that has been silent the longest was so, of those that the diagnosis is about."""
+    if diagnosis.where == "none" or not isinstance(facts.disks, Known):
+        return None
+    told = set(diagnosis.subjects)
+    about = [each for each in facts.disks.value if naming.record(subjects.disk(each)) in told]
+    silent = [found.idle_ns for each in about or facts.disks.value if (found := silence_of(each)) is not None]
+    return round(max(silent) / 1e9, 3) if silent else None
+
+
+def _drivers(facts: Facts) -> Iterator[str]:
+    for node in facts.nodes:
+        yield f"driver={_word(node.driver)}"
+        if node.aio:
+            yield f"aio={_word(node.aio)}"
+    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        if isinstance(disk.model, Known) and disk.model.value:
+            yield f"bus={_word(disk.model.value)}"
+    for argument in facts.vm.arguments.value if isinstance(facts.vm.arguments, Known) else ():
+        if found := CACHE.search(argument):
+            yield f"cache={found[1]}"
+        if DIRECT.search(argument):
+            yield "cache=direct"
+
+
+def _word(text: str) -> str:
+    return printable(text, LONGEST)

@@ -1,0 +1,1 @@
+"""Says which captures are of one kind, whatever build of QEMU they are of."""

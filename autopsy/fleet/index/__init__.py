@@ -1,0 +1,1 @@
+"""The rows that diagnosed bundles leave, and what is asked of them."""

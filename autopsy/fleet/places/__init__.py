@@ -1,0 +1,1 @@
+"""Folders and buckets that hold bundles, and parts of the index."""

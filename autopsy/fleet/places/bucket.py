@@ -1,0 +1,99 @@
+"""A bucket of an object store as a place: S3, Google's, Azure's, by the credentials of the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autopsy.files import private
+from autopsy.files.plain import NotPlain, open_plain
+from autopsy.fleet.places.place import PlaceFailed, PlaceRefused, StoredFile
+
+# For one request, an upload of a large bundle over a slow link included: who tries again is `send`, not the library.
+LONGEST = "3600s"
+CONNECT = "10s"
+LISTED_AT_ONCE = 1000
+
+
+@dataclass(slots=True)
+class BucketPlace:
+    """Files below one address. A put is one request, which the store takes whole or not at all."""
+
+    address: str
+    _store: Any = field(default=None, repr=False)
+
+    def put_new(self, key: str, file: Path) -> bool:
+        """Put a file there, whole or not at all; see `Place`. To put is all that its credentials must be allowed."""
+        import obstore  # noqa: PLC0415 - only a bucket needs it
+        from obstore.exceptions import AlreadyExistsError  # noqa: PLC0415 - likewise
+
+        with self._told(key), open(open_plain(file), "rb") as stream:
+            try:
+                obstore.put(self._opened(), key, stream, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def files(self, prefix: str = "") -> Iterator[StoredFile]:
+        """Yield the files below a prefix."""
+        import obstore  # noqa: PLC0415 - likewise
+
+        with self._told(prefix):
+            for some in obstore.list(self._opened(), prefix or None, chunk_size=LISTED_AT_ONCE):
+                for each in some:
+                    version = each["e_tag"] or each["last_modified"].isoformat()
+                    yield StoredFile(each["path"], each["size"], version, each["last_modified"].timestamp())
+
+    def take(self, key: str, destination: Path) -> None:
+        """Copy a file to a new one; see `Place`."""
+        import obstore  # noqa: PLC0415 - likewise
+
+        with self._told(key), private.new(destination) as stream:
+            for part in obstore.get(self._opened(), key):
+                stream.write(part)
+
+    def remove(self, key: str) -> None:
+        """Remove a file; see `Place`."""
+        import obstore  # noqa: PLC0415 - likewise
+
+        with self._told(key):
+            obstore.delete(self._opened(), key)
+
+    def _opened(self) -> Any:  # noqa: ANN401 - the library's own union of stores
+        if self._store is None:
+            from obstore.store import from_url  # noqa: PLC0415 - likewise
+
+            self._store = from_url(
+                self.address,
+                client_options={"timeout": LONGEST, "connect_timeout": CONNECT},
+                retry_config={"max_retries": 0},
+            )
+        return self._store
+
+    @contextmanager
+    def _told(self, key: str) -> Iterator[None]:
+        from obstore import exceptions  # noqa: PLC0415 - likewise
+
+        refused = (
+            exceptions.PermissionDeniedError,
+            exceptions.UnauthenticatedError,
+            exceptions.InvalidPathError,
+            exceptions.NotSupportedError,
+            exceptions.UnknownConfigurationKeyError,
+        )
+        where = f"{self.address.rstrip('/')}/{key}"
+        try:
+            yield
+        except (*refused, NotPlain, ValueError) as error:
+            raise PlaceRefused(where, _first_line(error), remedy="see to its credentials and its address") from error
+        except FileNotFoundError as error:
+            raise PlaceRefused(where, "there is no such file or bucket", remedy="check its address") from error
+        except (exceptions.BaseError, OSError) as error:
+            raise PlaceFailed(where, _first_line(error), remedy="see whether it answers, and has room") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:500]
