@@ -17,6 +17,7 @@ from autopsy.text import visible
 # What every installation has says nothing about this one.
 COMMON = (
     *("/usr/", "/lib", "/bin/", "/sbin/", "/proc/", "/sys/", "/build/", "/etc/", "/memfd:"),
+    *("/machine/peripheral", "/machine/unattached/"),  # QEMU's own tree of objects: no file
     *("/dev/kvm", "/dev/null", "/dev/vhost", "/dev/loop", "/dev/shm/", "/dev/pts/"),  # noqa: S108 - compared, never opened
 )
 # Names of somebody or something, which a stranger needs no more than a secret.
@@ -26,7 +27,7 @@ IDENTITY = re.compile(
     re.IGNORECASE,
 )
 JSON_IDENTITY = re.compile(
-    r'(?P<key>"(?:data|user|username|serial|uuid|host|hostname|mac|wwn|initiator-name|export|pool|image|namespace|id)"'
+    r'(?P<key>"(?:data|user|username|serial|uuid|host|hostname|mac|wwn|initiator-name|export|pool|image|namespace)"'
     r'\s*:\s*)"(?:[^"\\]|\\.)*"',
     re.IGNORECASE,
 )
@@ -35,7 +36,7 @@ MAC = re.compile(r"\b[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}\b")
 UUID = re.compile(r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b")
 IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?::\d{1,5})?(?![\d.])")
 IPV6 = re.compile(r"(?<![\w:])[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,7}(?![\w:])")
-PATH = re.compile(r"(?<![\w.%<>/-])/(?:[\w.@+:%~=-]+/)*[\w.@+:%~=-]+")
+PATH = re.compile(r"(?<![\w.%<>/-])/(?:[\w.@+:%~=-]+/)*[\w.@+:%~=-]*[\w@+%~=-]")  # a full stop ends a sentence
 ABSTRACT = re.compile(r"(?<!\w)@[\w./-]{3,}")
 SHORTEST_NAME = 3  # a VM called `a` would take every a out of the text
 

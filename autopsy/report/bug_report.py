@@ -1,8 +1,8 @@
-"""Writes a bug report in the sections of QEMU's own tracker, without whose machine it was."""
+"""Writes a bug report in the sections of QEMU's tracker: one screen, the rest folded, without whose machine it was."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from autopsy.bundle.manifest import Manifest
 from autopsy.diagnose.diagnosis import Diagnosis
@@ -10,11 +10,15 @@ from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
 from autopsy.redact.text import Redaction, redaction
 from autopsy.report.markdown import block, code, ours, plain
+from autopsy.report.proof.proofs import alike, with_the_others
 from autopsy.report.stacks import Group, coroutine_groups, thread_groups
-from autopsy.report.units import duration
+from autopsy.report.units import count, duration
 from autopsy.report.wording import apart
 
-MOST_GROUPS = 80
+MOST_GROUPS = 40
+MOST_CLAIMS = 8
+FEW_FRAMES = 6
+OPEN_FRAMES = 12  # of the one stack that is not folded
 NOT_QEMU = frozenset({"guest", "host", "peer", "vm-state", "none"})
 
 
@@ -55,11 +59,10 @@ def _host(manifest: Manifest, facts: Facts, hide: Redaction) -> Iterator[str]:
         yield f"- Architecture: {plain(host.architecture)}, {host.cpus} CPUs"
     yield f"- QEMU flavor: {code(target.exe.rpartition('/')[2])}"
     yield f"- QEMU version: {plain(target.qemu_version) or 'unknown'} (build-id {code(target.build_id or 'unknown')})"
-    yield "- QEMU command line:"
     if isinstance(facts.vm.arguments, Known):
-        yield block(_arguments(facts.vm.arguments.value, hide))
+        yield from _folded("QEMU command line", [*_arguments(facts.vm.arguments.value, hide)])
     else:
-        yield f"  not known: {plain(hide.text(facts.vm.arguments.why))}"
+        yield f"- QEMU command line: not known: {plain(hide.text(facts.vm.arguments.why))}"
     yield ""
 
 
@@ -87,11 +90,14 @@ def _problem(facts: Facts, diagnosis: Diagnosis, hide: Redaction) -> Iterator[st
     yield from ("## Description of problem", "")
     yield f"{ours(hide.text(diagnosis.headline))} ({diagnosis.confidence}; {code(diagnosis.signature)})."
     yield ""
-    for claim in diagnosis.chain:
-        yield f"- {ours(hide.text(claim.text))}"
-    for each in diagnosis.secondary:
+    kinds = alike(diagnosis.chain)
+    for claims in kinds[:MOST_CLAIMS]:
+        yield f"- {ours(hide.text(with_the_others(claims)))}"
+    if len(kinds) > MOST_CLAIMS:
+        yield f"- {count(len(kinds) - MOST_CLAIMS, 'more finding')}: in the bundle's report"
+    for each in diagnosis.secondary[:MOST_CLAIMS]:
         yield f"- Besides: {ours(hide.text(each.headline))}"
-    for path in diagnosis.paths:
+    for path in [path for path in diagnosis.paths if path.is_stuck][:1]:
         if path.is_stuck:
             branch = next((each for each in path.branches if each.stuck_at is not None), None)
             along = path.hops if branch is None else (*path.hops[: branch.at + 1], *branch.hops)
@@ -113,11 +119,12 @@ def _more(facts: Facts, diagnosis: Diagnosis, hide: Redaction) -> Iterator[str]:
     symbols = facts.symbols.value if isinstance(facts.symbols, Known) else "unknown"
     yield f"The stacks were taken from a frozen copy; names come from {code(symbols)}."
     threads, coroutines = thread_groups(facts, diagnosis), coroutine_groups(facts, diagnosis)
-    if any(group.stuck for group in (*threads, *coroutines)):
-        yield from _folded("Stacks that are stuck", [each for each in (*threads, *coroutines) if each.stuck], hide)
-    yield from _folded("Threads, identical stacks together", threads, hide)
-    others = [each for each in coroutines if not each.stuck]  # those that are stuck stand above
-    yield from _folded("Other parked coroutines, identical stacks together", others, hide)
+    every = (*threads, *coroutines)
+    stuck, others = [group for group in every if group.stuck], [group for group in every if not group.stuck]
+    for group in stuck[:1]:
+        yield block(map(hide.text, _stack(group, OPEN_FRAMES)))
+    stacks = [line for group in stuck[1:MOST_GROUPS] for line in (*_stack(group), "")]
+    yield from _folded(f"{count(len(stuck) - 1, 'more stack')} of what is stuck", [*map(hide.text, stacks)])
     if diagnosis.waits.edges:
         label = {node.id: node.label for node in diagnosis.waits.nodes}
         lines = [
@@ -125,26 +132,37 @@ def _more(facts: Facts, diagnosis: Diagnosis, hide: Redaction) -> Iterator[str]:
             + (" (part of a ring)" if edge.in_cycle else "")
             for edge in diagnosis.waits.edges
         ]
-        yield from ("", "<details><summary>Who waits for whom</summary>", "")
-        yield block(map(hide.text, lines))
-        yield from ("", "</details>")
-    ruled_out = [f"not that {each.text}: {each.why}" for each in diagnosis.ruled_out]
-    yield from ("", "<details><summary>Ruled out</summary>", "", block(map(hide.text, ruled_out)), "", "</details>")
+        yield from _folded("Who waits for whom", [*map(hide.text, lines)])
+    idle = [line for group in others[:MOST_GROUPS] for line in _innermost(group)]
+    if len(others) > MOST_GROUPS:
+        idle.append(f"{len(others) - MOST_GROUPS} more")
+    yield from _folded("The other threads and coroutines, each by its innermost frames", [*map(hide.text, idle)])
+    ruled_out = count(len(diagnosis.ruled_out), "known way")
+    yield from (
+        "",
+        f"{ruled_out} to hang were looked for and ruled out. The bundle has every stack whole, and the core.",
+    )
 
 
-def _folded(title: str, groups: Iterable[Group], hide: Redaction) -> Iterator[str]:
-    lines: list[str] = []
-    found = tuple(groups)
-    for group in found[:MOST_GROUPS]:
-        told = "; ".join(filter(None, (group.title, group.state, group.moved)))
-        lines += (told, *(f"    kernel  {line}" for line in group.kernel))
-        for frame in group.frames:
-            hint = f" ({frame.hint})" if frame.hint else ""
-            lines.append(f"    #{frame.number:<3} {frame.function or '??'} at {frame.place}{hint}")
-        lines.append("")
-    if len(found) > MOST_GROUPS:
-        lines.append(f"{len(found) - MOST_GROUPS} more")
+def _stack(group: Group, most: int = 0) -> Iterator[str]:
+    """Yield a stack; its first `most` frames, if there is a bound."""
+    yield "; ".join(filter(None, (group.title, group.state, group.moved)))
+    yield from (f"    kernel  {line}" for line in group.kernel)
+    shown = group.frames[: most or len(group.frames)]
+    for frame in shown:
+        hint = f" ({frame.hint})" if frame.hint else ""
+        yield f"    #{frame.number:<3} {frame.function or '??'} at {frame.place}{hint}"
+    if len(shown) < len(group.frames):
+        yield f"    {len(group.frames) - len(shown)} more"
+
+
+def _innermost(group: Group) -> Iterator[str]:
+    """Yield a line for a stack that nothing is wrong with."""
+    frames = " < ".join(frame.function or "??" for frame in group.frames[:FEW_FRAMES])
+    yield "; ".join(filter(None, (group.title, group.state))) + (f": {frames}" if frames else "")
+
+
+def _folded(title: str, lines: Sequence[str]) -> Iterator[str]:
+    """Yield what a reader unfolds; nothing where there is none. A list before it ends by an empty line."""
     if lines:
-        yield from ("", f"<details><summary>{title}</summary>", "")
-        yield block(map(hide.text, lines))
-        yield from ("", "</details>")
+        yield from ("", f"<details><summary>{title}</summary>", "", block(lines), "", "</details>")

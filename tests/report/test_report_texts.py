@@ -17,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as some
 from markdown_it import MarkdownIt
 
+from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import ExitCode, UsageError
 from autopsy.facts.gather import gather_facts
@@ -125,6 +126,27 @@ def test_a_bug_report_has_the_tracker_s_own_sections_with_the_backtraces_folded(
     assert text.count("<details>") == text.count("</details>") > 0
     assert "throttle_group_co_io_limits_intercept" in text
     assert "QEMU command line" in text
+
+
+def test_a_bug_report_is_one_screen_with_one_stack_and_the_rest_is_folded() -> None:
+    for name in ("throttle-deadlock-10.0.2-debug", "drain-over-nbd-10.0.2-debug", "one-of-64-7.2"):
+        bundle = open_bundle(reports.FIXTURES / name / "bundle.tar.zst")
+        facts = gather_facts(bundle)
+        text = bug_report(bundle.manifest, facts, diagnose(facts))
+        outside = re.sub(r"<details>.*?</details>\n*", "", text, flags=re.DOTALL)
+        assert len(outside.splitlines()) <= 70, name
+        assert outside.count("```") == 2, name
+        assert "#0 " in outside, name
+        assert "ruled out" in outside, name
+        assert "not that" not in text, name
+
+
+def test_one_object_has_one_name_in_a_bug_report_and_a_sentence_keeps_its_full_stop() -> None:
+    bundle = open_bundle(reports.FIXTURES / "throttle-deadlock-10.0.2-debug" / "bundle.tar.zst")
+    facts = gather_facts(bundle)
+    text = bug_report(bundle.manifest, facts, diagnose(facts))
+    assert "The mutex lies inside throttle group /machine/peripheral/vd0/virtio-backend." in text
+    assert '"id":"vd0"' in text
 
 
 def test_a_bug_report_does_not_tell_whose_machine_it_was() -> None:

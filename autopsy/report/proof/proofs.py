@@ -35,11 +35,11 @@ class _Candidate:
 def proofs(bundle: Evidence, diagnosis: Diagnosis) -> tuple[Proof, ...]:
     """Return the first sentences of the chain that a line can be quoted for, from different files if there are such."""
     found = []
-    for number, alike in enumerate(_alike(diagnosis.chain)[:LOOKED_AT]):
-        first = alike[0]
+    for number, claims in enumerate(alike(diagnosis.chain)[:LOOKED_AT]):
+        first = claims[0]
         quoted = quote(bundle, first)
         if quoted.text:
-            proof = Proof(_with_the_others(alike), quoted.text, first.cites)
+            proof = Proof(with_the_others(claims), quoted.text, first.cites)
             found.append(_Candidate(number, proof, quoted.file))
     chosen: list[_Candidate] = []
     _take(chosen, (each for each in found if each.file not in {other.file for other in chosen}))
@@ -55,7 +55,7 @@ def _take(chosen: list[_Candidate], more: Iterable[_Candidate]) -> None:
             chosen.append(each)
 
 
-def _alike(chain: Iterable[Claim]) -> list[list[Claim]]:
+def alike(chain: Iterable[Claim]) -> list[list[Claim]]:
     """Gather sentences that differ in their numbers alone, in the order in which each kind comes first."""
     kinds: dict[str, list[Claim]] = {}
     for claim in chain:
@@ -63,7 +63,8 @@ def _alike(chain: Iterable[Claim]) -> list[list[Claim]]:
     return list(kinds.values())
 
 
-def _with_the_others(alike: list[Claim]) -> str:
-    more = len({claim.text for claim in alike}) - 1
-    text = alike[0].text
+def with_the_others(claims: list[Claim]) -> str:
+    """Return the first of sentences that are alike, with how many more there are."""
+    more = len({claim.text for claim in claims}) - 1
+    text = claims[0].text
     return f"{text.removesuffix('.')}; likewise {more} more." if more else text
