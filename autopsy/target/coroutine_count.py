@@ -65,7 +65,7 @@ def _busy(pid: int, *, digests: bool = False) -> list[tuple[int, bytes]]:
         try:
             with Unpreempted() as ahead:
                 process = MappedProcess(pid, memory, pagemap, f"/proc/{pid}")
-                found = _under_way(process, list(_stacks(mappings)), code, ahead)
+                found = _under_way(process, list(stack_tops(mappings)), code, ahead)
                 return [(top, _digest(process, top) if digests else b"") for top in found]
         finally:
             os.close(pagemap)
@@ -84,7 +84,7 @@ def _read(process: MappedProcess, address: int, size: int) -> bytes:
         return b""
 
 
-def _stacks(mappings: tuple[Mapping, ...]) -> Iterator[int]:
+def stack_tops(mappings: tuple[Mapping, ...]) -> Iterator[int]:
     """Yield the top of all that may be a coroutine's stack: memory of no file, right above what nobody may touch."""
     ram = guest_ram(mappings)
     for guard, above in pairwise(mappings):

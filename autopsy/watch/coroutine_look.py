@@ -1,0 +1,175 @@
+"""Looks at the coroutines of a VM that is watched, again and again, in a process that may be abandoned.
+
+What seldom changes is kept from one look to the next: where the stacks lie (as long as the process's size stays the
+same), and what a coroutine holds that has not run since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+
+from autopsy.linux.files import read_kernel
+from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, parse_maps, runs
+from autopsy.linux.tasks.priority import Unpreempted
+from autopsy.target.coroutine_count import CALL_BYTES, MOST_MAPS, TOP, WORDS, calls_by_pointer, stack_tops
+from autopsy.target.identity import stat_of
+from autopsy.target.image import image_of
+from autopsy.watch.request_shape import Held, ParkedStack, Shape, held_by
+
+USED_PAGES = 3  # of a stack: what a request's frames, and those that have returned, have left there
+MAPS_SECONDS = 60.0  # after which the map is read again, whatever the process's size says
+SIGNATURE = 8
+MOST_PARKED = 4096
+
+
+class ParkedCoroutine(msgspec.Struct, frozen=True, array_like=True):
+    """A coroutine under way: the top of its stack, a digest of what the stack holds, and what it waits with."""
+
+    top: int
+    digest: bytes
+    shape: Shape = Shape.UNKNOWN
+    kin: int = 0
+
+
+class CoroutineLook(msgspec.Struct, frozen=True, array_like=True):
+    """One look at a VM's coroutines; `clear` is false where this QEMU's cannot be told apart."""
+
+    clear: bool
+    parked: tuple[ParkedCoroutine, ...] = ()
+
+
+class Ended(Exception):
+    """The process has ended, or its number means another one now."""
+
+
+@dataclass(slots=True)
+class WatchedStacks:
+    """What is kept of one process between two looks at it."""
+
+    pid: int
+    start_ticks: int
+    memory: int
+    pagemap: int
+    size: int = -1
+    mapped_at: float = 0.0
+    tops: tuple[int, ...] = ()
+    code: tuple[Mapping, ...] = ()
+    calls: dict[int, bool | None] = field(default_factory=dict)
+    held: dict[tuple[int, bytes], Held] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Let go of the process."""
+        os.close(self.memory)
+        os.close(self.pagemap)
+
+    def look(self, size: int) -> CoroutineLook:
+        """Return the coroutines under way. `size` is the process's, by which a changed map is noticed.
+
+        Raises:
+            OSError: the process is gone, or not ours to look at.
+            Ended: it is another one now.
+        """
+        with Unpreempted() as ahead:
+            if size != self.size or time.monotonic() - self.mapped_at > MAPS_SECONDS:
+                self._map()
+                self.size = size
+            busy, known = [], 0
+            for top in self.tops:
+                ahead.breathe()
+                under_way = self._is_under_way(top)
+                known += under_way is not None
+                if under_way:
+                    busy.append(top)
+            if not busy or len(busy) > MOST_PARKED:
+                return CoroutineLook(clear=False)
+            stacks = [self._stack(top) for top in busy]
+            tokens = [(top, hashlib.blake2b(data, digest_size=SIGNATURE).digest()) for top, data in stacks]
+            again = [number for number, token in enumerate(tokens) if token in self.held]
+            fresh = [number for number in again if self.held[tokens[number]].shape is Shape.UNKNOWN]
+            kept = {token: self.held.get(token, Held(Shape.UNKNOWN)) for token in tokens}
+            if fresh:
+                parked = [ParkedStack(stacks[each][0], _words(stacks[each][1])) for each in fresh]
+                for number, held in zip(fresh, held_by(parked, self._is_code, self._read), strict=True):
+                    kept[tokens[number]] = held
+            self.held = kept
+            return CoroutineLook(
+                clear=True,
+                parked=tuple(ParkedCoroutine(*token, kept[token].shape, kept[token].kin) for token in tokens),
+            )
+
+    def _map(self) -> None:
+        if stat_of(f"/proc/{self.pid}").start_ticks != self.start_ticks:
+            raise Ended
+        mappings = parse_maps(read_kernel(f"/proc/{self.pid}/maps", MOST_MAPS))
+        exe = image_of(self.pid).link
+        self.code = tuple(each for each in mappings if "x" in each.permissions and each.path == exe)
+        self.tops = tuple(stack_tops(mappings))
+        self.calls = {}
+        self.mapped_at = time.monotonic()
+
+    def _is_under_way(self, top: int) -> bool | None:
+        data = self._read(top - TOP, TOP)
+        words = WORDS.unpack(data) if len(data) == TOP else ()
+        back = next((word for word in reversed(words) if self._is_code(word)), 0)
+        if not back:
+            return None
+        if back not in self.calls:
+            self.calls[back] = calls_by_pointer(self._read(back - CALL_BYTES, CALL_BYTES))
+        return self.calls[back]
+
+    def _is_code(self, word: int) -> bool:
+        return any(each.start < word < each.end for each in self.code)
+
+    def _stack(self, top: int) -> tuple[int, bytes]:
+        """Return the pages below a stack's top, as far down as they are in memory."""
+        low = top - USED_PAGES * PAGE
+        present = list(runs(self.pagemap, low, top, IN_MEMORY))
+        start = present[-1][0] if present and sum(present[-1]) == top else top
+        return top, self._pread(start, top - start) if start < top else b""
+
+    def _read(self, address: int, size: int) -> bytes:
+        """Read what can be had without a fault: a page that was swapped out may be on a stuck disk."""
+        start, end = address & -PAGE, -(-(address + size) // PAGE) * PAGE
+        try:
+            present = list(runs(self.pagemap, start, end, IN_MEMORY))
+        except (OSError, OverflowError, ValueError):
+            return b""
+        if not present or present[0][0] != start:
+            return b""
+        return self._pread(address, min(address + size, sum(present[0])) - address)
+
+    def _pread(self, address: int, size: int) -> bytes:
+        try:
+            return os.pread(self.memory, size, address)
+        except (OSError, OverflowError):
+            return b""
+
+
+def watched(pid: int, start_ticks: int) -> WatchedStacks:
+    """Take hold of a process's memory.
+
+    Raises:
+        OSError: it is gone, or not ours to look at.
+        Ended: it is another one now.
+    """
+    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        os.close(memory)
+        raise
+    found = WatchedStacks(pid, start_ticks, memory, pagemap)
+    if stat_of(f"/proc/{pid}").start_ticks != start_ticks:
+        found.close()
+        raise Ended
+    return found
+
+
+def _words(data: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(data) // 8}Q", data)

@@ -1,0 +1,200 @@
+"""Tells from the samples of one VM what stands still, and what only looks so: pure, fed by whoever samples."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from autopsy.bundle.ring import RingSample
+from autopsy.watch.model import StallKind, WatchState
+from autopsy.watch.sample import Halted, StillThread, VmSample
+from autopsy.watch.tokens import SECOND, RequestsInFlight, RequestTokens
+
+SUSPECT_NS = 3 * SECOND
+EXPECTED_NS = 2 * SECOND  # between two samples
+STARVED_PART = 0.5  # of the time between two samples
+PAUSED_NS = 5 * SECOND
+IN_POLL = ("do_sys_poll", "do_poll", "poll_schedule_timeout", "do_epoll_wait", "ep_poll", "do_select", "sigtimedwait")
+WAITS_FOR_CLIENT = ("inet_csk_accept", "unix_accept", "skb_wait_for_more_packets", "__skb_wait_for_more_packets")
+BY_SIGNAL = ("do_signal_stop", "ptrace_stop", "do_exit", "do_group_exit")
+
+
+@dataclass(frozen=True, slots=True)
+class StandStill:
+    """Something that stands.
+
+    `age_ns` is for how long; `began_ns` and `moving_ns` are the CLOCK_MONOTONIC of its first sight, and of the last
+    one without it.
+    """
+
+    kind: StallKind
+    age_ns: int
+    began_ns: int
+    moving_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one sample adds up to. `stands` is the gravest of what stands for as long as is suspicious."""
+
+    state: WatchState
+    stands: StandStill | None = None
+    requests: int | None = None
+    unmoved: int = 0
+    oldest_ns: int = 0
+    threads_in_d: int = 0
+
+
+@dataclass(slots=True)
+class VmJudge:
+    """What is remembered of one VM; `judge` takes one sample after the other.
+
+    Ages are told on a clock of its own, which stands while the VM is stopped or starved, or we are.
+    """
+
+    tokens: RequestTokens = field(default_factory=RequestTokens)
+    requests: RequestsInFlight = field(default_factory=RequestsInFlight)
+    ring: deque[RingSample] = field(default_factory=deque)
+    last_ns: int = 0
+    lost_ns: int = 0
+    stood: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    counted: bool = False
+    clear: bool = True
+    came_round: bool = False
+
+    def judge(self, sample: VmSample) -> Judged:
+        """Return what a sample means beside those before it."""
+        passed = sample.at_ns - self.last_ns if self.last_ns else 0
+        starved = passed > 0 and sample.starved_ns >= STARVED_PART * passed
+        lost = passed if sample.halted or starved else max(0, passed - 2 * EXPECTED_NS)
+        self.last_ns, self.lost_ns = sample.at_ns, self.lost_ns + lost
+        now = sample.at_ns - self.lost_ns
+        if sample.look is not None:
+            self.clear = sample.look.clear
+            if self.clear:
+                self.requests = self.tokens.update(sample.look, now)
+                self.counted = True
+        if sample.main is None or sample.main.wchan.startswith(IN_POLL):
+            self.came_round = True
+        state = self._state(sample, starved=starved)
+        stands = None if sample.halted or starved else self._gravest(sample, now)
+        judged = Judged(
+            state,
+            stands,
+            requests=self.requests.in_flight if self.counted and self.clear else None,
+            unmoved=len(self.requests.unmoved),
+            oldest_ns=self._oldest(now),
+            threads_in_d=len(sample.asleep),
+        )
+        self._remember(sample, judged)
+        return judged
+
+    @property
+    def wants_look(self) -> bool:
+        """Return whether requests stand, so that the next look should come soon."""
+        return bool(self.requests.unmoved)
+
+    def _oldest(self, now: int) -> int:
+        return max(0, now - self.requests.before) if self.requests.unmoved else 0
+
+    def _gravest(self, sample: VmSample, now: int) -> StandStill | None:
+        candidates = (
+            self._main_loop(sample, now),
+            self._vcpus(sample, now),
+            self._requests(now),
+            self._asleep(sample, now),
+        )
+        return next((each for each in candidates if each is not None and each.age_ns >= SUSPECT_NS), None)
+
+    def _main_loop(self, sample: VmSample, now: int) -> StandStill | None:
+        """Return for how long the main loop has been somewhere where it is not while it waits for events."""
+        main = sample.main
+        stuck = (
+            main is not None
+            and (main.state == "D" or (main.state == "S" and bool(main.wchan)))
+            and not main.wchan.startswith((*IN_POLL, *WAITS_FOR_CLIENT, *BY_SIGNAL))
+            and (self.came_round or main.state == "D")  # before it first comes round, a VM that starts may take long
+        )
+        return self._since("main", StallKind.MAIN_LOOP, sample, now, main if stuck else None)
+
+    def _vcpus(self, sample: VmSample, now: int) -> StandStill | None:
+        """Return for how long every vCPU has waited for one and the same lock: a paused one waits for a condition."""
+        locks = {each.mutex for each in sample.vcpus}
+        held_off = bool(sample.vcpus) and len(sample.vcpus) == sample.vcpu_count and len(locks) == 1 and 0 not in locks
+        newest = min(sample.vcpus, key=lambda each: each.still_ns) if held_off else None
+        return self._since("vcpus", StallKind.VCPUS, sample, now, newest)
+
+    def _asleep(self, sample: VmSample, now: int) -> StandStill | None:
+        """Return for how long a thread has slept where not even a signal wakes it: it serves a request."""
+        oldest = max(sample.asleep, key=lambda each: each.still_ns, default=None)
+        return self._since("asleep", StallKind.REQUEST if sample.ran else StallKind.DISK, sample, now, oldest)
+
+    def _requests(self, now: int) -> StandStill | None:
+        if not self.requests.unmoved:
+            return None
+        age = self._oldest(now)
+        standing = sum(each >= SUSPECT_NS for each in self.requests.unmoved)
+        others_move = self.requests.in_flight > standing or now - self.requests.moved_at < SUSPECT_NS
+        kind = StallKind.REQUEST if others_move else StallKind.DISK
+        return StandStill(kind, age, self.requests.since + self.lost_ns, self.requests.before + self.lost_ns)
+
+    def _since(
+        self, what: str, kind: StallKind, sample: VmSample, now: int, thread: StillThread | None
+    ) -> StandStill | None:
+        """Count how long a thread has stood, without the time in which nobody could have moved."""
+        if thread is None:
+            self.stood.pop(what, None)
+            return None
+        ran_at = sample.at_ns - thread.still_ns
+        before = self.stood.get(what)
+        if before is None or before[:2] != (thread.tid, ran_at):
+            before = (thread.tid, ran_at, now - thread.still_ns)
+        self.stood[what] = before
+        return StandStill(kind, now - before[2], ran_at, ran_at)
+
+    def _state(self, sample: VmSample, *, starved: bool) -> WatchState:
+        known = (
+            (sample.halted is Halted.DEAD or (sample.hung and not sample.halted), WatchState.UNREADABLE),
+            (sample.halted is not None, WatchState.STOPPED),
+            (starved, WatchState.STARVED),
+            (sample.migrating, WatchState.MIGRATING),
+            (self._is_paused(sample), WatchState.PAUSED),
+            (not self.clear, WatchState.UNCLEAR),
+        )
+        return next((state for holds, state in known if holds), WatchState.WATCHED)
+
+    def _is_paused(self, sample: VmSample) -> bool:
+        """Return whether every vCPU of KVM has waited for a condition for a while: an idle one waits inside of KVM."""
+        return (
+            sample.vcpu_count > 0
+            and len(sample.vcpus) == sample.vcpu_count
+            and all(
+                each.comm.endswith("KVM")
+                and each.wchan.startswith("futex_")
+                and not each.mutex
+                and each.still_ns >= PAUSED_NS
+                for each in sample.vcpus
+            )
+        )
+
+    def _remember(self, sample: VmSample, judged: Judged) -> None:
+        self.ring.append(
+            RingSample(
+                monotonic_ns=sample.at_ns,
+                state=judged.state.value,
+                main_state=sample.main.state if sample.main else "",
+                main_wchan=sample.main.wchan if sample.main else "",
+                threads=sample.threads,
+                threads_ran=sample.ran,
+                threads_in_d=len(sample.asleep),
+                cpu_ms=round(sample.cpu_ns / 1e6, 1),
+                run_delay_ms=round(sample.delay_ns / 1e6, 1),
+                read_bytes=sample.read_bytes,
+                write_bytes=sample.write_bytes,
+                requests=judged.requests,
+                moved=self.requests.moved,
+                unmoved=judged.unmoved,
+                oldest_unmoved_ms=judged.oldest_ns // 1_000_000,
+                eventfds=sample.eventfds,
+            )
+        )

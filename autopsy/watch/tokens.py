@@ -1,0 +1,110 @@
+"""Which block requests of a VM do not move, from one look at its coroutines to the next.
+
+A token is a coroutine's stack, and a digest of what that holds: the same one twice is a coroutine that has not run.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from autopsy.watch.coroutine_look import CoroutineLook
+from autopsy.watch.request_shape import Shape
+
+SECOND = 1_000_000_000
+MOST_LAG_NS = 5 * SECOND // 2  # what is given to a request before it was first seen, at most
+REMEMBERED_NS = 120 * SECOND
+
+Token = tuple[int, bytes]
+
+
+@dataclass(slots=True)
+class SeenRequest:
+    """A request that is in flight. `since` is the last look without it, `first` the first one with it."""
+
+    first: int
+    since: int
+    shape: Shape = Shape.UNKNOWN
+    kin: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsInFlight:
+    """What the looks so far tell. Times are the clock's that the looks were given.
+
+    `unmoved` are the ages of those that stand, the oldest first; `moved` counts those that ended or went on between
+    the last two looks, `moved_at` is when that was seen last. `since` and `before` are when the oldest was first
+    there, and last not.
+    """
+
+    in_flight: int = 0
+    unmoved: tuple[int, ...] = ()
+    moved: int = 0
+    moved_at: int = 0
+    since: int = 0
+    before: int = 0
+
+
+@dataclass(slots=True)
+class RequestTokens:
+    """The requests of one VM over time; `update` takes one look after the other."""
+
+    seen: dict[Token, SeenRequest] = field(default_factory=dict)
+    departures: dict[int, deque[tuple[int, int]]] = field(default_factory=dict)
+    looked_at: int = 0
+    moved_at: int = 0
+
+    def update(self, look: CoroutineLook, now: int) -> RequestsInFlight:
+        """Take a look at the time `now`, and return what stands."""
+        tokens = {(each.top, each.digest): each for each in look.parked}
+        gone = [token for token in self.seen if token not in tokens]
+        moved = 0
+        for token in gone:
+            request = self.seen.pop(token)
+            if request.shape in (Shape.TRACKED, Shape.QUEUED):
+                self.departures.setdefault(request.kin, deque()).append((now, request.first))
+            moved += request.shape is not Shape.OTHER
+        if moved:
+            self.moved_at = now
+        start = max(self.looked_at, now - MOST_LAG_NS) if self.looked_at else now
+        for token, parked in tokens.items():
+            request = self.seen.setdefault(token, SeenRequest(first=now, since=start))
+            request.shape, request.kin = parked.shape, parked.kin
+        self._forget(now)
+        first_look, self.looked_at = not self.looked_at, now
+        held = [each for each in self.seen.values() if each.shape in (Shape.TRACKED, Shape.QUEUED)]
+        unknown = sum(each.shape is Shape.UNKNOWN for each in self.seen.values())
+        standing = sorted((self._stands_since(each), each.first) for each in held if each.first < now)
+        return RequestsInFlight(
+            in_flight=len(held) + max(0, unknown - first_look),  # the monitor's dispatcher is not known yet
+            unmoved=tuple(now - since for since, _ in standing),
+            moved=moved,
+            moved_at=self.moved_at,
+            since=standing[0][1] if standing else 0,
+            before=standing[0][0] if standing else 0,
+        )
+
+    def postpone(self, by: int) -> None:
+        """Take no time for passed that lasted `by`: nobody could have moved in it."""
+        for request in self.seen.values():
+            request.since += by
+            request.first += by
+
+    def _stands_since(self, request: SeenRequest) -> int:
+        """Return since when a request stands, and no other that waits for the same and came no later has gone on.
+
+        A slow server or a limit lets the first in the queue go, and those behind stand: that is slow, not stuck. One
+        that younger ones overtake is not excused by them.
+        """
+        left = [at for at, first in self.departures.get(request.kin, ()) if first <= request.first]
+        return max(request.since, *left) if left else request.since
+
+    def _forget(self, now: int) -> None:
+        for kin in list(self.departures):
+            queue = self.departures[kin]
+            while queue and now - queue[0][0] > REMEMBERED_NS:
+                queue.popleft()
+            while len(queue) > 256:
+                queue.popleft()
+            if not queue:
+                del self.departures[kin]
