@@ -27,6 +27,7 @@ ENVIRONMENT = (
     ("TMPDIR", "where temporary folders go; else the first of /var/tmp, /var/lib/autopsy, /tmp that is there"),
     ("STATE_DIRECTORY", "the store, where systemd sets it for a unit with StateDirectory=autopsy"),
     ("XDG_STATE_HOME", "below it lies the store of a user who is not root"),
+    ("INVOCATION_ID", "set by systemd: a watch that is a unit captures by units"),
     ("NO_COLOR", "no colours, whatever the terminal"),
     ("PATH", "where programs of the host are looked for, in those of its folders that are root's or ours"),
     ("COLUMNS, TERM", "how wide a terminal is, and whether it can be drawn on"),

@@ -37,4 +37,6 @@ MEANWHILE = (
 
 def plan(options: Options) -> tuple[Step, ...]:
     """Return the steps of one capture: what may harm the VM only where that was asked for, and last of all."""
+    if options.light:
+        return tuple(step for step in PLAN if step.impact is Impact.NONE and not step.after)
     return (*PLAN, UNSTABLE) if options.ask_unstable else PLAN

@@ -77,7 +77,7 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the operator asked for."""
+    """What the operator asked for. A `light` capture asks nothing and stops nothing."""
 
     fast: bool = False
     gap: float = 5.0
@@ -89,6 +89,7 @@ class Options:
     max_stop: float = 0.050
     binary: bool = True
     bpf: bool = True
+    light: bool = False
 
 
 @dataclass(frozen=True, slots=True)

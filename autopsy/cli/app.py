@@ -20,6 +20,7 @@ from autopsy.cli.help_text import GroupedApp, dress
 from autopsy.cli.importing import import_evidence
 from autopsy.cli.printing import Json, say, show
 from autopsy.cli.storing import list_captures, remove, show_capture
+from autopsy.cli.watch_command import watch
 from autopsy.errors import AutopsyError, ExitCode
 
 app = typer.Typer(
@@ -89,6 +90,7 @@ def root(
 
 
 app.command()(capture)
+app.command()(watch)
 
 
 @app.command()

@@ -81,6 +81,7 @@ def capture(
         typer.Option("--live-gdb", help="where nothing can be frozen (not x86-64), attach gdb: the VM stands still"),
     ] = False,
     no_bpf: Annotated[bool, typer.Option("--no-bpf", hidden=True)] = False,
+    light: Annotated[bool, typer.Option("--light", hidden=True)] = False,  # for `autopsy watch`: a look at /proc alone
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="on a terminal: a line for each step")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="nothing but the result")] = False,
     json: Json = False,
@@ -111,6 +112,7 @@ def capture(
             max_stop=max_stop / 1e3,
             binary=not no_binary,
             bpf=not no_bpf,
+            light=light,
         ),
         places=tuple(out or ()),
         then_kill=then_kill,

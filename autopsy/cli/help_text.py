@@ -13,7 +13,7 @@ GROUPS = (
     ("When a VM is stuck", ("ps", "capture", "show")),
     ("Stored captures", ("list", "rm", "report", "analyze", "diff", "verify", "redact", "seal")),
     ("More than a capture has", ("import", "examine", "gdb")),
-    ("Before it happens", ("doctor", "drill", "replay")),
+    ("Before it happens", ("watch", "doctor", "drill", "replay")),
     ("Many of them", ("fleet",)),
 )
 OTHERS = "Others"
@@ -50,6 +50,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "import": ("autopsy import bt.txt", "xclip -o | autopsy import -"),
     "examine": ("autopsy examine BUNDLE --debug-file /usr/lib/debug/…/qemu-system-x86_64",),
     "gdb": ("autopsy gdb BUNDLE",),
+    "watch": ("autopsy watch --once --json", "autopsy watch --no-capture"),
     "doctor": ("autopsy doctor",),
     "drill": ("autopsy drill --list", "autopsy drill nbd-silent"),
     "replay": ("autopsy replay cases/ --junit replay.xml",),

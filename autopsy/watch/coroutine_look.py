@@ -44,7 +44,7 @@ class CoroutineLook(msgspec.Struct, frozen=True, array_like=True):
     parked: tuple[ParkedCoroutine, ...] = ()
 
 
-class Ended(Exception):
+class AnotherProcess(Exception):
     """The process has ended, or its number means another one now."""
 
 
@@ -73,7 +73,7 @@ class WatchedStacks:
 
         Raises:
             OSError: the process is gone, or not ours to look at.
-            Ended: it is another one now.
+            AnotherProcess: it is another one now.
         """
         with Unpreempted() as ahead:
             if size != self.size or time.monotonic() - self.mapped_at > MAPS_SECONDS:
@@ -105,7 +105,7 @@ class WatchedStacks:
 
     def _map(self) -> None:
         if stat_of(f"/proc/{self.pid}").start_ticks != self.start_ticks:
-            raise Ended
+            raise AnotherProcess
         mappings = parse_maps(read_kernel(f"/proc/{self.pid}/maps", MOST_MAPS))
         exe = image_of(self.pid).link
         self.code = tuple(each for each in mappings if "x" in each.permissions and each.path == exe)
@@ -156,7 +156,7 @@ def watched(pid: int, start_ticks: int) -> WatchedStacks:
 
     Raises:
         OSError: it is gone, or not ours to look at.
-        Ended: it is another one now.
+        AnotherProcess: it is another one now.
     """
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -167,7 +167,7 @@ def watched(pid: int, start_ticks: int) -> WatchedStacks:
     found = WatchedStacks(pid, start_ticks, memory, pagemap)
     if stat_of(f"/proc/{pid}").start_ticks != start_ticks:
         found.close()
-        raise Ended
+        raise AnotherProcess
     return found
 
 

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from autopsy.bundle.ring import RingSample
+from autopsy.watch.coroutine_look import CoroutineLook
 from autopsy.watch.model import StallKind, WatchState
 from autopsy.watch.sample import Halted, StillThread, VmSample
 from autopsy.watch.tokens import SECOND, RequestsInFlight, RequestTokens
@@ -13,7 +14,7 @@ from autopsy.watch.tokens import SECOND, RequestsInFlight, RequestTokens
 SUSPECT_NS = 3 * SECOND
 EXPECTED_NS = 2 * SECOND  # between two samples
 STARVED_PART = 0.5  # of the time between two samples
-PAUSED_NS = 5 * SECOND
+PAUSED_NS = 3 * SECOND
 IN_POLL = ("do_sys_poll", "do_poll", "poll_schedule_timeout", "do_epoll_wait", "ep_poll", "do_select", "sigtimedwait")
 WAITS_FOR_CLIENT = ("inet_csk_accept", "unix_accept", "skb_wait_for_more_packets", "__skb_wait_for_more_packets")
 BY_SIGNAL = ("do_signal_stop", "ptrace_stop", "do_exit", "do_group_exit")
@@ -34,7 +35,7 @@ class StandStill:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedSample:
     """What one sample adds up to. `stands` is the gravest of what stands for as long as is suspicious."""
 
     state: WatchState
@@ -62,7 +63,7 @@ class VmJudge:
     clear: bool = True
     came_round: bool = False
 
-    def judge(self, sample: VmSample) -> Judged:
+    def judge(self, sample: VmSample) -> JudgedSample:
         """Return what a sample means beside those before it."""
         passed = sample.at_ns - self.last_ns if self.last_ns else 0
         starved = passed > 0 and sample.starved_ns >= STARVED_PART * passed
@@ -78,7 +79,7 @@ class VmJudge:
             self.came_round = True
         state = self._state(sample, starved=starved)
         stands = None if sample.halted or starved else self._gravest(sample, now)
-        judged = Judged(
+        judged = JudgedSample(
             state,
             stands,
             requests=self.requests.in_flight if self.counted and self.clear else None,
@@ -93,6 +94,10 @@ class VmJudge:
     def wants_look(self) -> bool:
         """Return whether requests stand, so that the next look should come soon."""
         return bool(self.requests.unmoved)
+
+    def look_again(self, look: CoroutineLook, at_ns: int) -> None:
+        """Take one more look between two samples."""
+        self.requests = self.tokens.update(look, at_ns - self.lost_ns)
 
     def _oldest(self, now: int) -> int:
         return max(0, now - self.requests.before) if self.requests.unmoved else 0
@@ -177,7 +182,7 @@ class VmJudge:
             )
         )
 
-    def _remember(self, sample: VmSample, judged: Judged) -> None:
+    def _remember(self, sample: VmSample, judged: JudgedSample) -> None:
         self.ring.append(
             RingSample(
                 monotonic_ns=sample.at_ns,

@@ -18,7 +18,7 @@ import msgspec
 
 from autopsy.linux.child import die_with_parent
 from autopsy.watch import coroutine_look
-from autopsy.watch.coroutine_look import CoroutineLook, Ended, WatchedStacks
+from autopsy.watch.coroutine_look import CoroutineLook, AnotherProcess, WatchedStacks
 
 EACH = 0.5  # seconds for one VM
 OVERALL = 4.0  # for all of one round
@@ -210,7 +210,7 @@ def _look(known: dict[tuple[int, int], WatchedStacks], question: LookQuestion) -
         if key not in known:
             known[key] = coroutine_look.watched(*key)
         return known[key].look(question.size)
-    except (OSError, Ended, ValueError, IndexError):
+    except (OSError, AnotherProcess, ValueError, IndexError):
         if key in known:
             known.pop(key).close()
         return None

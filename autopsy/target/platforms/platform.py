@@ -121,6 +121,7 @@ class Platform:
 
     manager: Manager
     form: str = ""
+    numbers_vms: bool = False  # its own name for a VM is a number (a VMID)
     claims: Callable[[Sequence[int], Roots], tuple[VmClaim, ...]] = lambda _pids, _roots: ()
     answers_to: Callable[[VmClaim, str], bool] = is_same_name
     is_alive: Callable[[VmClaim, QemuProcess], bool] = lambda _claim, _process: False

@@ -159,6 +159,7 @@ def _keep_down(name: str) -> str:
 PROXMOX = Platform(
     manager="proxmox",
     form="pve",
+    numbers_vms=True,
     claims=lambda _pids, roots: claims(roots),
     is_alive=is_alive,
     is_its_monitor=is_its_monitor,

@@ -1,0 +1,117 @@
+"""`autopsy watch`: notices stalls when they happen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from autopsy.cli.printing import Json, say, show
+
+if TYPE_CHECKING:
+    from autopsy.watch.model import Round, WatchedVm
+
+
+class WatchedVmAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM of `watch --once --json`: these keys are relied on from outside."""
+
+    name: str
+    pid: int
+    state: str
+    stalled: bool
+    kind: str
+    oldest_unmoved_seconds: float
+    requests_in_flight: int | None
+
+
+class WatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `watch --once --json` prints."""
+
+    vms: tuple[WatchedVmAnswer, ...]
+
+
+def watch(
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="instead of /etc/autopsy/watch.toml")
+    ] = None,
+    no_capture: Annotated[bool, typer.Option("--no-capture", help="only look and count, capture nothing")] = False,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where bundles go", hidden=True)] = None,
+    once: Annotated[bool, typer.Option("--once", help="look for a few seconds, and say what stands still")] = False,
+    json: Json = False,
+) -> None:
+    """Notice VMs that stall, from outside, and capture them by itself.
+
+    It asks no VM, stops none and kills none.
+    """
+    from autopsy.cli.json_output import as_text
+    from autopsy.commands import watch as watching
+    from autopsy.errors import UsageError
+    from autopsy.text import plain
+    from autopsy.watch import config as configuration
+
+    settings = configuration.load(config)
+    if once:
+        found = watching.once(settings)
+        for line in [as_text(_answer(found))] if json else map(plain, _lines(found)):
+            show(line)
+        return
+    if json:
+        raise UsageError("--json", "a watch without end has no result", remedy="say --once as well")
+    told = _Teller()
+    watching.watch_on(settings, (told.tell,), captures=not no_capture, say=say, out=out)
+
+
+def _answer(found: Round) -> WatchAnswer:
+    return WatchAnswer(
+        vms=tuple(
+            WatchedVmAnswer(
+                name=vm.name,
+                pid=vm.pid,
+                state=vm.state.value,
+                stalled=vm.stalled is not None,
+                kind=vm.stalled.value if vm.stalled else "",
+                oldest_unmoved_seconds=round(vm.oldest_unmoved_seconds, 1),
+                requests_in_flight=vm.requests_in_flight,
+            )
+            for vm in found.vms
+        )
+    )
+
+
+def _lines(found: Round) -> Iterator[str]:
+    if not found.vms:
+        yield "no virtual machine runs here"
+    for vm in sorted(found.vms, key=lambda vm: vm.stalled is None):
+        yield _line(vm)
+
+
+def _line(vm: WatchedVm) -> str:
+    words = [f"{vm.name} ({vm.target})", f"stalled ({vm.stalled.value})" if vm.stalled else vm.state.value]
+    if vm.requests_in_flight is not None:
+        words.append(f"{vm.requests_in_flight} requests in flight")
+    if vm.oldest_unmoved_seconds >= 1:
+        words.append(f"the oldest has not moved for {vm.oldest_unmoved_seconds:.0f} s")
+    return ", ".join(words)
+
+
+class _Teller:
+    """Tells on stderr what has changed since the round before."""
+
+    def __init__(self) -> None:
+        self.stalled: dict[tuple[int, int], str] = {}
+        self.captures: dict[str, int] = {}
+
+    def tell(self, last: Round) -> None:
+        """Tell of each VM that has begun or ceased to stall, and of each capture that has ended."""
+        for vm in last.vms:
+            key, now = (vm.pid, vm.start_ticks), vm.stalled.value if vm.stalled else ""
+            if now != self.stalled.get(key, ""):
+                say(f"{vm.name} ({vm.target}): {f'stalled: {now}' if now else 'moves again'}")
+            self.stalled[key] = now
+            if (done := sum(vm.captures.values())) != self.captures.get(vm.name, 0):
+                self.captures[vm.name] = done
+                words = ", ".join(f"{count} {result.value}" for result, count in vm.captures.items())
+                say(f"{vm.name} ({vm.target}): captures so far: {words}")

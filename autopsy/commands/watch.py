@@ -1,0 +1,97 @@
+"""`autopsy watch`: rounds without end, or a few seconds of them for a script."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from autopsy.files.private import NotPrivate
+from autopsy.watch import ring
+from autopsy.watch.config import WatchConfig
+from autopsy.watch.launch import CaptureLauncher
+from autopsy.watch.loop import Publish, Watch
+from autopsy.watch.model import Round
+
+ONCE_SECONDS = 4.0  # what stands for that long is told as stalled: longer than any request of a disk that is well
+ONCE_EVERY = 1.0
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def once(config: WatchConfig) -> Round:
+    """Look for a few seconds, and return what stood all the while; nothing is captured, counted or written."""
+    stages = msgspec.structs.replace(config.stages, stalled_seconds=config.stages.suspect_seconds)
+    watch = Watch(config=msgspec.structs.replace(config, stages=stages), captures=False)
+    give_up = time.monotonic() + ONCE_SECONDS
+    try:
+        while True:
+            last = watch.round(closely=True)
+            left = give_up - time.monotonic()
+            if left <= 0:
+                return last
+            time.sleep(min(ONCE_EVERY, left))
+    finally:
+        watch.close()
+
+
+def watch_on(
+    config: WatchConfig,
+    publish: Sequence[Publish],
+    *,
+    captures: bool,
+    say: Callable[[str], None],
+    out: Path | None = None,
+) -> None:
+    """Go round until a signal asks to end; captures under way go on.
+
+    `publish` is called with each finished round. Concurrency: none of it may start a thread, for the watch forks.
+    """
+    folder = ring.run_folder()
+    held: int | None = None
+    try:
+        held = ring.open_run_folder(folder)
+    except NotPrivate as error:
+        say(f"note: no ring is kept, and nothing captured: {error.filename}: {error.strerror}")
+    except OSError as error:
+        say(f"note: no ring is kept, and nothing captured: {folder}: {error.strerror}")
+    launcher = CaptureLauncher(folder, out) if captures and held is not None else None
+    watch = Watch(config=config, run_folder=held, launcher=launcher, captures=captures)
+    try:
+        with _asked_to_end() as stopped:
+            watch.run(publish, stopped)
+    finally:
+        watch.close()
+        if held is not None:
+            os.close(held)
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[Callable[[float], bool]]:
+    """Give a function that waits for so many seconds, and tells whether a signal has asked us to end."""
+    heard, telling = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def hear(_number: int, _frame: FrameType | None) -> None:
+        with suppress(OSError):
+            os.write(telling, b"e")
+
+    before = {number: signal.signal(number, hear) for number in ENDING}
+
+    def stopped(seconds: float) -> bool:
+        poller = select.poll()
+        poller.register(heard, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(heard)
+        os.close(telling)

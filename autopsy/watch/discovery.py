@@ -1,0 +1,96 @@
+"""Which VMs run on this host now, each asked once who it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from autopsy.bundle.manifest import Manager
+from autopsy.linux.batch import Unanswered
+from autopsy.target import identity, qemu_processes
+from autopsy.target.command_line import last, vm_name
+from autopsy.target.identity import clean
+from autopsy.target.platforms.catalogue import explicit, platform_of
+from autopsy.target.platforms.plain import PLAIN
+from autopsy.target.platforms.platform import ROOTS, Roots, VmClaim
+from autopsy.target.qemu_process import QemuProcess, is_qemu
+from autopsy.target.resolve import all_claims, is_true
+
+MOST_ASKED = 3  # times that a process is asked who it is, where it does not answer
+KTHREADD = 2
+UNNAMED = "unnamed"
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundVm:
+    """A VM that was found: its process by PID and start, and what it is called by whom."""
+
+    pid: int
+    start_ticks: int
+    name: str
+    target: str
+    manager: Manager
+    domain: str = ""
+    vmid: str = ""
+    uuid: str = ""
+    qemu_version: str = ""
+
+    @property
+    def key(self) -> Key:
+        """Return what tells the process from a later one of its number."""
+        return (self.pid, self.start_ticks)
+
+
+@dataclass(slots=True)
+class Discovery:
+    """The VMs that are known, and the processes that are none though they are named so."""
+
+    roots: Roots = ROOTS
+    vms: dict[Key, FoundVm] = field(default_factory=dict)
+    asked: dict[Key, int] = field(default_factory=dict)
+
+    def refresh(self) -> None:
+        """Look for VMs that have begun or ended since.
+
+        Concurrency: it forks where a process is new, so it is for a process with one thread.
+        """
+        present = {}
+        for pid in qemu_processes.suspects():
+            try:
+                stat = identity.stat_of(f"/proc/{pid}")
+            except (OSError, ValueError, IndexError):
+                continue
+            if stat.ppid != KTHREADD:  # as of kvm's own threads
+                present[(pid, stat.start_ticks)] = stat
+        self.vms = {key: vm for key, vm in self.vms.items() if key in present}
+        self.asked = {key: times for key, times in self.asked.items() if key in present}
+        new = [key for key in present if self.asked.get(key, 0) < MOST_ASKED]
+        if not new:
+            return
+        told = qemu_processes.tell([pid for pid, _ in new])
+        claims = all_claims([pid for pid, _ in new], self.roots)
+        for key in new:
+            process = told[key[0]]
+            answered = not isinstance(process.arguments, Unanswered) and not isinstance(process.binary, Unanswered)
+            self.asked[key] = MOST_ASKED if answered else self.asked.get(key, 0) + 1
+            if is_qemu(process):
+                claim = next((each for each in claims if each.pid == key[0] and is_true(each, process)), None)
+                self.vms[key] = _found(key, process, claim)
+
+
+def _found(key: Key, process: QemuProcess, claim: VmClaim | None) -> FoundVm:
+    options = process.options or ()
+    uuid = clean(last(options, "uuid"))
+    manager = claim.manager if claim else PLAIN.manager
+    name = clean(claim.name if claim else vm_name(options) or uuid or UNNAMED)
+    return FoundVm(
+        pid=key[0],
+        start_ticks=key[1],
+        name=name,
+        target=explicit(claim) if claim else f"pid:{key[0]}",
+        manager=manager,
+        domain=name if claim and not platform_of(manager).numbers_vms else "",
+        vmid=name if claim and platform_of(manager).numbers_vms else "",
+        uuid=uuid,
+        qemu_version="" if isinstance(process.binary, Unanswered) else process.binary.qemu_version,
+    )

@@ -1,0 +1,321 @@
+"""The rounds of the watch: sample, look closer where something stands, judge, and do what that calls for.
+
+Nothing of a VM is stopped, asked or killed here. What may hang is read by a child that can be given up, so that one
+VM's trouble costs only what is known of that VM.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from autopsy.bundle.ring import Ring, RingHeader
+from autopsy.linux.clocks import host
+from autopsy.linux.files import read_kernel
+from autopsy.store.entries import entries
+from autopsy.store.place import store_path
+from autopsy.store.removal import room
+from autopsy.watch import ring
+from autopsy.watch.config import WatchConfig
+from autopsy.watch.discovery import Discovery, FoundVm, Key
+from autopsy.watch.launch import CaptureLauncher, EndedCapture
+from autopsy.watch.limits import CaptureGate, Go
+from autopsy.watch.looker import Looker, LookQuestion, NoLook
+from autopsy.watch.model import CaptureResult, Round, StallKind, WatchedVm, WatchState
+from autopsy.watch.sampler import VmFiles
+from autopsy.watch.stages import StallEpisode, VmCounts, VmStages, Wish, of_the_host
+from autopsy.watch.tokens import SECOND
+from autopsy.watch.watched import SampledVm
+
+HUNG_TASKS = "/proc/sys/kernel/hung_task_detect_count"
+STORE_SECONDS = 60.0
+RING_SECONDS = 10.0
+AGAIN = 2  # more looks in one round at what stands
+AGAIN_SECONDS = 0.02
+ENOUGH = 0.9  # of the time between two rounds: a later one is late
+MOST_DURATIONS = 10_000
+
+Publish = Callable[[Round], object]
+
+
+@dataclass(slots=True)
+class StoreRoom:
+    """What the store takes, looked at once a minute."""
+
+    at: float = -STORE_SECONDS
+    used: int = 0
+    free: int = 0
+    roomy: bool = True
+
+    def refresh(self) -> None:
+        """Look again, if it is time."""
+        now = time.monotonic()
+        if now - self.at < STORE_SECONDS:
+            return
+        self.at = now
+        with suppress(OSError):
+            found = room(entries(), store_path())
+            self.used, self.free, self.roomy = found.used, found.free, found.free > found.keep
+
+
+@dataclass(slots=True)
+class Watch:
+    """Everything that is watched. Close it after use.
+
+    Concurrency: it forks, so it is for a process with one thread.
+    """
+
+    config: WatchConfig = field(default_factory=WatchConfig)
+    discovery: Discovery = field(default_factory=Discovery)
+    launcher: CaptureLauncher | None = None
+    run_folder: int | None = None
+    captures: bool = True
+    vms: dict[Key, SampledVm] = field(default_factory=dict)
+    counts: defaultdict[str, VmCounts] = field(default_factory=lambda: defaultdict(VmCounts))
+    results: defaultdict[str, Counter[CaptureResult]] = field(default_factory=lambda: defaultdict(Counter))
+    bundles: dict[str, float] = field(default_factory=dict)
+    durations: list[float] = field(default_factory=list)
+    stops_ms: list[float] = field(default_factory=list)
+    late: int = 0
+    looker: Looker = field(default_factory=Looker)
+    store: StoreRoom = field(default_factory=StoreRoom)
+    boot_id: str = field(default_factory=lambda: host().boot_id)
+    gate: CaptureGate = field(init=False)
+    found_at: float = -1e9
+    rings_at: dict[Key, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take the limits from the configuration."""
+        limits = self.config.captures.limits()
+        self.gate = CaptureGate(limits if self.captures else replace(limits, enabled=False))
+
+    def close(self) -> None:
+        """Let go of every file and child; captures under way go on."""
+        for each in self.vms.values():
+            each.files.close()
+        self.vms = {}
+        self.looker.close()
+
+    def round(self, *, closely: bool = False) -> Round:
+        """Sample every VM that is due, act on what stands, and return what is known now.
+
+        `closely`: all are due, with their coroutines.
+        """
+        began = time.monotonic()
+        self._discover(began)
+        now_ns = time.monotonic_ns()
+        due = [each for each in self.vms.values() if closely or self._is_due(each, now_ns)]
+        for each in due:
+            if not each.take_sample(now_ns, closely=closely):
+                self._forget(each)
+        due = [each for each in due if each.sample is not None]
+        questions = {
+            each.vm.pid: question for each in due if (question := each.question(now_ns, closely=closely)) is not None
+        }
+        looks = self.looker.look(questions.values()) if questions else {}
+        for each in due:
+            each.take_look(looks.get(each.vm.pid), now_ns)
+        self._look_again([each for each in due if each.judged.stands is not None and each.vm.pid in looks])
+        self._act(due, time.monotonic())
+        return self._told(time.monotonic() - began)
+
+    def run(self, publish: Sequence[Publish], stopped: Callable[[float], bool]) -> None:
+        """Go round until `stopped`, which waits as long as it is told, and tells whether that is all."""
+        every = self.config.sampling.every_seconds
+        planned = time.monotonic()
+        while True:
+            if time.monotonic() > planned + every * ENOUGH:
+                self.late += 1
+            last = self.round()
+            for each in publish:
+                each(last)
+            pause = min(every, 1.0) if any(each.suspect for each in self.vms.values()) else every
+            planned = max(planned + pause, time.monotonic())
+            if stopped(max(0.0, planned - time.monotonic())):
+                return
+
+    def _discover(self, now: float) -> None:
+        if now - self.found_at < self.config.sampling.vms_every_seconds:
+            return
+        self.found_at = now
+        self.discovery.refresh()
+        for key, vm in self.discovery.vms.items():
+            if key not in self.vms:
+                with suppress(OSError):
+                    self.vms[key] = self._watched(vm)
+        for key in self.vms.keys() - self.discovery.vms.keys():
+            self._forget(self.vms[key])
+        self.store.refresh()
+
+    def _watched(self, vm: FoundVm) -> SampledVm:
+        stages = VmStages(self.config.stages)
+        every = int(self.config.sampling.requests_every_seconds * SECOND)
+        return SampledVm(vm, VmFiles(vm.pid, vm.start_ticks), stages, every)
+
+    def _forget(self, gone: SampledVm) -> None:
+        """Let go of a VM whose process has ended, and have the looker do so."""
+        self.vms.pop(gone.vm.key, None)
+        self.discovery.vms.pop(gone.vm.key, None)
+        gone.files.close()
+        self.looker.look([LookQuestion(gone.vm.pid, gone.vm.start_ticks, 0, gone=True)])
+        if (episode := gone.stages.episode) is not None and episode.stalled:
+            self._ended(episode)
+        if self.run_folder is not None and self.rings_at.pop(gone.vm.key, None) is not None and not gone.suspect:
+            with suppress(OSError):
+                os.unlink(ring.file_name(*gone.vm.key), dir_fd=self.run_folder)
+
+    def _is_due(self, each: SampledVm, now_ns: int) -> bool:
+        every = min(self.config.sampling.every_seconds, 1.0) if each.suspect else self.config.sampling.every_seconds
+        return now_ns - each.files.sampled_ns >= every * 0.9 * SECOND
+
+    def _look_again(self, standing: Iterable[SampledVm]) -> None:
+        """Look at what stands several times more, at moments that no guest can be in step with."""
+        questions = {
+            each.vm.pid: LookQuestion(each.vm.pid, each.vm.start_ticks, each.sample.size)
+            for each in standing
+            if each.sample is not None
+        }
+        by_pid = {each.vm.pid: each for each in self.vms.values()}
+        for number in range(AGAIN if questions else 0):
+            time.sleep(AGAIN_SECONDS * (number + 1))
+            now_ns = time.monotonic_ns()
+            for pid, looked in self.looker.look(questions.values()).items():
+                if not isinstance(looked, NoLook):
+                    by_pid[pid].look_again(looked, now_ns)
+
+    def _act(self, due: Sequence[SampledVm], now: float) -> None:
+        for each in due:
+            ended = each.stages.follow(each.judged, now)
+            if ended is not None:
+                self._ended(ended)
+        stalled = [each.stages.episode for each in self.vms.values() if _is_long(each, self.config)]
+        limits = self.config.captures
+        storm = of_the_host([each for each in stalled if each], limits.storm_vms, limits.storm_seconds)
+        for each in due:
+            if (episode := each.stages.episode) is None:
+                self._keep_ring(each, now)
+                continue
+            if storm and not episode.stalled and _is_long(each, self.config):
+                episode.kind = StallKind.HOST
+            self._count(each, episode)
+            self._write_ring(each)
+            self._capture(each, episode, now)
+        if self.launcher is not None:
+            self._hear(self.launcher.ended())
+
+    def _count(self, each: SampledVm, episode: StallEpisode) -> None:
+        counts = self.counts[each.vm.name]
+        if each.stages.is_called_stalled() and episode.stalled:
+            counts.stalls[episode.stalled] += 1
+        if episode.stalled:
+            counts.add(episode.stalled, each.stages.newly_stalled_seconds())
+
+    def _hear(self, ends: Iterable[EndedCapture]) -> None:
+        """Count the captures that have ended."""
+        for end in ends:
+            self.results[end.vm][end.result] += 1
+            if not end.light:
+                self.gate.ended(end.vm)
+            if end.result is not CaptureResult.FAILED:
+                self.bundles[end.vm] = time.time()
+                self.stops_ms.append(end.stop_ms)
+
+    def _capture(self, each: SampledVm, episode: StallEpisode, now: float) -> None:
+        """Start what the stall calls for, if the limits let it."""
+        wish = each.stages.wish()
+        if wish is None or self.launcher is None:
+            return
+        name, roomy = each.vm.name, self.store.roomy
+        light = wish is Wish.LIGHT
+        answer = (
+            self.gate.may_keep_light(name, now, episode.seconds, room=roomy)
+            if light
+            else self.gate.may_capture(name, episode.kind, now, episode.seconds, room=roomy)
+        )
+        if isinstance(answer, Go):
+            patient = episode.seconds >= self.config.captures.again_after_seconds
+            if not self.launcher.start(name, each.vm.target, light=light, patient=patient):
+                self.results[name][CaptureResult.FAILED] += 1
+                if not light:
+                    self.gate.ended(name)
+
+    def _ended(self, episode: StallEpisode) -> None:
+        self.durations.append(episode.seconds)
+        del self.durations[:-MOST_DURATIONS]
+
+    def _keep_ring(self, each: SampledVm, now: float) -> None:
+        """Write the ring now and then while all is well, so that a capture by hand finds it, too."""
+        if now - self.rings_at.get(each.vm.key, -1e9) >= RING_SECONDS:
+            self._write_ring(each)
+
+    def _write_ring(self, each: SampledVm) -> None:
+        if self.run_folder is None:
+            return
+        self.rings_at[each.vm.key] = time.monotonic()
+        stands = each.judged.stands if each.suspect else None
+        header = RingHeader(
+            pid=each.vm.pid,
+            start_ticks=each.vm.start_ticks,
+            boot_id=self.boot_id,
+            began_monotonic_ns=stands.began_ns if stands else None,
+            seen_moving_ns=stands.moving_ns if stands else None,
+            kind=stands.kind.value if stands else "",
+        )
+        with suppress(OSError):  # a full /run costs the ring, not the watch
+            ring.write(self.run_folder, Ring(header, tuple(each.ring)))
+
+    def _told(self, seconds: float) -> Round:
+        return Round(
+            at=time.time(),
+            vms=tuple(self._vm(each) for each in self.vms.values()),
+            stall_durations=tuple(self.durations),
+            suppressed=self.gate.suppressed,
+            stops_ms=tuple(self.stops_ms),
+            hung_tasks=_hung_tasks(),
+            store_bytes=self.store.used,
+            store_free_bytes=self.store.free,
+            sample_seconds=seconds,
+            samples_late=self.late,
+        )
+
+    def _vm(self, each: SampledVm) -> WatchedVm:
+        vm, judged, episode = each.vm, each.judged, each.stages.episode
+        counts = self.counts[vm.name]
+        return WatchedVm(
+            name=vm.name,
+            target=vm.target,
+            pid=vm.pid,
+            start_ticks=vm.start_ticks,
+            manager=vm.manager,
+            domain=vm.domain,
+            vmid=vm.vmid,
+            uuid=vm.uuid,
+            qemu_version=vm.qemu_version,
+            state=WatchState.UNREADABLE if each.refused else judged.state,
+            suspect=episode is not None and episode.stalled is None,
+            stalled=episode.stalled if episode else None,
+            oldest_unmoved_seconds=judged.oldest_ns / SECOND,
+            requests_in_flight=judged.requests,
+            threads_in_d=judged.threads_in_d,
+            stalls=dict(counts.stalls),
+            stall_seconds=dict(counts.seconds),
+            captures=dict(self.results[vm.name]),
+            last_bundle_at=self.bundles.get(vm.name),
+        )
+
+
+def _is_long(each: SampledVm, config: WatchConfig) -> bool:
+    """Return whether a stall is old enough to be told from a moment's."""
+    episode = each.stages.episode
+    return episode is not None and episode.seconds >= config.stages.light_seconds
+
+
+def _hung_tasks() -> int | None:
+    try:
+        return int(read_kernel(HUNG_TASKS, 64))
+    except (OSError, ValueError):
+        return None
