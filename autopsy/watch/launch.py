@@ -115,7 +115,7 @@ class CaptureLauncher:
 
     run_folder: Path
     out: Path | None = None
-    words: tuple[str, ...] = (sys.executable, "-m", "autopsy")
+    words: tuple[str, ...] = (sys.executable, "-I", "-m", "autopsy")
     running: list[RunningCapture] = field(default_factory=list)
 
     def start(self, vm: str, target: str, *, light: bool, patient: bool = False) -> bool:
@@ -142,6 +142,7 @@ class CaptureLauncher:
                     stdout=stream,
                     stderr=subprocess.DEVNULL,
                     env=ours(),
+                    cwd="/",
                     start_new_session=True,
                 )
         except OSError:

@@ -18,7 +18,7 @@ import msgspec
 
 from autopsy.linux.child import die_with_parent
 from autopsy.watch import coroutine_look
-from autopsy.watch.coroutine_look import CoroutineLook, AnotherProcess, WatchedStacks
+from autopsy.watch.coroutine_look import AnotherProcess, CoroutineLook, WatchedStacks
 
 EACH = 0.5  # seconds for one VM
 OVERALL = 4.0  # for all of one round
