@@ -23,6 +23,7 @@ from autopsy.files import private
 from autopsy.files.plain import NotPlain, open_beneath, open_plain
 
 LEVEL = 3
+PIECE = 1 << 16  # of what goes into the archive at once: tarfile copies all that waits for it, again and again
 MOST_OF_A_NAME = 10
 # The core comes last, so that whoever wants only the small evidence can stop reading before it.
 ORDER = (layout.README, layout.DIAGNOSIS, layout.REPORT)
@@ -206,7 +207,7 @@ def _pack(folder: int, half: str, place: int, manifest: Manifest) -> tuple[str, 
             zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).stream_writer(
                 cast("IO[bytes]", hashing), closefd=False
             ) as packed,
-            tarfile.open(fileobj=packed, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 20) as tar,
+            tarfile.open(fileobj=packed, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=PIECE) as tar,
         ):
             _put_manifest(tar, manifest)
             for record in manifest.files:

@@ -12,17 +12,22 @@ QMP, UNSTABLES, GDB = "autopsy.capture.qmp.step", "autopsy.capture.qmp.unstable"
 PROC, OF_HOST, AGAIN = "autopsy.capture.proc.step", "autopsy.capture.host.step", "autopsy.capture.second_exposure"
 
 PLAN = (
-    Step(layout.WITNESS, Impact.NONE, 5, witness.witness_threads),
-    Step(layout.FREEZE, Impact.STOPS, 8, freeze.expose),
-    Step(layout.QUERY_STATUS, Impact.ASKS, 8, Later(QMP, "query_status")),
-    Step(layout.QUERY_BLOCK, Impact.MAY_BLOCK, 6, Later(QMP, "query_block")),
-    Step(layout.THROTTLE_GROUPS, Impact.MAY_BLOCK, 6, Later(QMP, "throttle_groups")),
-    Step(layout.GDB_THREADS, Impact.NONE, 25, Later(GDB, "examine_stored_core"), without_vm=True, after=layout.FREEZE),
-    Step(layout.PROC_STACKS, Impact.NONE, 5, Later(PROC, "stacks")),
-    Step(layout.PROC_FDS, Impact.NONE, 6, Later(PROC, "fds")),
-    Step(layout.PROC_AIO, Impact.NONE, 4, Later(PROC, "aio")),
+    Step(layout.WITNESS, Impact.NONE, 5, witness.witness_threads, cpu=0.1),
+    Step(layout.FREEZE, Impact.STOPS, 8, freeze.expose, cpu=0.15),
+    Step(layout.QUERY_STATUS, Impact.ASKS, 8, Later(QMP, "query_status"), cpu=0.1),
+    Step(layout.QUERY_BLOCK, Impact.MAY_BLOCK, 6, Later(QMP, "query_block"), cpu=0.05),
+    Step(layout.THROTTLE_GROUPS, Impact.MAY_BLOCK, 6, Later(QMP, "throttle_groups"), cpu=0.03),
+    Step(
+        *(layout.GDB_THREADS, Impact.NONE, 25, Later(GDB, "examine_stored_core")),
+        without_vm=True,
+        after=layout.FREEZE,
+        cpu=0.5,
+    ),
+    Step(layout.PROC_STACKS, Impact.NONE, 5, Later(PROC, "stacks"), cpu=0.05),
+    Step(layout.PROC_FDS, Impact.NONE, 6, Later(PROC, "fds"), cpu=0.1),
+    Step(layout.PROC_AIO, Impact.NONE, 4, Later(PROC, "aio"), cpu=0.05),
     Step(layout.HOST, Impact.NONE, 10, Later(OF_HOST, "collect_host"), without_vm=True),
-    Step(layout.SECOND_EXPOSURE, Impact.STOPS, 25, Later(AGAIN, "expose")),
+    Step(layout.SECOND_EXPOSURE, Impact.STOPS, 25, Later(AGAIN, "expose"), cpu=0.5),
 )
 
 UNSTABLE = Step(layout.UNSTABLE, Impact.MAY_HARM, 6, Later(UNSTABLES, "ask"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.manifest import LeftBehind, OutcomeName, StepRecord
 from autopsy.bundle.vm_end import VmEnd
 from autopsy.capture.endwatch import EndWatch
+from autopsy.capture.pace import STARVED, Pace, Thinned, spent, thin_out
 from autopsy.capture.preview import Preview
 from autopsy.capture.staging.staging import SETTLE_SECONDS, Staging
 from autopsy.capture.step import Collected, Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
@@ -26,6 +29,8 @@ from autopsy.target.target import Target
 
 INTERRUPTED = "interrupted by a person"
 SHARE = 0.06  # of the budget, which each later step is sure of
+KEPT_SHARE = 0.7  # of what is left, which the later steps' expected work can keep from one before them
+STRETCH = 4.0
 LEAST_GAP = 2.0  # seconds to the second look that a first judgement is worth making in
 LEAST_SECONDS = 0.2  # with less left of the budget a step is not begun
 
@@ -68,6 +73,8 @@ class _Wire(msgspec.Struct, frozen=True):
     kind: OutcomeName
     why: str
     stop_ns: int
+    ran_ns: int = 0
+    waited_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +83,8 @@ class Run:
 
     `note` is given all records so far before they are made durable. `meanwhile` are modules that are loaded one after
     another, in our own process, while the steps' children work. `judge` returns what the evidence so far comes to, in a
-    child, for whoever is curious while the second look waits.
+    child, for whoever is curious while the second look waits. `reserve` are the seconds that are kept behind the budget
+    for diagnosis, report and seal: whatever they take, where it is not told.
     """
 
     target: Target
@@ -88,6 +96,16 @@ class Run:
     note: Callable[[tuple[StepRecord, ...]], None]
     meanwhile: tuple[str, ...] = ()
     judge: Callable[[], bytes] | None = None
+    reserve: float = math.inf
+    pace: Pace = field(default_factory=Pace)
+
+    def left(self) -> float:
+        """Return the seconds that the steps have left: the core may have become so large that its seal takes more."""
+        try:
+            core = (self.staging.work / layout.CORE).stat().st_blocks * 512
+        except OSError:
+            core = 0
+        return self.budget.left() - max(0.0, self.pace.tail(core) - self.reserve)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +126,7 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
     records: list[StepRecord] = []
     interrupted = False
     share = it.budget.left() * SHARE
+    it.pace.look()
     ahead = list(reversed(it.meanwhile))
     early: dict[str, _Begun] = {}
     for place, step in enumerate(plan, start=1):
@@ -116,13 +135,14 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
         start = time.monotonic_ns() if begun is None else begun.start_ns
         it.watch.began(step.name)
         end = it.watch.conclude(it.staging.work)
-        if (refusal := _refusal(step, it, end, interrupted=interrupted)) is not None:
+        thin = thin_out(plan[place - 1 :], it.pace, it.left(), (step.name,) if begun else early)
+        if (refusal := _refusal(step, it, end, thin, interrupted=interrupted)) is not None:
             answer = refusal
             if begun is not None:
                 end_child(begun.child)
         else:
             try:
-                answer = _run(step, it, begun, ahead, kept=share * (len(plan) - place))
+                answer = _run(step, it, begun, ahead, partial(_begin, step, it, _kept(plan[place:], it, share), thin))
             except Interrupted:
                 interrupted = True
                 answer = _Answer(Failed(INTERRUPTED), interrupted=True)
@@ -133,14 +153,20 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
         if not interrupted and not isinstance(answer.outcome, Skipped):
             it.staging.settle()
         it.watcher.ended(record)
+        it.pace.look()
         if not interrupted and len(os.sched_getaffinity(0)) > 1:
-            kept = share * (len(plan) - place - 1)
-            early |= dict(_begin_early(step, plan[place:], it, kept))
+            early |= dict(_begin_early(step, plan[place:], it, share))
     it.staging.settled(max(1.0, min(SETTLE_SECONDS, it.budget.left())))
     return tuple(records)
 
 
-def _refusal(step: Step, it: Run, end: VmEnd | None, *, interrupted: bool) -> _Answer | None:
+def _kept(later: tuple[Step, ...], it: Run, share: float) -> float:
+    """Return the seconds that are the later steps' own, however long one before them hangs."""
+    work = it.pace.slowness * sum(step.cpu for step in later) if it.pace.slowness >= STARVED else 0.0
+    return max(share * len(later), min(KEPT_SHARE * it.left(), work))
+
+
+def _refusal(step: Step, it: Run, end: VmEnd | None, thin: Thinned, *, interrupted: bool) -> _Answer | None:
     """Return why a step is not tried, None where it is."""
     if interrupted:
         return _Answer(Skipped(INTERRUPTED), interrupted=True)
@@ -148,8 +174,10 @@ def _refusal(step: Step, it: Run, end: VmEnd | None, *, interrupted: bool) -> _A
         return _Answer(Skipped(_ended(end)))
     if step.impact is Impact.MAY_HARM and not _all_durable(it):
         return _Answer(Skipped("what was taken so far could be stored nowhere yet"))
-    if it.budget.left() < LEAST_SECONDS:
+    if it.left() < LEAST_SECONDS:
         return _Answer(Skipped("the budget is spent"))
+    if step.name in thin.out:
+        return _Answer(Skipped(it.pace.in_words()))
     return None
 
 
@@ -159,37 +187,46 @@ def _all_durable(it: Run) -> bool:
     return bool(it.staging.places)
 
 
-def _begin(step: Step, it: Run, kept: float) -> _Begun:
+def _begin(step: Step, it: Run, kept: float, thin: Thinned) -> _Begun:
     """Begin one step; `kept` seconds of the budget are the later steps' own, however long this one hangs.
+
+    On a starved host it has more time than its deadline, for it gets less done in that.
 
     Raises:
         ChildFailed: there can be no process for it.
     """
-    seconds = min(step.deadline, max(LEAST_SECONDS, it.budget.left() - kept))
+    stretch = min(STRETCH, max(1.0, it.pace.slowness / STARVED))
+    seconds = min(step.deadline * stretch, max(LEAST_SECONDS, it.left() - kept))
     it.staging.folder(step.name)
     start, deadline = time.monotonic_ns(), Deadline(seconds)
-    scene = Scene(it.target, it.options, it.staging.work, step.name, deadline)
-    child = spawn(lambda: msgspec.json.encode(_wire(_collect(step, scene))))
+    thinned = it.pace.in_words() if step.name in thin.lean else ""
+    scene = Scene(it.target, it.options, it.staging.work, step.name, deadline, thinned)
+    child = spawn(lambda: _told(_wire(_collect(step, scene))))
     return _Begun(child, start, deadline, seconds)
 
 
-def _begin_early(ended: Step, later: tuple[Step, ...], it: Run, kept: float) -> Iterator[tuple[str, _Begun]]:
+def _begin_early(ended: Step, later: tuple[Step, ...], it: Run, share: float) -> Iterator[tuple[str, _Begun]]:
     """Begin what need only wait for the step that has ended. Where that cannot be, it is begun in its turn."""
     for step in later:
-        if step.after == ended.name and it.budget.left() >= LEAST_SECONDS:
-            with suppress(ChildFailed):
-                yield step.name, _begin(step, it, kept)
+        if step.after == ended.name and it.left() >= LEAST_SECONDS:
+            thin = thin_out(later, it.pace, it.left())
+            if step.name not in thin.out:
+                others = tuple(other for other in later if other is not step)
+                with suppress(ChildFailed):
+                    yield step.name, _begin(step, it, _kept(others, it, share), thin)
 
 
-def _run(step: Step, it: Run, begun: _Begun | None, ahead: list[str], kept: float) -> _Answer:
+def _run(step: Step, it: Run, begun: _Begun | None, ahead: list[str], begin: Callable[[], _Begun]) -> _Answer:
     """Run one step to its end, or wait for the end of one that has begun."""
     seconds = 0.0
     preview = _preview(step, it)
     try:
-        begun = begun or _begin(step, it, kept)
+        begun = begun or begin()
         seconds = begun.seconds
         left = begun.deadline.left() + LEAST_SECONDS
-        return _Answer(_from_wire(collect(begun.child, left, _tick(begun.child, it, ahead, preview))))
+        wire = msgspec.json.decode(collect(begun.child, left, _tick(begun.child, it, ahead, preview)), type=_Wire)
+        it.pace.take(wire.ran_ns, wire.waited_ns)
+        return _Answer(_from_wire(wire))
     except ChildTimedOut as error:
         left_behind = (error.left_behind,) if error.left_behind else ()
         return _Answer(TimedOut(f"no end within {seconds:.1f} s{in_words(error.left_behind)}"), left_behind)
@@ -201,6 +238,8 @@ def _run(step: Step, it: Run, begun: _Begun | None, ahead: list[str], kept: floa
 
 
 def _preview(step: Step, it: Run) -> Preview | None:
+    if it.pace.slowness >= STARVED:
+        return None
     wanted = step.name == layout.SECOND_EXPOSURE and it.watcher.curious and it.options.gap >= LEAST_GAP
     return Preview(it.judge) if wanted and it.judge is not None else None
 
@@ -235,6 +274,12 @@ def _collect(step: Step, scene: Scene) -> Outcome:
         return Failed(f"{type(error).__name__}: {error}")
 
 
+def _told(wire: _Wire) -> bytes:
+    """Return what the child says of its step, and how the host let it work."""
+    ran_ns, waited_ns = spent()
+    return msgspec.json.encode(msgspec.structs.replace(wire, ran_ns=ran_ns, waited_ns=waited_ns))
+
+
 def _wire(outcome: Outcome) -> _Wire:
     match outcome:
         case Collected(why, stop_ns):
@@ -247,8 +292,7 @@ def _wire(outcome: Outcome) -> _Wire:
             return _Wire("Skipped", why, 0)
 
 
-def _from_wire(data: bytes) -> Outcome:
-    wire = msgspec.json.decode(data, type=_Wire)
+def _from_wire(wire: _Wire) -> Outcome:
     match wire.kind:
         case "Collected":
             return Collected(wire.why, wire.stop_ns)

@@ -43,6 +43,8 @@ def expose(scene: Scene) -> Outcome:
 
 def _compare(scene: Scene) -> Outcome:
     second_core = scene.folder / layout.CORE
+    if scene.thinned:
+        return Skipped(f"not compared, {scene.thinned}; `autopsy examine BUNDLE` does it")
     if not second_core.exists():
         return Skipped("there is no second core")
     try:

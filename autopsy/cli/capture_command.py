@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -90,6 +91,7 @@ def capture(
 
     Several are captured beside each other, under one budget; the exit code is the gravest of all.
     """
+    from autopsy.capture.pace import age
     from autopsy.capture.step import Options
     from autopsy.cli import streams, summary, terminal
     from autopsy.cli.json_output import answer
@@ -123,6 +125,7 @@ def capture(
         require=tuple(require or ()),
         sign=sign.absolute() if sign else None,
         words=tuple(sys.argv[1:]),
+        asked_at=time.monotonic() - age(),
     )
     if stuck or len(names) > 1:
         from autopsy.cli.capture_several import capture_several

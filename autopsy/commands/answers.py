@@ -12,6 +12,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import Clocks
 from autopsy.bundle.reader import hold
+from autopsy.capture.pace import Pace
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline
 from autopsy.diagnose.diagnosis import Diagnosis
@@ -36,8 +37,11 @@ class JudgedCapture:
     around: Around
 
 
-def diagnose(staging: Staging, budget: Deadline) -> JudgedCapture:
-    """Diagnose and render inside a child: a bug or a hang there must not cost the seal, nor a report the diagnosis."""
+def diagnose(staging: Staging, budget: Deadline, pace: Pace) -> JudgedCapture:
+    """Diagnose and render inside a child: a bug or a hang there must not cost the seal, nor a report the diagnosis.
+
+    What the seal will take of the budget is left to it.
+    """
 
     def work() -> bytes:
         from autopsy.report.boxed import in_box  # noqa: PLC0415 - loaded already: see plan.MEANWHILE
@@ -57,8 +61,9 @@ def diagnose(staging: Staging, budget: Deadline) -> JudgedCapture:
             hear=hear,
         )
 
-    seconds = min(ANSWER_SECONDS, max(1.0, budget.left()))
-
+    pace.look()
+    seal = min(budget.left() / 2, pace.tail(_core_bytes(staging.work)) / 2)
+    seconds = min(ANSWER_SECONDS, max(1.0, budget.left() - seal))
     try:
         trouble, around = msgspec.json.decode(in_child(work, seconds), type=tuple[str, Around])
     except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
@@ -71,6 +76,13 @@ def diagnose(staging: Staging, budget: Deadline) -> JudgedCapture:
         what, command = ("report", "report") if found else ("diagnosis", "analyze")
         staging.notes.append(f"the {what} could not be made: {trouble}; `autopsy {command} BUNDLE` tries again")
     return JudgedCapture(found, around)
+
+
+def _core_bytes(work: Path) -> int:
+    try:
+        return (work / layout.CORE).stat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 def _besides(told: Answers) -> bytes:

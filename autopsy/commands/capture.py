@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from autopsy.bundle.seal import Sealed, encode_manifest
 from autopsy.bundle.vm_end import VmEnd, in_words
 from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.freeze.size_estimate import needs
+from autopsy.capture.pace import Pace
 from autopsy.capture.plan import MEANWHILE, plan
 from autopsy.capture.runner import Run, Watcher, run
 from autopsy.capture.staging.staging import prepare
@@ -36,6 +38,8 @@ from autopsy.target.platforms.catalogue import platform_of
 
 RESERVE = 0.25  # of the budget, kept for diagnosis, report and seal
 MOST_RESERVE = 12.0
+MOST_STARVED_RESERVE = 0.4  # of the budget, where the host is starved
+LEAST_TIDYING = 1.0  # seconds of the budget that it is begun with
 SIGN_SECONDS = 25.0
 HURRIED_GAP = 0.5
 NOT_STARTED = "not started again: we did not end it, and whoever did may have had a reason"
@@ -46,7 +50,7 @@ class CaptureOptions:
     """What `autopsy capture` was asked for. `words` is the command line, for the manifest.
 
     Without places the bundle goes to the store. `one_of_many` says that others are captured beside it: who asked for
-    them all tidies up.
+    them all tidies up. `asked_at` is the moment on CLOCK_MONOTONIC at which a person began to wait, None for now.
     """
 
     name: str
@@ -61,6 +65,7 @@ class CaptureOptions:
     require: tuple[str, ...] = ()
     sign: Path | None = None
     one_of_many: bool = False
+    asked_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +73,7 @@ class Captured:
     """A capture that was sealed. `report` stands beside the bundle and inside it; empty notes mean nothing to tell.
 
     `page` is what the report holds, empty where there is none. `end` is how the VM ended by itself meanwhile, None
-    where it lived on.
+    where it lived on. `budget` is what is left of it.
     """
 
     target: target.Target
@@ -80,6 +85,7 @@ class Captured:
     notes: tuple[str, ...]
     page: bytes
     began: Clocks
+    budget: Deadline
     interrupted: bool = False
     end: VmEnd | None = None
 
@@ -146,6 +152,8 @@ def fulfil_for(
         AutopsyError: not stored; then nothing was killed.
     """
     options = _hurried(vm, wish.options, say)
+    if wish.asked_at is not None:
+        options = replace(options, budget=max(0.0, options.budget - (time.monotonic() - wish.asked_at)))
     watch = EndWatch(vm)
     captured = capture(vm, watch, options=options, places=wish.places, words=wish.words, watcher=watcher, say=say)
     if wish.sign is not None:
@@ -183,7 +191,10 @@ def _with_rescued(ended: Ended, wish: CaptureOptions) -> Ended:
     from autopsy.commands.tidying import tidy  # noqa: PLC0415 - likewise
 
     captured = ended.captured
-    told = () if captured.interrupted or wish.one_of_many else (*tidy(captured.sealed.path), *rescue())
+    left = captured.budget.left()
+    if captured.interrupted or wish.one_of_many or left < LEAST_TIDYING:  # the next capture does it
+        return ended
+    told = (*tidy(captured.sealed.path, left), *rescue(captured.budget.left()))
     return replace(ended, captured=replace(captured, notes=captured.notes + told)) if told else ended
 
 
@@ -309,7 +320,10 @@ def capture(
 
     note(())
     sandbox.warm()
+    pace = Pace()
+    pace.look()
     reserve = min(MOST_RESERVE, options.budget * RESERVE)
+    reserve = max(reserve, min(options.budget * MOST_STARVED_RESERVE, pace.tail(0)))
     steps = run(
         plan(options),
         Run(
@@ -322,6 +336,8 @@ def capture(
             note=note,
             meanwhile=MEANWHILE,
             judge=partial(answers.first_words, staging.work),
+            reserve=reserve,
+            pace=pace,
         ),
     )
     while True:
@@ -331,11 +347,11 @@ def capture(
 
             aftermath.take_what_is_left(vm, options, staging)
         note(steps)
-        judged = answers.diagnose(staging, budget)
+        judged = answers.diagnose(staging, budget, pace)
         if watch.conclude(staging.work) == known:  # it did not end while it was diagnosed
             break
     note(steps)
-    sealed = seal_staged(staging, manifest, budget, options)
+    sealed = seal_staged(staging, manifest, budget, options, pace)
     page = _bytes(staging.work / layout.REPORT)
     report = put_beside(page, report_path(sealed.path), budget)
     end = watch.conclude(staging.work)
@@ -352,6 +368,7 @@ def capture(
         notes=tuple(staging.notes),
         page=page,
         began=began,
+        budget=budget,
         interrupted=any(step.interrupted for step in steps),
         end=end,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from autopsy.capture.runner import Interrupted, Watcher
-from autopsy.commands.capture import CaptureOptions, Ended, check, fulfil_for
+from autopsy.commands.capture import LEAST_TIDYING, CaptureOptions, Ended, check, fulfil_for
 from autopsy.commands.seal import rescue
 from autopsy.commands.tidying import tidy
 from autopsy.errors import AutopsyError, ExitCode, UsageError
@@ -155,7 +155,8 @@ def capture_many(
     bundles = [_bundle_of(one.told) for one in it.done if one.told is not None]
     names = [one.name for one in failed] + [each.name for each in held]
     done = tuple(sorted(it.done, key=lambda one: names.index(one.name)))
-    notes = () if it.interrupted or not bundles else (*tidy(bundles[0]), *rescue())
+    left = it.give_up - time.monotonic()
+    notes = () if it.interrupted or not bundles or left < LEAST_TIDYING else (*tidy(bundles[0], left), *rescue(left))
     return Many(ones=done, notes=notes)
 
 
@@ -221,6 +222,7 @@ def _begin(it: _Rounds, at_once: int) -> None:
         then_start=it.order.wish.then_start and held.named,
         dry_run=it.order.wish.dry_run and held.named,
         one_of_many=True,
+        asked_at=None,
     )
 
     def work() -> bytes:

@@ -88,8 +88,10 @@ def _is_our_file(entry: os.DirEntry[str]) -> bool:
     return entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
 
 
-def rescue() -> tuple[str, ...]:
+def rescue(seconds: float = RESCUE_SECONDS) -> tuple[str, ...]:
     """Seal what killed captures left in memory, which is lost when the host goes down; never raises.
+
+    It takes no longer than `seconds`; the next capture goes on with what is left.
 
     Each goes where it was told to, or to the store where that is gone. Returns what is worth telling: a line for each.
     """
@@ -97,7 +99,8 @@ def rescue() -> tuple[str, ...]:
         found = leftovers.leftovers()
         if not found:
             return ()
-        data = in_child(lambda: msgspec.json.encode([_rescue(folder) for folder in found]), RESCUE_SECONDS)
+        seconds = min(seconds, RESCUE_SECONDS)
+        data = in_child(lambda: msgspec.json.encode([_rescue(folder) for folder in found]), seconds)
         return msgspec.json.decode(data, type=tuple[str, ...])
     except (ChildTimedOut, ChildFailed) as error:
         return (f"what killed captures left in memory could not be sealed: {error}",)

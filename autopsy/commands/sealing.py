@@ -10,6 +10,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.seal import Sealed, seal_in
+from autopsy.capture.pace import STARVED, Pace
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline, Options
 from autopsy.errors import NotStored
@@ -19,21 +20,23 @@ from autopsy.linux.trouble import FailureKind
 
 REPORT_SECONDS = 8.0
 SEAL_SECONDS = 20.0
+LEAST_SECONDS = 3.0
 
 
-def seal_staged(staging: Staging, manifest: Manifest, budget: Deadline, options: Options) -> Sealed:
-    """Seal in the best place that still answers.
+def seal_staged(staging: Staging, manifest: Manifest, budget: Deadline, options: Options, pace: Pace) -> Sealed:
+    """Seal in the best place that still answers. On a starved host it may take all that is left of the budget.
 
     Raises:
         NotStored: none does.
     """
     leave_out = frozenset() if options.core else frozenset({layout.CORE})
     last_words = "no place left"
+    most = budget.left() if pace.slowness >= STARVED else SEAL_SECONDS
     while staging.places:
         try:
             data = in_child(
                 partial(_sealed_bytes, staging, _with_notes(manifest, staging), leave_out),
-                max(3.0, min(SEAL_SECONDS, budget.left())),
+                max(LEAST_SECONDS, min(most, budget.left())),
             )
         except ChildFailed as error:
             last_words = str(error)

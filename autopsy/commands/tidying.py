@@ -14,15 +14,15 @@ SECONDS = 5.0
 REMEDY = "`autopsy rm --older 30d` makes room"
 
 
-def tidy(bundle: Path) -> tuple[str, ...]:
+def tidy(bundle: Path, seconds: float = SECONDS) -> tuple[str, ...]:
     """Throw away what nobody asked to keep where the store has grown too large; return what is worth telling.
 
-    It never raises: a capture is worth more than a tidy store.
+    It takes no longer than `seconds`, and never raises: a capture is worth more than a tidy store.
     """
     if not is_of_store(bundle.parent):
         return ()
     try:
-        return msgspec.json.decode(in_child(_tidy, SECONDS), type=tuple[str, ...])
+        return msgspec.json.decode(in_child(_tidy, min(seconds, SECONDS)), type=tuple[str, ...])
     except (ChildTimedOut, ChildFailed) as error:
         return (f"the store could not be looked through: {error}",)
 

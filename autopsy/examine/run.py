@@ -138,6 +138,7 @@ class Opened:
             saved=self.saved,
             scratch=self.frozen.scratch,
             ends_at=time.monotonic() + self.frozen.seconds * GDB_SHARE,
+            without=self.frozen.without_gdb,
         )
         self.frozen.write(layout.GDB_LOG, unwound.log)
         self.tell(unwound.threads, unwound.backtrace)

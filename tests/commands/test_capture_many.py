@@ -66,8 +66,8 @@ def vms(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
             return SimpleNamespace(record=record, pid=pids[word], pidfd=os.pidfd_open(pids[word]))
 
         monkeypatch.setattr(many.target, "find_target", find)
-        monkeypatch.setattr(many, "tidy", lambda _: ())
-        monkeypatch.setattr(many, "rescue", lambda: ())
+        monkeypatch.setattr(many, "tidy", lambda *_: ())
+        monkeypatch.setattr(many, "rescue", lambda _: ())
         yield pids
 
 

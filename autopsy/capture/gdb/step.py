@@ -138,4 +138,5 @@ def frozen(scene: Scene, core: Path, scratch: Path, second_core: Path | None = N
             second_core=second_core,
             mapped=files,
             seconds=max(1.0, scene.deadline.left() - SPARE_SECONDS),
+            without_gdb=scene.thinned,
         )

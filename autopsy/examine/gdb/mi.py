@@ -62,7 +62,7 @@ BACKTRACE = (
 
 
 class NoGdb(ExaminationFailed):
-    """There is no gdb on this machine."""
+    """There is no gdb on this machine, or it is not to be used."""
 
 
 class GdbError(Exception):

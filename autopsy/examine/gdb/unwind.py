@@ -70,10 +70,12 @@ def unwind(
     ends_at: float,
     saved: Sequence[Saved] = (),
     with_threads: bool = True,
+    without: str = "",
 ) -> Unwound:
     """Return the frames of every thread and coroutine. Raises ExaminationFailed when gdb dies of everything.
 
-    Where there is no gdb they are unwound all the same, by the unwind tables alone, and marked so.
+    Where there is no gdb they are unwound all the same, by the unwind tables alone, and marked so; `without` says why
+    it is spared where there is one.
 
     `saved` are all coroutines: the stack of a thread that is in one goes on where it entered it.
     """
@@ -101,9 +103,10 @@ def unwind(
     fewer = [image for image in images if any(image.start <= pc < image.end for pc in at_hand)]
     loads = tuple((f"core-file {path}", *commands(some, links, scratch)) for some in (images, fewer))
     try:
-        text, log, note = _run(loads, scratch, ends_at, len(threads))
-    except NoGdb:
-        text, log, note = without_gdb.backtrace(threads, extents, symbols, ends_at), b"", without_gdb.NOTE
+        text, log, note = _run(loads, scratch, ends_at, len(threads), without)
+    except NoGdb as error:
+        text, log = without_gdb.backtrace(threads, extents, symbols, ends_at), b""
+        note = f"gdb {error.cause}: {without_gdb.NOTE}; `{error.remedy}` mends it"
     by_lwp = {block.lwp: block for block in blocks(text)}
     before: dict[int, list[Block]] = {}
     for index, (tid, _) in enumerate(left):
@@ -178,15 +181,20 @@ def _symlink(name: Path, target: Path) -> None:
     name.symlink_to(target.absolute())
 
 
-def _run(loads: Sequence[Sequence[str]], scratch: Path, ends_at: float, threads: int) -> tuple[str, bytes, str]:
+def _run(
+    loads: Sequence[Sequence[str]], scratch: Path, ends_at: float, threads: int, without: str
+) -> tuple[str, bytes, str]:
     """Return what gdb printed of every stack, its log, and what went wrong in words.
 
     gdb dies of some libraries: another one is given less to load (the next of `loads`). A stack that it dies of all the
     same costs itself: the next gdb goes on with the thread after it, a few times.
 
     Raises:
+        NoGdb: there is none, or it is to be spared.
         ExaminationFailed: gdb cannot be had at all, or printed nothing before it died.
     """
+    if without:
+        raise NoGdb("gdb", f"was spared, {without}", remedy="autopsy examine BUNDLE")
     printed: list[str] = []
     trouble: list[str] = []
     log = b""

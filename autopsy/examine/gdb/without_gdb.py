@@ -16,8 +16,8 @@ from autopsy.examine.core.symbols import Symbols
 
 MOST_FRAMES = 256
 STACK_POINTER = 7
-MARK = "unwound by autopsy, for there is no gdb"
-NOTE = "gdb is not installed: unwound by autopsy itself, without inlined functions and lines"
+MARK = "unwound by autopsy, without gdb"
+NOTE = "unwound by autopsy itself, without inlined functions and lines"
 NUMBERS = ("rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}" for number in range(8, 16)), "rip")
 
 
