@@ -33,6 +33,8 @@ ENVIRONMENT = (
     ("COLUMNS, TERM", "how wide a terminal is, and whether it can be drawn on"),
     ("DISPLAY, WAYLAND_DISPLAY", "the desktop that `show --open` opens a report on"),
     ("SUDO_USER", "named in the note of a kill"),
+    ("AWS_…, GOOGLE_…, AZURE_…", "how `fleet` gets at a bucket, as the object stores' own programs take it"),
+    ("AWS_ALLOW_HTTP", "true where an S3 server has no TLS"),
     ("AUTOPSY_QEMU", "the QEMU that a drill wedges, instead of this host's"),
 )
 

@@ -54,6 +54,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "doctor": ("autopsy doctor",),
     "drill": ("autopsy drill --list", "autopsy drill nbd-silent"),
     "replay": ("autopsy replay cases/ --junit replay.xml",),
+    "fleet send": ("autopsy fleet send last.tar.zst s3://bucket/evidence --redact", "autopsy fleet send --spooled"),
     "fleet diagnose": ("autopsy fleet diagnose bundles/ --into index/ --jobs 8",),
     "fleet query": ('autopsy fleet query "select signature, count(*) from diagnoses group by all" --from index/',),
 }

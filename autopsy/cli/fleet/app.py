@@ -6,6 +6,7 @@ import typer
 
 from autopsy.cli.fleet.asking import query
 from autopsy.cli.fleet.diagnosing import diagnose
+from autopsy.cli.fleet.sending import send
 from autopsy.cli.help_text import dress
 
 fleet = typer.Typer(
@@ -13,6 +14,7 @@ fleet = typer.Typer(
     rich_markup_mode=None,
     help="Send bundles to one place, diagnose them all, and ask what they have in common.",
 )
+fleet.command()(send)
 fleet.command()(diagnose)
 fleet.command()(query)
 dress(fleet)

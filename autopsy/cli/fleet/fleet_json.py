@@ -20,6 +20,32 @@ class FleetDiagnosed(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds: float
 
 
+class SentAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One bundle that is in its place; `new` is false where it was there before. `sha256` is that of what was sent."""
+
+    bundle: str
+    place: str
+    key: str
+    sha256: str
+    size: int
+    new: bool
+
+
+class WaitingAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One bundle that waits in the spool, and why."""
+
+    bundle: str
+    place: str
+    why: str
+
+
+class FleetSent(msgspec.Struct, frozen=True, kw_only=True):
+    """What `fleet send` did."""
+
+    sent: tuple[SentAnswer, ...]
+    waiting: tuple[WaitingAnswer, ...]
+
+
 class FleetAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What `fleet query` found: each row is an object with a value for each of the columns."""
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import blake2b
+from itertools import pairwise
 
 from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.reader import Bundle
@@ -22,6 +23,7 @@ from autopsy.facts.model.facts import Facts
 from autopsy.fleet.grouping import stacks
 from autopsy.fleet.grouping.cluster import cluster
 from autopsy.fleet.index.row import FleetRow
+from autopsy.store.place import EXPENDABLE
 from autopsy.text import printable
 
 LONGEST = 200  # of a word that a stranger chose
@@ -84,10 +86,16 @@ def moment(utc: str) -> str | None:
 
 
 def _trigger(told: Manifest) -> str:
-    """Say who wanted the capture: its command line tells, and one that tells nothing is taken for a person's."""
+    """Say who wanted the capture: its command line tells, and one that tells nothing is taken for a person's.
+
+    The watch has its captures put where things lie that nobody asked to keep.
+    """
     if told.imported is not None:
         return IMPORT
-    return {"drill": DRILL, "watch": WATCH}.get(told.options[0] if told.options else "", HUMAN)
+    if told.options[:1] == (DRILL,):
+        return DRILL
+    places = (after for word, after in pairwise(told.options) if word == "--out")
+    return WATCH if any(place.rpartition("/")[2] == EXPENDABLE for place in places) else HUMAN
 
 
 def _since(facts: Facts, diagnosis: Diagnosis) -> float | None:

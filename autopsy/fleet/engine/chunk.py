@@ -48,7 +48,7 @@ def run_chunk(order: ChunkOrder) -> ChunkDone:
         AutopsyError: the place takes no part.
     """
     rows, cpu = _rows(order)
-    part = parts.name_of(order.analyzer, (row.stamp for row in rows))
+    part = parts.name_of(order.analyzer, rows)
     with tempfile.TemporaryDirectory(prefix="autopsy-fleet-", dir=scratch_place()) as folder:
         file = parts.write(rows, Path(folder))
         written = open_place(order.into).put_new(part, file)

@@ -33,9 +33,10 @@ def this_analyzer() -> str:
     return f"{__version__}-{digest.hexdigest()}"
 
 
-def name_of(analyzer: str, stamps: Iterable[str]) -> str:
-    """Return the part's key: the same bundles, judged by the same analyzer, are the same part."""
-    digest = hashlib.blake2b("\n".join(sorted(stamps)).encode(), digest_size=16).hexdigest()
+def name_of(analyzer: str, rows: Iterable[FleetRow]) -> str:
+    """Return the part's key: the same bundles, of which the same could be diagnosed, are the same part."""
+    told = sorted(f"{row.stamp}{'!' if row.error else ''}" for row in rows)
+    digest = hashlib.blake2b("\n".join(told).encode(), digest_size=16).hexdigest()
     return f"{PARTITION}{analyzer}/part-{digest}{ENDING}"
 
 
