@@ -37,6 +37,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "vm-saving": "unknown",
     "vm-debug": "needless",
     "vm-switching-over": "unknown",
+    "vm-in-postcopy": "needless",  # it would lose the VM, which goes on as soon as it is sent the rest
     "vm-awaits-client": "needless",
     "throttle-lock-self-deadlock": "helps",
     "throttle-stale-timer": "needless",

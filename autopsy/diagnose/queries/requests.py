@@ -160,10 +160,13 @@ def called(disk: DiskFact) -> str:
     return title(disk) if disk.is_export else f"disk {title(disk)}"
 
 
+NAMELESS = "of a disk that cannot be named"
+
+
 def of_disks(disks: tuple[subjects.Volume, ...]) -> str:
     """Say whose requests they are."""
     if not disks:
-        return "of a disk that cannot be named"
+        return NAMELESS
     more = f" and {len(disks) - MOST_NAMES} more" if len(disks) > MOST_NAMES else ""
     exports = any(isinstance(disk, subjects.Export) for disk in disks)  # each name says so
     kind = "" if exports else "disk " if len(disks) == 1 else "disks "
@@ -178,9 +181,13 @@ def job_of(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Jo
     return (subjects.Job(busy[0].id),) if len(busy) == 1 else ()
 
 
-def of_owners(disks: tuple[subjects.Volume, ...], jobs: tuple[subjects.Job, ...]) -> str:
+def of_owners(facts: Facts, requests: Iterable[CoroutineFact], disks: tuple[subjects.Volume, ...]) -> str:
     """Say whose requests they are, where they may be a job's own."""
-    return f"of {', '.join(map(naming.name, jobs))}" if jobs else of_disks(disks)
+    if jobs := job_of(facts, requests):
+        return f"of {', '.join(map(naming.name, jobs))}"
+    if disks or not isinstance(facts.disks, Known) or any(disks_of(facts, request) for request in requests):
+        return of_disks(disks)
+    return "of a mirror" if still(facts, Park.MIRROR) else "of no known disk (perhaps a job's)"
 
 
 def disk_names(disks: Iterable[subjects.Volume]) -> str:

@@ -71,10 +71,12 @@ class Service:
             return RuledOut(f"no parked request waits for {self.words}", cites)
         disks = their_disks(facts, waiting.requests)
         jobs = job_of(facts, waiting.requests)
-        whose = of_owners(disks, jobs)
+        whose = of_owners(facts, waiting.requests, disks)
         servers = _servers(facts, waiting.requests, self.drivers)
         sockets = self._sockets(facts, servers)
-        who = servers[0] if servers else ""
+        # The server of a node that came while the VM ran is told by the connection alone.
+        others = () if servers else tuple(dict.fromkeys(each.remote for each in sockets if each.remote))
+        who = next(iter((*servers, *others)), "") if servers or len(others) == 1 else ""
         role = "its backup's target, " if who and _is_a_backups_target(facts, waiting.requests, who) else ""
         number = waiting.counted()
         verb = "waits" if len(waiting.requests) == 1 else "wait"

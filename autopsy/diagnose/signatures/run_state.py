@@ -170,6 +170,11 @@ FAMILIES = (
 
 SWITCHING = "finish-migrate"
 WAITS_FOR_MANAGER = "pre-switchover"
+# Since one of these the VM runs elsewhere, on memory that is partly here: qapi/migration.json, MigrationStatus.
+POSTCOPY = frozenset(
+    {"postcopy-device", "postcopy-active", "postcopy-paused", "postcopy-recover-setup", "postcopy-recover"}
+)
+CUT_OFF = frozenset({"postcopy-paused", "postcopy-recover-setup", "postcopy-recover"})
 
 
 def _switching_over(facts: Facts) -> Judgement:
@@ -180,21 +185,65 @@ def _switching_over(facts: Facts) -> Judgement:
     if state.value != SWITCHING:
         return RuledOut(f"the run state is {state.value}", (state.cite,))
     migration = facts.migration
+    if isinstance(migration, Known) and migration.value in POSTCOPY:
+        return RuledOut(
+            f"the VM runs at the destination already: the migration is {migration.value}", (migration.cite,)
+        )
     held = isinstance(migration, Known) and migration.value == WAITS_FOR_MANAGER
-    told = migration.value if isinstance(migration, Known) else "unknown"
     words = (
         "The migration waits for its manager's word (migrate-continue) before it hands over"
         if held
         else "The VM is paused while its migration sends the last of it"
     )
+    place = (
+        f"the VM is still here, and nowhere else (migration {migration.value})"
+        if isinstance(migration, Known)
+        else "whether it runs at the destination by now nobody could be asked"
+    )
     alive = facts.monitor.alive
     return Match(
-        headline=f"{words}: the VM is still here, and nowhere else (migration {told})",
+        headline=f"{words}: {place}",
         objects=(subjects.VirtualMachine(facts.vm.name), subjects.Migration()),
         confidence="proven" if held else "likely",
         claims=(
-            claim(f"The run state is {state.value}: the destination does not run yet.", state.cite),
-            *((claim(f"The migration's status is {told}.", migration.cite),) if isinstance(migration, Known) else ()),
+            claim(f"The run state is {state.value}.", state.cite),
+            *(
+                (claim(f"The migration's status is {migration.value}.", migration.cite),)
+                if isinstance(migration, Known)
+                else ()
+            ),
+        ),
+        waits_for=frozenset({Whole.MAIN_LOOP, subjects.Migration()}),
+        effect=isinstance(alive, Known) and not alive.value,
+    )
+
+
+def _in_postcopy(facts: Facts) -> Judgement:
+    """The VM runs at the destination, which lacks memory that only this process has: nobody has the whole VM."""
+    state = status(facts)
+    if isinstance(state, Unknown):
+        return CannotTell(f"the run state: {missing(state)}")
+    if state.value != SWITCHING:
+        return RuledOut(f"the run state is {state.value}", (state.cite,))
+    migration = facts.migration
+    if isinstance(migration, Unknown):
+        return CannotTell(f"the migration: {missing(migration)}")
+    if migration.value not in POSTCOPY:
+        return RuledOut(f"the migration's status is {migration.value}", (migration.cite,))
+    words = (
+        "the connection is lost, and the VM stands at the first page that it lacks"
+        if migration.value in CUT_OFF
+        else "what it lacks of its memory is sent"
+    )
+    alive = facts.monitor.alive
+    return Match(
+        headline=f"The VM runs at its migration's destination, and a part of its memory is here alone: {words} "
+        f"(migration {migration.value})",
+        objects=(subjects.VirtualMachine(facts.vm.name), subjects.Migration()),
+        confidence="proven",
+        claims=(
+            claim(f"The run state is {state.value}.", state.cite),
+            claim(f"The migration's status is {migration.value}: the destination runs the VM.", migration.cite),
         ),
         waits_for=frozenset({Whole.MAIN_LOOP, subjects.Migration()}),
         effect=isinstance(alive, Known) and not alive.value,
@@ -202,6 +251,7 @@ def _switching_over(facts: Facts) -> Judgement:
 
 
 SIGNATURES = (
+    Signature("vm-in-postcopy", "migration", "the VM has moved, and its memory has not yet", _in_postcopy),
     *(Signature(family.id, family.where, family.title, family.judge) for family in FAMILIES),
     Signature("vm-switching-over", "migration", "the VM is paused for the end of its migration", _switching_over),
 )

@@ -138,7 +138,7 @@ def _holds_all(group: ThrottleGroupFact, gap: float) -> bool:
 
 
 def _chain(facts: Facts, parked: Standing, groups: tuple[ThrottleGroupFact, ...]) -> tuple[Claim, ...]:
-    whose = of_owners(disks_in_queue(facts, parked.requests, groups), job_of(facts, parked.requests))
+    whose = of_owners(facts, parked.requests, disks_in_queue(facts, parked.requests, groups))
     claims = [
         claim(
             f"{parked.counted()} {whose} "
@@ -187,7 +187,7 @@ def _timer_wait(facts: Facts) -> Judgement:
     slow = _is_export(facts, parked) and not any(_holds_all(each, PATIENCE) for each in groups)
     copies = copies_held(facts)
     return Match(
-        headline=f"{parked.counted()} {of_owners(disks, jobs)} "
+        headline=f"{parked.counted()} {of_owners(facts, parked.requests, disks)} "
         f"{'waits' if len(parked.requests) == 1 else 'wait'} for QEMU's own I/O limit{limits}"
         f"{_how_long(group, len(parked.requests))}",
         objects=(*disks, *jobs, *(subjects.ThrottleGroup(each.name) for each in groups)),

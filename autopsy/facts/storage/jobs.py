@@ -45,7 +45,7 @@ def gather_jobs(talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot]) -> Fac
                 status=each.status,
                 current=each.progress_current,
                 total=each.progress_total,
-                paused=each.paused or each.user_paused or each.pause_count > 0,
+                paused=each.user_paused,  # a drain pauses jobs, too, and nobody is to say a word then
                 error="",
                 progressed=only,
                 speed=0,
