@@ -14,7 +14,7 @@ from support.wedged import wedges_apart as apart
 from support.wedged import wedges_beyond as beyond
 from support.wedged.wedges import Stuck
 
-OLD, NEW = "7.2", "10.0.2"
+OLD, NEW, DEBUG = "7.2", "10.0.2", "10.0.2-debug"
 
 
 @contextmanager
@@ -164,5 +164,32 @@ BEYOND: tuple[Shape, ...] = (
         signature="fuse-daemon-silent",
         why="the kernel's stack names the page cache alone, and the file's mount the daemon",
         not_these=("healthy", "host-block-wait"),
+    ),
+    *on(
+        (OLD, DEBUG),
+        "stop-over-mirror",
+        machine_of(apart.stop_over_a_mirror),
+        where="peer",
+        signature="nbd-silent",
+        why="the requests are the mirror's own, and only the connection tells of the server",
+        not_these=("process-stopped",),
+    ),
+    *on(
+        (NEW,),
+        "postcopy-cut-off",
+        machine_of(apart.postcopy_cut_off),
+        where="migration",
+        signature="vm-in-postcopy",
+        why="the VM is not here any more, and a part of its memory is nowhere else",
+        not_these=("vm-switching-over", "vm-migrated", "healthy"),
+    ),
+    *on(
+        (OLD,),
+        "fifo-unread",
+        machine_of(apart.fifo_of_a_stopped_program),
+        where="control",
+        signature="main-loop-blocked",
+        why="the program that should read is named, and it is stopped",
+        not_these=("healthy", "process-stopped"),
     ),
 )

@@ -39,3 +39,36 @@ def test_one_that_runs_does_not_read() -> None:
 
 def test_a_thread_that_receives_is_not_said_to_send() -> None:
     assert "is blocked receiving the VM's state" in migrating(READING, "pipe_read").headline
+
+
+def writing_to_a_fifo(state: str) -> Diagnosis:
+    """Return what is said of a main loop that sleeps in a write to a FIFO which another program has, too."""
+    case = e.Case()
+    case.idle_threads()
+    case.tasks[0].syscall, case.tasks[0].cpu_ns, case.tasks[0].switches = WRITING, 0, 0
+    case.tasks[0].stack = ("anon_pipe_write", "vfs_write", "do_syscall_64")
+    case.main_loop = records.MainLoop(
+        tid=e.PID, state="blocked in a system call", under="write", command="qmp_pmemsave"
+    )
+    case.asked("(greeting)", {"QMP": {}}, outcome="greeted")
+    case.asked("qmp_capabilities", None, outcome="no answer")
+    case.descriptors[11] = "/run/dump.fifo"
+    case.ends.append(records.SocketEnd(fd=11, inode=77, family="pipe", remote="/run/dump.fifo", peer_pids=(900,)))
+    case.peer_sections += [
+        Section("peer/900/comm", b"gzip\n"),
+        Section("peer/900/status", f"Name:\tgzip\nState:\t{state}\n".encode()),
+    ]
+    return diagnose(gather_facts(case.bundle()))
+
+
+def test_whoever_should_read_a_fifo_that_the_main_loop_writes_to_is_named() -> None:
+    found = writing_to_a_fifo("T (stopped)")
+    assert found.signature == "main-loop-blocked"
+    assert {"/run/dump.fifo", "gzip 900"} <= set(found.objects)
+    assert found.headline.endswith("its loop does not come round: its process 900 (gzip) is stopped")
+
+
+def test_a_reader_that_runs_is_named_and_not_accused() -> None:
+    found = writing_to_a_fifo("S (sleeping)")
+    assert "gzip 900" in found.objects
+    assert found.headline.endswith("its loop does not come round")

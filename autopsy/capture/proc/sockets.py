@@ -16,6 +16,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.records import SocketEnd
 from autopsy.bundle.sections import REST, Section
 from autopsy.capture.proc import fuse
+from autopsy.capture.proc.fifos import ends_of_fifos, own_fifos
 from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.programs import output
 from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, Unreadable, sections, take
@@ -75,7 +76,7 @@ def collect_sockets(
         for batch in sections(reads, scene.deadline, trouble):
             stored.append(batch)
         asked = take(
-            [SectionRead("ends", partial(_ends, process, own, own_pipes(descriptors)), seconds=SEARCH_SECONDS + 2)],
+            [SectionRead("ends", partial(_ends, process, own, descriptors), seconds=SEARCH_SECONDS + 2)],
             scene.deadline,
             trouble,
         )
@@ -153,8 +154,9 @@ def _ss(process: ProcDirectory) -> bytes | Truncated:
     return output(SS, seconds=SS_SECONDS)
 
 
-def _ends(process: ProcDirectory, own: Mapping[int, int], pipes: Mapping[int, int]) -> bytes | Truncated:
+def _ends(process: ProcDirectory, own: Mapping[int, int], descriptors: Mapping[str, Section]) -> bytes | Truncated:
     """Be the search for other ends, in a reader; return SocketEnd[] as JSON."""
+    pipes, fifos = own_pipes(descriptors), own_fifos(process, descriptors)
     _enter_network(process)
     try:
         unix = unix_sockets()
@@ -163,7 +165,7 @@ def _ends(process: ProcDirectory, own: Mapping[int, int], pipes: Mapping[int, in
     tcp = [row for path in ("net/tcp", "net/tcp6") for row in tcp_sockets(_whole(process, path))]
     ends = [_end(fd, inode, unix, tcp) for inode, fd in sorted(own.items(), key=lambda item: item[1])]
     links = {b"socket:[%d]" % end.peer_inode for end in ends if end.peer_inode}
-    links |= {b"pipe:[%d]" % inode for inode in pipes}
+    links |= {b"pipe:[%d]" % inode for inode in pipes} | {each.link for each in fifos}
     held, complete = holders(links, seconds=SEARCH_SECONDS, but=process.pid)
     sockets = [
         msgspec.structs.replace(end, peer_pids=held.get(b"socket:[%d]" % (end.peer_inode or 0), ())) for end in ends
@@ -173,7 +175,7 @@ def _ends(process: ProcDirectory, own: Mapping[int, int], pipes: Mapping[int, in
         for inode, fd in sorted(pipes.items(), key=lambda item: item[1])
         if (pids := held.get(b"pipe:[%d]" % inode))  # most are a signal's way inside of QEMU
     ]
-    told = msgspec.json.encode([*sockets, *shared])
+    told = msgspec.json.encode([*sockets, *shared, *ends_of_fifos(fifos, held)])
     return (
         told
         if complete
@@ -214,9 +216,16 @@ def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocke
             remote=row.remote,
             receive_queue=row.receive_queue,
             send_queue=row.send_queue,
-            peer_inode=(other_row.inode or None) if other_row else None,
+            peer_inode=((other_row.inode or _listener(other_row, tcp)) or None) if other_row else None,
         )
     return SocketEnd(fd=fd, inode=inode, family="other")
+
+
+def _listener(row: TcpSocket, tcp: list[TcpSocket]) -> int:
+    """Return the socket that should accept a connection which nobody has accepted yet, 0 where it is not here."""
+    address, _, port = row.local.rpartition(":")
+    wanted = {f"{each}:{port}" for each in (address, "0.0.0.0", "[::]")}  # noqa: S104 - how a table writes "any"
+    return next((each.inode for each in tcp if STATES.get(each.state) == "LISTEN" and each.local in wanted), 0)
 
 
 def _peers(pids: list[int]) -> Iterator[SectionRead]:

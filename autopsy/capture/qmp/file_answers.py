@@ -11,7 +11,7 @@ from contextlib import suppress
 from autopsy import text
 from autopsy.capture.reading.procfs import held
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
-from autopsy.linux.file_size import ask_for_size
+from autopsy.linux.statx import ask_server
 from autopsy.target.target import Target
 
 SECONDS = 1.0
@@ -42,5 +42,5 @@ def _ask_each(target: Target, asked: mmap.mmap) -> bytes:
                 name = process.link(f"fd/{descriptor}")
                 if name.startswith(b"/") and not name.startswith(NO_FILES):
                     asked[:] = name[:PATH].ljust(PATH, b"\0")
-                    ask_for_size(process.folder, f"fd/{descriptor}")
+                    ask_server(process.folder, f"fd/{descriptor}")
     return b""

@@ -6,7 +6,7 @@ from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import waits_for
 from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, still, thread_subjects
-from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, state
+from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, stands, state
 from autopsy.diagnose.queries.threads import functions, looks, named, owns_bql, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -222,6 +222,7 @@ def _unread(facts: Facts) -> tuple[SocketFact, ...]:
     """Return the connection whose other end does not read, where only one can be meant."""
     sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
     found = tuple(each for each in sockets if each.state == "ESTAB" and each.send_queue)
+    found = found or tuple(each for each in sockets if each.family == "pipe" and stands((each,)))
     return found if len(found) == 1 else ()
 
 

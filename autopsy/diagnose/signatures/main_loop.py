@@ -8,7 +8,7 @@ from autopsy.diagnose.queries.account import about, unexplained
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
 from autopsy.diagnose.queries.migration import sends_state
 from autopsy.diagnose.queries.requests import thread_subjects
-from autopsy.diagnose.queries.socket_peers import ends_of, peers_of, socket_of
+from autopsy.diagnose.queries.socket_peers import about_sockets, ends_of, peers_of, socket_of, stands, state
 from autopsy.diagnose.queries.threads import by_role, descriptor, functions, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -44,11 +44,14 @@ def _blocked(facts: Facts) -> Judgement:
     on = _descriptor(facts, look)
     file = on.target if on else loop.path
     call = f"{loop.under}{f' of {file}' if file else ''}"
+    ends = socket_of(facts, main) if on else ()
+    who = state(ends) if stands(ends) else ""
+    place = f"{call}{f', {what},' if what else ''}"
     names = [name for name in dict.fromkeys(functions(main)) if name][:4]
     frames = (main.frames.cite,) if isinstance(main.frames, Known) else ()
     return Match(
-        headline=f"The main thread sleeps in {call}{f', {what},' if what else ''} and its loop does not come round",
-        objects=(subjects.thread(main), *((subjects.File(file),) if file else ())),
+        headline=f"The main thread sleeps in {place} and its loop does not come round{who}",
+        objects=(subjects.thread(main), *((subjects.File(file),) if file else ()), *peers_of(ends)),
         confidence="proven" if slept_through(main) and what else "likely",
         claims=(
             claim(
@@ -59,6 +62,7 @@ def _blocked(facts: Facts) -> Judgement:
             ),
             *((claim(f"It works on {loop.command}.", loop.cite),) if loop.command else ()),
             claim(f"State {look.state}, {look.wchan or 'wchan unknown'}: it waits {what or 'there'}.", look.cite),
+            *about_sockets(ends),
         ),
         where="host" if look.state == "D" else None,
         holds=frozenset({Whole.MAIN_LOOP}),

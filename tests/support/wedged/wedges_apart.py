@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autopsy.drill import guests
-from autopsy.drill.machine import Machine
+from autopsy.drill.machine import Machine, of_device
 from autopsy.drill.process import start
 from autopsy.drill.site import site
 from support import lab
 from support.builds import missing
-from support.wedged.wedges import DISK, NODE, Stuck, in_flight, until_it_works, vhost_user
+from support.wedged.wedges import A_MOMENT, DISK, NODE, Stuck, in_flight, until_it_works, vhost_user
 
 LITTLE = 1 << 16  # bytes a second
 BETWEEN_LOOKS = 7.0  # seconds from the beginning of a capture whose looks are ten apart
@@ -140,3 +143,66 @@ def dumping_into_frozen(build: lab.Build) -> Iterator[Stuck]:
             os.kill(process.pid, signal.SIGSEGV)
             lab.until("it dumps", lambda: lab.waits_in(process.pid, "percpu_rwsem_wait"))
             yield Stuck(Machine(process, monitor, monitor))
+
+
+@contextmanager
+def stop_over_a_mirror(build: lab.Build) -> Iterator[Stuck]:
+    """A `stop` that drains a mirror whose target was added while the VM ran, and whose server is stopped."""
+    with (
+        lab.folder() as place,
+        lab.nbd(lab.disk(place / "target")) as server,
+        lab.qemu(
+            build,
+            *("-blockdev", f"driver=file,node-name=file0,filename={lab.disk(place / 'd')}"),
+            *("-device", f"{NODE}=file0"),
+        ) as vm,
+    ):
+        vm.qemu_io(of_device("vd0"), "write -P 3 0 32M")
+        path = server.server.rpartition("=")[2]
+        vm.qmp("blockdev-add", **{"driver": "nbd", "node-name": "target0", "server": {"type": "unix", "path": path}})
+        with lab.stopped(server.process):
+            vm.qmp("blockdev-mirror", **{"job-id": "job0", "device": "file0", "target": "target0", "sync": "full"})
+            time.sleep(A_MOMENT)  # until it has filled its slots
+            with suppress(TimeoutError):
+                vm.qmp("stop", within=A_MOMENT)
+            yield Stuck(vm, (str(server.process.pid), path), server.process.resume)
+
+
+@contextmanager
+def postcopy_cut_off(build: lab.Build) -> Iterator[Stuck]:
+    """The source of a migration in postcopy whose connection was given up: the VM stands at the destination."""
+    with (
+        lab.folder() as place,
+        lab.qemu(build, "-incoming", "defer", name="there", memory=256) as there,
+        lab.qemu(build, memory=256) as vm,
+    ):
+        for each in (there, vm):
+            each.qmp("migrate-set-capabilities", capabilities=[{"capability": "postcopy-ram", "state": True}])
+        there.qmp("migrate-incoming", uri=f"unix:{place}/migration")
+        vm.qmp("migrate-set-parameters", **{"max-bandwidth": LITTLE, "max-postcopy-bandwidth": LITTLE})
+        vm.qmp("migrate", uri=f"unix:{place}/migration")
+        lab.until("it sends", lambda: vm.qmp("query-migrate").get("ram", {}).get("transferred", 0) > 0)
+        vm.qmp("migrate-start-postcopy")
+        lab.until("the VM has moved", lambda: vm.qmp("query-migrate")["status"].startswith("postcopy"))
+        vm.qmp("migrate-pause")
+        lab.until("it is cut off", lambda: vm.qmp("query-migrate")["status"] == "postcopy-paused")
+        yield Stuck(vm)
+
+
+@contextmanager
+def fifo_of_a_stopped_program(build: lab.Build) -> Iterator[Stuck]:
+    """Guest memory is saved to a FIFO that a program has open to read, which is stopped."""
+    with lab.folder() as place, lab.qemu(build) as vm:
+        path = place / "fifo"
+        os.mkfifo(path)
+        code = f"import os, time; end = os.open({str(path)!r}, os.O_RDONLY | os.O_NONBLOCK); print(1, flush=True)"
+        with subprocess.Popen([sys.executable, "-c", f"{code}; time.sleep(600)"], stdout=subprocess.PIPE) as reader:
+            try:
+                assert reader.stdout
+                reader.stdout.readline()
+                os.kill(reader.pid, signal.SIGSTOP)
+                with suppress(TimeoutError):
+                    vm.qmp("pmemsave", val=0, size=1 << 20, filename=str(path), within=A_MOMENT)
+                yield Stuck(vm, (str(path), str(reader.pid)))
+            finally:
+                os.kill(reader.pid, signal.SIGKILL)
