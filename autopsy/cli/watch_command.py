@@ -38,6 +38,12 @@ def watch(
         Path | None, typer.Option("--config", metavar="FILE", help="instead of /etc/autopsy/watch.toml")
     ] = None,
     no_capture: Annotated[bool, typer.Option("--no-capture", help="only look and count, capture nothing")] = False,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="ADDR:PORT|unix:PATH", help="serve Prometheus metrics there")
+    ] = "",
+    textfile: Annotated[
+        Path | None, typer.Option("--textfile", metavar="DIR", help="keep them in a file for node_exporter there")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where bundles go", hidden=True)] = None,
     once: Annotated[bool, typer.Option("--once", help="look for a few seconds, and say what stands still")] = False,
     json: Json = False,
@@ -51,17 +57,25 @@ def watch(
     from autopsy.errors import UsageError
     from autopsy.text import plain
     from autopsy.watch import config as configuration
+    from autopsy.watch.notify import ServiceNotifier
+    from autopsy.watch.serving import outlets
 
     settings = configuration.load(config)
     if once:
+        if listen or textfile:
+            raise UsageError("--once", "nobody would be there to scrape", remedy="leave --listen and --textfile away")
         found = watching.once(settings)
         for line in [as_text(_answer(found))] if json else map(plain, _lines(found)):
             show(line)
         return
     if json:
         raise UsageError("--json", "a watch without end has no result", remedy="say --once as well")
-    told = _Teller()
-    watching.watch_on(settings, (told.tell,), captures=not no_capture, say=say, out=out)
+    told, service, metrics = _Teller(), ServiceNotifier(), settings.metrics
+    folder = textfile or (Path(metrics.textfile) if metrics.textfile else None)
+    with outlets.opened(listen=listen or metrics.listen, textfile_folder=folder, anywhere=metrics.anywhere) as opened:
+        publish = (told.tell, opened.publish, service.round_ended)
+        watching.watch_on(settings, publish, captures=not no_capture, say=say, out=out)
+        service.stopping()
 
 
 def _answer(found: Round) -> WatchAnswer:

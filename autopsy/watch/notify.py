@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from autopsy.text import printable
+from autopsy.watch.model import Round
 
 MOST_STATUS = 200
 
@@ -24,19 +25,22 @@ class ServiceNotifier:
     ) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
         self._clock = clock
+        self._ready = False
         self._status = ""
         self._pinged = -float("inf")
         ours = environment.get("WATCHDOG_PID", "") in {"", str(os.getpid())}
         given = environment.get("WATCHDOG_USEC", "")
         self._every = int(given) / 3e6 if ours and given.isdecimal() else 0.0
 
-    def ready(self) -> None:
-        """Say that the first round has ended: what was begun is at work."""
-        self._say("READY=1")
+    def round_ended(self, last: Round) -> None:
+        """Say that a round has ended, a third of the watchdog's time after the last word at the earliest.
 
-    def round_ended(self, status: str) -> None:
-        """Say that a round has ended, a third of the watchdog's time after the last word at the earliest."""
-        status = printable(status, MOST_STATUS)  # a VM's name must not be read as a message of its own
+        The first makes the service ready.
+        """
+        if not self._ready:
+            self._ready = True
+            self._say("READY=1")
+        status = printable(_in_words(last), MOST_STATUS)  # a VM's name must not be read as a message of its own
         if status != self._status:
             self._status = status
             self._say(f"STATUS={status}")
@@ -57,3 +61,8 @@ class ServiceNotifier:
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sending,
         ):
             sending.sendto(words.encode(), address)
+
+
+def _in_words(last: Round) -> str:
+    stalled = ", ".join(vm.name for vm in last.vms if vm.stalled is not None)
+    return f"{len(last.vms)} VMs" + (f"; stalled: {stalled}" if stalled else ", none stalled")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -9,11 +10,17 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from autopsy.files import private
+from autopsy.files.plain import NotPlain
+from autopsy.linux.files import read_plain
 from autopsy.text import visible
+from autopsy.watch import ring
 from autopsy.watch.model import Round, WatchedVm
 
 MOST_WORDS = 120  # of a name that whoever made the VM chose
 MOST_BYTES = 64 << 20
+FILE = "state.json"  # in the run folder, beside the rings
+FRESH_SECONDS = 15.0  # some rounds: an older one is of a watch that does not come round, or has ended
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -75,6 +82,29 @@ def decode(data: bytes) -> WatchSnapshot:
         UnicodeDecodeError: likewise.
     """
     return msgspec.json.decode(data, type=WatchSnapshot)
+
+
+def write(folder: int, data: bytes) -> None:
+    """Write the state file into the run folder that is held; a full /run costs it, and nothing else."""
+    with contextlib.suppress(OSError):
+        private.replace(folder, FILE, data)
+
+
+def remove(folder: int) -> None:
+    """Remove the state file, at the watch's end."""
+    with contextlib.suppress(OSError):
+        os.unlink(FILE, dir_fd=folder)
+
+
+def last_round() -> Round | None:
+    """Return the last round of a watch that runs now; None where none does, or where its folder is not ours."""
+    place = ring.run_folder()
+    try:
+        os.close(private.hold(place))
+        last = decode(read_plain(place / FILE, MOST_BYTES)).round
+    except (OSError, NotPlain, ValueError):  # msgspec's errors are ValueErrors
+        return None
+    return last if abs(time.time() - last.at) < FRESH_SECONDS else None
 
 
 def _clean(vm: WatchedVm) -> WatchedVm:

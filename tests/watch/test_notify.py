@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from autopsy.watch.model import StallKind
 from autopsy.watch.notify import MOST_STATUS, ServiceNotifier
 from support import lab
+from support.watching import rounds
 
+TWO = rounds.of(rounds.vm("a"), rounds.vm("b", stalled=StallKind.DISK))
 UNIT = lab.HOUSE / "packaging" / "systemd" / "autopsy-watch.service"
 
 
@@ -43,13 +46,13 @@ def notifier(manager: socket.socket, clock: list[float], **given: str) -> Servic
 def test_the_watchdog_is_pinged_by_rounds_that_end_a_third_of_its_time_apart(manager: socket.socket) -> None:
     clock = [100.0]
     ours = notifier(manager, clock, WATCHDOG_USEC="30000000", WATCHDOG_PID=str(os.getpid()))
-    ours.ready()
-    assert heard(manager) == ["READY=1"]
     pings = []
     for clock[0] in (100.0, 102.0, 104.0, 110.0, 112.0, 120.5):
-        ours.round_ended("3 VMs")
-        if "WATCHDOG=1" in heard(manager):
+        ours.round_ended(TWO)
+        said = heard(manager)
+        if "WATCHDOG=1" in said:
             pings.append(clock[0])
+        assert said[:2] == (["READY=1", "STATUS=2 VMs; stalled: b"] if clock[0] == 100.0 else said[:2])
     assert pings == [100.0, 110.0, 120.5]
     ours.stopping()
     assert heard(manager) == ["STOPPING=1"]
@@ -58,36 +61,39 @@ def test_the_watchdog_is_pinged_by_rounds_that_end_a_third_of_its_time_apart(man
 def test_without_a_round_that_ends_nothing_pings(manager: socket.socket) -> None:
     clock = [0.0]
     ours = notifier(manager, clock, WATCHDOG_USEC="3000000")
-    ours.ready()
     clock[0] = 1000.0
-    assert heard(manager) == ["READY=1"]
+    assert heard(manager) == []
+    ours.round_ended(rounds.of())
+    assert heard(manager) == ["READY=1", "STATUS=0 VMs, none stalled", "WATCHDOG=1"]
 
 
 @pytest.mark.parametrize("given", [{}, {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "x"}])
 def test_a_watchdog_of_another_process_or_none_is_not_pinged(manager: socket.socket, given: dict[str, str]) -> None:
-    notifier(manager, [0.0], **given).round_ended("well")
-    assert heard(manager) == ["STATUS=well"]
+    notifier(manager, [0.0], **given).round_ended(rounds.of())
+    assert "WATCHDOG=1" not in heard(manager)
 
 
 def test_a_vms_name_in_the_status_is_no_message_of_its_own(manager: socket.socket) -> None:
     ours = notifier(manager, [0.0])
-    ours.round_ended("stalled: a\nMAINPID=1\nb" + "x" * 100_000)
-    (told,) = heard(manager)
+    hostile = rounds.of(rounds.vm("a\nMAINPID=1\nb" + "x" * 100_000, stalled=StallKind.DISK))
+    ours.round_ended(hostile)
+    ready, told = heard(manager)
+    assert ready == "READY=1"
     assert "\n" not in told
     assert len(told) < MOST_STATUS + 20
-    ours.round_ended("stalled: a\nMAINPID=1\nb" + "x" * 100_000)
+    ours.round_ended(hostile)
     assert heard(manager) == []  # it says nothing twice
 
 
 def test_where_nobody_listens_any_more_or_never_did_nothing_happens(tmp_path: Path) -> None:
     for address in ("", str(tmp_path / "absent"), "@autopsy-test-absent", str(tmp_path / ("x" * 200))):
-        ServiceNotifier({"NOTIFY_SOCKET": address}).ready()
+        ServiceNotifier({"NOTIFY_SOCKET": address}).round_ended(rounds.of())
 
 
 def test_a_manager_that_takes_nothing_is_not_waited_for(manager: socket.socket) -> None:
     ours = notifier(manager, [0.0])
     for number in range(2000):
-        ours.round_ended(str(number))
+        ours.round_ended(rounds.of(rounds.vm(str(number), stalled=StallKind.DISK)))
 
 
 def test_systemd_rates_the_units_exposure_below_3() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from autopsy.errors import NotPermitted, UsageError
+from autopsy.watch import ring, state
 from autopsy.watch.model import Round
 from autopsy.watch.serving import http, textfile
 from autopsy.watch.serving.address import parse
@@ -20,17 +22,19 @@ INSTALL = "`pip install 'vm-autopsy[watch]'`, or Debian's python3-prometheus-cli
 
 
 class Outlets:
-    """All that a round leaves by; nothing where nothing was asked for."""
+    """All that a round leaves by: what was asked for, and the state file where there is a run folder for it."""
 
-    def __init__(self, outlets: tuple[Outlet, ...]) -> None:
+    def __init__(self, outlets: tuple[Outlet, ...], run_folder: int | None = None) -> None:
         self._outlets = outlets
+        self._run_folder = run_folder
 
-    def publish(self, last: Round) -> bytes:
-        """Put a finished round out, waiting for nobody; return it as the state file has it."""
+    def publish(self, last: Round) -> None:
+        """Put a finished round out, waiting for nobody."""
         data = encode(WatchSnapshot(round=last, own=own_figures()))
         for outlet in self._outlets:
             outlet.put(data)
-        return data
+        if self._run_folder is not None:
+            state.write(self._run_folder, data)
 
 
 @contextmanager
@@ -51,13 +55,19 @@ def opened(*, listen: str = "", textfile_folder: Path | None = None, anywhere: b
         folder = textfile_folder.absolute()
         wanted.append((Outlet("textfile", partial(textfile.keep, folder)), str(folder)))
     outlets = tuple(outlet for outlet, _ in wanted)
+    run_folder: int | None = None
+    with suppress(OSError):  # whoever keeps the rings tells of it
+        run_folder = ring.open_run_folder()
     try:
         for outlet, thing in wanted:
             _open(outlet, thing)
-        yield Outlets(outlets)
+        yield Outlets(outlets, run_folder)
     finally:
         for outlet in outlets:
             outlet.close()
+        if run_folder is not None:
+            state.remove(run_folder)
+            os.close(run_folder)
 
 
 def _open(outlet: Outlet, thing: str) -> None:

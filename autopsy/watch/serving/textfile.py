@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def keep(folder: Path, feed: RoundFeed) -> None:
     except OSError as error:
         feed.refuse(error.strerror or str(error))
         return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who ends a unit signals all of it: we end with the watch
     exposition = Exposition()
     sandbox.keep_no_rights(writable=(folder,))
     feed.ready()
