@@ -18,10 +18,14 @@ from pathlib import Path
 import pytest
 
 from support import lab
+from support.builds import LAB
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEM = Path("/usr/bin/python3")
 CASE = "throttle-deadlock-10.0.2"
+
+BARE_SID = LAB / "bare-sid"
+SID_PYTHONS = {path.name.removeprefix("python") for path in BARE_SID.glob("usr/bin/python3.[0-9]*")}
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -43,6 +47,24 @@ cat /var/lib/autopsy/bundle
 """
 
 
+# A layer of our own over the bare sid, with sid's QEMU below; no network.
+IN_SID = """
+mount -t tmpfs tmpfs {layer}
+mkdir {layer}/upper {layer}/work {layer}/root
+mount -t overlay overlay -o lowerdir={sid}:{qemu},upperdir={layer}/upper,workdir={layer}/work {layer}/root
+mkdir {layer}/root/trial
+mount --bind {trial} {layer}/root/trial
+for each in proc sys dev; do mount --rbind /$each {layer}/root/$each; done
+exec chroot {layer}/root /trial/on_bare_sid
+"""
+OLD = """Package: autopsy
+Version: 0.1.0
+Architecture: all
+Maintainer: nobody <nobody@localhost>
+Description: the package as it was once called
+"""
+
+
 @dataclass(frozen=True)
 class Packages:
     deb: Path
@@ -55,7 +77,7 @@ def python_of(program: str | Path) -> str:
 
 
 def build(out: Path, **environment: str) -> Packages:
-    pythons = " ".join(sorted({python_of(SYSTEM), python_of(sys.executable)}))
+    pythons = " ".join(sorted({python_of(SYSTEM), python_of(sys.executable), *SID_PYTHONS}))
     given = {"BIN": str(Path(sys.executable).parent), "PYTHONS": pythons, "OUT": str(out), "HEAP": ""}
     subprocess.run(
         [ROOT / "packaging" / "build", "deb", "rpm"],
@@ -123,6 +145,42 @@ def test_an_installed_package_captures_a_vm_with_nothing_but_the_distributions_p
     assert any("#compdef autopsy" in line for line in told)
     assert any("complete --command autopsy" in line for line in told)
     assert told[-2:] == ["doctor", "kept"]  # nothing that find would have told stands between them
+
+
+@pytest.mark.live
+def test_on_a_bare_sid_the_package_replaces_the_old_one_captures_a_wedge_outlives_an_upgrade_and_goes(
+    packages: Packages, tmp_path: Path
+) -> None:
+    lab.build("11")
+    if not BARE_SID.is_dir():
+        lab.missing("no bare Debian sid: make lab")
+    trial, layer = tmp_path / "trial", tmp_path / "layer"
+    (trial / "old/DEBIAN").mkdir(parents=True)
+    (trial / "old/usr/bin").mkdir(parents=True)
+    (trial / "old/DEBIAN/control").write_text(OLD)
+    (trial / "old/usr/bin/autopsy").write_text("#!/bin/sh\necho old\n")
+    layer.mkdir()
+    shutil.copy(packages.deb, trial)
+    shutil.copy(Path(__file__).with_name("on_bare_sid"), trial)
+    script = IN_SID.format(layer=layer, sid=BARE_SID, qemu=LAB / "qemu-11", trial=trial)
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "--propagation=private", "sh", "-ec", script],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert told["installed"] == "autopsy un vm-autopsy ii "  # un: as if it had never been
+    assert told["version"].startswith("autopsy ")
+    assert (told["upgrade"], told["left"]) == ("0", "0")
+    drilled = json.loads((trial / "drill.json").read_text())
+    assert drilled["verdict"]["signature"] == "throttle-timer-wait"
+    assert drilled["target"]["qemu_version"].startswith("11.")
+    failed = [step["name"] for step in drilled["steps"] if step["outcome"] == "Failed"]
+    assert not failed
+    assert json.loads((trial / "report.json").read_text())["diagnosis"]["where"] == "throttle"
 
 
 def test_the_deb_conflicts_with_the_other_autopsy_and_passes_for_nothing_else(packages: Packages) -> None:
