@@ -82,9 +82,11 @@ class Run:
     """What one capture runs with.
 
     `note` is given all records so far before they are made durable. `meanwhile` are modules that are loaded one after
-    another, in our own process, while the steps' children work. `judge` returns what the evidence so far comes to, in a
-    child, for whoever is curious while the second look waits. `reserve` are the seconds that are kept behind the budget
-    for diagnosis, report and seal: whatever they take, where it is not told.
+    another, in our own process, while the steps' children work; `unhurried` are those for which a step that takes long
+    is waited for: one that was begun before its turn, or the last. A name behind a colon is a function that is called.
+    `judge` returns what the evidence so far comes to, in a child, for whoever is curious while the second look waits.
+    `reserve` are the seconds that are kept behind the budget for diagnosis, report and seal: whatever they take, where
+    it is not told.
     """
 
     target: Target
@@ -95,6 +97,7 @@ class Run:
     watcher: Watcher
     note: Callable[[tuple[StepRecord, ...]], None]
     meanwhile: tuple[str, ...] = ()
+    unhurried: tuple[str, ...] = ()
     judge: Callable[[], bytes] | None = None
     reserve: float = math.inf
     pace: Pace = field(default_factory=Pace)
@@ -119,7 +122,7 @@ class _Begun:
 
 
 def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
-    """Run every step and return how each went.
+    """Run every step and return how each went. What the last one took may not be durable yet: see Staging.settled.
 
     Never raises: a step that cannot even be begun is Failed or Skipped.
     """
@@ -127,11 +130,13 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
     interrupted = False
     share = it.budget.left() * SHARE
     it.pace.look()
-    ahead = list(reversed(it.meanwhile))
+    ahead, unhurried = list(reversed(it.meanwhile)), list(reversed(it.unhurried))
     early: dict[str, _Begun] = {}
     for place, step in enumerate(plan, start=1):
         it.watcher.began(step)
         begun = early.pop(step.name, None)
+        if begun or place == len(plan):
+            ahead, unhurried = [*unhurried, *ahead], []
         start = time.monotonic_ns() if begun is None else begun.start_ns
         it.watch.began(step.name)
         end = it.watch.conclude(it.staging.work)
@@ -156,7 +161,6 @@ def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
         it.pace.look()
         if not interrupted and len(os.sched_getaffinity(0)) > 1:
             early |= dict(_begin_early(step, plan[place:], it, share))
-    it.staging.settled(max(1.0, min(SETTLE_SECONDS, it.budget.left())))
     return tuple(records)
 
 
@@ -260,9 +264,16 @@ def _tick(child: Child, it: Run, ahead: list[str], preview: Preview | None) -> C
             it.watcher.tell(f"so far: {words}")
         while ahead and not poller.poll(0):
             with suppress(ImportError):  # whoever needs it will say so
-                import_module(ahead.pop())
+                _load(ahead.pop())
 
     return tick
+
+
+def _load(name: str) -> None:
+    module, _, function = name.partition(":")
+    loaded = import_module(module)
+    if function:
+        getattr(loaded, function)()
 
 
 def _collect(step: Step, scene: Scene) -> Outcome:

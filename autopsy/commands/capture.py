@@ -20,9 +20,9 @@ from autopsy.bundle.vm_end import VmEnd, in_words
 from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.freeze.size_estimate import needs
 from autopsy.capture.pace import Pace
-from autopsy.capture.plan import MEANWHILE, plan
+from autopsy.capture.plan import MEANWHILE, UNHURRIED, plan
 from autopsy.capture.runner import Run, Watcher, run
-from autopsy.capture.staging.staging import prepare
+from autopsy.capture.staging.staging import SETTLE_SECONDS, prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers
 from autopsy.commands.sealing import put_beside, seal_staged
@@ -335,6 +335,7 @@ def capture(
             watcher=watcher,
             note=note,
             meanwhile=MEANWHILE,
+            unhurried=UNHURRIED,
             judge=partial(answers.first_words, staging.work),
             reserve=reserve,
             pace=pace,
@@ -350,6 +351,7 @@ def capture(
         judged = answers.diagnose(staging, budget, pace)
         if watch.conclude(staging.work) == known:  # it did not end while it was diagnosed
             break
+    staging.settled(max(1.0, min(SETTLE_SECONDS, budget.left())))
     note(steps)
     sealed = seal_staged(staging, manifest, budget, options, pace)
     page = _bytes(staging.work / layout.REPORT)

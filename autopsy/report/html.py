@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -42,6 +44,13 @@ def with_kill(page: bytes, kill: str, began: Clocks) -> bytes:
     return page.replace(NOT_KILLED, b'<p class="killed"><b>Killed:</b> %s</p>' % told, 1)
 
 
+def compile_templates() -> None:
+    """Make the templates ready: whoever is forked from here need not."""
+    for name in environment().list_templates():
+        environment().get_template(name)
+
+
+@cache
 def environment() -> Environment:
     """Return an environment whose templates cannot print what a guest chose in any form but as visible text."""
     return Environment(
