@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from autopsy.bundle import layout, proc_stat
 from autopsy.capture.step import Step
+from autopsy.linux.child import collect, in_child, spawn
+from autopsy.linux.tasks import behind
+from autopsy.linux.tasks.behind import BackgroundChild
 
+AT_EASE = 1.5  # seconds for one of work, up to which there is a CPU that nobody else wants
 STARVED = 3.0  # seconds for one of work: less is a busy host's everyday
 WINDOW_NS = 5e8  # of our work, by which the pace is judged: load comes and goes
 
@@ -55,11 +59,15 @@ class Thinned:
 
 @dataclass(slots=True)
 class Pace:
-    """How many seconds pass for one second of our work, as far as the last steps show."""
+    """How many seconds pass for one second of our work, as far as the last steps show.
+
+    `starved_behind` says that work of ours got no CPU as long as others came first.
+    """
 
     ran_ns: float = 0.0
     waited_ns: float = 0.0
     at: tuple[int, int] = field(default=(0, 0))
+    starved_behind: bool = False
 
     @property
     def slowness(self) -> float:
@@ -71,6 +79,20 @@ class Pace:
         now = spent()
         self.take(now[0] - self.at[0], now[1] - self.at[1])
         self.at = now
+
+    def may_wait(self) -> bool:
+        """Return whether our work may run behind all others: there is a CPU to spare, and it can come forward again."""
+        return self.slowness < AT_EASE and not self.starved_behind and behind.may_return()
+
+    def watch_over(self, session: int) -> Callable[[], None]:
+        """Return what to do again and again while a child works behind all others: it must not starve."""
+        child = BackgroundChild(session)
+
+        def look() -> None:
+            child.look()
+            self.starved_behind |= child.forward
+
+        return look
 
     def take(self, ran_ns: int, waited_ns: int) -> None:
         """Take in what some process of ours met: for how long it ran, and for how long it waited to run."""
@@ -89,14 +111,22 @@ class Pace:
         return f"this host is starved: a second of work takes {self.slowness:.0f}, and the budget must hold"
 
 
+def in_child_behind(work: Callable[[], bytes], seconds: float, pace: Pace) -> bytes:
+    """Run `work` in a child as child.in_child does, behind all others where nothing is lost by that."""
+    if not pace.may_wait():
+        return in_child(work, seconds)
+
+    def work_behind() -> bytes:
+        behind.step_back()
+        return work()
+
+    child = spawn(work_behind)
+    return collect(child, seconds, pace.watch_over(child.pid))
+
+
 def spent() -> tuple[int, int]:
     """Return for how many ns this process's main thread ran so far, and waited to run; zeros where nobody tells."""
-    try:
-        with open("/proc/self/schedstat", "rb") as stream:
-            ran, waited = stream.read().split()[:2]
-            return int(ran), int(waited)
-    except (OSError, ValueError):  # a kernel without CONFIG_SCHED_INFO
-        return 0, 0
+    return behind.spent("self") or (0, 0)
 
 
 def thin_out(steps: Iterable[Step], pace: Pace, seconds: float, begun: Collection[str] = ()) -> Thinned:

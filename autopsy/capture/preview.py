@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from functools import partial
 
 from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, end, spawn
+from autopsy.linux.tasks.behind import step_back
 
 ANSWER_SECONDS = 1.0  # once the first of its bytes is there
+
+
+def _behind(judge: Callable[[], bytes]) -> bytes:
+    step_back()  # for good: nothing rests on it
+    return judge()
 
 
 class Preview:
@@ -16,7 +23,7 @@ class Preview:
     def __init__(self, judge: Callable[[], bytes]) -> None:
         self._child: Child | None = None
         try:
-            self._child = spawn(judge)
+            self._child = spawn(partial(_behind, judge))
         except ChildFailed:
             return
 

@@ -119,6 +119,8 @@ class _Begun:
     start_ns: int
     deadline: Deadline
     seconds: float
+    behind: bool
+    look: Callable[[], None]
 
 
 def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
@@ -204,9 +206,10 @@ def _begin(step: Step, it: Run, kept: float, thin: Thinned) -> _Begun:
     it.staging.folder(step.name)
     start, deadline = time.monotonic_ns(), Deadline(seconds)
     thinned = it.pace.in_words() if step.name in thin.lean else ""
-    scene = Scene(it.target, it.options, it.staging.work, step.name, deadline, thinned)
+    scene = Scene(it.target, it.options, it.staging.work, step.name, deadline, thinned, it.pace.may_wait())
     child = spawn(lambda: _told(_wire(_collect(step, scene))))
-    return _Begun(child, start, deadline, seconds)
+    look = it.pace.watch_over(child.pid) if scene.behind else _nothing
+    return _Begun(child, start, deadline, seconds, scene.behind, look)
 
 
 def _begin_early(ended: Step, later: tuple[Step, ...], it: Run, share: float) -> Iterator[tuple[str, _Begun]]:
@@ -228,8 +231,9 @@ def _run(step: Step, it: Run, begun: _Begun | None, ahead: list[str], begin: Cal
         begun = begun or begin()
         seconds = begun.seconds
         left = begun.deadline.left() + LEAST_SECONDS
-        wire = msgspec.json.decode(collect(begun.child, left, _tick(begun.child, it, ahead, preview)), type=_Wire)
-        it.pace.take(wire.ran_ns, wire.waited_ns)
+        wire = msgspec.json.decode(collect(begun.child, left, _tick(begun, it, ahead, preview)), type=_Wire)
+        if not begun.behind:
+            it.pace.take(wire.ran_ns, wire.waited_ns)
         return _Answer(_from_wire(wire))
     except ChildTimedOut as error:
         left_behind = (error.left_behind,) if error.left_behind else ()
@@ -252,12 +256,13 @@ def _ended(end: VmEnd) -> str:
     return f"the VM ended after {end.after}"
 
 
-def _tick(child: Child, it: Run, ahead: list[str], preview: Preview | None) -> Callable[[], None]:
+def _tick(begun: _Begun, it: Run, ahead: list[str], preview: Preview | None) -> Callable[[], None]:
     """Return what to do ten times a second while a step's child works; what is `ahead` is loaded as long as it does."""
     poller = select.poll()
-    poller.register(child.answers, select.POLLIN)
+    poller.register(begun.child.answers, select.POLLIN)
 
     def tick() -> None:
+        begun.look()
         it.watch.look()
         it.watcher.tick()
         if preview is not None and (words := preview.look()):
@@ -283,6 +288,10 @@ def _collect(step: Step, scene: Scene) -> Outcome:
         if scene.deadline.expired():
             return TimedOut(f"no end within its deadline ({type(error).__name__}: {error})")
         return Failed(f"{type(error).__name__}: {error}")
+
+
+def _nothing() -> None:
+    """Look at nothing."""
 
 
 def _told(wire: _Wire) -> bytes:

@@ -18,6 +18,7 @@ from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped, Tim
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.second_exposure import examine_again
+from autopsy.linux.tasks.behind import behind_others
 from autopsy.target.target import ends_within
 
 RESERVE_SECONDS = 3.0  # for the snapshot itself, when the budget cuts the gap short
@@ -50,7 +51,7 @@ def _compare(scene: Scene) -> Outcome:
     try:
         with scratch(scene) as folder:
             core = scene.staging / layout.CORE
-            with gdb.frozen(scene, core, folder, second_core) as frozen:
+            with gdb.frozen(scene, core, folder, second_core) as frozen, behind_others(wanted=scene.behind):
                 return Collected(examine_boxed(frozen, examine_again))
     except ExaminationFailed as error:
         return Failed(str(error))

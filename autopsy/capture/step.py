@@ -97,6 +97,7 @@ class Scene:
     """Everything a collector is given: one process, what was asked for, a folder to fill, what came before.
 
     `thinned` says why it is to do less than it could, empty where it does all: see pace.THINNED.
+    `behind` says that what works on frozen bytes may run behind all others.
     """
 
     target: Target
@@ -105,6 +106,7 @@ class Scene:
     step: str
     deadline: Deadline
     thinned: str = ""
+    behind: bool = False
 
     @property
     def folder(self) -> Path:

@@ -12,7 +12,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import Clocks
 from autopsy.bundle.reader import hold
-from autopsy.capture.pace import Pace
+from autopsy.capture.pace import Pace, in_child_behind
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline
 from autopsy.diagnose.diagnosis import Diagnosis
@@ -65,7 +65,7 @@ def diagnose(staging: Staging, budget: Deadline, pace: Pace) -> JudgedCapture:
     seal = min(budget.left() / 2, pace.tail(_core_bytes(staging.work)) / 2)
     seconds = min(ANSWER_SECONDS, max(1.0, budget.left() - seal))
     try:
-        trouble, around = msgspec.json.decode(in_child(work, seconds), type=tuple[str, Around])
+        trouble, around = msgspec.json.decode(in_child_behind(work, seconds, pace), type=tuple[str, Around])
     except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
         trouble = str(error)
         around = Around((f"what else is at work on it could not be told ({printable(trouble)})",))

@@ -10,7 +10,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.seal import Sealed, seal_in
-from autopsy.capture.pace import STARVED, Pace
+from autopsy.capture.pace import STARVED, Pace, in_child_behind
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline, Options
 from autopsy.errors import NotStored
@@ -34,9 +34,10 @@ def seal_staged(staging: Staging, manifest: Manifest, budget: Deadline, options:
     most = budget.left() if pace.slowness >= STARVED else SEAL_SECONDS
     while staging.places:
         try:
-            data = in_child(
+            data = in_child_behind(
                 partial(_sealed_bytes, staging, _with_notes(manifest, staging), leave_out),
                 max(LEAST_SECONDS, min(most, budget.left())),
+                pace,
             )
         except ChildFailed as error:
             last_words = str(error)

@@ -24,6 +24,7 @@ from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.run import examine_core
 from autopsy.files import private
+from autopsy.linux.tasks.behind import behind_others
 from autopsy.target.image import image_of
 
 BINARY_LEVEL = 3  # 20 MB of QEMU become 6 MB in a tenth of a second
@@ -42,7 +43,11 @@ def examine_stored_core(scene: Scene) -> Outcome:
     if not core.exists():
         return _without_core(scene)
     try:
-        with scratch(scene) as folder, frozen(scene, core, folder) as given:
+        with (
+            scratch(scene) as folder,
+            frozen(scene, core, folder) as given,
+            behind_others(wanted=scene.behind),
+        ):
             note = examine_boxed(given, examine_core)
     except ExaminationFailed as error:
         _store_binary(scene)  # whoever examines the core elsewhere needs it all the more

@@ -1,0 +1,120 @@
+"""Lets our work run behind everybody else's, and brings it forward again where it would never end so.
+
+A process that steps back runs when no other wants the CPU, and its disk requests come last of the ordinary ones (not
+idle: whoever waits for a disk that is never idle waits for ever). What it starts later is as it is.
+
+That is for work on bytes that are ours already. Whoever reads a living process, or the kernel's own tables, holds locks
+that a VM may want, and must not be put aside with them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+RETURNS = 20  # RLIMIT_NICE of whoever may come back from SCHED_IDLE to an ordinary priority: 20 less a nice of 0
+AUTOGROUP = "/proc/{}/autogroup"
+LAST, ORDINARY = b"19", b"0"
+
+IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+IOPRIO_WHO_PROCESS = 1
+BEST_EFFORT = 2 << 13  # class and level, see ioprio_set(2)
+LAST_LEVEL, NO_CLASS = BEST_EFFORT | 7, 0
+
+LOOK_SECONDS = 0.3  # between two looks at whether it starves
+WAITED_NS = 150_000_000  # since the last look, by all of its processes together, before it counts as starved
+SHARE = 2.0  # times as long as it ran
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def may_return() -> bool:
+    """Return whether this process could come forward again: nobody steps back for good."""
+    import resource  # noqa: PLC0415 - only who is not root needs it
+
+    if os.geteuid() == 0:
+        return True
+    soft, _ = resource.getrlimit(resource.RLIMIT_NICE)
+    return soft == resource.RLIM_INFINITY or soft >= RETURNS
+
+
+def step_back() -> None:
+    """Have this process, the first of its session, run behind all others, as far as the kernel lets it."""
+    _place(os.getpid(), os.SCHED_IDLE, LAST, LAST_LEVEL)
+
+
+@contextmanager
+def behind_others(*, wanted: bool) -> Iterator[None]:
+    """Run behind all others for a while, if that is wanted, in a process that is the first of its session."""
+    if not wanted:
+        yield
+        return
+    step_back()
+    try:
+        yield
+    finally:
+        bring_forward(os.getpid())
+
+
+def bring_forward(session: int) -> None:
+    """Have every process of a session run as any other."""
+    for pid in _processes(session):
+        _place(pid, os.SCHED_OTHER, ORDINARY, NO_CLASS)
+
+
+def _place(pid: int, policy: int, group: bytes, disk: int) -> None:
+    with suppress(OSError):
+        os.sched_setscheduler(pid, policy, os.sched_param(0))
+    # Where a session is a scheduling group of its own, its weight is the group's (sched(7), autogroup).
+    with suppress(OSError), open(AUTOGROUP.format(pid), "wb", buffering=0) as stream:
+        stream.write(group)
+    if (number := IOPRIO_SET.get(platform.machine())) is not None:
+        _libc.syscall(number, IOPRIO_WHO_PROCESS, pid, disk)
+
+
+class BackgroundChild:
+    """The session of a child that has stepped back. Whoever waits for it lets it `look`, again and again.
+
+    `forward` says that it was brought forward: it starved.
+    """
+
+    def __init__(self, session: int) -> None:
+        self.forward = False
+        self._session = session
+        self._due = time.monotonic() + LOOK_SECONDS
+        self._met: dict[int, tuple[int, int]] = {}
+
+    def look(self) -> None:
+        """Bring it forward if it waits for a CPU far longer than it has one."""
+        if self.forward or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + LOOK_SECONDS
+        now = {pid: met for pid in _processes(self._session) if (met := spent(pid)) is not None}
+        ran = sum(met[0] - self._met.get(pid, (0, 0))[0] for pid, met in now.items())
+        waited = sum(met[1] - self._met.get(pid, (0, 0))[1] for pid, met in now.items())
+        self._met = now
+        if waited > max(WAITED_NS, SHARE * ran):
+            self.forward = True
+            bring_forward(self._session)
+
+
+def spent(pid: int | str) -> tuple[int, int] | None:
+    """Return for how many ns a process's main thread ran so far, and waited to run; None where nobody tells."""
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as stream:
+            ran, waited = stream.read().split()[:2]
+            return int(ran), int(waited)
+    except (OSError, ValueError):  # it has ended, or the kernel has no CONFIG_SCHED_INFO
+        return None
+
+
+def _processes(session: int) -> Iterator[int]:
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with suppress(OSError):
+                if os.getsid(int(name)) == session:
+                    yield int(name)

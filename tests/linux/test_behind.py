@@ -1,0 +1,117 @@
+"""What works on frozen bytes runs behind all others, and is brought forward where it would starve."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autopsy.capture import pace
+from autopsy.capture.pace import Pace, in_child_behind
+from autopsy.linux.child import collect, in_child, spawn
+from autopsy.linux.tasks import behind
+from autopsy.linux.tasks.behind import BackgroundChild, behind_others, may_return, step_back
+from support import lab
+
+ORDINARY, IDLE = str(os.SCHED_OTHER), str(os.SCHED_IDLE)
+
+
+def policy() -> bytes:
+    return str(os.sched_getscheduler(0)).encode()
+
+
+def weight() -> bytes:
+    """Return nice of our scheduling group, which is there where the kernel has such groups."""
+    place = Path("/proc/self/autogroup")
+    return place.read_bytes().split()[-1] if place.exists() else b"19"
+
+
+def test_it_is_behind_inside_with_all_that_it_starts_and_as_it_was_afterwards() -> None:
+    lab.need_root()
+
+    def work() -> bytes:
+        with behind_others(wanted=True):
+            inside = policy() + b" " + in_child(policy, 5) + b" " + weight()
+        return inside + b" " + policy()
+
+    assert in_child(work, 5).decode().split() == [IDLE, IDLE, "19", ORDINARY]
+
+
+def test_it_stays_as_it_is_where_that_is_not_wanted() -> None:
+    def work() -> bytes:
+        with behind_others(wanted=False):
+            return policy()
+
+    assert in_child(work, 5).decode() == str(os.sched_getscheduler(0))
+
+
+def test_nobody_steps_back_who_could_not_come_forward_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (0, 0))
+    assert not may_return()
+    assert not Pace().may_wait()
+    monkeypatch.setattr("resource.getrlimit", lambda _: (behind.RETURNS, behind.RETURNS))
+    assert may_return()
+
+
+def test_nobody_steps_back_on_a_host_that_is_not_at_ease() -> None:
+    lab.need_root()
+    assert Pace().may_wait()
+    assert not Pace(ran_ns=1e8, waited_ns=1e8).may_wait()
+    assert not Pace(starved_behind=True).may_wait()
+
+
+def until(what: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return what()
+
+
+def test_what_starves_behind_others_is_brought_forward_with_all_that_it_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab.need_root()
+    cpu = min(os.sched_getaffinity(0))
+
+    def work() -> bytes:
+        os.sched_setaffinity(0, {cpu})
+        step_back()
+        child = spawn(lambda: b"x" * (1 << 16))
+        ends = time.process_time() + 0.2
+        while time.process_time() < ends:
+            pass
+        collect(child, 30)
+        return policy()
+
+    monkeypatch.setattr(behind, "LOOK_SECONDS", 0.1)
+    hog = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{cpu}}})\nwhile True: pass"])
+    try:
+        child = spawn(work)
+        watched = BackgroundChild(child.pid)
+        assert collect(child, 60, watched.look).decode() == ORDINARY
+    finally:
+        hog.kill()
+        hog.wait()
+    assert watched.forward
+
+
+def test_what_worked_behind_and_starved_is_told_to_who_begins_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.need_root()
+    now = Pace()
+    monkeypatch.setattr(pace, "BackgroundChild", lambda _: _Starved())
+    assert in_child_behind(policy, 5, now).decode() == IDLE
+    assert now.starved_behind
+    assert in_child_behind(policy, 5, now).decode() == str(os.sched_getscheduler(0))
+
+
+class _Starved:
+    forward = True
+
+    def look(self) -> None:
+        pass
