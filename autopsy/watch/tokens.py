@@ -14,6 +14,7 @@ from autopsy.watch.request_shape import Shape
 SECOND = 1_000_000_000
 MOST_LAG_NS = 5 * SECOND // 2  # what is given to a request before it was first seen, at most
 REMEMBERED_NS = 120 * SECOND
+ANY = 0  # of what was seen but once, nobody knows what it waited for
 
 Token = tuple[int, bytes]
 
@@ -61,8 +62,9 @@ class RequestTokens:
         moved = 0
         for token in gone:
             request = self.seen.pop(token)
-            if request.shape in (Shape.TRACKED, Shape.QUEUED):
-                self.departures.setdefault(request.kin, deque()).append((now, request.first))
+            if request.shape is not Shape.OTHER:
+                kin = ANY if request.shape is Shape.UNKNOWN else request.kin
+                self.departures.setdefault(kin, deque()).append((now, request.first))
             moved += request.shape is not Shape.OTHER
         if moved:
             self.moved_at = now
@@ -96,7 +98,9 @@ class RequestTokens:
         A slow server or a limit lets the first in the queue go, and those behind stand: that is slow, not stuck. One
         that younger ones overtake is not excused by them.
         """
-        left = [at for at, first in self.departures.get(request.kin, ()) if first <= request.first]
+        left = [
+            at for kin in (request.kin, ANY) for at, first in self.departures.get(kin, ()) if first <= request.first
+        ]
         return max(request.since, *left) if left else request.since
 
     def _forget(self, now: int) -> None:
