@@ -3,11 +3,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help drill test case soak fuzz mutate sbom audit lint bench lab dist deb rpm portable packages-trial clean packages-for-drill packages-for-tests
+.PHONY: help drill test case soak soak-watch fuzz mutate sbom audit lint bench lab dist deb rpm portable packages-trial clean packages-for-drill packages-for-tests
 
 SCENARIO ?= throttle
 PYTEST ?=
 SOAK ?= --captures 1000
+SOAK_WATCH ?= --minutes 120
 FUZZ ?= --seconds 600
 # Most of a test's time is spent waiting for a QEMU: three at once on two cores.
 WORKERS ?= -n 3 --dist loadfile --no-loadscope-reorder
@@ -32,6 +33,7 @@ help:
 	@echo 'make packages-trial             installs them in fresh Debians, wedges, captures, upgrades, purges'
 	@echo 'make case BUNDLE=… [NAME=…]    a case of fixtures/ from a capture, redacted'
 	@echo 'make soak  [SOAK="--minutes 10"] every wedge on every QEMU, every way to hurt a capture: hours'
+	@echo 'make soak-watch [SOAK_WATCH="--minutes 10"] what the watch says of healthy VMs: hours'
 	@echo 'make mutate [FUZZ="--seconds 60"] hostile debug information, read by gdb in the sandbox'
 	@echo 'make fuzz  [FUZZ="--seconds 60"] what reads bytes of strangers, guided by coverage'
 	@echo 'make sbom                       dist/vm-autopsy.cdx.json: what it stands on'
@@ -53,6 +55,9 @@ soak: packages-for-tests lab $(VENV)/installed-for-tests
 	$(COMPILE) tests tools
 	AUTOPSY_SOAK=1 $(BIN)/python -m pytest $(WORKERS) -m "live or soak" $(PYTEST)
 	$(BIN)/python tools/soak.py $(SOAK)
+
+soak-watch: packages-for-tests lab $(VENV)/installed-for-tests
+	$(BIN)/python tools/soak_watch.py $(SOAK_WATCH)
 
 fuzz: $(VENV)/installed-for-tests
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz
