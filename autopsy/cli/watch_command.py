@@ -45,6 +45,9 @@ def watch(
         Path | None, typer.Option("--textfile", metavar="DIR", help="keep them in a file for node_exporter there")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where bundles go", hidden=True)] = None,
+    only: Annotated[
+        list[int] | None, typer.Option("--only", metavar="PID", help="look at no other process", hidden=True)
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="look for a few seconds, and say what stands still")] = False,
     json: Json = False,
 ) -> None:
@@ -64,7 +67,7 @@ def watch(
     if once:
         if listen or textfile:
             raise UsageError("--once", "nobody would be there to scrape", remedy="leave --listen and --textfile away")
-        found = watching.once(settings)
+        found = watching.once(settings, frozenset(only or ()))
         for line in [as_text(_answer(found))] if json else map(plain, _lines(found)):
             show(line)
         return
@@ -74,7 +77,9 @@ def watch(
     folder = textfile or (Path(metrics.textfile) if metrics.textfile else None)
     with outlets.opened(listen=listen or metrics.listen, textfile_folder=folder, anywhere=metrics.anywhere) as opened:
         publish = (told.tell, opened.publish, service.round_ended)
-        watching.watch_on(settings, publish, captures=not no_capture, say=say, out=out)
+        watching.watch_on(
+            settings, publish, captures=not no_capture, say=say, out=out, only=frozenset(only or ())
+        )
         service.stopping()
 
 

@@ -16,6 +16,7 @@ import msgspec
 from autopsy.files.private import NotPrivate
 from autopsy.watch import ring
 from autopsy.watch.config import WatchConfig
+from autopsy.watch.discovery import Discovery
 from autopsy.watch.launch import CaptureLauncher
 from autopsy.watch.loop import Publish, Watch
 from autopsy.watch.model import Round
@@ -25,10 +26,10 @@ ONCE_EVERY = 1.0
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def once(config: WatchConfig) -> Round:
+def once(config: WatchConfig, only: frozenset[int] = frozenset()) -> Round:
     """Look for a few seconds, and return what stood all the while; nothing is captured, counted or written."""
     stages = msgspec.structs.replace(config.stages, stalled_seconds=config.stages.suspect_seconds)
-    watch = Watch(config=msgspec.structs.replace(config, stages=stages), captures=False)
+    watch = Watch(config=msgspec.structs.replace(config, stages=stages), discovery=Discovery(only=only), captures=False)
     give_up = time.monotonic() + ONCE_SECONDS
     try:
         while True:
@@ -48,6 +49,7 @@ def watch_on(
     captures: bool,
     say: Callable[[str], None],
     out: Path | None = None,
+    only: frozenset[int] = frozenset(),
 ) -> None:
     """Go round until a signal asks to end; captures under way go on.
 
@@ -62,7 +64,7 @@ def watch_on(
     except OSError as error:
         say(f"note: no ring is kept, and nothing captured: {folder}: {error.strerror}")
     launcher = CaptureLauncher(folder, out) if captures and held is not None else None
-    watch = Watch(config=config, run_folder=held, launcher=launcher, captures=captures)
+    watch = Watch(config=config, discovery=Discovery(only=only), run_folder=held, launcher=launcher, captures=captures)
     try:
         with _asked_to_end() as stopped:
             watch.run(publish, stopped)

@@ -43,9 +43,13 @@ class FoundVm:
 
 @dataclass(slots=True)
 class Discovery:
-    """The VMs that are known, and the processes that are none though they are named so."""
+    """The VMs that are known, and the processes that are none though they are named so.
+
+    Where `only` names processes, no other is looked at.
+    """
 
     roots: Roots = ROOTS
+    only: frozenset[int] = frozenset()
     vms: dict[Key, FoundVm] = field(default_factory=dict)
     asked: dict[Key, int] = field(default_factory=dict)
 
@@ -55,7 +59,7 @@ class Discovery:
         Concurrency: it forks where a process is new, so it is for a process with one thread.
         """
         present = {}
-        for pid in qemu_processes.suspects():
+        for pid in self.only or qemu_processes.suspects():
             try:
                 stat = identity.stat_of(f"/proc/{pid}")
             except (OSError, ValueError, IndexError):
