@@ -77,9 +77,7 @@ def watch(
     folder = textfile or (Path(metrics.textfile) if metrics.textfile else None)
     with outlets.opened(listen=listen or metrics.listen, textfile_folder=folder, anywhere=metrics.anywhere) as opened:
         publish = (told.tell, opened.publish, service.round_ended)
-        watching.watch_on(
-            settings, publish, captures=not no_capture, say=say, out=out, only=frozenset(only or ())
-        )
+        watching.watch_on(settings, publish, captures=not no_capture, say=say, out=out, only=frozenset(only or ()))
         service.stopping()
 
 

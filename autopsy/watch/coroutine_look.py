@@ -92,6 +92,8 @@ class WatchedStacks:
             tokens = [(top, hashlib.blake2b(data, digest_size=SIGNATURE).digest()) for top, data in stacks]
             again = [number for number, token in enumerate(tokens) if token in self.held]
             fresh = [number for number in again if self.held[tokens[number]].shape is Shape.UNKNOWN]
+            if fresh:  # with all that wait already: a queue is known by its first waiter
+                fresh = [number for number in again if self.held[tokens[number]].shape in (Shape.UNKNOWN, Shape.QUEUED)]
             kept = {token: self.held.get(token, Held(Shape.UNKNOWN)) for token in tokens}
             if fresh:
                 parked = [ParkedStack(stacks[each][0], _words(stacks[each][1])) for each in fresh]
