@@ -57,7 +57,7 @@ soak: packages-for-tests lab $(VENV)/installed-for-tests
 	$(BIN)/python tools/soak.py $(SOAK)
 
 soak-watch: packages-for-tests lab $(VENV)/installed-for-tests
-	$(BIN)/python tools/soak_watch.py $(SOAK_WATCH)
+	$(BIN)/python tools/watch/soak.py $(SOAK_WATCH)
 
 fuzz: $(VENV)/installed-for-tests
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group fuzz

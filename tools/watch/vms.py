@@ -290,7 +290,7 @@ def captures(vm: SoakVm) -> None:
     """A VM that is captured by hand again and again."""
     machine = vm.writer()
     place = vm.stack.enter_context(lab.folder())
-    program = shutil.which("autopsy") or str(Path(__file__).resolve().parent.parent / ".venv/bin/autopsy")
+    program = shutil.which("autopsy") or str(Path(__file__).resolve().parents[2] / ".venv/bin/autopsy")
     while not vm.over.is_set():
         out = place / "out"
         out.mkdir()

@@ -13,11 +13,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import msgspec
-from soak_watch_vms import ACTIVITIES, SoakVm, live
+from vms import ACTIVITIES, SoakVm, live
 
 from autopsy.commands.watch import watch_on
 from autopsy.watch.config import WatchConfig
