@@ -31,22 +31,6 @@ HARMFUL = (
 )
 
 
-# The schemas of both ends of this range were looked through (a test does it again): they mark none of our questions.
-# What is unstable may become stable, and nothing was ever seen to go the other way and come back.
-LOOKED_THROUGH = ((7, 2), (10, 0))
-
-
-def looked_through(qemu: Qemu) -> str:
-    """Return why this QEMU's schema need not be asked for, empty where it must be.
-
-    To tell it keeps the main loop busy for 20 to 40 ms.
-    """
-    first, last = LOOKED_THROUGH
-    if first <= (qemu.version.major, qemu.version.minor) <= last:
-        return "it is known that this QEMU's schema marks none of our questions"
-    return ""
-
-
 def is_unstable(question: str, qemu: Qemu) -> bool:
     """Return whether QEMU may change or break the question: its name says so, or its schema does."""
     return question.startswith(PREFIX) or question in qemu.marked
