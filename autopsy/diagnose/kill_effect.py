@@ -104,6 +104,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "chardev-blocked": "needless",
     "qmp-dispatcher-busy": "unknown",
     "monitor-held": "needless",
+    "manager-silent": "needless",
     "monitor-unanswered": "unknown",
     "main-loop-blocked": "unknown",
     "main-loop-spins": "helps",

@@ -80,6 +80,7 @@ def gather_facts(evidence: Evidence) -> Facts:
             domain=target.domain.word if target.domain else "",
             connection=target.domain.connection if target.domain else "",
             monitor=next((each.reachable for each in target.monitors if each.protocol == "qmp" and each.reachable), ""),
+            monitors=tuple(each.address for each in target.monitors if each.protocol == "qmp"),
             configured_disks=configured_disks.gather_configured_disks(evidence),
         ),
         times=_times(evidence),

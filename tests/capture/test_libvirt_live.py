@@ -153,6 +153,9 @@ def test_a_libvirtd_that_hangs_is_not_taken_for_a_qemu_that_does(libvirtd: Libvi
         assert f"{libvirtd.daemon.pid} is in State T" in why
         assert "libvirtd does not answer" in told["verdict"]["headline"]
         assert told["verdict"]["where"] != "control"
+        (beside,) = (each for each in told["verdict"]["secondary"] if each["signature"] == "manager-silent")
+        assert f"libvirtd {libvirtd.daemon.pid}" in beside["objects"]
+        assert "is stopped" in beside["headline"]
         assert told["kill"]["done"]
         assert told["kill"]["how"].startswith("virsh destroy and SIGKILL; gone after")
     lab.until("libvirt has closed its books", lambda: libvirtd.state("app1") == "shut off")

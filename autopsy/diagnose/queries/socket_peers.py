@@ -211,6 +211,14 @@ def taken(facts: Facts) -> tuple[SocketFact, ...]:
     return tuple(each for each in sockets if each.state == "ESTAB" and _port(each) in listening)
 
 
+def of_monitor(facts: Facts) -> tuple[SocketFact, ...]:
+    """Return the connections that QEMU's monitor took."""
+    sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
+    told = {facts.vm.monitor, *facts.vm.monitors}
+    told |= {each.local for each in sockets if each.state == "LISTEN" and str(each.fd) in facts.vm.monitors}
+    return tuple(each for each in sockets if each.state == "ESTAB" and each.local and each.local in told)
+
+
 def _port(socket: SocketFact) -> str:
     """Return what a listening socket and those that it took have in common: the path, or the port."""
     return socket.local if socket.family == "unix" else socket.local.rpartition(":")[2]

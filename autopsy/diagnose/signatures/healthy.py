@@ -113,8 +113,9 @@ def _against(facts: Facts) -> Iterator[RuledOut]:
     for alive, when in ((facts.monitor.alive, ""), (facts.monitor.alive_again, " at the second snapshot")):
         if isinstance(alive, Known) and not alive.value:
             yield RuledOut(f"QEMU's monitor did not answer{when}", (alive.cite,))
-    if isinstance(facts.run_state, Known) and not facts.run_state.value.running:
-        yield RuledOut(f"the run state is {facts.run_state.value.status}", (facts.run_state.cite,))
+    last = facts.run_state_again if isinstance(facts.run_state_again, Known) else facts.run_state
+    if isinstance(last, Known) and not last.value.running:  # one that runs by now was only paused for a moment
+        yield RuledOut(f"the run state is {last.value.status}", (last.cite,))
     if isinstance(facts.locks, Known) and facts.locks.value.cycles:
         yield RuledOut("threads wait for mutexes in a ring", (facts.locks.cite,))
     if found := sleepers(facts):

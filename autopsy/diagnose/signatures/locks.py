@@ -6,7 +6,7 @@ from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import waits_for
 from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, still, thread_subjects
-from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, stands, state
+from autopsy.diagnose.queries.socket_peers import about_sockets, called, of_monitor, peers_of, stands, state
 from autopsy.diagnose.queries.threads import functions, looks, named, owns_bql, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -244,6 +244,23 @@ def _monitor_held(facts: Facts) -> Judgement:
     )
 
 
+def _manager(facts: Facts) -> Judgement:
+    """The program that holds the monitor stands still: of the VM that says nothing, and its users wait all the same."""
+    if isinstance(facts.sockets, Unknown):
+        return CannotTell(f"who holds the monitor: {missing(facts.sockets)}")
+    holding = of_monitor(facts)
+    silent = tuple(each for each in holding if stands((each,)) and each.peers)
+    if not silent:
+        return RuledOut("no program that holds the monitor stands still", tuple(each.cite for each in holding[:3]))
+    return Match(
+        headline=f"{called(silent[0].peers[0])}, which holds the monitor, does not do its work{state(silent)}",
+        objects=peers_of(silent),
+        confidence="proven",
+        claims=tuple(about_sockets(silent)),
+        harmless=True,
+    )
+
+
 def _unanswered(facts: Facts) -> Judgement:
     alive = facts.monitor.alive
     if isinstance(alive, Unknown):
@@ -305,5 +322,6 @@ SIGNATURES = (
     Signature("chardev-blocked", "control", "a character device's reader does not read", _chardev),
     Signature("qmp-dispatcher-busy", "control", "a QMP command blocks all others", _dispatcher),
     Signature("monitor-held", "control", "another client holds the monitor", _monitor_held),
+    Signature("manager-silent", "control", "the manager's daemon stands still", _manager),
     Signature("monitor-unanswered", "control", "the monitor does not answer", _unanswered),
 )

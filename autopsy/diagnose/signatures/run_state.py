@@ -35,6 +35,10 @@ class Paused:
             return CannotTell(f"the run state: {missing(state)}")
         if state.value not in self.statuses:
             return RuledOut(f"the run state is {state.value}", (state.cite,))
+        again = facts.run_state_again
+        if isinstance(again, Known) and again.value.running:
+            words = f"the run state was {state.value}, and the VM ran at the second look"
+            return RuledOut(words, (state.cite, again.cite))
         objects: list[Subject] = [subjects.VirtualMachine(facts.vm.name)]
         claims = [claim(f"The run state is {state.value}: {self.words}.", state.cite)]
         for disk in facts.disks.value if isinstance(facts.disks, Known) and "io-error" in self.statuses else ():
@@ -46,7 +50,6 @@ class Paused:
                 )
         sender = _stopped_sender(facts) if INCOMING in self.statuses else ()
         alive = facts.monitor.alive
-        again = facts.run_state_again
         if isinstance(again, Known) and again.value.status == state.value:
             claims.append(claim("It was the same at the second snapshot.", again.cite))
         return Match(

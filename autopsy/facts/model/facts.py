@@ -300,7 +300,8 @@ class EndFact:
 class VmFact:
     """Which VM it was, and how it ended by itself during the capture, where it did.
 
-    `domain` and `connection` are what virsh must be told to mean it; `monitor` is the path of a QMP socket of its.
+    `domain` and `connection` are what virsh must be told to mean it; `monitor` is the path of a QMP socket of its that
+    can be reached, `monitors` are all of them as QEMU was told: a path, or the number of a descriptor.
     """
 
     pid: int
@@ -315,6 +316,7 @@ class VmFact:
     domain: str = ""
     connection: str = ""
     monitor: str = ""
+    monitors: tuple[str, ...] = ()
     configured_disks: tuple[ConfiguredDisk, ...] = ()
 
     @property

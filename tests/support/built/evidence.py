@@ -101,6 +101,7 @@ class Case:
     vm_log: str = ""
     rings: list[records.Rings] = field(default_factory=list)
     outcomes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    monitor_address: str = ""
 
     def thread(self, tid: int, comm: str, **more: Any) -> Task:
         task = Task(tid, comm, **more)
@@ -288,6 +289,9 @@ class Case:
                 exe_deleted=False,
                 build_id="ab",
                 qemu_version=self.version,
+                monitors=(schema.MonitorSocket(protocol="qmp", transport="fd", address=self.monitor_address),)
+                if self.monitor_address
+                else (),
             ),
             steps=tuple(steps),
         )
