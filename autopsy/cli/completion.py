@@ -13,6 +13,13 @@ FORMATS = (
     ("json", "for programs"),
     ("schema", "of the json"),
 )
+QUESTIONS = (
+    ("top", "what is stuck the most often"),
+    ("similar", "what is most like a bundle"),
+    ("since-upgrade", "what is gone, new or still there since a version of QEMU"),
+    ("unknown", "what no signature names"),
+    ("errors", "what could not be diagnosed"),
+)
 AGES = ("12h", "7d", "30d", "12w")
 
 
@@ -72,6 +79,11 @@ def scenarios(incomplete: str) -> list[tuple[str, str]]:
 def formats(incomplete: str) -> list[tuple[str, str]]:
     """Return the formats of a report."""
     return _beginning(incomplete, FORMATS)
+
+
+def questions(incomplete: str) -> list[tuple[str, str]]:
+    """Return the named questions of an index."""
+    return _beginning(incomplete, QUESTIONS)
 
 
 def ages(incomplete: str) -> list[str]:

@@ -56,7 +56,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "replay": ("autopsy replay cases/ --junit replay.xml",),
     "fleet send": ("autopsy fleet send last.tar.zst s3://bucket/evidence --redact", "autopsy fleet send --spooled"),
     "fleet diagnose": ("autopsy fleet diagnose bundles/ --into index/ --jobs 8",),
-    "fleet query": ('autopsy fleet query "select signature, count(*) from diagnoses group by all" --from index/',),
+    "fleet diff": ("autopsy fleet diff 0.1.0-30add38f 0.1.0-c46ff113 --from index/",),
+    "fleet prune": ("autopsy fleet prune s3://bucket/evidence --dry-run",),
+    "fleet query": (
+        "autopsy fleet query top --from index/",
+        "autopsy fleet query since-upgrade 10.0.2 --from index/",
+        "autopsy fleet query similar BUNDLE --from index/",
+        'autopsy fleet query "select signature, count(*) from diagnoses group by all" --from index/',
+    ),
 }
 EXIT_CODES = (
     (0, "done"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from autopsy.cli.fleet.asking import query
+from autopsy.cli.fleet.asking import diff, query
 from autopsy.cli.fleet.diagnosing import diagnose
+from autopsy.cli.fleet.pruning import prune
 from autopsy.cli.fleet.sending import send
 from autopsy.cli.help_text import dress
 
@@ -17,4 +18,6 @@ fleet = typer.Typer(
 fleet.command()(send)
 fleet.command()(diagnose)
 fleet.command()(query)
+fleet.command()(diff)
+fleet.command()(prune)
 dress(fleet)

@@ -46,6 +46,23 @@ class FleetSent(msgspec.Struct, frozen=True, kw_only=True):
     waiting: tuple[WaitingAnswer, ...]
 
 
+class FateAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored bundle, whether it stays, and why."""
+
+    key: str
+    size: int
+    keep: bool
+    why: str
+
+
+class FleetPruned(msgspec.Struct, frozen=True, kw_only=True):
+    """What `fleet prune` found; with `dry_run` nothing was removed."""
+
+    place: str
+    dry_run: bool
+    bundles: tuple[FateAnswer, ...]
+
+
 class FleetAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What `fleet query` found: each row is an object with a value for each of the columns."""
 

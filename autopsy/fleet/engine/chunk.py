@@ -55,6 +55,20 @@ def run_chunk(order: ChunkOrder) -> ChunkDone:
     return ChunkDone(part=part, rows=len(rows), errors=sum(bool(row.error) for row in rows), cpu=cpu, written=written)
 
 
+def diagnose_one(path: Path) -> FleetRow:
+    """Return the row of one bundle, which goes into no index.
+
+    Raises:
+        DamagedBundle: it cannot be diagnosed.
+        ChunkFailed: a process of ours was ended from outside.
+    """
+    bundle = SourceBundle(name=str(path.absolute()), size=0, version="", stamp="0")
+    ((row,), _) = _rows(ChunkOrder(bundles=(bundle,), into="", analyzer=""))
+    if row.error:
+        raise DamagedBundle(str(path), row.error, remedy="`autopsy verify` tells whether it is whole")
+    return row
+
+
 def _rows(order: ChunkOrder) -> tuple[list[FleetRow], float]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autopsy-fleet-", dir=scratch_place())))

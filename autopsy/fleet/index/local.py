@@ -35,6 +35,7 @@ def local_parts(address: str, analyzer: str = "") -> tuple[Path, ...]:
             half = here.with_name(f".{here.name}.{private.token()}{private.HALF}")
             try:
                 place.take(file.key, half)
+                os.utime(half, (file.modified, file.modified))  # the newest part tells the newest analyzer
                 half.rename(here)
             finally:
                 with contextlib.suppress(FileNotFoundError):

@@ -18,6 +18,7 @@ ENDING = ".parquet"
 PARTITION = "analyzer="
 DIGEST = re.compile(r"(?:^|/)([0-9a-f]{64})\.tar\.zst(?:\.age)?$")
 NAME = re.compile(r"analyzer=[A-Za-z0-9._-]{1,64}/part-[0-9a-f]{32}\.parquet")
+OF_A_PART = re.compile(r"analyzer=([A-Za-z0-9._-]{1,64}?)[/_]part-[0-9a-f]{32}\.parquet$")
 OF_THE_ANALYZER = ("bundle", "facts", "diagnose", "fleet/grouping", "fleet/engine")
 ROWS = "rows.json"
 
@@ -46,6 +47,12 @@ def digest_in(name: str) -> str:
     return found[1] if found else ""
 
 
+def analyzer_of(part: Path) -> str:
+    """Return whose part it is: its folder says so, and in the cache of a bucket its name."""
+    found = OF_A_PART.search(str(part))
+    return found[1] if found else ""
+
+
 def write(rows: Iterable[FleetRow], folder: Path) -> Path:
     """Write the rows as one Parquet file of a folder of ours, and return it."""
     import duckdb  # noqa: PLC0415 - nothing else of the index needs it
@@ -71,7 +78,9 @@ def stamps(files: Sequence[Path], *, errors: bool) -> frozenset[str]:
     told = ", ".join(map(_text, files))
     only = "" if errors else " WHERE error = ''"
     with duckdb.connect(config={"threads": 1}) as connection:
-        found = connection.execute(f"SELECT stamp FROM read_parquet([{told}]){only}").fetchall()  # noqa: S608 - likewise
+        found = connection.execute(
+            f"SELECT stamp FROM read_parquet([{told}], hive_partitioning = false){only}"  # noqa: S608 - likewise
+        ).fetchall()
     return frozenset(stamp for (stamp,) in found)
 
 

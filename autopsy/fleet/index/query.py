@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autopsy.errors import UsageError
+from autopsy.fleet.index.parts import analyzer_of
 
 MEMORY = "2GB"
 MOST_ROWS = 1_000_000
 VIEW = "diagnoses"
+LATEST = "latest"
 REMEDY = "the view is `diagnoses`; its columns: autopsy fleet query 'describe diagnoses'"
 
 
@@ -23,8 +25,10 @@ class AnswerTable:
     rows: tuple[tuple[Any, ...], ...]
 
 
-def ask(files: Sequence[Path], sql: str, parameters: Sequence[object] = ()) -> AnswerTable:
-    """Return the answer to one SELECT.
+def ask(
+    files: Sequence[Path], sql: str, parameters: Mapping[str, object] | None = None, *, analyzer: str = ""
+) -> AnswerTable:
+    """Return the answer to one SELECT; the view `latest` is of one analyzer, or that of the newest part.
 
     A bundle that was diagnosed twice by one analyzer counts once. Whoever wrote the SQL reads these files and no other,
     writes none, and loads nothing.
@@ -42,11 +46,11 @@ def ask(files: Sequence[Path], sql: str, parameters: Sequence[object] = ()) -> A
         connection.execute("SET autoload_known_extensions = false")
         connection.execute("SET lock_configuration = true")
         try:
-            _view(connection, told)
+            _views(connection, told, analyzer or newest_analyzer(files))
             statements = connection.extract_statements(sql)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise UsageError("query", "it is not one SELECT", remedy=REMEDY)
-            answer = connection.execute(statements[0], list(parameters) or None)
+            answer = connection.execute(statements[0], dict(parameters) if parameters else None)
             rows = answer.fetchmany(MOST_ROWS)
             columns = tuple(column[0] for column in answer.description or ())
         except duckdb.Error as error:
@@ -54,10 +58,16 @@ def ask(files: Sequence[Path], sql: str, parameters: Sequence[object] = ()) -> A
     return AnswerTable(columns, tuple(rows))
 
 
-def _view(connection: Any, files: list[str]) -> None:  # noqa: ANN401 - DuckDB's connection, which is loaded late
-    """Make the view: each bundle once for each analyzer, and rather with a diagnosis than with an error."""
+def newest_analyzer(files: Sequence[Path]) -> str:
+    """Return the analyzer whose part was written last."""
+    newest = max(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+    return analyzer_of(newest)
+
+
+def _views(connection: Any, files: list[str], latest: str) -> None:  # noqa: ANN401 - DuckDB's connection, loaded late
+    """Make the views: each bundle once for each analyzer, and rather with a diagnosis than with an error."""
     listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-    source = f"read_parquet([{listed}], union_by_name = true)"
+    source = f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
     twice = f"SELECT 1 FROM {source} WHERE bundle <> '' GROUP BY bundle, analyzer HAVING count(*) > 1 LIMIT 1"  # noqa: S608 - files of ours
     once = ""
     if connection.execute(twice).fetchone() is not None:
@@ -66,3 +76,4 @@ def _view(connection: Any, files: list[str]) -> None:  # noqa: ANN401 - DuckDB's
             " ORDER BY error = '' DESC, stamp) = 1"
         )
     connection.execute(f"CREATE VIEW {VIEW} AS SELECT * FROM {source}{once}")  # noqa: S608 - likewise
+    connection.execute(f"CREATE VIEW {LATEST} AS SELECT * FROM {VIEW} WHERE analyzer = '{latest}'")  # noqa: S608 - likewise

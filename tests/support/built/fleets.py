@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,10 @@ def that_eats_memory() -> bytes:
     return archive({layout.MANIFEST: manifest(), layout.evidence(layout.QUERY_STATUS, layout.QMP): greedy})
 
 
-def bundle(number: int = 1) -> bytes:
-    """Return a good bundle, another one for each number."""
-    return many_cases.bundle_of(next(many_cases.cases()), number)
+def bundle(number: int = 1, options: tuple[str, ...] = ()) -> bytes:
+    """Return a good bundle, another one for each number, as if it had been taken by this command line."""
+    case = next(many_cases.cases())
+    return many_cases.bundle_of(replace(case, manifest={**case.manifest, "options": options}), number)
 
 
 def sha256(data: bytes | Path) -> str:

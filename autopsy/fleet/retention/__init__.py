@@ -1,0 +1,1 @@
+"""Which bundles are kept, as data, and why."""
