@@ -38,7 +38,7 @@ def on_dask(address: str, orders: tuple[ChunkOrder, ...]) -> Iterator[ChunkDone]
 
     remedy = "say the same again: it goes on where it was"
     try:
-        with Client(address, timeout=CONNECT, set_as_default=False) as client:
+        with Client(address, timeout=CONNECT) as client:
             waiting = iter(orders)
             threads = sum(client.nthreads().values()) or 1
             running = as_completed([_submit(client, order) for order in islice(waiting, AHEAD * threads)])

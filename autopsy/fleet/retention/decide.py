@@ -48,7 +48,7 @@ class JudgedBundle:
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class BundleFate:
     """One stored bundle, whether it stays, and why."""
 
     file: StoredFile
@@ -58,25 +58,25 @@ class Fate:
 
 def decide(
     stored: Sequence[StoredFile], judged: Mapping[str, JudgedBundle], policy: RetentionPolicy, now: float
-) -> tuple[Fate, ...]:
+) -> tuple[BundleFate, ...]:
     """Return the fate of each; what is not understood stays."""
     kept = dict(_kept(stored, judged, policy))
     rest = sorted((file for file in stored if file.key not in kept), key=lambda file: -_seconds(file, judged))
-    fates = [Fate(file, keep=True, why=kept[file.key]) for file in stored if file.key in kept]
+    fates = [BundleFate(file, keep=True, why=kept[file.key]) for file in stored if file.key in kept]
     room = policy.rest.gigabytes * GIGABYTE
     for file in rest:
         age = (now - _seconds(file, judged)) / DAY
         room -= file.size
         if age > policy.rest.days:
             fates.append(
-                Fate(file, keep=False, why=f"{age:.0f} days old, and one of many: more than {policy.rest.days:g}")
+                BundleFate(file, keep=False, why=f"{age:.0f} days old, and one of many: more than {policy.rest.days:g}")
             )
         elif room < 0:
             fates.append(
-                Fate(file, keep=False, why=f"the rest takes more than {policy.rest.gigabytes:g} GB, and this is old")
+                BundleFate(file, keep=False, why=f"old, and the rest takes more than {policy.rest.gigabytes:g} GB")
             )
         else:
-            fates.append(Fate(file, keep=True, why=f"{age:.0f} days old"))
+            fates.append(BundleFate(file, keep=True, why=f"{age:.0f} days old"))
     return tuple(sorted(fates, key=lambda fate: fate.file.key))
 
 

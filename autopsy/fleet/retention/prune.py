@@ -9,12 +9,12 @@ from pathlib import Path
 from autopsy.fleet.index.parts import digest_in
 from autopsy.fleet.index.query import ask
 from autopsy.fleet.places.opening import open_place
-from autopsy.fleet.retention.decide import SQL, Fate, JudgedBundle, decide
+from autopsy.fleet.retention.decide import SQL, BundleFate, JudgedBundle, decide
 from autopsy.fleet.retention.policy import RetentionPolicy
 from autopsy.fleet.sending.send import FOLDER
 
 
-def fates(address: str, index: Sequence[Path], analyzer: str, policy: RetentionPolicy) -> tuple[Fate, ...]:
+def fates(address: str, index: Sequence[Path], analyzer: str, policy: RetentionPolicy) -> tuple[BundleFate, ...]:
     """Return what becomes of each bundle that was sent to a place; nothing is removed here, and nothing else looked at.
 
     Raises:
@@ -25,7 +25,7 @@ def fates(address: str, index: Sequence[Path], analyzer: str, policy: RetentionP
     return decide(stored, judged, policy, time.time())
 
 
-def remove(address: str, these: Iterable[Fate]) -> None:
+def remove(address: str, these: Iterable[BundleFate]) -> None:
     """Remove those that are not kept.
 
     Raises:
