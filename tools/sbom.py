@@ -1,15 +1,19 @@
 """Prints what autopsy stands on, a CycloneDX 1.5 bill of materials (`make sbom`).
 
-As it is installed here, or as it is laid out for a package in the folders that are named.
+As it is installed here, or as it is laid out for a package in the folders that are named: then with the libraries that
+wheels bring along and, where a file names them, the sources of Debian that an interpreter was compiled from.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 
 OURS = "vm-autopsy"  # the distribution; the package that is imported is autopsy
 
@@ -66,19 +70,48 @@ def component(name: str, found: metadata.Distribution, kind: str) -> dict[str, o
     }
 
 
-def bill(root: str = OURS, folders: Sequence[str] = ()) -> dict[str, object]:
+def carried(folders: Sequence[str]) -> Iterator[dict[str, object]]:
+    """Yield the libraries that lie in wheels beside their modules: auditwheel's, of no distribution's name."""
+    for library in sorted(path for folder in folders for path in Path(folder).glob("*.libs/*.so*")):
+        digest = hashlib.sha256(library.read_bytes()).hexdigest()
+        yield {
+            "type": "file",
+            "bom-ref": f"{library.parent.name}/{library.name}",
+            "name": f"{library.parent.name}/{library.name}",
+            "hashes": [{"alg": "SHA-256", "content": digest}],
+        }
+
+
+def compiled(sources: Path | None) -> Iterator[dict[str, object]]:
+    """Yield the source packages that a file names, one a line with its version."""
+    for line in sources.read_text().splitlines() if sources else ():
+        name, _, version = line.partition(" ")
+        purl = f"pkg:deb/debian/{name}@{version}?arch=source"
+        yield {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+
+
+def bill(root: str = OURS, folders: Sequence[str] = (), sources: Path | None = None) -> dict[str, object]:
     """Return the bill; the same installation gives the same one."""
     found = laid_out(folders) if folders else needed(root)
     own = found.pop(root)
+    of_pypi = (component(name, found[name], "library") for name in sorted(found))
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
         "metadata": {"component": component(root, own, "application")},
-        "components": [component(name, found[name], "library") for name in sorted(found)],
+        "components": [*of_pypi, *carried(folders), *compiled(sources)],
     }
 
 
-if __name__ == "__main__":
-    json.dump(bill(folders=sys.argv[1:]), sys.stdout, indent=2)
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("folders", nargs="*", help="where a package's contents are laid out")
+    words.add_argument("--sources", type=Path, help="a file with what the interpreter was compiled from")
+    asked = words.parse_args()
+    json.dump(bill(folders=asked.folders, sources=asked.sources), sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

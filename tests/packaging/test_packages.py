@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,6 +188,8 @@ def test_the_deb_conflicts_with_the_other_autopsy_and_passes_for_nothing_else(pa
     fields = subprocess.run(["dpkg-deb", "--field", packages.deb], capture_output=True, text=True, check=True).stdout
     control = dict(line.split(": ", 1) for line in fields.splitlines() if not line.startswith(" "))
     assert control["Package"] == "vm-autopsy"
+    (maintainer,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["maintainers"]
+    assert control["Maintainer"] == f"{maintainer['name']} <{maintainer['email']}>"
     assert control["Conflicts"] == "autopsy"
     assert not {"Provides", "Replaces", "Breaks"} & set(control)
     assert control["Depends"].split(" | ") == ["python3.14", "python3.13", "python3.12", "python3.11"]
@@ -251,14 +254,17 @@ def test_what_is_shipped_has_no_path_of_the_builder_no_odd_mode_and_no_foreign_p
 
 def test_the_bill_of_materials_names_what_is_shipped(unpacked: Path) -> None:
     told = json.loads((unpacked / "usr/share/doc/vm-autopsy/vm-autopsy.cdx.json").read_text())
-    named = {(each["name"], each["version"]) for each in (*told["components"], told["metadata"]["component"])}
+    every = (*told["components"], told["metadata"]["component"])
+    named = {(each["name"], each["version"]) for each in every if each["type"] != "file"}
+    libraries = {each["name"] for each in every if each["type"] == "file"}
     shipped = {
         (re.sub(r"[-_.]+", "-", name).lower(), version)
         for info in (unpacked / "usr/lib/vm-autopsy").glob("*.dist-info")
         for name, version in [info.name.removesuffix(".dist-info").rsplit("-", 1)]
     }
     assert named == shipped
-    assert len(shipped) > 10
+    assert "prometheus-client" in {name for name, _ in shipped}  # the unit of the watch is shipped
+    assert libraries == {f"{path.parent.name}/{path.name}" for path in unpacked.rglob("*.libs/*.so*")}
 
 
 def test_units_and_sudoers_are_such_as_their_programs_take(unpacked: Path, tmp_path: Path) -> None:

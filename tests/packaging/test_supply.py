@@ -114,3 +114,18 @@ def test_nothing_is_known_against_what_is_installed() -> None:
     if isinstance(found, audit.NotAsked):
         pytest.skip(f"the service of advisories cannot be asked: {found.why}")
     assert found == []
+
+
+def test_a_bill_of_what_is_laid_out_names_the_libraries_in_wheels_and_what_the_interpreter_is_made_of(
+    tmp_path: Path,
+) -> None:
+    info = tmp_path / "lib/vm_autopsy-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vm-autopsy\nVersion: 0.1.0\n")
+    (tmp_path / "lib/drgn.libs").mkdir()
+    (tmp_path / "lib/drgn.libs/libelf-1a2b.so.1").write_bytes(b"\x7fELF")
+    (tmp_path / "sources").write_text("python3.13 3.13.5\nzlib 1.3.1\n")
+    made = sbom.bill(folders=[str(tmp_path / "lib")], sources=tmp_path / "sources")
+    assert [each["name"] for each in made["components"]] == ["drgn.libs/libelf-1a2b.so.1", "python3.13", "zlib"]
+    assert made["components"][1]["purl"] == "pkg:deb/debian/python3.13@3.13.5?arch=source"
+    json.dumps(made)
