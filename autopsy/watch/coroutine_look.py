@@ -24,8 +24,9 @@ from autopsy.watch.request_shape import Held, ParkedStack, Shape, held_by
 
 USED_PAGES = 3  # of a stack: what a request's frames, and those that have returned, have left there
 MAPS_SECONDS = 60.0  # after which the map is read again, whatever the process's size says
+MANY = 256  # requests in flight, of which a page each must do
 SIGNATURE = 8
-MOST_PARKED = 4096
+MOST_PARKED = 16384
 
 
 class ParkedCoroutine(msgspec.Struct, frozen=True, array_like=True):
@@ -38,10 +39,14 @@ class ParkedCoroutine(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CoroutineLook(msgspec.Struct, frozen=True, array_like=True):
-    """One look at a VM's coroutines; `clear` is false where this QEMU's cannot be told apart."""
+    """One look at a VM's coroutines; `clear` is false where this QEMU's cannot be told apart.
+
+    `took_ns` is what it took of a processor.
+    """
 
     clear: bool
     parked: tuple[ParkedCoroutine, ...] = ()
+    took_ns: int = 0
 
 
 class AnotherProcess(Exception):
@@ -62,6 +67,7 @@ class WatchedStacks:
     code: tuple[Mapping, ...] = ()
     calls: dict[int, bool | None] = field(default_factory=dict)
     held: dict[tuple[int, bytes], Held] = field(default_factory=dict)
+    place: int = 0
 
     def close(self) -> None:
         """Let go of the process."""
@@ -75,6 +81,7 @@ class WatchedStacks:
             OSError: the process is gone, or not ours to look at.
             AnotherProcess: it is another one now.
         """
+        began = time.thread_time_ns()
         with Unpreempted() as ahead:
             if size != self.size or time.monotonic() - self.mapped_at > MAPS_SECONDS:
                 self._map()
@@ -87,8 +94,12 @@ class WatchedStacks:
                 if under_way:
                     busy.append(top)
             if not busy or len(busy) > MOST_PARKED:
-                return CoroutineLook(clear=False)
-            stacks = [self._stack(top) for top in busy]
+                return CoroutineLook(clear=False, took_ns=time.thread_time_ns() - began)
+            pages = USED_PAGES if len(busy) <= MANY else 1
+            stacks = []
+            for top in busy:
+                ahead.breathe()
+                stacks.append(self._stack(top, pages))
             tokens = [(top, hashlib.blake2b(data, digest_size=SIGNATURE).digest()) for top, data in stacks]
             again = [number for number, token in enumerate(tokens) if token in self.held]
             fresh = [number for number in again if self.held[tokens[number]].shape is Shape.UNKNOWN]
@@ -103,6 +114,7 @@ class WatchedStacks:
             return CoroutineLook(
                 clear=True,
                 parked=tuple(ParkedCoroutine(*token, kept[token].shape, kept[token].kin) for token in tokens),
+                took_ns=time.thread_time_ns() - began,
             )
 
     def _map(self) -> None:
@@ -118,19 +130,26 @@ class WatchedStacks:
     def _is_under_way(self, top: int) -> bool | None:
         data = self._read(top - TOP, TOP)
         words = WORDS.unpack(data) if len(data) == TOP else ()
-        back = next((word for word in reversed(words) if self._is_code(word)), 0)
-        if not back:
+        if not words:
             return None
+        if words[self.place] in self.calls:  # it lies in the same place of each stack
+            return self.calls[words[self.place]]
+        place = next((place for place in range(len(words) - 1, -1, -1) if self._is_code(words[place])), -1)
+        if place < 0:
+            return None
+        back = words[place]
         if back not in self.calls:
             self.calls[back] = calls_by_pointer(self._read(back - CALL_BYTES, CALL_BYTES))
+        if self.calls[back] is not None:
+            self.place = place
         return self.calls[back]
 
     def _is_code(self, word: int) -> bool:
         return any(each.start < word < each.end for each in self.code)
 
-    def _stack(self, top: int) -> tuple[int, bytes]:
+    def _stack(self, top: int, pages: int) -> tuple[int, bytes]:
         """Return the pages below a stack's top, as far down as they are in memory."""
-        low = top - USED_PAGES * PAGE
+        low = top - pages * PAGE
         present = list(runs(self.pagemap, low, top, IN_MEMORY))
         start = present[-1][0] if present and sum(present[-1]) == top else top
         return top, self._pread(start, top - start) if start < top else b""

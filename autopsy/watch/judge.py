@@ -105,8 +105,8 @@ class VmJudge:
     def _gravest(self, sample: VmSample, now: int) -> StandStill | None:
         candidates = (
             self._main_loop(sample, now),
-            self._vcpus(sample, now),
             self._requests(now),
+            self._vcpus(sample, now),
             self._asleep(sample, now),
         )
         return next((each for each in candidates if each is not None and each.age_ns >= SUSPECT_NS), None)

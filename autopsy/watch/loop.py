@@ -36,6 +36,7 @@ STORE_SECONDS = 60.0
 RING_SECONDS = 10.0
 AGAIN = 2  # more looks in one round at what stands
 AGAIN_SECONDS = 0.02
+AGAIN_MOST_NS = SECOND // 100
 ENOUGH = 0.9  # of the time between two rounds: a later one is late
 MOST_DURATIONS = 10_000
 
@@ -177,7 +178,7 @@ class Watch:
         questions = {
             each.vm.pid: LookQuestion(each.vm.pid, each.vm.start_ticks, each.sample.size)
             for each in standing
-            if each.sample is not None
+            if each.sample is not None and each.took_ns < AGAIN_MOST_NS
         }
         by_pid = {each.vm.pid: each for each in self.vms.values()}
         for number in range(AGAIN if questions else 0):

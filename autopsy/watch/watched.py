@@ -16,6 +16,7 @@ from autopsy.watch.sampler import VmFiles
 from autopsy.watch.stages import VmStages
 from autopsy.watch.tokens import SECOND
 
+COST_SHARE = 30  # times what it took last passes before the next look at a VM of very many requests
 CLOSE_NS = SECOND  # between two looks at what is suspected
 FIRST_BACKOFF_NS, MOST_BACKOFF_NS = 5 * SECOND, 60 * SECOND
 SLACK_NS = SECOND // 5  # a round may come a little early
@@ -35,6 +36,7 @@ class SampledVm:
     looked_ns: int = 0
     blind_until_ns: int = 0
     backoff_ns: int = 0
+    took_ns: int = 0
     refused: bool = False
     was_active: bool = False
 
@@ -63,6 +65,7 @@ class SampledVm:
         every = CLOSE_NS if self.suspect or self.judge.wants_look or settled else self.look_every_ns
         if self.judge.requests.in_flight:
             every = min(every, 2 * SECOND)
+        every = max(every, self.took_ns * COST_SHARE)
         if not closely and self.looked_ns and now_ns - self.looked_ns < every - SLACK_NS:
             return None
         return LookQuestion(self.vm.pid, self.vm.start_ticks, self.sample.size)
@@ -82,6 +85,7 @@ class SampledVm:
                 pass
             case _:
                 self.looked_ns, self.backoff_ns, self.refused = now_ns, 0, False
+                self.took_ns = looked.took_ns
                 look = looked
         self.sample = replace(self.sample, look=look, hung=hung)
         self.judged = self.judge.judge(self.sample)
