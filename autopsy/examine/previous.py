@@ -16,6 +16,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.heap.records import Heap
 from autopsy.bundle.records import Coroutine, Frame, LockGraph, Module, ThreadStack
+from autopsy.examine.coroutines.stored import read_back
 from autopsy.examine.gdb.backtrace import blocks
 
 KNOWLEDGE = ("none", "dynsym", "symtab", "dwarf")
@@ -120,10 +121,16 @@ def read_previous(stored: Callable[[str], bytes], step: str = layout.GDB_THREADS
         except (msgspec.DecodeError, RecursionError):
             return nothing
 
+    def coroutines() -> tuple[Coroutine, ...]:
+        try:
+            return read_back(stored(layout.evidence(step, layout.COROUTINES)))
+        except (msgspec.DecodeError, RecursionError):
+            return ()
+
     return Earlier(
         backtrace=stored(layout.evidence(step, layout.BACKTRACE)).decode("utf-8", "backslashreplace"),
         threads=decoded(layout.THREADS, tuple[ThreadStack, ...], ()),
-        coroutines=decoded(layout.COROUTINES, tuple[Coroutine, ...], ()),
+        coroutines=coroutines(),
         modules=decoded(layout.MODULES, tuple[Module, ...], ()),
         graph=decoded(layout.LOCKS, LockGraph | None, None),  # type: ignore[arg-type]  # a union is no type to mypy
         heap=decoded(layout.HEAP, Heap | None, None),  # type: ignore[arg-type]  # likewise

@@ -17,7 +17,7 @@ from autopsy.examine import previous as earlier
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import HIGHEST, Core, CoreError
 from autopsy.examine.core.symbols import Symbols
-from autopsy.examine.coroutines import compare, listing
+from autopsy.examine.coroutines import compare, listing, stored
 from autopsy.examine.coroutines import find as coroutines
 from autopsy.examine.coroutines.find import Saved
 from autopsy.examine.gdb import unwind
@@ -116,7 +116,7 @@ class Opened:
         main = self.symbols.main
         best = self.earlier.best_coroutines(found, blind=main is None or main.file is None)
         text, self.coroutines = listing.render(best, self.graph.comutexes if self.graph else ())
-        self.store(layout.COROUTINES, self.coroutines)
+        self.frozen.write(layout.COROUTINES, stored.as_text(self.coroutines))
         self.frozen.write(layout.COROUTINES_TEXT, text.encode("utf-8", "backslashreplace"))
 
     def start_heap(self, seconds: float) -> None:

@@ -18,7 +18,7 @@ from autopsy.examine import previous
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import Core, CoreError
 from autopsy.examine.core.symbols import Symbols
-from autopsy.examine.coroutines import compare, find
+from autopsy.examine.coroutines import compare, find, stored
 from autopsy.examine.coroutines.find import Saved
 from autopsy.examine.gdb.unwind import Parked, unwind, with_frames
 from autopsy.examine.heap import run, virtqueues
@@ -50,7 +50,7 @@ def examine_again(frozen: Frozen) -> str:
     found = [_with_frames(saved.coroutine, unwound) for saved in compared.first]
     found += _newcomers(frozen, second, symbols, compared.new)
     told = known.best_coroutines(found, blind=symbols.main is None or symbols.main.file is None)
-    frozen.write(layout.COROUTINES, msgspec.json.format(msgspec.json.encode(told), indent=1) + b"\n")
+    frozen.write(layout.COROUTINES, stored.as_text(told))
     poll_sets.write(frozen)
     with suppress(CoreError, OSError):  # the coroutines are written already
         virtqueues.write(core, second, symbols, frozen.read, frozen.write)
@@ -78,9 +78,7 @@ def _newcomers(frozen: Frozen, second: Core, symbols: Symbols, new: tuple[Saved,
 
 def _unwound(frozen: Frozen) -> dict[int, Coroutine]:
     try:
-        known = msgspec.json.decode(
-            frozen.read(layout.evidence(layout.GDB_THREADS, layout.COROUTINES)), type=tuple[Coroutine, ...]
-        )
+        known = stored.read_back(frozen.read(layout.evidence(layout.GDB_THREADS, layout.COROUTINES)))
     except msgspec.DecodeError:
         return {}
     return {each.address: each for each in known}

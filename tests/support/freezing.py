@@ -21,6 +21,8 @@ from support import lab, looking
 
 GDB = ("gdb", "-nx", "-batch", "-iex", "set auto-load off", "-iex", "set debuginfod enabled off")
 FAST = dataclasses.replace(Options(), max_stop=0.05, bpf=False)
+HELD = {"stopped", "walked"}
+walks = False  # whether threads may be walked where a test says nothing of it: see `both_ways`
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,10 +42,10 @@ class Taken:
         return {each.how for each in self.record.threads if "kernel" not in each.why}
 
 
-def take(pid: int, place: Path, options: Options = FAST, *, second: bool = False) -> Taken:
+def take(pid: int, place: Path, options: Options | None = None, *, second: bool = False) -> Taken:
     step = layout.SECOND_EXPOSURE if second else layout.FREEZE
     with looking.scene(pid, place, step) as plain:
-        scene = dataclasses.replace(plain, options=options)
+        scene = dataclasses.replace(plain, options=options or dataclasses.replace(FAST, bpf=walks))
         outcome = freeze.expose_again(scene) if second else freeze.expose(scene)
         record = looking.decoded(scene, layout.FREEZE_RECORD, FreezeRecord)
         path = scene.folder / layout.CORE if second else place / layout.CORE

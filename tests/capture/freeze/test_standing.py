@@ -279,7 +279,7 @@ INFORMATION_BYTES, NAME_AT = 232, 64  # struct bpf_prog_info
 
 
 def programs() -> int:
-    """Return how many programs of our name the kernel has."""
+    """Return how many programs of our name the kernel has: as long as a link is there, its program is."""
     found = number = 0
     while True:
         try:
