@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import signal
 import tempfile
@@ -17,13 +16,12 @@ from selection import LABELS, Candidate, among_each_other, left_to_the_soak
 from support import lab
 
 HOUSE = Path(__file__).resolve().parent.parent
-SOAK = os.environ.get("AUTOPSY_SOAK") == "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave to `make soak` what is more of the same, but for a test that was asked for by its name."""
     items[:] = among_each_other([list(each) for _, each in groupby(items, key=lambda item: item.path)], _is_live)
-    if SOAK or any("::" in word for word in config.args):
+    if lab.SOAK or any("::" in word for word in config.args):
         return
     left = left_to_the_soak(map(_candidate, items))
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from support import lab
 from support.verdicts import captured
 from support.wedged import wedges
 
-TIMES = 20 if os.environ.get("AUTOPSY_SOAK") == "1" else 2
+TIMES = 20 if lab.SOAK else 2
 
 
 def writes_on(vm: Machine) -> None:

@@ -55,10 +55,14 @@ def gone(pid: int) -> bool:
 
 def told_to_die(pid: int) -> bool:
     """Return whether a SIGKILL waits for a thread that cannot take it, or has ended the others."""
-    pending = (
-        each.read_text().partition("SigPnd:")[2].split()[0] for each in Path(f"/proc/{pid}/task").glob("*/status")
-    )
-    return any(int(each, 16) & 1 << (signal.SIGKILL - 1) for each in pending) or "Z" in states(pid)
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        try:
+            pending = int(status.read_text().partition("SigPnd:")[2].split()[0], 16)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # that thread has ended meanwhile
+        if pending & 1 << (signal.SIGKILL - 1):
+            return True
+    return "Z" in states(pid)
 
 
 @pytest.mark.parametrize("name", [each.name for each in SCENARIOS if each.name != "busy"])

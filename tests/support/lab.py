@@ -24,6 +24,9 @@ HOUSE = Path(__file__).resolve().parents[2]
 
 KVM = ("-accel", "kvm")
 TCG = ("-accel", "tcg")
+SOAK = os.environ.get("AUTOPSY_SOAK") == "1"
+# A KVM that is emulated itself takes seconds for what a firmware does; TCG a tenth of one.
+TO_BOOT = KVM if SOAK else TCG
 GUEST_SECONDS = 90.0
 DEADLOCK_TRIES, DEADLOCK_SECONDS = 8, 15.0
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from autopsy.bundle.verify import verify
 from autopsy.capture.staging.leftovers import at_work
 from autopsy.commands.seal import seal_leftover
 from autopsy.diagnose.verdict import diagnose
-from autopsy.drill.guests import write_boot_sector
+from autopsy.drill.guests import WRITE_FOR_EVER
 from autopsy.drill.machine import Machine, ask
 from autopsy.drill.process import states
 from autopsy.facts.gather import gather_facts
 from support import lab
+from support.small_guests import ENOUGH, WRITE_NOW_AND_THEN, boot_sector
 
 HOUSE = lab.HOUSE
 PR_SET_CHILD_SUBREAPER = 36
@@ -84,11 +85,10 @@ def namespace(*setup: str, memory: str = "256m") -> Iterator[Namespace]:
 
 
 @contextmanager
-def busy(name: str = "busy") -> Iterator[Machine]:
+def busy(name: str = "busy", code: bytes = WRITE_FOR_EVER) -> Iterator[Machine]:
     """Run a VM whose guest writes as fast as it can."""
     with lab.folder() as place:
-        image = lab.disk(place / "disk.raw")
-        write_boot_sector(image)
+        image = boot_sector(lab.disk(place / "disk.raw"), code)
         with lab.qemu(
             "7.2",
             *("-drive", f"if=none,id=disk0,format=raw,file={image}"),
@@ -96,8 +96,13 @@ def busy(name: str = "busy") -> Iterator[Machine]:
             name=name,
             boots=True,
         ) as machine:
-            lab.until("the guest writes", lambda: lab.writes_done(machine, "vd0") > 20)
+            lab.until("the guest writes", lambda: lab.writes_done(machine, "vd0") > ENOUGH)
             yield machine
+
+
+def at_leisure(name: str = "busy") -> AbstractContextManager[Machine]:
+    """Run a VM whose guest writes now and then: for tests in which it is not the VM that is hurt."""
+    return busy(name, WRITE_NOW_AND_THEN)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import pytest
 from autopsy.bundle.verify import verify
 from autopsy.cli import streams
 from support import lab
-from support.surviving import HOUSE, busy
+from support.surviving import HOUSE, at_leisure
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
@@ -69,14 +69,14 @@ def stuffed() -> Iterator[int]:
 
 
 def test_a_log_on_a_frozen_file_system_holds_up_neither_capture_nor_kill(tmp_path: Path) -> None:
-    with busy() as vm, lab.file_system() as place, opened(place.mount / "log") as log, lab.frozen(place):
+    with at_leisure() as vm, lab.file_system() as place, opened(place.mount / "log") as log, lab.frozen(place):
         assert captured(vm.pid, tmp_path / "a", "--then-kill", "--even-if-healthy", stdout=log, stderr=log) == 0
         assert verify(bundle_of(tmp_path / "a")).files
         assert not vm.process.alive()
 
 
 def test_a_result_that_nobody_takes_is_told_on_stderr_with_the_bundle(tmp_path: Path) -> None:
-    with busy() as vm, opened("/dev/full") as full, stuffed() as stuck:
+    with at_leisure() as vm, opened("/dev/full") as full, stuffed() as stuck:
         for name, stdout, why in (("full", full, "No space left"), ("stuck", stuck, "it takes nothing")):
             with opened(tmp_path / f"{name}.err") as errors:
                 assert captured(vm.pid, tmp_path / name, stdout=stdout, stderr=errors) == 0
@@ -87,7 +87,7 @@ def test_a_result_that_nobody_takes_is_told_on_stderr_with_the_bundle(tmp_path: 
 
 
 def test_a_story_that_nobody_takes_leaves_the_result(tmp_path: Path) -> None:
-    with busy() as vm, opened("/dev/full") as full, stuffed() as stuck:
+    with at_leisure() as vm, opened("/dev/full") as full, stuffed() as stuck:
         for name, stderr in (("full", full), ("stuck", stuck)):
             with opened(tmp_path / f"{name}.out") as results:
                 assert captured(vm.pid, tmp_path / name, stdout=results, stderr=stderr) == 0

@@ -26,7 +26,7 @@ from support import lab
 from support.surviving import (
     Capture,
     assert_unharmed,
-    busy,
+    at_leisure,
     capture,
     namespace,
 )
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def vm() -> Iterator[Machine]:
-    with busy() as machine:
+    with at_leisure() as machine:
         yield machine
 
 

@@ -17,7 +17,7 @@ from support.surviving import (
     _every_capture_ends,  # noqa: F401 - a fixture
     assert_no_orphan,
     assert_unharmed,
-    busy,
+    at_leisure,
     capture,
     children,
     namespace,
@@ -45,7 +45,7 @@ GRACE = 8.0  # beyond the budget: the seal, the report beside it, Python's own s
 
 @pytest.fixture(scope="module")
 def vm() -> Iterator[Machine]:
-    with busy() as machine:
+    with at_leisure() as machine:
         yield machine
 
 
@@ -108,7 +108,7 @@ def test_files_that_never_answer_cost_their_own_sections_only(vm: Machine, tmp_p
 
 
 def test_a_monitor_that_is_stopped_with_its_vm_costs_only_its_own_steps(tmp_path: Path) -> None:
-    with busy("stopped") as machine, lab.stopped(machine):
+    with at_leisure("stopped") as machine, lab.stopped(machine):
         done = capture(machine.pid, tmp_path, "--fast", "--budget", "20")
         assert done.end() == 0, done.story
         assert done.seconds < 20 + GRACE

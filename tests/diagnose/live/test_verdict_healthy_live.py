@@ -18,6 +18,7 @@ from autopsy.drill.machine import Machine, of_device, start_machine
 from autopsy.drill.process import start, tool
 from autopsy.drill.site import site
 from support import lab
+from support.small_guests import ENOUGH
 from support.verdicts import captured
 from support.wedged import wedges
 
@@ -44,7 +45,7 @@ def idle(label: str, accelerate: tuple[str, ...] = lab.KVM, *, iothread: bool = 
 
 
 @contextmanager
-def writing(label: str, engine: str = "aio=threads") -> Iterator[Machine]:
+def writing(label: str, engine: str = "aio=threads", accelerate: tuple[str, ...] = lab.TO_BOOT) -> Iterator[Machine]:
     """A guest that writes one sector after the other."""
     with lab.folder() as place:
         image = lab.disk(place / "d")
@@ -53,10 +54,10 @@ def writing(label: str, engine: str = "aio=threads") -> Iterator[Machine]:
             label,
             *("-drive", f"if=none,id=disk0,format=raw,file={image},{engine}"),
             *wedges.DISK,
-            accelerate=lab.KVM,
+            accelerate=accelerate,
             boots=True,
         ) as vm:
-            lab.until("it wrote", lambda: wedges.completed(vm)[1] > 200, seconds=wedges.BOOT_SECONDS)
+            lab.until("it wrote", lambda: wedges.completed(vm)[1] > ENOUGH, seconds=wedges.BOOT_SECONDS)
             yield vm
 
 
@@ -89,7 +90,7 @@ def test_an_idle_vm_with_an_iothread_is_healthy(label: str, tmp_path: Path) -> N
     ],
 )
 def test_a_vm_that_writes_is_healthy(label: str, engine: str, tmp_path: Path) -> None:
-    with writing(label, engine) as vm:
+    with writing(label, engine, lab.KVM if label == NEWEST else lab.TO_BOOT) as vm:
         verdict = captured(vm.pid, tmp_path)
         assert verdict.where == "none", verdict
 
@@ -254,15 +255,15 @@ def test_a_migration_that_its_bandwidth_slows_down_is_not_stuck(tmp_path: Path) 
 
 
 def test_a_host_that_is_busy_makes_no_wedge(tmp_path: Path) -> None:
-    burning = [subprocess.Popen([tool("sh"), "-c", "while :; do :; done"]) for _ in range(3)]
-    try:
-        with writing(NEW) as vm:
+    with writing(NEW) as vm:
+        burning = [subprocess.Popen([tool("sh"), "-c", "while :; do :; done"]) for _ in range(3)]
+        try:
             verdict = captured(vm.pid, tmp_path)
             assert verdict.where == "none", verdict
-    finally:
-        for each in burning:
-            each.kill()
-            each.wait()
+        finally:
+            for each in burning:
+                each.kill()
+                each.wait()
 
 
 @soak
@@ -274,7 +275,7 @@ def test_a_guest_that_sleeps_is_healthy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", [OLD, NEW])
 def test_a_guest_that_burns_its_cpu_is_the_guests_own_affair(label: str, tmp_path: Path) -> None:
-    with wedges.running(lab.build(label), wedges.SPIN) as it:
+    with wedges.running(lab.build(label), wedges.SPIN, accelerate=lab.KVM) as it:
         verdict = captured(it.vm.pid, tmp_path, "--gap", "3.5")
         assert (verdict.where, verdict.signature) == ("guest", "guest-spins"), verdict
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from autopsy.drill import guests
 from autopsy.drill.machine import Machine, ask
 from autopsy.drill.process import start, states, tool
 from autopsy.drill.site import Site, site
 from support import lab
+from support.small_guests import WRITE_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import BOOT_SECONDS, Stuck
 
 OTHER = "driver=null-co,node-name=other0,size=1048576,read-zeroes=on"  # beside the one that is stuck: it is not named
@@ -142,8 +142,7 @@ def awaiting_its_monitor(build: lab.Build) -> Iterator[Stuck]:
 def vhost_user(build: lab.Build, *, slow: bool = False) -> Iterator[Stuck]:
     """A vhost-user-blk export that a guest writes to for ever; `slow` lets hardly a request of it through."""
     with site() as there:
-        image = lab.disk(there.folder / "d")
-        guests.write_boot_sector(image)
+        image = boot_sector(lab.disk(there.folder / "d"), WRITE_NOW_AND_THEN)
         path = there.folder / "vhost"
         export = f"type=vhost-user-blk,id=vhost0,node-name=node0,addr.type=unix,addr.path={path},writable=on"
         it = daemon(
@@ -159,7 +158,7 @@ def vhost_user(build: lab.Build, *, slow: bool = False) -> Iterator[Stuck]:
             build,
             *("-object", "memory-backend-memfd,id=ram0,size=64M,share=on", "-machine", "memory-backend=ram0"),
             *("-chardev", f"socket,id=vhost0,path={path}", "-device", "vhost-user-blk-pci,id=vd0,chardev=vhost0"),
-            accelerate=lab.KVM,
+            accelerate=lab.TO_BOOT,
             boots=True,
         ):
             began = image.stat().st_mtime_ns

@@ -13,7 +13,7 @@ from autopsy.drill.machine import Machine
 from autopsy.drill.process import start, tool
 from autopsy.drill.site import Site, site
 from support import lab
-from support.wedged.wedges import boot_sector
+from support.small_guests import boot_sector
 
 BOOT_SECONDS, ROUND_SECONDS = 60.0, 20.0
 VHOST = "vhost-user-blk"
@@ -112,7 +112,7 @@ def busy(build: lab.Build) -> Iterator[Busy]:
                 *NO_DISKS,
                 *(_served(build, there, vhost) if vhost else ()),
                 *("-serial", f"file:{serial}"),
-                accelerate=lab.KVM,
+                accelerate=lab.TO_BOOT,
                 boots=True,
             ) as vm,
         ):

@@ -11,18 +11,17 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autopsy.drill import guests
 from autopsy.drill.machine import Machine
 from autopsy.drill.process import DrillProcess, start, states, tool
 from autopsy.drill.site import site
 from support import lab
+from support.small_guests import ENOUGH, WRITE_NOW_AND_THEN, boot_sector
 
 A_MOMENT = 0.5  # what a monitor gets whose main loop is about to go under
 BOOT_SECONDS = 60.0
 DISK = ("-device", "virtio-blk-pci,id=vd0,drive=disk0")
 NODE = "virtio-blk-pci,id=vd0,drive"
 
-READ_FOR_EVER = guests.WRITE_FOR_EVER.replace(bytes.fromhex("b80043"), bytes.fromhex("b80042"))  # int 13h, ah = 42h
 SPIN = bytes.fromhex("fa ebfe")  # cli; jmp to itself
 TALK = bytes.fromhex("ba e900 b041 ee ebfd")  # out(0xe9, 'A') for ever
 PANIC = bytes.fromhex("ba 0505 b001 ee f4")  # out(0x505, 1): what pvpanic takes for a panic; hlt
@@ -56,14 +55,7 @@ def completed(vm: Machine, device: str = "vd0") -> tuple[int, int]:
     raise LookupError(device)
 
 
-def boot_sector(disk: Path, code: bytes) -> Path:
-    """Put a guest of a few bytes at the start of a disk."""
-    with disk.open("r+b") as stream:
-        stream.write(code.ljust(510, b"\0") + b"\x55\xaa")
-    return disk
-
-
-def until_it_works(vm: Machine, which: int, more_than: int = 200) -> None:
+def until_it_works(vm: Machine, which: int, more_than: int = ENOUGH) -> None:
     """Wait until the guest's own requests flow: a firmware that still starts resets and drains the disks."""
     lab.until("the guest did its work", lambda: completed(vm)[which] > more_than, seconds=BOOT_SECONDS)
 
@@ -82,7 +74,14 @@ def cgroup_frozen(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
-def running(build: lab.Build, code: bytes, more: tuple[str, ...] = (), *, ends_in: str = "") -> Iterator[Stuck]:
+def running(
+    build: lab.Build,
+    code: bytes,
+    more: tuple[str, ...] = (),
+    *,
+    ends_in: str = "",
+    accelerate: tuple[str, ...] = lab.TO_BOOT,
+) -> Iterator[Stuck]:
     """A guest of a few bytes on an IDE disk; waits for the run state that it `ends_in`."""
     with lab.folder() as place:
         image = boot_sector(lab.disk(place / "d", mebibytes=1), code)
@@ -90,7 +89,7 @@ def running(build: lab.Build, code: bytes, more: tuple[str, ...] = (), *, ends_i
             build,
             *("-drive", f"if=ide,id=disk0,format=raw,file={image}"),
             *more,
-            accelerate=lab.KVM,
+            accelerate=accelerate,
             boots=True,
         ) as vm:
             if ends_in:
@@ -138,8 +137,7 @@ def console_unread(build: lab.Build) -> Iterator[Stuck]:
 def vhost_user(build: lab.Build, image: Path | None = None) -> Iterator[tuple[Machine, DrillProcess]]:
     """A guest that writes for ever to a vhost-user-blk back end."""
     with lab.folder() as place, site() as there:
-        image = lab.disk(image or place / "d", mebibytes=32)
-        guests.write_boot_sector(image)
+        image = boot_sector(lab.disk(image or place / "d", mebibytes=32), WRITE_NOW_AND_THEN)
         path = place / "vhost"
         back_end = start(
             there,
@@ -155,7 +153,7 @@ def vhost_user(build: lab.Build, image: Path | None = None) -> Iterator[tuple[Ma
             build,
             *("-object", "memory-backend-memfd,id=ram0,size=64M,share=on", "-machine", "memory-backend=ram0"),
             *("-chardev", f"socket,id=vhost0,path={path}", "-device", "vhost-user-blk-pci,id=vd0,chardev=vhost0"),
-            accelerate=lab.KVM,
+            accelerate=lab.TO_BOOT,
             boots=True,
         ) as vm:
             began = image.stat().st_mtime_ns

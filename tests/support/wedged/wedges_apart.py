@@ -19,6 +19,7 @@ from autopsy.drill.process import start
 from autopsy.drill.site import site
 from support import lab
 from support.builds import missing
+from support.small_guests import WRITE_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import A_MOMENT, DISK, NODE, Stuck, in_flight, until_it_works, vhost_user
 
 LITTLE = 1 << 16  # bytes a second
@@ -29,12 +30,11 @@ BETWEEN_LOOKS = 7.0  # seconds from the beginning of a capture whose looks are t
 def mirror_at_a_limit(build: lab.Build) -> Iterator[Stuck]:
     """A mirror whose target has a limit, while the guest writes to its disk as ever."""
     with lab.folder() as place:
-        image = lab.disk(place / "d")
-        guests.write_boot_sector(image)
+        image = boot_sector(lab.disk(place / "d"), WRITE_NOW_AND_THEN)
         with lab.qemu(
             build,
             *("-blockdev", f"driver=file,node-name=file0,filename={image}", "-device", f"{NODE}=file0"),
-            accelerate=lab.KVM,
+            accelerate=lab.TO_BOOT,
             boots=True,
         ) as vm:
             until_it_works(vm, 1)
@@ -103,10 +103,9 @@ def source_stopped(build: lab.Build) -> Iterator[Stuck]:
 def ended_meanwhile(build: lab.Build) -> Iterator[Stuck]:
     """A guest that writes to its disk; its QEMU is sent a SIGSEGV while the capture waits for its second look."""
     with lab.folder() as place:
-        image = lab.disk(place / "d")
-        guests.write_boot_sector(image)
+        image = boot_sector(lab.disk(place / "d"), WRITE_NOW_AND_THEN)
         node = ("-blockdev", f"driver=file,node-name=file0,filename={image}", "-device", f"{NODE}=file0")
-        with lab.qemu(build, *node, accelerate=lab.KVM, boots=True) as vm:
+        with lab.qemu(build, *node, accelerate=lab.TO_BOOT, boots=True) as vm:
             until_it_works(vm, 1)
             hand = threading.Timer(BETWEEN_LOOKS, os.kill, (vm.pid, signal.SIGSEGV))
             hand.start()

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from autopsy.drill import guests
 from autopsy.drill.machine import Machine, of_device
 from autopsy.drill.process import start, states, tool
 from autopsy.drill.site import site
 from support import lab
+from support.small_guests import WRITE_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, Stuck, completed, in_flight, vhost_user
 
 
@@ -206,12 +206,11 @@ def frozen_behind_links(build: lab.Build) -> Iterator[Stuck]:
 def unmonitored(build: lab.Build) -> Iterator[Stuck]:
     """A guest that writes, in a QEMU that has no monitor."""
     with lab.folder() as place, site() as there:
-        image = lab.disk(place / "d")
-        guests.write_boot_sector(image)
+        image = boot_sector(lab.disk(place / "d"), WRITE_NOW_AND_THEN)
         process = start(
             there,
             [
-                *(build.binary, *build.firmware_arguments, "-nodefaults", "-display", "none", *lab.KVM, "-m", "64"),
+                *(build.binary, *build.firmware_arguments, "-nodefaults", "-display", "none", *lab.TO_BOOT, "-m", "64"),
                 *("-blockdev", f"driver=file,node-name=file0,filename={image}", "-device", f"{NODE}=file0"),
                 *("-name", "guest=t,debug-threads=on", "-serial", f"file:{place}/dots"),
             ],

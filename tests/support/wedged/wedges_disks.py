@@ -12,14 +12,13 @@ from autopsy.drill.machine import of_device
 from autopsy.drill.process import states, tool
 from support import lab
 from support.limited import io_limited
+from support.small_guests import READ_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import (
     A_MOMENT,
     BOOT_SECONDS,
     DISK,
     NODE,
-    READ_FOR_EVER,
     Stuck,
-    boot_sector,
     completed,
     in_flight,
     until_it_works,
@@ -74,12 +73,12 @@ def throttle_node(build: lab.Build, *, stale: bool = False) -> Iterator[Stuck]:
 def writes_throttled_while_reads_flow(build: lab.Build) -> Iterator[Stuck]:
     """Only writes have a limit, and the guest goes on reading."""
     with lab.folder() as place:
-        image = boot_sector(lab.disk(place / "d"), READ_FOR_EVER)
+        image = boot_sector(lab.disk(place / "d"), READ_NOW_AND_THEN)
         with lab.qemu(
             build,
             *("-drive", f"if=none,id=disk0,format=raw,file={image},throttling.bps-write=1"),
             *DISK,
-            accelerate=lab.KVM,
+            accelerate=lab.TO_BOOT,
             boots=True,
         ) as vm:
             until_it_works(vm, 0)
@@ -217,11 +216,11 @@ def null_with_latency(build: lab.Build, driver: str) -> Iterator[Stuck]:
 def backing_stalled_while_others_flow(build: lab.Build) -> Iterator[Stuck]:
     """Reads that a qcow2 disk has to fetch from its backing file wait; those that it has itself go on."""
     with lab.folder() as place:
-        raw = boot_sector(lab.disk(place / "boot"), READ_FOR_EVER)
+        raw = boot_sector(lab.disk(place / "boot"), READ_NOW_AND_THEN)
         with raw.open("r+b") as stream:
             for block in range(16):
                 stream.seek(block << 20)
-                stream.write(READ_FOR_EVER.ljust(510, b"\0") + b"\x55\xaa" + b"x" * ((1 << 20) - 512))
+                stream.write(READ_NOW_AND_THEN.ljust(510, b"\0") + b"\x55\xaa" + b"x" * ((1 << 20) - 512))
         top = place / "top.qcow2"
         subprocess.run([tool("qemu-img"), "convert", "-O", "qcow2", raw, top], check=True)
         with (
@@ -232,7 +231,7 @@ def backing_stalled_while_others_flow(build: lab.Build) -> Iterator[Stuck]:
                 *("-blockdev", f"driver=file,node-name=file0,filename={top}"),
                 *("-blockdev", "driver=qcow2,node-name=top0,file=file0,backing=base0"),
                 *("-device", f"{NODE}=top0"),
-                accelerate=lab.KVM,
+                accelerate=lab.TO_BOOT,
                 boots=True,
             ) as vm,
         ):
@@ -251,10 +250,11 @@ def backup_stalled_while_reads_flow(build: lab.Build) -> Iterator[Stuck]:
         lab.nbd(lab.disk(place / "target")) as server,
         lab.qemu(
             build,
-            *("-blockdev", f"driver=file,node-name=f0,filename={boot_sector(lab.disk(place / 'd'), READ_FOR_EVER)}"),
+            "-blockdev",
+            f"driver=file,node-name=f0,filename={boot_sector(lab.disk(place / 'd'), READ_NOW_AND_THEN)}",
             *("-blockdev", f"driver=nbd,node-name=target0,{server.server}"),
             *("-device", f"{NODE}=f0"),
-            accelerate=lab.KVM,
+            accelerate=lab.TO_BOOT,
             boots=True,
         ) as vm,
     ):
@@ -336,7 +336,7 @@ def out_of_space(build: lab.Build) -> Iterator[Stuck]:
             build,
             *("-drive", f"if=none,id=disk0,format=raw,file={image},werror=stop"),
             *DISK,
-            accelerate=lab.KVM,
+            accelerate=lab.TO_BOOT,
             boots=True,
         ) as vm:
             lab.until("QEMU paused", lambda: vm.qmp("query-status")["status"] == "io-error", seconds=BOOT_SECONDS)
