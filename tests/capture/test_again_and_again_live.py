@@ -29,7 +29,7 @@ def test_the_newest_qemu_and_its_busy_guest_live_through_one_capture_after_the_o
             "11",
             *("-object", "iothread,id=io0", "-drive", f"if=none,id=disk0,format=raw,file={image}"),
             *("-device", "virtio-blk-pci,id=vd0,drive=disk0,iothread=io0", "-serial", f"file:{serial}"),
-            accelerate=lab.KVM,
+            accelerate=lab.TO_BOOT,
             boots=True,
         ) as vm:
             for _ in range(TIMES):

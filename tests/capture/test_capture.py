@@ -147,21 +147,6 @@ def test_every_drill_ends_with_its_verdict(scenario: Scenario, tmp_path: Path) -
             unharmed(it.pid)
 
 
-@pytest.mark.timeout(300)
-def test_the_throttle_deadlock_is_proven_and_its_monitor_is_left_alive(tmp_path: Path) -> None:
-    with lab.throttle_deadlock("10.0.2") as machine:
-        done = capture(machine.pid, tmp_path)
-        assert done.code == 0, done.err
-        outcome, why = done.outcome("qmp.query-block")
-        assert outcome == "Skipped"
-        assert "a mutex that it owns itself" in why
-        verdict = done.answer["verdict"]
-        assert (verdict["where"], verdict["signature"]) == ("throttle", "throttle-lock-self-deadlock")
-        assert verdict["confidence"] == "proven"
-        unharmed(machine.pid)
-        assert machine.qmp("query-status")["status"] == "running"
-
-
 def test_then_kill_kills_and_says_how(tmp_path: Path) -> None:
     with wedged("nbd-silent") as it:
         done = capture(it.pid, tmp_path, "--then-kill", "--even-if-needless")

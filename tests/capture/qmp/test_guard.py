@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -17,9 +16,9 @@ from autopsy.capture.freeze import step as freeze
 from autopsy.capture.proc import witness
 from autopsy.capture.qmp import guard
 from autopsy.capture.qmp.guard import Permit, Unanswerable, Witnessed
-from autopsy.capture.step import Collected, Skipped, TimedOut
+from autopsy.capture.step import Collected, Skipped
 from support import fake_qmp, lab, looking
-from support.asking import DISKS, a_monitor, capture_of, capture_of_qemu
+from support.asking import DISKS, capture_of_qemu
 
 MAIN = 100
 AT_REST = MainGlance(state="S", call="ppoll")
@@ -271,22 +270,3 @@ def test_a_worker_that_waits_for_a_hung_fuse_daemon_forbids_query_block(short: P
                 assert "waits for a FUSE daemon: query-block could block the main loop" in outcome.why
                 assert isinstance(capture.ask_again(), Collected)
             assert fake_qmp.ask(machine.monitor, "query-status")["status"] == "running"
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.live
-@pytest.mark.skipif(os.environ.get("CI") != "true", reason="takes half a minute; CI=true runs it")
-def test_a_throttle_deadlock_is_not_made_worse(short: Path) -> None:
-    with lab.throttle_deadlock() as machine, capture_of(short, machine.pid, a_monitor(machine.monitor)) as capture:
-        capture.witness()
-        assert isinstance(capture.query_status(), Collected)
-        outcome = capture.query_block()
-        assert isinstance(outcome, Skipped)
-        assert "waits for a mutex that it owns itself" in outcome.why
-        assert isinstance(capture.ask_again(), Collected)
-        assert fake_qmp.ask(machine.monitor, "query-status")["status"] == "running"
-        # That the guard is right is shown last: the question takes the main loop away for good.
-        asked = capture.query_block(ask_anyway=True)
-        assert isinstance(asked, TimedOut)
-        assert asked.why.startswith("query-block: no answer in 2.0 s; asked anyway, although IO iothread")
-        assert capture.throttle_groups(ask_anyway=True) == Skipped("query-block was not answered in qmp.query-block")

@@ -15,6 +15,7 @@ import pytest
 
 from autopsy.capture.qmp import commands as questions
 from autopsy.capture.qmp import stability, unstable
+from selection import LABELS
 from support import fake_qmp, lab
 from support.asking import impatient
 from support.harmless import Trial, ask_everything
@@ -26,6 +27,9 @@ HARMED = "11.1.3"  # by x-query-virtio-status
 
 @pytest.mark.live
 @pytest.mark.every_qemu
+@pytest.mark.parametrize(
+    "build", [pytest.param(each, marks=[pytest.mark.soak] * (each == "10.0.2-debug")) for each in LABELS], indirect=True
+)
 def test_every_question_leaves_every_qemu_and_every_kind_of_disk_as_they_were(build: lab.Build, short: Path) -> None:
     with many_disks.busy(build) as it:
         trial = ask_everything(short, it.vm.pid, it.vm.monitor, it.state)
