@@ -6,8 +6,9 @@ import select
 from collections.abc import Callable
 from functools import partial
 
-from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, end, spawn
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
 from autopsy.linux.tasks.behind import step_back
+from autopsy.linux.tasks.forking import Child, end
 
 ANSWER_SECONDS = 1.0  # once the first of its bytes is there
 

@@ -23,8 +23,9 @@ from autopsy.capture.pace import STARVED, Pace, Thinned, spent, thin_out
 from autopsy.capture.preview import Preview
 from autopsy.capture.staging.staging import SETTLE_SECONDS, Staging
 from autopsy.capture.step import Collected, Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
-from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, in_words, spawn
-from autopsy.linux.child import end as end_child
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
+from autopsy.linux.tasks.forking import Child, in_words
+from autopsy.linux.tasks.forking import end as end_child
 from autopsy.target.target import Target
 
 INTERRUPTED = "interrupted by a person"

@@ -18,7 +18,8 @@ from autopsy.commands.capture import LEAST_TIDYING, CaptureOptions, Ended, check
 from autopsy.commands.seal import rescue
 from autopsy.commands.tidying import tidy
 from autopsy.errors import AutopsyError, ExitCode, UsageError
-from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, end, spawn
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
+from autopsy.linux.tasks.forking import Child, end
 from autopsy.target import target
 from autopsy.target.stalls import stalled
 from autopsy.text import printable

@@ -22,7 +22,8 @@ from autopsy.kill import audit_log
 from autopsy.kill.audit_log import StuckThread
 from autopsy.kill.leftover_resources import Estate, estate_of, left_by
 from autopsy.linux import environment
-from autopsy.linux.child import ChildFailed, ChildTimedOut, die_with_parent, in_child
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.linux.tasks.forking import die_with_parent
 from autopsy.target import identity
 from autopsy.target.identity import Asleep
 from autopsy.target.platforms.catalogue import platform_of

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from autopsy.linux.child import die_with_parent
 from autopsy.linux.confine.sandbox import stay
+from autopsy.linux.tasks.forking import Child, PipeEnds, end, fork, send
 
 WORK_SECONDS = 30.0  # for one piece: decompressing a gigabyte of core takes 2
 MEMORY = 1 << 30  # of address space, beyond what the worker starts with
@@ -38,12 +38,9 @@ class Done:
 
 @dataclass(slots=True)
 class PoolProcess:
-    """One process that waits for indices on `sending` and answers on `answers`."""
+    """One process that is asked by indices, one after the other."""
 
-    pid: int
-    pidfd: int
-    sending: int
-    answers: int
+    child: Child
     pieces: int = 0
     index: int = -1
     since: float = 0.0
@@ -82,34 +79,26 @@ def work_through(
                     continue
                 busy.remove(worker)
                 if done.error or worker.pieces >= MOST_PIECES:
-                    _end(worker)
+                    end(worker.child, seconds=ENDED_SECONDS)
                 else:
                     idle.append(worker)
                 yield done
     finally:
         for worker in (*busy, *idle):
-            _end(worker)
+            end(worker.child, seconds=ENDED_SECONDS)
 
 
 def _start(work: Callable[[int], bytes], bound: Callable[[], None], others: list[PoolProcess]) -> PoolProcess:
-    asked, sending = os.pipe2(os.O_CLOEXEC)
-    answers, answering = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            for descriptor in (sending, answers, *(each.sending for each in others)):
-                os.close(descriptor)  # a worker whose last writer has gone must notice it
-            bound()
-            _serve(work, asked, answering)
-        finally:
-            os._exit(1)
-    os.close(asked)
-    os.close(answering)
-    return PoolProcess(pid, os.pidfd_open(pid), sending, answers)
+    def live(ends: PipeEnds) -> int:
+        for each in others:
+            os.close(each.child.questions)  # a worker whose last writer has gone must notice it
+        bound()
+        return _serve(work, ends)
+
+    return PoolProcess(fork(live))
 
 
 def _bound(memory: int, readable: tuple[Path, ...]) -> None:
-    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is ours
     with open("/proc/self/statm", "rb") as stream:
         held = int(stream.read().split()[0]) * resource.getpagesize()
@@ -120,17 +109,16 @@ def _bound(memory: int, readable: tuple[Path, ...]) -> None:
     stay(readable)
 
 
-def _serve(work: Callable[[int], bytes], asked: int, answering: int) -> None:
-    while question := os.read(asked, INDEX.size):
+def _serve(work: Callable[[int], bytes], ends: PipeEnds) -> int:
+    while question := os.read(ends.hears, INDEX.size):
         try:
             good, data = True, work(INDEX.unpack(question)[0])
         except MemoryError:
             good, data = False, b"it wants more memory than a case may have"
         except Exception as error:  # noqa: BLE001 - whatever it is, its words are the piece's answer
             good, data = False, f"{type(error).__name__}: {error}"[:4096].encode("utf-8", "replace")
-        view = memoryview(LENGTH.pack(len(data) + 1) + bytes([good]) + data)
-        while view:
-            view = view[os.write(answering, view) :]
+        send(ends.tells, LENGTH.pack(len(data) + 1) + bytes([good]) + data)
+    return 0
 
 
 def _ask(worker: PoolProcess, index: int) -> None:
@@ -138,7 +126,7 @@ def _ask(worker: PoolProcess, index: int) -> None:
     worker.pieces += 1
     worker.received.clear()
     try:
-        os.write(worker.sending, INDEX.pack(index))
+        os.write(worker.child.questions, INDEX.pack(index))
     except BrokenPipeError:
         return  # it was killed from outside: its silence is told where it is listened to
 
@@ -147,11 +135,11 @@ def _stirring(busy: list[PoolProcess], seconds: float) -> list[PoolProcess]:
     """Wait until a worker has something to say or its time is up, and return those."""
     poller = select.poll()
     for worker in busy:
-        poller.register(worker.answers, select.POLLIN)
+        poller.register(worker.child.answers, select.POLLIN)
     wait = max(0.0, min(worker.since + seconds for worker in busy) - time.monotonic())
     ready = {descriptor for descriptor, _ in poller.poll(wait * 1000 + 1)}
     now = time.monotonic()
-    return [worker for worker in busy if worker.answers in ready or now >= worker.since + seconds]
+    return [worker for worker in busy if worker.child.answers in ready or now >= worker.since + seconds]
 
 
 def _listen(worker: PoolProcess, seconds: float) -> Done | None:
@@ -160,7 +148,7 @@ def _listen(worker: PoolProcess, seconds: float) -> Done | None:
     error = ""
     if spent >= seconds:
         error = f"no answer in {seconds:g} s: it was given up"
-    elif part := os.read(worker.answers, 1 << 20):
+    elif part := os.read(worker.child.answers, 1 << 20):
         worker.received += part
     else:
         error = "its worker process ended without an answer"
@@ -173,18 +161,3 @@ def _listen(worker: PoolProcess, seconds: float) -> Done | None:
     if error or good == b"\0":
         return Done(worker.index, b"", spent, error or data.decode("utf-8", "replace"))
     return Done(worker.index, data, spent)
-
-
-def _end(worker: PoolProcess) -> None:
-    """SIGKILL a worker and reap it; one that cannot die is left to init."""
-    try:
-        signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
-        poller = select.poll()
-        poller.register(worker.pidfd, select.POLLIN)
-        if poller.poll(ENDED_SECONDS * 1000):
-            os.waitpid(worker.pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass  # somebody has reaped it already
-    finally:
-        for descriptor in (worker.pidfd, worker.sending, worker.answers):
-            os.close(descriptor)

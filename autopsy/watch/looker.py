@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from autopsy.linux.child import die_with_parent
+from autopsy.linux.tasks.forking import die_with_parent
 from autopsy.watch import coroutine_look
 from autopsy.watch.coroutine_look import AnotherProcess, CoroutineLook, WatchedStacks
 

@@ -6,25 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from autopsy.drill import guests
 from autopsy.drill.machine import Machine
 from support import lab
 from support.verdicts import captured
 from support.wedged import wedges
+from support.wedged.small_guests import ENOUGH, WRITE_NOW_AND_THEN, boot_sector
 
 TIMES = 20 if lab.SOAK else 2
 
 
 def writes_on(vm: Machine) -> None:
     before = wedges.completed(vm)[1]
-    lab.until("its guest wrote on", lambda: wedges.completed(vm)[1] > before + 100, seconds=wedges.BOOT_SECONDS)
+    lab.until("its guest wrote on", lambda: wedges.completed(vm)[1] > before + ENOUGH, seconds=wedges.BOOT_SECONDS)
 
 
 @pytest.mark.live
 def test_the_newest_qemu_and_its_busy_guest_live_through_one_capture_after_the_other(tmp_path: Path) -> None:
     with lab.folder() as place:
-        image, serial = lab.disk(place / "d"), place / "serial"
-        guests.write_boot_sector(image)
+        image, serial = boot_sector(lab.disk(place / "d"), WRITE_NOW_AND_THEN), place / "serial"
         with lab.qemu(
             "11",
             *("-object", "iothread,id=io0", "-drive", f"if=none,id=disk0,format=raw,file={image}"),

@@ -29,7 +29,7 @@ from autopsy.drill.machine import Machine, ask
 from autopsy.drill.process import states
 from autopsy.facts.gather import gather_facts
 from support import lab
-from support.small_guests import ENOUGH, WRITE_NOW_AND_THEN, boot_sector
+from support.wedged.small_guests import ENOUGH, WRITE_NOW_AND_THEN, boot_sector
 
 HOUSE = lab.HOUSE
 PR_SET_CHILD_SUBREAPER = 36

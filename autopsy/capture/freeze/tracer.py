@@ -26,8 +26,8 @@ from autopsy.capture.freeze.chunk import Chunk
 from autopsy.capture.freeze.memory_copy import read_pages
 from autopsy.capture.freeze.tracer_memory import STACK_CAP, Board, Caught, Fate
 from autopsy.linux import ptrace
-from autopsy.linux.child import die_with_parent
 from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, parse_maps, runs
+from autopsy.linux.tasks.forking import die_with_parent
 from autopsy.linux.tasks.priority import Unpreempted
 
 RELEASE_SECONDS = 25e-6  # to copy one thread's stack and let it go

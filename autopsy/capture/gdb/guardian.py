@@ -10,8 +10,8 @@ import signal
 import time
 from dataclasses import dataclass
 
-from autopsy.linux.child import kill_every
 from autopsy.linux.files import read_kernel
+from autopsy.linux.tasks.forking import kill_every
 
 TRACED = re.compile(rb"^TracerPid:\s*[1-9]", re.MULTILINE)
 STOPPED = re.compile(rb"^State:\s*[Tt]", re.MULTILINE)

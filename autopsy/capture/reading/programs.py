@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from autopsy.capture.reading.reader import Truncated, Unreadable
 from autopsy.linux import environment
-from autopsy.linux.child import die_with_parent
+from autopsy.linux.tasks.forking import die_with_parent
 
 MOST_BYTES = 4 << 20
 END_SECONDS = 0.2

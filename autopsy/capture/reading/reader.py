@@ -20,7 +20,8 @@ from autopsy.bundle.manifest import LeftBehind
 from autopsy.bundle.sections import REST, Section, render
 from autopsy.capture.step import Collected, Deadline, Outcome, Scene, TimedOut
 from autopsy.files import private
-from autopsy.linux.child import end, spawn
+from autopsy.linux.child import spawn
+from autopsy.linux.tasks.forking import end
 
 ANSWER_SECONDS = 1.0  # a file of /proc or /sys that answers at all answers in a few milliseconds
 MARGIN_SECONDS = 0.25  # kept back from a step's deadline, to end the reader and to say what became of it

@@ -26,9 +26,10 @@ from autopsy.capture.staging.leftovers import begin
 from autopsy.capture.staging.places import ScratchPlace, Unusable
 from autopsy.errors import NotStored
 from autopsy.files import private
-from autopsy.linux.child import Child, ChildFailed, ChildTimedOut, collect, in_child, spawn
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_child, spawn
 from autopsy.linux.handover import opened
 from autopsy.linux.spare_memory import lies_in_memory, spare_memory
+from autopsy.linux.tasks.forking import Child
 from autopsy.store.place import store_path
 
 PUT_SECONDS = 2.0

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
 import struct
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,16 +15,12 @@ from typing import Literal
 import msgspec
 
 from autopsy.linux.confine.sandbox import Confined, Sandbox, enter
+from autopsy.linux.tasks.forking import A_POLL_SECONDS, Child, Overdue, end, ended, fork, receive, send
 
 MOST_MESSAGE = 128 << 20
 MOST_ALTOGETHER = 512 << 20
 REAP_SECONDS = 1.0
-LONGEST = 1e6  # seconds that a poll can wait
-CLONE_NEWPID = 0x20000000
-PR_SET_PDEATHSIG = 1
 LENGTH = struct.Struct("<I")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -76,9 +70,7 @@ class AnswerPipe:
 
     def _send(self, message: Message) -> None:
         packed = msgspec.msgpack.encode(message)
-        view = memoryview(LENGTH.pack(len(packed)) + packed)
-        while view:
-            view = view[os.write(self.told, view) :]
+        send(self.told, LENGTH.pack(len(packed)) + packed)
 
 
 def run(
@@ -103,43 +95,27 @@ def run(
 
     Concurrency: call it only from a process with one thread.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    heard, telling = os.pipe2(os.O_CLOEXEC)
-    listening, answering = os.pipe2(os.O_CLOEXEC)
-    parent = os.getpid()
-    pid = _fork()
-    if pid == 0:
-        os.close(heard)
-        os.close(answering)
-        _be_confined(work, box, AnswerPipe(telling, listening), parent, words, own_input=own_input)
-    os.close(telling)
-    os.close(listening)
-    os.set_blocking(answering, False)
-    status: int | None = None
-    pidfd = os.pidfd_open(pid)
+    child = fork(
+        lambda ends: _live(work, box, AnswerPipe(ends.tells, ends.hears), words, own_input=own_input),
+        own_namespace=True,
+    )
+    os.set_blocking(child.questions, False)
     try:
-        return _Conversation(heard, answering, time.monotonic() + seconds, hear, most).hold()
+        return _Conversation(child, time.monotonic() + seconds, hear, most).hold()
+    except Overdue:
+        raise TooSlow from None
     except EOFError:
-        status = _ended(pid, pidfd)
-        raise Died(_in_words(status)) from None
+        raise Died(_in_words(_exit_code(child))) from None
     except msgspec.DecodeError as error:
         raise Died(f"it spoke what no process of ours speaks: {error}") from None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # the first of its namespace: all others go with it
-        if status is None:
-            _ended(pid, pidfd)
-        for descriptor in (pidfd, heard, answering):
-            os.close(descriptor)
+        end(child, seconds=REAP_SECONDS)
 
 
 @dataclass(slots=True)
 class _Conversation:
-    heard: int
-    answering: int
-    ends_at: float
+    child: Child
+    until: float
     hear: Callable[[str, bytes], bytes]
     most: int
     total: int = 0
@@ -163,70 +139,36 @@ class _Conversation:
                     raise WorkRaised(message.name[:100], message.data)
 
     def _receive(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            self._wait(self.heard, select.POLLIN)
-            part = os.read(self.heard, min(size - len(data), 1 << 20))
-            if not part:
-                raise EOFError
-            data += part
-        return bytes(data)
+        return receive(self.child.answers, size, self.until)
 
     def _send(self, data: bytes) -> None:
+        poller = select.poll()
+        poller.register(self.child.questions, select.POLLOUT)
         view = memoryview(data)
         while view:
-            self._wait(self.answering, select.POLLOUT)
+            if not poller.poll(min(max(0.0, self.until - time.monotonic()), A_POLL_SECONDS) * 1000):
+                raise Overdue
             try:
-                view = view[os.write(self.answering, view) :]
+                view = view[os.write(self.child.questions, view) :]
             except BrokenPipeError:
                 raise EOFError from None
 
-    def _wait(self, descriptor: int, what: int) -> None:
-        poller = select.poll()
-        poller.register(descriptor, what)
-        if not poller.poll(min(max(0.0, self.ends_at - time.monotonic()), LONGEST) * 1000):
-            raise TooSlow
 
-
-def _fork() -> int:
-    """Fork a child that is the first process of a PID namespace, where the kernel lets us."""
-    if os.geteuid() != 0:
-        return os.fork()
-    ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        apart = _libc.unshare(CLONE_NEWPID) == 0
-        pid = os.fork()
-        if apart and pid:
-            _libc.setns(ours, CLONE_NEWPID)
-    finally:
-        os.close(ours)
-    return pid
-
-
-def _be_confined(
+def _live(
     work: Callable[[Confined, AnswerPipe], bytes],
     box: Sandbox,
     line: AnswerPipe,
-    parent: int,
     words: Callable[[BaseException], bytes],
     *,
     own_input: bool,
-) -> None:
-    status = 1
+) -> int:
+    _let_go_of_all_but((line.told, line.heard, *box.keep, *((0, 1, 2) if own_input else ())))
     try:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() not in {parent, 0}:  # 0: it is outside of our namespace
-            os._exit(1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        _let_go_of_all_but((line.told, line.heard, *box.keep, *((0, 1, 2) if own_input else ())))
-        try:
-            line.end("done", "", work(enter(box), line))
-            status = 0
-        except BaseException as error:  # noqa: BLE001 - whatever it is, its words are all that anybody will ever see
-            line.end("failed", type(error).__name__, words(error))
-    finally:
-        os._exit(status)
+        line.end("done", "", work(enter(box), line))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, its words are all that anybody will ever see
+        line.end("failed", type(error).__name__, words(error))
+        return 1
+    return 0
 
 
 def _let_go_of_all_but(kept: tuple[int, ...]) -> None:
@@ -238,23 +180,19 @@ def _let_go_of_all_but(kept: tuple[int, ...]) -> None:
             os.dup2(null, descriptor, inheritable=descriptor <= 2)
 
 
-def _ended(pid: int, pidfd: int) -> int | None:
-    """Wait for the child's end and return its wait status; None where it sleeps in the kernel and stays."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    if not poller.poll(REAP_SECONDS * 1000):
-        return None
+def _exit_code(child: Child) -> int | None:
+    """Return how it ended: it had closed its pipe, and may be about to."""
     with contextlib.suppress(ChildProcessError):
-        return os.waitpid(pid, 0)[1]
+        return ended(child.pidfd, REAP_SECONDS)
     return None
 
 
-def _in_words(status: int | None) -> str:
-    if status is None:
+def _in_words(exit_code: int | None) -> str:
+    if exit_code is None:
         return "it ended without an answer"
-    if os.WIFSIGNALED(status):
-        return f"it died: {signal_name(os.WTERMSIG(status))}"
-    return f"it ended without an answer (exit status {os.WEXITSTATUS(status)})"
+    if exit_code < 0:
+        return f"it died: {signal_name(-exit_code)}"
+    return f"it ended without an answer (exit status {exit_code})"
 
 
 def signal_name(number: int) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from autopsy.linux import child
-from autopsy.linux.child import Child, ChildFailed
+from autopsy.linux.child import ChildFailed
+from autopsy.linux.tasks.forking import Child, end
 
 READY_SECONDS = 5.0
 AGAIN_SECONDS = 5.0  # between two beginnings
@@ -132,7 +133,7 @@ class Outlet:
             self._feed = None
         if self._child is not None:
             select.select([self._child.pidfd], [], [], LAST_SECONDS)
-            child.end(self._child)
+            end(self._child)
             self._child = None
 
     @staticmethod

@@ -18,9 +18,9 @@ from autopsy.drill.machine import Machine, of_device, start_machine
 from autopsy.drill.process import start, tool
 from autopsy.drill.site import site
 from support import lab
-from support.small_guests import ENOUGH
 from support.verdicts import captured
 from support.wedged import wedges
+from support.wedged.small_guests import ENOUGH
 
 pytestmark = pytest.mark.live
 

@@ -11,7 +11,7 @@ from autopsy.drill.machine import Machine, ask
 from autopsy.drill.process import start, states, tool
 from autopsy.drill.site import Site, site
 from support import lab
-from support.small_guests import WRITE_NOW_AND_THEN, boot_sector
+from support.wedged.small_guests import WRITE_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import BOOT_SECONDS, Stuck
 
 OTHER = "driver=null-co,node-name=other0,size=1048576,read-zeroes=on"  # beside the one that is stuck: it is not named

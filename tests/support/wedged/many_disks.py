@@ -13,7 +13,7 @@ from autopsy.drill.machine import Machine
 from autopsy.drill.process import start, tool
 from autopsy.drill.site import Site, site
 from support import lab
-from support.small_guests import boot_sector
+from support.wedged.small_guests import boot_sector
 
 BOOT_SECONDS, ROUND_SECONDS = 60.0, 20.0
 VHOST = "vhost-user-blk"

@@ -15,7 +15,7 @@ from autopsy.drill.machine import Machine
 from autopsy.drill.process import DrillProcess, start, states, tool
 from autopsy.drill.site import site
 from support import lab
-from support.small_guests import ENOUGH, WRITE_NOW_AND_THEN, boot_sector
+from support.wedged.small_guests import ENOUGH, WRITE_NOW_AND_THEN, boot_sector
 
 A_MOMENT = 0.5  # what a monitor gets whose main loop is about to go under
 BOOT_SECONDS = 60.0

@@ -19,7 +19,7 @@ from autopsy.drill.process import start
 from autopsy.drill.site import site
 from support import lab
 from support.builds import missing
-from support.small_guests import WRITE_NOW_AND_THEN, boot_sector
+from support.wedged.small_guests import WRITE_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import A_MOMENT, DISK, NODE, Stuck, in_flight, until_it_works, vhost_user
 
 LITTLE = 1 << 16  # bytes a second

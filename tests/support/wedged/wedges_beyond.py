@@ -14,7 +14,7 @@ from autopsy.drill.machine import Machine, of_device
 from autopsy.drill.process import start, states, tool
 from autopsy.drill.site import site
 from support import lab
-from support.small_guests import WRITE_NOW_AND_THEN, boot_sector
+from support.wedged.small_guests import WRITE_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, Stuck, completed, in_flight, vhost_user
 
 

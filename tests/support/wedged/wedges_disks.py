@@ -12,7 +12,7 @@ from autopsy.drill.machine import of_device
 from autopsy.drill.process import states, tool
 from support import lab
 from support.limited import io_limited
-from support.small_guests import READ_NOW_AND_THEN, boot_sector
+from support.wedged.small_guests import READ_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import (
     A_MOMENT,
     BOOT_SECONDS,

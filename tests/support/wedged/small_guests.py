@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# As autopsy.drill.guests.WRITE_FOR_EVER, but for the hlt: 18 requests a second, for a timer ends it. One that never
-# rests takes a core of two for as long as its VM lives, and what a capture is tried for needs no more than that it goes
-# on.
+# As autopsy.drill.guests.WRITE_FOR_EVER, but for the hlt: 18 requests a second, for a timer ends it, and a dot
+# every 8. One that never rests takes a core of two for as long as its VM lives, and what a capture is tried for needs
+# no more than that it goes on.
 WRITE_NOW_AND_THEN = bytes.fromhex(
     "fa 31c0 8ed8 8ec0 8ed0 bc007c fb"  # cli; ax, ds, es, ss = 0; sp = 0x7c00; sti
     "f4 be507c b280 b80043 cd13"  # again: hlt; si = packet; dl = first disk; ah = 43h, extended write; int 13h
@@ -14,7 +14,7 @@ WRITE_NOW_AND_THEN = bytes.fromhex(
     "66ff06587c 66a1587c"  # packet.sector += 1; eax = packet.sector
     "663d00700000 7209"  # below 28672: jb not_yet
     "66c706587c40000000"  # packet.sector = 64
-    "66f706587c3f000000 75ce"  # not_yet: no multiple of 64: jnz again
+    "66f706587c07000000 75ce"  # not_yet: no multiple of 8: jnz again
     "baf803 b02e ee ebc6"  # out(0x3f8, '.'); jmp again
     "baf803 b045 ee ebbe"  # failed: out(0x3f8, 'E'); jmp again
     "90"  # the packet is aligned to 4:

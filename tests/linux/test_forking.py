@@ -1,0 +1,102 @@
+"""The one way in which a child of ours is forked, heard and ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from autopsy.linux.tasks.forking import Overdue, PipeEnds, end, ended, fork, receive, send
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def no_room(*_: object) -> int:
+    raise OSError(errno.EAGAIN, "no room")
+
+
+def sleep_on(_: PipeEnds) -> int:
+    time.sleep(600)
+    return 0
+
+
+def repeat(ends: PipeEnds) -> int:
+    send(ends.tells, os.read(ends.hears, 5))
+    return 7
+
+
+def test_a_child_hears_and_answers_and_its_exit_code_is_told_once() -> None:
+    child = fork(repeat)
+    send(child.questions, b"hello")
+    assert receive(child.answers, 5, time.monotonic() + 10) == b"hello"
+    assert ended(child.pidfd, 10) == 7
+    with pytest.raises(ChildProcessError):
+        ended(child.pidfd, 10)
+    assert end(child) is None
+
+
+def test_what_ended_by_a_signal_has_a_negative_exit_code() -> None:
+    child = fork(lambda _: os.kill(os.getpid(), signal.SIGSEGV) or 0)
+    assert ended(child.pidfd, 10) == -signal.SIGSEGV
+    end(child)
+
+
+def test_what_does_not_come_in_time_is_overdue_and_what_never_will_is_the_end() -> None:
+    silent = fork(sleep_on)
+    with pytest.raises(Overdue):
+        receive(silent.answers, 1, time.monotonic() + 0.05)
+    assert ended(silent.pidfd, 0) is None
+    assert end(silent) is None
+    gone = fork(lambda _: 0)
+    with pytest.raises(EOFError):
+        receive(gone.answers, 1, time.monotonic() + 10)
+    end(gone)
+
+
+@pytest.mark.parametrize("what_fails", ["fork", "pidfd_open"])
+@pytest.mark.parametrize("own_namespace", [False, True])
+def test_where_no_child_can_be_had_nothing_is_left_open_or_running(
+    what_fails: str, *, own_namespace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, namespace = descriptors(), os.readlink("/proc/self/ns/pid_for_children")
+    made: list[int] = []
+
+    def remembered(real: Callable[[], int] = os.fork) -> int:
+        made.append(real())
+        return made[-1]
+
+    monkeypatch.setattr(os, "fork", remembered)
+    monkeypatch.setattr(os, what_fails, no_room)
+    with pytest.raises(OSError, match="no room"):
+        fork(sleep_on, own_namespace=own_namespace)
+    monkeypatch.undo()
+    assert descriptors() == before
+    assert os.readlink("/proc/self/ns/pid_for_children") == namespace
+    for pid in made:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_all_that_a_child_of_its_own_session_started_ends_with_it() -> None:
+    def live(ends: PipeEnds) -> int:
+        started = os.fork()
+        if started == 0:
+            os.setpgid(0, 0)  # a group of its own
+            time.sleep(600)
+        send(ends.tells, started.to_bytes(4, "little"))
+        return sleep_on(ends)
+
+    child = fork(live, own_session=True)
+    started = os.pidfd_open(int.from_bytes(receive(child.answers, 4, time.monotonic() + 10), "little"))
+    assert end(child) is None
+    with open(f"/proc/self/fdinfo/{started}", encoding="ascii") as stream:
+        give_up = time.monotonic() + 10
+        while "Pid:\t-1\n" not in stream.read():
+            assert time.monotonic() < give_up
+            stream.seek(0)
+    os.close(started)
