@@ -221,6 +221,7 @@ class _Reader:
         with contextlib.suppress(OSError):  # pipe-max-size may be lower: then the reader waits for us more often
             fcntl.fcntl(sending, F_SETPIPE_SZ, PIPE_BYTES)
         self._buffer = bytearray()
+        self._owed = len(reads)
         self._poller = select.poll()
         self._poller.register(self._pipe, select.POLLIN)
         try:
@@ -256,7 +257,7 @@ class _Reader:
     def end(self) -> list[LeftBehind]:
         """End the reader with all that it started; return it where it can't be ended."""
         os.close(self._pipe)
-        left = end(self._child)
+        left = end(self._child, answered=self._owed == 0)
         return [left] if left else []
 
     def _arrived(self, seconds: float) -> bool:
@@ -274,6 +275,7 @@ class _Reader:
             place = data + data_size
             words = self._buffer[why:data].decode("utf-8", "replace")
             found.append(_Answer(_Kind(kind), words, bytes(self._buffer[data:place])))
+            self._owed -= 1
         del self._buffer[:place]
         return found
 
