@@ -64,6 +64,9 @@ def main() -> None:
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own usage errors; its error class lives in click
+            if not sys.argv[1:]:
+                say(str(error.format_message()))  # the help itself
+                sys.exit(ExitCode.USAGE)
             known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
             command = next((f"{word} " for word in sys.argv[1:2] if word in known), "")
             say(f"autopsy: {error.format_message()}\n         autopsy {command}--help shows what can be said")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WIDTH = 20  # of the longest step's name, with room
+LEAST_WIDTH = 40
+SEALING = "sealing what is there; once more ends it at once"
 
 
 @dataclass(slots=True)
@@ -139,6 +141,10 @@ class LiveList:
 
     def _show(self) -> None:
         with contextlib.suppress(OSError):  # the terminal has gone; the capture goes on
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+            if columns > LEAST_WIDTH:  # a terminal of no size has 0
+                # With room for the terminal's ^C: what wraps would move the lines that are written over.
+                self.live.console.width = columns - len("^C") - 1
             self.live.update(self._table(), refresh=True)
 
     def _table(self) -> Table:
@@ -169,6 +175,8 @@ class LiveList:
             table.add_row(self.current, Text("…"), running, Text(f"{doing}; {self.words}" if self.words else doing))
         elif self.words:
             table.add_row(Text(self.words.partition(": ")[0]), "", "", Text(self.words.partition(": ")[2]))
+        if self.interrupt.pressed:
+            table.add_row(Text("interrupted", style="yellow"), "", "", Text(SEALING))
         return table
 
 
@@ -180,21 +188,24 @@ def watcher(*, verbose: bool = False, quiet: bool = False) -> Iterator[PlainLine
     with us every child, which releases the VM wherever it was.
     """
     interrupt = Interrupt()
+    is_live = not quiet and sys.stderr.isatty()
 
     def stop(number: int, _: object) -> None:
         if interrupt.pressed:
             os._exit(ExitCode.INTERRUPTED)
         interrupt.pressed = interrupt.wanted = True
+        if is_live:
+            return  # the list says it; what is written beside it would be in its way
         with contextlib.suppress(OSError):
             name = signal.Signals(number).name
             if streams.takes(2):
-                os.write(2, f"\nautopsy: {name}: sealing what is there; once more ends it at once\n".encode())
+                os.write(2, f"\nautopsy: {name}: {SEALING}\n".encode())
 
     # What nohup, or a shell that runs us in the background, has us ignore stays ignored.
     heard = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in heard}
     try:
-        if quiet or not sys.stderr.isatty():
+        if not is_live:
             yield SilentProgress(interrupt) if quiet else PlainLines(interrupt)
             return
         from rich.console import Console

@@ -58,12 +58,12 @@ def licence(
 
 def _needless(diagnosis: Diagnosis, insistence: Insistence) -> str:
     if diagnosis.where == "none" and not insistence.even_if_healthy:
-        return f"the verdict is none ({diagnosis.headline}); --even-if-healthy kills it all the same"
+        return f"it is well ({diagnosis.headline}); --even-if-healthy kills it all the same"
     proven = diagnosis.kill == "needless" and diagnosis.confidence == "proven"
     if (proven or diagnosis.where == "vm-state") and not insistence.on_needless:
         # Whether a paused VM is needed is its owner's to say, however sure we are of why it is paused.
-        verdict = f"the verdict is {diagnosis.where} ({diagnosis.headline})"
-        return f"{verdict}, and the kill needless: {cure(diagnosis)}; `{insistence.command}` kills it all the same"
+        said = f"{diagnosis.headline}, and the kill is needless: {cure(diagnosis)}"
+        return f"{said}; `{insistence.command}` kills it all the same"
     return ""
 
 

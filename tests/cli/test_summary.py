@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from autopsy.cli import summary
+from autopsy.cli.terminal import Interrupt, LiveList
 from autopsy.diagnose.verdict import diagnose
 from autopsy.drill.scenarios import wedged
 from autopsy.facts.gather import gather_facts
@@ -106,3 +111,32 @@ def test_a_vm_that_could_not_be_asked_is_told_what_was_seen_all_the_same() -> No
     assert without_monitor(cases.healthy_idle()).startswith("UNKNOWN  Nothing looks stuck: no request is parked")
     for stuck in (cases.nbd(), cases.frozen_threads(), cases.stopped()):
         assert "Nothing looks stuck" not in without_monitor(stuck)
+
+
+class Screen:
+    """What a list would draw on, and what was drawn last."""
+
+    def __init__(self) -> None:
+        self.console = Console(file=io.StringIO(), width=80)
+        self.text = ""
+
+    def update(self, table: Table, *, refresh: bool) -> None:
+        assert refresh
+        with self.console.capture() as captured:
+            self.console.print(table)
+        self.text = captured.get()
+
+
+def test_an_interruption_is_a_line_of_the_list_and_leaves_room_for_what_the_terminal_echoes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+    screen: Any = Screen()
+    interrupt = Interrupt()
+    listed = LiveList(interrupt, screen)
+    listed.tell("kill: 0.1 s")
+    assert "interrupted" not in screen.text
+    interrupt.pressed = True
+    listed.tell("kill: 0.2 s")
+    assert "interrupted" in screen.text
+    assert max(map(len, screen.text.splitlines())) <= 77

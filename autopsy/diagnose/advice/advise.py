@@ -11,6 +11,8 @@ from autopsy.diagnose import imported, runbooks
 from autopsy.diagnose.advice import disks, slots
 from autopsy.diagnose.advice.managers import Hand
 from autopsy.diagnose.diagnosis import Advice, KillEffect, KnownBug, When
+from autopsy.diagnose.queries.quiet import nothing_looks_stuck
+from autopsy.facts.cite import Unknown
 from autopsy.facts.model.facts import Facts, Origin
 from autopsy.facts.subjects import Subject
 
@@ -63,14 +65,17 @@ def advise(
         for template in templates(signature)
         for command in filled(template.command, verbs, words)[:MOST]
     ]
-    if kill == "futile" or (kill == "needless" and proven):
+    calm = kill == "unknown" and nothing_looks_stuck(facts)
+    if kill == "futile" or (kill == "needless" and proven) or calm:
         found = [each for each in found if each.when == "never" or not each.command.startswith(verbs["end"])]
     if not any(each.when in {"now", "if-not"} for each in found):
         asked = f"cat /proc/{facts.vm.pid}/cgroup"
         found.append(
             Advice(when="now", command=asked, why="no manager of this host speaks for it: who owns its group does")
         )
-    found += _always(verbs, kill, known_bugs, proven=proven)
+    if isinstance(facts.vm.end, Unknown):  # what has ended needs no warning
+        found += _never(verbs["end"], kill, proven=proven)
+    found += _upgrades(verbs["upgrade"], known_bugs)
     unique = tuple({(each.when, each.command): each for each in found}.values())
     return tuple(one for when in WHENS for one in [each for each in unique if each.when == when][:MOST])
 
@@ -103,16 +108,11 @@ def _filled(command: str, verbs: Mapping[str, str], words: Mapping[str, str]) ->
     return " ".join(parts) if all(parts) else ""
 
 
-def _always(
-    verbs: Mapping[str, str], kill: KillEffect, known_bugs: tuple[KnownBug, ...], *, proven: bool
-) -> Iterator[Advice]:
+def _never(end: str, kill: KillEffect, *, proven: bool) -> Iterator[Advice]:
     if kill == "futile":
-        yield Advice(when="never", command=verbs["end"], why="no signal reaches what hangs; who waits for it hangs too")
+        yield Advice(when="never", command=end, why="no signal reaches what hangs; who waits for it hangs too")
     if kill == "needless" and proven:
-        yield Advice(
-            when="never", command=verbs["end"], why="a kill is not needed, and loses what the guest has not written"
-        )
-    yield from _upgrades(verbs["upgrade"], known_bugs)
+        yield Advice(when="never", command=end, why="a kill is not needed, and loses what the guest has not written")
 
 
 def _upgrades(upgrade: str, known_bugs: tuple[KnownBug, ...]) -> Iterator[Advice]:

@@ -215,3 +215,20 @@ def test_a_storage_daemon_is_told_nothing_that_it_does_not_know() -> None:
             others = Hand(facts.vm).verbs().values()
             assert not [each for each in others if any(f'"{verb}"' in each for verb in STORAGE_DAEMON_LACKS)]
     assert seen >= 3
+
+
+def test_nobody_is_warned_of_killing_what_has_ended() -> None:
+    (case,) = (case for case in stored.CASES if case.home.name == "vm-ended-10.0.2")
+    found = diagnose(gather_facts(open_bundle(case.bundle)))
+    assert found.advice
+    assert "never" not in {each.when for each in found.advice}
+
+
+def test_no_kill_is_advised_where_nothing_looks_stuck() -> None:
+    case = e.Case()
+    case.idle_threads()
+    case.parked((*e.YIELD, "monitor_qmp_dispatcher_co"), 1)
+    calm = diagnose(gather_facts(case.bundle()))
+    assert calm.signature == UNKNOWN
+    assert calm.headline.startswith("Nothing looks stuck")
+    assert not [each for each in calm.advice if each.command.startswith("kill ")]
