@@ -16,6 +16,7 @@ from autopsy.cli.bundles import BundlePath, examine, gdb, redact, replay, seal, 
 from autopsy.cli.capture_command import capture
 from autopsy.cli.doctor import doctor
 from autopsy.cli.fleet.app import fleet
+from autopsy.cli.fleet.seeing import seen_before
 from autopsy.cli.help_text import GroupedApp, dress
 from autopsy.cli.importing import import_evidence
 from autopsy.cli.printing import Json, say, show
@@ -125,11 +126,14 @@ def report(
             autocompletion=completion.formats,
         ),
     ] = "html",
+    seen: Annotated[
+        str, typer.Option("--seen", metavar="PLACE", help="say how often an index has met the like; see fleet")
+    ] = "",
 ) -> None:
     """Render a stored bundle's report."""
     from autopsy.report.render import render, store
 
-    text = render(bundle, format)
+    text = render(bundle, format, seen_before(bundle, seen) if seen else "")
     if output is None:
         show(text.rstrip("\n"))
     else:

@@ -24,15 +24,15 @@ NOT_KILLED = b'<p class="killed"><b>Killed:</b> no</p>'
 NO_BADGE = b'<span class="badge killed">not killed</span>'
 
 
-def html(bundle: Evidence, *, kill: str = "") -> str:
+def html(bundle: Evidence, *, kill: str = "", seen: str = "") -> str:
     """Return the report of a bundle; `kill` is what happened to the VM after the bundle was sealed."""
     facts = gather_facts(bundle)
-    return render(bundle, facts, diagnose(facts), kill=kill)
+    return render(bundle, facts, diagnose(facts), kill=kill, seen=seen)
 
 
-def render(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, *, kill: str = "") -> str:
+def render(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, *, kill: str = "", seen: str = "") -> str:
     """Return the report of what was gathered from a bundle and diagnosed already."""
-    page = compose(bundle, facts, diagnosis, kill)
+    page = compose(bundle, facts, diagnosis, kill, seen)
     return environment().get_template("report.html").render(page=page, units=units)
 
 

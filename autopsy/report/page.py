@@ -60,6 +60,7 @@ class Page:
     local: str
     kill: str
     kill_badge: str
+    seen: str
     stalled: Stalled
     calendar: Calendar
     stuck_paths: tuple[PathDrawing, ...]
@@ -93,8 +94,8 @@ class Page:
         return tuple(step for step in self.manifest.steps if step.outcome != "Collected")
 
 
-def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> Page:
-    """Return the page of a bundle."""
+def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str, seen: str = "") -> Page:
+    """Return the page of a bundle; `seen` says how often others like it were met, empty where nobody knows."""
     when = calendar(bundle.manifest.began)
     drawings = tuple(draw_path(path, number) for number, path in enumerate(diagnosis.paths, start=1))
     began = bundle.manifest.began.monotonic_ns
@@ -110,6 +111,7 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str) -> 
         utc=when.utc(began, digits=0),
         local=when.host(began, digits=0),
         kill=told_kill(kill, when) or _by_itself(bundle.manifest),
+        seen=seen,
         kill_badge=kill_badge(kill, when) if kill else _not_killed(bundle.manifest),
         stalled=stalled_for(facts, diagnosis),
         calendar=when,

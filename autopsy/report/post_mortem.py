@@ -17,8 +17,13 @@ from autopsy.report.units import duration, milliseconds
 from autopsy.report.wording import PLACES, SURE, SURE_OF_NOTHING, apart, stalled_for
 
 
-def post_mortem(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, *, kill: str, bundle: str) -> str:
-    """Return the draft as Markdown; `bundle` names the evidence, `kill` is what happened after the seal."""
+def post_mortem(
+    manifest: Manifest, facts: Facts, diagnosis: Diagnosis, *, kill: str, bundle: str, seen: str = ""
+) -> str:
+    """Return the draft as Markdown; `bundle` names the evidence, `kill` is what happened after the seal.
+
+    `seen` says how often others like it were met.
+    """
     when = calendar(manifest.began)
     began = when.utc(manifest.began.monotonic_ns, digits=0)
     parts = (
@@ -29,6 +34,7 @@ def post_mortem(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, *, kill:
             "",
         ),
         tuple(_impact(manifest, facts, diagnosis, kill, when)),
+        (f"- Seen before: {plain(seen)}.", "") if seen else (),
         tuple(_timeline(manifest, facts, diagnosis, kill, when)),
         tuple(_detection(facts)),
         tuple(_root_cause(diagnosis)),

@@ -21,8 +21,10 @@ from autopsy.report.post_mortem import post_mortem
 FORMATS = ("html", "md", "bug", "json", "schema")
 
 
-def render(path: Path, format: str) -> str:  # noqa: A002 - the option's name is a contract
+def render(path: Path, format: str, seen: str = "") -> str:  # noqa: A002 - the option's name is a contract
     """Return a bundle's report. `schema` is that of `json`, and reads no bundle.
+
+    `seen` says how often others like it were met; a page and a draft tell it.
 
     Raises:
         UsageError: there is no such format, or nothing at that path.
@@ -33,16 +35,16 @@ def render(path: Path, format: str) -> str:  # noqa: A002 - the option's name is
     if format == "schema":
         return schema()
     kill = killed(path)
-    return read_boxed((path,), lambda opened: _rendered(opened[0], path, format, kill).encode()).decode()
+    return read_boxed((path,), lambda opened: _rendered(opened[0], path, format, kill, seen).encode()).decode()
 
 
-def _rendered(bundle: Bundle, path: Path, format: str, kill: str) -> str:  # noqa: A002 - as above
+def _rendered(bundle: Bundle, path: Path, format: str, kill: str, seen: str) -> str:  # noqa: A002 - as above
     if format == "html":
-        return html(bundle, kill=kill)
+        return html(bundle, kill=kill, seen=seen)
     facts = gather_facts(bundle)
     diagnosis = diagnose(facts)
     if format == "md":
-        return post_mortem(bundle.manifest, facts, diagnosis, kill=kill, bundle=path.resolve().name)
+        return post_mortem(bundle.manifest, facts, diagnosis, kill=kill, bundle=path.resolve().name, seen=seen)
     if format == "bug":
         return bug_report(bundle.manifest, facts, diagnosis)
     return document(bundle.manifest, diagnosis, kill=kill)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from autopsy.errors import ExitCode, UsageError
+from autopsy.fleet.engine.chunk import diagnose_one
 from autopsy.fleet.index import parts
 from autopsy.fleet.index.changes import differences
 from autopsy.fleet.index.local import some_parts
 from autopsy.fleet.index.query import ask
 from autopsy.fleet.index.questions import NAMES, question
 from autopsy.fleet.index.row import FleetRow
+from autopsy.fleet.index.seen import seen_words
 from autopsy.fleet.index.similar import question_of
 from autopsy.fleet.places.opening import open_place
 from support import lab
@@ -150,3 +155,20 @@ def test_the_answer_of_a_program_is_one_object(index: Path) -> None:
     told = json.loads(fleets.command("query", "top", "--from", index, "--json").stdout)
     assert told["columns"][0] == "signature"
     assert len(told["rows"]) == 4
+
+
+def test_a_report_says_how_often_an_index_has_met_the_like(tmp_path: Path) -> None:
+    fixtures = lab.HOUSE / "fixtures"
+    bundle = fixtures / "throttle-deadlock-10.0.2/bundle.tar.zst"
+    fleets.index(tmp_path, *(fixtures / f"{name}-10.0.2-debug" for name in ("throttle-deadlock", "nbd-silent")), bundle)
+    row = diagnose_one(bundle)
+    words = "once on 1 host, first 2026-11-21, last 2026-11-21 (throttle-lock-self-deadlock: ring of"
+    assert seen_words(str(tmp_path), row).startswith(words)
+    assert seen_words(str(tmp_path), msgspec.structs.replace(row, cluster="x")) == "never (x)"
+    assert seen_words(str(tmp_path / "none"), row) == "the index is empty"
+    report = ("report", str(bundle), "--seen", str(tmp_path), "--format")
+    for format_, before in (("html", "<b>Seen before:</b> "), ("md", "- Seen before: ")):
+        done = subprocess.run(
+            [sys.executable, "-m", "autopsy", *report, format_], capture_output=True, text=True, check=True
+        )
+        assert f"{before}{words}" in done.stdout

@@ -26,12 +26,17 @@ class AnswerTable:
 
 
 def ask(
-    files: Sequence[Path], sql: str, parameters: Mapping[str, object] | None = None, *, analyzer: str = ""
+    files: Sequence[Path],
+    sql: str,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    analyzer: str = "",
+    once: bool = True,
 ) -> AnswerTable:
     """Return the answer to one SELECT; the view `latest` is of one analyzer, or that of the newest part.
 
-    A bundle that was diagnosed twice by one analyzer counts once. Whoever wrote the SQL reads these files and no other,
-    writes none, and loads nothing.
+    A bundle that was diagnosed twice by one analyzer counts once, unless not `once` says that it does not matter.
+    Whoever wrote the SQL reads these files and no other, writes none, and loads nothing.
 
     Raises:
         UsageError: it is no question, or cannot be answered.
@@ -46,7 +51,7 @@ def ask(
         connection.execute("SET autoload_known_extensions = false")
         connection.execute("SET lock_configuration = true")
         try:
-            _views(connection, told, analyzer or newest_analyzer(files))
+            _views(connection, told, analyzer or newest_analyzer(files), once=once)
             statements = connection.extract_statements(sql)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise UsageError("query", "it is not one SELECT", remedy=REMEDY)
@@ -64,16 +69,16 @@ def newest_analyzer(files: Sequence[Path]) -> str:
     return analyzer_of(newest)
 
 
-def _views(connection: Any, files: list[str], latest: str) -> None:  # noqa: ANN401 - DuckDB's connection, loaded late
+def _views(connection: Any, files: list[str], latest: str, *, once: bool) -> None:  # noqa: ANN401 - DuckDB's connection, loaded late
     """Make the views: each bundle once for each analyzer, and rather with a diagnosis than with an error."""
     listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
     source = f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
     twice = f"SELECT 1 FROM {source} WHERE bundle <> '' GROUP BY bundle, analyzer HAVING count(*) > 1 LIMIT 1"  # noqa: S608 - files of ours
-    once = ""
-    if connection.execute(twice).fetchone() is not None:
-        once = (
+    only = ""
+    if once and connection.execute(twice).fetchone() is not None:
+        only = (
             " QUALIFY row_number() OVER (PARTITION BY analyzer, coalesce(nullif(bundle, ''), stamp)"
             " ORDER BY error = '' DESC, stamp) = 1"
         )
-    connection.execute(f"CREATE VIEW {VIEW} AS SELECT * FROM {source}{once}")  # noqa: S608 - likewise
+    connection.execute(f"CREATE VIEW {VIEW} AS SELECT * FROM {source}{only}")  # noqa: S608 - likewise
     connection.execute(f"CREATE VIEW {LATEST} AS SELECT * FROM {VIEW} WHERE analyzer = '{latest}'")  # noqa: S608 - likewise

@@ -60,7 +60,7 @@ WHERE error = '' AND bundle <> $bundle
 ORDER BY CAST(same_mechanism AS INTEGER) + by_names + by_offsets DESC, time DESC, bundle LIMIT 20
 """  # noqa: S608 - likewise
 
-ROW = "SELECT bundle, cluster, stacks_named, stacks_raw FROM latest WHERE starts_with(bundle, $bundle) LIMIT 2"
+ROW = "SELECT DISTINCT bundle, cluster, stacks_named, stacks_raw FROM latest WHERE starts_with(bundle, $bundle) LIMIT 2"
 
 SEEN = """
 SELECT count(*) AS times, count(DISTINCT host) AS hosts, min(time) AS first, max(time) AS last
