@@ -89,7 +89,8 @@ def verdict(diagnosis: Diagnosis, *, alive: bool = True) -> Iterator[str]:
     for bug in diagnosis.known_bugs:
         if bug.in_this_build == "affected":
             yield row("bug", bug.sentence)
-            yield row("", bug.link)
+            if bug.link:
+                yield row("", bug.link)
 
 
 def _vm(ended: Ended) -> str:

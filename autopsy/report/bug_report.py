@@ -9,7 +9,7 @@ from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
 from autopsy.redact.text import Redaction, redaction
-from autopsy.report.markdown import block, code, ours, plain
+from autopsy.report.markdown import block, code, link, ours, plain
 from autopsy.report.proof.proofs import alike, with_the_others
 from autopsy.report.stacks import Group, coroutine_groups, thread_groups
 from autopsy.report.units import count, duration
@@ -43,7 +43,7 @@ def _before_it_is_posted(diagnosis: Diagnosis, hide: Redaction) -> Iterator[str]
         yield from ("> What is below is for whoever owns that.", "")
     for bug in diagnosis.known_bugs:
         if bug.in_this_build == "affected" and bug.fixed_in:
-            yield f"> **Upgrade first:** {plain(bug.sentence)} <{bug.link}>"
+            yield f"> **Upgrade first:** {plain(bug.sentence)}{link(bug.link)}"
             yield ""
 
 
@@ -104,7 +104,7 @@ def _problem(facts: Facts, diagnosis: Diagnosis, hide: Redaction) -> Iterator[st
             hops = (hop.name if hop.kind != "host" else "host" for hop in along)
             yield f"- Path: {plain(hide.text(' → '.join(hops)))}. {plain(hide.text(path.sentence))}"
     for bug in diagnosis.known_bugs:
-        yield f"- It looks like a known bug: {plain(bug.title)} <{bug.link}>; in this build: {bug.in_this_build}."
+        yield f"- It looks like a known bug: {plain(bug.title)}{link(bug.link)}; in this build: {bug.in_this_build}."
     if isinstance(facts.times.second_ns, Known):
         yield f"- The VM was looked at twice, {duration(apart(facts))} apart."
     yield ""

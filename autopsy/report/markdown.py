@@ -45,6 +45,11 @@ def block(lines: Iterable[str]) -> str:
     return "\n".join((fence, *shown, fence))
 
 
+def link(address: str) -> str:
+    """Return an address as a link with a space ahead of it, nothing where there is none."""
+    return f" <{address}>" if address else ""
+
+
 def cited(cites: Iterable[Cite]) -> str:
     """Return ` (`witness/tasks.txt:328`)`, empty without cites."""
     places = tuple(

@@ -12,7 +12,7 @@ from autopsy.diagnose.queries.silence import silence_of
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
 from autopsy.report.clock_text import Calendar, calendar
-from autopsy.report.markdown import cited, code, folded, ours, plain, row
+from autopsy.report.markdown import cited, code, folded, link, ours, plain, row
 from autopsy.report.units import duration, milliseconds
 from autopsy.report.wording import PLACES, SURE, SURE_OF_NOTHING, apart, stalled_for
 
@@ -150,7 +150,7 @@ def _root_cause(diagnosis: Diagnosis) -> Iterator[str]:
             because = f" because of {code(each.because_of)}" if each.because_of else ""
             yield f"- {ours(each.headline)} ({each.where}, {code(each.signature)}{because}){cited(each.cites)}"
     for bug in diagnosis.known_bugs:
-        yield from ("", f"Known bug: {plain(bug.sentence)} <{bug.link}>")
+        yield from ("", f"Known bug: {plain(bug.sentence)}{link(bug.link)}")
     yield ""
 
 

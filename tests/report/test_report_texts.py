@@ -18,6 +18,7 @@ from hypothesis import strategies as some
 from markdown_it import MarkdownIt
 
 from autopsy.bundle.reader import open_bundle
+from autopsy.diagnose.known_bugs import BUGS
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import ExitCode, UsageError
 from autopsy.facts.gather import gather_facts
@@ -105,6 +106,17 @@ def test_a_bug_report_of_what_is_not_qemu_s_says_so_first(case: Callable[[], e.C
 
 def test_a_bug_report_of_a_bug_of_qemu_s_does_not() -> None:
     assert "Do not post this" not in bug(cases.deadlock())
+
+
+def test_a_known_bug_is_linked_to_its_own_page_or_not_at_all() -> None:
+    assert all(not bug.link or bug.link.count("/") > len(["https:", "", "host", "group", "project"]) for bug in BUGS)
+    bundle = open_bundle(reports.FIXTURES / "out-of-space-10.0.2" / "bundle.tar.zst")
+    facts = gather_facts(bundle)
+    diagnosis = diagnose(facts)
+    text = bug_report(bundle.manifest, facts, diagnosis)
+    assert "Upgrade first" in text
+    assert "<>" not in text
+    assert diagnosis.headline == "Disk vd0 (disk0) is out of space: QEMU paused the VM (run state io-error)"
 
 
 def test_a_bar_in_code_stays_one_in_a_table() -> None:

@@ -12,7 +12,7 @@ from autopsy.diagnose.queries.wording import missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
-from autopsy.facts.model.facts import Facts, SocketFact
+from autopsy.facts.model.facts import DiskFact, Facts, SocketFact
 from autopsy.facts.subjects import Subject, Whole
 
 INCOMING = "inmigrate"
@@ -41,19 +41,19 @@ class Paused:
             return RuledOut(words, (state.cite, again.cite))
         objects: list[Subject] = [subjects.VirtualMachine(facts.vm.name)]
         claims = [claim(f"The run state is {state.value}: {self.words}.", state.cite)]
-        for disk in facts.disks.value if isinstance(facts.disks, Known) and "io-error" in self.statuses else ():
-            if isinstance(disk.io_status, Known) and disk.io_status.value not in {"", "ok"}:
-                objects.insert(0, subjects.disk(disk))
-                words = "is out of space" if disk.io_status.value == "nospace" else "failed a request"
-                claims.append(
-                    claim(f"Disk {title(disk)} {words} (io-status {disk.io_status.value}).", disk.io_status.cite)
-                )
+        failed = _failed(facts) if "io-error" in self.statuses else ()
+        objects[:0] = [subjects.disk(disk) for disk, _ in reversed(failed)]
+        claims += [
+            claim(f"Disk {title(disk)} {_of_disk(told.value)} (io-status {told.value}).", told.cite)
+            for disk, told in failed
+        ]
         sender = _stopped_sender(facts) if INCOMING in self.statuses else ()
         alive = facts.monitor.alive
         if isinstance(again, Known) and again.value.status == state.value:
             claims.append(claim("It was the same at the second snapshot.", again.cite))
         return Match(
-            headline=f"{self.words[0].upper()}{self.words[1:]} (run state {state.value}){_about(sender)}",
+            headline=f"{_headline(failed) or self.words[0].upper() + self.words[1:]} (run state {state.value})"
+            f"{_about(sender)}",
             objects=(*objects, *peers_of(sender)),
             confidence="proven",
             claims=(*claims, *about_sockets(sender)),
@@ -61,6 +61,26 @@ class Paused:
             # Whatever pauses a VM comes round: where the main loop does not, a `stop` has not ended, or a save has not.
             effect=isinstance(alive, Known) and not alive.value,
         )
+
+
+def _failed(facts: Facts) -> tuple[tuple[DiskFact, Known[str]], ...]:
+    """Return the disks that say of themselves that a request failed, with what they say."""
+    disks = facts.disks.value if isinstance(facts.disks, Known) else ()
+    told = ((disk, disk.io_status) for disk in disks if isinstance(disk.io_status, Known))
+    return tuple((disk, status) for disk, status in told if status.value not in {"", "ok"})
+
+
+def _headline(failed: tuple[tuple[DiskFact, Known[str]], ...]) -> str:
+    """Name the disk, if one does, and what befell it."""
+    if not failed:
+        return ""
+    disk, told = failed[0]
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    return f"Disk {title(disk)} {_of_disk(told.value)}{more}: QEMU paused the VM"
+
+
+def _of_disk(io_status: str) -> str:
+    return "is out of space" if io_status == "nospace" else "failed a request"
 
 
 def _stopped_sender(facts: Facts) -> tuple[SocketFact, ...]:
