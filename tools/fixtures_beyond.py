@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fixtures_shape import Shape, on
-from fixtures_wedges import machine_of
+from fixtures_wedges import machine_of, node, write
 
 from support import lab
 from support.wedged import export_clients, idle_disks, qtest, stacked
@@ -15,6 +18,7 @@ from support.wedged import wedges_beyond as beyond
 from support.wedged.wedges import Stuck
 
 OLD, NEW, DEBUG = "7.2", "10.0.2", "10.0.2-debug"
+WATCHED_SECONDS = 12  # some samples of a watch
 
 
 @contextmanager
@@ -24,7 +28,36 @@ def broken_disk(build: lab.Build) -> Iterator[Stuck]:
         yield it
 
 
+@contextmanager
+def nbd_silent_watched(build: lab.Build) -> Iterator[lab.Machine]:
+    """Eight writes go to a qemu-nbd that is stopped (SIGSTOP) then; a watch saw the VM idle, and sees that, too."""
+    watch = [sys.executable, "-m", "autopsy", "watch", "--no-capture"]
+    with (
+        lab.folder() as place,
+        lab.nbd(lab.disk(place / "d.raw")) as server,
+        lab.qemu(build, *node(f"driver=nbd,{server.server}")) as machine,
+        subprocess.Popen(watch, stderr=subprocess.DEVNULL) as watching,
+    ):
+        try:
+            time.sleep(WATCHED_SECONDS)
+            with lab.stopped(server.process):
+                write(machine, lab.of_device("vd0"))
+                time.sleep(WATCHED_SECONDS)
+                yield machine
+        finally:
+            watching.terminate()
+
+
 BEYOND: tuple[Shape, ...] = (
+    *on(
+        (OLD,),
+        "nbd-silent-watched",
+        nbd_silent_watched,
+        where="peer",
+        signature="nbd-silent",
+        why="since when, the watch has seen",
+        not_these=("healthy", "nbd-reconnecting"),
+    ),
     *on(
         (NEW,),
         "virtio-broken",

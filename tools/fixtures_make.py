@@ -127,6 +127,8 @@ def _plain(data: bytes, manifest: Manifest) -> bytes:
         data = data.replace(path.encode(), instead.encode())
     for pattern, name in ELSEWHERE:
         data = pattern.sub(name, data)
+    if manifest.host.boot_id:
+        data = data.replace(manifest.host.boot_id.encode(), NO_BOOT.encode())
     release = manifest.host.kernel
     return data.replace(release.encode(), re.sub(r"(\d)-.*", r"\1", release).encode())
 

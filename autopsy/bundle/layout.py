@@ -49,6 +49,9 @@ STEPS = (
 # No step: what was taken of a VM that had ended by itself.
 END = "end"
 
+# No step: what a watch had seen of the VM before the capture began, where one ran.
+WATCH = "watch"
+
 # No step: the files of an import as they were given, under numbers.
 GIVEN = "given"
 
@@ -88,6 +91,7 @@ DMESG = "dmesg.txt"
 JOURNAL = "journal.txt"  # sections named by the journalctl that gave them
 VM_CONFIG = "vm-config.txt"  # sections: domain XML or VMID.conf, redacted
 VM_LOG = "vm.log"
+RING = "ring.jsonl"  # ring.RingHeader, then ring.RingSample, one a line: the last minute
 LEFT = "left-behind.txt"  # sections named by the VM's sockets and pidfile: `still there`, or why not
 VM_TASKS = "vm-tasks.txt"  # sections: what the manager was told to do with the VM of late, newest first
 RRD = "rrd"  # the manager's own record of the VM's load, from before the incident (rrdtool)

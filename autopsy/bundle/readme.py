@@ -26,6 +26,7 @@ and you can read those without autopsy:
   evidence/proc.stacks/             the kernel's side of every thread once more
   evidence/proc.fds/ proc.aio/      descriptors and sockets with their peers; asynchronous I/O rings
   evidence/host/                    pressure, cgroup, block devices, mounts, kernel log
+  evidence/watch/ring.jsonl         where `autopsy watch` ran: what it had seen in the minute before, one sample a line
   evidence/second-exposure/         the same a few seconds later: what did not move is stuck
   core                              registers, stacks and heap for gdb or drgn, without the guest's memory
 

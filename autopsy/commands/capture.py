@@ -35,6 +35,7 @@ from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.confine import sandbox
 from autopsy.target import target
 from autopsy.target.platforms.catalogue import platform_of
+from autopsy.watch import ring
 
 RESERVE = 0.25  # of the budget, kept for diagnosis, report and seal
 MOST_RESERVE = 12.0
@@ -319,6 +320,8 @@ def capture(
         staging.put(layout.MANIFEST, encode_manifest(manifest))
 
     note(())
+    if seen := ring.of_this_process(vm.record.pid, vm.record.start_ticks, manifest.host.boot_id):
+        staging.put_evidence(layout.WATCH, layout.RING, seen)
     sandbox.warm()
     pace = Pace()
     pace.look()

@@ -24,6 +24,7 @@ from autopsy.diagnose.queries.quiet import nothing_looks_stuck
 from autopsy.diagnose.queries.requests import title
 from autopsy.diagnose.queries.silence import about_silence, silence_of
 from autopsy.diagnose.queries.wording import count
+from autopsy.diagnose.seen_before import since_seen
 from autopsy.diagnose.signature import CannotTell as Undecided
 from autopsy.diagnose.signature import Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.waits import drawn
@@ -235,7 +236,12 @@ def _cause(seen: MatchedSignature) -> Cause:
 
 
 def _since(facts: Facts, where: Where, objects: tuple[Subject, ...]) -> str:
-    """Say how long the disk that has been silent the longest had completed nothing, empty where nobody counted."""
+    """Say since when it is stuck: what a watch saw, and how long the disk silent the longest had completed nothing."""
+    seen = "" if where == "vm-state" else since_seen(facts, well=where == "none")
+    return "; ".join(filter(None, (seen, _silent(facts, where, objects))))
+
+
+def _silent(facts: Facts, where: Where, objects: tuple[Subject, ...]) -> str:
     if where in NOTHING_STUCK or not isinstance(facts.disks, Known):
         return ""
     named = [each for each in facts.disks.value if subjects.disk(each) in objects]

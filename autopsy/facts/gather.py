@@ -20,6 +20,7 @@ from autopsy.facts import (
     threads,
     vm_end,
 )
+from autopsy.facts.before.ring import gather_ring
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
@@ -119,6 +120,7 @@ def gather_facts(evidence: Evidence) -> Facts:
         origin=_origin(evidence),
         crash=evidence.manifest.imported.crash if evidence.manifest.imported else "",
         left_out=(*limits.gather_limits(evidence), *graph.left_out),
+        before=gather_ring(evidence),
         frames_again=decode(evidence, layout.SECOND_EXPOSURE, layout.THREADS, tuple[records.ThreadStack, ...]),
     )
 

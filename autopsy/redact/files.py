@@ -53,6 +53,7 @@ KNOWN = frozenset(
         layout.LEFT_OUT,
         layout.VIRTQUEUES,
         layout.RING_WORDS,
+        layout.RING,
         *(
             layout.SOCKET_ENDS,
             layout.AIO,
@@ -70,7 +71,7 @@ LOGS = frozenset({layout.DMESG, layout.JOURNAL, layout.VM_LOG})
 JSON_KEPT = frozenset(
     """
     words build_id function near symbol outcome kind how state doing call since_first family symbols driver drv type
-    status io-status execute question wchan qom-type under transport protocol architecture
+    status main_state main_wchan io-status execute question wchan qom-type under transport protocol architecture
     """.split()  # noqa: SIM905 - words read best as words
 )
 MAPS_LINE = re.compile(r"^([0-9a-f]+-[0-9a-f]+ [rwxsp-]{4} [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ \d+ +)(/.*)$", re.MULTILINE)

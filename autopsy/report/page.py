@@ -21,6 +21,7 @@ from autopsy.facts.evidence import Evidence, records
 from autopsy.facts.model.facts import Facts
 from autopsy.report import tables_host, tables_storage
 from autopsy.report.clock_text import Calendar, calendar
+from autopsy.report.draw.minute_before import MinuteDrawing, draw_minute
 from autopsy.report.draw.request_path import PathDrawing, draw_path
 from autopsy.report.draw.timeline import TimelineDrawing, draw_timeline
 from autopsy.report.draw.wait_graph import WaitsDrawing, draw_waits
@@ -69,6 +70,7 @@ class Page:
     ruled_out: tuple[Alike, ...]
     cannot_tell: tuple[Alike, ...]
     timeline: TimelineDrawing | None
+    minute: MinuteDrawing | None
     threads: tuple[Group, ...]
     thread_count: int
     threads_why: str
@@ -121,6 +123,7 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str, see
         ruled_out=_alike((each.text, each.why, each.cites) for each in diagnosis.ruled_out),
         cannot_tell=_alike((each.text, each.missing, ()) for each in diagnosis.cannot_tell),
         timeline=draw_timeline(bundle.manifest, facts, _stops(bundle), when),
+        minute=draw_minute(facts, when),
         threads=thread_groups(facts, diagnosis),
         thread_count=len(facts.threads.value) if isinstance(facts.threads, Known) else 0,
         threads_why="" if isinstance(facts.threads, Known) else facts.threads.why,

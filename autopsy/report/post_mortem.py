@@ -9,6 +9,7 @@ from autopsy.bundle.vm_end import in_words
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.queries.requests import title
 from autopsy.diagnose.queries.silence import silence_of
+from autopsy.diagnose.seen_before import seen_stall
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
 from autopsy.report.clock_text import Calendar, calendar
@@ -104,6 +105,8 @@ def _of_the_vm(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, when: Cal
         if title(disk) in stuck and (silence := silence_of(disk)) and isinstance(facts.times.second_ns, Known):
             last = when.utc(facts.times.second_ns.value - silence.idle_ns, digits=0)
             yield f"- about {last}: disk {plain(title(disk))} completed its last request{cited((silence.cite,))}"
+    if (seen := seen_stall(facts)) is not None:
+        yield f"- {when.utc(seen.began_ns, digits=0)}: as a watch saw, {seen.what} from then on{cited((seen.cite,))}"
     words = "looked at" if diagnosis.where == "none" else "seen stuck"
     yield f"- {when.utc(facts.times.first_ns, digits=0)}: first {words}, by this capture"
 

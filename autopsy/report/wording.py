@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.queries.requests import title
+from autopsy.diagnose.seen_before import seen_stall
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model.facts import Facts
 from autopsy.report.units import duration
@@ -69,6 +70,9 @@ def stalled_for(facts: Facts, diagnosis: Diagnosis) -> Stalled:
                 return Stalled(
                     f"cannot be told: disk {disk.name} has completed nothing since QEMU began", (stats.cite,)
                 )
+    if not found and (seen := seen_stall(facts)) is not None:
+        ago = duration((facts.times.began_ns - seen.began_ns) / 1e9)
+        return Stalled(f"for {ago} when the capture began, as a watch saw: {seen.what}", (seen.cite,))
     if not found:
         return Stalled("cannot be told: no counter says when the last request completed")
     longest, name, cite = max(found)

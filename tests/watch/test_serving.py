@@ -283,7 +283,7 @@ def test_without_the_client_whoever_wants_metrics_is_told_what_to_install_and_ot
     for asked in ({"listen": "127.0.0.1:9719"}, {"textfile_folder": tmp_path}):
         with pytest.raises(UsageError) as told, outlets.opened(**asked):  # type: ignore[arg-type]  # of both kinds
             pass
-        assert "pip install 'vm-autopsy[watch]'" in told.value.remedy
+        assert "extra `watch`" in told.value.remedy
     with outlets.opened() as opened:
         opened.publish(WELL)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from autopsy.bundle.heap import records as heap_records
 from autopsy.bundle.manifest import Program
 from autopsy.bundle.records import Frame, PollSet, QmpExchange, ThreadStack
+from autopsy.bundle.ring import Ring
 from autopsy.bundle.syscalls import ARGUMENTS
 from autopsy.bundle.vm_end import VmEnd
 from autopsy.facts.cite import Cite, Fact, Unknown
@@ -325,6 +326,7 @@ class VmFact:
         return self.program == "qemu-storage-daemon"
 
 
+NOT_BEFORE = Unknown("evidence/watch/ring.jsonl", "no watch had an eye on this VM before")
 NOT_AGAIN = Unknown("evidence/second-exposure/threads.json", "no second look was pasted")
 
 
@@ -333,6 +335,7 @@ class Facts:
     """Everything that a bundle tells, ready to be judged.
 
     `crash` says how QEMU crashed before others took this, empty where nothing tells of a crash.
+    `before` is what a watch had seen by then.
     `heap_walked` is known where a walk was tried: False says that there was no debug information for it.
     """
 
@@ -366,5 +369,6 @@ class Facts:
     virtqueues: Fact[Queues]
     origin: Origin = Origin.CAPTURE
     crash: str = ""
+    before: Fact[Ring] = NOT_BEFORE
     frames_again: Fact[tuple[ThreadStack, ...]] = NOT_AGAIN
     left_out: tuple[LeftOutFact, ...] = ()

@@ -18,7 +18,7 @@ from autopsy.watch.serving.outlet import NotOpened, Outlet
 from autopsy.watch.state import WatchSnapshot, encode, own_figures
 
 CLIENT = "prometheus_client"
-INSTALL = "`pip install 'vm-autopsy[watch]'`, or Debian's python3-prometheus-client; without it, leave {option} away"
+INSTALL = "install it beside autopsy (its extra `watch` names the versions), or leave {option} away"
 
 
 class Outlets:
