@@ -197,9 +197,12 @@ def ps(
     from autopsy.cli.json_output import census_json
     from autopsy.target.ps import census
     from autopsy.target.stalls import stalled
+    from autopsy.watch import state
+    from autopsy.watch.listed import with_watch
 
     looks = stalled() if stuck else ()
     found = tuple(replace(stall.vm, signs=(stall.words, *stall.vm.signs)) for stall in looks) if stuck else census()
+    found = with_watch(found, state.last_round())
     if json:
         show(census_json(found))
     elif stuck and not found:

@@ -233,6 +233,7 @@ def story(ended: Ended) -> Iterator[str]:
         yield plain(f"start: {ended.start_words}")
 
 
+OLDEST = "OLDEST"  # of its requests, by a watch: where none runs there is no such column
 PS_COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
     ("MANAGER", "left"),
     ("NAME", "left"),
@@ -240,6 +241,7 @@ PS_COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
     ("QEMU", "left"),
     ("DISKS", "right"),
     ("REQ", "right"),
+    (OLDEST, "right"),
     ("D", "right"),
     ("CPU%", "right"),
     ("SIGNS", "left"),
@@ -256,6 +258,13 @@ def _qemu(vm: ListedVm) -> str:
     return version if vm.program == "qemu-system" else f"{version} (storage daemon)"
 
 
+def _age(seconds: float | None) -> str:
+    """Return for how long the oldest request has not moved, nothing where all do."""
+    if seconds is None:
+        return "?"
+    return f"{seconds:.0f} s" if seconds >= 1 else "-"
+
+
 def ps_lines(vms: tuple[ListedVm, ...], width: int = 0) -> Iterator[str]:
     """Yield a table of VMs, a line each; `width` is the terminal's, 0 where nothing is cut for want of one."""
     if not vms:
@@ -266,7 +275,10 @@ def ps_lines(vms: tuple[ListedVm, ...], width: int = 0) -> Iterator[str]:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    watched = any(vm.oldest_request_seconds is not None for vm in vms)
     for title, justify in PS_COLUMNS:
+        if title == OLDEST and not watched:
+            continue
         table.add_column(title, justify=justify, no_wrap=title != PS_COLUMNS[-1][0], overflow="fold")
     for vm in vms:
         row = (
@@ -276,6 +288,7 @@ def ps_lines(vms: tuple[ListedVm, ...], width: int = 0) -> Iterator[str]:
             _qemu(vm),
             _or_unknown(vm.disks),
             _or_unknown(vm.parked_requests),
+            *((_age(vm.oldest_request_seconds),) if watched else ()),
             str(vm.threads_in_d),
             f"{vm.cpu_percent:.0f}",
             plain("; ".join(vm.signs)),

@@ -35,7 +35,8 @@ class ListedVm:
     `disks` is absent where its command line could not be read. `state` is the main thread's letter of proc(5).
     `cpu_percent` is of one processor, over the tenth of a second that the look took. `parked_requests` are the
     coroutines under way but for the monitor's own, absent where they could not be counted. `signs` are words about
-    what a healthy VM does not show.
+    what a healthy VM does not show. `oldest_request_seconds` is for how long a request has not moved, 0 where all do,
+    absent where no watch runs.
     """
 
     target: str
@@ -53,6 +54,8 @@ class ListedVm:
     monitors: tuple[MonitorSocket, ...]
     signs: tuple[str, ...]
     parked_requests: int | None = None
+    start_ticks: int = 0
+    oldest_request_seconds: float | None = None
 
 
 def census(roots: Roots = ROOTS) -> tuple[ListedVm, ...]:
@@ -123,4 +126,5 @@ def _vm(
         disks=None if told.options is None else disks(told.options),
         monitors=tuple(monitors.storable(monitor) for monitor in found),
         signs=signs.of(first, second, told),
+        start_ticks=second.stat.start_ticks,
     )
