@@ -21,12 +21,15 @@ FILES = (
     ("NAME.tar.zst.sig", "its signature, where --sign made one"),
     ("NAME.LETTERS.partial", "beside a bundle that is not sealed yet; `autopsy seal` seals what a killed capture left"),
     ("/run, /dev/shm: NAME.LETTERS.work", "evidence at work, in memory"),
+    ("/etc/autopsy/watch.toml", "what `watch` does, each key with its default"),
+    ("/run/autopsy/watch", "the last minute that `watch` saw of each VM, its last round; else $XDG_RUNTIME_DIR"),
     ("/var/tmp", "where a bundle goes, in a private folder, if no other place takes it"),  # noqa: S108 - what is said of it is true
 )
 ENVIRONMENT = (
     ("TMPDIR", "where temporary folders go; else the first of /var/tmp, /var/lib/autopsy, /tmp that is there"),
     ("STATE_DIRECTORY", "the store, where systemd sets it for a unit with StateDirectory=autopsy"),
     ("XDG_STATE_HOME", "below it lies the store of a user who is not root"),
+    ("NOTIFY_SOCKET, WATCHDOG_USEC", "set by systemd: a watch tells it of its rounds"),
     ("INVOCATION_ID", "set by systemd: a watch that is a unit captures by units"),
     ("NO_COLOR", "no colours, whatever the terminal"),
     ("PATH", "where programs of the host are looked for, in those of its folders that are root's or ours"),

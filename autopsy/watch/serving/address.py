@@ -14,7 +14,7 @@ from autopsy.errors import UsageError
 from autopsy.files import private
 
 UNIX = "unix:"
-FORM = "say for example --listen 127.0.0.1:9719, or --listen unix:/run/autopsy/metrics.sock"
+FORM = "say for example --listen 127.0.0.1:9719, or --listen unix:/run/autopsy/watch/metrics.sock"
 WAITING = 32  # connections that the kernel keeps until we come round
 MOST_PATH = 107  # of a socket's name, without its NUL
 
