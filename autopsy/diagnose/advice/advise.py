@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from autopsy.diagnose import imported, runbooks
 from autopsy.diagnose.advice import disks, slots
@@ -32,6 +33,7 @@ class Template:
     why: str
 
 
+@cache
 def templates(signature: str) -> tuple[Template, ...]:
     """Return the commands of a signature's runbook."""
     found = map(LINE.fullmatch, runbooks.lines(runbooks.written_for(signature), runbooks.COMMANDS))
@@ -58,7 +60,7 @@ def advise(
         rest = (Advice(when=each.when, command=each.command, why=each.why) for each in more)
         return (*rest, *imported.commands(facts), *_upgrades(Hand(facts.vm).verbs()["upgrade"], known_bugs))
     hand = Hand(facts.vm)
-    verbs = {**hand.verbs(), **disks.verbs(facts, objects, hand)}
+    verbs = hand.verbs().beside(disks.verbs(facts, objects, hand))
     words = slots.words(facts, objects, hand)
     found = [
         Advice(when=template.when, command=command, why=template.why)

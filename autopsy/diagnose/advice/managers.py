@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from autopsy.diagnose.advice import shell
@@ -12,6 +12,34 @@ from autopsy.facts.model.facts import VmFact
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
 SYSTEM = "qemu:///system"
+
+
+class Verbs(Mapping[str, str]):
+    """Commands by the names that runbooks give them, each made when it is asked for: a verdict needs two or three."""
+
+    __slots__ = ("_made", "_makers")
+
+    def __init__(self, makers: Mapping[str, Callable[[], str]], made: Mapping[str, str] | None = None) -> None:
+        self._makers = makers
+        self._made = dict(made or {})
+
+    def __getitem__(self, verb: str) -> str:
+        if verb not in self._made:
+            self._made[verb] = self._makers[verb]()
+        return self._made[verb]
+
+    def __contains__(self, verb: object) -> bool:
+        return verb in self._makers or verb in self._made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._makers, **self._made})
+
+    def __len__(self) -> int:
+        return len({**self._makers, **self._made})
+
+    def beside(self, more: Mapping[str, str]) -> Verbs:
+        """Return them with others that are made already."""
+        return Verbs(self._makers, {**self._made, **more})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +83,39 @@ class Hand:
         """Return what says these, of which a storage daemon knows none: it has no VM."""
         return "" if self.vm.is_storage_daemon else self.qmp(*questions)
 
-    def verbs(self) -> Mapping[str, str]:
+    def verbs(self) -> Verbs:
         """Return the commands that need no more than the VM itself, by the names that runbooks give them."""
         stop = self.qm("stop") or self.virsh("destroy")
         start = self.qm("start") or self.virsh("start")
         end = stop or line("kill", "-KILL", str(self.vm.pid))
+        makers: dict[str, Callable[[], str]] = {
+            "end": lambda: end,
+            "restart": lambda: shell.both(stop, start) or end,
+            "start": lambda: start,
+            "resume": lambda: self.qm("resume") or self.virsh("resume") or self.qmp_of_vm(question("cont")),
+            "pause-and-resume": lambda: (
+                shell.both(self.qm("suspend"), self.qm("resume"))
+                or shell.both(self.virsh("suspend"), self.virsh("resume"))
+                or self.qmp_of_vm(question("stop"), question("cont"))
+            ),
+            "reset": lambda: self.qm("reset") or self.virsh("reset") or self.qmp_of_vm(question("system_reset")),
+            "wake": lambda: self.virsh("dompmwakeup") or self.qmp_of_vm(question("system_wakeup")),
+            "keep-memory": self._keep_memory,
+            "set-clock": lambda: self.virsh("domtime", "--sync"),
+            "migration": lambda: self.virsh("domjobinfo") or self.qmp_of_vm(question("query-migrate")),
+            "cancel-migration": lambda: self.virsh("domjobabort") or self.qmp_of_vm(question("migrate_cancel")),
+            "stay-here": lambda: self.qmp_of_vm(question("migrate_cancel"), question("cont")),
+            "jobs": lambda: self.qmp(question("query-jobs")),
+            "stop-backup": lambda: line("vzdump", "--stop") if self.vmid else self.virsh("domjobabort"),
+            "snapshots": lambda: self.qm("listsnapshot"),
+            "upgrade": self._upgrade,
+        }
+        return Verbs(makers)
+
+    def _keep_memory(self) -> str:
         memory = f"/var/tmp/memory-{self.vm.pid}.elf"  # noqa: S108 - a place that is named to a person
         dump = question("dump-guest-memory", paging=False, protocol=f"file:{memory}")
-        return {
-            "end": end,
-            "restart": shell.both(stop, start) or end,
-            "start": start,
-            "resume": self.qm("resume") or self.virsh("resume") or self.qmp_of_vm(question("cont")),
-            "pause-and-resume": shell.both(self.qm("suspend"), self.qm("resume"))
-            or shell.both(self.virsh("suspend"), self.virsh("resume"))
-            or self.qmp_of_vm(question("stop"), question("cont")),
-            "reset": self.qm("reset") or self.virsh("reset") or self.qmp_of_vm(question("system_reset")),
-            "wake": self.virsh("dompmwakeup") or self.qmp_of_vm(question("system_wakeup")),
-            "keep-memory": self.virsh("dump", "--memory-only", memory) or self.qmp_of_vm(dump),
-            "set-clock": self.virsh("domtime", "--sync"),
-            "migration": self.virsh("domjobinfo") or self.qmp_of_vm(question("query-migrate")),
-            "cancel-migration": self.virsh("domjobabort") or self.qmp_of_vm(question("migrate_cancel")),
-            "stay-here": self.qmp_of_vm(question("migrate_cancel"), question("cont")),
-            "jobs": self.qmp(question("query-jobs")),
-            "stop-backup": line("vzdump", "--stop") if self.vmid else self.virsh("domjobabort"),
-            "snapshots": self.qm("listsnapshot"),
-            "upgrade": self._upgrade(),
-        }
+        return self.virsh("dump", "--memory-only", memory) or self.qmp_of_vm(dump)
 
     def _upgrade(self) -> str:
         if self.vm.manager == "proxmox":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable
+from functools import cache
 
 from autopsy.text import visible
 
@@ -28,9 +29,15 @@ def both(*commands: str) -> str:
 
 def question(command: str, **arguments: object) -> str:
     """Return a QMP command as JSON."""
-    told: dict[str, object] = {"execute": command}
-    if arguments:
-        told["arguments"] = arguments
+    return _json({"execute": command, "arguments": arguments}) if arguments else _bare(command)
+
+
+@cache  # every advice has the same few
+def _bare(command: str) -> str:
+    return _json({"execute": command})
+
+
+def _json(told: dict[str, object]) -> str:
     return json.dumps(told, separators=(",", ":"))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries.below import is_stopped, own_daemons
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
 from autopsy.diagnose.queries.requests import called, title
@@ -35,6 +36,7 @@ ASK_STORAGE = frozenset({"query-block", "query-named-block-nodes"})
 CONNECTED_FOR_GOOD = frozenset({"nbd"})  # the other network drivers may connect when there is work
 
 
+@once
 def unexplained(facts: Facts) -> tuple[ThreadFact, ...]:
     """Return the threads that slept through both looks in a call that is none that they rest in.
 
@@ -74,6 +76,7 @@ def _on(facts: Facts, thread: ThreadFact, look: ThreadSnapshot) -> str:
     return f" on {file.target}" if file is not None and file.kind != "other" else ""
 
 
+@once
 def left_over(facts: Facts) -> tuple[Claim, ...]:
     """Return what keeps a VM from being proven healthy: each is nothing that was seen to be wrong."""
     return (*_threads(facts), *_devices(facts), *_disks(facts), *_not_asked(facts), *_left_out(facts))

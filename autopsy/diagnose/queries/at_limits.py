@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries.requests import disk_names, disks_of, still, their_disks
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
@@ -14,6 +15,7 @@ from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park, Thro
 PER_SECOND = frozenset({"iops-total", "iops-read", "iops-write"})
 
 
+@once
 def copies_held(facts: Facts) -> tuple[CoroutineFact, ...]:
     """Return a job's requests that a limit holds back, where no disk of the guest is held up by them."""
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()

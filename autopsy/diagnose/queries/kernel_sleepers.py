@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import kernel_stacks
 from autopsy.diagnose.queries.kernel_stacks import Family
 from autopsy.diagnose.queries.requests import (
@@ -31,18 +32,25 @@ class Sleeper:
     through: bool | None
 
 
+@once
 def sleepers(facts: Facts) -> tuple[Sleeper, ...]:
     """Return the threads that wait in the kernel for something that a family names, movers left out."""
-    found = []
-    for thread in threads(facts):
-        for look in looks(thread)[:1]:
-            kind = family(facts, look)
-            if kind is None:
-                continue
-            through = slept_through(thread)
-            if through is not False:
-                found.append(Sleeper(thread, look, kind, through))
-    return tuple(found)
+    return tuple(
+        Sleeper(thread, look, kind, through)
+        for thread, look, kind in first_families(facts)
+        if (through := slept_through(thread)) is not False
+    )
+
+
+@once
+def first_families(facts: Facts) -> tuple[tuple[ThreadFact, ThreadSnapshot, Family], ...]:
+    """Return the threads that waited in the kernel for something that a family names when they were first seen."""
+    return tuple(
+        (thread, look, kind)
+        for thread in threads(facts)
+        for look in looks(thread)[:1]
+        if (kind := family(facts, look)) is not None
+    )
 
 
 def went_on(facts: Facts, kind: Family) -> tuple[ThreadFact, ...]:

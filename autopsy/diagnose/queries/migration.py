@@ -16,10 +16,11 @@ SENDING = (
 
 
 SAVING = ("qemu_savevm_state", "save_snapshot", "bdrv_save_vmstate", "qemu_savevm_state_", "migration_completion")
+HANDS_ON = (*SENDING, *SAVING)
 
 
 def sends_state(thread: ThreadFact) -> bool:
     """Tell whether a thread is in a call that hands the VM's state on: of a migration, a dump or a snapshot."""
-    inside = next((look.syscall.name for look in looks(thread) if look.syscall.name), "") in PEER_CALLS
-    frames = any(name.startswith((*SENDING, *SAVING)) for name in functions(thread))
-    return inside and (frames or thread.role is Role.MIGRATION)
+    if next((look.syscall.name for look in looks(thread) if look.syscall.name), "") not in PEER_CALLS:
+        return False
+    return thread.role is Role.MIGRATION or any(name.startswith(HANDS_ON) for name in functions(thread))

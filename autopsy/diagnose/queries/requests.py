@@ -9,6 +9,7 @@ from typing import Literal
 
 from autopsy.bundle import layout
 from autopsy.diagnose.diagnosis import Confidence
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming, progress
 from autopsy.diagnose.queries.threads import blocks_main_loop, threads
 from autopsy.diagnose.queries.wording import count
@@ -53,9 +54,13 @@ class Standing:
 
 def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
     """Return the requests parked at these places that nothing shows to go on."""
+    return _standing(facts, frozenset(parks))
+
+
+@once
+def _standing(facts: Facts, wanted: frozenset[Park]) -> Standing | Unknown:
     if isinstance(facts.coroutines, Unknown):
         return facts.coroutines
-    wanted = frozenset(parks)
     here = [each for each in facts.coroutines.value if each.park in wanted]
     goes_on = [(each, moves(facts, each)) for each in here]
     moving = tuple(each for each, on in goes_on if on)
@@ -112,11 +117,31 @@ def moves(facts: Facts, coroutine: CoroutineFact) -> bool | None:
 
 def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
     """Return the disk whose request it is, or all those that it could be of."""
+    known = _owners(facts)
+    found = known.get(id(coroutine))
+    if found is None or found[0] is not coroutine:
+        known[id(coroutine)] = found = (coroutine, _disks_of(facts, coroutine))
+    return found[1]
+
+
+@once
+def _owners(_: Facts) -> dict[int, tuple[CoroutineFact, tuple[DiskFact, ...]]]:
+    """Return the answers so far: dozens of signatures ask of each request, and to compare it costs more than to ask."""
+    return {}
+
+
+@once
+def _with_room_for(facts: Facts, park: Park) -> tuple[DiskFact, ...]:
+    disks = facts.disks.value if isinstance(facts.disks, Known) else ()
+    return tuple(disk for disk in disks if disk.inserted and can_wait(disk, park))
+
+
+def _disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
     if isinstance(facts.disks, Unknown) or coroutine.of_job:
         return ()
     if isinstance(coroutine.disk, Known):
         return tuple(disk for disk in facts.disks.value if disk.name == coroutine.disk.value)
-    possible = [disk for disk in facts.disks.value if disk.inserted and can_wait(disk, coroutine.park)]
+    possible = list(_with_room_for(facts, coroutine.park))
     if isinstance(coroutine.stuck, Known) and coroutine.stuck.value:
         # A queue at a limit lets one go now and then, and the others stand: only what went far past them tells.
         most = _parked_there(facts) if coroutine.park in THROTTLED else 0
@@ -128,6 +153,7 @@ def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
     return tuple(possible)
 
 
+@once
 def _parked_there(facts: Facts) -> int:
     found = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
     return sum(each.park in THROTTLED for each in found)

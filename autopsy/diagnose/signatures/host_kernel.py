@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import kernel_stacks, naming
 from autopsy.diagnose.queries.below import Below, below, is_stopped, own_daemons
 from autopsy.diagnose.queries.host_log import lines_about
@@ -16,8 +17,8 @@ from autopsy.diagnose.queries.kernel_sleepers import (
     disks_on,
     disks_parked,
     file_of,
+    first_families,
     image_of,
-    is_in,
     mount_of,
     ram_file,
     sleepers,
@@ -181,19 +182,24 @@ def _claims(kind: Family, found: list[Sleeper], files: dict[int, Descriptor | No
     return claims
 
 
-def _not_seen(kind: Family, facts: Facts) -> Judgement:
+@once
+def _told_of(facts: Facts) -> tuple[int, int]:
+    """Return how many threads something is known of, and how many of these sleep where nobody could see."""
     seen = [look for thread in threads(facts) for look in looks(thread)[:1]]
+    return len(seen), sum(look.state == "D" and not look.kernel_stack and not look.wchan for look in seen)
+
+
+def _not_seen(kind: Family, facts: Facts) -> Judgement:
+    seen, blind = _told_of(facts)
     if not seen:
         return CannotTell("the kernel stacks of QEMU's threads (evidence/witness/tasks.txt)")
-    blind = [look for look in seen if look.state == "D" and not look.kernel_stack and not look.wchan]
     if blind:
         return CannotTell("the kernel stacks of the threads in State D (reading them needs root)")
     cites: tuple[Cite, ...] = (facts.threads.cite,) if isinstance(facts.threads, Known) else ()
-    moved = [thread for thread in threads(facts) for look in looks(thread)[:1] if is_in(facts, kind, look)]
-    if moved:
+    if moved := [look for _, look, found in first_families(facts) if found.id == kind.id]:
         words = f"{count(len(moved), 'thread')} waited for {kind.words}, and went on"
-        return RuledOut(words, tuple(look.cite for thread in moved[:4] for look in looks(thread)[:1]))
-    return RuledOut(f"none of {count(len(seen), 'thread')} waits for {kind.words}", cites)
+        return RuledOut(words, tuple(look.cite for look in moved[:4]))
+    return RuledOut(f"none of {count(seen, 'thread')} waits for {kind.words}", cites)
 
 
 def _below(facts: Facts) -> Judgement:

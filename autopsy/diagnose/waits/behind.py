@@ -27,6 +27,7 @@ def behind_waits(facts: Facts) -> Iterator[Wait]:
     told, at_limit = _told_by_heap(facts), bool(copies_held(facts))
     held = {waiter for mutex in _comutexes(facts) for waiter in mutex.waiters}
     awaited: set[subjects.Subject] = set()
+    seen: set[subjects.Place] = set()
     for request in standing(facts, BEHIND):
         waiter = subjects.Request(request.address)
         if request.address in held or (request.of_job and at_limit):
@@ -40,9 +41,11 @@ def behind_waits(facts: Facts) -> Iterator[Wait]:
         )
         place = subjects.Place(request.park, frozenset(before))
         yield Wait(waiter, place, How.PARKED_AT, _sure(request), (request.cite,))
-        for holder in before:
-            yield Wait(place, holder, How.BEHIND, Certainty.ONCE, (request.cite,))
-        awaited.update(before)
+        if place not in seen:
+            seen.add(place)
+            awaited.update(before)
+            for holder in before:
+                yield Wait(place, holder, How.BEHIND, Certainty.ONCE, (request.cite,))
     for leaf in leaves:
         if leaf.park in UNTOLD and (waiter := subjects.Request(leaf.address)) in awaited:
             yield Wait(waiter, subjects.Place(leaf.park), How.PARKED_AT, _sure(leaf), (leaf.cite,))

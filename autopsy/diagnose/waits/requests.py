@@ -21,13 +21,16 @@ def request_waits(facts: Facts) -> Iterator[Wait]:
     """Yield what each request that stands is parked at; one that goes on waits for nobody for long."""
     asleep = sleepers(facts)
     workers = [subjects.thread(each.thread) for each in asleep if _works(each)]
+    told: set[tuple[subjects.Place, Certainty]] = set()
     for request in standing(facts, DISK_PARKS - BEHIND):
         sure = Certainty.SEEN if isinstance(request.stuck, Known) and request.stuck.value else Certainty.ONCE
         ends = tuple(_ends(facts, request, disks_of(facts, request), workers))
         place = subjects.Place(request.park, frozenset(ends))
         yield Wait(subjects.Request(request.address), place, How.PARKED_AT, sure, (request.cite,))
-        for on in ends:
-            yield Wait(place, on, How.FOR, sure, (request.cite,))
+        if (place, sure) not in told:  # what hundreds of requests stand at is for the same
+            told.add((place, sure))
+            for on in ends:
+                yield Wait(place, on, How.FOR, sure, (request.cite,))
     yield from _servers(facts)
     yield from _clients(facts)
 

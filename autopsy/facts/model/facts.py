@@ -91,6 +91,8 @@ __all__ = [
 class Role(Enum):
     """What a thread is for, told by its name, its stack and its system call."""
 
+    __hash__ = object.__hash__  # an enum's own hashes the name anew each time
+
     MAIN = "main"
     VCPU = "vcpu"
     IOTHREAD = "iothread"

@@ -70,6 +70,10 @@ class Park(Enum):
     CO_MUTEX = ("waits for a coroutine mutex", BESIDE)
     OTHER = ("waits somewhere this analyzer does not know", BESIDE)
 
+    __hash__ = (
+        object.__hash__
+    )  # an enum's own hashes the name anew each time, and sets of these are asked for at every turn
+
     def __init__(self, words: str, layer: Layer, drivers: tuple[str, ...] = (), engine: str = "") -> None:
         self.words = words
         self.layer = layer
