@@ -31,6 +31,7 @@ from autopsy.target.target import Target
 INTERRUPTED = "interrupted by a person"
 SHARE = 0.06  # of the budget, which each later step is sure of
 KEPT_SHARE = 0.7  # of what is left, which the later steps' expected work can keep from one before them
+SEALS_SHARE = 0.5  # of what is left, which the seal of a large core can keep from the steps
 STRETCH = 4.0
 LEAST_GAP = 2.0  # seconds to the second look that a first judgement is worth making in
 LEAST_SECONDS = 0.2  # with less left of the budget a step is not begun
@@ -109,7 +110,8 @@ class Run:
             core = (self.staging.work / layout.CORE).stat().st_blocks * 512
         except OSError:
             core = 0
-        return self.budget.left() - max(0.0, self.pace.tail(core) - self.reserve)
+        left = self.budget.left()
+        return left - min(left * SEALS_SHARE, max(0.0, self.pace.tail(core) - self.reserve))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ def _refusal(step: Step, it: Run, end: VmEnd | None, thin: Thinned, *, interrupt
 def _all_durable(it: Run) -> bool:
     """Wait until all that was taken so far is on a disk, and return whether it is."""
     it.staging.settled(max(1.0, min(SETTLE_SECONDS, it.budget.left())))
-    return bool(it.staging.places)
+    return bool(it.staging.places) and not it.staging.lagging
 
 
 def _begin(step: Step, it: Run, kept: float, thin: Thinned) -> _Begun:

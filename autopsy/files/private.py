@@ -220,7 +220,7 @@ def deliver(path: Path, data: bytes) -> None:
     A link of ours is followed; one that somebody else laid is replaced: it could lead to any file of root's.
     """
     end = meant_by(path)
-    if end.is_relative_to("/proc") or (end.exists() and not end.is_file() and not end.is_symlink()):
+    if end.is_relative_to("/proc") or (not end.is_symlink() and end.exists() and not end.is_file()):
         pour(end, data)
     else:
         publish(end, data)

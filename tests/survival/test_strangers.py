@@ -60,6 +60,7 @@ def test_whoever_takes_our_folder_s_name_first_has_us_write_nothing_for_him(prec
             made = prepare(f"autopsy-race{os.getpid()}-{number}", (place,))
             made.claim(b"read me\n")
             (record,) = run(plan, around(made))
+            made.settled()
             assert record.outcome == "Collected", record.why
             assert not made.notes
             assert (made.durable / "evidence/witness/cmdline").read_bytes() == b"an attacker's line\n"
@@ -76,6 +77,7 @@ def test_a_folder_that_is_there_already_is_not_taken_for_ours(tmp_path: Path) ->
         strangers.does((place / theirs).mkdir)
         made.places.insert(0, place)
         run((Step("x", Impact.NONE, 5, _write),), around(made))
+        made.settled()
         assert made.durable.parent == tmp_path
         assert list((place / theirs).iterdir()) == []
         assert any(str(place) in note for note in made.notes)

@@ -12,6 +12,7 @@ anything in them. The durable one is made first, before the other shows the name
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,16 +25,17 @@ from autopsy.capture.staging import destination, places
 from autopsy.capture.staging.copying import FULL, copy_new, sync_tree
 from autopsy.capture.staging.leftovers import begin
 from autopsy.capture.staging.places import ScratchPlace, Unusable
+from autopsy.capture.staging.settling import SettlingCopy
 from autopsy.errors import NotStored
 from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_child, spawn
 from autopsy.linux.handover import opened
 from autopsy.linux.spare_memory import lies_in_memory, spare_memory
-from autopsy.linux.tasks.forking import Child
 from autopsy.store.place import store_path
 
 PUT_SECONDS = 2.0
 SETTLE_SECONDS = 5.0
+ANSWER_SECONDS = 0.2  # for an answer that is there to be read
 PROBE_SECONDS = places.PROBE_SECONDS
 MODEST = Needs(work=96 << 20, bundle=16 << 20)
 
@@ -45,7 +47,7 @@ class Staging:
     `places` are the directories still believed good, the best first; the bundle goes to the first. Those in `tight`
     have room for the bundle and for nothing else. `notes` say why any was given up. `held` is the descriptor of
     `work`, `copies` are those of the durable folders, `tried` places that are not looked at again, and `ours` those
-    that were made for this capture alone.
+    that were made for this capture alone. `lagging` says that something is not durable yet, for want of time alone.
     """
 
     name: str
@@ -59,7 +61,8 @@ class Staging:
     tried: set[Path] = field(default_factory=set)
     ours: set[Path] = field(default_factory=set)
     copies: dict[Path, int] = field(default_factory=dict)
-    settling: Child | None = None
+    settling: SettlingCopy | None = None
+    lagging: bool = False
     claimed: FileIO | None = None
 
     @property
@@ -163,11 +166,20 @@ class Staging:
             self.notes.append(words)
 
     def settle(self) -> None:
-        """Begin to copy what is new to a durable place and fsync it, beside the next step."""
-        self.settled()
-        self._begin()
+        """Begin to copy what is new to a durable place and fsync it, beside the next step.
+
+        A copy that goes on is let go on: what is new by now goes after it.
+        """
+        if self.settling is not None and self.settling.goes_on(SETTLE_SECONDS):
+            self.lagging = True
+            return
+        if self.settling is not None:  # it has answered, or hangs
+            self._settled(self.settling, SETTLE_SECONDS)
+        if self.settling is None:
+            self._begin()
 
     def _begin(self) -> None:
+        self.lagging = False
         while self.places:
             durable = self.durable
             if durable == self.work:
@@ -179,7 +191,7 @@ class Staging:
             else:
                 work = partial(copy_new, self.held, copy)
             try:
-                self.settling = spawn(work)
+                self.settling = SettlingCopy(spawn(work))
             except ChildFailed as error:
                 self._note(f"the evidence could not be made durable in time: {error}")
             return
@@ -204,23 +216,37 @@ class Staging:
                 self.tight.add(place)
 
     def settled(self, seconds: float = SETTLE_SECONDS) -> None:
-        """Wait until what was begun is durable. Moves on to the next place when one hangs, refuses or is full."""
+        """Wait until all is durable, so long for each place. One that is only slow stays where the bundle goes to."""
         while self.settling is not None:
-            child, self.settling = self.settling, None
-            durable = self.durable
-            place = durable.parent
-            try:
-                if collect(child, seconds) == FULL:
-                    self._note(f"{place}: too full to keep the evidence while it is gathered")
-                    self.tight.add(place)
-                    self._begin()
-            except ChildTimedOut as error:
-                self.copies.pop(durable, None)  # nobody waits for its removal
-                self.give_up(place, str(error))
+            self._settled(self.settling, seconds)
+
+    def _settled(self, copy: SettlingCopy, seconds: float) -> None:
+        """Wait for a copy, and begin the next one that is owed: in the next place if this hangs, refuses or is full.
+
+        How long it has hung already counts.
+        """
+        self.settling = None
+        patience = max(ANSWER_SECONDS, seconds - (time.monotonic() - copy.since))
+        durable = self.durable
+        place = durable.parent
+        try:
+            if collect(copy.child, patience, copy.look) == FULL:
+                self._note(f"{place}: too full to keep the evidence while it is gathered")
+                self.tight.add(place)
                 self._begin()
-            except ChildFailed as error:
-                self.give_up(place, str(error), clean=True)
+            elif self.lagging:
                 self._begin()
+        except ChildTimedOut as error:
+            if time.monotonic() - copy.since < seconds / 2:
+                self._note(f"{place}: too slow to keep the evidence there while it is gathered")
+                self.lagging = True
+                return
+            self.copies.pop(durable, None)  # nobody waits for its removal
+            self.give_up(place, str(ChildTimedOut(seconds, error.left_behind)))
+            self._begin()
+        except ChildFailed as error:
+            self.give_up(place, str(error), clean=True)
+            self._begin()
 
     def make_room(self) -> bool:
         """Remove our copy from the best place, where the bundle finds no room beside it; return whether that is news.

@@ -1,0 +1,50 @@
+"""A copy to a durable place at work: a disk that hangs is told from a host that is slow."""
+
+from __future__ import annotations
+
+import select
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from autopsy.bundle import proc_stat
+from autopsy.linux.tasks.forking import Child
+
+WRITTEN = b"wchar:"
+
+
+@dataclass(slots=True)
+class SettlingCopy:
+    """The child that copies, how much it had written when it was last looked at, and since when it writes no more."""
+
+    child: Child
+    written: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def look(self) -> None:
+        """Take note of whether it goes on: it has written more, or wants a CPU and not the disk."""
+        written = self._written()
+        if written != self.written or self._wants_a_cpu():
+            self.written, self.since = written, time.monotonic()
+
+    def goes_on(self, seconds: float) -> bool:
+        """Return whether it is not done, and has gone on within so many seconds."""
+        if self._done():
+            return False
+        self.look()
+        return time.monotonic() - self.since < seconds
+
+    def _done(self) -> bool:
+        poller = select.poll()
+        poller.register(self.child.answers, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def _written(self) -> int:
+        with suppress(OSError, ValueError, StopIteration), open(f"/proc/{self.child.pid}/io", "rb") as stream:
+            return int(next(line.split()[1] for line in stream if line.startswith(WRITTEN)))
+        return self.written
+
+    def _wants_a_cpu(self) -> bool:
+        with suppress(OSError), open(f"/proc/{self.child.pid}/stat", "rb") as stream:
+            return proc_stat.parse(stream.read()).state == "R"
+        return False
