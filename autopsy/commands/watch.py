@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import time
@@ -20,9 +21,11 @@ from autopsy.watch.discovery import Discovery
 from autopsy.watch.launch import CaptureLauncher
 from autopsy.watch.loop import Publish, Watch
 from autopsy.watch.model import Round
+from autopsy.watch.state import left_round
 
 ONCE_SECONDS = 4.0  # what stands for that long is told as stalled: longer than any request of a disk that is well
 ONCE_EVERY = 1.0
+MOST_DESCRIPTORS = 1 << 16
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -55,6 +58,7 @@ def watch_on(
 
     `publish` is called with each finished round. Concurrency: none of it may start a thread, for the watch forks.
     """
+    _allow_descriptors()
     folder = ring.run_folder()
     held: int | None = None
     try:
@@ -64,7 +68,14 @@ def watch_on(
     except OSError as error:
         say(f"note: no ring is kept, and nothing captured: {folder}: {error.strerror}")
     launcher = CaptureLauncher(folder, out) if captures and held is not None else None
-    watch = Watch(config=config, discovery=Discovery(only=only), run_folder=held, launcher=launcher, captures=captures)
+    watch = Watch(
+        config=config,
+        discovery=Discovery(only=only),
+        run_folder=held,
+        launcher=launcher,
+        captures=captures,
+        left=left_round(),
+    )
     try:
         with _asked_to_end() as stopped:
             watch.run(publish, stopped)
@@ -72,6 +83,14 @@ def watch_on(
         watch.close()
         if held is not None:
             os.close(held)
+
+
+def _allow_descriptors() -> None:
+    """Take as many descriptors as we may have: each thread of each VM is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MOST_DESCRIPTORS, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextmanager

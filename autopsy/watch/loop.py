@@ -65,7 +65,7 @@ class StoreRoom:
 
 @dataclass(slots=True)
 class Watch:
-    """Everything that is watched. Close it after use.
+    """Everything that is watched. Close it after use. `left` is the last round of a watch that was killed.
 
     Concurrency: it forks, so it is for a process with one thread.
     """
@@ -86,6 +86,7 @@ class Watch:
     store: StoreRoom = field(default_factory=StoreRoom)
     boot_id: str = field(default_factory=lambda: host().boot_id)
     gate: CaptureGate = field(init=False)
+    left: Round | None = None
     found_at: float = -1e9
     rings_at: dict[Key, float] = field(default_factory=dict)
 
@@ -93,6 +94,11 @@ class Watch:
         """Take the limits from the configuration."""
         limits = self.config.captures.limits()
         self.gate = CaptureGate(limits if self.captures else replace(limits, enabled=False))
+        for vm in self.left.vms if self.left else ():
+            age = time.time() - vm.last_bundle_at if vm.last_bundle_at is not None else -1.0
+            if 0 <= age < limits.window_seconds:  # whoever kills the watch again and again has no more captures of it
+                for _ in range(min(vm.captures.get(CaptureResult.SEALED, 0), limits.per_vm)):
+                    self.gate.remember(vm.target, time.monotonic() - age)
 
     def close(self) -> None:
         """Let go of every file and child; captures under way go on."""
@@ -209,7 +215,7 @@ class Watch:
             self._hear(self.launcher.ended())
 
     def _count(self, each: SampledVm, episode: StallEpisode) -> None:
-        counts = self.counts[each.vm.name]
+        counts = self.counts[each.vm.target]
         if each.stages.is_called_stalled() and episode.stalled:
             counts.stalls[episode.stalled] += 1
         if episode.stalled:
@@ -230,19 +236,20 @@ class Watch:
         wish = each.stages.wish()
         if wish is None or self.launcher is None:
             return
-        name, roomy = each.vm.name, self.store.roomy
+        # By the word that means it alone: who names his VM as another's is called uses up no limit of that one's.
+        word, roomy = each.vm.target, self.store.roomy
         light = wish is Wish.LIGHT
         answer = (
-            self.gate.may_keep_light(name, now, episode.seconds, room=roomy)
+            self.gate.may_keep_light(word, now, episode.seconds, room=roomy)
             if light
-            else self.gate.may_capture(name, episode.kind, now, episode.seconds, room=roomy)
+            else self.gate.may_capture(word, episode.kind, now, episode.seconds, room=roomy)
         )
         if isinstance(answer, Go):
             patient = episode.seconds >= self.config.captures.again_after_seconds
-            if not self.launcher.start(name, each.vm.target, light=light, patient=patient):
-                self.results[name][CaptureResult.FAILED] += 1
+            if not self.launcher.start(word, each.vm.target, light=light, patient=patient):
+                self.results[word][CaptureResult.FAILED] += 1
                 if not light:
-                    self.gate.ended(name)
+                    self.gate.ended(word)
 
     def _ended(self, episode: StallEpisode) -> None:
         self.durations.append(episode.seconds)
@@ -285,7 +292,7 @@ class Watch:
 
     def _vm(self, each: SampledVm) -> WatchedVm:
         vm, judged, episode = each.vm, each.judged, each.stages.episode
-        counts = self.counts[vm.name]
+        counts = self.counts[vm.target]
         return WatchedVm(
             name=vm.name,
             target=vm.target,
@@ -304,8 +311,8 @@ class Watch:
             threads_in_d=judged.threads_in_d,
             stalls=dict(counts.stalls),
             stall_seconds=dict(counts.seconds),
-            captures=dict(self.results[vm.name]),
-            last_bundle_at=self.bundles.get(vm.name),
+            captures=dict(self.results[vm.target]),
+            last_bundle_at=self.bundles.get(vm.target),
         )
 
 

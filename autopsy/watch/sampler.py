@@ -23,6 +23,7 @@ CONTENDED = 2
 OWN_FREEZER = frozenset({FREEZER, "__refrigerator"})  # the latter of cgroup v1
 MIGRATING = ("live_migration", "mig/src/main")  # the thread's name before and since QEMU 9.1
 VCPU = "CPU "
+MOST_THREADS = 512  # of one VM, the oldest: who makes more of them must not leave the other VMs without descriptors
 OFTEN = 3  # times that a thread had a processor between two samples
 
 
@@ -64,6 +65,7 @@ class VmFiles:
     threads: dict[int, ThreadFiles] = field(default_factory=dict)
     eventfds: tuple[int, ...] | None = None
     sampled_ns: int = 0
+    counted: int = -1
 
     def __post_init__(self) -> None:
         """Open what is read each time."""
@@ -127,7 +129,8 @@ class VmFiles:
     def _threads(self, now_ns: int, count: int) -> tuple[int, int, int, int]:
         """Read every schedstat; return how many threads ran, how long, what all waited, and QEMU's own at most."""
         ran = cpu = delay = longest = 0
-        if len(self.threads) != count:
+        if self.counted != count:
+            self.counted = count
             self._list(now_ns)
         ended = False
         for each in self.threads.values():
@@ -155,7 +158,7 @@ class VmFiles:
     def _list(self, now_ns: int) -> None:
         """Bring the list of threads up to date."""
         try:
-            tids = {int(name) for name in os.listdir(f"/proc/{self.pid}/task")}
+            tids = set(sorted(map(int, os.listdir(f"/proc/{self.pid}/task")))[:MOST_THREADS])
         except OSError:
             return
         for tid in self.threads.keys() - tids:

@@ -98,13 +98,18 @@ def remove(folder: int) -> None:
 
 def last_round() -> Round | None:
     """Return the last round of a watch that runs now; None where none does, or where its folder is not ours."""
+    last = left_round()
+    return last if last is not None and abs(time.time() - last.at) < FRESH_SECONDS else None
+
+
+def left_round() -> Round | None:
+    """Return the last round that a watch has left, also one that was killed; None where there is none of ours."""
     place = ring.run_folder()
     try:
         os.close(private.hold(place))
-        last = decode(read_plain(place / FILE, MOST_BYTES)).round
+        return decode(read_plain(place / FILE, MOST_BYTES)).round
     except (OSError, NotPlain, ValueError):  # msgspec's errors are ValueErrors
         return None
-    return last if abs(time.time() - last.at) < FRESH_SECONDS else None
 
 
 def _clean(vm: WatchedVm) -> WatchedVm:

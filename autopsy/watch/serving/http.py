@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import msgspec
 
 from autopsy.linux.confine import sandbox
 from autopsy.watch.serving.address import Address, bind
-from autopsy.watch.serving.outlet import RoundFeed
+from autopsy.watch.serving.outlet import RoundFeed, readable
 from autopsy.watch.state import decode
 
 MOST_SCRAPES = 16  # at once; the oldest goes for the newest
@@ -93,8 +92,7 @@ class ScrapeServer(ThreadingHTTPServer):
 
     def turn(self, feed: RoundFeed) -> bool:
         """Wait for what comes next and do it; return whether the watch is still there."""
-        both = [self.socket.fileno(), feed.fileno()]
-        ready, _, _ = select.select(both, [], [], TURN_SECONDS if self._open else None)
+        ready = readable(self.socket.fileno(), feed.fileno(), seconds=TURN_SECONDS if self._open else None)
         if feed.fileno() in ready:
             data = feed.take()
             if data is None:

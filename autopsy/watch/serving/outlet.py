@@ -29,6 +29,14 @@ class NotOpened(Exception):
     """The process could not begin its work; the message says why, for people."""
 
 
+def readable(*descriptors: int, seconds: float | None) -> frozenset[int]:
+    """Wait until one can be read, and return those; a watch of many VMs holds more than select(2) knows."""
+    poller = select.poll()
+    for descriptor in descriptors:
+        poller.register(descriptor, select.POLLIN)
+    return frozenset(ready for ready, _ in poller.poll(None if seconds is None else seconds * 1000))
+
+
 @dataclass(slots=True)
 class RoundFeed:
     """The end of an outlet: each round as it comes, the newest alone where several have come."""
@@ -36,7 +44,7 @@ class RoundFeed:
     end: socket.socket
 
     def fileno(self) -> int:
-        """Return the descriptor, for select(2)."""
+        """Return the descriptor, for poll(2)."""
         return self.end.fileno()
 
     def ready(self) -> None:
@@ -98,7 +106,8 @@ class Outlet:
                 ours.close()
                 raise NotOpened(str(error)) from error
         self._feed = ours
-        said = ours.recv(MOST_WORDS) if select.select([ours], [], [], READY_SECONDS)[0] else b"it did not begin in time"
+        came = readable(ours.fileno(), seconds=READY_SECONDS)
+        said = ours.recv(MOST_WORDS) if came else b"it did not begin in time"
         if said != READY:
             self.close()
             raise NotOpened(said.decode("utf-8", "replace") or "its process ended at once")
@@ -132,10 +141,10 @@ class Outlet:
             self._feed.close()
             self._feed = None
         if self._child is not None:
-            select.select([self._child.pidfd], [], [], LAST_SECONDS)
+            readable(self._child.pidfd, seconds=LAST_SECONDS)
             end(self._child)
             self._child = None
 
     @staticmethod
     def _ended(process: Child) -> bool:
-        return bool(select.select([process.pidfd], [], [], 0)[0])
+        return bool(readable(process.pidfd, seconds=0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from autopsy.files import private
 from autopsy.linux.confine import sandbox
 from autopsy.watch.model import StallKind
-from autopsy.watch.serving.outlet import RoundFeed
+from autopsy.watch.serving.outlet import RoundFeed, readable
 from autopsy.watch.state import WatchSnapshot, decode
 
 NAME = "autopsy.prom"
@@ -38,7 +37,7 @@ def keep(folder: Path, feed: RoundFeed) -> None:
     last, stalled = -EVERY_SECONDS, dict[str, StallKind]()
     try:
         while True:
-            select.select([feed], [], [])
+            readable(feed.fileno(), seconds=None)
             data = feed.take()
             if data is None:
                 return
