@@ -117,3 +117,20 @@ def test_what_begins_among_the_functions_of_jobs_is_a_job_s_though_it_calls_no_r
     )
     facts = gather_facts(mirroring((*asks, "~qemu_coroutine_switch"), done=0, kind="stream").bundle())
     assert [each.of_job for each in facts.coroutines.value][:3] == [True] * 3  # type: ignore[union-attr]  # they are known
+
+
+def at_its_own_limit(**limits: int) -> str:
+    case = e.Case()
+    case.idle_threads()
+    case.parked(e.THROTTLED_LEGACY, 20)
+    case.monitor()
+    case.disks(e.disk("drive-scsi0", "scsi0", iops=1, group="drive-scsi0", **limits))
+    return told(case).headline
+
+
+def test_how_long_a_queue_takes_is_told_by_how_many_stand_in_it() -> None:
+    assert "it takes about 20.0 s for these" in at_its_own_limit()
+
+
+def test_where_a_large_request_counts_as_several_it_is_at_least_that() -> None:
+    assert "it takes at least 20.0 s for these" in at_its_own_limit(iops_size=512)

@@ -38,6 +38,11 @@ def seconds_for(group: ThrottleGroupFact, requests: int) -> float | None:
     return requests / min(rates) if rates else None
 
 
+def counts_size(group: ThrottleGroupFact) -> bool:
+    """Tell whether a large request counts as several: how long they take, their number alone does not tell then."""
+    return isinstance(group.limits, Known) and any(name == "iops-size" for name, _ in group.limits.value.values)
+
+
 def disks_in_queue(
     facts: Facts, requests: Iterable[CoroutineFact], groups: Iterable[ThrottleGroupFact] = ()
 ) -> tuple[subjects.Volume, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
-from autopsy.diagnose.queries.at_limits import about_sharing, copies_held, disks_in_queue, seconds_for
+from autopsy.diagnose.queries.at_limits import about_sharing, copies_held, counts_size, disks_in_queue, seconds_for
 from autopsy.diagnose.queries.requests import (
     Standing,
     confidence,
@@ -208,7 +208,10 @@ def _is_export(facts: Facts, parked: Standing) -> bool:
 
 def _how_long(group: ThrottleGroupFact | None, requests: int) -> str:
     seconds = seconds_for(group, requests) if group else None
-    return f": it takes about {_seconds(int(seconds * SECOND))} for these" if seconds and seconds > 1 else ""
+    if group is None or seconds is None or seconds <= 1:
+        return ""
+    about = "at least" if counts_size(group) else "about"
+    return f": it takes {about} {_seconds(int(seconds * SECOND))} for these"
 
 
 def _stale(facts: Facts) -> Judgement:
