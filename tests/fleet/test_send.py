@@ -20,11 +20,12 @@ from autopsy.commands.fleet.send import send_bundles, send_spooled
 from autopsy.errors import AutopsyError, ExitCode, UsageError
 from autopsy.files.scratch_place import scratch_place
 from autopsy.fleet.engine.diagnose import FleetRun, Plan, plan
+from autopsy.fleet.places import backoff
 from autopsy.fleet.places.bucket import BucketPlace
 from autopsy.fleet.places.opening import open_place
-from autopsy.fleet.places.place import PlaceFailed
+from autopsy.fleet.places.place import PlaceFailed, PlaceRefused
 from autopsy.fleet.places.sealed import check_recipients
-from autopsy.fleet.sending import backoff, spool
+from autopsy.fleet.sending import spool
 from autopsy.fleet.sending.send import SentBundle, pack, put
 from support import lab
 from support.built import buckets, fleets
@@ -272,3 +273,25 @@ def test_tries_come_later_and_later_and_never_together() -> None:
     assert list(backoff.waits(3, lambda: 0.25)) == [0.25, 0.5]
     assert list(backoff.waits(1)) == []
     assert len({tuple(backoff.waits()) for _ in range(20)}) == 20
+
+
+def test_what_may_work_later_is_tried_again_and_what_is_refused_is_not() -> None:
+    tried: list[str] = []
+    slept: list[float] = []
+
+    def work(error: type[AutopsyError], times: int) -> str:
+        tried.append("x")
+        if len(tried) <= times:
+            raise error("place", "why", remedy="none")
+        return "done"
+
+    assert backoff.patiently(lambda: work(PlaceFailed, 3), sleep=slept.append) == "done"
+    assert (len(tried), len(slept)) == (4, 3)
+    tried.clear()
+    with pytest.raises(PlaceFailed):
+        backoff.patiently(lambda: work(PlaceFailed, 9), sleep=slept.append)
+    assert len(tried) == backoff.TRIES
+    tried.clear()
+    with pytest.raises(PlaceRefused):
+        backoff.patiently(lambda: work(PlaceRefused, 9), sleep=slept.append)
+    assert len(tried) == 1

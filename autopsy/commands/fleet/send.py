@@ -12,9 +12,9 @@ from autopsy.commands.redact import redact
 from autopsy.errors import AutopsyError, UsageError
 from autopsy.files import private
 from autopsy.files.scratch_place import scratch_place
+from autopsy.fleet.places.backoff import TRIES
 from autopsy.fleet.places.place import PlaceFailed
 from autopsy.fleet.sending import send, spool
-from autopsy.fleet.sending.backoff import TRIES
 from autopsy.fleet.sending.send import Parcel, SentBundle
 from autopsy.fleet.sending.spool import SpoolEntry
 

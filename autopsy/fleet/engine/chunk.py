@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from autopsy.fleet.engine.chunk_process import lines_of
 from autopsy.fleet.engine.order import ChildEnd, ChildOrder, ChunkDone, ChunkOrder
 from autopsy.fleet.index import parts
 from autopsy.fleet.index.row import FleetRow
+from autopsy.fleet.places.backoff import patiently
 from autopsy.fleet.places.fetch import fetch
 from autopsy.fleet.places.opening import open_place
 from autopsy.fleet.places.sources import SourceBundle
@@ -51,7 +53,7 @@ def run_chunk(order: ChunkOrder) -> ChunkDone:
     part = parts.name_of(order.analyzer, rows)
     with tempfile.TemporaryDirectory(prefix="autopsy-fleet-", dir=scratch_place()) as folder:
         file = parts.write(rows, Path(folder))
-        written = open_place(order.into).put_new(part, file)
+        written = patiently(lambda: open_place(order.into).put_new(part, file))
     return ChunkDone(part=part, rows=len(rows), errors=sum(bool(row.error) for row in rows), cpu=cpu, written=written)
 
 
@@ -72,7 +74,7 @@ def diagnose_one(path: Path) -> FleetRow:
 def _rows(order: ChunkOrder) -> tuple[list[FleetRow], float]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autopsy-fleet-", dir=scratch_place())))
-        fetched = [fetch(bundle, folder, order.identity) for bundle in order.bundles]
+        fetched = [patiently(partial(fetch, bundle, folder, order.identity)) for bundle in order.bundles]
         here = [index for index, each in enumerate(fetched) if not each.error]
         found, cpu = _diagnosed(order, tuple(str(fetched[index].path) for index in here)) if here else ({}, 0.0)
     rows = {here[number]: row for number, row in found.items()}

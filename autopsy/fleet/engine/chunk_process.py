@@ -16,6 +16,7 @@ from autopsy.files.plain import NotPlain, open_plain
 from autopsy.fleet.engine.analyze import analyze
 from autopsy.fleet.engine.order import ChildEnd, ChildOrder
 from autopsy.fleet.index.row import FleetRow
+from autopsy.linux.tasks.forking import die_with_parent
 from autopsy.linux.worker_pool import Done, work_through
 from autopsy.text import printable
 
@@ -89,6 +90,7 @@ def lines_of(data: bytes) -> Iterator[tuple[int, FleetRow]]:
 
 
 def main() -> None:
-    """Do what stdin says."""
+    """Do what stdin says, as long as whoever started this is there."""
+    die_with_parent()
     serve(msgspec.json.decode(sys.stdin.buffer.read(), type=ChildOrder), sys.stdout.buffer.write)
     sys.stdout.buffer.flush()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from autopsy.fleet.places import sealed
 from autopsy.fleet.places.opening import open_place
-from autopsy.fleet.places.place import PlaceFailed, PlaceRefused
-from autopsy.fleet.places.sources import SourceBundle
+from autopsy.fleet.places.place import PlaceRefused
+from autopsy.fleet.places.sources import ENDINGS, SourceBundle
 from autopsy.text import printable
 
 MOST_BUNDLE = 1 << 30  # bytes of a file that is fetched
@@ -23,13 +23,20 @@ class Fetched:
 
 
 def fetch(bundle: SourceBundle, folder: Path, identity: str) -> Fetched:
-    """Return the bundle's file: where it lies already, or a copy in a folder of ours."""
+    """Return the bundle's file: where it lies already, or a copy in a folder of ours.
+
+    Raises:
+        PlaceFailed: its bucket does not answer, which says nothing of the bundle.
+        UsageError: the identity is none.
+    """
     path = Path(bundle.name)
     if bundle.size > MOST_BUNDLE:
         return Fetched(path, f"it has {bundle.size} bytes: that is more than any bundle has")
     try:
         if bundle.place:
-            path = folder / f"{bundle.stamp}{''.join(Path(bundle.name).suffixes[-3:])}"
+            ending = next(each for each in reversed(ENDINGS) if bundle.name.endswith(each))
+            path = folder / f"{bundle.stamp}.fetched{ending}"
+            path.unlink(missing_ok=True)  # of a try that was broken off
             open_place(bundle.place).take(bundle.name, path)
         if not path.name.endswith(sealed.ENDING):
             return Fetched(path)
@@ -38,5 +45,5 @@ def fetch(bundle: SourceBundle, folder: Path, identity: str) -> Fetched:
         plain = folder / f"{bundle.stamp}.tar.zst"
         sealed.decrypt(path, plain, Path(identity))
         return Fetched(plain)
-    except (PlaceFailed, PlaceRefused, sealed.NotDecrypted) as error:
+    except (PlaceRefused, sealed.NotDecrypted) as error:
         return Fetched(path, printable(error.cause))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,8 @@ from pathlib import Path
 from autopsy.errors import UsageError
 from autopsy.files.plain import NotPlain, open_plain
 from autopsy.fleet.places import sealed
+from autopsy.fleet.places.backoff import TRIES, patiently
 from autopsy.fleet.places.opening import open_place
-from autopsy.fleet.places.place import PlaceFailed
-from autopsy.fleet.sending.backoff import TRIES, waits
 
 FOLDER = "bundles"
 ENDING = ".tar.zst"
@@ -65,7 +63,6 @@ def put(
     *,
     tries: int = TRIES,
     say: Callable[[str], None] = lambda _: None,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> SentBundle:
     """Put it there. What fails may be put later: half of it is never there.
 
@@ -73,17 +70,7 @@ def put(
         PlaceRefused: it may not be put there.
         PlaceFailed: it could not be put there in so many tries.
     """
-    for number, wait in enumerate(waits(tries), start=1):
-        try:
-            return _put(parcel, place)
-        except PlaceFailed as error:
-            say(f"try {number} of {tries}: {error}; the next in {wait:.1f} s")
-            sleep(wait)
-    return _put(parcel, place)
-
-
-def _put(parcel: Parcel, place: str) -> SentBundle:
-    new = open_place(place).put_new(parcel.key, parcel.file)
+    new = patiently(lambda: open_place(place).put_new(parcel.key, parcel.file), tries=tries, say=say)
     return SentBundle(parcel.key, parcel.sha256, parcel.size, new)
 
 
