@@ -16,17 +16,13 @@ import pyrage
 import pytest
 
 from autopsy.bundle.reader import open_bundle
-from autopsy.commands.fleet.send import send_bundles, send_spooled
+from autopsy.commands.fleet.send import send_bundles
 from autopsy.errors import AutopsyError, ExitCode, UsageError
-from autopsy.files.scratch_place import scratch_place
-from autopsy.fleet.engine.diagnose import FleetRun, Plan, plan
 from autopsy.fleet.places import backoff
-from autopsy.fleet.places.bucket import BucketPlace
-from autopsy.fleet.places.opening import open_place
 from autopsy.fleet.places.place import PlaceFailed, PlaceRefused
 from autopsy.fleet.places.sealed import check_recipients
 from autopsy.fleet.sending import spool
-from autopsy.fleet.sending.send import SentBundle, pack, put
+from autopsy.fleet.sending.send import SentBundle
 from support import lab
 from support.built import buckets, fleets
 
@@ -57,21 +53,8 @@ def send(bundle: Path, place: Path | str, **how: Any) -> SentBundle | AutopsyErr
     return found
 
 
-def send_spool() -> list[SentBundle | AutopsyError | None]:
-    return [each.sent or each.error for each in send_spooled(lambda _: None)]
-
-
 def waiting() -> list[Path]:
     return [entry.file for entry in spool.entries()]
-
-
-def keys(address: str) -> dict[str, int]:
-    return {file.key: file.size for file in open_place(address).files("bundles")}
-
-
-def sent_to(server: buckets.S3Server) -> dict[str, int]:
-    with buckets.environment(server.environment("admin")):
-        return keys(f"s3://{buckets.BUCKET}")
 
 
 def test_a_bundle_goes_to_a_folder_under_the_name_of_its_content_and_once(home: Path, tmp_path: Path) -> None:
@@ -147,18 +130,16 @@ def test_credentials_that_only_put_are_enough_and_wrong_ones_are_told(
         monkeypatch.setenv(name, value)
     place = f"s3://{buckets.BUCKET}"
     fleets.command("send", home / "one.tar.zst", place, code=ExitCode.NOT_PERMITTED)
-    assert sent_to(server) == {}
+    assert buckets.files(server) == {}
     assert len(waiting()) == 1
     for name, value in server.environment("hypervisor").items():
         monkeypatch.setenv(name, value)
-    (told,) = send_spool()
-    assert isinstance(told, SentBundle)
-    assert told.new
+    told = fleets.asked("send", "--spooled")
+    assert [each["new"] for each in told["sent"]] == [True]
     assert waiting() == []
-    assert send(home / "one.tar.zst", place) == replace(told, new=False)
-    with pytest.raises(PlaceFailed):
-        list(BucketPlace(place).files())
-    assert list(sent_to(server).values()) == [STORED.stat().st_size]
+    assert not fleets.asked("send", home / "one.tar.zst", place)["sent"][0]["new"]
+    fleets.command("diagnose", place, "--into", home, code=ExitCode.NOT_STORED)
+    assert list(buckets.files(server).values()) == [STORED.stat().st_size]
 
 
 def test_a_full_store_is_told_and_holds_no_half(
@@ -168,10 +149,10 @@ def test_a_full_store_is_told_and_holds_no_half(
     for name, value in server.environment("admin").items():
         monkeypatch.setenv(name, value)
     spool.enqueue(home / "one.tar.zst", "s3://other/x")
-    (told,) = send_spool()
-    assert isinstance(told, PlaceFailed)
+    told = fleets.asked("send", "--spooled", code=ExitCode.NOT_STORED)
+    assert told["waiting"][0]["why"]
     assert len(waiting()) == 1
-    assert keys("s3://other/x") == {}
+    assert buckets.files(server, "s3://other/x") == {}
 
 
 def test_a_sender_that_is_killed_over_a_slow_link_leaves_no_half_and_loses_nothing(
@@ -182,7 +163,7 @@ def test_a_sender_that_is_killed_over_a_slow_link_leaves_no_half_and_loses_nothi
         STORED.read_bytes() + b"\x50\x2a\x4d\x18" + (900_000).to_bytes(4, "little") + os.urandom(900_000)
     )
     digest = fleets.sha256(bundle)
-    before = sent_to(server)
+    before = buckets.files(server)
     with buckets.Link(server.ports[3], 800_000) as link:
         for name, value in server.environment("hypervisor", link.port).items():
             monkeypatch.setenv(name, value)
@@ -193,15 +174,13 @@ def test_a_sender_that_is_killed_over_a_slow_link_leaves_no_half_and_loses_nothi
             time.sleep(0.02)
         buckets.kill(sender)
     time.sleep(0.2)
-    assert sent_to(server) == before
+    assert buckets.files(server) == before
     assert len(waiting()) == 1
     with buckets.Link(server.ports[3], 4_000_000) as link:
         for name, value in server.environment("hypervisor", link.port).items():
             monkeypatch.setenv(name, value)
-        (told,) = send_spool()
-        assert isinstance(told, SentBundle)
-        assert told.sha256 == digest
-    assert set(sent_to(server).items()) - set(before.items()) == {
+        assert fleets.asked("send", "--spooled")["sent"][0]["sha256"] == digest
+    assert set(buckets.files(server).items()) - set(before.items()) == {
         (f"bundles/{digest[:2]}/{digest}.tar.zst", bundle.stat().st_size)
     }
     assert waiting() == []
@@ -217,15 +196,15 @@ def test_a_bucket_is_diagnosed_into_a_bucket_and_asked(
     folder.mkdir()
     for number in range(3):
         (folder / f"{number}.tar.zst").write_bytes(fleets.bundle(number))
-        put(pack(folder / f"{number}.tar.zst", Path(scratch_place())), place)
-    fleets.index(f"{place}/index", place)
-    assert plan(FleetRun(sources=(place,), into=f"{place}/index")) == Plan((), 0, 3)
-    count = ("query", "SELECT count(*) AS n FROM diagnoses", "--from", f"{place}/index")
-    assert fleets.asked(*count)["rows"] == [{"n": 3}]
+    fleets.command("send", *sorted(folder.iterdir()), place)
+    told = fleets.asked("diagnose", place, "--into", f"{place}/index")
+    assert (told["bundles"], told["errors"]) == (3, 0)
+    assert fleets.asked("diagnose", place, "--into", f"{place}/index")["known"] == 3
+    same = "SELECT bundle, cluster, signature FROM diagnoses ORDER BY bundle"
+    found = fleets.asked("query", same, "--from", f"{place}/index")["rows"]
     assert len(list((home / "index").rglob("*.parquet"))) == 1
     fleets.index(tmp_path / "index", folder)
-    same = "SELECT bundle, cluster, signature FROM diagnoses ORDER BY bundle"
-    assert fleets.rows(f"{place}/index", same) == fleets.rows(tmp_path / "index", same)
+    assert found == fleets.rows(tmp_path / "index", same)
 
 
 @pytest.mark.soak
@@ -252,11 +231,11 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload_holds_no_half(
             assert sender.returncode == ExitCode.NOT_STORED
             assert json.loads(out)["waiting"][0]["why"]
         server.start()
-        assert sent_to(server) == {}
+        assert buckets.files(server) == {}
         for name, value in server.environment("hypervisor").items():
             monkeypatch.setenv(name, value)
         assert fleets.asked("send", "--spooled")["sent"][0]["new"]
-        assert list(sent_to(server).values()) == [bundle.stat().st_size]
+        assert list(buckets.files(server).values()) == [bundle.stat().st_size]
 
 
 def test_to_write_down_what_is_to_be_sent_reads_nothing_and_asks_nobody(home: Path) -> None:
