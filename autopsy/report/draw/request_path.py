@@ -163,7 +163,7 @@ def _station(row: _Row, y: int, *, reached: bool) -> Station:
         x=_x(row.line),
         y=y,
         kind=f"{row.words}: {kind}" if row.words else kind,
-        name=elide(hop.name if hop.name != hop.kind else _own_name(hop), room, NAME_SIZE, bold=True),
+        name=elide(_own_name(hop), room, NAME_SIZE, bold=True),
         detail=elide(detail, room, DETAIL_SIZE),
         in_flight=f"{hop.in_flight:,}" if hop.in_flight is not None else "",
         stuck=hop.stuck,
@@ -190,7 +190,9 @@ def _note(path: DiskPath) -> str:
 
 
 def _own_name(hop: Hop) -> str:
-    return {"guest": "guest's requests", "host": hop.detail or "host storage"}.get(hop.kind, hop.name)
+    if hop.kind == "guest":
+        return f"{hop.name}'s requests"
+    return hop.name if hop.name != hop.kind else {"host": hop.detail or "host storage"}.get(hop.kind, hop.name)
 
 
 def _summary(path: DiskPath) -> str:

@@ -17,7 +17,8 @@ BLOCK = 48  # lines that a cite of a block may be followed by
 MOST_CITES = 3
 # What heads a block, or stands in all of them: it names nothing that could be proven by it.
 HEAD = re.compile(
-    r"\d+ coroutines? parked|Thread \d+ |(Name|Pid|Tgid):|==>|(0x[0-9a-f]+ ?)+$|.*\bqemu_coroutine_switch\b"
+    r"\d+ coroutines? parked|Thread \d+ |(Name|Tgid|N?S?[Pp]id|NStgid):|==>|(0x[0-9a-f]+ ?)+$"
+    r"|.*\bqemu_coroutine_switch\b"
 )
 # What says where something is even if the sentence has none of its words: a kernel's frame, a frame with a name.
 TELLING = re.compile(r"\[<0>\] \w|#\d+ .* in (?!\?\?|qemu_co|qio_|__)\w|State: [^S]")
@@ -45,10 +46,8 @@ def quote(bundle: Evidence, claim: Claim) -> Quote:
     for file, text in _lines(bundle, claim):
         shared = sorted(said & frozenset(WORD.findall(text)), key=len, reverse=True)
         worth = 2 * sum(map(len, shared)) + bool(TELLING.match(text))
-        if shared and text.strip("/") == shared[0]:
-            worth //= 4  # a name alone says nothing of it
-        if HEAD.match(text):
-            worth = 0
+        if HEAD.match(text) or (shared and text.strip("/") == shared[0]):
+            worth = 0  # a name alone says nothing of it
         if worth > most:
             best, most = Quote(_around(text, shared[0] if shared else ""), file), worth
     return best if most else _first(bundle, claim)
