@@ -12,7 +12,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import Clocks
 from autopsy.bundle.reader import hold
-from autopsy.capture.pace import Pace, in_child_behind
+from autopsy.capture.pace import STARVED, Pace, in_child_behind
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline
 from autopsy.diagnose.diagnosis import Diagnosis
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autopsy.report.store import Answers
 
 REPORT_SECONDS = 8.0
+SEALS_SHARE = 0.6  # of the budget that is left on a starved host: a diagnosis can be made again
 ANSWER_SECONDS = 16.0
 SPARE_SECONDS = 0.5  # of the answers' time, for what came out of the sandbox to be written
 
@@ -62,7 +63,7 @@ def diagnose(staging: Staging, budget: Deadline, pace: Pace) -> JudgedCapture:
         )
 
     pace.look()
-    seal = min(budget.left() / 2, pace.tail(_core_bytes(staging.work)) / 2)
+    seal = budget.left() * SEALS_SHARE if pace.slowness >= STARVED else 0.0
     seconds = min(ANSWER_SECONDS, max(1.0, budget.left() - seal))
     try:
         trouble, around = msgspec.json.decode(in_child_behind(work, seconds, pace), type=tuple[str, Around])
@@ -76,13 +77,6 @@ def diagnose(staging: Staging, budget: Deadline, pace: Pace) -> JudgedCapture:
         what, command = ("report", "report") if found else ("diagnosis", "analyze")
         staging.notes.append(f"the {what} could not be made: {trouble}; `autopsy {command} BUNDLE` tries again")
     return JudgedCapture(found, around)
-
-
-def _core_bytes(work: Path) -> int:
-    try:
-        return (work / layout.CORE).stat().st_blocks * 512
-    except OSError:
-        return 0
 
 
 def _besides(told: Answers) -> bytes:

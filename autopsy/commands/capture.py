@@ -40,6 +40,7 @@ from autopsy.watch import ring
 RESERVE = 0.25  # of the budget, kept for diagnosis, report and seal
 MOST_RESERVE = 12.0
 MOST_STARVED_RESERVE = 0.4  # of the budget, where the host is starved
+LAST_COPYS_SHARE = 0.2  # of the budget that is left before the seal
 LEAST_TIDYING = 1.0  # seconds of the budget that it is begun with
 SIGN_SECONDS = 25.0
 HURRIED_GAP = 0.5
@@ -354,7 +355,7 @@ def capture(
         judged = answers.diagnose(staging, budget, pace)
         if watch.conclude(staging.work) == known:  # it did not end while it was diagnosed
             break
-    staging.settled(max(1.0, min(SETTLE_SECONDS, budget.left())))
+    staging.settled(min(SETTLE_SECONDS, budget.left() * LAST_COPYS_SHARE))  # the seal makes all of it durable
     note(steps)
     sealed = seal_staged(staging, manifest, budget, options, pace)
     page = _bytes(staging.work / layout.REPORT)

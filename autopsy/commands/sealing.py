@@ -24,19 +24,22 @@ LEAST_SECONDS = 3.0
 
 
 def seal_staged(staging: Staging, manifest: Manifest, budget: Deadline, options: Options, pace: Pace) -> Sealed:
-    """Seal in the best place that still answers. On a starved host it may take all that is left of the budget.
+    """Seal in the best place that still answers.
+
+    On a starved host it may take all that is left of the budget, and a while longer: nothing else keeps the evidence.
 
     Raises:
         NotStored: none does.
     """
     leave_out = frozenset() if options.core else frozenset({layout.CORE})
     last_words = "no place left"
-    most = budget.left() if pace.slowness >= STARVED else SEAL_SECONDS
+    starved = pace.slowness >= STARVED
+    most, least = (budget.left(), SEAL_SECONDS) if starved else (SEAL_SECONDS, LEAST_SECONDS)
     while staging.places:
         try:
             data = in_child_behind(
                 partial(_sealed_bytes, staging, _with_notes(manifest, staging), leave_out),
-                max(LEAST_SECONDS, min(most, budget.left())),
+                max(least, min(most, budget.left())),
                 pace,
             )
         except ChildFailed as error:
@@ -44,6 +47,7 @@ def seal_staged(staging: Staging, manifest: Manifest, budget: Deadline, options:
             if error.trouble is not FailureKind.FULL or not staging.make_room():
                 staging.give_up_place(last_words)
         except ChildTimedOut as error:
+            least = LEAST_SECONDS  # that place has had its while
             last_words = str(error)
             staging.give_up_place(last_words)
         else:

@@ -129,11 +129,11 @@ def test_a_capture_beside_many_that_burn_the_cpus_ends_within_its_budget(tmp_pat
 @pytest.mark.live
 def test_on_a_host_that_lets_nothing_work_what_is_left_out_says_why(tmp_path: Path) -> None:
     """The pace is given, not met: a starved host for a test would starve the others."""
-    elsewhere = "from autopsy.capture import pace; pace.spent = lambda: (10**8, 2 * 10**9); "
+    elsewhere = "from autopsy.capture import pace; pace.spent = lambda: (10**8, 4 * 10**9); "
     program = f"{elsewhere}from autopsy.capture import runner; runner.spent = pace.spent; "
     program += "from autopsy.cli.app import main; main()"
     with lab.qemu("7.2") as machine:
-        words = ("capture", f"pid:{machine.pid}", "--fast", "--json", "--budget", "20", "--out", str(tmp_path))
+        words = ("capture", f"pid:{machine.pid}", "--fast", "--json", "--budget", "40", "--out", str(tmp_path))
         answer = captured([sys.executable, "-c", program, *words])
     why = {one["name"]: (one["outcome"], one["why"]) for one in answer["steps"]}
     assert {step: why[step] for step in KEPT if why[step][0] != "Collected"} == {}
