@@ -298,7 +298,7 @@ def capture(
     """
     began = clocks.now()
     budget = Deadline(options.budget)
-    staging = prepare(layout.name_of(vm.record.name, began.utc), places, needs(vm.record.pid))
+    staging = prepare(layout.name_of(vm.record.name, began.utc), places, needs(vm.record.pid, vm.process.ram_sizes))
     manifest = Manifest(
         schema=SCHEMA,
         autopsy=__version__,

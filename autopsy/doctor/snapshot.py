@@ -91,7 +91,7 @@ def _taken(pid: int, *, walks: bool) -> MemorySnapshot:
             process = MappedProcess(pid, memory, pagemap, folder)
             known = tasks(pid, folder)
             return take_snapshot(
-                process, known, Phases(), max_stop=MOST_STOP, deadline=Deadline(SECONDS / 2), walks=walks
+                process, known, Phases(), ram_sizes=(), max_stop=MOST_STOP, deadline=Deadline(SECONDS / 2), walks=walks
             )
         finally:
             os.close(pagemap)

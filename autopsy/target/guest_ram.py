@@ -17,6 +17,8 @@ ARENA = 64 << 20  # glibc's HEAP_MAX_SIZE: an arena fills one such window, what 
 COROUTINE_STACK = 1 << 20
 # The smallest piece that is taken for guest RAM because that of the command line was not found.
 DOUBTFUL = 1 << 20
+# For a command line that is not known: no memory map accounts for so much, so whatever may be guest RAM counts as that.
+UNTOLD = (1 << 62,)
 
 BY_SIZE = "guest RAM: of a size that the command line gives it"
 BY_SHAPE = "guest RAM: aligned to 2 MiB, with a guard page behind it, as QEMU lays out no other memory"

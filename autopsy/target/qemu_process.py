@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from autopsy.linux.batch import Unanswered
 from autopsy.target.command_line import Option, last
+from autopsy.target.guest_ram import UNTOLD, sizes
 from autopsy.target.identity import Binary
 
 
@@ -25,6 +26,11 @@ class QemuProcess:
     def option(self, name: str) -> str:
         """Return the argument of an option, the last one's where it was given twice, empty where it is not known."""
         return last(self.options or (), name)
+
+    @property
+    def ram_sizes(self) -> tuple[int, ...]:
+        """Return the sizes of guest RAM that its options tell; where they are not known, more than there can be."""
+        return UNTOLD if self.options is None else sizes(self.options)
 
 
 NOT_ASKED = QemuProcess(Unanswered("not asked"), Unanswered("not asked"), None, named=False)

@@ -15,6 +15,7 @@ import msgspec
 from autopsy.bundle import proc_stat, sections
 from autopsy.bundle.manifest import TargetRecord
 from autopsy.capture.step import Deadline, Options, Scene
+from autopsy.target.qemu_processes import tell
 from autopsy.target.target import Target
 
 R = TypeVar("R")
@@ -40,7 +41,7 @@ def scene(
     )
     pidfd = os.pidfd_open(pid)
     try:
-        yield Scene(Target(record, pidfd), Options(), place, step, Deadline(seconds))
+        yield Scene(Target(record, pidfd, process=tell([pid])[pid]), Options(), place, step, Deadline(seconds))
     finally:
         os.close(pidfd)
 

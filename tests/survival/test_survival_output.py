@@ -22,6 +22,7 @@ from autopsy.capture.staging import places
 from autopsy.capture.staging.staging import Staging, prepare
 from autopsy.capture.step import Collected, Impact, Outcome, Scene, Step
 from autopsy.drill.machine import Machine
+from autopsy.target.qemu_processes import tell
 from support import lab
 from support.surviving import (
     Capture,
@@ -163,7 +164,7 @@ def test_what_lies_in_memory_is_not_copied_to_memory_again(steps: tuple[Step, ..
 
 
 def test_a_capture_s_needs_count_qemu_s_own_memory_and_not_the_guest_s(vm: Machine) -> None:
-    told = needs(vm.pid)
+    told = needs(vm.pid, tell([vm.pid])[vm.pid].ram_sizes)
     assert 8 << 20 < told.work - REST < 200 << 20
     assert told.bundle < told.work
 

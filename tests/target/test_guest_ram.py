@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 
 import autopsy
+from autopsy.capture.freeze.choose_pages import address_space
 from autopsy.drill.machine import Machine
 from autopsy.linux.mappings import PAGE, Mapping, parse_maps
 from autopsy.target.command_line import options, words
 from autopsy.target.guest_ram import BY_SHAPE, BY_SIZE, IN_DOUBT, guest_ram, sizes
+from autopsy.target.qemu_processes import tell
 from support import lab
 
 MB = 1 << 20
@@ -189,3 +192,16 @@ def test_nothing_that_grows_with_guest_ram_is_opened_and_pagemap_is_not_read_ove
         if size > 8:  # one page may be asked for, which holds the index words of a disk's queue
             first, last = offset // 8 * PAGE, (offset + size) // 8 * PAGE
             assert not any(each.start < last and first < each.end for each in ram)
+
+
+@pytest.mark.live
+def test_a_process_tells_the_sizes_of_its_guest_ram_and_where_it_does_not_none_is_taken_for_its_own(
+    stock: lab.Build,
+) -> None:
+    with lab.qemu(stock, *DIMMS) as vm:
+        told = tell([vm.pid])[vm.pid]
+        assert told.ram_sizes == (192 * MB, 32 * MB)
+        mappings, ram = address_space(f"/proc/{vm.pid}", told.ram_sizes)
+        assert set(ram) == set(guest_ram(mappings, told.ram_sizes))
+        _, doubtful = address_space(f"/proc/{vm.pid}", dataclasses.replace(told, options=None).ram_sizes)
+        assert set(doubtful) > set(ram)

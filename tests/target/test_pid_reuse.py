@@ -118,7 +118,7 @@ def test_a_freeze_under_way_does_not_turn_to_another_process(tmp_path: Path) -> 
                 swap()
                 before = _interruptions(pid)
                 with pytest.raises((ProcessGone, ProcessLookupError)):
-                    take_snapshot(process, known, Phases(), max_stop=0.05, deadline=Deadline(5))
+                    take_snapshot(process, known, Phases(), ram_sizes=(), max_stop=0.05, deadline=Deadline(5))
                 with pytest.raises(OSError, match="No such"):
                     hold(process, mappings, 0.05)
                 assert not _harmed(pid, before)

@@ -26,12 +26,10 @@ from autopsy.linux.mappings import (
     runs,
 )
 from autopsy.linux.tasks.priority import Unpreempted
-from autopsy.target.command_line import options, words
-from autopsy.target.guest_ram import COROUTINE_STACK, arenas_of, guest_ram, sizes, stacks_of
+from autopsy.target.guest_ram import COROUTINE_STACK, arenas_of, guest_ram, stacks_of
 
 CAP_BYTES = 512 << 20
 MOST_MAPS = 128 << 20
-MOST_ARGUMENTS = 4 << 20
 
 
 MOST_RING_BYTES = 1 << 20
@@ -65,19 +63,19 @@ class Choice:
     coroutine_stacks: int = 0
 
 
-def address_space(folder: str) -> tuple[tuple[Mapping, ...], dict[int, str]]:
+def address_space(folder: str, ram_sizes: tuple[int, ...]) -> tuple[tuple[Mapping, ...], dict[int, str]]:
     """Return the mappings of the process whose /proc/PID is `folder`, and which of them are or may be guest RAM.
 
-    Either file can hang on the lock of the memory map; neither takes longer with more memory in it.
+    `ram_sizes` are what the process tells of it. To read the map can hang on its lock, and takes no longer with more
+    memory in it.
 
     Raises:
         OSError: as open(2) and read(2) give it.
     """
     with Unpreempted():
         maps = read_kernel(f"{folder}/maps", MOST_MAPS)
-        arguments = read_kernel(f"{folder}/cmdline", MOST_ARGUMENTS)
     mappings = parse_maps(maps)
-    return mappings, guest_ram(mappings, sizes(options(words(arguments))))
+    return mappings, guest_ram(mappings, ram_sizes)
 
 
 def choose(

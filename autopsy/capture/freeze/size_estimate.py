@@ -26,11 +26,14 @@ class Needs:
     note: str = ""
 
 
-def needs(pid: int) -> Needs:
-    """Estimate the room for one capture; never raises. A map that cannot be read in time makes it the most there is."""
+def needs(pid: int, ram_sizes: tuple[int, ...]) -> Needs:
+    """Estimate the room for one capture without the guest RAM that `ram_sizes` tell of; never raises.
+
+    A map that cannot be read in time makes it the most there is.
+    """
     note = ""
     try:
-        core = int(in_child(lambda: str(_core_bytes(pid)).encode(), ESTIMATE_SECONDS))
+        core = int(in_child(lambda: str(_core_bytes(pid, ram_sizes)).encode(), ESTIMATE_SECONDS))
     except (ChildTimedOut, ChildFailed) as error:
         core = min(CAP_BYTES, _resident(pid))
         note = f"the room for the evidence is a guess: the memory map gave {error}"
@@ -38,8 +41,8 @@ def needs(pid: int) -> Needs:
     return Needs(work=core + core // 2 + REST, bundle=core // PACKED + REST // PACKED, note=note)
 
 
-def _core_bytes(pid: int) -> int:
-    mappings, ram = address_space(f"/proc/{pid}")
+def _core_bytes(pid: int, ram_sizes: tuple[int, ...]) -> int:
+    mappings, ram = address_space(f"/proc/{pid}", ram_sizes)
     pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return sum(each.size for each in choose(mappings, ram, pagemap, -1).wanted)

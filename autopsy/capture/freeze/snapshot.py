@@ -130,21 +130,23 @@ def take_snapshot(
     known: tuple[ThreadBefore, ...],
     phases: Phases,
     *,
+    ram_sizes: tuple[int, ...],
     max_stop: float,
     deadline: Deadline,
     walks: bool = True,
     base: Core | None = None,
     cap: int = CAP_BYTES,
 ) -> MemorySnapshot:
-    """Expose a process once. With `walks`, whoever stands still by itself is not stopped.
+    """Expose a process once, without the guest RAM that `ram_sizes` tell of.
 
-    With a `base`, pages that it holds just so are not kept. Beyond `cap` bytes what matters least is given up.
+    With `walks`, whoever stands still by itself is not stopped. With a `base`, pages that it holds just so are
+    not kept. Beyond `cap` bytes what matters least is given up.
 
     Raises:
         ProcessGone: it ended meanwhile.
         OSError: its maps cannot be read.
     """
-    mappings, ram = address_space(process.path)
+    mappings, ram = address_space(process.path, ram_sizes)
     phases.done("maps")
     choice = choose(mappings, ram, process.pagemap, process.memory, cap)
     phases.done("pagemap")
@@ -161,7 +163,7 @@ def take_snapshot(
     comms = {task.tid: task.comm for task in known}
     if any(caught.tid not in comms for caught in cut.threads):
         comms = {task.tid: task.comm for task in tasks(process.pid, process.path)} | comms
-    threads, told, read_after = _threads(process, cut, stacks, comms, why)
+    threads, told, read_after = _threads(process, cut, stacks, comms, ram_sizes=ram_sizes, not_stopped=why)
     walked, told_of_them, their_stacks = _walked(stood, comms)
     threads = sorted(threads + walked, key=lambda each: (each.tid != process.pid, each.tid))
     told = sorted(told + told_of_them, key=lambda each: (each.tid != process.pid, each.tid))
@@ -294,7 +296,13 @@ def _blanked(chunks: Iterable[Chunk], start: int, end: int) -> Iterable[Chunk]:
 
 
 def _threads(
-    process: MappedProcess, cut: TracedStop, stacks: tuple[Mapping, ...], comms: dict[int, str], not_stopped: str
+    process: MappedProcess,
+    cut: TracedStop,
+    stacks: tuple[Mapping, ...],
+    comms: dict[int, str],
+    *,
+    ram_sizes: tuple[int, ...],
+    not_stopped: str,
 ) -> tuple[list[ThreadRegisters], list[FrozenThread], list[Chunk]]:
     """Return every thread as the core has it and as the record tells it, and the stacks that are read only now."""
     threads: list[ThreadRegisters] = []
@@ -312,7 +320,7 @@ def _threads(
             continue
         if caught.fate is Fate.STANDING and not _within(stacks, _sp(caught.registers)):
             with contextlib.suppress(OSError):  # the thread is younger than the maps that we have
-                stacks = _stacks(choose(*address_space(process.path), process.pagemap, process.memory))
+                stacks = _stacks(choose(*address_space(process.path, ram_sizes), process.pagemap, process.memory))
         match running_threads.read_sleeping_thread(process, caught.tid, stacks):
             case running_threads.SleepingThread(registers=registers, stack=stack):
                 threads.append(ThreadRegisters(caught.tid, registers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import struct
@@ -27,7 +26,9 @@ from autopsy.capture.freeze.snapshot import (
 from autopsy.capture.reading.procfs import ProcessEnded, held, must_be_the_same
 from autopsy.capture.step import Collected, Failed, Outcome, Scene
 from autopsy.examine.core.reader import Core, CoreError
+from autopsy.linux.batch import Unanswered
 from autopsy.linux.mappings import PAGE, MappedProcess, modules
+from autopsy.target.qemu_process import QemuProcess
 from autopsy.target.target import is_alive
 
 AT_PHENT = 4
@@ -60,13 +61,14 @@ def _expose(scene: Scene, *, second: bool) -> Outcome:
                 process,
                 known,
                 phases,
+                ram_sizes=scene.target.process.ram_sizes,
                 max_stop=scene.options.max_stop,
                 deadline=scene.deadline,
                 walks=scene.options.bpf,
                 base=first,
                 cap=room_for_core(scene.staging),
             )
-            arguments = _arguments(process)
+            arguments = _arguments(scene.target.process)
     except (ProcessEnded, ProcessGone) as error:
         return Failed(str(error))
     except PermissionError as error:
@@ -194,10 +196,10 @@ def _is_64_bit(auxv: bytes) -> bool:
     return words.get(AT_PHENT) == PHENT_64
 
 
-def _arguments(process: MappedProcess) -> bytes:
-    with contextlib.suppress(OSError):
-        return _read(f"{process.path}/cmdline").replace(b"\0", b" ").strip()
-    return b""
+def _arguments(process: QemuProcess) -> bytes:
+    if isinstance(process.arguments, Unanswered):
+        return b""
+    return " ".join(process.arguments).strip().encode("utf-8", "surrogateescape")
 
 
 def _yama() -> str:
