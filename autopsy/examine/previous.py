@@ -40,7 +40,7 @@ class Earlier:
         """Return each thread's better stack, and a backtrace in which each begins at its line."""
         if not self.threads:
             return tuple(now), text
-        known = {each.tid: each for each in self.threads}
+        known = {thread.tid: thread for thread in self.threads}
         old_blocks = {block.lwp: block.lines for block in blocks(self.backtrace)}
         new_blocks = {block.lwp: block.lines for block in blocks(text)}
         lines: list[str] = []
@@ -60,7 +60,7 @@ class Earlier:
 
     def best_coroutines(self, now: Iterable[Coroutine], *, blind: bool) -> tuple[Coroutine, ...]:
         """Return each coroutine's better record; `blind` when the binary is not at hand, so that some may be missed."""
-        known = {each.address: each for each in self.coroutines}
+        known = {coroutine.address: coroutine for coroutine in self.coroutines}
         told = tuple(_better(known.get(each.address), each) for each in now)
         if not blind:
             return told
@@ -82,18 +82,18 @@ class Earlier:
         old = self.graph
         if old is None:
             return now
-        symbols = {each.address: each.symbol for each in old.mutexes}
+        symbols = {mutex.address: mutex.symbol for mutex in old.mutexes}
         knows_bql = bool(old.bql_address) and not now.bql_address
         bql = old.bql_address if knows_bql else now.bql_address
         graph = msgspec.structs.replace(
             now,
             mutexes=tuple(
                 msgspec.structs.replace(
-                    each,
-                    symbol=each.symbol or symbols.get(each.address, ""),
-                    is_bql=each.address == bql,
+                    mutex,
+                    symbol=mutex.symbol or symbols.get(mutex.address, ""),
+                    is_bql=mutex.address == bql,
                 )
-                for each in now.mutexes
+                for mutex in now.mutexes
             ),
         )
         if not knows_bql:
@@ -157,5 +157,5 @@ def _stands_alike(one: ThreadStack, other: ThreadStack) -> bool:
 
 
 def _worth(frames: Sequence[Frame]) -> tuple[bool, int, int, int]:
-    lines, named = sum(bool(each.line) for each in frames), sum(bool(each.function) for each in frames)
+    lines, named = sum(bool(frame.line) for frame in frames), sum(bool(frame.function) for frame in frames)
     return len(frames) > 1, lines, named, len(frames)

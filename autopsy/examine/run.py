@@ -90,7 +90,7 @@ class Opened:
 
     def stand(self) -> None:
         """Tell where each thread stood: all that is known without a debugger."""
-        self.tell([unwind.bare(each, self.symbols, self.comms, "not unwound") for each in self.core.threads], "")
+        self.tell([unwind.bare(thread, self.symbols, self.comms, "not unwound") for thread in self.core.threads], "")
 
     def tell(self, threads: Sequence[ThreadStack], backtrace: str) -> None:
         """Write the threads, and the backtrace that they cite."""
@@ -142,17 +142,21 @@ class Opened:
         )
         self.frozen.write(layout.GDB_LOG, unwound.log)
         self.tell(unwound.threads, unwound.backtrace)
-        self.show(unwind.with_frames(each, unwound.coroutines, self.symbols) for each in self.coroutines)
+        self.show(unwind.with_frames(coroutine, unwound.coroutines, self.symbols) for coroutine in self.coroutines)
         return unwound
 
     def find_lines(self) -> None:
         """Name what an earlier examination unwound, where only a debug file is at hand."""
         lines = Lines(self.symbols)
-        stacks = [*(each.frames for each in self.threads), *(each.frames for each in self.coroutines)]
+        stacks = [*(thread.frames for thread in self.threads), *(coroutine.frames for coroutine in self.coroutines)]
         lines.look_up(stacks, self.frozen.scratch, time.monotonic() + self.frozen.seconds * GDB_SHARE)
-        self.threads = tuple(msgspec.structs.replace(each, frames=lines.named(each.frames)) for each in self.threads)
+        self.threads = tuple(
+            msgspec.structs.replace(thread, frames=lines.named(thread.frames)) for thread in self.threads
+        )
         self.store(layout.THREADS, self.threads)
-        self.show([msgspec.structs.replace(each, frames=lines.named(each.frames)) for each in self.coroutines])
+        self.show(
+            [msgspec.structs.replace(coroutine, frames=lines.named(coroutine.frames)) for coroutine in self.coroutines]
+        )
 
     def find_locks(self, view: View) -> None:
         """Tell who waits for whom."""
@@ -234,7 +238,7 @@ def _standing(coroutine: Coroutine, symbols: Symbols) -> Coroutine:
 
 
 def _summary(opened: Opened, modules: tuple[Module, ...]) -> str:
-    states = Counter(each.state for each in opened.coroutines)
+    states = Counter(coroutine.state for coroutine in opened.coroutines)
     main = opened.symbols.main
     best = next((module.symbols for module in modules if main and module.path == main.path), "none")
     return (

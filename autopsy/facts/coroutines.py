@@ -89,7 +89,7 @@ def _nodes(heap: Fact[heap_records.HeapSnapshot]) -> dict[int, str]:
     found: dict[int, str] = {}
     parents = {edge.node_name for node in heap.value.nodes for edge in node.children}
     # A request is tracked by every node on its way down; children after parents, so that the lowest stays.
-    for node in sorted(heap.value.nodes, key=lambda each: (each.node_name in parents, not each.children)):
+    for node in sorted(heap.value.nodes, key=lambda node: (node.node_name in parents, not node.children)):
         for request in node.requests:
             found[request.coroutine] = node.node_name
         for waiter in node.flush_waiters:

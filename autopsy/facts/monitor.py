@@ -35,7 +35,7 @@ def gather_conversation(evidence: Evidence) -> MonitorFact:
     silent.sort(key=lambda each: each.exchange.asked_ns)
     return MonitorFact(
         greeting=Known(greetings[0].exchange.outcome, greetings[0].cite) if greetings else absent,
-        holder=next((each.exchange.peer for each in greetings if each.exchange.peer), ""),
+        holder=next((greeting.exchange.peer for greeting in greetings if greeting.exchange.peer), ""),
         asked=tuple(asked),
         died_at=Known(silent[0], silent[0].cite) if silent else Unknown(absent.evidence, "no question went unanswered"),
         alive=_alive([each for each in asked_well if not each.again], absent),
@@ -59,12 +59,12 @@ def _not_asked(evidence: Evidence, asked: list[Asked]) -> str:
 def _alive(asked: list[Asked], absent: Unknown) -> Fact[bool]:
     """Tell whether the main loop answered: False only if a question was put and never answered."""
     questions = [each for each in asked if each.exchange.question != GREETING]
-    for each in questions:
-        if each.exchange.outcome == "no answer":
-            return Known(value=False, cite=each.cite)
-    for each in questions:
-        if each.exchange.outcome in {"answered", "error"}:
-            return Known(value=True, cite=each.cite)
+    for question in questions:
+        if question.exchange.outcome == "no answer":
+            return Known(value=False, cite=question.cite)
+    for question in questions:
+        if question.exchange.outcome in {"answered", "error"}:
+            return Known(value=True, cite=question.cite)
     return absent if not asked else Unknown(absent.evidence, "no question was put to the monitor")
 
 

@@ -131,16 +131,16 @@ def take_core(head: bytes, stream: IO[bytes], descriptor: int | None, destinatio
     """
     source = Source(head, stream, descriptor)
     segments = _segments(source, head)
-    notes_at = [each for each in segments if each.kind == PT_NOTE]
+    notes_at = [segment for segment in segments if segment.kind == PT_NOTE]
     if sum(each.stored for each in notes_at) > MOST_NOTES:
         raise NoCore("its notes are larger than any core's")
     bodies = [source.whole(each.offset, each.stored) for each in sorted(notes_at, key=lambda each: each.offset)]
     told = _Notes()
     for body in bodies:
         told.read(body)
-    loads = sorted((each for each in segments if each.kind == PT_LOAD), key=lambda each: each.offset)
+    loads = sorted((segment for segment in segments if segment.kind == PT_LOAD), key=lambda segment: segment.offset)
     kept = _chosen(loads, told)
-    left_out = sum(each.stored for each in loads) - sum(each.stored for each in kept)
+    left_out = sum(load.stored for load in loads) - sum(each.stored for each in kept)
     _write(destination, source, bodies, loads, kept)
     words = []
     if told.signal not in CRASHES:  # gcore leaves the one by which it stopped the process
@@ -232,11 +232,11 @@ def _chosen(loads: list[ProgramHeader], told: _Notes) -> list[ProgramHeader]:
         return place >= 0 and each.address < files[place][1]
 
     kept, left = [], MOST_KEPT
-    for each in sorted(loads, key=lambda one: (not holds_stack(one), not is_file(one), one.stored)):
-        guests = each.stored >= GUEST and not holds_stack(each)
-        if each.stored and each.stored <= left and not guests:
-            kept.append(each)
-            left -= each.stored
+    for load in sorted(loads, key=lambda one: (not holds_stack(one), not is_file(one), one.stored)):
+        guests = load.stored >= GUEST and not holds_stack(load)
+        if load.stored and load.stored <= left and not guests:
+            kept.append(load)
+            left -= load.stored
     return kept
 
 
@@ -255,10 +255,10 @@ def _write(
         at += len(body)
     at += -at % 4096
     places: dict[int, int] = {}
-    for each in loads:
-        stored = each.stored if id(each) in wanted else 0
-        headers.append(PHDR.pack(PT_LOAD, each.flags, at, each.address, 0, stored, each.size, 4096))
-        places[id(each)] = at
+    for load in loads:
+        stored = load.stored if id(load) in wanted else 0
+        headers.append(PHDR.pack(PT_LOAD, load.flags, at, load.address, 0, stored, load.size, 4096))
+        places[id(load)] = at
         at += stored
     with open(destination, "r+b", closefd=False) as file:
         file.write(
@@ -281,11 +281,11 @@ def _write(
         )
         file.write(b"".join(headers))
         file.write(b"".join(notes))
-        for each in loads:
-            if id(each) not in wanted:
+        for load in loads:
+            if id(load) not in wanted:
                 continue
-            for offset, data in source.parts(each.offset, each.stored):
-                file.seek(places[id(each)] + offset - each.offset)
+            for offset, data in source.parts(load.offset, load.stored):
+                file.seek(places[id(load)] + offset - load.offset)
                 file.write(data)
         if file.tell() < at:  # what was a hole at its end
             file.seek(at - 1)

@@ -213,9 +213,9 @@ class ImportReading:
         """Return all that was found. ABRT's own backtrace, without thread numbers, counts where there is no other."""
         for stack in self.beside.stacks if not self.scan.frames and self.core is None else ():
             self.scan.take(stack)
-        self.scan.crash += [each for each in self.beside.crashes if not self.scan.crash]
+        self.scan.crash += [crash for crash in self.beside.crashes if not self.scan.crash]
         paste = self.scan.end()
-        tids = {each.tid for look in paste.looks for each in look.threads}
+        tids = {thread.tid for look in paste.looks for thread in look.threads}
         pids = tids | ({self.core.pid} if self.core else set())
         program = self.core.command if self.core else paste.program
         if program and not self.beside.commands.found:

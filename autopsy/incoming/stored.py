@@ -51,7 +51,7 @@ def stored(paste: Paste) -> Stored:
         layout.THREADS: _json(look.threads),
     }
     if look.coroutines:
-        coroutines = tuple(_with_later(each, last) for each in look.coroutines)
+        coroutines = tuple(_with_later(coroutine, last) for coroutine in look.coroutines)
         text, coroutines = _listing(coroutines)
         files[layout.COROUTINES] = _json(coroutines)
         files[layout.COROUTINES_TEXT] = text.encode("utf-8", "replace")
@@ -60,7 +60,7 @@ def stored(paste: Paste) -> Stored:
     if thread is not None:
         files[layout.MAIN_LOOP] = _json(frames_say.main_loop(thread))
     graph, notes = _locks(look, paste.printed)
-    stacks = (*(each.frames for each in look.threads), *(each.frames for each in look.coroutines))
+    stacks = (*(each.frames for each in look.threads), *(coroutine.frames for coroutine in look.coroutines))
     if not any(map(_is_of_qemu, stacks)):
         notes = (*notes, OF_NOBODY)
     if graph.mutexes:
@@ -77,7 +77,7 @@ def stored(paste: Paste) -> Stored:
 
 
 def _is_of_qemu(frames: Sequence[Frame]) -> bool:
-    return any(each.function.startswith(OF_QEMU) or any(name in each.module for name in PROGRAMS) for each in frames)
+    return any(frame.function.startswith(OF_QEMU) or any(name in frame.module for name in PROGRAMS) for frame in frames)
 
 
 def _json(value: object) -> bytes:
@@ -98,16 +98,16 @@ def _with_later(coroutine: Coroutine, last: PastedDump | None) -> Coroutine:
 def _listing(coroutines: Sequence[Coroutine]) -> tuple[str, tuple[Coroutine, ...]]:
     lines: list[str] = []
     told = []
-    for each in coroutines:
-        told.append(msgspec.structs.replace(each, line=len(lines) + 1))
-        lines += [f"coroutine {each.address:#x}", *stack(each.frames), ""]
+    for coroutine in coroutines:
+        told.append(msgspec.structs.replace(coroutine, line=len(lines) + 1))
+        lines += [f"coroutine {coroutine.address:#x}", *stack(coroutine.frames), ""]
     return "\n".join(lines), tuple(told)
 
 
 def _locks(look: PastedDump, printed: Sequence[PrintedMutex]) -> tuple[LockGraph, tuple[str, ...]]:
     """Return the mutexes whose owner somebody printed, and of whose identity there is no doubt."""
     waits = {each.tid: each for each in look.waits}
-    names = {each.tid: each.comm for each in look.threads}
+    names = {thread.tid: thread.comm for thread in look.threads}
     mutexes: dict[int, Mutex] = {}
     notes = []
     for each in printed:
@@ -154,7 +154,7 @@ def _waiters(printed: PrintedMutex, threads: Sequence[ThreadStack], waits: Mappi
         wait = waits.get(thread.tid)
         if wait is None:
             continue
-        for_bql = any(each.function in BQL_CALLS for each in thread.frames[:8])
+        for_bql = any(frame.function in BQL_CALLS for frame in thread.frames[:8])
         named = bool(wait.symbol) and wait.symbol in words
         addressed = bool(wait.address) and f"{wait.address:#x}" in (word.lower() for word in words)
         if named or addressed or (for_bql and _is_bql(printed.expression)):

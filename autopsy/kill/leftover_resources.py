@@ -121,7 +121,7 @@ def _is_its_own(group: str) -> bool:
 
 def _members(group: str) -> bytes:
     """Tell of processes that are still in the group or below it."""
-    folder = next((each for each in _homes(group) if os.path.isdir(each)), "")
+    folder = next((home for home in _homes(group) if os.path.isdir(home)), "")
     if not folder:
         return b""  # it went with its last process
     pids: set[int] = set()

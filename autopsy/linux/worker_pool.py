@@ -90,8 +90,8 @@ def work_through(
 
 def _start(work: Callable[[int], bytes], bound: Callable[[], None], others: list[PoolProcess]) -> PoolProcess:
     def live(ends: PipeEnds) -> int:
-        for each in others:
-            os.close(each.child.questions)  # a worker whose last writer has gone must notice it
+        for other in others:
+            os.close(other.child.questions)  # a worker whose last writer has gone must notice it
         bound()
         return _serve(work, ends)
 

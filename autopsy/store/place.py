@@ -59,7 +59,7 @@ def provide(path: Path) -> None:
 
 
 def _make(store: Path) -> None:
-    above = next(each for each in store.parents if each.is_dir())
+    above = next(parent for parent in store.parents if parent.is_dir())
     if os.geteuid() == 0 and above != store.parent:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(store.parent))
     folder = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

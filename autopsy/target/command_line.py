@@ -67,7 +67,9 @@ def daemon_options(arguments: Sequence[str]) -> tuple[Option, ...]:
         if not word.startswith("-") or word == "-":
             continue
         given, equals, value = word.lstrip("-").partition("=")
-        names = [given] if given in DAEMON_OPTIONS else [each for each in DAEMON_OPTIONS if each.startswith(given)]
+        names = (
+            [given] if given in DAEMON_OPTIONS else [option for option in DAEMON_OPTIONS if option.startswith(given)]
+        )
         name = names[0] if len(names) == 1 and word.startswith("--") else given
         if not equals and name not in DAEMON_FLAGS:
             value = next(rest, "")

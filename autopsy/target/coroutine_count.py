@@ -58,7 +58,7 @@ def stacks(pid: int) -> bytes:
 def _busy(pid: int, *, digests: bool = False) -> list[tuple[int, bytes]]:
     mappings = parse_maps(read_kernel(f"/proc/{pid}/maps", MOST_MAPS))
     exe = image_of(pid).link
-    code = [each for each in mappings if "x" in each.permissions and each.path == exe]
+    code = [mapping for mapping in mappings if "x" in mapping.permissions and mapping.path == exe]
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)

@@ -130,7 +130,7 @@ def arenas_of(mappings: Sequence[Mapping]) -> set[int]:
         if follows and _forbidden(mapping):
             window = parts[0].start + ARENA
             if mapping.start < window <= mapping.end:
-                found.update(each.start for each in parts)
+                found.update(part.start for part in parts)
         parts = []
     return found
 

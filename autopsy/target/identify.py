@@ -47,18 +47,18 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> tuple[Target
         raise _not_permitted(pid, asked) from error
     except OSError as error:
         raise _without_binary(pid, asked) from error
-    told = qemu_processes.tell([pid], each=PATIENCE if candidate.hangs else qemu_processes.EACH)[pid]
-    access, found = _reach(pid, told)
+    process = qemu_processes.tell([pid], each=PATIENCE if candidate.hangs else qemu_processes.EACH)[pid]
+    access, found = _reach(pid, process)
     if isinstance(access, Unanswered) and access.trouble is FailureKind.NOT_PERMITTED:
         raise _not_permitted(pid, asked)
-    if claim is not None and not is_true(claim, told):
+    if claim is not None and not is_true(claim, process):
         raise NoSuchVm(asked, f"{claim.pidfile} names process {pid}, which is no longer that VM", remedy=LIST)
-    binary = _as_named(link) if isinstance(told.binary, Unanswered) else told.binary
-    if binary is None or not (binary.qemu_version or isinstance(told.binary, Unanswered)):
+    binary = _as_named(link) if isinstance(process.binary, Unanswered) else process.binary
+    if binary is None or not (binary.qemu_version or isinstance(process.binary, Unanswered)):
         raise _not_qemu(pid, asked, stat.comm, link)
     record = TargetRecord(
         pid=pid,
-        name=clean(claim.name if claim else (vm_name(told.options or ()) or f"pid{pid}")),
+        name=clean(claim.name if claim else (vm_name(process.options or ()) or f"pid{pid}")),
         manager=claim.manager if claim else PLAIN.manager,
         start_ticks=stat.start_ticks,
         exe=binary.path,
@@ -69,7 +69,7 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> tuple[Target
         monitors=found,
         domain=platform_of(claim.manager).domain_of(claim, roots) if claim else None,
     )
-    return record, told
+    return record, process
 
 
 def _as_named(link: str) -> Binary | None:
@@ -86,10 +86,10 @@ def _try_access(pid: int) -> bytes:
     return b""
 
 
-def _reach(pid: int, told: QemuProcess) -> tuple[Answer, tuple[MonitorSocket, ...]]:
+def _reach(pid: int, process: QemuProcess) -> tuple[Answer, tuple[MonitorSocket, ...]]:
     """Ask whether we may look into the process, and which of its monitors can be reached, in one child."""
     ears = monitors.ears_of(pid)
-    found = monitors.found_listening(told.options, ears)
+    found = monitors.found_listening(process.options, ears)
     questions = [partial(_encoded, monitors.reached, monitor, ears) for monitor in found]
     held = [partial(_encoded, monitors.reached_and_held, monitor, ears) for monitor in found]
     access, *answers = ask(

@@ -18,13 +18,13 @@ def names_of_vms(roots: Roots = ROOTS) -> tuple[tuple[str, int], ...]:
     """Return each VM's name with its process, by name; the process where it has none, or another too."""
     named = qemu_processes.suspects()
     claims = all_claims(named, roots)
-    told = qemu_processes.tell(sorted({*named, *(claim.pid for claim in claims)}), each=EACH, overall=OVERALL)
+    processes = qemu_processes.tell(sorted({*named, *(claim.pid for claim in claims)}), each=EACH, overall=OVERALL)
     found: dict[int, str] = {}
-    for pid, one in told.items():
+    for pid, one in processes.items():
         if is_qemu(one):
             found[pid] = vm_name(one.options or ())
     for claim in claims:
-        if claim.pid in found and is_true(claim, told[claim.pid]):
+        if claim.pid in found and is_true(claim, processes[claim.pid]):
             found[claim.pid] = claim.name
     names = list(found.values())
     alone = {name for name in names if _is_a_word(name) and names.count(name) == 1}

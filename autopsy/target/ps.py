@@ -65,12 +65,12 @@ def census(roots: Roots = ROOTS) -> tuple[ListedVm, ...]:
     pids = sorted({*named, *(claim.pid for claim in claims)})
     begun = time.monotonic()
     first = {pid: seen for pid in pids if (seen := glance(pid, at_threads=False)) is not None}
-    told = qemu_processes.tell(tuple(first), each=EACH, overall=OVERALL)
+    processes = qemu_processes.tell(tuple(first), each=EACH, overall=OVERALL)
     listeners = _Listeners()
     known = {
-        pid: monitors.found_listening(told[pid].options, monitors.ears_of(pid, listeners.around(pid)))
+        pid: monitors.found_listening(processes[pid].options, monitors.ears_of(pid, listeners.around(pid)))
         for pid in first
-        if is_qemu(told[pid]) or first[pid].dying
+        if is_qemu(processes[pid]) or first[pid].dying
     }
     counts = [partial(coroutine_count.count, pid) for pid in known]
     owners = [started_by(pid) for pid in known]
@@ -81,8 +81,8 @@ def census(roots: Roots = ROOTS) -> tuple[ListedVm, ...]:
         second = glance(pid, at_threads=True)
         if second is None or second.stat.start_ticks != first[pid].stat.start_ticks:
             continue  # it ended while we looked
-        claim = next((claim for claim in claims if claim.pid == pid and is_true(claim, told[pid])), None)
-        vm = _vm(first[pid], second, told[pid], claim, found)
+        claim = next((claim for claim in claims if claim.pid == pid and is_true(claim, processes[pid])), None)
+        vm = _vm(first[pid], second, processes[pid], claim, found)
         # A storage daemon has a coroutine for each client that asks for nothing: they cannot be told from requests.
         counted = Unanswered("its idle clients count, too") if vm.program == STORAGE_DAEMON else requests[pid]
         vms.append(vm if isinstance(counted, Unanswered) else replace(vm, parked_requests=int(counted)))
@@ -106,15 +106,15 @@ class _Listeners:
 
 
 def _vm(
-    first: Glance, second: Glance, told: QemuProcess, claim: VmClaim | None, found: tuple[MonitorSocket, ...]
+    first: Glance, second: Glance, process: QemuProcess, claim: VmClaim | None, found: tuple[MonitorSocket, ...]
 ) -> ListedVm:
     pid = second.stat.pid
-    binary = None if isinstance(told.binary, Unanswered) else told.binary
+    binary = None if isinstance(process.binary, Unanswered) else process.binary
     seconds = max(second.at - first.at, APART_SECONDS)
     return ListedVm(
         target=explicit(claim) if claim else f"pid:{pid}",
         manager=claim.manager if claim else PLAIN.manager,
-        name=clean(claim.name if claim else (vm_name(told.options or ()) or f"pid{pid}")),
+        name=clean(claim.name if claim else (vm_name(process.options or ()) or f"pid{pid}")),
         pid=pid,
         program=binary.program if binary else "qemu-system",
         qemu_version=binary.qemu_version if binary else "",
@@ -123,8 +123,8 @@ def _vm(
         threads=len(second.threads),
         threads_in_d=len(second.asleep),
         cpu_percent=round((second.stat.cpu_ticks - first.stat.cpu_ticks) / CLOCK_TICKS / seconds * 100, 1),
-        disks=None if told.options is None else disks(told.options),
+        disks=None if process.options is None else disks(process.options),
         monitors=tuple(monitors.storable(monitor) for monitor in found),
-        signs=signs.of(first, second, told),
+        signs=signs.of(first, second, process),
         start_ticks=second.stat.start_ticks,
     )

@@ -36,6 +36,6 @@ class QemuProcess:
 NOT_ASKED = QemuProcess(Unanswered("not asked"), Unanswered("not asked"), None, named=False)
 
 
-def is_qemu(told: QemuProcess) -> bool:
+def is_qemu(process: QemuProcess) -> bool:
     """Return whether a process runs a system emulator or a storage daemon; by its name where its binary is not read."""
-    return told.named if isinstance(told.binary, Unanswered) else bool(told.binary.qemu_version)
+    return process.named if isinstance(process.binary, Unanswered) else bool(process.binary.qemu_version)

@@ -75,30 +75,30 @@ def _explicit(form: str, rest: str, word: str, roots: Roots) -> tuple[Candidate,
         for claim in platform.claims(named, roots)
         if platform.answers_to(claim, rest)
     ]
-    told = qemu_processes.tell([claim.pid for claim in claims])
-    alive = [claim for claim in claims if is_true(claim, told[claim.pid])]
+    processes = qemu_processes.tell([claim.pid for claim in claims])
+    alive = [claim for claim in claims if is_true(claim, processes[claim.pid])]
     if not alive:
         raise _nothing(word, claims)
-    return _distinct(_with_claim(claim.pid, told[claim.pid], [claim]) for claim in alive)
+    return _distinct(_with_claim(claim.pid, processes[claim.pid], [claim]) for claim in alive)
 
 
 def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
     named = qemu_processes.suspects()
     claims = all_claims(named, roots)
     answering = [claim for claim in claims if platform_of(claim.manager).answers_to(claim, word)]
-    told = qemu_processes.tell(sorted({*named, *(claim.pid for claim in answering)}))
-    found = {claim.pid for claim in answering if is_true(claim, told[claim.pid])}
-    found |= {pid for pid in named if is_qemu(told[pid]) and _goes_by(word, told[pid])}
+    processes = qemu_processes.tell(sorted({*named, *(claim.pid for claim in answering)}))
+    found = {claim.pid for claim in answering if is_true(claim, processes[claim.pid])}
+    found |= {pid for pid in named if is_qemu(processes[pid]) and _goes_by(word, processes[pid])}
     pid = _pid(word)
     if pid is not None and identity.exists(pid):
         alone = not found
-        if alone or is_qemu(told.get(pid) or qemu_processes.tell([pid])[pid]):
+        if alone or is_qemu(processes.get(pid) or qemu_processes.tell([pid])[pid]):
             found.add(pid)
     if not found:
-        raise _nothing(word, answering, near(word, told, claims))
-    for late in found - told.keys():
-        told |= qemu_processes.tell([late])
-    return _distinct(_with_claim(each, told[each], claims) for each in sorted(found))
+        raise _nothing(word, answering, near(word, processes, claims))
+    for late in found - processes.keys():
+        processes |= qemu_processes.tell([late])
+    return _distinct(_with_claim(each, processes[each], claims) for each in sorted(found))
 
 
 def all_claims(pids: Sequence[int], roots: Roots) -> tuple[VmClaim, ...]:
@@ -106,11 +106,11 @@ def all_claims(pids: Sequence[int], roots: Roots) -> tuple[VmClaim, ...]:
     return tuple(claim for platform in PLATFORMS for claim in platform.claims(pids, roots))
 
 
-def _goes_by(word: str, told: QemuProcess) -> bool:
+def _goes_by(word: str, process: QemuProcess) -> bool:
     """Return whether a command line gives the VM that name or uuid."""
-    if told.options is None:
+    if process.options is None:
         return False
-    return word in (vm_name(told.options), last(told.options, "uuid"))
+    return word in (vm_name(process.options), last(process.options, "uuid"))
 
 
 def _pid(word: str) -> int | None:
@@ -123,15 +123,15 @@ def _claimed(pid: int, roots: Roots) -> Candidate:
     return _with_claim(pid, qemu_processes.tell([pid])[pid], claims) if claims else Candidate(pid, f"pid:{pid}")
 
 
-def _with_claim(pid: int, told: QemuProcess, claims: Iterable[VmClaim]) -> Candidate:
-    true = next((claim for claim in claims if claim.pid == pid and is_true(claim, told)), None)
-    hangs = isinstance(told.arguments, Unanswered) and told.arguments.hung
+def _with_claim(pid: int, process: QemuProcess, claims: Iterable[VmClaim]) -> Candidate:
+    true = next((claim for claim in claims if claim.pid == pid and is_true(claim, process)), None)
+    hangs = isinstance(process.arguments, Unanswered) and process.arguments.hung
     return Candidate(pid, explicit(true) if true else f"pid:{pid}", true, hangs)
 
 
 def _distinct(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Return one candidate a process, each with a word that no other has: two users may each have a libvirt `web1`."""
-    by_pid = {each.pid: each for each in candidates}
+    by_pid = {candidate.pid: candidate for candidate in candidates}
     words = [each.explicit for each in by_pid.values()]
     return tuple(
         each if words.count(each.explicit) == 1 else replace(each, explicit=f"pid:{each.pid}")
@@ -147,18 +147,18 @@ def _nothing(word: str, claims: list[VmClaim], alike: str = "") -> NoSuchVm:
     return NoSuchVm(word, f"it does not run: {dead}, which is not (or no longer) that VM", remedy=LIST)
 
 
-def is_true(claim: VmClaim, told: QemuProcess) -> bool:
+def is_true(claim: VmClaim, process: QemuProcess) -> bool:
     """Return whether a manager's claim holds: the process is a QEMU, and was started as that VM.
 
     Where the command line could not be read, a listening socket in the place of the VM's own monitor tells as much.
     """
-    if not is_qemu(told) or not has_a_say(claim):
+    if not is_qemu(process) or not has_a_say(claim):
         return False
     platform = platform_of(claim.manager)
-    if isinstance(told.arguments, Unanswered):
+    if isinstance(process.arguments, Unanswered):
         paths = [listener.path for listener in monitors.ears_of(claim.pid).listeners]
         return any(platform.is_its_monitor(claim, path) for path in paths)
-    return platform.is_alive(claim, told)
+    return platform.is_alive(claim, process)
 
 
 def has_a_say(claim: VmClaim) -> bool:
@@ -196,8 +196,8 @@ def listening_at(path: str, word: str) -> tuple[int, ...]:
     others = () if isinstance(owners, Unanswered) else tuple(int(pid) for pid in owners.split())
     if not others:
         raise NoSuchVm(word, "nobody listens on that socket", remedy=LIST)
-    told = qemu_processes.tell(others)
-    if found := tuple(pid for pid in others if is_qemu(told[pid])):
+    processes = qemu_processes.tell(others)
+    if found := tuple(pid for pid in others if is_qemu(processes[pid])):
         return found  # a QEMU by its binary, though nothing is named so
     raise NotQemu(
         word, f"{', '.join(_described(pid) for pid in others)} listens on that socket, and is no QEMU", remedy=LIST

@@ -53,9 +53,10 @@ def find_target(word: str, roots: Roots = ROOTS) -> Target:
     """
     found = resolve.meant_by(word, roots)
     if len(found) > 1:
-        told = qemu_processes.tell([each.pid for each in found])
+        processes = qemu_processes.tell([each.pid for each in found])
         listed = "; ".join(
-            f"{each.explicit} (process {each.pid}) {distinction(each.pid, told[each.pid])}".rstrip() for each in found
+            f"{each.explicit} (process {each.pid}) {distinction(each.pid, processes[each.pid])}".rstrip()
+            for each in found
         )
         which = " or ".join(each.explicit for each in found)
         raise AmbiguousVm(

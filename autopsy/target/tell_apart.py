@@ -19,10 +19,10 @@ MOST = 3
 FILES = ("file", "filename", "file.filename")
 
 
-def near(word: str, told: Mapping[int, QemuProcess], claims: Iterable[VmClaim]) -> str:
+def near(word: str, processes: Mapping[int, QemuProcess], claims: Iterable[VmClaim]) -> str:
     """Return the names of VMs that are like a word, each with its process; empty where there is none."""
     names = {claim.name: claim.pid for claim in claims}
-    for pid, one in told.items():
+    for pid, one in processes.items():
         if one.options is not None and is_qemu(one) and (name := vm_name(one.options)):
             names.setdefault(name, pid)
     folded = {name.casefold(): name for name in names}
@@ -33,7 +33,7 @@ def near(word: str, told: Mapping[int, QemuProcess], claims: Iterable[VmClaim]) 
     return " or ".join(f"{printable(name)} (pid {names[name]})" for name in found)
 
 
-def distinction(pid: int, told: QemuProcess) -> str:
+def distinction(pid: int, process: QemuProcess) -> str:
     """Return how long a VM runs and the image of its first disk, as far as they are known."""
     parts = []
     try:
@@ -41,7 +41,7 @@ def distinction(pid: int, told: QemuProcess) -> str:
         parts.append(f"up {_span(seconds)}")
     except (OSError, ValueError, IndexError):
         pass  # it has ended meanwhile
-    if image := _image(told.options or ()):
+    if image := _image(process.options or ()):
         parts.append(printable(image, 120))
     return ", ".join(parts)
 

@@ -65,9 +65,9 @@ def _fields(status: bytes) -> dict[str, str]:
     return {key: value.strip() for key, colon, value in (line.partition(":") for line in lines) if colon}
 
 
-def of(first: Glance, second: Glance, told: QemuProcess) -> tuple[str, ...]:
+def of(first: Glance, second: Glance, process: QemuProcess) -> tuple[str, ...]:
     """Return the signs of trouble in two looks at one process, each in a few words."""
-    return (*_of_threads(first, second), *_of_answers(told))
+    return (*_of_threads(first, second), *_of_answers(process))
 
 
 def _of_threads(first: Glance, second: Glance) -> list[str]:
@@ -93,13 +93,13 @@ def _of_threads(first: Glance, second: Glance) -> list[str]:
     return found
 
 
-def _of_answers(told: QemuProcess) -> list[str]:
+def _of_answers(process: QemuProcess) -> list[str]:
     found = []
-    if isinstance(told.binary, Unanswered):
-        if told.binary.hung:
+    if isinstance(process.binary, Unanswered):
+        if process.binary.hung:
             found.append("its binary's file system does not answer")
-    elif told.binary.deleted or told.binary.replaced:
+    elif process.binary.deleted or process.binary.replaced:
         found.append("its binary was replaced since it started")
-    if isinstance(told.arguments, Unanswered) and told.arguments.hung:
+    if isinstance(process.arguments, Unanswered) and process.arguments.hung:
         found.append("its memory map is locked")
     return found

@@ -158,7 +158,9 @@ class Elf:
         self.sections = _sections(data, at=fields[6], count=fields[12], names_in=fields[13])
         self.build_id = ""
         places = [(offset, size) for _, offset, size in notes]
-        places += [(each.offset, each.size) for each in self.sections.values() if each.name == ".note.gnu.build-id"]
+        places += [
+            (section.offset, section.size) for section in self.sections.values() if section.name == ".note.gnu.build-id"
+        ]
         for offset, size in places:
             self.build_id = self.build_id or build_id_in(data[offset : offset + min(size, 1 << 16)])
 
@@ -233,7 +235,7 @@ class Elf:
             place = self.sections.get(name)
             if place is None or place.kind not in (SHT_SYMTAB, SHT_DYNSYM):
                 continue
-            linked = [each for each in self.sections.values() if each.index == place.link]
+            linked = [section for section in self.sections.values() if section.index == place.link]
             if not linked:
                 continue
             _symbols(self._section(place), len(strings), functions, objects)

@@ -29,7 +29,7 @@ def write(path: Path, threads: Iterable[CoreThread], extents: list[CoreExtent], 
 
     The first thread is the one that gdb selects. The file is removed with the scratch directory.
     """
-    packed = [_note(NT_PRSTATUS, PRSTATUS.pack(each.tid, REGISTERS.pack(*each.registers))) for each in threads]
+    packed = [_note(NT_PRSTATUS, PRSTATUS.pack(thread.tid, REGISTERS.pack(*thread.registers))) for thread in threads]
     packed[1:1] = [_note(kind, body) for kind, body in notes]
     body = b"".join(packed)
     count = len(extents) + 1

@@ -55,7 +55,7 @@ def _group(group: list[Coroutine], waits_for: Mapping[int, CoMutex]) -> list[str
     rows = range(0, len(addresses), ADDRESSES_PER_LINE)
     lines += ["  " + " ".join(addresses[start : start + ADDRESSES_PER_LINE]) for start in rows]
     holders = [each for each in group if each.locks_held]
-    lines += [f"  {each.address:#x} holds {each.locks_held} CoMutexes" for each in holders]
+    lines += [f"  {holder.address:#x} holds {holder.locks_held} CoMutexes" for holder in holders]
     mutexes = Counter(waits_for[each.address] for each in group if each.address in waits_for)
     lines += [
         f"  {number} of them wait for CoMutex {each.address:#x}, {_held(each)}" for each, number in mutexes.items()

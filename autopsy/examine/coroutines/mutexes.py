@@ -30,7 +30,10 @@ class _Stacks:
     """The parked coroutines by the stacks that they are on; `steps_left` bounds the walks along their records."""
 
     def __init__(self, coroutines: Iterable[Coroutine]) -> None:
-        parked = sorted((each for each in coroutines if each.state == "parked"), key=lambda each: each.stack)
+        parked = sorted(
+            (coroutine for coroutine in coroutines if coroutine.state == "parked"),
+            key=lambda coroutine: coroutine.stack,
+        )
         self._starts = [each.stack for each in parked]
         self._parked = parked
         self.steps_left = MOST_STEPS

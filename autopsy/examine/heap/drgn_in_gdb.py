@@ -64,7 +64,7 @@ class Type:
     @property
     def enumerators(self) -> list[Enumerator]:
         """Return an enumeration's names."""
-        return [Enumerator(each.name, each.enumval) for each in self.inner.fields()]
+        return [Enumerator(field.name, field.enumval) for field in self.inner.fields()]
 
     def type_name(self) -> str:
         """Return the type as C writes it."""
@@ -238,7 +238,7 @@ class Program:
 
 def container_of(pointer: Object, kind: Type, name: str) -> Object:
     """Return a pointer to the structure whose member is pointed to."""
-    offset = next(each.bitpos // 8 for each in kind.inner.strip_typedefs().fields() if each.name == name)
+    offset = next(field.bitpos // 8 for field in kind.inner.strip_typedefs().fields() if field.name == name)
     return Object(pointer.prog_, Type(kind.inner.pointer()), value=pointer.value_() - offset)
 
 

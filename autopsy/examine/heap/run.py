@@ -109,7 +109,7 @@ def _request(frozen: Frozen, symbols: Symbols, found: FoundFile, seconds: float,
         {
             "core": _name(core),
             "debug": str(found.path),
-            "images": [{"path": str(each.file.path), "bias": each.bias} for each in symbols.images if each.file],
+            "images": [{"path": str(image.file.path), "bias": image.bias} for image in symbols.images if image.file],
             "frozen_at_ns": freeze_record(frozen.read).frozen_at_ns,
             "seconds": seconds,
             "second_core": "" if frozen.second_core is None else _name(frozen.second_core),

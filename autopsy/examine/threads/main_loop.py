@@ -135,7 +135,9 @@ def _polls(tid: int, name: str, frames: Sequence[Frame], graph: LockGraph) -> Ac
         return Activity("nested poll", f"its stack has {NESTED} inside {nested}", under=nested)
     functions = [frame.function for frame in frames]
     if LOOP in functions:
-        between = [each for each in functions[: functions.index(LOOP)] if each and not RESTING.fullmatch(each)]
+        between = [
+            function for function in functions[: functions.index(LOOP)] if function and not RESTING.fullmatch(function)
+        ]
         if not between:
             return Activity("idle", f"it sleeps in {name} right under {LOOP}")
         return Activity("blocked in a system call", f"{between[-1]} polls outside the loop", under=name)

@@ -101,8 +101,8 @@ def _entries(talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot], line: Com
         )
     if line.drives or line.blockdevs:
         drives = tuple(
-            Entry(name := string(each, "id"), string(line.device_of(name) or {}, "id"), "", {}, "", line.cite)
-            for each in line.drives
+            Entry(name := string(drive, "id"), string(line.device_of(name) or {}, "id"), "", {}, "", line.cite)
+            for drive in line.drives
         )
         used = {string(device, "drive") for device in line.devices} - {entry.backend for entry in drives} - {""}
         nodes = tuple(
@@ -259,7 +259,7 @@ def _throttle_group(
 
 
 def _drive(entry: Entry, line: CommandLine) -> Mapping[str, Any]:
-    return next((each for each in line.drives if entry.backend and string(each, "id") == entry.backend), {})
+    return next((drive for drive in line.drives if entry.backend and string(drive, "id") == entry.backend), {})
 
 
 def _limits(entry: Entry, line: CommandLine) -> Fact[Limits]:

@@ -30,7 +30,7 @@ def gather_exports(talk: MonitorFact, line: CommandLine) -> Fact[tuple[ExportFac
         given = [mapping(each) for each in sequence(found.value)]
         cite = found.cite
     elif line.exports:
-        given = [dict(each) for each in line.exports]
+        given = [dict(export) for export in line.exports]
         cite = line.cite
     else:
         return Unknown(found.evidence, found.why)

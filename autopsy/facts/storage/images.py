@@ -23,7 +23,7 @@ def gather_images(evidence: Evidence, line: CommandLine, descriptors: Fact[tuple
 
 
 def _by_identity(evidence: Evidence, files: list[Descriptor]) -> dict[str, str]:
-    targets = {(each.device, each.inode): each.target for each in files if each.device and each.inode}
+    targets = {(file.device, file.inode): file.target for file in files if file.device and file.inode}
     found = {}
     for section in section_map(evidence, layout.PROC_FDS, layout.IMAGES).values():
         told = IDENTITY.fullmatch(text(section)) if not section.error else None
@@ -34,7 +34,7 @@ def _by_identity(evidence: Evidence, files: list[Descriptor]) -> dict[str, str]:
 
 def _by_set(line: CommandLine, files: list[Descriptor]) -> dict[str, str]:
     """Read -add-fd: QEMU opens what it is told to find in a set by duplicating the descriptor that was passed."""
-    targets = {each.fd: each.target for each in files}
+    targets = {file.fd: file.target for file in files}
     sets: dict[str, list[str]] = {}
     for name, value in pairs(line.arguments):
         if name == "add-fd":

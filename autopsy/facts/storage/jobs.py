@@ -40,18 +40,18 @@ def gather_jobs(talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot]) -> Fac
         only = Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.QMP), "query-jobs was not answered")
         jobs = (
             JobFact(
-                id=each.id,
-                kind=each.type,
-                status=each.status,
-                current=each.progress_current,
-                total=each.progress_total,
-                paused=each.user_paused,  # a drain pauses jobs, too, and nobody is to say a word then
+                id=job.id,
+                kind=job.type,
+                status=job.status,
+                current=job.progress_current,
+                total=job.progress_total,
+                paused=job.user_paused,  # a drain pauses jobs, too, and nobody is to say a word then
                 error="",
                 progressed=only,
                 speed=0,
                 cite=cite,
             )
-            for each in heap.value.jobs
+            for job in heap.value.jobs
         )
         return Known(tuple(jobs), cite)
     missing = monitor.answer(talk, "query-jobs")
@@ -62,7 +62,7 @@ def _speeds(talk: MonitorFact) -> dict[str, int]:
     """Return the limit of each job that has one, in bytes a second: only query-block-jobs tells it."""
     found = monitor.answer(talk, "query-block-jobs")
     jobs = map(mapping, sequence(found.value)) if isinstance(found, Known) else ()
-    return {text(each.get("device")): number(each.get("speed")) for each in jobs}
+    return {text(job.get("device")): number(job.get("speed")) for job in jobs}
 
 
 def _job(job: dict[str, Any], cite: Cite, later: Fact[Any], speeds: Mapping[str, int]) -> JobFact:

@@ -18,7 +18,7 @@ def mounts_told(path: str, at: int, lines: str) -> Iterator[MountFact]:
         if dash and len(place) > 4 and len(words) > 1:
             cite = Cite(path, at + offset, line[:200])
             options = words[2].split(",") if words[0] == "overlay" and len(words) > 2 else ()
-            upper = next((each.removeprefix(UPPER) for each in options if each.startswith(UPPER)), "")
+            upper = next((option.removeprefix(UPPER) for option in options if option.startswith(UPPER)), "")
             yield MountFact(
                 path=_unescape(place[4]),
                 fstype=words[0],

@@ -33,13 +33,13 @@ def main_thread(threads: Sequence[ThreadStack]) -> int:
     gdb shows the main thread where nobody asks for another one.
     """
     for thread in threads:
-        names = {each.function for each in thread.frames}
+        names = {frame.function for frame in thread.frames}
         if names.intersection(LOOPS) and not names & STARTS:
             return thread.tid
-    first = min(threads, key=lambda each: each.tid, default=None)
+    first = min(threads, key=lambda thread: thread.tid, default=None)
     if first is None or (first.comm and not first.comm.startswith(PROCESSES)):
         return 0
-    names = {each.function for each in first.frames}
+    names = {frame.function for frame in first.frames}
     return 0 if names & STARTS else first.tid
 
 
@@ -50,7 +50,7 @@ def main_loop(thread: ThreadStack) -> MainLoop:
 
 
 def _doing(frames: Sequence[Frame]) -> tuple[State, str, str]:
-    names = [each.function for each in frames]
+    names = [frame.function for frame in frames]
     if any(is_locking(name) for name in names[:4]):
         return "waits for a mutex", function_that_waits(frames), "its innermost frames take a mutex"
     if nested := nested_under(frames):

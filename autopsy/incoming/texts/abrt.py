@@ -19,7 +19,7 @@ def stacks(value: Any) -> tuple[tuple[Frame, ...], ...]:  # noqa: ANN401 - a str
     found = value.get("stacktrace") if isinstance(value, dict) else None
     threads = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
     threads.sort(key=lambda each: each.get("crash_thread") is not True)
-    read = (_frames(each.get("frames")) for each in threads[:MOST_THREADS])
+    read = (_frames(thread.get("frames")) for thread in threads[:MOST_THREADS])
     return tuple(each for each in read if each)
 
 
@@ -39,7 +39,7 @@ def crash(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - as above
 
 def _frames(value: Any) -> tuple[Frame, ...]:  # noqa: ANN401 - as above
     frames = value if isinstance(value, list) else []
-    return tuple(_frame(each) for each in frames[:MOST_FRAMES] if isinstance(each, dict))
+    return tuple(_frame(frame) for frame in frames[:MOST_FRAMES] if isinstance(frame, dict))
 
 
 def _frame(told: dict[str, Any]) -> Frame:

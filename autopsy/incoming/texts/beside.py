@@ -122,16 +122,16 @@ class Beside:
 def _together(lines: Collection[FoundMachine], configured: Sequence[FoundMachine]) -> Iterator[FoundMachine]:
     """Yield each VM once: a command line with the configuration of the same VM, then what has only a configuration."""
     used: set[int] = set()
-    for each in lines:
-        words = {each.name, *each.also} - {""}
+    for line in lines:
+        words = {line.name, *line.also} - {""}
         place = next((at for at, one in enumerate(configured) if words & {one.name, *one.also}), -1)
         if place < 0:
-            yield each
+            yield line
             continue
         used.add(place)
         own = configured[place]
         yield msgspec.structs.replace(
-            each, pid=each.pid or own.pid, also=each.also + own.also, manager=own.manager, config=own.config
+            line, pid=line.pid or own.pid, also=line.also + own.also, manager=own.manager, config=own.config
         )
     yield from (one for at, one in enumerate(configured) if at not in used)
 

@@ -34,7 +34,7 @@ class CommandLines:
             self.pending += line[:-1]
             return True
         whole, self.pending = (self.pending + line)[:MOST], ""
-        if not any(each in whole for each in BINARIES) or " -" not in whole:
+        if not any(binary in whole for binary in BINARIES) or " -" not in whole:
             return False
         return self._take(whole)
 

@@ -103,12 +103,12 @@ class Configurations:
         """Judge the lines so far: a VM has a disk, and something of a VM's."""
         lines, vmid = self.lines, self.vmid
         self._reset()
-        if not any(map(DISK.match, lines)) or not any(each.startswith(OF_A_VM) for each in lines):
+        if not any(map(DISK.match, lines)) or not any(line.startswith(OF_A_VM) for line in lines):
             return
         text = "\n".join(lines) + "\n"
         volume = VOLUME.search(text)
         vmid = vmid or (volume[1] if volume else "")
-        name = next((each.removeprefix("name: ") for each in lines if each.startswith("name: ")), "")
+        name = next((line.removeprefix("name: ") for line in lines if line.startswith("name: ")), "")
         self._keep(FoundMachine(name=name or vmid, pid=0, also=(vmid,) if vmid else (), manager="proxmox", config=text))
 
     def _reset(self) -> None:

@@ -134,7 +134,9 @@ class HmpText:
         made = []
         for question, answers in self.found.items():
             single = question in {"query-status", "query-migrate"}
-            told = [{key: value for key, value in each.items() if key != "name"} for each in answers.values() if each]
+            told = [
+                {key: value for key, value in answer.items() if key != "name"} for answer in answers.values() if answer
+            ]
             made.append(
                 QmpExchange(
                     question=question,

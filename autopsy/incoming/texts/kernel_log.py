@@ -108,8 +108,8 @@ def _number(line: str, key: str) -> int:
 
 def of_vm(log: KernelLog, tids: Collection[int], pid: int) -> tuple[HungTask, ...]:
     """Return the tasks of one VM: those that are its threads as far as that is known, else all of QEMU's."""
-    named = [each for each in log.tasks.values() if each.tid in tids or (pid and pid in {each.tgid, each.tid})]
-    groups = {each.tgid for each in log.tasks.values()}
+    named = [task for task in log.tasks.values() if task.tid in tids or (pid and pid in {task.tgid, task.tid})]
+    groups = {task.tgid for task in log.tasks.values()}
     if named or (pid and 0 not in groups):
         return tuple(named)
     return tuple(log.tasks.values())

@@ -75,10 +75,10 @@ def files(exchanges: Sequence[QmpExchange]) -> dict[str, bytes]:
     """Return the answers as the steps of a capture keep them; the first answer to each question counts."""
     found: dict[str, list[QmpExchange]] = {}
     seen = set()
-    for each in exchanges:
-        if each.question not in seen:
-            seen.add(each.question)
-            found.setdefault(STEPS[each.question], []).append(each)
+    for exchange in exchanges:
+        if exchange.question not in seen:
+            seen.add(exchange.question)
+            found.setdefault(STEPS[exchange.question], []).append(exchange)
     return {
         layout.evidence(step, layout.QMP): b"".join(msgspec.json.encode(each) + b"\n" for each in told)
         for step, told in found.items()

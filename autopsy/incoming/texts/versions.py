@@ -34,7 +34,7 @@ class Versions:
         if not isinstance(told, dict):
             return
         numbers = [told.get(key) for key in ("major", "minor", "micro")]
-        if all(isinstance(each, int) and 0 <= each < 1000 for each in numbers):
+        if all(isinstance(number, int) and 0 <= number < 1000 for number in numbers):
             package = value.get("package")
             words = f" ({package[:80]})" if isinstance(package, str) and package else ""
             self.current = ".".join(map(str, numbers)) + words
