@@ -44,28 +44,28 @@ class Earlier:
         old_blocks = {block.lwp: block.lines for block in blocks(self.backtrace)}
         new_blocks = {block.lwp: block.lines for block in blocks(text)}
         lines: list[str] = []
-        told: list[ThreadStack] = []
+        stacks: list[ThreadStack] = []
         for each in now:
             old = known.get(each.tid)
             keeps = old is not None and _stands_alike(old, each) and _worth(old.frames) > _worth(each.frames)
             best, printed = (old, old_blocks) if keeps and old is not None else (each, new_blocks)
             if not (block := printed.get(each.tid)):
-                told.append(msgspec.structs.replace(best, line=0))
+                stacks.append(msgspec.structs.replace(best, line=0))
                 continue
             if lines:
                 lines.append("")
-            told.append(msgspec.structs.replace(best, comm=each.comm or best.comm, line=len(lines) + 1))
+            stacks.append(msgspec.structs.replace(best, comm=each.comm or best.comm, line=len(lines) + 1))
             lines += block
-        return tuple(told), "\n".join([*lines, ""])
+        return tuple(stacks), "\n".join([*lines, ""])
 
     def best_coroutines(self, now: Iterable[Coroutine], *, blind: bool) -> tuple[Coroutine, ...]:
         """Return each coroutine's better record; `blind` when the binary is not at hand, so that some may be missed."""
         known = {coroutine.address: coroutine for coroutine in self.coroutines}
-        told = tuple(_better(known.get(each.address), each) for each in now)
+        coroutines = tuple(_better(known.get(each.address), each) for each in now)
         if not blind:
-            return told
-        there = {each.address for each in told}
-        return (*told, *(each for address, each in known.items() if address not in there))
+            return coroutines
+        there = {each.address for each in coroutines}
+        return (*coroutines, *(each for address, each in known.items() if address not in there))
 
     def best_modules(self, now: Iterable[Module]) -> tuple[Module, ...]:
         """Return each module as whoever had the better names described it."""

@@ -49,15 +49,15 @@ def examine_again(frozen: Frozen) -> str:
     known = previous.read_previous(frozen.read, layout.SECOND_EXPOSURE)
     found = [_with_frames(saved.coroutine, unwound) for saved in compared.first]
     found += _newcomers(frozen, second, symbols, compared.new)
-    told = known.best_coroutines(found, blind=symbols.main is None or symbols.main.file is None)
-    frozen.write(layout.COROUTINES, stored.as_text(told))
+    coroutines = known.best_coroutines(found, blind=symbols.main is None or symbols.main.file is None)
+    frozen.write(layout.COROUTINES, stored.as_text(coroutines))
     poll_sets.write(frozen)
     with suppress(CoreError, OSError):  # the coroutines are written already
         virtqueues.write(core, second, symbols, frozen.read, frozen.write)
     if walking.child is not None:  # without debug information there is nothing to compare
         with suppress(OSError):  # the coroutines are written already
             run.finish(walking, earlier=known)
-    counts = Counter(each.since_first for each in told if each.state == "parked")
+    counts = Counter(each.since_first for each in coroutines if each.state == "parked")
     # The monitor's own stands still on every healthy VM: it is the analyzer that says "stuck".
     return ", ".join(f"{count} {IN_WORDS.get(word, word)}" for word, count in sorted(counts.items()))
 

@@ -125,8 +125,8 @@ def _proxmox(data: bytes) -> Iterator[tuple[Options, Options]]:
         yield drive, device
 
 
-def _limit(word: str, told: str) -> str:
+def _limit(word: str, limit: str) -> str:
     try:
-        return str(int(float(told) * LIMITS[word][0]))
+        return str(int(float(limit) * LIMITS[word][0]))
     except (ValueError, OverflowError):
         return ""

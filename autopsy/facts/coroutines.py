@@ -58,14 +58,14 @@ def _later(evidence: Evidence) -> Fact[dict[int, records.Coroutine]]:
 
 
 def _stuck(coroutine: records.Coroutine, cite: Cite, later: Fact[dict[int, records.Coroutine]]) -> Fact[bool]:
-    told = coroutine.since_first
-    if told == "unknown":
+    since_first = coroutine.since_first
+    if since_first == "unknown":
         if isinstance(later, Unknown):
             return later
         other = later.value.get(coroutine.address)
-        told = other.since_first if other is not None and other.state == "parked" else "gone"
-        cite = Cite(later.cite.file, 0, f"coroutine {coroutine.address:#x}: {told}")
-    match told:
+        since_first = other.since_first if other is not None and other.state == "parked" else "gone"
+        cite = Cite(later.cite.file, 0, f"coroutine {coroutine.address:#x}: {since_first}")
+    match since_first:
         case "stuck":
             return Known(value=True, cite=cite)
         case "moved" | "gone" | "new":

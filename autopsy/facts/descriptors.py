@@ -63,8 +63,8 @@ def _descriptor(  # noqa: PLR0917 - every source of a descriptor's facts, once
     devices: Mapping[str, str],
     cite: Cite,
 ) -> Descriptor:
-    told = fields(text(info)) if info else {}
-    counter = int_of(told.get("eventfd-count", ""), 16)
+    entries = fields(text(info)) if info else {}
+    counter = int_of(entries.get("eventfd-count", ""), 16)
     socket = SOCKET.fullmatch(target)
     kind = next((kind for prefix, kind in KINDS if target.startswith(prefix)), "")
     if not kind:
@@ -82,8 +82,8 @@ def _descriptor(  # noqa: PLR0917 - every source of a descriptor's facts, once
         counter=counter,
         socket=int(socket[1]) if socket else None,
         polled_by=polled.get(fd, ()),
-        device=devices.get(told.get("mnt_id", ""), ""),
-        inode=int_of(told.get("ino", "")) or 0,
+        device=devices.get(entries.get("mnt_id", ""), ""),
+        inode=int_of(entries.get("ino", "")) or 0,
         cite=cite,
     )
 

@@ -45,16 +45,16 @@ def gather_back_ends(
     return tuple(helpers)
 
 
-def _connected(told: Fact[Any], name: str) -> Fact[bool]:
+def _connected(chardevs: Fact[Any], name: str) -> Fact[bool]:
     """Return whether a chardev is connected: QEMU writes so before the address of one that is not."""
-    if isinstance(told, Unknown):
-        return told
-    for each in map(mapping, sequence(told.value)):
+    if isinstance(chardevs, Unknown):
+        return chardevs
+    for each in map(mapping, sequence(chardevs.value)):
         if text(each.get("label")) == name:
             address = text(each.get("filename"))
-            cite = Cite(told.cite.file, told.cite.line, f"chardev {name}: {address}")
+            cite = Cite(chardevs.cite.file, chardevs.cite.line, f"chardev {name}: {address}")
             return Known(value=not address.startswith(DISCONNECTED), cite=cite)
-    return Unknown(told.cite.file, f"query-chardev does not list {name}")
+    return Unknown(chardevs.cite.file, f"query-chardev does not list {name}")
 
 
 def _asked_for(line: CommandLine) -> Iterator[tuple[str, str, str, str]]:

@@ -71,8 +71,8 @@ def _threads(pid: int, found: Mapping[str, Section]) -> Iterator[PeerThread]:
             continue
 
         def part(file: str, at: str = f"{prefix}{tid}/") -> str:
-            told = found.get(f"{at}{file}")
-            return "" if told is None or told.error else text(told)
+            section = found.get(f"{at}{file}")
+            return "" if section is None or section.error else text(section)
 
         wchan, stack = part("wchan").strip().strip("0"), tuple(STACK_LINE.findall(part("stack")))
         yield PeerThread(
@@ -97,8 +97,8 @@ def fuse(evidence: Evidence) -> Fact[tuple[FuseMount, ...]]:
         place = text(section).partition(" - ")[0].split()
 
         def part(file: str, minor: str = match[1]) -> str:
-            told = found.get(f"fuse/{minor}/{file}")
-            return "" if told is None or told.error else text(told)
+            section = found.get(f"fuse/{minor}/{file}")
+            return "" if section is None or section.error else text(section)
 
         daemons = part("daemon")
         pids = [pid for line in daemons.splitlines() if (pid := int_of(line)) is not None]

@@ -135,26 +135,26 @@ def take_core(head: bytes, stream: IO[bytes], descriptor: int | None, destinatio
     if sum(each.stored for each in notes_at) > MOST_NOTES:
         raise NoCore("its notes are larger than any core's")
     bodies = [source.whole(each.offset, each.stored) for each in sorted(notes_at, key=lambda each: each.offset)]
-    told = _Notes()
+    notes = _Notes()
     for body in bodies:
-        told.read(body)
+        notes.read(body)
     loads = sorted((segment for segment in segments if segment.kind == PT_LOAD), key=lambda segment: segment.offset)
-    kept = _chosen(loads, told)
+    kept = _chosen(loads, notes)
     left_out = sum(load.stored for load in loads) - sum(each.stored for each in kept)
     _write(destination, source, bodies, loads, kept)
     words = []
-    if told.signal not in CRASHES:  # gcore leaves the one by which it stopped the process
-        told.signal = 0
+    if notes.signal not in CRASHES:  # gcore leaves the one by which it stopped the process
+        notes.signal = 0
     if source.ended:
         words.append("the core is truncated: what lay at its end is missing, and nothing is concluded from that")
     if left_out:
         words.append(f"{left_out >> 20} MiB of memory were left out: the guest's, and what is as large")
     return CoreFound(
-        pid=told.pid,
-        threads=len(told.stacks),
-        command=told.command,
-        signal=told.signal,
-        signal_tid=told.first if told.signal else 0,
+        pid=notes.pid,
+        threads=len(notes.stacks),
+        command=notes.command,
+        signal=notes.signal,
+        signal_tid=notes.first if notes.signal else 0,
         left_out_bytes=left_out,
         truncated=source.ended,
         notes=tuple(words),
@@ -217,10 +217,10 @@ class _Notes:
             self.files = [(start, end) for start, end, _ in struct.iter_unpack("<QQQ", data[16 : 16 + count * 24])]
 
 
-def _chosen(loads: list[ProgramHeader], told: _Notes) -> list[ProgramHeader]:
+def _chosen(loads: list[ProgramHeader], notes: _Notes) -> list[ProgramHeader]:
     """Return the segments that are kept: stacks first, then files' own data, then the smaller before the larger."""
-    starts = sorted(told.stacks)
-    files = sorted(told.files)
+    starts = sorted(notes.stacks)
+    files = sorted(notes.files)
     file_starts = [start for start, _ in files]
 
     def holds_stack(each: ProgramHeader) -> bool:

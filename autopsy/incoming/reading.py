@@ -103,8 +103,8 @@ class ImportReading:
             return text
         coded = Base64Lines(cast("IO[bytes]", _Joined(start, stream)))
         found = self._stream(cast("IO[bytes]", io.BufferedReader(coded, streams.PIECE)), None, layer + 1)
-        told = [each.what for each in (found, text) if each.of_use]
-        return FileOutcome(what=", ".join(told), of_use=True) if told else found
+        kinds = [each.what for each in (found, text) if each.of_use]
+        return FileOutcome(what=", ".join(kinds), of_use=True) if kinds else found
 
     def _command_line(self, head: bytes) -> bool:
         """Take /proc/PID/cmdline as the kernel gives it."""
@@ -123,11 +123,11 @@ class ImportReading:
 
     def _text(self, head: bytes, stream: IO[bytes], most: int) -> FileOutcome:
         found: dict[str, None] = {}
-        told: list[str] = []
+        notes: list[str] = []
         before = self.scan.frames
         self.scan.end_of_file()
         crashes = len(self.scan.crash)
-        lines = streams.lines(head, stream, max(1, most), told)
+        lines = streams.lines(head, stream, max(1, most), notes)
         for line in undone(lines) if SIGN in head else lines:
             self.left -= len(line)
             for each in unfolded(line):
@@ -137,7 +137,7 @@ class ImportReading:
                     found[what] = None
         self.scan.end_of_file()
         self.beside.stop()
-        self.notes += told
+        self.notes += notes
         if self.scan.frames > before:
             found = {"a backtrace": None, **found}
         if len(self.scan.crash) > crashes:
@@ -182,8 +182,8 @@ class ImportReading:
             return self._member(member)
         except Exception as error:  # noqa: BLE001 - a stranger's file may break any reader, and the next may be whole
             if len(self.notes) < MOST_NOTES:
-                told = f"a file of the archive was not read to its end: {type(error).__name__}: {error}"
-                self.notes.append(told[:200])
+                note = f"a file of the archive was not read to its end: {type(error).__name__}: {error}"
+                self.notes.append(note[:200])
             return None
 
     def _member(self, member: IO[bytes]) -> FileOutcome | None:
@@ -279,14 +279,14 @@ def _upto(stream: IO[bytes], most: int) -> bytes:
     return bytes(found)
 
 
-def _members(stream: IO[bytes], told: list[str]) -> Iterator[tuple[str, IO[bytes]]]:
+def _members(stream: IO[bytes], notes: list[str]) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the regular files of an archive, within bounds."""
     total = 0
     with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16) as archive:
         for number, entry in enumerate(archive):
             total += max(0, entry.size)
             if number >= MOST_MEMBERS or total > MOST_OF_ARCHIVE:
-                told.append(
+                notes.append(
                     f"the archive was read for {number} files, {MOST_OF_ARCHIVE >> 30} GiB at most, and no further"
                 )
                 return

@@ -97,11 +97,11 @@ def _with_later(coroutine: Coroutine, last: PastedDump | None) -> Coroutine:
 
 def _listing(coroutines: Sequence[Coroutine]) -> tuple[str, tuple[Coroutine, ...]]:
     lines: list[str] = []
-    told = []
+    numbered = []
     for coroutine in coroutines:
-        told.append(msgspec.structs.replace(coroutine, line=len(lines) + 1))
+        numbered.append(msgspec.structs.replace(coroutine, line=len(lines) + 1))
         lines += [f"coroutine {coroutine.address:#x}", *stack(coroutine.frames), ""]
-    return "\n".join(lines), tuple(told)
+    return "\n".join(lines), tuple(numbered)
 
 
 def _locks(look: PastedDump, printed: Sequence[PrintedMutex]) -> tuple[LockGraph, tuple[str, ...]]:

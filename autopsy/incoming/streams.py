@@ -121,7 +121,7 @@ def unpacked(stream: IO[bytes], kind: str) -> Unpacked | None:
             return None
 
 
-def lines(head: bytes, stream: IO[bytes], most: int, told: list[str]) -> Iterator[str]:
+def lines(head: bytes, stream: IO[bytes], most: int, notes: list[str]) -> Iterator[str]:
     """Yield the lines of a text; what is longer or more than anybody reads is left out, and said in `told`."""
     decode = _decoder(head)
     pending, skipping, left, cut = "", False, most, 0
@@ -138,13 +138,13 @@ def lines(head: bytes, stream: IO[bytes], most: int, told: list[str]) -> Iterato
             yield pending[:MOST_LONG]
             pending, skipping, cut = "", True, cut + 1
         if left <= 0:
-            told.append(f"the text was read for its first {most >> 20} MiB, and no further")
+            notes.append(f"the text was read for its first {most >> 20} MiB, and no further")
             return
         data = stream.read(min(PIECE, left))
     if pending:
         yield pending
     if cut:
-        told.append(f"{cut} lines were cut: no line of a backtrace is longer than {MOST_LONG >> 10} KiB")
+        notes.append(f"{cut} lines were cut: no line of a backtrace is longer than {MOST_LONG >> 10} KiB")
 
 
 def _decoder(head: bytes) -> codecs.IncrementalDecoder:

@@ -40,7 +40,7 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
-def members(stream: IO[bytes], most: int, most_bytes: int, told: list[str]) -> Iterator[tuple[str, IO[bytes]]]:
+def members(stream: IO[bytes], most: int, most_bytes: int, notes: list[str]) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the regular files of an archive that can be sought in, no more than `most`, and `most_bytes` together.
 
     What is left out is said in `told`.
@@ -55,7 +55,7 @@ def members(stream: IO[bytes], most: int, most_bytes: int, told: list[str]) -> I
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
             if len(entries) > most:
-                told.append(f"{len(entries) - most} files of the archive were left out: more than {most}")
+                notes.append(f"{len(entries) - most} files of the archive were left out: more than {most}")
             for entry in (each for each in entries[:most] if not each.is_dir()):
                 if entry.flag_bits & ENCRYPTED:
                     unreadable["encrypted"] = None
@@ -68,13 +68,13 @@ def members(stream: IO[bytes], most: int, most_bytes: int, told: list[str]) -> I
                 with member:
                     yield entry.filename, cast("IO[bytes]", _Counted(member, left))
                 if left[0] <= 0:
-                    told.append(f"the archive was read for {most_bytes >> 30} GiB, and no further")
+                    notes.append(f"the archive was read for {most_bytes >> 30} GiB, and no further")
                     return
     except zipfile.BadZipFile as error:
         raise NotRead(f"it is no whole zip archive: {error}") from error
     finally:
         if unreadable:
-            told.append(f"files of the zip archive could not be read: {'; '.join(tuple(unreadable)[:3])}")
+            notes.append(f"files of the zip archive could not be read: {'; '.join(tuple(unreadable)[:3])}")
 
 
 def _check_directory(stream: IO[bytes]) -> None:

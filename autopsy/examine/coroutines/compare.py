@@ -32,14 +32,15 @@ def compare(core: Core, first: Iterable[Saved], second: Core, later: Iterable[Sa
     """Return the coroutines with what became of each since the first snapshot."""
     was = {saved.coroutine.address: saved for saved in first}
     now = {saved.coroutine.address: saved for saved in later}
-    told = tuple(_with(saved, _since(core, saved, second, now.get(address))) for address, saved in was.items())
+    compared = tuple(_with(saved, _since(core, saved, second, now.get(address))) for address, saved in was.items())
     new = tuple(
         _with(saved, "new")
         for address, saved in now.items()
         if saved.coroutine.state == "parked" and (address not in was or was[address].coroutine.state != "parked")
     )
     return Compared(
-        tuple(saved for saved in told if saved.coroutine.address not in {each.coroutine.address for each in new}), new
+        tuple(saved for saved in compared if saved.coroutine.address not in {each.coroutine.address for each in new}),
+        new,
     )
 
 

@@ -55,15 +55,15 @@ class Lines:
         image = self._image()
         if image is None:
             return tuple(frames)
-        told = []
+        named = []
         for index, frame in enumerate(frames):
             if frame.module != image.path or frame.line:
-                told.append(frame)
+                named.append(frame)
                 continue
             file, line = self._places.get(frame.pc - _called(frames, index), ("", 0))
             now = self._symbols.frame(frame.pc, called=_called(frames, index), file=file, line=line)
-            told.append(now if now.function else msgspec.structs.replace(frame, file=file, line=line))
-        return tuple(told)
+            named.append(now if now.function else msgspec.structs.replace(frame, file=file, line=line))
+        return tuple(named)
 
     def _image(self) -> ElfImage | None:
         """Return QEMU's image, if all that is at hand of it is its debug file."""

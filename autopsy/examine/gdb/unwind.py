@@ -260,9 +260,9 @@ def _threads(
         pieces = [block, *before.get(thread.tid, ())]
         for entrance in pieces[1:]:
             lines += [ENTERED_FROM, *entrance.lines[1:]]
-        told = [frames(piece, symbols) for piece in pieces]
-        inner = [frame for piece, _ in told[:-1] for frame in _inside(piece, symbols)]
-        outer, doubt = told[-1]
+        unwound = [frames(piece, symbols) for piece in pieces]
+        inner = [frame for piece, _ in unwound[:-1] for frame in _inside(piece, symbols)]
+        outer, doubt = unwound[-1]
         named, cut_short = (*inner, *outer), doubt or pieces[-1].cut_short
         stacks.append(
             ThreadStack(tid=thread.tid, comm=comms.get(thread.tid, ""), frames=named, line=line, cut_short=cut_short)

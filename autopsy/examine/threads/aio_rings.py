@@ -40,12 +40,12 @@ def examine_aio_rings(view: View) -> Rings:
 
 def find_aio_rings(core: Core, maps: bytes) -> Iterator[AioRing]:
     """Yield the rings: where the maps say that one is, and wherever a mapping begins with a ring's magic."""
-    told = {int(match[1], 16) for match in MAPPED.finditer(maps)}
+    mapped = {int(match[1], 16) for match in MAPPED.finditer(maps)}
     named = {file.start for file in core.files if file.path.startswith("/[aio]")}
     begun = {load.start for load in core.loads if load.writable and load.start % PAGE == 0}
-    for address in sorted(told | named | begun):
+    for address in sorted(mapped | named | begun):
         ring = _ring(core, address)
-        if ring is not None and (ring.valid or address in told | named):
+        if ring is not None and (ring.valid or address in mapped | named):
             yield ring
 
 

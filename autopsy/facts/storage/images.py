@@ -26,9 +26,9 @@ def _by_identity(evidence: Evidence, files: list[Descriptor]) -> dict[str, str]:
     targets = {(file.device, file.inode): file.target for file in files if file.device and file.inode}
     found = {}
     for section in section_map(evidence, layout.PROC_FDS, layout.IMAGES).values():
-        told = IDENTITY.fullmatch(text(section)) if not section.error else None
-        if told and (target := targets.get((told[1], int(told[2])))):
-            found[told[3]] = target
+        identity = IDENTITY.fullmatch(text(section)) if not section.error else None
+        if identity and (target := targets.get((identity[1], int(identity[2])))):
+            found[identity[3]] = target
     return found
 
 

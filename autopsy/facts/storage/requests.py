@@ -62,8 +62,8 @@ def link(
         checked = (_checked(each, drivers.value) for each in coroutines.value)
         coroutines = Known(tuple(checked), coroutines.cite)
     if isinstance(jobs, Known) and any(job.kind in COPYING for job in jobs.value):
-        told = (replace(each, of_job=_is_of_job(each)) for each in coroutines.value)
-        coroutines = Known(tuple(told), coroutines.cite)
+        requests = (replace(each, of_job=_is_of_job(each)) for each in coroutines.value)
+        coroutines = Known(tuple(requests), coroutines.cite)
     if isinstance(disks, Unknown):
         return coroutines
     named = (_driver(each, disks.value, nodes) for each in coroutines.value)

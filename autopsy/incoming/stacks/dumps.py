@@ -44,14 +44,14 @@ class Dumps:
 
     def _dumped(self, line: str) -> str:
         """Take `Process 827 (qemu-system-x86) of user 107 dumped core` and whatever follows."""
-        told = line[line.index("Process ") :].partition(DUMPED)[0]
-        words = told.split()
+        process = line[line.index("Process ") :].partition(DUMPED)[0]
+        words = process.split()
         pid = (
             int(words[1])
             if len(words) > 1 and words[1].isascii() and words[1].isdecimal() and len(words[1]) < 10
             else 0
         )
-        name = told.partition("(")[2].partition(")")[0]
+        name = process.partition("(")[2].partition(")")[0]
         ours = _is_ours(name)
         if ours and self.pid and pid != self.pid:
             self.passed_over.add(pid)
@@ -60,7 +60,7 @@ class Dumps:
         if self.other:
             return ""
         again, self.pid = self.pid == pid, pid
-        return "" if again else f"{told}{DUMPED}"[:MOST_SAID]
+        return "" if again else f"{process}{DUMPED}"[:MOST_SAID]
 
     def end_of_file(self) -> None:
         """Take nothing of the next file for a part of this one's last dump."""

@@ -37,8 +37,8 @@ def render(look: PastedDump) -> Rendered:
         lines.append(f"Coroutine at 0x{coroutine.address:08x}:")
         lines += stack(coroutine.frames)
         lines.append("")
-    told = msgspec.structs.replace(look, threads=tuple(threads), coroutines=tuple(coroutines))
-    return Rendered("\n".join(lines), told)
+    rendered = msgspec.structs.replace(look, threads=tuple(threads), coroutines=tuple(coroutines))
+    return Rendered("\n".join(lines), rendered)
 
 
 def stack(frames: Iterable[Frame]) -> list[str]:

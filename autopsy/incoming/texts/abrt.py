@@ -42,9 +42,9 @@ def _frames(value: Any) -> tuple[Frame, ...]:  # noqa: ANN401 - as above
     return tuple(_frame(frame) for frame in frames[:MOST_FRAMES] if isinstance(frame, dict))
 
 
-def _frame(told: dict[str, Any]) -> Frame:
-    name, module = told.get("function_name"), told.get("file_name")
-    pc = told.get("address")
+def _frame(entry: dict[str, Any]) -> Frame:
+    name, module = entry.get("function_name"), entry.get("file_name")
+    pc = entry.get("address")
     return Frame(
         pc=pc if isinstance(pc, int) and 0 <= pc < 1 << 64 else 0,
         function=plain_name(name[:MOST_WORDS]) if isinstance(name, str) else "",

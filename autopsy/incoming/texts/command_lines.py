@@ -43,8 +43,8 @@ class CommandLines:
         if not words or not is_qemu(words[0]) or len(words) < 3 or len(self.found) >= MOST_MACHINES:
             return False
         name = _name(words)
-        told = FoundMachine(name=name, pid=pid, arguments=words, also=_also(words), manager=_manager(words))
-        self.found.setdefault((name, pid), told)
+        machine = FoundMachine(name=name, pid=pid, arguments=words, also=_also(words), manager=_manager(words))
+        self.found.setdefault((name, pid), machine)
         return True
 
     def _take(self, whole: str) -> bool:

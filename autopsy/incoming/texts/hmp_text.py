@@ -106,8 +106,8 @@ class HmpText:
     def _counters(self, line: str) -> bool:
         name, _, rest = line.partition(COUNTERS)
         name = name.strip(" ")[:MOST_NAME]
-        told = {"device": name, "stats": _pairs(f"rd_bytes={rest}")}
-        return self._add("query-blockstats", f"{self.row} {name}", told)
+        statistics = {"device": name, "stats": _pairs(f"rd_bytes={rest}")}
+        return self._add("query-blockstats", f"{self.row} {name}", statistics)
 
     def _job(self, bare: str) -> bool:
         """Take `Type mirror, device d1: Completed 1 of 2 bytes, speed limit 0 bytes/s`."""
@@ -121,8 +121,8 @@ class HmpText:
 
     def _cpu(self, bare: str) -> bool:
         index = _number(bare.partition(CPU)[2].partition(":")[0])
-        told = {"cpu-index": index, "thread-id": _number(bare.rpartition(THREAD_ID)[2].partition(" ")[0])}
-        return self._add("query-cpus-fast", f"{index}", told)
+        cpu = {"cpu-index": index, "thread-id": _number(bare.rpartition(THREAD_ID)[2].partition(" ")[0])}
+        return self._add("query-cpus-fast", f"{index}", cpu)
 
     def _thread(self, owner: str, line: str) -> bool:
         told = {"id": owner, "thread-id": _number(line.removeprefix(THREAD))}

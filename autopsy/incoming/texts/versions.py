@@ -30,10 +30,10 @@ class Versions:
         for key in ("QMP", "version", "return"):
             if isinstance(value, dict) and isinstance(value.get(key), dict):
                 value = value[key]
-        told = value.get("qemu") if isinstance(value, dict) else None
-        if not isinstance(told, dict):
+        version = value.get("qemu") if isinstance(value, dict) else None
+        if not isinstance(version, dict):
             return
-        numbers = [told.get(key) for key in ("major", "minor", "micro")]
+        numbers = [version.get(key) for key in ("major", "minor", "micro")]
         if all(isinstance(number, int) and 0 <= number < 1000 for number in numbers):
             package = value.get("package")
             words = f" ({package[:80]})" if isinstance(package, str) and package else ""
