@@ -21,7 +21,7 @@ from autopsy.capture.freeze.core_writer import ThreadRegisters
 from autopsy.capture.freeze.memory_copy import SWAP_SECONDS, Snapshot
 from autopsy.capture.freeze.phases import Phases
 from autopsy.capture.freeze.standing_threads import Stood, stood_still
-from autopsy.capture.freeze.tracer import TracedStop, hold
+from autopsy.capture.freeze.tracer import TracedStop, hold, without_a_stop
 from autopsy.capture.freeze.tracer_memory import Caught, Fate
 from autopsy.capture.step import Deadline
 from autopsy.examine.core.reader import Core
@@ -216,14 +216,17 @@ def _stopped(
     if waiting:
         names = ", ".join(f"{task.tid} ({task.comm})" for task in waiting[:4])
         why = f"not stopped, for the lock of the memory map is waited for by {names}: a stop could have become long"
-        return _without_a_stop(left, why), why
+        return without_a_stop((task.tid for task in left), why), why
     if stood and (others := _only_the_kernels(process.path, spared)) is not None:
         return TracedStop(others, (), None, time.monotonic_ns(), ()), ""
     try:
-        return hold(process, stacks, max_stop, spared), ""
+        cut = hold(process, stacks, max_stop, spared)
+        if cut.threads or not left:
+            return cut, ""
+        why = f"not stopped: {'; '.join(cut.notes)}"  # on a starved host its time was up before it had listed them
     except OSError as error:  # a host that cannot even fork has a memory worth looking at
         why = f"not stopped, for there could be no tracer: {error.strerror}"
-        return _without_a_stop(left, why), why
+    return without_a_stop((task.tid for task in left), why), why
 
 
 def _only_the_kernels(folder: str, spared: frozenset[int]) -> tuple[Caught, ...] | None:
@@ -251,11 +254,6 @@ def _walked(
         for each, thread in zip(stood, threads, strict=True)
     ]
     return threads, told, [chunk for each in stood for chunk in each.stack]
-
-
-def _without_a_stop(known: Iterable[ThreadBefore], why: str) -> TracedStop:
-    threads = tuple(Caught(task.tid, Fate.MOVING, 0, 0, b"") for task in known)
-    return TracedStop(threads, (), None, time.monotonic_ns(), (why,))
 
 
 def _stacks(choice: Choice) -> tuple[Mapping, ...]:

@@ -18,6 +18,7 @@ import time
 import traceback
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from autopsy.bundle import proc_stat
@@ -60,6 +61,12 @@ class TracedStop:
     stop: Stop | None
     at_ns: int
     notes: tuple[str, ...]
+
+
+def without_a_stop(tids: Iterable[int], why: str) -> TracedStop:
+    """Return what stands for a stop that there was none of: each thread is read while it runs, where it can be."""
+    threads = tuple(Caught(tid, Fate.MOVING, 0, 0, b"") for tid in tids)
+    return TracedStop(threads, (), None, time.monotonic_ns(), (why,))
 
 
 def hold(

@@ -285,6 +285,17 @@ def test_a_tracer_that_hangs_in_the_stop_is_ended_by_its_own_timer(
     assert untouched(machine.pid)
 
 
+def test_a_tracer_that_is_ended_before_it_has_begun_costs_the_stop_and_no_thread(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cut, "PREPARE_SECONDS", 0.0)
+    taken = take(machine.pid, tmp_path, dataclasses.replace(FAST, bpf=False))
+    assert {each.tid for each in taken.record.threads} >= {machine.pid}
+    assert taken.how <= {"from-proc", "absent"}
+    assert "the tracer was killed: its time was up" in taken.outcome.why
+    assert untouched(machine.pid)
+
+
 def test_a_tracer_that_fails_says_why_and_the_threads_are_read_all_the_same(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
