@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import time
 from dataclasses import dataclass, field
 
@@ -25,6 +24,7 @@ from autopsy.watch.request_shape import Held, ParkedStack, Shape, held_by
 USED_PAGES = 3  # of a stack: what a request's frames, and those that have returned, have left there
 MAPS_SECONDS = 60.0  # after which the map is read again, whatever the process's size says
 MANY = 256  # requests in flight, of which a page each must do
+MOST_NEW = 512  # of which one look finds out what they hold
 SIGNATURE = 8
 MOST_PARKED = 16384
 
@@ -96,20 +96,20 @@ class WatchedStacks:
             if not busy or len(busy) > MOST_PARKED:
                 return CoroutineLook(clear=False, took_ns=time.thread_time_ns() - began)
             pages = USED_PAGES if len(busy) <= MANY else 1
-            stacks = []
+            tokens: list[tuple[int, bytes]] = []
+            fresh: dict[tuple[int, bytes], ParkedStack] = {}
             for top in busy:
                 ahead.breathe()
-                stacks.append(self._stack(top, pages))
-            tokens = [(top, hashlib.blake2b(data, digest_size=SIGNATURE).digest()) for top, data in stacks]
-            again = [number for number, token in enumerate(tokens) if token in self.held]
-            fresh = [number for number in again if self.held[tokens[number]].shape is Shape.UNKNOWN]
-            if fresh:  # with all that wait already: a queue is known by its first waiter
-                fresh = [number for number in again if self.held[tokens[number]].shape in (Shape.UNKNOWN, Shape.QUEUED)]
+                data = self._stack(top, pages)
+                token = (top, hashlib.blake2b(data, digest_size=SIGNATURE).digest())
+                tokens.append(token)
+                if token in self.held and self.held[token].shape is Shape.UNKNOWN and len(fresh) < MOST_NEW:
+                    fresh[token] = ParkedStack(top, memoryview(data[len(data) % 8 :]).cast("Q"))
             kept = {token: self.held.get(token, Held(Shape.UNKNOWN)) for token in tokens}
             if fresh:
-                parked = [ParkedStack(stacks[each][0], _words(stacks[each][1])) for each in fresh]
-                for number, held in zip(fresh, held_by(parked, self._is_code, self._read), strict=True):
-                    kept[tokens[number]] = held
+                waiting = [held.coroutine for held in kept.values() if held.coroutine]
+                told = held_by(list(fresh.values()), waiting, self._is_code, self._read)
+                kept |= dict(zip(fresh, told, strict=True))
             self.held = kept
             return CoroutineLook(
                 clear=True,
@@ -147,12 +147,12 @@ class WatchedStacks:
     def _is_code(self, word: int) -> bool:
         return any(each.start < word < each.end for each in self.code)
 
-    def _stack(self, top: int, pages: int) -> tuple[int, bytes]:
+    def _stack(self, top: int, pages: int) -> bytes:
         """Return the pages below a stack's top, as far down as they are in memory."""
         low = top - pages * PAGE
         present = list(runs(self.pagemap, low, top, IN_MEMORY))
         start = present[-1][0] if present and sum(present[-1]) == top else top
-        return top, self._pread(start, top - start) if start < top else b""
+        return self._pread(start, top - start) if start < top else b""
 
     def _read(self, address: int, size: int) -> bytes:
         """Read what can be had without a fault: a page that was swapped out may be on a stuck disk."""
@@ -190,7 +190,3 @@ def watched(pid: int, start_ticks: int) -> WatchedStacks:
         found.close()
         raise AnotherProcess
     return found
-
-
-def _words(data: bytes) -> tuple[int, ...]:
-    return struct.unpack(f"<{len(data) // 8}Q", data)

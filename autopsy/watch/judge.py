@@ -17,6 +17,7 @@ STARVED_PART = 0.5  # of the time between two samples
 PAUSED_NS = 3 * SECOND
 IN_POLL = ("do_sys_poll", "do_poll", "poll_schedule_timeout", "do_epoll_wait", "ep_poll", "do_select", "sigtimedwait")
 WAITS_FOR_CLIENT = ("inet_csk_accept", "unix_accept", "skb_wait_for_more_packets", "__skb_wait_for_more_packets")
+VCPU_WAITS = ("kvm", "mshv", "futex_", "do_signal_stop", "ptrace_stop", "do_exit")
 BY_SIGNAL = ("do_signal_stop", "ptrace_stop", "do_exit", "do_group_exit")
 
 
@@ -123,10 +124,15 @@ class VmJudge:
         return self._since("main", StallKind.MAIN_LOOP, sample, now, main if stuck else None)
 
     def _vcpus(self, sample: VmSample, now: int) -> StandStill | None:
-        """Return for how long every vCPU has waited for one and the same lock: a paused one waits for a condition."""
+        """Return for how long no vCPU has run: all wait for one and the same lock, or one sleeps in a system call.
+
+        A paused vCPU, and an idle one of TCG, waits for a condition; an idle one of KVM inside of KVM.
+        """
         locks = {each.mutex for each in sample.vcpus}
-        held_off = bool(sample.vcpus) and len(sample.vcpus) == sample.vcpu_count and len(locks) == 1 and 0 not in locks
-        newest = min(sample.vcpus, key=lambda each: each.still_ns) if held_off else None
+        all_stand = bool(sample.vcpus) and len(sample.vcpus) == sample.vcpu_count
+        held_off = all_stand and len(locks) == 1 and 0 not in locks
+        calls = [each for each in sample.vcpus if each.wchan and not each.wchan.startswith(VCPU_WAITS)]
+        newest = min(sample.vcpus if held_off else calls, key=lambda each: each.still_ns, default=None)
         return self._since("vcpus", StallKind.VCPUS, sample, now, newest)
 
     def _asleep(self, sample: VmSample, now: int) -> StandStill | None:

@@ -9,7 +9,7 @@ ask, and may do so for ever.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -22,6 +22,7 @@ TOP_WORDS = 32  # of a stack, in which the trampoline keeps its Coroutine
 MOST_BEHIND = 0x200  # a CoQueue lies that near behind what a waiter's stack points to: a BlockBackend, a limit's member
 MOST_POINTERS = 160
 LOWEST = 1 << 16
+IN_A_QUEUE = 1
 
 Read = Callable[[int, int], bytes]
 
@@ -37,10 +38,15 @@ class Shape(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a coroutine holds; `kin` is an address that those waiting for the same node, or in the same queue, share."""
+    """What a coroutine holds; `kin` is what those that wait for the same have in common.
+
+    For a tracked request that is the node's address; of queues one is as good as another. `coroutine` is the address
+    of who waits in one, 0 else.
+    """
 
     shape: Shape
     kin: int = 0
+    coroutine: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +62,24 @@ class ParkedStack:
         return self.top - WORD * len(self.words)
 
 
-def held_by(stacks: Sequence[ParkedStack], is_code: Callable[[int], bool], read: Read) -> tuple[Held, ...]:
-    """Return what each coroutine holds. `read` returns fewer bytes where there is no memory, and must never fault."""
+def held_by(
+    stacks: Sequence[ParkedStack], waiting: Iterable[int], is_code: Callable[[int], bool], read: Read
+) -> tuple[Held, ...]:
+    """Return what each coroutine holds.
+
+    `waiting` are the addresses of coroutines that are known to wait in a queue. `read` returns fewer bytes where there
+    is no memory, and must never fault.
+    """
     found = [_tracked(stack, read) for stack in stacks]
     coroutines = {}
     for number, stack in enumerate(stacks):
         if found[number] is None and (coroutine := _coroutine_of(stack, is_code, read)):
             coroutines[number] = coroutine
-    queues = _queues(stacks, coroutines, read)
-    queued = {number: Held(Shape.QUEUED, queue) for number, queue in queues.items()}
-    return tuple(tracked or queued.get(number) or Held(Shape.OTHER) for number, tracked in enumerate(found))
+    linked = _linked({*coroutines.values(), *waiting}, read)
+    for number, coroutine in coroutines.items():
+        if coroutine in linked or _is_first(stacks[number], coroutine, read):
+            found[number] = Held(Shape.QUEUED, IN_A_QUEUE, coroutine)
+    return tuple(each or Held(Shape.OTHER) for each in found)
 
 
 def _tracked(stack: ParkedStack, read: Read) -> Held | None:
@@ -93,31 +107,20 @@ def _coroutine_of(stack: ParkedStack, is_code: Callable[[int], bool], read: Read
     return 0
 
 
-def _queues(stacks: Sequence[ParkedStack], coroutines: dict[int, int], read: Read) -> dict[int, int]:
-    """Return, for each coroutine that waits in a CoQueue, what tells that queue from others."""
-    by_address = {address: number for number, address in coroutines.items()}
-    behind: dict[int, int] = {}
-    for number, address in coroutines.items():
+def _linked(coroutines: set[int], read: Read) -> set[int]:
+    """Return the coroutines that one of them is linked to, or is linked from: they wait behind each other."""
+    found: set[int] = set()
+    for address in coroutines:
         data = read(address, COROUTINE_BYTES)
         words = struct.unpack(f"<{len(data) // WORD}Q", data[: len(data) // WORD * WORD])
-        for word in words[1:]:
-            if word != address and word in by_address:
-                behind[number] = by_address[word]
-                break
-    found: dict[int, int] = {}
-    for head in coroutines.keys() - behind.values():
-        queue = _queue_of(stacks[head], coroutines[head], read)
-        waits = head
-        while waits not in found and (queue or waits != head or waits in behind):
-            found[waits] = queue or coroutines[head]
-            if waits not in behind:
-                break
-            waits = behind[waits]
+        behind = coroutines.intersection(words[1:]) - {address}
+        if behind:
+            found |= behind | {address}
     return found
 
 
-def _queue_of(stack: ParkedStack, coroutine: int, read: Read) -> int:
-    """Return the address of the CoQueue whose first waiter this is: {first, address of the last one's link}."""
+def _is_first(stack: ParkedStack, coroutine: int, read: Read) -> bool:
+    """Return whether a CoQueue ({first, address of the last link}) that the stack leads to begins with this one."""
     wanted = coroutine.to_bytes(WORD, "little")
     pointers = [
         word
@@ -129,9 +132,9 @@ def _queue_of(stack: ParkedStack, coroutine: int, read: Read) -> int:
         place = data.find(wanted)
         while place >= 0:
             if place % WORD == 0 and _is_queue(data[place + WORD : place + 2 * WORD], read):
-                return pointer + place
+                return True
             place = data.find(wanted, place + 1)
-    return 0
+    return False
 
 
 def _is_queue(link: bytes, read: Read) -> bool:

@@ -93,6 +93,11 @@ def test_vcpus_that_all_wait_for_one_lock_are_kept_from_running() -> None:
     assert kind(judged(*held_off)) is StallKind.VCPUS
 
 
+def test_a_vcpu_that_sleeps_in_a_system_call_is_kept_from_running() -> None:
+    writes = [sample(each, vcpus=(vcpu(each, wchan="anon_pipe_write"),), vcpu_count=2) for each in range(9)]
+    assert kind(judged(*writes)) is StallKind.VCPUS
+
+
 def test_vcpus_that_wait_for_a_condition_are_paused() -> None:
     paused = [sample(each, vcpus=(vcpu(each),), vcpu_count=1) for each in range(9)]
     assert (kind(judged(*paused)), judged(*paused).state) == (None, WatchState.PAUSED)
