@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from autopsy.watch.discovery import Discovery
 from autopsy.watch.loop import Watch
-from autopsy.watch.model import StallKind, WatchedVm, WatchState
+from autopsy.watch.model import StallKind, WatchedVm
 
 
 @contextmanager
@@ -37,13 +37,3 @@ def noticed(watch: Watch, pid: int, seconds: float = 25.0) -> tuple[StallKind | 
         if pid in vms and (kind := vms[pid].stalled) is not None:
             return kind, time.monotonic() - began
     return None, time.monotonic() - began
-
-
-def states_of(watch: Watch, pid: int, seconds: float) -> tuple[set[WatchState], bool]:
-    """Return the states that a VM was seen in, and whether it was ever called stalled."""
-    seen, stalled = set(), False
-    for vms in rounds(watch, seconds):
-        if pid in vms:
-            seen.add(vms[pid].state)
-            stalled |= vms[pid].stalled is not None
-    return seen, stalled
