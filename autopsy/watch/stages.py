@@ -11,6 +11,7 @@ from autopsy.watch.config import Stages
 from autopsy.watch.judge import JudgedSample
 from autopsy.watch.model import StallKind, WatchState
 
+ROUND_SECONDS = 1.0  # to the next sample of what is suspected: a stage is entered by then at the latest, not after
 QUIET_SAMPLES = 2  # without a sign of it, and a stall is over
 BLIND = frozenset({WatchState.STARVED, WatchState.STOPPED, WatchState.UNREADABLE})  # who says nothing of a stall
 
@@ -64,7 +65,7 @@ class VmStages:
     def is_called_stalled(self) -> bool:
         """Return whether the stall has just become one that is called so."""
         episode = self.episode
-        if episode is None or episode.stalled or episode.seconds < self.stages.stalled_seconds:
+        if episode is None or episode.stalled or not _has_come(episode.seconds, self.stages.stalled_seconds):
             return False
         episode.stalled = episode.kind
         return True
@@ -74,9 +75,9 @@ class VmStages:
         episode = self.episode
         if episode is None or episode.quiet:
             return None
-        if episode.seconds >= self.stages.capture_seconds:
+        if _has_come(episode.seconds, self.stages.capture_seconds):
             return Wish.CAPTURE
-        if episode.seconds >= self.stages.light_seconds and not episode.light:
+        if _has_come(episode.seconds, self.stages.light_seconds) and not episode.light:
             episode.light = True
             return Wish.LIGHT
         return None
@@ -88,6 +89,11 @@ class VmStages:
         more = max(0.0, self.episode.seconds - self.episode.accounted)
         self.episode.accounted = self.episode.seconds
         return more
+
+
+def _has_come(seconds: float, stage: float) -> bool:
+    """Return whether a stage is reached before the next sample."""
+    return seconds + ROUND_SECONDS > stage
 
 
 def of_the_host(episodes: Iterable[StallEpisode], vms: int, seconds: float) -> bool:

@@ -26,7 +26,7 @@ def followed(*samples: JudgedSample) -> tuple[VmStages, list[tuple[int, Wish]], 
 
 
 def test_the_longer_a_stall_lasts_the_more_is_done() -> None:
-    _, wishes, _, called = followed(*[standing(each) for each in range(13)])
+    _, wishes, _, called = followed(*[standing(each - 0.1) for each in range(13)])
     assert wishes[0] == (5, Wish.LIGHT)
     assert wishes[1:] == [(second, Wish.CAPTURE) for second in range(8, 13)]
     assert called == 1
