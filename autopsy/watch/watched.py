@@ -19,6 +19,7 @@ from autopsy.watch.tokens import SECOND
 COST_SHARE = 30  # times what it took last passes before the next look at a VM of very many requests
 CLOSE_NS = SECOND  # between two looks at what is suspected
 FIRST_BACKOFF_NS, MOST_BACKOFF_NS = 5 * SECOND, 60 * SECOND
+SOON_NS = 2 * SECOND
 SLACK_NS = SECOND // 5  # a round may come a little early
 
 
@@ -38,7 +39,7 @@ class SampledVm:
     backoff_ns: int = 0
     took_ns: int = 0
     refused: bool = False
-    was_active: bool = False
+    has_run: bool = True
 
     @property
     def suspect(self) -> bool:
@@ -60,11 +61,12 @@ class SampledVm:
         """Return the question to ask of its coroutines now, None where it need not be looked at yet."""
         if self.sample is None or now_ns < self.blind_until_ns:
             return None
-        active = self.sample.ran > 0
-        settled, self.was_active = self.was_active and not active, active
-        every = CLOSE_NS if self.suspect or self.judge.wants_look or settled else self.look_every_ns
-        if self.judge.requests.in_flight:
-            every = min(every, 2 * SECOND)
+        self.has_run |= self.sample.ran > 0
+        every = self.look_every_ns
+        if self.suspect or self.judge.wants_look:
+            every = CLOSE_NS
+        elif self.has_run or self.judge.requests.in_flight:
+            every = min(every, SOON_NS)  # where no thread has run, no coroutine has
         every = max(every, self.took_ns * COST_SHARE)
         if not closely and self.looked_ns and now_ns - self.looked_ns < every - SLACK_NS:
             return None
@@ -85,7 +87,7 @@ class SampledVm:
                 pass
             case _:
                 self.looked_ns, self.backoff_ns, self.refused = now_ns, 0, False
-                self.took_ns = looked.took_ns
+                self.took_ns, self.has_run = looked.took_ns, False
                 look = looked
         self.sample = replace(self.sample, look=look, hung=hung)
         self.judged = self.judge.judge(self.sample)
