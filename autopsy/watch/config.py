@@ -29,7 +29,6 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     every_seconds: Seconds = 2.0
     requests_every_seconds: Seconds = 5.0
     vms_every_seconds: Seconds = 10.0
-    ask_monitors: bool = False
 
 
 class Stages(msgspec.Struct, frozen=True, kw_only=True):

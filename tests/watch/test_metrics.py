@@ -17,7 +17,7 @@ from autopsy.watch.model import CaptureResult, Round, StallKind, Suppression, Wa
 from autopsy.watch.serving.labels import VmLabels
 from autopsy.watch.state import MOST_WORDS, WatchSnapshot, bounded, decode, encode, own_figures
 from support import lab
-from support.wedged.watching import rounds
+from support.watching import rounds
 
 pytest.importorskip("prometheus_client")
 

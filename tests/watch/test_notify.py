@@ -15,7 +15,7 @@ import pytest
 from autopsy.watch.model import StallKind
 from autopsy.watch.notify import MOST_STATUS, ServiceNotifier
 from support import lab
-from support.wedged.watching import rounds
+from support.watching import rounds
 
 TWO = rounds.of(rounds.vm("a"), rounds.vm("b", stalled=StallKind.DISK))
 UNIT = lab.HOUSE / "packaging" / "systemd" / "autopsy-watch.service"

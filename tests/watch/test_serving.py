@@ -20,7 +20,7 @@ from autopsy.watch import ring, state
 from autopsy.watch.model import StallKind
 from autopsy.watch.serving import address, http, outlet, outlets, textfile
 from autopsy.watch.serving.address import TcpAddress, UnixAddress, parse
-from support.wedged.watching import rounds
+from support.watching import rounds
 
 pytest.importorskip("prometheus_client")
 

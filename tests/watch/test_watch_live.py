@@ -16,8 +16,8 @@ import pytest
 from autopsy.drill.machine import Machine
 from autopsy.watch.model import WatchState
 from support import lab, verdicts
+from support.watching.noticing import rounds, watching
 from support.wedged import wedges, wedges_beyond, wedges_disks
-from support.wedged.watching import rounds, watching
 from support.wedged.wedges import Stuck
 
 pytestmark = pytest.mark.live

@@ -10,8 +10,8 @@ import pytest
 
 from autopsy.watch.model import StallKind
 from support import lab
+from support.watching.noticing import noticed, watching
 from support.wedged import stacked, wedges, wedges_apart, wedges_beyond, wedges_disks
-from support.wedged.watching import noticed, watching
 from support.wedged.wedges import Stuck
 
 pytestmark = [pytest.mark.live, pytest.mark.soak]
