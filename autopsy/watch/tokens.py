@@ -52,6 +52,7 @@ class RequestTokens:
 
     seen: dict[Token, SeenRequest] = field(default_factory=dict)
     departures: dict[int, deque[tuple[int, int]]] = field(default_factory=dict)
+    askable: set[int] = field(default_factory=set)
     looked_at: int = 0
     moved_at: int = 0
 
@@ -65,7 +66,7 @@ class RequestTokens:
             if request.shape is not Shape.OTHER:
                 kin = ANY if request.shape is Shape.UNKNOWN else request.kin
                 self.departures.setdefault(kin, deque()).append((now, request.first))
-            moved += request.shape is not Shape.OTHER
+            moved += not self._waits_to_be_asked(token, request)
         if moved:
             self.moved_at = now
         start = max(self.looked_at, now - MOST_LAG_NS) if self.looked_at else now
@@ -75,7 +76,12 @@ class RequestTokens:
         self._forget(now)
         first_look, self.looked_at = not self.looked_at, now
         held = [each for each in self.seen.values() if each.shape in (Shape.TRACKED, Shape.QUEUED)]
-        unknown = sum(each.shape is Shape.UNKNOWN for each in self.seen.values())
+        self.askable |= {top for (top, _), each in self.seen.items() if each.shape is Shape.OTHER}
+        self.askable -= {top for (top, _), each in self.seen.items() if each.shape in (Shape.TRACKED, Shape.QUEUED)}
+        unknown = sum(
+            each.shape is Shape.UNKNOWN and not self._waits_to_be_asked(token, each)
+            for token, each in self.seen.items()
+        )
         standing = sorted((self._stands_since(each), each.first) for each in held if each.first < now)
         return RequestsInFlight(
             in_flight=len(held) + max(0, unknown - first_look),  # the monitor's dispatcher is not known yet
@@ -91,6 +97,10 @@ class RequestTokens:
         for request in self.seen.values():
             request.since += by
             request.first += by
+
+    def _waits_to_be_asked(self, token: Token, request: SeenRequest) -> bool:
+        """Return whether that is no request, or on the stack of what was none, as the monitor's dispatcher at work."""
+        return request.shape is Shape.OTHER or (request.shape is Shape.UNKNOWN and token[0] in self.askable)
 
     def _stands_since(self, request: SeenRequest) -> int:
         """Return since when a request stands, and no other that waits for the same and came no later has gone on.

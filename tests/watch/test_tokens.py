@@ -70,6 +70,15 @@ def test_a_request_is_no_older_than_the_look_before_it() -> None:
     assert 5 * SECOND <= found.unmoved[0] <= 8 * SECOND
 
 
+def test_a_monitor_that_is_asked_is_no_request_that_moves() -> None:
+    asked = [ParkedCoroutine(1, bytes([number]), Shape.UNKNOWN) for number in range(9)]
+    tokens = RequestTokens()
+    tokens.update(CoroutineLook(clear=True, parked=(DISPATCHER, request(2))), 99 * SECOND)
+    for number, dispatcher in enumerate(asked):
+        found = tokens.update(CoroutineLook(clear=True, parked=(dispatcher, request(2))), (100 + number) * SECOND)
+    assert (found.in_flight, found.moved) == (1, 0)
+
+
 @given(st.lists(st.sets(st.integers(2, 12), max_size=8), min_size=2, max_size=30))
 def test_nothing_stands_longer_than_it_was_seen(rounds: list[set[int]]) -> None:
     found = looks(*[tuple(map(request, tops)) for tops in rounds])
