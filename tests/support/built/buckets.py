@@ -18,13 +18,42 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from autopsy.fleet.places.bucket import BucketPlace
-from autopsy.fleet.places.place import PlaceFailed
-
 BUCKET = "bundles"
 # What the hypervisors have: they put, and neither list nor read.
 KEYS = {"admin": ("Admin", "Read", "Write", "List"), "hypervisor": (f"Write:{BUCKET}",)}
-START_SECONDS = 30.0
+START_SECONDS = 60.0
+# What talks to a bucket leaves threads behind, and tests fork: so it is done in processes of their own.
+BEGIN = """
+import sys, time
+from pathlib import Path
+from autopsy.fleet.places.bucket import BucketPlace
+from autopsy.fleet.places.place import PlaceFailed
+for _ in range(100):
+    try:
+        BucketPlace(sys.argv[1]).put_new(f"begin/{time.monotonic_ns()}", Path(sys.argv[2]))
+        print("begun")
+        break
+    except PlaceFailed:
+        time.sleep(0.1)
+"""
+FILES = """
+import json, sys
+from autopsy.fleet.places.opening import open_place
+print(json.dumps({file.key: file.size for file in open_place(sys.argv[1]).files(sys.argv[2])}))
+"""
+
+
+def apart(script: str, *words: str, env: Mapping[str, str]) -> str:
+    """Run a few lines of Python in a process of their own, and return what they print."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **env},
+        timeout=100,
+    )
+    return done.stdout.strip()
 
 
 def free_ports(count: int) -> tuple[int, ...]:
@@ -79,16 +108,11 @@ class S3Server:
             self.process = subprocess.Popen([weed(), *words], stdout=log, stderr=log, cwd=self.folder)
         until = time.monotonic() + START_SECONDS
         while True:
-            (self.folder / "begin").write_bytes(b"x")
-            try:
-                with environment(self.environment("admin")):
-                    BucketPlace(f"s3://{BUCKET}").put_new(f"begin/{time.monotonic_ns()}", self.folder / "begin")
-            except PlaceFailed:
-                assert self.process.poll() is None, (self.folder / "weed.log").read_text()[-2000:]
-                assert time.monotonic() < until, (self.folder / "weed.log").read_text()[-2000:]
-                time.sleep(0.1)
-            else:
+            done = apart(BEGIN, f"s3://{BUCKET}", str(self.folder / "s3.json"), env=self.environment("admin"))
+            if done == "begun":
                 return
+            assert self.process.poll() is None, (self.folder / "weed.log").read_text()[-2000:]
+            assert time.monotonic() < until, (self.folder / "weed.log").read_text()[-2000:]
 
     def kill(self) -> None:
         """End it as a lost power line does."""
@@ -110,6 +134,12 @@ class S3Server:
             "AWS_ACCESS_KEY_ID": who,
             "AWS_SECRET_ACCESS_KEY": secret or f"secret-{who}",
         }
+
+
+def files(server: S3Server, address: str = f"s3://{BUCKET}", below: str = "bundles") -> dict[str, int]:
+    """Return what a bucket holds: keys and sizes."""
+    found: dict[str, int] = json.loads(apart(FILES, address, below, env=server.environment("admin")))
+    return found
 
 
 def weed() -> str:
