@@ -63,6 +63,7 @@ def watch_on(
     held: int | None = None
     try:
         held = ring.open_run_folder(folder)
+        ring.tidy(held)
     except NotPrivate as error:
         say(f"note: no ring is kept, and nothing captured: {error.filename}: {error.strerror}")
     except OSError as error:

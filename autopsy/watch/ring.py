@@ -6,8 +6,10 @@ watch has ended: whoever reads it compares boot_id, pid and start_ticks with the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 from collections import deque
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from autopsy.bundle.ring import Ring, RingSample, decode, encode
 from autopsy.files import private
 from autopsy.files.plain import NotPlain, open_plain
 from autopsy.linux.files import read_plain, read_regular
+from autopsy.target.identity import stat_of
 
 SECONDS = 60.0
 MOST_SAMPLES = 120  # a sample each second while a stall is suspected, each two seconds else
@@ -22,6 +25,7 @@ MOST_BYTES = 1 << 20
 RUN = Path("/run")
 OURS = "autopsy"
 FOLDER = "watch"
+NAME = re.compile(r"([0-9]+)-([0-9]+)\.jsonl")
 
 
 def run_folder() -> Path:
@@ -63,6 +67,20 @@ def write(folder: int, ring: Ring) -> None:
         OSError: as open(2), write(2) and rename(2) give it.
     """
     private.replace(folder, file_name(ring.header.pid, ring.header.start_ticks), encode(ring))
+
+
+def tidy(folder: int) -> None:
+    """Remove from the run folder that is held the rings of processes that are no more."""
+    for name in os.listdir(folder):
+        if (found := NAME.fullmatch(name)) is None:
+            continue
+        try:
+            here = stat_of(f"/proc/{found[1]}").start_ticks == int(found[2])
+        except (OSError, ValueError, IndexError):
+            here = False
+        if not here:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=folder)
 
 
 def read(path: Path) -> Ring | None:

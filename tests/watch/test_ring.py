@@ -10,6 +10,7 @@ import pytest
 
 from autopsy.bundle.ring import Ring, RingHeader, RingSample
 from autopsy.files.private import NotPrivate
+from autopsy.target.identity import stat_of
 from autopsy.watch import ring
 
 HEADER = RingHeader(pid=42, start_ticks=7, boot_id="b", began_monotonic_ns=5, kind="disk")
@@ -53,3 +54,13 @@ def test_a_ring_holds_a_minute() -> None:
     kept = deque(samples(*range(0, 100, 2)))
     ring.trimmed(kept, 98 * 10**9)
     assert [kept[0].monotonic_ns, kept[-1].monotonic_ns] == [38 * 10**9, 98 * 10**9]
+
+
+def test_rings_of_processes_that_are_no_more_go_when_a_watch_begins(tmp_path: Path) -> None:
+    mine = ring.file_name(os.getpid(), stat_of("/proc/self").start_ticks)
+    for name in (mine, ring.file_name(os.getpid(), 1), ring.file_name(2**22 + 1, 7), "state.json", "other.jsonl"):
+        (tmp_path / name).touch()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    ring.tidy(folder)
+    os.close(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {mine, "state.json", "other.jsonl"}
