@@ -9,14 +9,18 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import msgspec
 
+from autopsy.errors import UsageError
 from autopsy.files.private import NotPrivate
+from autopsy.fleet.places.opening import is_bucket
+from autopsy.fleet.sending import spool
 from autopsy.watch import ring
-from autopsy.watch.config import WatchConfig
+from autopsy.watch.config import Sending, WatchConfig
 from autopsy.watch.discovery import Discovery
 from autopsy.watch.launch import CaptureLauncher
 from autopsy.watch.loop import Publish, Watch
@@ -57,7 +61,11 @@ def watch_on(
     """Go round until a signal asks to end; captures under way go on.
 
     `publish` is called with each finished round. Concurrency: none of it may start a thread, for the watch forks.
+
+    Raises:
+        UsageError: bundles are to be sent to what is no place.
     """
+    is_bucket(config.sending.place)
     _allow_descriptors()
     folder = ring.run_folder()
     held: int | None = None
@@ -75,6 +83,7 @@ def watch_on(
         run_folder=held,
         launcher=launcher,
         captures=captures,
+        sealed=partial(leave_to_be_sent, config.sending, say),
         left=left_round(),
     )
     try:
@@ -84,6 +93,16 @@ def watch_on(
         watch.close()
         if held is not None:
             os.close(held)
+
+
+def leave_to_be_sent(where: Sending, say: Callable[[str], None], bundle: Path) -> None:
+    """Put a bundle into the spool where the configuration names a place; nothing is sent from here."""
+    if not where.place:
+        return
+    try:
+        spool.enqueue(bundle, where.place, redact=where.redact, recipients=where.recipients)
+    except (UsageError, OSError) as error:  # the bundle itself is where it was
+        say(f"note: {bundle} is not left to be sent: {error}")
 
 
 def _allow_descriptors() -> None:

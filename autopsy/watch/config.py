@@ -68,6 +68,14 @@ class MetricsOutput(msgspec.Struct, frozen=True, kw_only=True):
     textfile: str = ""
 
 
+class Sending(msgspec.Struct, frozen=True, kw_only=True):
+    """Where sealed bundles are to be sent; an empty place is nowhere. `recipients` are whom age encrypts them for."""
+
+    place: str = ""
+    redact: bool = True
+    recipients: tuple[str, ...] = ()
+
+
 class WatchConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All of it."""
 
@@ -75,6 +83,7 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True):
     stages: Stages = Stages()
     captures: Captures = Captures()
     metrics: MetricsOutput = MetricsOutput()
+    sending: Sending = Sending()
 
 
 def load(path: Path | None = None) -> WatchConfig:

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from autopsy.bundle.ring import Ring, RingHeader
 from autopsy.linux.clocks import host
@@ -75,6 +76,7 @@ class Watch:
     launcher: CaptureLauncher | None = None
     run_folder: int | None = None
     captures: bool = True
+    sealed: Callable[[Path], object] = field(default=lambda _: None)  # told of each bundle; must not raise
     vms: dict[Key, SampledVm] = field(default_factory=dict)
     counts: defaultdict[str, VmCounts] = field(default_factory=lambda: defaultdict(VmCounts))
     results: defaultdict[str, Counter[CaptureResult]] = field(default_factory=lambda: defaultdict(Counter))
@@ -230,6 +232,8 @@ class Watch:
             if end.result is not CaptureResult.FAILED:
                 self.bundles[end.vm] = time.time()
                 self.stops_ms.append(end.stop_ms)
+                if end.bundle:
+                    self.sealed(Path(end.bundle))
 
     def _capture(self, each: SampledVm, episode: StallEpisode, now: float) -> None:
         """Start what the stall calls for, if the limits let it."""

@@ -32,7 +32,7 @@ def refused(path: Path, text: str | bytes) -> UsageError:
 
 
 def test_the_shipped_file_has_every_key_with_the_codes_own_default() -> None:
-    assert tomllib.loads(SHIPPED.read_text()) == msgspec.to_builtins(WatchConfig())
+    assert tomllib.loads(SHIPPED.read_text()) == msgspec.json.decode(msgspec.json.encode(WatchConfig()))
     assert load(SHIPPED) == WatchConfig()
 
 
