@@ -14,7 +14,7 @@ from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.statx import ask_server
 from autopsy.target.target import Target
 
-SECONDS = 1.0
+SECONDS = 2.0  # a server far away and busy has answered by then
 PATH = 4096  # bytes of what the kernel calls it
 NO_FILES = (b"/dev/", b"/proc/", b"/sys/", b"/memfd:", b"/[")
 
@@ -29,7 +29,8 @@ def unanswered(target: Target) -> str:
             in_child(lambda: _ask_each(target, asked), SECONDS)
         except ChildTimedOut:
             name = text.printable(asked[:].rstrip(b"\0").decode("utf-8", "replace"))
-            return f"{name or 'a file of its'} does not tell its size: what it lies on does not answer"
+            # Without a name none was asked yet: that is a starved host's child, and says nothing of any file.
+            return f"{name} does not tell its size: what it lies on does not answer" if name else ""
         except ChildFailed:  # the process has ended, or is not ours to look at: whoever talks to it will say so
             return ""
     return ""
