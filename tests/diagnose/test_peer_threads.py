@@ -36,6 +36,7 @@ def back_end(state: str, *stack: str) -> Diagnosis:
     case.idle_threads()
     case.monitor()
     case.asked("query-blockstats", [])
+    case.asked("query-named-block-nodes", [])
     chardev = {"label": "c0", "filename": "unix:/run/vhost", "frontend-open": True}
     case.asked("query-chardev", [chardev])
     case.command_line = (

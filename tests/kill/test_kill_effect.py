@@ -68,7 +68,7 @@ def test_a_kill_cures_no_error_that_comes_back_at_once() -> None:
     assert (found.signature, found.kill) == ("requests-fail", "unknown")
 
 
-NEEDLESS = "the kill needless"
+NEEDLESS = "the kill is needless"
 
 
 def test_a_needless_kill_is_refused_with_its_cure_and_the_command_line_that_insists() -> None:

@@ -204,13 +204,13 @@ def frozen_behind_links(build: lab.Build) -> Iterator[Stuck]:
 
 @contextmanager
 def unmonitored(build: lab.Build) -> Iterator[Stuck]:
-    """A guest that writes, in a QEMU that has no monitor."""
+    """A guest that writes, in a QEMU that has no monitor; only inside of KVM is it seen to run."""
     with lab.folder() as place, site() as there:
         image = boot_sector(lab.disk(place / "d"), WRITE_NOW_AND_THEN)
         process = start(
             there,
             [
-                *(build.binary, *build.firmware_arguments, "-nodefaults", "-display", "none", *lab.TO_BOOT, "-m", "64"),
+                *(build.binary, *build.firmware_arguments, "-nodefaults", "-display", "none", *lab.KVM, "-m", "64"),
                 *("-blockdev", f"driver=file,node-name=file0,filename={image}", "-device", f"{NODE}=file0"),
                 *("-name", "guest=t,debug-threads=on", "-serial", f"file:{place}/dots"),
             ],
