@@ -144,7 +144,8 @@ def test_a_stall_is_captured_while_it_lasts_and_though_the_watch_ends(stock: lab
                 server.process.stop()
                 wedges.in_flight(vm, lab.of_device("vd0"))
                 assert watch.stderr is not None
-                assert watch.stderr.readline().split()[-2:] == [b"stalled:", b"disk"]
+                told = iter(watch.stderr.readline, b"")  # on a quiet host the light bundle is told of first
+                assert any(line.split()[-2:] == [b"stalled:", b"disk"] for line in told)
                 watch.send_signal(signal.SIGKILL)
             finally:
                 watch.kill()
