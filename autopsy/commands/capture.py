@@ -359,7 +359,7 @@ def capture(
     note(steps)
     sealed = seal_staged(staging, manifest, budget, options, pace)
     page = _bytes(staging.work / layout.REPORT)
-    report = put_beside(page, report_path(sealed.path), budget)
+    report = put_beside(page, report_path(sealed.path), budget, staging.notes)
     end = watch.conclude(staging.work)
     if end is not None and manifest.end is None:
         staging.notes.append(f"{in_words(end)}: its evidence was sealed by then, and does not tell of it")

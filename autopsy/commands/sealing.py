@@ -72,8 +72,11 @@ def _path(_: type, value: object) -> Path:
     return Path(str(value))
 
 
-def put_beside(page: bytes, copy: Path, budget: Deadline) -> Path | None:
-    """Put the report beside the bundle, for those who will not unpack anything; in a child, for the disk may hang."""
+def put_beside(page: bytes, copy: Path, budget: Deadline, notes: list[str]) -> Path | None:
+    """Put the report beside the bundle, for those who will not unpack anything; in a child, for the disk may hang.
+
+    Where that cannot be, a note says why, and the report is in the bundle alone.
+    """
     if not page:
         return None
 
@@ -83,6 +86,10 @@ def put_beside(page: bytes, copy: Path, budget: Deadline) -> Path | None:
 
     try:
         in_child(work, min(REPORT_SECONDS, max(1.0, budget.left())))
-    except (ChildTimedOut, ChildFailed):
+    except ChildTimedOut:
+        notes.append(f"the report is in the bundle alone: {copy.parent} does not answer")
+        return None
+    except ChildFailed as error:
+        notes.append(f"the report is in the bundle alone: {copy}: {error}")
         return None
     return copy

@@ -20,7 +20,8 @@ from autopsy.capture.freeze.size_estimate import REST, Needs, needs
 from autopsy.capture.runner import run
 from autopsy.capture.staging import places
 from autopsy.capture.staging.staging import Staging, prepare
-from autopsy.capture.step import Collected, Impact, Outcome, Scene, Step
+from autopsy.capture.step import Collected, Deadline, Impact, Outcome, Scene, Step
+from autopsy.commands.sealing import put_beside
 from autopsy.drill.machine import Machine
 from autopsy.target.qemu_processes import tell
 from support import lab
@@ -210,6 +211,16 @@ def test_a_disk_that_fills_up_meanwhile_is_left_as_it_was_found(vm: Machine, tmp
         assert str(small) in done.story
         ours = {done.bundle.name, done.bundle.name.removesuffix(".tar.zst") + ".html"} if home == small else set()
         assert {path.name for path in small.iterdir()} == {"ballast"} | ours
+
+
+def test_a_report_that_finds_no_room_beside_its_bundle_is_told(tmp_path: Path) -> None:
+    notes: list[str] = []
+    with tmpfs(tmp_path / "small", "size=64k") as small:
+        assert put_beside(b"x" * (1 << 20), small / "autopsy-busy.html", Deadline(5), notes) is None
+        assert list(small.iterdir()) == []
+    (note,) = notes
+    assert note.startswith(f"the report is in the bundle alone: {small / 'autopsy-busy.html'}: ")
+    assert note.endswith("No space left on device")
 
 
 def test_a_disk_that_fails_in_the_middle_is_given_up(vm: Machine, tmp_path: Path) -> None:
