@@ -6,7 +6,7 @@ import difflib
 import itertools
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -14,13 +14,10 @@ from autopsy.errors import UsageError
 from autopsy.files import private
 from autopsy.files.plain import NotPlain
 from autopsy.linux.files import read_plain
-from autopsy.watch.limits import CaptureLimits
+from autopsy.watch.limits import CaptureLimits, Seconds
 
 PLACE = Path("/etc/autopsy/watch.toml")
 MOST_BYTES = 1 << 20
-
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,26 +35,6 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True):
     light_seconds: Seconds = 5.0
     capture_seconds: Seconds = 8.0
     stalled_seconds: Seconds = 10.0
-
-
-class Captures(msgspec.Struct, frozen=True, kw_only=True):
-    """How much may be captured."""
-
-    enabled: bool = True
-    per_episode: Count = 2
-    again_after_seconds: Seconds = 60.0
-    per_vm: Count = 2
-    per_host: Count = 6
-    light_per_vm: Count = 6
-    window_seconds: Seconds = 3600.0
-    storm_vms: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 3
-    storm_seconds: Seconds = 10.0
-    high_water_seconds: Seconds = 1200.0
-    worse_by: Annotated[float, msgspec.Meta(ge=1, le=1000)] = 2.0
-
-    def limits(self) -> CaptureLimits:
-        """Return them as the gate takes them."""
-        return CaptureLimits(**msgspec.structs.asdict(self))
 
 
 class MetricsOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +58,7 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     sampling: Sampling = Sampling()
     stages: Stages = Stages()
-    captures: Captures = Captures()
+    captures: CaptureLimits = CaptureLimits()
     metrics: MetricsOutput = MetricsOutput()
     sending: Sending = Sending()
 

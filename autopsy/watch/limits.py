@@ -5,28 +5,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
 
 from autopsy.watch.model import StallKind, Suppression
 
 BEGIN_SECONDS = 1.0  # two looks at one stall agree so far on when it began
 LONGEST_SECONDS = 600.0  # a capture that has not been said to have ended by then is not waited for
 
+# What a configuration file may say.
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureLimits:
+
+class CaptureLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How much may be captured; the configuration file says what each means."""
 
     enabled: bool = True
-    per_episode: int = 2
-    again_after_seconds: float = 60.0
-    per_vm: int = 2
-    per_host: int = 6
-    light_per_vm: int = 6
-    window_seconds: float = 3600.0
-    storm_vms: int = 3
-    storm_seconds: float = 10.0
-    high_water_seconds: float = 1200.0
-    worse_by: float = 2.0
+    per_episode: Count = 2
+    again_after_seconds: Seconds = 60.0
+    per_vm: Count = 2
+    per_host: Count = 6
+    light_per_vm: Count = 6
+    window_seconds: Seconds = 3600.0
+    storm_vms: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 3
+    storm_seconds: Seconds = 10.0
+    high_water_seconds: Seconds = 1200.0
+    worse_by: Annotated[float, msgspec.Meta(ge=1, le=1000)] = 2.0
+
+
+USUAL = CaptureLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,7 @@ class CaptureGate:
     Times are seconds of one clock that never goes back. A VM is a word that means it alone.
     """
 
-    def __init__(self, limits: CaptureLimits = CaptureLimits()) -> None:
+    def __init__(self, limits: CaptureLimits = USUAL) -> None:
         self.limits = limits
         self._started: list[StartedCapture] = []
         self._light: list[tuple[str, float]] = []

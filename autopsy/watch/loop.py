@@ -11,8 +11,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from autopsy.bundle.ring import Ring, RingHeader
 from autopsy.linux.clocks import host
@@ -94,8 +96,8 @@ class Watch:
 
     def __post_init__(self) -> None:
         """Take the limits from the configuration."""
-        limits = self.config.captures.limits()
-        self.gate = CaptureGate(limits if self.captures else replace(limits, enabled=False))
+        limits = self.config.captures
+        self.gate = CaptureGate(limits if self.captures else msgspec.structs.replace(limits, enabled=False))
         for vm in self.left.vms if self.left else ():
             age = time.time() - vm.last_bundle_at if vm.last_bundle_at is not None else -1.0
             if 0 <= age < limits.window_seconds:  # whoever kills the watch again and again has no more captures of it

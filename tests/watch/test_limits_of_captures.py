@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -126,7 +126,7 @@ ASKS = st.lists(
 def test_whatever_is_asked_no_limit_is_ever_passed(
     asks: list[tuple[str, StallKind, float, float, bool]], per_vm: int, per_host: int, per_episode: int
 ) -> None:
-    limits = replace(CaptureLimits(), per_vm=per_vm, per_host=per_host, per_episode=per_episode)
+    limits = msgspec.structs.replace(CaptureLimits(), per_vm=per_vm, per_host=per_host, per_episode=per_episode)
     gate, now, running = CaptureGate(limits), 0.0, ""
     went: list[tuple[str, float]] = []
     refused: Counter[Suppression] = Counter()
