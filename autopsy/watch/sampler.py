@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 
 from autopsy.bundle import proc_stat
+from autopsy.linux.files import read_kernel
 from autopsy.target.vital_signs import FREEZER
 from autopsy.watch.sample import Halted, StillThread, VmSample
 
@@ -253,12 +254,6 @@ def _eventfds(pid: int) -> tuple[int, ...]:
 
 def _read(path: str, most: int) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return read_kernel(path, most)
     except OSError:
         return b""
-    try:
-        return os.read(descriptor, most)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
