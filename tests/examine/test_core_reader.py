@@ -65,6 +65,27 @@ def test_bytes_that_were_not_frozen_are_absent_and_not_zero() -> None:
             core.read(address, size)
 
 
+def test_reading_here_and_there_in_a_large_core_does_not_bring_all_of_it_into_memory(tmp_path: Path) -> None:
+    size, address = 128 << 20, 0x10000
+    at = len(core_bytes([(address, size, b"")]))
+    file = tmp_path / "core"
+    header = bytearray(core_bytes([(address, size, b"")]))
+    struct.pack_into("<Q", header, 64 + 56 + 32, size)  # p_filesz
+    file.write_bytes(header)
+    with file.open("r+b") as stream:
+        stream.truncate(at + size)
+    core = Core(file)
+    before = most = file_pages()
+    for place in range(address, address + size, 32 << 10):
+        assert core.word(place) == 0
+        most = max(most, file_pages())
+    assert most - before < 48 << 20
+
+
+def file_pages() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[2]) * PAGE
+
+
 def test_a_string_ends_at_its_nul_or_where_the_bytes_end() -> None:
     core = Core.of(core_bytes([(0x1000, 16, b"hello\0world")]))
     assert core.string(0x1000) == "hello"

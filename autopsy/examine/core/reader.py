@@ -20,6 +20,8 @@ PAGE = 4096
 HIGHEST = 1 << 64
 WINDOW = 16 << 20  # that are searched before they are let go
 MOST_READ = 64 << 20  # no structure that we ask for is larger; a hostile size is
+KEPT = 16 << 20  # of a core's file lie in our memory at once, or a little more
+AROUND = 64 << 10  # what a fault maps beside the page that was asked for
 MOST_NOTES = 64 << 20  # 10,000 threads of a kernel's own core, extended registers included
 ESCAPED_COUNT = 0xFFFF  # PN_XNUM: more program headers than e_phnum can say
 
@@ -143,6 +145,9 @@ class Core:
         self.files = contents.files
         self.auxv = contents.auxv
         self.note_bytes = contents.note_bytes
+        self._kept = 0
+        sources = {id(extent.source): extent.source for extent in self.extents}.values()
+        self._mapped = tuple(source for source in sources if isinstance(source, mmap.mmap))
         self._starts = [extent.start for extent in self.extents]
         self._load_starts = [load.start for load in self.loads]
 
@@ -178,6 +183,9 @@ class Core:
         """Return the bytes. Raises NotInCore if any of them is absent, CoreError for a size that is no structure's."""
         if not 0 <= size <= MOST_READ:
             raise CoreError(f"{size} bytes at {address:#x} are more than any structure holds")
+        self._kept += AROUND + size
+        if self._kept > KEPT:
+            self._let_go_of_all(AROUND + size)
         index = bisect_right(self._starts, address) - 1
         if index < 0:
             raise NotInCore(f"{address:#x} is not in the core")
@@ -245,6 +253,11 @@ class Core:
         for extent in self.extents_within(start, end):
             first, last = max(start, extent.start), min(end, extent.end)
             extent.let_go(extent.offset + first - extent.start, extent.offset + last - extent.start)
+
+    def _let_go_of_all(self, kept: int) -> None:
+        self._kept = kept
+        for source in self._mapped:
+            source.madvise(mmap.MADV_DONTNEED)
 
     def extents_within(self, start: int, end: int) -> Iterator[CoreExtent]:
         """Yield the extents that touch the range, in order."""
