@@ -15,7 +15,7 @@ from autopsy.capture.step import Deadline
 from autopsy.doctor.checks import Check, lacks, note, ok
 from autopsy.doctor.own_process import sleeping_process
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
-from autopsy.linux.mappings import MappedProcess
+from autopsy.linux.tasks.present_memory import opened_memory
 from autopsy.linux.tasks.walk import TYPES
 from autopsy.target.permissions import explain, guards_of
 
@@ -84,19 +84,11 @@ def _stack(pid: int) -> Check:
 
 def _taken(pid: int, *, walks: bool) -> MemorySnapshot:
     folder = f"/proc/{pid}"
-    memory = os.open(f"{folder}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        pagemap = os.open(f"{folder}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            process = MappedProcess(pid, memory, pagemap, folder)
-            known = tasks(pid, folder)
-            return take_snapshot(
-                process, known, Phases(), ram_sizes=(), max_stop=MOST_STOP, deadline=Deadline(SECONDS / 2), walks=walks
-            )
-        finally:
-            os.close(pagemap)
-    finally:
-        os.close(memory)
+    with opened_memory(pid, folder) as process:
+        known = tasks(pid, folder)
+        return take_snapshot(
+            process, known, Phases(), ram_sizes=(), max_stop=MOST_STOP, deadline=Deadline(SECONDS / 2), walks=walks
+        )
 
 
 def _refused(name: str, pid: int, error: OSError | ProcessGone) -> Check:

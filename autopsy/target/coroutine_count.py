@@ -8,13 +8,13 @@ stack, and the instruction before that address tells which of the two calls it w
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
 
 from autopsy.linux.files import read_kernel
-from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, parse_maps, runs
+from autopsy.linux.mappings import PAGE, MappedProcess, Mapping, parse_maps
+from autopsy.linux.tasks.present_memory import opened_memory, read_present
 from autopsy.linux.tasks.priority import Unpreempted
 from autopsy.target.guest_ram import guest_ram
 from autopsy.target.image import image_of
@@ -59,29 +59,9 @@ def _busy(pid: int, *, digests: bool = False) -> list[tuple[int, bytes]]:
     mappings = parse_maps(read_kernel(f"/proc/{pid}/maps", MOST_MAPS))
     exe = image_of(pid).link
     code = [mapping for mapping in mappings if "x" in mapping.permissions and mapping.path == exe]
-    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with Unpreempted() as ahead:
-                process = MappedProcess(pid, memory, pagemap, f"/proc/{pid}")
-                found = _under_way(process, list(stack_tops(mappings)), code, ahead)
-                return [(top, _digest(process, top) if digests else b"") for top in found]
-        finally:
-            os.close(pagemap)
-    finally:
-        os.close(memory)
-
-
-def _read(process: MappedProcess, address: int, size: int) -> bytes:
-    """Read what can be had without a fault: a page that was swapped out may be on a stuck disk."""
-    start, end = address & -PAGE, -(-(address + size) // PAGE) * PAGE
-    if list(runs(process.pagemap, start, end, IN_MEMORY)) != [(start, end - start)]:
-        return b""
-    try:
-        return os.pread(process.memory, size, address)
-    except OSError:
-        return b""
+    with opened_memory(pid, f"/proc/{pid}") as process, Unpreempted() as ahead:
+        under_way = _under_way(process, list(stack_tops(mappings)), code, ahead)
+        return [(top, _digest(process, top) if digests else b"") for top in under_way]
 
 
 def stack_tops(mappings: tuple[Mapping, ...]) -> Iterator[int]:
@@ -95,29 +75,29 @@ def stack_tops(mappings: tuple[Mapping, ...]) -> Iterator[int]:
 
 
 def _digest(process: MappedProcess, top: int) -> bytes:
-    return hashlib.blake2b(_read(process, top - PAGE, PAGE), digest_size=16).hexdigest().encode()
+    return hashlib.blake2b(read_present(process, top - PAGE, PAGE), digest_size=16).hexdigest().encode()
 
 
 def _under_way(process: MappedProcess, tops: list[int], code: list[Mapping], ahead: Unpreempted) -> list[int]:
     inside: dict[int, bool | None] = {}
-    found: list[int] = []
+    busy: list[int] = []
     known = 0
     for top in tops:
         ahead.breathe()
-        data = _read(process, top - TOP, TOP)
+        data = read_present(process, top - TOP, TOP)
         words = WORDS.unpack(data) if len(data) == TOP else ()
-        back = next((word for word in reversed(words) if any(each.start < word < each.end for each in code)), 0)
+        back = next((word for word in reversed(words) if any(part.start < word < part.end for part in code)), 0)
         if not back:
             continue  # a thread's stack, or another's memory
         if back not in inside:
-            inside[back] = calls_by_pointer(_read(process, back - CALL_BYTES, CALL_BYTES))
+            inside[back] = calls_by_pointer(read_present(process, back - CALL_BYTES, CALL_BYTES))
         if inside[back] is not None:
             known += 1
             if inside[back]:
-                found.append(top)
-    if not found:
+                busy.append(top)
+    if not busy:
         raise Unclear(f"of {known} coroutines none is the monitor's")
-    return found
+    return busy
 
 
 def calls_by_pointer(code: bytes) -> bool | None:

@@ -7,14 +7,14 @@ same), and what a coroutine holds that has not run since.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from dataclasses import dataclass, field
 
 import msgspec
 
 from autopsy.linux.files import read_kernel
-from autopsy.linux.mappings import IN_MEMORY, PAGE, Mapping, parse_maps, runs
+from autopsy.linux.mappings import PAGE, MappedProcess, Mapping, parse_maps
+from autopsy.linux.tasks.present_memory import close_memory, open_memory, read_present, read_present_below
 from autopsy.linux.tasks.priority import Unpreempted
 from autopsy.target.coroutine_count import CALL_BYTES, MOST_MAPS, TOP, WORDS, calls_by_pointer, stack_tops
 from autopsy.target.identity import stat_of
@@ -57,10 +57,8 @@ class AnotherProcess(Exception):
 class WatchedStacks:
     """What is kept of one process between two looks at it."""
 
-    pid: int
     start_ticks: int
-    memory: int
-    pagemap: int
+    process: MappedProcess
     size: int = -1
     mapped_at: float = 0.0
     tops: tuple[int, ...] = ()
@@ -71,8 +69,7 @@ class WatchedStacks:
 
     def close(self) -> None:
         """Let go of the process."""
-        os.close(self.memory)
-        os.close(self.pagemap)
+        close_memory(self.process)
 
     def look(self, size: int) -> CoroutineLook:
         """Return the coroutines under way. `size` is the process's, by which a changed map is noticed.
@@ -100,7 +97,7 @@ class WatchedStacks:
             fresh: dict[tuple[int, bytes], ParkedStack] = {}
             for top in busy:
                 ahead.breathe()
-                data = self._stack(top, pages)
+                data = read_present_below(self.process, top, pages * PAGE)
                 token = (top, hashlib.blake2b(data, digest_size=SIGNATURE).digest())
                 tokens.append(token)
                 if token in self.held and self.held[token].shape is Shape.UNKNOWN and len(fresh) < MOST_NEW:
@@ -108,8 +105,8 @@ class WatchedStacks:
             kept = {token: self.held.get(token, Held(Shape.UNKNOWN)) for token in tokens}
             if fresh:
                 waiting = [held.coroutine for held in kept.values() if held.coroutine]
-                told = held_by(list(fresh.values()), waiting, self._is_code, self._read)
-                kept |= dict(zip(fresh, told, strict=True))
+                holds = held_by(list(fresh.values()), waiting, self._is_code, self._read)
+                kept |= dict(zip(fresh, holds, strict=True))
             self.held = kept
             return CoroutineLook(
                 clear=True,
@@ -118,11 +115,11 @@ class WatchedStacks:
             )
 
     def _map(self) -> None:
-        if stat_of(f"/proc/{self.pid}").start_ticks != self.start_ticks:
+        if stat_of(self.process.path).start_ticks != self.start_ticks:
             raise AnotherProcess
-        mappings = parse_maps(read_kernel(f"/proc/{self.pid}/maps", MOST_MAPS))
-        exe = image_of(self.pid).link
-        self.code = tuple(each for each in mappings if "x" in each.permissions and each.path == exe)
+        mappings = parse_maps(read_kernel(f"{self.process.path}/maps", MOST_MAPS))
+        exe = image_of(self.process.pid).link
+        self.code = tuple(mapping for mapping in mappings if "x" in mapping.permissions and mapping.path == exe)
         self.tops = tuple(stack_tops(mappings))
         self.calls = {}
         self.mapped_at = time.monotonic()
@@ -145,31 +142,10 @@ class WatchedStacks:
         return self.calls[back]
 
     def _is_code(self, word: int) -> bool:
-        return any(each.start < word < each.end for each in self.code)
-
-    def _stack(self, top: int, pages: int) -> bytes:
-        """Return the pages below a stack's top, as far down as they are in memory."""
-        low = top - pages * PAGE
-        present = list(runs(self.pagemap, low, top, IN_MEMORY))
-        start = present[-1][0] if present and sum(present[-1]) == top else top
-        return self._pread(start, top - start) if start < top else b""
+        return any(mapping.start < word < mapping.end for mapping in self.code)
 
     def _read(self, address: int, size: int) -> bytes:
-        """Read what can be had without a fault: a page that was swapped out may be on a stuck disk."""
-        start, end = address & -PAGE, -(-(address + size) // PAGE) * PAGE
-        try:
-            present = list(runs(self.pagemap, start, end, IN_MEMORY))
-        except (OSError, OverflowError, ValueError):
-            return b""
-        if not present or present[0][0] != start:
-            return b""
-        return self._pread(address, min(address + size, sum(present[0])) - address)
-
-    def _pread(self, address: int, size: int) -> bytes:
-        try:
-            return os.pread(self.memory, size, address)
-        except (OSError, OverflowError):
-            return b""
+        return read_present(self.process, address, size)
 
 
 def watched(pid: int, start_ticks: int) -> WatchedStacks:
@@ -179,14 +155,9 @@ def watched(pid: int, start_ticks: int) -> WatchedStacks:
         OSError: it is gone, or not ours to look at.
         AnotherProcess: it is another one now.
     """
-    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        os.close(memory)
-        raise
-    found = WatchedStacks(pid, start_ticks, memory, pagemap)
-    if stat_of(f"/proc/{pid}").start_ticks != start_ticks:
-        found.close()
+    path = f"/proc/{pid}"
+    stacks = WatchedStacks(start_ticks, open_memory(pid, path))
+    if stat_of(path).start_ticks != start_ticks:
+        stacks.close()
         raise AnotherProcess
-    return found
+    return stacks

@@ -5,7 +5,6 @@ How far the guest's driver has come is written nowhere else, and it alone shows 
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from contextlib import suppress
@@ -16,7 +15,8 @@ from autopsy.bundle import layout
 from autopsy.bundle.heap.virtio import RingsLook, RingWords, VirtioDevice, VirtioShapes
 from autopsy.capture.reading.procfs import ProcessEnded, held
 from autopsy.capture.step import Scene
-from autopsy.linux.mappings import IN_MEMORY, PAGE, runs
+from autopsy.linux.mappings import MappedProcess
+from autopsy.linux.tasks.present_memory import opened_memory, read_present
 from autopsy.linux.tasks.priority import Unpreempted
 
 FAMILIES = ("virtio-blk", "virtio-scsi")
@@ -26,7 +26,7 @@ WORD = struct.Struct("<H")
 
 
 class NotThere(Exception):
-    """The page of a word is not in memory: to read it is to wait for whoever brings it."""
+    """The page of a word is not in memory (to read it is to wait for whoever brings it), or cannot be read."""
 
 
 def collect_ring_words(scene: Scene) -> None:
@@ -37,16 +37,8 @@ def collect_ring_words(scene: Scene) -> None:
     words: list[RingWords] = []
     left_out: list[str] = []
     try:
-        with held(scene.target) as process:
-            memory = os.open("mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process.folder)
-            try:
-                pagemap = os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process.folder)
-                try:
-                    _read(memory, pagemap, devices, words, left_out)
-                finally:
-                    os.close(pagemap)
-            finally:
-                os.close(memory)
+        with held(scene.target) as proc, opened_memory(proc.pid, proc.path) as process:
+            _read(process, devices, words, left_out)
     except (OSError, ProcessEnded) as error:
         left_out.append(f"the rings' words could not be read: {getattr(error, 'strerror', None) or error}")
     told = RingsLook(
@@ -70,7 +62,7 @@ def _devices(scene: Scene) -> tuple[VirtioDevice, ...]:
 
 
 def _read(
-    memory: int, pagemap: int, devices: tuple[VirtioDevice, ...], words: list[RingWords], left_out: list[str]
+    process: MappedProcess, devices: tuple[VirtioDevice, ...], words: list[RingWords], left_out: list[str]
 ) -> None:
     for device in devices:
         for ring in device.rings:
@@ -79,18 +71,15 @@ def _read(
                 return
             try:
                 with Unpreempted():
-                    avail, used = _word(memory, pagemap, ring.avail), _word(memory, pagemap, ring.used)
-            except (NotThere, OSError, OverflowError) as error:
+                    avail, used = _word(process, ring.avail), _word(process, ring.used)
+            except NotThere as error:
                 left_out.append(f"queue {ring.index} of {device.device}: {error}")
                 continue
             words.append(RingWords(device=device.device, index=ring.index, avail_idx=avail, used_idx=used))
 
 
-def _word(memory: int, pagemap: int, address: int) -> int:
-    page = address & -PAGE
-    if address % WORD.size or not any(runs(pagemap, page, page + PAGE, IN_MEMORY)):
-        raise NotThere("its page is not in memory")
-    data = os.pread(memory, WORD.size, address)
+def _word(process: MappedProcess, address: int) -> int:
+    data = b"" if address % WORD.size else read_present(process, address, WORD.size)
     if len(data) < WORD.size:
-        raise NotThere("it cannot be read")
+        raise NotThere("its page is not in memory, or cannot be read")
     return int(WORD.unpack(data)[0])

@@ -28,6 +28,7 @@ from autopsy.capture.step import Collected, Failed, Outcome, Scene
 from autopsy.examine.core.reader import Core, CoreError
 from autopsy.linux.batch import Unanswered
 from autopsy.linux.mappings import PAGE, MappedProcess, modules
+from autopsy.linux.tasks.present_memory import opened_memory
 from autopsy.target.qemu_process import QemuProcess
 from autopsy.target.target import is_alive
 
@@ -177,17 +178,9 @@ def _opened(scene: Scene) -> Iterator[MappedProcess]:
     """
     if not is_alive(scene.target):
         raise ProcessGone(f"process {scene.target.pid} has ended")
-    with held(scene.target) as proc:
-        memory = os.open("mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc.folder)
-        try:
-            pagemap = os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc.folder)
-            try:
-                yield MappedProcess(proc.pid, memory, pagemap, proc.path)
-                must_be_the_same(proc, scene.target)
-            finally:
-                os.close(pagemap)
-        finally:
-            os.close(memory)
+    with held(scene.target) as proc, opened_memory(proc.pid, proc.path) as process:
+        yield process
+        must_be_the_same(proc, scene.target)
 
 
 def _is_64_bit(auxv: bytes) -> bool:
