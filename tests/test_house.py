@@ -183,3 +183,21 @@ def test_no_program_is_started_with_the_callers_environment() -> None:
 def _gives_ours(call: ast.Call) -> bool:
     given = [ast.unparse(each.value) for each in call.keywords if each.arg == "env"]
     return len(given) == 1 and given[0].startswith(("ours(", "environment.ours(")) and "os.environ}" not in given[0]
+
+
+# All children of ours are forked, heard and ended by linux/tasks/forking.py; but the guardian of a debugger, which has
+# to outlive whatever ends us.
+FORKS = {"autopsy/linux/tasks/forking.py", "autopsy/capture/gdb/guardian.py"}
+
+
+def test_children_are_forked_in_one_way() -> None:
+    forking = {
+        name(path)
+        for path in sources()
+        if name(path).startswith("autopsy/")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr in {"fork", "forkpty"} and ast.unparse(node.value) == "os")
+        or (isinstance(node, ast.Import) and any(module.name == "multiprocessing" for module in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.module in {"os", "pty", "multiprocessing"})
+    }
+    assert forking == FORKS

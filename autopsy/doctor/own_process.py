@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from autopsy.linux.tasks.forking import end, fork_orphan
 
 
 @contextmanager
@@ -20,37 +20,8 @@ def sleeping_process() -> Iterator[int]:
 
     Concurrency: call it only from a process with one thread.
     """
-    waits_on, held = os.pipe2(os.O_CLOEXEC)
-    told, telling = os.pipe2(os.O_CLOEXEC)
-    between = os.fork()
-    if between == 0:
-        try:
-            if os.fork() == 0:
-                os.setsid()
-                os.close(held)
-                os.close(told)
-                os.write(telling, b"%d" % os.getpid())
-                os.close(telling)
-                os.read(waits_on, 1)
-        finally:
-            os._exit(0)
+    asleep = fork_orphan(lambda ends: len(os.read(ends.hears, 1)))
     try:
-        os.close(telling)
-        os.close(waits_on)
-        os.waitpid(between, 0)
-        words = os.read(told, 32)
-        if not words:
-            raise OSError("no process could be started")
-        pid = int(words)
-        pidfd = os.pidfd_open(pid)
-        try:
-            yield pid
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):  # ours to bury only where nobody else is there to do it
-                os.waitpid(pid, 0)
-            os.close(pidfd)
+        yield asleep.pid
     finally:
-        os.close(held)
-        os.close(told)
+        end(asleep, answered=True)

@@ -6,9 +6,7 @@ To read another process's memory is to take the lock of its memory map, which a 
 from __future__ import annotations
 
 import contextlib
-import os
-import select
-import signal
+import math
 import struct
 import time
 from collections.abc import Iterable
@@ -16,7 +14,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from autopsy.linux.tasks.forking import die_with_parent
+from autopsy.bundle.manifest import LeftBehind
+from autopsy.linux.tasks.forking import Child, Overdue, PipeEnds, end, fork, has_ended, receive, send
 from autopsy.watch import coroutine_look
 from autopsy.watch.coroutine_look import AnotherProcess, CoroutineLook, WatchedStacks
 
@@ -25,7 +24,7 @@ OVERALL = 4.0  # for all of one round
 MOST_STUCK = 8  # processes of ours that hang in the kernel, before no further one is started
 MOST_ANSWER = 8 << 20
 LENGTH = struct.Struct("<I")
-END_SECONDS = 1.0
+END_SECONDS = 0.1
 
 
 class LookQuestion(msgspec.Struct, frozen=True, array_like=True):
@@ -60,144 +59,77 @@ class Looker:
     """
 
     def __init__(self) -> None:
-        self._pid = 0
-        self._asking = -1
-        self._answers = -1
-        self._stuck: list[int] = []
-        self.questions = 0
+        self._child: Child | None = None
+        self._stuck: list[LeftBehind] = []
 
     def look(self, questions: Iterable[LookQuestion]) -> dict[int, Looked]:
         """Return what was seen of each process, by its PID. Never raises for what a process does."""
-        wanted = {each.pid: each for each in questions}
-        found: dict[int, Looked] = {}
+        wanted = {question.pid: question for question in questions}
+        looks: dict[int, Looked] = {}
         give_up = time.monotonic() + OVERALL
-        while left := [each for pid, each in wanted.items() if pid not in found]:
-            if time.monotonic() > give_up or not self._provide():
-                return found | {each.pid: NoLook(hung=True) for each in left}
-            found |= self._ask(left, give_up)
-        return found
+        while left := [question for pid, question in wanted.items() if pid not in looks]:
+            if time.monotonic() > give_up or (child := self._provide()) is None:
+                return looks | {question.pid: NoLook(hung=True) for question in left}
+            looks |= self._ask(child, left, give_up)
+        return looks
 
     def close(self) -> None:
         """End the child; one that cannot be ended is left to the kernel."""
-        if self._pid:
-            self._abandon()
-        self._reap()
+        if self._child is not None:
+            self._abandon(self._child)
 
-    def _ask(self, left: list[LookQuestion], give_up: float) -> dict[int, Looked]:
+    def _ask(self, child: Child, left: list[LookQuestion], give_up: float) -> dict[int, Looked]:
         """Put all questions that are left, and return the answers up to the one that hangs, which is among them."""
-        data = msgspec.msgpack.encode(left)
-        found: dict[int, Looked] = {}
+        looks: dict[int, Looked] = {}
         try:
-            _send(self._asking, data)
+            _send(child.questions, msgspec.msgpack.encode(left))
             for question in left:
-                answer = _receive(self._answers, min(give_up, time.monotonic() + EACH))
-                if answer is None:
-                    found[question.pid] = NoLook(hung=True)
-                    self._abandon()
-                    return found
-                told = msgspec.msgpack.decode(answer, type=_LookAnswer)
-                found[question.pid] = told.look if told.look is not None else NoLook(hung=False)
-        except (OSError, msgspec.MsgspecError):
-            first = next(each for each in left if each.pid not in found)
-            found[first.pid] = NoLook(hung=True)
-            self._abandon()
-        return found
+                data = _receive(child.answers, min(give_up, time.monotonic() + EACH))
+                look = msgspec.msgpack.decode(data, type=_LookAnswer).look
+                looks[question.pid] = NoLook(hung=False) if look is None else look
+        except (Overdue, EOFError, OSError, msgspec.MsgspecError):
+            hanging = next(question for question in left if question.pid not in looks)
+            looks[hanging.pid] = NoLook(hung=True)
+            self._abandon(child)
+        return looks
 
-    def _provide(self) -> bool:
-        """Start a child where there is none; return whether there is one."""
-        if self._pid:
-            return True
-        self._reap()
-        if len(self._stuck) >= MOST_STUCK:
-            return False
-        try:
-            asked, self._asking = os.pipe2(os.O_CLOEXEC)
-            self._answers, answering = os.pipe2(os.O_CLOEXEC)
-            pid = os.fork()
-        except OSError:
-            return False
-        if pid == 0:
-            _be_the_looker(asked, answering, (self._asking, self._answers))
-        os.close(asked)
-        os.close(answering)
-        self._pid = pid
-        return True
+    def _provide(self) -> Child | None:
+        """Return the child, started where there is none; None where there can be none."""
+        if self._child is None:
+            self._stuck = [left_behind for left_behind in self._stuck if not has_ended(left_behind)]
+            if len(self._stuck) < MOST_STUCK:
+                with contextlib.suppress(OSError):
+                    self._child = fork(_answer, own_session=True)
+        return self._child
 
-    def _abandon(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)  # it is our child, and not waited for: the number is still its own
-        os.close(self._asking)
-        os.close(self._answers)
-        self._stuck.append(self._pid)
-        self._pid = 0
-        self._reap(END_SECONDS / 10)
-
-    def _reap(self, seconds: float = 0.0) -> None:
-        give_up = time.monotonic() + seconds
-        while True:
-            self._stuck = [pid for pid in self._stuck if not _has_ended(pid)]
-            if not self._stuck or time.monotonic() >= give_up:
-                return
-            time.sleep(0.005)
-
-
-def _has_ended(pid: int) -> bool:
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True
+    def _abandon(self, child: Child) -> None:
+        self._child = None
+        left_behind = end(child, answered=True, seconds=END_SECONDS)  # it has started nothing
+        if left_behind is not None:
+            self._stuck.append(left_behind)
 
 
 def _send(descriptor: int, data: bytes) -> None:
-    view = memoryview(LENGTH.pack(len(data)) + data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    send(descriptor, LENGTH.pack(len(data)) + data)
 
 
-def _receive(descriptor: int, give_up: float) -> bytes | None:
-    """Return one message, None when it does not come in time.
+def _receive(descriptor: int, until: float = math.inf) -> bytes:
+    """Return one message.
 
     Raises:
-        OSError: whoever sent it is gone, or sends nonsense.
+        Overdue: it does not come in time.
+        EOFError: whoever would send it is gone.
     """
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    received = bytearray()
-    wanted = LENGTH.size
-    while len(received) < wanted:
-        left = give_up - time.monotonic()
-        if left <= 0 or not poller.poll(left * 1000):
-            return None
-        part = os.read(descriptor, wanted - len(received))
-        if not part:
-            raise BrokenPipeError
-        received += part
-        if len(received) == LENGTH.size == wanted:
-            wanted += min(LENGTH.unpack(received)[0], MOST_ANSWER)
-    return bytes(received[LENGTH.size :])
+    (length,) = LENGTH.unpack(receive(descriptor, LENGTH.size, until))
+    return receive(descriptor, min(length, MOST_ANSWER), until)
 
 
-def _be_the_looker(asked: int, answering: int, others: tuple[int, int]) -> None:
-    """Answer until nobody asks any more; never return."""
-    try:
-        os.setsid()
-        die_with_parent()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        for descriptor in others:
-            os.close(descriptor)
-        known: dict[tuple[int, int], WatchedStacks] = {}
-        while True:
-            head = os.read(asked, LENGTH.size)
-            if len(head) < LENGTH.size:
-                break
-            data = bytearray()
-            while len(data) < LENGTH.unpack(head)[0]:
-                data += os.read(asked, LENGTH.unpack(head)[0] - len(data))
-            for question in msgspec.msgpack.decode(bytes(data), type=list[LookQuestion]):
-                _send(answering, msgspec.msgpack.encode(_LookAnswer(question.pid, _look(known, question))))
-    finally:
-        os._exit(0)
+def _answer(ends: PipeEnds) -> int:
+    """Be the looker: answer until nobody asks any more."""
+    known: dict[tuple[int, int], WatchedStacks] = {}
+    while True:
+        for question in msgspec.msgpack.decode(_receive(ends.hears), type=list[LookQuestion]):
+            _send(ends.tells, msgspec.msgpack.encode(_LookAnswer(question.pid, _look(known, question))))
 
 
 def _look(known: dict[tuple[int, int], WatchedStacks], question: LookQuestion) -> CoroutineLook | None:

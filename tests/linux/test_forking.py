@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
 
 import pytest
 
-from autopsy.linux.tasks.forking import Overdue, PipeEnds, end, ended, fork, receive, send
+from autopsy.bundle.manifest import LeftBehind
+from autopsy.linux.tasks.forking import Overdue, PipeEnds, end, ended, fork, fork_orphan, has_ended, receive, send
 
 
 def descriptors() -> set[str]:
@@ -100,3 +102,48 @@ def test_all_that_a_child_of_its_own_session_started_ends_with_it() -> None:
             assert time.monotonic() < give_up
             stream.seek(0)
     os.close(started)
+
+
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as stream:
+        return int(stream.read().rpartition(b")")[2].split()[1])
+
+
+def test_an_orphan_is_no_descendant_of_ours_and_is_heard_and_ended_as_a_child_is() -> None:
+    before = descriptors()
+    orphan = fork_orphan(lambda ends: repeat(ends) and sleep_on(ends))
+    above = orphan.pid
+    while above := parent_of(above):
+        assert above != os.getpid()
+    assert os.getsid(orphan.pid) == orphan.pid
+    send(orphan.questions, b"hello")
+    assert receive(orphan.answers, 5, time.monotonic() + 10) == b"hello"
+    gone = os.pidfd_open(orphan.pid)
+    assert end(orphan) is None
+    assert select.select([gone], [], [], 10)[0]
+    os.close(gone)
+    assert descriptors() == before
+
+
+def test_where_no_orphan_can_be_had_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, ours, real = descriptors(), os.getpid(), (os.fork, os.pidfd_open)
+    monkeypatch.setattr(os, "fork", lambda: real[0]() if os.getpid() == ours else no_room())
+    with pytest.raises(OSError, match="no process could be started"):
+        fork_orphan(sleep_on)
+    monkeypatch.undo()
+    there_is_room = iter((True, False))  # for who stands between us and the orphan, not for the orphan
+    monkeypatch.setattr(os, "pidfd_open", lambda pid: real[1](pid) if next(there_is_room) else no_room())
+    with pytest.raises(OSError, match="no room"):
+        fork_orphan(lambda ends: len(os.read(ends.hears, 1)))
+    assert descriptors() == before
+
+
+def test_a_child_that_was_left_behind_is_reaped_once_it_has_ended() -> None:
+    child = fork(sleep_on)
+    left_behind = LeftBehind(pid=child.pid, state="D", wchan="")
+    assert not has_ended(left_behind)
+    end(child, seconds=0)
+    give_up = time.monotonic() + 10
+    while not has_ended(left_behind):
+        assert time.monotonic() < give_up
+    assert not os.path.exists(f"/proc/{child.pid}")

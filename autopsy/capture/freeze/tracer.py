@@ -12,7 +12,6 @@ import ctypes
 import errno
 import gc
 import os
-import select
 import signal
 import time
 import traceback
@@ -28,7 +27,7 @@ from autopsy.capture.freeze.memory_copy import read_pages
 from autopsy.capture.freeze.tracer_memory import STACK_CAP, Board, Caught, Fate
 from autopsy.linux import ptrace
 from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, parse_maps, runs
-from autopsy.linux.tasks.forking import die_with_parent
+from autopsy.linux.tasks.forking import Child, PipeEnds, end, ended, fork
 from autopsy.linux.tasks.priority import Unpreempted
 
 RELEASE_SECONDS = 25e-6  # to copy one thread's stack and let it go
@@ -81,17 +80,18 @@ def hold(
     Concurrency: call it only from a process with one thread.
     """
     board = Board(len(os.listdir(f"{process.path}/task")))
-    gc.freeze()
-    pid = os.fork()
-    if pid == 0:
+
+    def trace(_: PipeEnds) -> int:
         try:
             _Tracer(board, process, stacks, max_stop, spared).run()
         except BaseException:  # noqa: BLE001 - its words are all that we will see of it
             board.say(traceback.format_exc())
-        finally:
-            os._exit(0)
+        return 0
+
+    gc.freeze()
+    tracer = fork(trace)
     gc.unfreeze()
-    notes = _await(pid, board, OVERTIME * max_stop)
+    notes = _await(tracer, board, OVERTIME * max_stop)
     if said := board.last_words():
         notes.append(f"the tracer failed: {said.strip().splitlines()[-1]}")
     words = board.words
@@ -105,31 +105,26 @@ def hold(
     return TracedStop(board.threads(), board.pieces(), stop, at_ns, tuple(notes))
 
 
-def _await(pid: int, board: Board, limit: float) -> list[str]:
+def _await(tracer: Child, board: Board, limit: float) -> list[str]:
     """Wait for the tracer's end, and bring it about if the tracer's own timer has not. Return what is worth telling."""
-    pidfd = os.pidfd_open(pid)
-    killed_at = 0.0
+    began = time.monotonic()
+    killed = False
     try:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        began = time.monotonic()
-        while not poller.poll(POLL_SECONDS * 1000):
+        while (status := ended(tracer.pidfd, REAP_SECONDS if killed else POLL_SECONDS)) is None:
+            if killed:
+                return [f"the tracer, process {tracer.pid}, cannot be killed: it sleeps in the kernel"]
             now = time.monotonic()
             started = board.words[Board.START]
-            if killed_at:
-                if now - killed_at > REAP_SECONDS:
-                    return [f"the tracer, process {pid}, cannot be killed: it sleeps in the kernel"]
-            elif now - began > PREPARE_SECONDS or (started and now - started / 1e9 > limit + MARGIN_SECONDS):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                killed_at = now
+            if now - began > PREPARE_SECONDS or (started and now - started / 1e9 > limit + MARGIN_SECONDS):
+                signal.pidfd_send_signal(tracer.pidfd, signal.SIGKILL)
+                killed = True
     finally:
-        os.close(pidfd)
-    _, status = os.waitpid(pid, 0)
-    if not os.WIFSIGNALED(status):
+        end(tracer, seconds=0)
+    if status >= 0:
         return []
-    if os.WTERMSIG(status) == signal.SIGALRM:
+    if status == -signal.SIGALRM:
         return ["the tracer's own timer ended it: the stop would have taken too long"]
-    return ["the tracer was killed: " + ("its time was up" if killed_at else f"signal {os.WTERMSIG(status)}")]
+    return ["the tracer was killed: " + ("its time was up" if killed else f"signal {-status}")]
 
 
 class _Tracer:
@@ -138,7 +133,6 @@ class _Tracer:
     def __init__(
         self, board: Board, process: MappedProcess, stacks: tuple[Mapping, ...], max_stop: float, spared: frozenset[int]
     ) -> None:
-        die_with_parent()
         self.board = board
         self.words = board.words
         self.process = process

@@ -57,8 +57,8 @@ class Guardian:
 def post(pid: int, pidfd: int, debugger: int) -> Guardian:
     """Watch over a VM, held by its pidfd, from before `debugger` attaches to it until after that has ended.
 
-    It has no parent-death signal on purpose: where the whole capture is killed, gdb dies with it, and somebody must be
-    left.
+    It is forked by hand, not by linux/tasks/forking.py, whose children die with us: where the whole capture is killed,
+    gdb dies with it, and somebody must be left.
     """
     gone = os.pidfd_open(debugger)
     try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -13,15 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-PR_SET_PDEATHSIG = 1
+from autopsy.linux.tasks.forking import Child, PipeEnds, end, ended, fork
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Forked:
     """A running copy. It is waited for and killed as subprocess.Popen's programs are."""
 
-    pid: int
-    pidfd: int
+    child: Child
 
     @classmethod
     def start(cls, work: Callable[[], None], ends: tuple[int, int, int]) -> Forked:
@@ -30,23 +27,19 @@ class Forked:
         Raises:
             OSError: there is no room for another process.
         """
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
+
+        def live(_: PipeEnds) -> int:
             try:
-                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 for number, descriptor in enumerate(ends):
                     os.dup2(descriptor, number)
-                if os.getppid() == parent:
-                    work()
-                    status = 0
+                work()
             except BaseException:  # noqa: BLE001 - its last line is all that its parent reads of it
                 with suppress(OSError):
                     os.write(2, traceback.format_exc().encode("utf-8", "replace"))
-            finally:
-                os._exit(status)
-        return cls(pid, os.pidfd_open(pid))
+                return 1
+            return 0
+
+        return cls(fork(live))
 
     def wait(self, timeout: float) -> int:
         """Return the exit status, negative for a signal.
@@ -54,15 +47,13 @@ class Forked:
         Raises:
             subprocess.TimeoutExpired: it runs on.
         """
-        poller = select.poll()
-        poller.register(self.pidfd, select.POLLIN)
-        if not poller.poll(timeout * 1000):
+        status = ended(self.child.pidfd, timeout)
+        if status is None:
             raise subprocess.TimeoutExpired(sys.argv[:1], timeout)
-        status = os.waitpid(self.pid, 0)[1]
-        os.close(self.pidfd)
-        return os.waitstatus_to_exitcode(status)
+        end(self.child)
+        return status
 
     def kill(self) -> None:
         """End it."""
         with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self.child.pidfd, signal.SIGKILL)

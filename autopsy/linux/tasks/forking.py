@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import select
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -17,9 +19,12 @@ from autopsy.bundle.manifest import LeftBehind
 
 PR_SET_PDEATHSIG = 1
 CLONE_NEWPID = 0x20000000
+ORPHAN_SECONDS = 10.0  # from the fork to an orphan being one
 REAP_SECONDS = 0.5  # from SIGKILL to the child being gone; past it the child sleeps in the kernel
 TICK_SECONDS = 0.1
 A_POLL_SECONDS = 1e6  # that a poll can wait
+
+_PID = struct.Struct("<I")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -79,6 +84,46 @@ def fork(live: Callable[[PipeEnds], int], *, own_session: bool = False, own_name
     os.close(tells)
     os.close(hears)
     return Child(pid, pidfd, answers, questions, own_session)
+
+
+def fork_orphan(live: Callable[[PipeEnds], int]) -> Child:
+    """Fork a process, in a session of its own, that is no descendant of ours: what holds for strangers holds for it.
+
+    It does not die with us, but what it hears ends then.
+
+    Raises:
+        OSError: there is no room for another process, or no descriptor for it; nothing of it is left then.
+
+    Concurrency: call it only from a process with one thread.
+    """
+
+    def leave(ends: PipeEnds) -> int:
+        if os.fork() != 0:
+            return 0
+        os.setsid()
+        send(ends.tells, _PID.pack(os.getpid()))
+        return live(ends)
+
+    between = fork(leave)
+    try:
+        pid, pidfd = _left_by(between)
+    except (EOFError, Overdue):
+        end(between)
+        raise OSError(errno.EAGAIN, "no process could be started") from None
+    except BaseException:
+        end(between)
+        raise
+    os.close(between.pidfd)
+    return Child(pid, pidfd, between.answers, between.questions, leads_session=True)
+
+
+def _left_by(between: Child) -> tuple[int, int]:
+    pid: int = _PID.unpack(receive(between.answers, _PID.size, time.monotonic() + ORPHAN_SECONDS))[0]
+    pidfd = os.pidfd_open(pid)
+    if ended(between.pidfd, ORPHAN_SECONDS) is None:  # as long as it lives, it is the orphan's parent
+        os.close(pidfd)
+        raise Overdue
+    return pid, pidfd
 
 
 def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
@@ -169,6 +214,14 @@ def end(child: Child, *, answered: bool = False, seconds: float = REAP_SECONDS) 
     finally:
         for descriptor in (child.pidfd, child.answers, child.questions):
             os.close(descriptor)
+
+
+def has_ended(left_behind: LeftBehind) -> bool:
+    """Reap a child that could not be ended, if it has ended since, and return whether it has: its number was kept."""
+    try:
+        return os.waitpid(left_behind.pid, os.WNOHANG)[0] == left_behind.pid
+    except ChildProcessError:
+        return True
 
 
 def kill_every(is_one: Callable[[int], bool]) -> None:
