@@ -13,7 +13,7 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.model.facts import DiskFact, Facts, SocketFact
-from autopsy.facts.subjects import Subject, Whole
+from autopsy.facts.subjects import Subject
 
 INCOMING = "inmigrate"
 
@@ -57,7 +57,6 @@ class Paused:
             objects=(*objects, *peers_of(sender)),
             confidence="proven",
             claims=(*claims, *about_sockets(sender)),
-            waits_for=frozenset({Whole.MAIN_LOOP}),
             # Whatever pauses a VM comes round: where the main loop does not, a `stop` has not ended, or a save has not.
             effect=isinstance(alive, Known) and not alive.value,
         )
@@ -236,7 +235,6 @@ def _switching_over(facts: Facts) -> Judgement:
                 else ()
             ),
         ),
-        waits_for=frozenset({Whole.MAIN_LOOP, subjects.Migration()}),
         effect=isinstance(alive, Known) and not alive.value,
     )
 
@@ -268,7 +266,6 @@ def _in_postcopy(facts: Facts) -> Judgement:
             claim(f"The run state is {state.value}.", state.cite),
             claim(f"The migration's status is {migration.value}: the destination runs the VM.", migration.cite),
         ),
-        waits_for=frozenset({Whole.MAIN_LOOP, subjects.Migration()}),
         effect=isinstance(alive, Known) and not alive.value,
     )
 

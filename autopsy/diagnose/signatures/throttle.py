@@ -19,12 +19,13 @@ from autopsy.diagnose.queries.requests import (
     standing,
 )
 from autopsy.diagnose.queries.threads import functions, threads
+from autopsy.diagnose.queries.throttle_locks import ThrottleLock, self_owned, throttle_lock
 from autopsy.diagnose.queries.wording import count, known, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Facts, MutexFact, Origin, Park, ThreadFact, ThrottleGroupFact
-from autopsy.facts.subjects import Subject, Whole
+from autopsy.facts.model.facts import Facts, Origin, Park, ThreadFact, ThrottleGroupFact
+from autopsy.facts.subjects import Subject
 
 SECOND = 1_000_000_000
 PATIENCE = 30.0  # seconds; what a limit lets pass within them is slow, and not stuck
@@ -193,9 +194,7 @@ def _timer_wait(facts: Facts) -> Judgement:
         objects=(*disks, *jobs, *(subjects.ThrottleGroup(each.name) for each in groups)),
         confidence=confidence(proven=parked.proven and not slow, otherwise="likely" if group else "possible"),
         claims=_chain(facts, parked, groups),
-        holds=frozenset({Whole.REQUESTS}),
         stands=_stand(facts, parked),
-        waits_for=frozenset({Whole.THROTTLE_LOCK}),
         by_design=True,
         harmless=bool(copies) and len(copies) == len(parked.requests),
         weight=len(parked.requests),
@@ -242,9 +241,7 @@ def _stale(facts: Facts) -> Judgement:
             *_chain(facts, parked, groups),
             claim(f"The limits do not explain the wait: {why}.", *(group.cite for group in groups)),
         ),
-        holds=frozenset({Whole.REQUESTS}),
         stands=_stand(facts, parked),
-        waits_for=frozenset({Whole.THROTTLE_LOCK}),
         weight=len(parked.requests),
     )
 
@@ -273,9 +270,7 @@ def _lost_timer(facts: Facts) -> Judgement:
         objects=(*disks, *(subjects.ThrottleGroup(group.name) for group in lost)),
         confidence=confidence(proven=parked.proven),
         claims=_chain(facts, parked, groups),
-        holds=frozenset({Whole.REQUESTS}),
         stands=_stand(facts, parked),
-        waits_for=frozenset({Whole.THROTTLE_LOCK}),
         weight=len(parked.requests),
     )
 
@@ -284,32 +279,25 @@ def _self_deadlock(facts: Facts) -> Judgement:
     if isinstance(facts.locks, Unknown):
         return CannotTell(f"who holds which mutex: {missing(facts.locks)}")
     by_tid = {thread.tid: thread for thread in threads(facts)}
-    selves = [mutex for mutex in facts.locks.value.mutexes if mutex.owner in mutex.waiters]
+    selves = self_owned(facts)
     if not selves:
         return RuledOut("no thread waits for a mutex that it holds itself", (facts.locks.cite,))
-    lock_parked = standing(facts, (Park.THROTTLE_LOCK,))
-    for mutex in selves:
-        thread = by_tid.get(mutex.owner)
-        by_frames = thread is not None and any("throttle_group" in name for name in functions(thread))
-        by_heap = mutex.in_object.startswith("throttle group")
-        by_coroutine = isinstance(lock_parked, Standing) and bool(lock_parked.requests)
-        if by_frames or by_heap or by_coroutine:
-            return _deadlock(facts, mutex, thread, lock_parked, seen=by_frames or by_heap)
-    if isinstance(lock_parked, Unknown) and all(not functions(by_tid[m.owner]) for m in selves if m.owner in by_tid):
+    parked = standing(facts, (Park.THROTTLE_LOCK,))
+    if (lock := throttle_lock(facts)) is not None:
+        return _deadlock(facts, lock, by_tid.get(lock.mutex.owner), parked)
+    if isinstance(parked, Unknown) and all(not functions(by_tid[m.owner]) for m in selves if m.owner in by_tid):
         return CannotTell("the frames of the thread that waits for itself (threads.json)")
     return RuledOut("the mutex that its owner waits for is no throttle group's", tuple(mutex.cite for mutex in selves))
 
 
-def _deadlock(
-    facts: Facts, mutex: MutexFact, thread: ThreadFact | None, parked: Standing | Unknown, *, seen: bool
-) -> Match:
+def _deadlock(facts: Facts, lock: ThrottleLock, thread: ThreadFact | None, parked: Standing | Unknown) -> Match:
+    mutex, group = lock.mutex, lock.group
     owner = subjects.thread(thread) if thread else subjects.Thread(mutex.owner)
     who = naming.name(owner)
     others = [tid for tid in mutex.waiters if tid != mutex.owner]
     waiting = standing(facts, (Park.THROTTLE, Park.THROTTLE_LOCK))
     requests = waiting.requests if isinstance(waiting, Standing) else ()
     disks = disks_in_queue(facts, requests)
-    group = mutex.in_object.removeprefix("throttle group ") if mutex.in_object.startswith("throttle group") else ""
     claims = [
         claim(
             f"{who[0].upper()}{who[1:]} waits for the mutex at {mutex.address:#x}, and that mutex's owner is "
@@ -341,18 +329,14 @@ def _deadlock(
         claims.append(
             claim(f"{counted(facts, requests)} {of_disks(disks)} wait behind it.", *(r.cite for r in requests[:6]))
         )
-    held: frozenset[Subject | Whole] = frozenset(
-        {Whole.THROTTLE_LOCK, Whole.REQUESTS, subjects.lock(mutex), *map(subjects.Thread, mutex.waiters)}
-    )
     return Match(
         headline=(
             f"{who[0].upper()}{who[1:]} waits for a throttle group's mutex that it holds itself: every disk of "
             "the group is dead"
         ),
         objects=(*((subjects.ThrottleGroup(group),) if group else ()), owner, *disks),
-        confidence="proven" if seen else "likely",
+        confidence="proven" if lock.seen else "likely",
         claims=tuple(claims),
-        holds=held,
         stands=stand((Park.THROTTLE, Park.THROTTLE_LOCK), requests, (subjects.lock(mutex),)),
         weight=len(mutex.waiters) + len(requests),
     )

@@ -1,4 +1,4 @@
-"""Edges of QEMU's monitor: it is answered by the main loop, which has something else to do."""
+"""Edges of what only the main loop can do: it answers the monitor, and stops and starts the VM."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from autopsy.facts.model.facts import Facts, Role
 
 
 def monitor_waits(facts: Facts) -> Iterator[Wait]:
-    """Yield one edge where a question was left without an answer."""
+    """Yield them where a question was left without an answer: a `stop`, or a save, has not ended then either."""
     if not monitor_is_dead(facts):
         return
     for thread in by_role(facts, Role.MAIN):
         cites = (facts.monitor.alive.cite,) if isinstance(facts.monitor.alive, Known) else ()
-        asked = subjects.Monitor(facts.vm.name)
-        yield Wait(asked, subjects.thread(thread), How.SERVED_BY, Certainty.ONCE, cites)
+        for waiter in (subjects.Monitor(facts.vm.name), subjects.VirtualMachine(facts.vm.name)):
+            yield Wait(waiter, subjects.thread(thread), How.SERVED_BY, Certainty.ONCE, cites)

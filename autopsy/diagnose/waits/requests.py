@@ -9,6 +9,7 @@ from autopsy.diagnose.queries.at_limits import copies_held
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, sleepers
 from autopsy.diagnose.queries.requests import disks_of, moves
 from autopsy.diagnose.queries.socket_peers import clients, leads_to, unsent
+from autopsy.diagnose.queries.throttle_locks import throttle_lock
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
@@ -31,8 +32,18 @@ def request_waits(facts: Facts) -> Iterator[Wait]:
             told.add((place, sure))
             for on in ends:
                 yield Wait(place, on, How.FOR, sure, (request.cite,))
+            yield from _throttle_lock(facts, request, place)
     yield from _servers(facts)
     yield from _clients(facts)
+
+
+def _throttle_lock(facts: Facts, request: CoroutineFact, place: subjects.Place) -> Iterator[Wait]:
+    """Yield that a throttle group, or the place where nobody knows its groups, waits for the group's own mutex."""
+    lock = throttle_lock(facts) if request.park in THROTTLED else None
+    for limit in (place.of or (place,)) if lock is not None else ():
+        if lock is not None and not (isinstance(limit, subjects.ThrottleGroup) and lock.group not in {"", limit.name}):
+            cites = (lock.mutex.cite, request.cite)
+            yield Wait(limit, subjects.lock(lock.mutex), How.WAITS_FOR_LOCK, Certainty.ONCE, cites)
 
 
 def _works(sleeper: Sleeper) -> bool:
