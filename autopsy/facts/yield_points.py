@@ -123,7 +123,14 @@ IN_MUTEX = MappingProxyType(
         "nbd_co_request": Park.NBD_SEND,
     }
 )
-IN_SLEEP = MappingProxyType({"bdrv_co_flush": Park.FLUSH, "qemu_co_sleep": Park.SLEEP, "qemu_co_sleep_ns": Park.SLEEP})
+IN_SLEEP = MappingProxyType(
+    {
+        "bdrv_co_flush": Park.FLUSH,
+        "qemu_co_sleep": Park.SLEEP,
+        "qemu_co_sleep_ns": Park.SLEEP,
+        "nbd_co_send_request": Park.NBD_SEND,  # it has the lock of those that send, and its socket takes no more
+    }
+)
 
 # QEMU's own NBD server lies beside the client: what came to one of these without a request of the block layer serves
 # a client of its own, and waits for that.

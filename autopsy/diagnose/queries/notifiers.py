@@ -8,7 +8,7 @@ from autopsy.facts.cite import Unknown
 from autopsy.facts.model.facts import Descriptor, Facts
 
 
-def _queues(facts: Facts) -> tuple[devices.VirtQueue, ...]:
+def idle_queues(facts: Facts) -> tuple[devices.VirtQueue, ...]:
     """Return the queues of disks that stood still in both snapshots, idle as far as QEMU knows."""
     if isinstance(facts.virtqueues, Unknown) or isinstance(facts.virtqueues.value.second, Unknown):
         return ()
@@ -23,7 +23,8 @@ def _queues(facts: Facts) -> tuple[devices.VirtQueue, ...]:
     )
 
 
-def _eventfd(facts: Facts, fd: int) -> Descriptor | None:
+def eventfd_of(facts: Facts, fd: int) -> Descriptor | None:
+    """Return the eventfd that a queue's notifier is, None where it is not known, or was never made."""
     found = descriptor(facts, fd) if _set_up(fd) else None
     return found if found and found.kind == "eventfd" else None
 
@@ -35,6 +36,7 @@ def _set_up(fd: int) -> bool:
 
 def unseen_notifiers(facts: Facts) -> tuple[int, ...]:
     """Return the notifiers of idle disk queues that the descriptor table does not show."""
-    wanted = {fd for queue in _queues(facts) for fd in (queue.host_notifier_fd, queue.guest_notifier_fd) if _set_up(fd)}
-    counted = {fd for fd in wanted if (found := _eventfd(facts, fd)) is not None and found.counter is not None}
+    notifiers = [fd for queue in idle_queues(facts) for fd in (queue.host_notifier_fd, queue.guest_notifier_fd)]
+    wanted = {fd for fd in notifiers if _set_up(fd)}
+    counted = {fd for fd in wanted if (found := eventfd_of(facts, fd)) is not None and found.counter is not None}
     return tuple(sorted(wanted - counted))

@@ -15,7 +15,7 @@ from autopsy.diagnose.queries.threads import blocks_main_loop, threads
 from autopsy.diagnose.queries.wording import count
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Origin, Park, Role
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Node, Origin, Park, Role
 from autopsy.facts.model.yield_points import THROTTLED
 from autopsy.facts.storage.requests import can_wait
 from autopsy.facts.subjects import Subject, Whole
@@ -25,6 +25,8 @@ LONG_IDLE_NS = 3_000_000_000
 NOT_IN_PASSING = frozenset({Park.BLKDEBUG, Park.THROTTLE_LOCK, Park.NBD_CONNECT})
 # The largest request that QEMU makes of a guest's, and a few of the smallest: a limit never has to hold more at once.
 AT_ONCE = {"bytes": 32 << 20, "requests": 16}
+# Drivers that do a request by themselves: one that stands in them waits for nobody else.
+NOBODY_ELSE = frozenset({"null-co", "null-aio", "vvfat"})
 AT_LEAST = "at least "
 MOST_CITES = 6
 MOST_NAMES = 6
@@ -197,6 +199,15 @@ def of_disks(disks: tuple[subjects.Volume, ...]) -> str:
     exports = any(isinstance(disk, subjects.Export) for disk in disks)  # each name says so
     kind = "" if exports else "disk " if len(disks) == 1 else "disks "
     return f"of {kind}{disk_names(disks[:MOST_NAMES])}{more}"
+
+
+def last_driver(facts: Facts, request: CoroutineFact) -> Node | None:
+    """Return the driver at the end of a request's way, None unless it is known, alone, and asks nobody for its work."""
+    ends = {node.name: node for disk in disks_of(facts, request) for node in disk.nodes if not node.children}
+    if len(ends) != 1:
+        return None
+    node = next(iter(ends.values()))
+    return node if node.driver in NOBODY_ELSE else None
 
 
 def job_of(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Job, ...]:

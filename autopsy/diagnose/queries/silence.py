@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
-from autopsy.diagnose.queries.at_limits import copies_held, seconds_for
+from autopsy.diagnose.queries.limits.at_limits import copies_held, seconds_for
 from autopsy.diagnose.queries.requests import disks_of, job_of, moves, title
 from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import claim

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from autopsy.bundle.syscalls import POLL_CALLS, REQUEST_CALLS
+from autopsy.bundle.syscalls import REQUEST_CALLS
+from autopsy.diagnose.queries.engines import (
+    done_in_the_pool,
+    never_submitted,
+    unsent_rings,
+    untaken_completions,
+)
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.requests import (
     confidence,
@@ -12,19 +18,15 @@ from autopsy.diagnose.queries.requests import (
     standing,
     still,
     their_disks,
-    thread_subjects,
 )
-from autopsy.diagnose.queries.threads import functions, looks, named, slept_through, threads
+from autopsy.diagnose.queries.threads import blocks_main_loop, functions, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model.facts import Facts, Park, RingsFact, Role, ThreadFact
-from autopsy.facts.subjects import Whole
 
 MOST_WORKERS = 64  # of one AioContext, unless thread-pool-max says otherwise
-IDLE_CALLS = POLL_CALLS | {"io_uring_enter", "epoll_pwait2", "restart_syscall", ""}
-LOOPS = frozenset({Whole.MAIN_LOOP, Whole.IOTHREAD})
 
 
 def _io_submit(facts: Facts) -> Judgement:
@@ -36,8 +38,7 @@ def _io_submit(facts: Facts) -> Judgement:
         words = "the threads in io_submit went on" if inside else "no thread is in io_submit"
         return RuledOut(words, tuple(looks(thread)[0].cite for thread in inside[:3]) or (facts.threads.cite,))
     tids = [thread.tid for thread in blocked]
-    held = thread_subjects(facts, tids)
-    whole = ", with the main loop behind it" if Whole.MAIN_LOOP in held else ""
+    whole = ", with the main loop behind it" if blocks_main_loop(facts, tids) else ""
     told = [thread for thread in blocked if looks(thread)[0].kernel_stack]
     frames = [thread.frames.cite for thread in blocked if isinstance(thread.frames, Known)]
     return Match(
@@ -56,7 +57,6 @@ def _io_submit(facts: Facts) -> Judgement:
             ),
             *((claim("Its frames go through QEMU's Linux AIO engine.", *frames[:2]),) if frames else ()),
         ),
-        holds=held | {Whole.REQUESTS},
         effect=not told,
         weight=len(blocked),
     )
@@ -71,21 +71,7 @@ def _not_reaped(facts: Facts) -> Judgement:
     if isinstance(facts.rings, Unknown):
         return CannotTell(f"the completion rings: {missing(facts.rings)}")
     rings = facts.rings.value
-    again = {ring.address: ring for ring in rings.aio_again}
-    full = [
-        ring
-        for ring in rings.aio
-        if ring.head != ring.tail and (later := again.get(ring.address)) and later.head == ring.head
-    ]
-    uring_again = {ring.fd: ring for ring in rings.uring_again}
-    uring = [
-        ring
-        for ring in rings.uring
-        if ring.cq_head is not None
-        and ring.cq_head != ring.cq_tail
-        and (other := uring_again.get(ring.fd))
-        and other.cq_head == ring.cq_head
-    ]
+    full, uring = untaken_completions(rings)
     waiting = still(facts, Park.LINUX_AIO, Park.IO_URING)
     if not full and not uring:
         return RuledOut("every completion ring was empty, or was emptied between the looks", (rings.cite,))
@@ -110,19 +96,9 @@ def _not_reaped(facts: Facts) -> Judgement:
                 else ()
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.LINUX_AIO, Park.IO_URING), waiting),
-        waits_for=LOOPS,
-        effect=_loop_is_held(facts),
         weight=number,
     )
-
-
-def _loop_is_held(facts: Facts) -> bool:
-    """Tell whether a thread that takes completions sleeps for something else: then that is why nobody takes them."""
-    loops = [thread for thread in threads(facts) if thread.role in {Role.MAIN, Role.IOTHREAD}]
-    waits = [thread for thread in loops if any(look.syscall.name not in IDLE_CALLS for look in looks(thread)[:1])]
-    return any(slept_through(thread) for thread in waits)
 
 
 def _in_kernel(facts: Facts) -> Judgement:
@@ -157,9 +133,7 @@ def _in_kernel(facts: Facts) -> Judgement:
         objects=(*disks, *(subjects.HostDevice(name) for name, _, _ in busy[:3])),
         confidence=confidence(proven=waiting.proven and sure),
         claims=tuple(claims),
-        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.LINUX_AIO, Park.IO_URING), waiting.requests),
-        waits_for=frozenset({Whole.STORAGE, Whole.IO_LIMIT}),
         weight=len(waiting.requests),
         where="host",
     )
@@ -172,7 +146,7 @@ def _elsewhere(facts: Facts, rings: RingsFact) -> str:
         return "the kernel has completed requests that QEMU has not taken"
     if any(ring.sq_head != ring.sq_tail for ring in rings.uring_again):
         return "the kernel has not been given some of the requests"
-    queued = _never_submitted(facts)
+    queued = never_submitted(facts)
     return f"QEMU has not handed them to the kernel: {queued} in its own queue" if queued else ""
 
 
@@ -188,36 +162,14 @@ def _heap_counts(facts: Facts) -> bool:
     )
 
 
-def _never_submitted(facts: Facts) -> int:
-    """Count the requests that lie in QEMU's own queue while none is in flight that would flush it."""
-    if isinstance(facts.heap, Unknown):
-        return 0
-    queued = 0
-    for context in facts.heap.value.contexts:
-        for engine in (context.linux_aio, context.uring):
-            if engine is not None and engine.in_queue > 0 and engine.in_flight == 0:
-                queued += engine.in_queue
-    return queued
-
-
 def _not_submitted(facts: Facts) -> Judgement:
     waiting = standing(facts, (Park.LINUX_AIO, Park.IO_URING))
     if isinstance(waiting, Unknown):
         return CannotTell(f"the parked coroutines: {missing(waiting)}")
     if not waiting.requests:
         return RuledOut("no request waits for Linux AIO or io_uring")
-    unsent = []
-    if isinstance(facts.rings, Known):
-        later = {ring.fd: ring for ring in facts.rings.value.uring_again}
-        unsent = [
-            ring
-            for ring in facts.rings.value.uring
-            if ring.sq_head is not None
-            and ring.sq_head != ring.sq_tail
-            and ring.fd in later
-            and later[ring.fd].sq_head == ring.sq_head
-        ]
-    queued = _never_submitted(facts)
+    unsent = unsent_rings(facts.rings.value) if isinstance(facts.rings, Known) else ()
+    queued = never_submitted(facts)
     if not queued and not (unsent and isinstance(facts.rings, Known) and facts.rings.value.both):
         if isinstance(facts.heap, Unknown):
             return CannotTell("QEMU's own submission queue: heap.json (`autopsy examine BUNDLE --debug-file F`)")
@@ -237,9 +189,7 @@ def _not_submitted(facts: Facts) -> Judgement:
                 *cites,
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.LINUX_AIO, Park.IO_URING), waiting.requests),
-        waits_for=LOOPS,
         weight=len(waiting.requests),
     )
 
@@ -262,8 +212,6 @@ def _pool_exhausted(facts: Facts) -> Judgement:
         objects=their_disks(facts, waiting),
         confidence=confidence(proven=isinstance(facts.heap, Known)),
         claims=(claim("The pool has its most threads, none idle, and requests in its queue.", *cites),),
-        holds=frozenset({Whole.REQUESTS}),
-        waits_for=frozenset({Whole.STORAGE}),
         effect=True,
         weight=len(waiting),
     )
@@ -287,7 +235,7 @@ def _done_not_completed(facts: Facts) -> Judgement:
         return RuledOut(words, tuple(looks(thread)[0].cite for thread in working[:4]))
     if not waiting.proven:
         return CannotTell("a second snapshot: whether the requests end by themselves")
-    done = _pool_done(facts)
+    done = done_in_the_pool(facts)
     disks = their_disks(facts, waiting.requests)
     return Match(
         headline=(f"{waiting.counted()} {of_disks(disks)} wait for worker threads, and every worker is idle"),
@@ -302,9 +250,7 @@ def _done_not_completed(facts: Facts) -> Judgement:
                 else ()
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.THREADS,), waiting.requests),
-        waits_for=LOOPS,
         weight=len(waiting.requests),
     )
 
@@ -314,12 +260,6 @@ def _works(thread: ThreadFact) -> bool:
         return False
     inside = any(look.syscall.name in REQUEST_CALLS or look.state in {"R", "D"} for look in looks(thread))
     return inside or any(name.startswith(("handle_aiocb_", "aio_worker")) for name in functions(thread))
-
-
-def _pool_done(facts: Facts) -> int:
-    if isinstance(facts.heap, Unknown):
-        return 0
-    return sum(context.thread_pool.done for context in facts.heap.value.contexts if context.thread_pool)
 
 
 def _heap(facts: Facts) -> Cite:

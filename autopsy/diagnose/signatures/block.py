@@ -14,6 +14,7 @@ from autopsy.diagnose.queries.requests import (
     confidence,
     counted,
     disks_of,
+    last_driver,
     of_disks,
     stand,
     standing,
@@ -27,12 +28,10 @@ from autopsy.diagnose.queries.wording import missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Node, Park, Role
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park, Role
 from autopsy.facts.model.yield_points import BEHIND, DISK_PARKS
 from autopsy.facts.subjects import Whole
 
-# Drivers that do a request by themselves: one that stands in them waits for nobody else.
-NOBODY_ELSE = frozenset({"null-co", "null-aio", "vvfat"})
 LEAVES = (DISK_PARKS - BEHIND) | {Park.PVE_BACKUP, Park.SLEEP, Park.OTHER}
 
 
@@ -321,7 +320,7 @@ def _driver(facts: Facts) -> Judgement:
             "no request stands in a nameless driver", tuple(each.cite for each in waiting.moving[:3]) or cites
         )
     disks = their_disks(facts, waiting.requests)
-    at_its_end = [_last(facts, each) for each in waiting.requests]
+    at_its_end = [last_driver(facts, each) for each in waiting.requests]
     ends = tuple(dict.fromkeys(subjects.Driver(node.name, node.driver) for node in at_its_end if node is not None))
     known_to_hold = None not in at_its_end
     number = waiting.counted()
@@ -341,23 +340,10 @@ def _driver(facts: Facts) -> Judgement:
                 if node is not None and known_to_hold
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}) if known_to_hold else frozenset(),
         stands=stand((Park.DRIVER,), waiting.requests),
-        waits_for=frozenset()
-        if known_to_hold
-        else frozenset({Whole.REQUESTS, Whole.STORAGE, Whole.MAIN_LOOP, Whole.IOTHREAD}),
         effect=not known_to_hold,
         weight=len(waiting.requests),
     )
-
-
-def _last(facts: Facts, request: CoroutineFact) -> Node | None:
-    """Return the driver at the end of a request's way, None unless it is known, alone, and asks nobody for its work."""
-    ends = {node.name: node for disk in disks_of(facts, request) for node in disk.nodes if not node.children}
-    if len(ends) != 1:
-        return None
-    node = next(iter(ends.values()))
-    return node if node.driver in NOBODY_ELSE else None
 
 
 SIGNATURES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.bundle.heap import devices
-from autopsy.diagnose.queries.notifiers import _eventfd, _queues, unseen_notifiers
+from autopsy.diagnose.queries.notifiers import eventfd_of, idle_queues, unseen_notifiers
 from autopsy.diagnose.queries.requests import confidence, still, their_disks
 from autopsy.diagnose.queries.threads import functions, threads
 from autopsy.diagnose.queries.untaken import Untaken, untaken
@@ -14,7 +14,6 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model.facts import Descriptor, Facts, Park, Queues
-from autopsy.facts.subjects import Whole
 
 HEAP_MISSING = "heap.json (QEMU's DWARF: `autopsy examine BUNDLE --debug-file F`)"
 
@@ -46,7 +45,7 @@ def _polled(facts: Facts, queue: devices.VirtQueue) -> bool | None:
     """Tell whether an event loop polls a queue by itself, as it may with the guest's kicks switched off."""
     if isinstance(facts.heap, Known):
         return any(context.poll_started for context in facts.heap.value.contexts)
-    fd = _eventfd(facts, queue.host_notifier_fd)
+    fd = eventfd_of(facts, queue.host_notifier_fd)
     # A loop that sleeps on a queue's notifier has ended its polling before.
     return False if fd is not None and _heard(facts, fd) else None
 
@@ -54,7 +53,7 @@ def _polled(facts: Facts, queue: devices.VirtQueue) -> bool | None:
 def _notify_off(facts: Facts) -> Judgement:
     if isinstance(facts.virtqueues, Unknown) or _missing_queues(facts):
         return CannotTell(_missing_queues(facts))
-    quiet = [(queue, _polled(facts, queue)) for queue in _queues(facts) if not queue.notification]
+    quiet = [(queue, _polled(facts, queue)) for queue in idle_queues(facts) if not queue.notification]
     silent = [queue for queue, polled in quiet if polled is False]
     if not silent and None in {polled for _, polled in quiet}:
         return CannotTell(f"whether an event loop polls the queues whose kicks are off: {HEAP_MISSING}")
@@ -73,8 +72,6 @@ def _notify_off(facts: Facts) -> Judgement:
                 facts.virtqueues.cite,
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}),
-        waits_for=frozenset({Whole.MAIN_LOOP, Whole.IOTHREAD}),
         weight=len(silent),
     )
 
@@ -89,7 +86,7 @@ def _kick_lost(facts: Facts) -> Judgement:  # noqa: PLR0911 - one answer for eac
     lost = tuple(_pending(facts, heard=False))
     if lost:
         return _unheard(facts.polls.cite, lost)
-    if waiting := untaken(facts, _queues(facts)):
+    if waiting := untaken(facts, idle_queues(facts)):
         return _never_told(facts.virtqueues.value, waiting)
     if unclear := tuple(str(fd.fd) for _, fd in _pending(facts, heard=None)):
         return CannotTell(f"who polls eventfd {', '.join(unclear)}: io_uring tells nobody")
@@ -98,8 +95,8 @@ def _kick_lost(facts: Facts) -> Judgement:  # noqa: PLR0911 - one answer for eac
 
 def _pending(facts: Facts, *, heard: bool | None) -> Iterator[tuple[devices.VirtQueue, Descriptor]]:
     """Yield the idle queues whose eventfd has counted kicks all the time, and is heard like that."""
-    for queue in _queues(facts):
-        fd = _eventfd(facts, queue.host_notifier_fd)
+    for queue in idle_queues(facts):
+        fd = eventfd_of(facts, queue.host_notifier_fd)
         if fd is None or queue.host_notifier_enabled is False or not _stays(facts, fd):
             continue
         if _heard(facts, fd) is heard:
@@ -119,8 +116,6 @@ def _unheard(polls: Cite, lost: tuple[tuple[devices.VirtQueue, Descriptor], ...]
                 polls,
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}),
-        waits_for=frozenset({Whole.MAIN_LOOP, Whole.IOTHREAD}),
         weight=len(lost),
     )
 
@@ -146,7 +141,6 @@ def _never_told(queues: Queues, waiting: tuple[Untaken, ...]) -> Match:
                 queues.cite,
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}),
         weight=sum(each.requests for each in waiting),
     )
 
@@ -157,8 +151,8 @@ def _interrupt(facts: Facts) -> Judgement:
     if unseen := unseen_notifiers(facts):
         return CannotTell(f"the descriptors {', '.join(map(str, unseen))} (evidence/proc.fds/fds.txt)")
     pending = []
-    for queue in _queues(facts):
-        fd = _eventfd(facts, queue.guest_notifier_fd)
+    for queue in idle_queues(facts):
+        fd = eventfd_of(facts, queue.guest_notifier_fd)
         if fd is not None and _stays(facts, fd) and queue.used_idx == queue.signalled_used:
             pending.append((queue, fd))
     if not pending:
@@ -200,7 +194,6 @@ def _lsi_leak(facts: Facts) -> Judgement:
                 facts.heap.cite,
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}),
         beside=(each.reentrancy_level or 0) <= 8,
         weight=1,
     )
@@ -239,7 +232,6 @@ def _lsi_waits(facts: Facts) -> Judgement:
                 facts.heap.cite,
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}),
         weight=len(each.queue),
     )
 
@@ -262,7 +254,6 @@ def _ide_trim(facts: Facts) -> Judgement:
             claim("A discard is parked in blk_wait_while_drained.", *(each.cite for each in drained[:3])),
             claim("The main thread drains.", facts.main_loop.value.cite),
         ),
-        holds=frozenset({Whole.MAIN_LOOP, Whole.REQUESTS}),
         weight=len(drained) + 1,
     )
 
@@ -287,7 +278,6 @@ def _broken(facts: Facts) -> Judgement:
                 queues.devices_cite,
             ),
         ),
-        holds=frozenset({Whole.REQUESTS, *map(subjects.Device, names)}),
         weight=len(names),
     )
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim, Confidence
 from autopsy.diagnose.queries.account import about_idle, idle_peers, left_over, no_connection, told
-from autopsy.diagnose.queries.at_limits import copies_held
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
+from autopsy.diagnose.queries.limits.at_limits import copies_held
 from autopsy.diagnose.queries.notifiers import unseen_notifiers
 from autopsy.diagnose.queries.requests import Standing, called, counted, standing
 from autopsy.diagnose.queries.silence import slow

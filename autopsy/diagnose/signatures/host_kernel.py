@@ -98,7 +98,6 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
             subjects.Kernel(kind.id),
             *(subjects.Kernel(kind.id, name) for name in (*mounts, *(each.name for each in devices))),
         ),
-        waits_for=frozenset({Whole.IO_LIMIT} if kind.id == "host-block-wait" else ()),
         weight=len(found),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.queries.at_limits import copies_held
+from autopsy.diagnose.queries.limits.at_limits import copies_held
 from autopsy.diagnose.queries.migration import SAVING, sends_state
 from autopsy.diagnose.queries.requests import (
     confidence,

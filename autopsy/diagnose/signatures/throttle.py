@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
-from autopsy.diagnose.queries.at_limits import about_sharing, copies_held, counts_size, disks_in_queue, seconds_for
+from autopsy.diagnose.queries.limits.at_limits import (
+    about_sharing,
+    copies_held,
+    counts_size,
+    disks_in_queue,
+    seconds_for,
+)
+from autopsy.diagnose.queries.limits.throttle_locks import ThrottleLock, self_owned, throttle_lock
 from autopsy.diagnose.queries.requests import (
     Standing,
     confidence,
@@ -19,7 +26,6 @@ from autopsy.diagnose.queries.requests import (
     standing,
 )
 from autopsy.diagnose.queries.threads import functions, threads
-from autopsy.diagnose.queries.throttle_locks import ThrottleLock, self_owned, throttle_lock
 from autopsy.diagnose.queries.wording import count, known, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autopsy.diagnose.queries.at_limits import copies_held
-from autopsy.diagnose.queries.requests import disks_of
+from autopsy.diagnose.queries.limits.at_limits import copies_held
+from autopsy.diagnose.queries.requests import disks_of, last_driver
 from autopsy.diagnose.waits.requests import standing
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
@@ -23,12 +23,16 @@ MOST = 64  # each waits for one; which of many it is, the place does not tell
 
 def behind_waits(facts: Facts) -> Iterator[Wait]:
     """Yield who stands behind whom: by the heap where it tells, else behind those of the same disk that stand."""
-    leaves = tuple(standing(facts, LEAVES))
-    told, at_limit = _told_by_heap(facts), bool(copies_held(facts))
     held = {waiter for mutex in _comutexes(facts) for waiter in mutex.waiters}
+    nameless: list[CoroutineFact] = []
+    leaves: list[CoroutineFact] = []
+    for leaf in standing(facts, LEAVES):
+        (nameless if _is_nameless(facts, leaf) else leaves).append(leaf)
+    free = [leaf for leaf in leaves if leaf.address not in held]  # whoever waits for a lock may wait for the nameless
+    told, at_limit = _told_by_heap(facts), bool(copies_held(facts))
     awaited: set[subjects.Subject] = set()
     seen: set[subjects.Place] = set()
-    for request in standing(facts, BEHIND):
+    for request in (*standing(facts, BEHIND), *nameless):
         waiter = subjects.Request(request.address)
         if request.address in held or (request.of_job and at_limit):
             continue  # whose lock it is, is known; a job that only a limit holds back is slow
@@ -37,7 +41,11 @@ def behind_waits(facts: Facts) -> Iterator[Wait]:
             if request.park in DRAINS
             else (subjects.Request(told[request.address]),)
             if request.address in told
-            else tuple(subjects.Request(each.address) for each in leaves if _may_hold(facts, each, request))[:MOST]
+            else tuple(
+                subjects.Request(leaf.address)
+                for leaf in (free if request.park is Park.DRIVER else leaves)
+                if _may_hold(facts, leaf, request)
+            )[:MOST]
         )
         place = subjects.Place(request.park, frozenset(before))
         yield Wait(waiter, place, How.PARKED_AT, _sure(request), (request.cite,))
@@ -49,6 +57,11 @@ def behind_waits(facts: Facts) -> Iterator[Wait]:
     for leaf in leaves:
         if leaf.park in UNTOLD and (waiter := subjects.Request(leaf.address)) in awaited:
             yield Wait(waiter, subjects.Place(leaf.park), How.PARKED_AT, _sure(leaf), (leaf.cite,))
+
+
+def _is_nameless(facts: Facts, request: CoroutineFact) -> bool:
+    """Tell whether a request stands in a driver that this build gives no name, and that may ask others for its work."""
+    return request.park is Park.DRIVER and last_driver(facts, request) is None
 
 
 def _comutexes(facts: Facts) -> tuple[CoMutexFact, ...]:

@@ -8,7 +8,19 @@ from itertools import islice
 
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.queries.threads import by_role
-from autopsy.diagnose.waits import behind, frames, jobs, kernel, locks, migration, monitor, polls, requests
+from autopsy.diagnose.waits import (
+    behind,
+    frames,
+    jobs,
+    kernel,
+    limits,
+    locks,
+    loops,
+    migration,
+    monitor,
+    polls,
+    requests,
+)
 from autopsy.diagnose.waits.ends import Ends, ends
 from autopsy.diagnose.waits.wait import Wait
 from autopsy.facts import subjects
@@ -22,6 +34,8 @@ BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
     ("kernel", kernel.kernel_waits),
     ("requests", requests.request_waits),
     ("behind", behind.behind_waits),
+    ("limits", limits.limit_waits),
+    ("loops", loops.loop_waits),
     ("jobs", jobs.job_waits),
     ("polls", polls.poll_waits),
     ("migration", migration.migration_waits),
@@ -59,7 +73,7 @@ def build(facts: Facts) -> Graph:
             trouble.append(f"{name}: more than {MOST_WAITS} waits, the rest left out")
         waits += found[:MOST_WAITS]
     threads = [subjects.thread(each) for each in by_role(facts, *LOOPS)]
-    asked = dict.fromkeys(wait.waiter for wait in waits if isinstance(wait.waiter, subjects.Request))
+    asked = dict.fromkeys(wait.waiter for wait in waits if isinstance(wait.waiter, subjects.Request | subjects.Device))
     return Graph(tuple(waits), (*threads, *asked), tuple(trouble))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.bundle.syscalls import REQUEST_CALLS
-from autopsy.diagnose.queries.at_limits import copies_held
+from autopsy.diagnose.queries.engines import held_loops, owed_by_loops
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, sleepers
-from autopsy.diagnose.queries.requests import disks_of, moves
+from autopsy.diagnose.queries.limits.at_limits import copies_held
+from autopsy.diagnose.queries.limits.throttle_locks import throttle_lock
+from autopsy.diagnose.queries.requests import disks_of, last_driver, moves
 from autopsy.diagnose.queries.socket_peers import clients, leads_to, unsent
-from autopsy.diagnose.queries.throttle_locks import throttle_lock
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
@@ -24,6 +25,8 @@ def request_waits(facts: Facts) -> Iterator[Wait]:
     workers = [subjects.thread(each.thread) for each in asleep if _works(each)]
     told: set[tuple[subjects.Place, Certainty]] = set()
     for request in standing(facts, DISK_PARKS - BEHIND):
+        if request.park is Park.DRIVER and last_driver(facts, request) is None:
+            continue  # it may stand behind any other
         sure = Certainty.SEEN if isinstance(request.stuck, Known) and request.stuck.value else Certainty.ONCE
         ends = tuple(_ends(facts, request, disks_of(facts, request), workers))
         place = subjects.Place(request.park, frozenset(ends))
@@ -69,7 +72,8 @@ def _ends(
         groups = {disk.throttle_group.value for disk in owners if isinstance(disk.throttle_group, Known)}
         yield from (subjects.ThrottleGroup(group) for group in sorted(groups) if group)
     elif request.park in BY_ENGINE:
-        yield from workers
+        owed = held_loops(facts) if request.park in owed_by_loops(facts) else ()
+        yield from map(subjects.thread, owed) if owed else workers
     elif request.park is Park.BLKDEBUG:
         yield from (_drivers(owners, request.park))
     else:

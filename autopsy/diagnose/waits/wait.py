@@ -25,6 +25,8 @@ class How(Enum):
     STACKED_ON = "lies on"
     STOPPED_BY = "is stopped by"
     JOINS = "waits for the end of"
+    TAKEN_UP_BY = "is to be taken up by"
+    LIMITED_BY = "is limited by"
     SIGNALLED_BY = "waits for a word from"
 
 

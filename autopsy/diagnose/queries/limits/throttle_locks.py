@@ -15,7 +15,7 @@ PREFIX = "throttle group"
 
 @dataclass(frozen=True, slots=True)
 class ThrottleLock:
-    """The mutex; `group` is empty where nothing tells whose it is. Not `seen`: only a coroutine at its place implies it."""
+    """The mutex; `group` is empty where nothing tells whose it is. Not `seen`: a coroutine at its place implies it."""
 
     mutex: MutexFact
     group: str
@@ -31,7 +31,7 @@ def self_owned(facts: Facts) -> tuple[MutexFact, ...]:
 
 @once
 def throttle_lock(facts: Facts) -> ThrottleLock | None:
-    """Return the mutex of a throttle group whose owner waits for it, by its place, its owner's frames or a coroutine."""
+    """Return a throttle group's mutex whose owner waits for it: its place, its owner's frames or a coroutine tells."""
     by_tid = {thread.tid: thread for thread in threads(facts)}
     waits = bool(still(facts, Park.THROTTLE_LOCK))
     for mutex in self_owned(facts):
