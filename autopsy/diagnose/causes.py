@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.signature import Match, Signature, spoken_of
 from autopsy.diagnose.waits.leads import NOWHERE, Leads
-from autopsy.facts.subjects import Whole
 
 # Among causes that do not wait for one another: whatever stops everything first, what pauses on purpose late.
 RANK: dict[Where, int] = {"process": 0, "vm-state": 2, "guest": 3, "none": 4, "unknown": 5}
@@ -38,7 +37,7 @@ class CauseOrder:
 
 
 def order(seen: Sequence[MatchedSignature], graph: Leads = NOWHERE) -> CauseOrder:
-    """Find the cause: a match that waits for nothing that another one holds, by the graph of waits or by its word."""
+    """Find the cause: a match that waits for nothing that another one holds, by the graph of waits."""
     # A pointer is no finding, and a VM with a finding is not healthy.
     seen = [each for each in seen if not is_pointer(each)]
     found = any(each.where != "none" and not each.match.harmless for each in seen)
@@ -83,10 +82,9 @@ def _holds(holder: MatchedSignature, waiter: MatchedSignature, graph: Leads) -> 
         return False
     if graph.is_held(spoken_of(waiter.match), spoken_of(holder.match)):
         return True
-    waits_for = set(waiter.match.waits_for)
-    if not {Whole.PROCESS, Whole.ENDED} & waiter.match.holds:
-        waits_for.add(Whole.PROCESS)
-    return bool(holder.match.holds & waits_for)
+    if holder.match.stops_all:
+        return waiter.where != "process"
+    return waiter.match.implied and holder.where not in RANK and not (holder.match.effect or holder.match.harmless)
 
 
 def _importance(each: MatchedSignature) -> tuple[int, bool, bool, int, int, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autopsy.diagnose.diagnosis import Claim, Confidence, Where
 from autopsy.facts.cite import Cite
 from autopsy.facts.model.facts import Facts
-from autopsy.facts.subjects import Subject, Whole
+from autopsy.facts.subjects import Subject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +19,9 @@ class Match:
     `by_design` says that it ends by itself, as it was set up to: what does not comes before it.
     `harmless` says that it is true of healthy VMs, too: it is never the cause, and is told beside one.
     Whose objects lead to another match's in the graph of waits is secondary to it; `stands` are the requests, locks and
-    places that it speaks of there and does not name. `waits_for` what another one `holds` says the same, where no edge
-    of that graph does.
+    places that it speaks of there and does not name.
+    `stops_all` says that nothing in the process runs because of it, whatever else it waits for.
+    `implied` says that frames alone tell it: it is one with whatever else was found.
     `weight` counts the requests or threads that it explains.
     """
 
@@ -28,13 +29,13 @@ class Match:
     objects: tuple[Subject, ...]
     confidence: Confidence
     claims: tuple[Claim, ...]
-    holds: frozenset[Subject | Whole] = frozenset()
-    waits_for: frozenset[Subject | Whole] = frozenset()
     stands: tuple[Subject, ...] = ()
     effect: bool = False
     beside: bool = False
     by_design: bool = False
     harmless: bool = False
+    stops_all: bool = False
+    implied: bool = False
     weight: int = 0
     where: Where | None = None
 

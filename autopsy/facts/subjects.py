@@ -6,23 +6,9 @@ Fields that do not identify a subject, but help people to know it again, take no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 
 from autopsy.facts.model import facts
 from autopsy.facts.model.facts import Park, Role
-
-
-class Whole(Enum):
-    """What a VM has one of, or that is spoken of as one; the value is the words for people."""
-
-    PROCESS = "the process"
-    ENDED = "what has ended"  # it explains nothing that was seen before, and nothing explains it
-    MAIN_LOOP = "the main loop"
-    STORAGE = "the storage"
-    REQUESTS = "requests in flight"
-    IO_LIMIT = "a control group's limit"
-    THROTTLE_LOCK = "a throttle group's lock"
-    IOTHREAD = "an iothread"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, Signature, 
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import CoroutineFact, Facts, Park, Role
-from autopsy.facts.subjects import Whole
 
 DRAINS = (
     "bdrv_do_drained_begin",
@@ -43,7 +42,6 @@ JOB_ENDS = (
     "stream_prepare",
     "child_job_",
 )
-FRAME = frozenset({Whole.MAIN_LOOP, Whole.REQUESTS, Whole.IOTHREAD, Whole.STORAGE})
 
 
 def called(stack: NamedStack) -> str:
@@ -56,14 +54,12 @@ def match(headline: str, *found: NamedStack, claims: tuple[str, ...] = (), where
     words = claims or tuple(
         f"{sentence(called(each))} is in {', under '.join(dict.fromkeys(shown(each)))}." for each in found
     )
-    threads = frozenset(subjects.thread(each.thread) for each in found)
     return Match(
         headline=headline,
         objects=tuple(subjects.thread(each.thread) for each in found),
         confidence="likely",
         claims=tuple(claim(text, each.cite) for text, each in zip(words, found, strict=False)),
-        holds=FRAME | threads,
-        waits_for=FRAME | threads,  # the more particular speaks for all, and whatever else was seen to hold them
+        implied=True,
         weight=1,
         where=where,  # type: ignore[arg-type]  # one of the closed vocabulary, from the callers below
     )

@@ -7,7 +7,6 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, Signature, 
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite
 from autopsy.facts.model.facts import Facts
-from autopsy.facts.subjects import Whole
 
 
 def _crashed(facts: Facts) -> Judgement:
@@ -18,7 +17,7 @@ def _crashed(facts: Facts) -> Judgement:
         objects=(subjects.Process(facts.vm.pid),),
         confidence="likely",
         claims=(claim(f"What was given says: {facts.crash}.", Cite(layout.MANIFEST, 0, "imported")),),
-        holds=frozenset({Whole.PROCESS}),
+        stops_all=True,
         weight=1,
     )
 

@@ -9,7 +9,6 @@ from functools import lru_cache
 from autopsy.bundle.syscalls import REQUEST_CALLS
 from autopsy.diagnose.diagnosis import Where
 from autopsy.facts.model.facts import ThreadSnapshot
-from autopsy.facts.subjects import Whole
 
 IDLE = re.compile(
     r"futex_|do_sys_poll|do_poll|poll_schedule|ep_poll|do_epoll|kvm_vcpu_(?:block|halt)|io_cqring_wait|hrtimer_nanosleep"
@@ -33,7 +32,6 @@ class Family:
     words: str
     names: re.Pattern[str]
     also: re.Pattern[str] | None = None
-    holds: frozenset[Whole] = frozenset({Whole.STORAGE})
     only_requests: bool = True
     passes: bool = True
 
@@ -109,7 +107,6 @@ FAMILIES = (
             r"rwsem_down_(?:read|write)_slowpath|down_(?:read|write)_killable|mmap_read_lock\w*|lock_mm_and_find_vma"
         ),
         re.compile(r"fault|mmap|munmap|mprotect|madvise|brk|get_user_pages|gup|pin_user|faultin|vm_"),
-        holds=frozenset(),
         only_requests=False,
     ),
     Family(
@@ -118,7 +115,6 @@ FAMILIES = (
         "threads wait for guest pages that the migration's source has not sent",
         "a guest page that the migration's source has not sent (userfaultfd)",
         re.compile(r"handle_userfault"),
-        holds=frozenset(),
         only_requests=False,
     ),
     Family(

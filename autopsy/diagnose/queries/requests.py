@@ -11,14 +11,13 @@ from autopsy.bundle import layout
 from autopsy.diagnose.diagnosis import Confidence
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming, progress
-from autopsy.diagnose.queries.threads import blocks_main_loop, threads
 from autopsy.diagnose.queries.wording import count
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Node, Origin, Park, Role
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Node, Origin, Park
 from autopsy.facts.model.yield_points import THROTTLED
 from autopsy.facts.storage.requests import can_wait
-from autopsy.facts.subjects import Subject, Whole
+from autopsy.facts.subjects import Subject
 
 LONG_IDLE_NS = 3_000_000_000
 # No request is met at these places in passing.
@@ -242,7 +241,7 @@ def confidence(*, proven: bool, otherwise: Confidence = "likely") -> Confidence:
     return "proven" if proven else otherwise
 
 
-def disk_subjects(facts: Facts, requests: Iterable[CoroutineFact]) -> frozenset[Subject | Whole]:
+def disk_subjects(facts: Facts, requests: Iterable[CoroutineFact]) -> frozenset[Subject]:
     """Return the disks that these requests hold up, and all those that they could be of where that is not known."""
     return frozenset(subjects.disk(disk) for request in requests for disk in disks_of(facts, request))
 
@@ -256,18 +255,6 @@ def still(facts: Facts, *parks: Park) -> tuple[CoroutineFact, ...]:
     """Return the requests that stand at these places, none where the coroutines are unknown."""
     found = standing(facts, parks)
     return found.requests if isinstance(found, Standing) else ()
-
-
-def thread_subjects(facts: Facts, tids: Iterable[int]) -> frozenset[Subject | Whole]:
-    """Return what blocked threads hold up: themselves, and the main loop or an iothread where they are that."""
-    blocked = set(tids)
-    roles = {thread.role for thread in threads(facts) if thread.tid in blocked}
-    held: set[Subject | Whole] = {subjects.Thread(tid) for tid in blocked}
-    if blocks_main_loop(facts, blocked):
-        held.add(Whole.MAIN_LOOP)
-    if Role.IOTHREAD in roles:
-        held.add(Whole.IOTHREAD)
-    return frozenset(held)
 
 
 def stand(

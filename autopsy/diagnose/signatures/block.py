@@ -20,7 +20,6 @@ from autopsy.diagnose.queries.requests import (
     standing,
     still,
     their_disks,
-    thread_subjects,
 )
 from autopsy.diagnose.queries.socket_peers import awaited_client
 from autopsy.diagnose.queries.threads import by_role, functions, looks, named, owns_bql, threads
@@ -30,7 +29,6 @@ from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park, Role
 from autopsy.facts.model.yield_points import BEHIND, DISK_PARKS
-from autopsy.facts.subjects import Whole
 
 LEAVES = (DISK_PARKS - BEHIND) | {Park.PVE_BACKUP, Park.SLEEP, Park.OTHER}
 
@@ -69,7 +67,6 @@ class Behind:
                 proven=waiting.proven and bool(leaves or endless), otherwise="likely" if waiting.proven else "possible"
             ),
             claims=tuple(claims),
-            holds=frozenset() if leaves else frozenset({Whole.REQUESTS}),
             stands=stand(self.parks, waiting.requests, mutexes.ended),
             weight=len(waiting.requests),
         )
@@ -157,7 +154,6 @@ def _blkdebug(facts: Facts) -> Judgement:
                 *(each.cite for each in requests[:6]),
             ),
         ),
-        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.BLKDEBUG,), requests, _nodes_of(facts, requests)),
         weight=len(requests),
     )
@@ -199,7 +195,6 @@ def _nested_poll(facts: Facts) -> Judgement:
                 (f"{who[0].upper()}{who[1:]} polls for events of the block layer while it holds the BQL."), loop.cite
             ),
         ),
-        holds=frozenset({Whole.MAIN_LOOP}) | thread_subjects(facts, (tid,)),
         effect=True,
         weight=1,
     )
@@ -246,7 +241,6 @@ def _quiesce_leak(facts: Facts) -> Judgement:
                 if isinstance(disk.quiesced, Known)
             ),
         ),
-        holds=frozenset() if draining else frozenset({Whole.REQUESTS}),
         stands=stand((Park.DRAINED,), waiting.requests),
         effect=draining,
         weight=len(waiting.requests),
@@ -303,7 +297,6 @@ def _graph_match(facts: Facts, waiting: Standing, words: str, sure: Confidence, 
         objects=their_disks(facts, waiting.requests),
         confidence=sure,
         claims=(claim(f"The main thread: {words}.", cite, *waiting.cites),),
-        holds=frozenset({Whole.MAIN_LOOP, Whole.REQUESTS}),
         stands=stand((Park.GRAPH_LOCK,), waiting.requests, (subjects.Thread(facts.vm.pid),)),
         weight=len(waiting.requests) + 1,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.queries.migration import sends_state
-from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, thread_subjects, title
+from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, title
 from autopsy.diagnose.queries.silence import beyond_their_past
 from autopsy.diagnose.queries.socket_peers import about_sockets, ends_of, leads_to, peers_of, stands, state
 from autopsy.diagnose.queries.threads import (
@@ -25,7 +25,6 @@ from autopsy.diagnose.signatures.device_backends import of_a_helper
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import DiskFact, Facts, Role, ThreadFact
-from autopsy.facts.subjects import Whole
 
 MOST_FRAMES = 3
 
@@ -68,8 +67,6 @@ def _judge(facts: Facts) -> Judgement:
         ),
         confidence=confidence(proven=slept_through(thread) is True and (stands(sockets) or beyond_their_past(disks))),
         claims=(*claims, *about_sockets(sockets)),
-        holds=thread_subjects(facts, (each.tid for each, _ in silent))
-        | {Whole.REQUESTS, *(subjects.disk(each) for each in disks)},
         weight=len(silent),
     )
 

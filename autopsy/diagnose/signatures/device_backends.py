@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from autopsy.bundle.syscalls import PEER_CALLS
 from autopsy.diagnose.queries.requests import confidence
 from autopsy.diagnose.queries.socket_peers import about_sockets, asleep, cannot_move, peers_of, socket_of, state
-from autopsy.diagnose.queries.threads import blocks_main_loop, functions, looks, named, slept_through, threads
+from autopsy.diagnose.queries.threads import functions, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model.facts import Facts, Helper, PeerFact, ThreadFact
-from autopsy.facts.subjects import Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,6 @@ class Talk:
         devices = [
             subjects.Device(each.device) for each in helpers if inodes & {socket.inode for socket in each.sockets}
         ]
-        held = frozenset({Whole.MAIN_LOOP}) if blocks_main_loop(facts, (each.tid for each in silent)) else frozenset()
         claims = [
             claim(
                 f"{sentence(named(each))} waits in {looks(each)[0].syscall.name}{self._under(each)}.",
@@ -85,7 +83,6 @@ class Talk:
             objects=(*devices, *peers_of(sockets), *(subjects.thread(each) for each in silent[:3])),
             confidence=confidence(proven=proven),
             claims=(*claims, *about_sockets(sockets)),
-            holds=held | {Whole.REQUESTS} | {subjects.thread(each) for each in silent},
             weight=len(silent),
         )
 
@@ -105,7 +102,6 @@ class Talk:
                 claim(f"{helper.model} {helper.device} is served through {helper.address}.", helper.cite),
                 *about_sockets(helper.sockets),
             ),
-            holds=frozenset({Whole.REQUESTS, subjects.Device(helper.device)}) if self.carries_disks else frozenset(),
             beside=not self.carries_disks,
             weight=1,
         )
@@ -123,7 +119,6 @@ class Talk:
                 claim(f"{helper.model} {helper.device} is served through {helper.address}.", helper.cite),
                 claim("QEMU says that this chardev is disconnected.", cite),
             ),
-            holds=frozenset({Whole.REQUESTS, subjects.Device(helper.device)}) if serves_disks else frozenset(),
             beside=not serves_disks,
             weight=1,
         )

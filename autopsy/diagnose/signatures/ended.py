@@ -10,7 +10,6 @@ from autopsy.diagnose.signature import Judgement, Match, RuledOut, Signature, cl
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Unknown
 from autopsy.facts.model.facts import EndFact, Facts
-from autopsy.facts.subjects import Whole
 
 
 def _ended(facts: Facts) -> Judgement:
@@ -22,7 +21,6 @@ def _ended(facts: Facts) -> Judgement:
         objects=(subjects.Process(facts.vm.pid),),
         confidence="proven",
         claims=tuple(_claims(found.value, found.cite)),
-        holds=frozenset({Whole.ENDED}),
         weight=len(threads(facts)),
     )
 

@@ -30,7 +30,6 @@ from autopsy.diagnose.queries.requests import (
     confidence,
     monitor_is_dead,
     standing,
-    thread_subjects,
     title,
 )
 from autopsy.diagnose.queries.threads import looks, named, threads
@@ -40,7 +39,6 @@ from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, FuseMount, PeerFact, Role
 from autopsy.facts.model.yield_points import DISK_PARKS
-from autopsy.facts.subjects import Subject, Whole
 
 
 def _judge(kind: Family, facts: Facts) -> Judgement:
@@ -60,10 +58,6 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
     through = any(each.through for each in found)
     answers = _answers(facts, kind, disks) if kind.passes else ()
-    tids = [each.thread.tid for each in found]
-    held: set[Subject | Whole] = {*kind.holds, *thread_subjects(facts, tids)}
-    if kind.only_requests:
-        held.add(Whole.REQUESTS)
     daemons = _daemons(facts, frozenset(mounts)) if kind.id == "fuse-daemon-silent" else ()
     where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()]
     where = [*where, *map(naming.name, devices)] or sorted(paths)
@@ -93,7 +87,6 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
                 for daemon in daemons
             ),
         ),
-        holds=frozenset(held),
         stands=(
             subjects.Kernel(kind.id),
             *(subjects.Kernel(kind.id, name) for name in (*mounts, *(each.name for each in devices))),
@@ -252,12 +245,6 @@ def _below_match(facts: Facts, asleep: list[Sleeper], way: Below, served: FuseMo
                 else ()
             ),
             *(claim(f"Its daemon is {each.comm} {each.pid}, State {each.state}.", each.cite) for each in daemons[:3]),
-        ),
-        holds=frozenset(
-            {
-                *(Whole.STORAGE, Whole.REQUESTS),
-                *thread_subjects(facts, (each.thread.tid for each in asleep)),
-            }
         ),
         weight=len(asleep),
     )

@@ -10,9 +10,7 @@ from autopsy.diagnose.queries.requests import (
     of_disks,
     stand,
     standing,
-    still,
     their_disks,
-    thread_subjects,
 )
 from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, socket_of, stands, state
 from autopsy.diagnose.queries.threads import by_role, functions, looks, named, slept_through, threads
@@ -22,7 +20,6 @@ from autopsy.diagnose.signatures.block import LEAVES
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Facts, JobFact, Park, Role
-from autopsy.facts.subjects import Whole
 
 LARGEST_STEP = 16 << 20  # the most that a job copies before it counts it, in bytes
 RECEIVING = frozenset({"read", "readv", "recvmsg", "recvfrom"})
@@ -105,14 +102,12 @@ def _copy_before_write(facts: Facts) -> Judgement:
     if not waiting.requests:
         cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
         return RuledOut("no guest write waits for a backup", tuple(each.cite for each in waiting.moving[:3]) or cites)
-    leaves = still(facts, *LEAVES)
     disks = their_disks(facts, waiting.requests)
     return Match(
         headline=(f"{waiting.counted('guest write')} {of_disks(disks)} wait until a backup has copied the old data"),
         objects=disks,
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked under the copy-before-write filter.", *waiting.cites),),
-        holds=frozenset() if leaves else frozenset({Whole.REQUESTS}),
         stands=stand((Park.COPY_BEFORE_WRITE, Park.COPY_MEMORY), waiting.requests),
         weight=len(waiting.requests),
     )
@@ -129,7 +124,6 @@ def _pve_backup(facts: Facts) -> Judgement:
         objects=(subjects.Server("Proxmox backup"),),
         confidence=confidence(proven=waiting.proven),
         claims=(claim("They are parked in Proxmox's backup callbacks.", *waiting.cites),),
-        holds=frozenset({Whole.REQUESTS}),
         stands=stand((Park.PVE_BACKUP,), waiting.requests),
         weight=len(waiting.requests),
     )
@@ -167,7 +161,6 @@ def _migration(facts: Facts) -> Judgement:
             (f"no thread is blocked while it sends the VM's state{f' (status {status})' if status else ''}"),
             (facts.threads.cite,),
         )
-    tids = [thread.tid for thread in blocked]
     sockets = tuple(dict.fromkeys(socket for thread in blocked for socket in socket_of(facts, thread)))
     receives = looks(blocked[0])[0].syscall.name in RECEIVING if looks(blocked[0]) else False
     doing, other = ("receiving", ": nobody sends") if receives else ("sending", ": its reader does not read")
@@ -191,7 +184,6 @@ def _migration(facts: Facts) -> Judgement:
             ),
             *about_sockets(sockets),
         ),
-        holds=thread_subjects(facts, tids) | {subjects.Thread(tid) for tid in tids},
         weight=len(blocked),
     )
 
@@ -219,7 +211,6 @@ def _savevm(facts: Facts) -> Judgement:
         objects=tuple(subjects.thread(each) for each in by_role(facts, Role.MAIN)),
         confidence=confidence(proven=loop.state in {"nested poll", "blocked in a system call"}),
         claims=(claim(f"The main thread is inside {found[0]}: {loop.state}.", loop.cite),),
-        holds=frozenset({Whole.MAIN_LOOP}),
         weight=1,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import waits_for
-from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, still, thread_subjects
+from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, still
 from autopsy.diagnose.queries.socket_peers import about_sockets, called, of_monitor, peers_of, stands, state
 from autopsy.diagnose.queries.threads import functions, looks, named, owns_bql, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
@@ -13,7 +13,6 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Facts, MutexFact, Park, Role, SocketFact, ThreadFact
-from autopsy.facts.subjects import Whole
 
 SLEEP_CALLS = frozenset({"nanosleep", "clock_nanosleep"})
 LOCK_FAMILIES = (
@@ -86,7 +85,6 @@ def _self_deadlock(facts: Facts, wanted: str, words: str) -> Judgement:
                 else ()
             ),
         ),
-        holds=thread_subjects(facts, mutex.waiters) | {Whole.REQUESTS},
         weight=len(mutex.waiters),
     )
 
@@ -124,7 +122,6 @@ def _cycle(facts: Facts) -> Judgement:
             ),
             claim(f"The ring closes over {kinds}: none of them can go on.", facts.locks.cite),
         ),
-        holds=thread_subjects(facts, ring) | {Whole.REQUESTS},
         weight=len(ring),
     )
 
@@ -161,7 +158,6 @@ def _bql_holder(facts: Facts) -> Judgement:
             claim(f"It sleeps in {call}, State {seen[0].state}, {seen[0].wchan or 'wchan unknown'}.", seen[0].cite),
             claim(f"{count(len(waiters), 'thread')} wait for the BQL.", *(each.cite for each in bql)),
         ),
-        holds=frozenset({Whole.MAIN_LOOP}) | thread_subjects(facts, waiters),
         effect=mutex is not None or seen[0].state == "D" or call in PEER_CALLS or _is_blocked_main(facts, holder),
         weight=len(waiters),
     )
@@ -213,7 +209,6 @@ def _chardev(facts: Facts) -> Judgement:
                 *(look.cite for look in looks(thread)),
             ),
         ),
-        holds=thread_subjects(facts, (thread.tid,)),
         weight=1,
     )
 

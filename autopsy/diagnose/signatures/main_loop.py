@@ -7,7 +7,6 @@ from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.queries.account import about, unexplained
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
 from autopsy.diagnose.queries.migration import sends_state
-from autopsy.diagnose.queries.requests import thread_subjects
 from autopsy.diagnose.queries.socket_peers import about_sockets, ends_of, peers_of, socket_of, stands, state
 from autopsy.diagnose.queries.threads import by_role, descriptor, functions, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
@@ -16,7 +15,6 @@ from autopsy.diagnose.signatures.device_backends import of_a_helper
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Descriptor, Facts, MainLoopFact, Origin, Role, ThreadFact, ThreadSnapshot
-from autopsy.facts.subjects import Whole
 
 # A library's threads may rest in any call; these are QEMU's own, and rest in theirs.
 WORKING = frozenset({Role.IOTHREAD, Role.WORKER, Role.VCPU})
@@ -65,7 +63,6 @@ def _blocked(facts: Facts) -> Judgement:
             *about_sockets(ends),
         ),
         where="host" if look.state == "D" else None,
-        holds=frozenset({Whole.MAIN_LOOP}),
         beside=True,
         weight=1,
     )
@@ -143,7 +140,6 @@ def _spins(facts: Facts) -> Judgement:
                 cite,
             ),
         ),
-        holds=thread_subjects(facts, (thread.tid,)),
         weight=1,
     )
 
@@ -178,7 +174,6 @@ def _rcu(facts: Facts) -> Judgement:
         objects=(subjects.thread(thread),),
         confidence="likely",
         claims=(claim(f"{sentence(named(thread))} is inside drain_call_rcu.", *frames),),
-        holds=thread_subjects(facts, (thread.tid,)),
         weight=1,
     )
 
@@ -203,7 +198,6 @@ def _asleep(facts: Facts) -> Judgement:
         confidence="likely",
         claims=tuple(about(facts, each) for each in found[:4]),
         where=_where(facts, thread),
-        holds=thread_subjects(facts, (each.tid for each in found)) | {Whole.REQUESTS},
         beside=True,
         weight=len(found),
     )

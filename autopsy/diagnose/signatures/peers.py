@@ -37,7 +37,6 @@ from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import CoroutineFact, Facts, Park, SocketFact
 from autopsy.facts.storage.requests import is_whole
-from autopsy.facts.subjects import Whole
 
 NBD = frozenset({"nbd"})
 
@@ -102,7 +101,6 @@ class Service:
             objects=(*disks, *jobs, *((subjects.Server(who),) if who else ()), *peers_of(sockets)),
             confidence=confidence(proven=waiting.proven and dead),
             claims=tuple(claims),
-            holds=frozenset({Whole.REQUESTS}),
             stands=stand(self.parks, waiting.requests, self._ends(facts)),
             weight=len(waiting.requests),
         )
@@ -259,7 +257,6 @@ def _export_client(facts: Facts) -> Judgement:
             claim(f"The main thread waits inside {loop.under or 'a drain'} until they are sent.", loop.cite),
             *about_sockets(sockets),
         ),
-        holds=frozenset({Whole.REQUESTS}),
         weight=len(waiting),
     )
 

@@ -10,9 +10,7 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model.facts import Facts, Role, ThreadFact, ThreadSnapshot
-from autopsy.facts.subjects import Whole
 
-HOLDS = frozenset({Whole.PROCESS})
 DUMPS = frozenset({"do_coredump", "vfs_coredump", "coredump_wait", "elf_core_dump"})
 
 
@@ -56,7 +54,7 @@ def _stopped(facts: Facts) -> Judgement:
                 for thread, look in inside[:4]
             ),
         ),
-        holds=HOLDS,
+        stops_all=True,
         weight=len(seen),
     )
 
@@ -85,7 +83,7 @@ def _traced(facts: Facts) -> Judgement:
                 *(look.cite for _, look in stopped[:4]),
             ),
         ),
-        holds=HOLDS,
+        stops_all=True,
         weight=len(stopped),
     )
 
@@ -109,7 +107,7 @@ def _frozen(facts: Facts) -> Judgement:
                 claim(f"The freezer holds {group}: nothing in it runs.", *cites),
                 claim(f"{count(len(trapped), 'thread')} of {len(seen)} sleep in the freezer.", *cites),
             ),
-            holds=HOLDS,
+            stops_all=True,
             weight=len(seen),
         )
     if isinstance(frozen, Unknown) and not seen:
@@ -143,7 +141,7 @@ def _dumping(facts: Facts) -> Judgement:
             ),
             claim("A process that dumps its core runs no more: it ends as soon as that is written.", look.cite),
         ),
-        holds=HOLDS,
+        stops_all=True,
         weight=len(seen),
     )
 

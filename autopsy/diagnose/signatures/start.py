@@ -10,7 +10,6 @@ from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, S
 from autopsy.facts import subjects
 from autopsy.facts.cite import Unknown
 from autopsy.facts.model.facts import Facts, Role
-from autopsy.facts.subjects import Whole
 
 
 def _awaits(facts: Facts) -> Judgement:
@@ -39,7 +38,6 @@ def _awaits(facts: Facts) -> Judgement:
             ),
             *(() if vcpus else (claim("It has no vCPU: the guest has never run.", looks(main)[0].cite),)),
         ),
-        holds=frozenset({Whole.MAIN_LOOP}),
         weight=1,
     )
 
