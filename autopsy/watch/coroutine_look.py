@@ -20,6 +20,7 @@ from autopsy.target.coroutine_count import CALL_BYTES, MOST_MAPS, TOP, WORDS, ca
 from autopsy.target.identity import stat_of
 from autopsy.target.image import image_of
 from autopsy.watch.request_shape import Held, ParkedStack, Shape, held_by
+from autopsy.watch.signs.throttle_shape import ThrottleMemberPlace, due
 
 USED_PAGES = 3  # of a stack: what a request's frames, and those that have returned, have left there
 MAPS_SECONDS = 60.0  # after which the map is read again, whatever the process's size says
@@ -30,12 +31,16 @@ MOST_PARKED = 16384
 
 
 class ParkedCoroutine(msgspec.Struct, frozen=True, array_like=True):
-    """A coroutine under way: the top of its stack, a digest of what the stack holds, and what it waits with."""
+    """A coroutine under way: the top of its stack, a digest of what the stack holds, and what it waits with.
+
+    `due_in_ns` is in what time a limit's timer lets go on who waits in its queue, below 0 where that should have been.
+    """
 
     top: int
     digest: bytes
     shape: Shape = Shape.UNKNOWN
     kin: int = 0
+    due_in_ns: int | None = None
 
 
 class CoroutineLook(msgspec.Struct, frozen=True, array_like=True):
@@ -108,11 +113,22 @@ class WatchedStacks:
                 holds = held_by(list(fresh.values()), waiting, self._is_code, self._read)
                 kept |= dict(zip(fresh, holds, strict=True))
             self.held = kept
+            due_in = self._due_in({held.limit for held in kept.values() if held.limit})
+            held_by_token = ((token, kept[token]) for token in tokens)
             return CoroutineLook(
                 clear=True,
-                parked=tuple(ParkedCoroutine(*token, kept[token].shape, kept[token].kin) for token in tokens),
+                parked=tuple(
+                    ParkedCoroutine(*token, held.shape, held.kin, due_in.get(held.limit))
+                    for token, held in held_by_token
+                ),
                 took_ns=time.thread_time_ns() - began,
             )
+
+    def _due_in(self, limits: set[ThrottleMemberPlace]) -> dict[ThrottleMemberPlace | None, int]:
+        """Return in what time each limit lets a request through, of those that have a time set."""
+        times = {limit: due(limit, self._read) for limit in limits}
+        now = time.monotonic_ns()
+        return {limit: at - now for limit, at in times.items() if at is not None}
 
     def _map(self) -> None:
         if stat_of(self.process.path).start_ticks != self.start_ticks:

@@ -8,20 +8,19 @@ ask, and may do so for ever.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-WORD = 8
+from autopsy.watch.signs.throttle_shape import LOWEST, MOST_BEHIND, MOST_POINTERS, WORD, ThrottleMemberPlace, member_of
+
 # From a BdrvTrackedRequest's start to its wait queue, of which an empty one points to itself; before that the
 # coroutine, then the list's links. QEMU has added members before them more than once.
 MOST_BEFORE_LINKS = 96
 COROUTINE_BYTES = 0x70  # of struct Coroutine, up to the link of the queue that it waits in and the one behind
 TOP_WORDS = 32  # of a stack, in which the trampoline keeps its Coroutine
-MOST_BEHIND = 0x200  # a CoQueue lies that near behind what a waiter's stack points to: a BlockBackend, a limit's member
-MOST_POINTERS = 160
-LOWEST = 1 << 16
 IN_A_QUEUE = 1
 
 Read = Callable[[int, int], bytes]
@@ -41,12 +40,13 @@ class Held:
     """What a coroutine holds; `kin` is what those that wait for the same have in common.
 
     For a tracked request that is the node's address; of queues one is as good as another. `coroutine` is the address
-    of who waits in one, 0 else.
+    of who waits in one, 0 else; `limit` is the limit's queue, where it is one's.
     """
 
     shape: Shape
     kin: int = 0
     coroutine: int = 0
+    limit: ThrottleMemberPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,16 @@ class ParkedStack:
     def low(self) -> int:
         """Return the address of the first word."""
         return self.top - WORD * len(self.words)
+
+    @property
+    def pointers(self) -> tuple[int, ...]:
+        """Return what may be addresses outside of the stack, what was put there first before what came last."""
+        kept = (
+            word
+            for word in dict.fromkeys(reversed(self.words))
+            if word % WORD == 0 and word >= LOWEST and not self.low <= word < self.top
+        )
+        return tuple(itertools.islice(kept, MOST_POINTERS))
 
 
 def held_by(
@@ -78,7 +88,8 @@ def held_by(
     linked = _linked({*coroutines.values(), *waiting}, read)
     for number, coroutine in coroutines.items():
         if coroutine in linked or _is_first(stacks[number], coroutine, read):
-            found[number] = Held(Shape.QUEUED, IN_A_QUEUE, coroutine)
+            limit = member_of(stacks[number].pointers, is_code, read)
+            found[number] = Held(Shape.QUEUED, IN_A_QUEUE, coroutine, limit)
     return tuple(each or Held(Shape.OTHER) for each in found)
 
 
@@ -122,12 +133,7 @@ def _linked(coroutines: set[int], read: Read) -> set[int]:
 def _is_first(stack: ParkedStack, coroutine: int, read: Read) -> bool:
     """Return whether a CoQueue ({first, address of the last link}) that the stack leads to begins with this one."""
     wanted = coroutine.to_bytes(WORD, "little")
-    pointers = [
-        word
-        for word in dict.fromkeys(reversed(stack.words))
-        if word % WORD == 0 and word >= LOWEST and not stack.low <= word < stack.top
-    ]
-    for pointer in pointers[:MOST_POINTERS]:
+    for pointer in stack.pointers:
         data = read(pointer, MOST_BEHIND)
         place = data.find(wanted)
         while place >= 0:

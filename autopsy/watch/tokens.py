@@ -14,6 +14,9 @@ from autopsy.watch.request_shape import Shape
 SECOND = 1_000_000_000
 MOST_LAG_NS = 5 * SECOND // 2  # what is given to a request before it was first seen, at most
 REMEMBERED_NS = 120 * SECOND
+# A guest gives a request up after 30 s (SCSI's own time-out): what a limit lets go before is slow, and not stuck.
+PATIENCE_NS = 30 * SECOND
+OVERDUE_NS = 2 * SECOND  # a timer that has not fired so long after its time does not
 ANY = 0  # of what was seen but once, nobody knows what it waited for
 
 Token = tuple[int, bytes]
@@ -21,12 +24,16 @@ Token = tuple[int, bytes]
 
 @dataclass(slots=True)
 class SeenRequest:
-    """A request that is in flight. `since` is the last look without it, `first` the first one with it."""
+    """A request that is in flight. `since` is the last look without it, `first` the first one with it.
+
+    `due` is when a limit's timer lets it, or one before it, go on.
+    """
 
     first: int
     since: int
     shape: Shape = Shape.UNKNOWN
     kin: int = 0
+    due: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,7 @@ class RequestTokens:
         for token, parked in tokens.items():
             request = self.seen.setdefault(token, SeenRequest(first=now, since=start))
             request.shape, request.kin = parked.shape, parked.kin
+            request.due = None if parked.due_in_ns is None else now + parked.due_in_ns
         self._forget(now)
         first_look, self.looked_at = not self.looked_at, now
         held = [each for each in self.seen.values() if each.shape in (Shape.TRACKED, Shape.QUEUED)]
@@ -82,7 +90,11 @@ class RequestTokens:
             each.shape is Shape.UNKNOWN and not self._waits_to_be_asked(token, each)
             for token, each in self.seen.items()
         )
-        standing = sorted((self._stands_since(each), each.first) for each in held if each.first < now)
+        standing = sorted(
+            (since, each.first)
+            for each in held
+            if each.first < now and not _is_let_go(each, since := self._stands_since(each), now)
+        )
         return RequestsInFlight(
             in_flight=len(held) + max(0, unknown - first_look),  # the monitor's dispatcher is not known yet
             unmoved=tuple(now - since for since, _ in standing),
@@ -122,3 +134,11 @@ class RequestTokens:
                 queue.popleft()
             if not queue:
                 del self.departures[kin]
+
+
+def _is_let_go(request: SeenRequest, since: int, now: int) -> bool:
+    """Return whether a limit has set the time at which the queue of who stands since then goes on, and soon enough.
+
+    A queue that a drain has let through at once is made up for by a single request that comes after it.
+    """
+    return request.due is not None and now <= request.due + OVERDUE_NS and request.due <= since + PATIENCE_NS

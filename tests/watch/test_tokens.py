@@ -16,6 +16,11 @@ def request(top: int, digest: bytes = b"r", shape: Shape = Shape.TRACKED, kin: i
     return ParkedCoroutine(top, digest, shape, kin)
 
 
+def at_a_limit(top: int, seconds: float) -> ParkedCoroutine:
+    """Return a request that waits at a limit which lets it go in so many seconds."""
+    return ParkedCoroutine(top, b"r", Shape.QUEUED, 1, int(seconds * SECOND))
+
+
 def looks(*parked: tuple[ParkedCoroutine, ...], every: int = SECOND) -> RequestsInFlight:
     """Take one look after the other, and return what the last one adds up to."""
     tokens = RequestTokens()
@@ -51,6 +56,18 @@ def test_a_queue_that_has_ceased_to_move_stands_since_then() -> None:
     queue = [request(top) for top in range(2, 40)]
     found = looks(*[tuple(queue[number:]) for number in range(5)], *[tuple(queue[4:])] * 10)
     assert found.unmoved[0] == 10 * SECOND
+
+
+def test_a_limit_that_has_set_a_time_within_a_guests_patience_is_slow_not_stuck() -> None:
+    assert looks((), *[(at_a_limit(2, 20 - number),) for number in range(20)]).unmoved == ()
+
+
+def test_a_limit_that_lets_nothing_through_before_a_guest_gives_up_is_stuck() -> None:
+    assert looks((), *[(at_a_limit(2, 40 - number),) for number in range(9)]).unmoved == (9 * SECOND,)
+
+
+def test_a_limits_time_that_has_passed_excuses_nobody() -> None:
+    assert looks((), *[(at_a_limit(2, 4 - number),) for number in range(9)]).unmoved == (9 * SECOND,)
 
 
 def test_a_request_that_younger_ones_overtake_stands() -> None:

@@ -40,6 +40,7 @@ def test_a_single_look_tells_what_stands_from_what_is_slow_or_waits_to_be_asked(
                 "limit": wedges_disks.throttled(stock),
                 "server": wedges_disks.nbd_stopped(stock),
                 "slow": wedges_beyond.at_its_limit(stock),
+                "made up for": wedges_beyond.after_a_drain_at_its_limit(stock),
                 "export": wedges_beyond.pulled_backup(stock),
                 "main loop": wedges.connecting(stock),
             }.items()
@@ -52,10 +53,11 @@ def test_a_single_look_tells_what_stands_from_what_is_slow_or_waits_to_be_asked(
         "limit": "disk",
         "server": "disk",
         "slow": "",
+        "made up for": "",
         "export": "",
         "main loop": "mainloop",
     }
-    assert [seen[name]["requests_in_flight"] for name in ("limit", "server", "export")] == [64, 20, 0]
+    assert [seen[name]["requests_in_flight"] for name in ("limit", "server", "made up for", "export")] == [64, 20, 1, 0]
     assert harm == []
 
 

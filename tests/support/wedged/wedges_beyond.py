@@ -187,6 +187,28 @@ def at_its_limit(build: lab.Build, requests: int = 40) -> Iterator[Stuck]:
 
 
 @contextmanager
+def after_a_drain_at_its_limit(build: lab.Build, requests: int = 20) -> Iterator[Stuck]:
+    """A single write that makes up, for as many seconds, for all that a drain has let through a limit of one a second.
+
+    A reset of the guest drains, too: so does each firmware that starts.
+    """
+    with (
+        lab.folder() as place,
+        lab.qemu(
+            build,
+            "-drive",
+            f"if=none,id=disk0,format=raw,file={lab.disk(place / 'd')},throttling.iops-total=1",
+            *DISK,
+        ) as vm,
+    ):
+        in_flight(vm, "disk0", requests)
+        vm.qmp("stop")
+        vm.qmp("cont")
+        in_flight(vm, "disk0", 1)
+        yield Stuck(vm, ("vd0",))
+
+
+@contextmanager
 def frozen_behind_links(build: lab.Build) -> Iterator[Stuck]:
     """Three disks named by symbolic links, as LVM names its volumes; the second lies on a frozen file system."""
     with lab.file_system() as mounted, lab.folder() as place:

@@ -1,0 +1,1 @@
+"""Signs of a VM that need knowledge of their own: a limit's timers."""
