@@ -19,7 +19,7 @@ from autopsy.drill.site import Site, site
 from support import lab
 from support.builds import Build
 
-LIMIT = "throttling.iops-total=40"  # many guests on few processors: each does little, and without pause
+LIMIT = "throttling.iops-total=8"  # many guests on few processors: each does little, and without pause
 SAME_SECTOR = guests.WRITE_FOR_EVER.replace(bytes.fromhex("66ff06587c"), b"\x90" * 5)
 DISK = ("-device", "virtio-blk-pci,id=vd0,drive=disk0")
 
@@ -93,7 +93,7 @@ def writes_without_limit(vm: SoakVm) -> None:
 
 def writes_the_same_sector(vm: SoakVm) -> None:
     """A guest that writes the same sector again and again: every request looks like the one before."""
-    vm.writer(SAME_SECTOR, limit="throttling.iops-total=400")
+    vm.writer(SAME_SECTOR, limit="throttling.iops-total=20")
     goes_on(vm)
 
 
@@ -278,7 +278,7 @@ def exports(vm: SoakVm) -> None:
 def runs_linux(vm: SoakVm) -> None:
     """A small Linux guest that writes with several jobs."""
     place = vm.stack.enter_context(lab.folder())
-    drive = f"if=none,id=disk0,format=raw,file={storage.disk(place / 'd')},throttling.iops-total=100"
+    drive = f"if=none,id=disk0,format=raw,file={storage.disk(place / 'd')},throttling.iops-total=30"
     machine = vm.stack.enter_context(
         lab.guest(vm.build, "-drive", drive, *DISK, load="2,4,4096,w,rand,100000", name=vm.activity)
     )
