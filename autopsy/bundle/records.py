@@ -366,7 +366,8 @@ class SocketEnd(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is the kernel's word (ESTAB, LISTEN, SYN-SENT, …). `local` and `remote` are paths (`@name` for an abstract
     one) or address:port. Queues are bytes: `receive_queue` waits to be read by the VM, `send_queue` to be read or
-    acknowledged by the other end; absent where the kernel did not tell. `peer_pids` hold the other end.
+    acknowledged by the other end; absent where the kernel did not tell. `peer_pids` hold the other end. One that is not
+    `accepted` is connected to a socket that listens, and nobody has taken it there: `peer_pids` hold that.
     """
 
     fd: int
@@ -379,6 +380,7 @@ class SocketEnd(msgspec.Struct, frozen=True, kw_only=True):
     send_queue: int | None = None
     peer_inode: int | None = None
     peer_pids: tuple[int, ...] = ()
+    accepted: bool = True
 
 
 class LoopLayer(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from autopsy.bundle.ring import RingSample
+from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries.silence import SECOND, seconds
+from autopsy.diagnose.queries.wording import sentence
+from autopsy.diagnose.signature import claim
 from autopsy.facts.cite import Cite, Unknown
 from autopsy.facts.model.facts import Facts, Times
 
@@ -21,6 +24,7 @@ STOOD = {
 FRESH_NS = 10 * SECOND  # a watch samples every other second: an older sample is of one that has ended
 OVER = "by this capture it was over"
 LONG_MS = 3000  # what a watch begins to suspect
+STOOD_MS = 8000  # what no queue that moves is met at
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,21 @@ def since_seen(facts: Facts, *, well: bool) -> str:
     over = f"; {OVER}" if well else ""
     since = _clock(facts.times, found.began_ns)
     return f"a watch saw it: {found.what} since {since}, {ago} before this capture{after}{over}"
+
+
+def stood_before(facts: Facts) -> Claim | None:
+    """Return what a watch saw stand still for longer than anything does that is well; None where it saw no such thing.
+
+    That it moves now does not say why it stood, or that it will not again.
+    """
+    if isinstance(facts.before, Unknown) or _last(facts) is None:
+        return None
+    found = seen_stall(facts)
+    for_ms = (facts.times.began_ns - found.began_ns) // 1_000_000 if found is not None else 0
+    longest = max((sample.oldest_unmoved_ms for sample in facts.before.value.samples), default=0)
+    if max(for_ms, longest) < STOOD_MS:
+        return None
+    return claim(f"{sentence(since_seen(facts, well=True))}.", found.cite if found else Cite(facts.before.cite.file, 1))
 
 
 def _over(facts: Facts) -> str:

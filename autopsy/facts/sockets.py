@@ -36,6 +36,7 @@ def gather_sockets(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
             send_queue=end.send_queue,
             peers=tuple(peer(pid, found) for pid in end.peer_pids),
             cite=Cite(ENDS, 0, f"fd {end.fd}: {end.family} {end.state} {end.local} to {end.remote}"),
+            accepted=end.accepted,
         )
         for end in ends.value
     )

@@ -117,6 +117,26 @@ def test_of_a_vm_that_is_well_again_it_is_told_that_it_was_not() -> None:
         "a watch saw a request stand still for 9.2 s within the minute before; by this capture it was over"
     )
     assert since(stood(900), HEALTHY) == ""
+    told, well = (diagnose(gather_facts(Rewritten(HEALTHY, stood(ms)))) for ms in (9200, 900))
+    assert (well.signature, well.confidence) == ("healthy", "proven")
+    assert (told.signature, told.confidence) == ("healthy", "likely")
+    assert "Nothing is stuck now, but a watch saw a request stand still for 9.2 s" in told.headline
+
+
+def test_a_main_loop_that_did_not_come_round_just_before_contradicts_that_all_is_proven_well() -> None:
+    began = open_bundle(HEALTHY).manifest.began.monotonic_ns
+    sample = RingSample(monotonic_ns=began - SECOND, state="watched")
+
+    def stood(seconds: int) -> Callable[[Ring], Ring]:
+        return lambda found: Ring(
+            msgspec.structs.replace(found.header, kind="mainloop", began_monotonic_ns=began - seconds * SECOND),
+            (sample,),
+        )
+
+    told, passing = (diagnose(gather_facts(Rewritten(HEALTHY, stood(seconds)))) for seconds in (12, 4))
+    assert (told.where, told.confidence, passing.confidence) == ("none", "likely", "proven")
+    assert "the main loop did not come round since" in told.headline
+    assert "by this capture it was over" in told.headline
 
 
 def test_the_report_draws_the_minute_before_and_the_post_mortem_has_its_beginning() -> None:

@@ -194,6 +194,8 @@ def _whole(process: ProcDirectory, path: str) -> bytes:
 def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocket]) -> SocketEnd:
     if one := unix.get(inode):
         other = unix.get(one.peer)
+        asked = None if other else _unix_listener(inode, unix)
+        other = other or asked
         return SocketEnd(
             fd=fd,
             inode=inode,
@@ -203,7 +205,8 @@ def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocke
             remote=other.name if other else "",
             receive_queue=one.receive_queue,
             send_queue=one.send_queue,
-            peer_inode=one.peer or None,
+            peer_inode=one.peer or (asked.inode if asked else None),
+            accepted=asked is None,
         )
     if row := next((each for each in tcp if each.inode == inode), None):
         other_row = next((each for each in tcp if (each.local, each.remote) == (row.remote, row.local)), None)
@@ -217,8 +220,14 @@ def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocke
             receive_queue=row.receive_queue,
             send_queue=row.send_queue,
             peer_inode=((other_row.inode or _listener(other_row, tcp)) or None) if other_row else None,
+            accepted=other_row is None or bool(other_row.inode) or not _listener(other_row, tcp),
         )
     return SocketEnd(fd=fd, inode=inode, family="other")
+
+
+def _unix_listener(inode: int, unix: Mapping[int, UnixSocket]) -> UnixSocket | None:
+    """Return the socket that should accept a connection which nobody has accepted yet, None where it is not here."""
+    return next((each for each in unix.values() if inode in each.waiting), None)
 
 
 def _listener(row: TcpSocket, tcp: list[TcpSocket]) -> int:

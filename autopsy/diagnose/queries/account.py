@@ -32,6 +32,7 @@ IDLE = {
     Role.MIGRATION: frozenset({"futex", *TIMEOUTS, *POLL_CALLS}),
     Role.OTHER: frozenset({"futex", *TIMEOUTS, *POLL_CALLS, *RINGS, *SIGNALS}),
 }
+PAST_QEMU = ("vhost-user-blk", "vhost-user-scsi", "vhost-user-fs")  # devices whose back end answers the guest itself
 ASK_STORAGE = frozenset({"query-block", "query-named-block-nodes"})
 CONNECTED_FOR_GOOD = frozenset({"nbd"})  # the other network drivers may connect when there is work
 
@@ -79,7 +80,13 @@ def _on(facts: Facts, thread: ThreadFact, look: ThreadSnapshot) -> str:
 @once
 def left_over(facts: Facts) -> tuple[Claim, ...]:
     """Return what keeps a VM from being proven healthy: each is nothing that was seen to be wrong."""
-    return (*_threads(facts), *_devices(facts), *_disks(facts), *_not_asked(facts), *_left_out(facts))
+    return (
+        *_threads(facts),
+        *_devices(facts),
+        *_disks(facts),
+        *_not_asked(facts),
+        *_left_out(facts),
+    )
 
 
 def _not_asked(facts: Facts) -> Iterator[Claim]:
@@ -109,9 +116,11 @@ def _threads(facts: Facts) -> Iterator[Claim]:
 
 def _devices(facts: Facts) -> Iterator[Claim]:
     for helper in facts.helpers:
-        if any(socket.peers for socket in helper.sockets):
-            continue
-        yield claim(f"What serves {helper.model} {helper.device} was not seen: {helper.address}.", helper.cite)
+        if not any(socket.peers for socket in helper.sockets):
+            yield claim(f"What serves {helper.model} {helper.device} was not seen: {helper.address}.", helper.cite)
+        if helper.model.startswith(PAST_QEMU):
+            words = f"What the back end of {helper.device} has of the guest's requests"
+            yield claim(f"{words} passes QEMU by: nobody saw whether it answers them.", helper.cite)
     for helper in facts.helpers:
         yield from (about_thread(each) for each in asleep(helper.sockets))
 

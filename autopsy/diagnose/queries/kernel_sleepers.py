@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,9 +11,10 @@ from autopsy.diagnose.queries import kernel_stacks
 from autopsy.diagnose.queries.kernel_stacks import Family
 from autopsy.diagnose.queries.requests import (
     disks_of,
+    monitor_is_dead,
     still,
 )
-from autopsy.diagnose.queries.threads import descriptor, looks, slept_through, threads
+from autopsy.diagnose.queries.threads import by_role, descriptor, looks, slept_through, threads
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.command_line import parse
 from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, MountFact, Park, Role, ThreadFact, ThreadSnapshot
@@ -35,11 +37,24 @@ class Sleeper:
 @once
 def sleepers(facts: Facts) -> tuple[Sleeper, ...]:
     """Return the threads that wait in the kernel for something that a family names, movers left out."""
-    return tuple(
-        Sleeper(thread, look, kind, through)
-        for thread, look, kind in first_families(facts)
-        if (through := slept_through(thread)) is not False
+    return (
+        *(
+            Sleeper(thread, look, kind, through)
+            for thread, look, kind in first_families(facts)
+            if (through := slept_through(thread)) is not False
+        ),
+        *_since_asked(facts),
     )
+
+
+def _since_asked(facts: Facts) -> Iterator[Sleeper]:
+    """Yield the main thread where it rested at first, and waits by the last look: it left a question unanswered."""
+    for thread in by_role(facts, Role.MAIN) if monitor_is_dead(facts) else ():
+        match looks(thread):
+            case first, last if family(facts, first) is None and (kind := family(facts, last)) is not None:
+                yield Sleeper(thread, last, kind, through=None)
+            case _:
+                pass
 
 
 @once
@@ -79,7 +94,8 @@ def family(facts: Facts, look: ThreadSnapshot) -> Family | None:
     if found is None or found.id not in kernel_stacks.OF_ANY_STORAGE:
         return found
     file = file_of(facts, look)
-    mount = mount_of(facts, file.target) if file is not None else None
+    path = file.target if file is not None else ram_file(facts, look)
+    mount = mount_of(facts, path) if path else None
     return kernel_stacks.family_of_mount(mount.fstype) or found if mount is not None else found
 
 

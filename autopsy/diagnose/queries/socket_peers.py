@@ -77,6 +77,11 @@ def state(sockets: tuple[SocketFact, ...]) -> str:
         return f": the connection is half closed ({gone.state})"
     if opening := next((each for each in sockets if each.state == "SYN-SENT"), None):
         return f": {opening.remote} does not accept the connection"
+    if sockets and all(each.state == "UNCONN" for each in sockets):
+        return ": whoever listens there does not accept the connection"
+    if asked := next((each for each in sockets if not each.accepted), None):
+        who = f", {', '.join(map(called, asked.peers[:2]))}," if asked.peers else ""
+        return f": whoever listens there{who} has not accepted the connection"
     return ": it is connected, and silent" if any(each.family != "pipe" for each in sockets) else ""
 
 
@@ -127,9 +132,9 @@ def about_sockets(sockets: tuple[SocketFact, ...]) -> list[Claim]:
         queues = ""
         if each.received_queue is not None and each.send_queue is not None:
             queues = f"; {each.received_queue} bytes unread by QEMU, {each.send_queue} unread by the other end"
-        claims.append(
-            claim(f"Socket fd {each.fd} to {each.remote or 'its peer'} is in state {each.state}{queues}.", each.cite)
-        )
+        taken_by = "" if each.accepted else "; nobody has accepted it"
+        words = f"Socket fd {each.fd} to {each.remote or 'its peer'} is in state {each.state}{queues}{taken_by}"
+        claims.append(claim(f"{words}.", each.cite))
         claims += _about_peers(each)
     return claims
 

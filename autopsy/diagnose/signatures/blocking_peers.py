@@ -44,7 +44,7 @@ def _judge(facts: Facts) -> Judgement:
             return RuledOut(f"{named(waiting[0][0])} waited for a peer, and went on", (facts.threads.cite,))
         return RuledOut("no thread that must not wait is in a blocking call on a socket", (facts.threads.cite,))
     thread, sockets = silent[0]
-    remotes = tuple(dict.fromkeys(each.remote for each in sockets if each.remote))
+    remotes = tuple(dict.fromkeys(each.remote for each in sockets if each.remote)) or _asked_for(facts, thread)
     whom = ", ".join(remotes[:2]) or "another program"
     disks = _disks(facts, remotes)
     whose = f", the server of {' and '.join(title(each) for each in disks)}," if disks else ""
@@ -69,6 +69,12 @@ def _judge(facts: Facts) -> Judgement:
         claims=(*claims, *about_sockets(sockets)),
         weight=len(silent),
     )
+
+
+def _asked_for(facts: Facts, thread: ThreadFact) -> tuple[str, ...]:
+    """Return what the main thread asks to be connected to, from QEMU's own memory: its socket does not tell it yet."""
+    path = facts.main_loop.value.path if isinstance(facts.main_loop, Known) else ""
+    return (path,) if path and thread.role is Role.MAIN else ()
 
 
 def _comes_back(facts: Facts, thread: ThreadFact) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopsy.bundle.syscalls import PEER_CALLS
+from autopsy.diagnose.queries.account import PAST_QEMU
 from autopsy.diagnose.queries.requests import confidence
 from autopsy.diagnose.queries.socket_peers import about_sockets, asleep, cannot_move, peers_of, socket_of, state
 from autopsy.diagnose.queries.threads import functions, looks, named, slept_through, threads
@@ -108,7 +109,7 @@ class Talk:
 
     def _left(self, helper: Helper) -> Match:
         """Say of a helper that is not connected that whatever the guest asks of its device is answered by nobody."""
-        serves_disks = helper.model.startswith(DISKS)
+        serves_disks = helper.model.startswith(PAST_QEMU)
         cite = helper.connected.cite if isinstance(helper.connected, Known) else helper.cite
         return Match(
             headline=f"{sentence(self.words)} of {helper.device} is gone: nobody is at the other end of "
@@ -145,7 +146,6 @@ def _stands(helper: Helper) -> bool:
     return any(map(cannot_move, _peers(helper))) or any(each.for_good for each in asleep(helper.sockets))
 
 
-DISKS = ("vhost-user-blk", "vhost-user-scsi", "vhost-user-fs")
 TALKS = (
     Talk(
         "vhost-user-silent",

@@ -13,6 +13,7 @@ from autopsy.diagnose.queries.requests import Standing, called, counted, standin
 from autopsy.diagnose.queries.silence import slow
 from autopsy.diagnose.queries.threads import by_role, looks, same_sleep, threads
 from autopsy.diagnose.queries.wording import count, missing
+from autopsy.diagnose.seen_before import stood_before
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Facts, Park, Role, ThreadFact
@@ -35,7 +36,7 @@ def _healthy(facts: Facts) -> Judgement:
             *_claims(facts),
             *told(tuple(slow(facts))),
             *told(tuple(idle_peers(facts))),
-            *(claim(f"Not accounted for: {each.text}", *each.cites) for each in left_over(facts)),
+            *(claim(f"Not accounted for: {each.text}", *each.cites) for each in _unaccounted(facts)),
         ),
     )
 
@@ -126,9 +127,15 @@ def _sure(facts: Facts) -> Confidence:
     """Return how sure it is: without a monitor, whether requests failed or are slow cannot be seen."""
     if isinstance(facts.monitor.alive, Unknown):
         return "likely" if _both_looks(facts) else "possible"
-    if left_over(facts) or any(idle_peers(facts)):
+    if _unaccounted(facts) or any(idle_peers(facts)):
         return "likely"
     return "proven" if _both(facts) else "likely"
+
+
+def _unaccounted(facts: Facts) -> tuple[Claim, ...]:
+    """Return what keeps it from being proven, what a watch saw stand still just before with it."""
+    stood = stood_before(facts)
+    return (*left_over(facts), *((stood,) if stood else ()))
 
 
 def _both(facts: Facts) -> bool:
@@ -145,6 +152,8 @@ def _headline(facts: Facts) -> str:
         return f"Nothing looks stuck, but QEMU could not be asked: {facts.monitor.not_asked}"
     if still := about_idle(tuple(idle_peers(facts))):
         return still
+    if stood := stood_before(facts):
+        return f"Nothing is stuck now, but {stood.text[:1].lower()}{stood.text[1:].removesuffix('.')}"
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
     done = sum(disk.completed.value for disk in disks if isinstance(disk.completed, Known))
     if slowest := next(slow(facts), None):

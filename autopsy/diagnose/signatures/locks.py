@@ -218,7 +218,8 @@ def _unread(facts: Facts) -> tuple[SocketFact, ...]:
     sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
     found = tuple(each for each in sockets if each.state == "ESTAB" and each.send_queue)
     found = found or tuple(each for each in sockets if each.family == "pipe" and stands((each,)))
-    return found if len(found) == 1 else ()
+    # Both FIFOs of a chardev lead to one program.
+    return found[:1] if len({each.peers for each in found}) == 1 else ()
 
 
 def _monitor_held(facts: Facts) -> Judgement:

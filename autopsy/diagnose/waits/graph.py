@@ -20,6 +20,7 @@ from autopsy.diagnose.waits import (
     monitor,
     polls,
     requests,
+    threads,
 )
 from autopsy.diagnose.waits.ends import Ends, ends
 from autopsy.diagnose.waits.wait import Wait
@@ -31,6 +32,7 @@ from autopsy.facts.subjects import Subject
 MOST_WAITS = 50_000  # of each kind of evidence: what is more is no VM's, but a hostile bundle's
 BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
     ("locks", locks.lock_waits),
+    ("threads", threads.thread_waits),
     ("kernel", kernel.kernel_waits),
     ("requests", requests.request_waits),
     ("behind", behind.behind_waits),
@@ -72,9 +74,9 @@ def build(facts: Facts) -> Graph:
         if len(found) > MOST_WAITS:
             trouble.append(f"{name}: more than {MOST_WAITS} waits, the rest left out")
         waits += found[:MOST_WAITS]
-    threads = [subjects.thread(each) for each in by_role(facts, *LOOPS)]
+    loops_of = [subjects.thread(thread) for thread in by_role(facts, *LOOPS)]
     asked = dict.fromkeys(wait.waiter for wait in waits if isinstance(wait.waiter, subjects.Request | subjects.Device))
-    return Graph(tuple(waits), (*threads, *asked), tuple(trouble))
+    return Graph(tuple(waits), (*loops_of, *asked), tuple(trouble))
 
 
 OF_A_PLACE: dict[Layer, Where] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -38,6 +39,8 @@ NO_COMMAND = re.compile(
 
 AT_CALLS = frozenset({"openat", "newfstatat", "statx"})  # those of SYSTEM_CALLS whose second argument is a path
 MOST_PATH = 4096
+MOST_SOCKET_PATH = 108  # sizeof(sockaddr_un.sun_path)
+FAMILY = struct.Struct("=H")  # of any sockaddr
 
 State = Literal["idle", "nested poll", "blocked in a system call", "waits for a mutex", "running", "stopped", "unknown"]
 
@@ -75,10 +78,14 @@ def examine_main_loop(view: View) -> MainLoop:
 
 
 def _path(core: Core, thread: CoreThread | None, doing: Activity) -> str:
-    """Return the file that a call such as openat names, from QEMU's memory, empty where there is none."""
-    if thread is not None and doing.state == "blocked in a system call" and doing.under in AT_CALLS:
-        with suppress(CoreError):
+    """Return the file that a call such as openat or connect names, from QEMU's memory, empty where there is none."""
+    if thread is None or doing.state != "blocked in a system call":
+        return ""
+    with suppress(CoreError):
+        if doing.under in AT_CALLS:
             return core.string(thread.registers.rsi, MOST_PATH)
+        if doing.under == "connect" and core.read(thread.registers.rsi, FAMILY.size) == FAMILY.pack(socket.AF_UNIX):
+            return core.string(thread.registers.rsi + FAMILY.size, MOST_SOCKET_PATH)
     return ""
 
 

@@ -56,7 +56,8 @@ class PeerFact:
 class SocketFact:
     """One socket of the process, or a pipe that it shares with another.
 
-    Queues are bytes: what the VM has not read, and what the other end has not.
+    Queues are bytes: what the VM has not read, and what the other end has not. Of one that nobody has `accepted` the
+    peers are those that listen.
     """
 
     fd: int
@@ -69,6 +70,7 @@ class SocketFact:
     send_queue: int | None
     peers: tuple[PeerFact, ...]
     cite: Cite
+    accepted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
