@@ -39,7 +39,7 @@ NO_COMMAND = re.compile(
 
 AT_CALLS = frozenset({"openat", "newfstatat", "statx"})  # those of SYSTEM_CALLS whose second argument is a path
 MOST_PATH = 4096
-MOST_SOCKET_PATH = 108  # sizeof(sockaddr_un.sun_path)
+SOCKET_PATH = 108  # sizeof(sockaddr_un.sun_path)
 FAMILY = struct.Struct("=H")  # of any sockaddr
 
 State = Literal["idle", "nested poll", "blocked in a system call", "waits for a mutex", "running", "stopped", "unknown"]
@@ -85,7 +85,7 @@ def _path(core: Core, thread: CoreThread | None, doing: Activity) -> str:
         if doing.under in AT_CALLS:
             return core.string(thread.registers.rsi, MOST_PATH)
         if doing.under == "connect" and core.read(thread.registers.rsi, FAMILY.size) == FAMILY.pack(socket.AF_UNIX):
-            return core.string(thread.registers.rsi + FAMILY.size, MOST_SOCKET_PATH)
+            return core.string(thread.registers.rsi + FAMILY.size, SOCKET_PATH)
     return ""
 
 
