@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from autopsy.capture.freeze import core_delta, core_writer
 from autopsy.capture.freeze.chunk import Chunk
 from autopsy.examine.core import reader
-from autopsy.examine.core.reader import Core, NotInCore
+from autopsy.examine.core.reader import Core, CoreExtent, NotInCore
 from autopsy.linux.mappings import PAGE, Mapping
 
 BASE = 0x7F0000000000
@@ -220,6 +220,18 @@ def test_bytes_are_found_once_wherever_a_window_ends(place: Path, monkeypatch: p
     core_writer.write(place, notes(1), [mapping(0, 4)], [Chunk(BASE, memoryview(data))], fill=True)
     (extent,) = Core(place).extents
     assert [each - BASE for each in extent.find(b"needle")] == [0, PAGE - 3, 2 * PAGE, 4 * PAGE - 6]
+
+
+@given(
+    st.lists(st.sampled_from(range(3)), min_size=1, max_size=60),
+    st.lists(st.sampled_from(range(3)), min_size=1, max_size=5),
+)
+def test_bytes_among_zeros_are_found_as_going_through_them_finds_them(data: list[int], wanted: list[int]) -> None:
+    memory, needle = bytes(data), bytes(wanted)
+    found = list(CoreExtent(BASE, BASE + len(memory) - 1, 1, b"\1" + memory[:-1]).find(needle))
+    assert found == [
+        BASE + at for at in range(len(memory)) if memory[:-1].startswith(needle, at) and at + len(needle) < len(memory)
+    ]
 
 
 def test_what_did_not_change_is_not_written_again(place: Path) -> None:
