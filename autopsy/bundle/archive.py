@@ -7,13 +7,14 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import IO, cast
 
 import zstandard
 
 from autopsy.bundle import layout
+from autopsy.dataclass import dataclass
 from autopsy.errors import DamagedBundle, UsageError
 from autopsy.files.plain import NotPlain, reopen
 

@@ -7,9 +7,10 @@ to whoever reads them from outside.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autopsy.bundle import sections
+from autopsy.dataclass import dataclass
 
 STATUS = re.compile(r"task/(\d{1,9})/status")
 NSPID = re.compile(rb"^NSpid:((?:\s+\d{1,9})+)$", re.MULTILINE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from autopsy.dataclass import dataclass
 
 FIRST = 3  # proc_pid_stat(5) counts from 1, and the fields after the name begin with the third
 STATE, PPID, SESSION, FLAGS, UTIME, STIME, THREADS, STARTED, ENV_START, ENV_END = 3, 4, 6, 9, 14, 15, 20, 22, 50, 51

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +21,7 @@ from autopsy.bundle.archive import (
     safe_name,
 )
 from autopsy.bundle.manifest import SCHEMA, Manifest
+from autopsy.dataclass import dataclass
 from autopsy.errors import DamagedBundle, NewerBundle
 from autopsy.files import private
 from autopsy.files.plain import NotPlain, open_beneath

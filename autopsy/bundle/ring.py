@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
+
+from autopsy.dataclass import dataclass
 
 SCHEMA = 1
 

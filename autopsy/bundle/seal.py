@@ -8,7 +8,6 @@ import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
@@ -18,6 +17,7 @@ import zstandard
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import FileRecord, Manifest
 from autopsy.bundle.verify import verify_archive
+from autopsy.dataclass import dataclass
 from autopsy.errors import DamagedBundle, NotStored
 from autopsy.files import private
 from autopsy.files.plain import NotPlain, open_beneath, open_plain

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from autopsy.dataclass import dataclass
 
 REST = " (rest)"  # how the section is named that says, as its error, what a limit of ours kept out
 MOST_NAME = 512  # a mount point or a cgroup may have a longer path: its start is enough to cite it

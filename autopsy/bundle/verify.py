@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.bundle import layout
 from autopsy.bundle.archive import MOST_IN_MEMORY, members, open_archive
 from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.reader import decode_manifest, open_below, plain_files, read_below
+from autopsy.dataclass import dataclass
 from autopsy.errors import DamagedBundle
 from autopsy.files.plain import NotPlain
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import struct
-from dataclasses import dataclass
 
 from autopsy.bundle.vm_end import How
+from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
 from autopsy.target.target import Target
 

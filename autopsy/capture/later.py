@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
 from autopsy.capture.step import Outcome, Scene
+from autopsy.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

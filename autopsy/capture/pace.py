@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 from autopsy.bundle import layout, proc_stat
 from autopsy.capture.step import Step
+from autopsy.dataclass import dataclass
 from autopsy.linux.child import collect, in_child, spawn
 from autopsy.linux.tasks import behind
 from autopsy.linux.tasks.behind import BackgroundChild

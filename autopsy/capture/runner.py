@@ -8,7 +8,7 @@ import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from importlib import import_module
 from typing import Protocol
@@ -23,6 +23,7 @@ from autopsy.capture.pace import STARVED, Pace, Thinned, spent, thin_out
 from autopsy.capture.preview import Preview
 from autopsy.capture.staging.staging import SETTLE_SECONDS, Staging
 from autopsy.capture.step import Collected, Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
+from autopsy.dataclass import dataclass
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
 from autopsy.linux.tasks.forking import Child, in_words
 from autopsy.linux.tasks.forking import end as end_child

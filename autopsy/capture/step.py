@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import LeftOut
+from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.target.target import Target
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from autopsy.bundle import layout
@@ -16,6 +16,7 @@ from autopsy.bundle.manifest import StepRecord
 from autopsy.capture.runner import Interrupted
 from autopsy.capture.step import Step
 from autopsy.cli import streams
+from autopsy.dataclass import dataclass
 from autopsy.errors import ExitCode
 from autopsy.text import plain
 

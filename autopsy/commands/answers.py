@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from autopsy.bundle.reader import hold
 from autopsy.capture.pace import STARVED, Pace, in_child_behind
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.model.around import Around
 from autopsy.files import private

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers
 from autopsy.commands.sealing import put_beside, seal_staged
 from autopsy.commands.signing import can_sign, sign
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import DamagedBundle, ExitCode, UsageError
 from autopsy.facts.model.around import Around

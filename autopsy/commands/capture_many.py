@@ -8,7 +8,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ from autopsy.capture.runner import Interrupted, Watcher
 from autopsy.commands.capture import LEAST_TIDYING, CaptureOptions, Ended, check, fulfil_for
 from autopsy.commands.seal import rescue
 from autopsy.commands.tidying import tidy
+from autopsy.dataclass import dataclass
 from autopsy.errors import AutopsyError, ExitCode, UsageError
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
 from autopsy.linux.tasks.forking import Child, end

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.bundle import layout
@@ -11,6 +10,7 @@ from autopsy.capture.runner import Watcher
 from autopsy.capture.step import Options
 from autopsy.commands.capture import CaptureOptions, Ended, fulfil, report_path
 from autopsy.commands.stored import ShownBundle, named
+from autopsy.dataclass import dataclass
 from autopsy.drill.scenarios import SCENARIOS, Scenario, wedged
 from autopsy.drill.stored import STORED_DRILLS, StoredDrill
 from autopsy.errors import ExitCode, NotStored

@@ -7,7 +7,6 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.reader import Bundle, open_folder
 from autopsy.bundle.seal import Sealed, seal
 from autopsy.commands.unpacked import unpack
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExaminationFailed, NotStored, UsageError
 from autopsy.examine.boxed import examine_boxed

@@ -9,7 +9,6 @@ import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.reader import hold, open_folder
 from autopsy.bundle.seal import Sealed, seal_in
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import ExaminationFailed, NotStored, UsageError
 from autopsy.examine.boxed import examine_boxed

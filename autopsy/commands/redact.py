@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -18,6 +17,7 @@ from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.reader import Bundle, hold
 from autopsy.bundle.readme import readme
 from autopsy.bundle.seal import Sealed, encode_manifest, seal
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import NotStored

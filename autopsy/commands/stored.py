@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -13,6 +12,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.archive import members
 from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.reader import decode_manifest, open_folder
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import AutopsyError, DamagedBundle
 from autopsy.files.plain import NotPlain, open_plain

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import BinaryIO
 
 from autopsy.bundle.archive import MOST_BYTES, MOST_MEMBERS, members, safe_name
 from autopsy.bundle.reader import OpenedBundle, hold
+from autopsy.dataclass import dataclass
 from autopsy.errors import DamagedBundle
 from autopsy.files import private
 from autopsy.linux.confine.confined import AnswerPipe

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from autopsy.dataclass import dataclass
 from autopsy.facts.model.facts import DiskFact, Node
 
 MOST_BRANCHES = 4

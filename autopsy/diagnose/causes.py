@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.signature import Match, Signature, spoken_of
 from autopsy.diagnose.waits.leads import NOWHERE, Leads

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import KillEffect
 from autopsy.diagnose.queries.threads import looks, slept_through, threads
 from autopsy.diagnose.queries.wording import count

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import KnownBug
 from autopsy.facts.model.facts import Facts
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.block_lines import BlockLines, block_lines
 from autopsy.diagnose.diagnosis import DiskPath, Hop, PathBranch, Where
 from autopsy.diagnose.queries.requests import called, disks_of, title

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.resources import texts
 

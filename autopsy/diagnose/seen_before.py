@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from autopsy.bundle.ring import RingSample
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries.silence import SECOND, seconds
 from autopsy.diagnose.queries.wording import sentence

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim, Confidence, Where
 from autopsy.facts.cite import Cite
 from autopsy.facts.model.facts import Facts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose import (
     footprint,
     imported,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from autopsy.dataclass import dataclass
 from autopsy.text import plain
 
 OS_RELEASE = ("etc/os-release", "usr/lib/os-release")

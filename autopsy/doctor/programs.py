@@ -6,10 +6,10 @@ import importlib.util
 import os
 import re
 import shutil
-from dataclasses import dataclass
 
 from autopsy.capture.reading.programs import output
 from autopsy.capture.reading.reader import Truncated, Unreadable
+from autopsy.dataclass import dataclass
 from autopsy.doctor.checks import Check, note, ok
 from autopsy.doctor.distribution import Distribution
 from autopsy.linux import environment

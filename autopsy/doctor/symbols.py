@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import msgspec
 from autopsy.bundle.manifest import TargetRecord
 from autopsy.capture.reading.programs import output
 from autopsy.capture.reading.reader import Truncated, Unreadable
+from autopsy.dataclass import dataclass
 from autopsy.doctor.checks import Check, note, ok
 from autopsy.doctor.distribution import Distribution
 from autopsy.examine.core.elf import Elf, ElfError

@@ -8,10 +8,10 @@ import shutil
 import socket
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autopsy.dataclass import dataclass
 from autopsy.drill.guests import write_halting_firmware
 from autopsy.drill.process import DrillProcess, start
 from autopsy.drill.site import Site

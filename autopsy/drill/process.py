@@ -8,10 +8,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.bundle import proc_stat
+from autopsy.dataclass import dataclass
 from autopsy.drill.site import Site, undisturbed
 from autopsy.errors import AutopsyError
 from autopsy.linux import environment

@@ -8,10 +8,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import FrameType
 
+from autopsy.dataclass import dataclass
 from autopsy.files.scratch_place import scratch_place
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

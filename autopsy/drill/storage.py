@@ -7,9 +7,9 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.drill.process import DrillProcess, run, start, tool
 from autopsy.drill.site import Site, undisturbed
 from autopsy.errors import AutopsyError, NotPermitted

@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from importlib import import_module
 from pathlib import Path
 
 import msgspec
 
 from autopsy.bundle import layout
+from autopsy.dataclass import dataclass
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.core.debuginfod import KINDS
 from autopsy.examine.core.inputs import Frozen

@@ -8,7 +8,6 @@ frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -16,6 +15,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.heap.records import Heap
 from autopsy.bundle.records import Coroutine, Frame, LockGraph, Module, ThreadStack
+from autopsy.dataclass import dataclass
 from autopsy.examine.coroutines.stored import read_back
 from autopsy.examine.gdb.backtrace import blocks
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 
 import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import Coroutine, LeftOut, LockGraph, Module, ThreadStack
+from autopsy.dataclass import dataclass
 from autopsy.errors import ExaminationFailed
 from autopsy.examine import previous as earlier
 from autopsy.examine.core.inputs import Frozen

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autopsy.bundle.records import LeftOut, LockGraph, ThreadStack
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import Core
 from autopsy.examine.core.symbols import Symbols

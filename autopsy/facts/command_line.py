@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 from typing import Any
 
 from autopsy.bundle import layout
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite
 from autopsy.facts.evidence import Evidence
 

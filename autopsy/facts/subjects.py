@@ -5,8 +5,9 @@ Fields that do not identify a subject, but help people to know it again, take no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from autopsy.dataclass import dataclass
 from autopsy.facts.model import facts
 from autopsy.facts.model.facts import Park, Role
 

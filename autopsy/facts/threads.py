@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from autopsy.bundle import layout, proc_stat, records, restarts, syscalls
 from autopsy.bundle.sections import Section
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from autopsy import __version__
@@ -22,6 +22,7 @@ from autopsy.bundle.manifest import (
 )
 from autopsy.bundle.readme import readme_of_import
 from autopsy.bundle.seal import encode_manifest
+from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.incoming.material import Material
 from autopsy.incoming.stored import Stored

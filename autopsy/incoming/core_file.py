@@ -6,10 +6,10 @@ import os
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from signal import Signals
 from typing import IO
 
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import (
     EHDR,
     ESCAPED_COUNT,

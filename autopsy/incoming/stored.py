@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import Coroutine, Frame, LockGraph, Mutex, ThreadStack
+from autopsy.dataclass import dataclass
 from autopsy.examine.threads.lock_owners import mutex_kind
 from autopsy.examine.threads.wait_cycles import cycles
 from autopsy.incoming.stacks import frames_say

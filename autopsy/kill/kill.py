@@ -10,13 +10,14 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import msgspec
 
 from autopsy.bundle.seal import Sealed
 from autopsy.capture.reading.programs import NOGROUP
+from autopsy.dataclass import dataclass
 from autopsy.errors import NoSuchVm, NotPermitted, StillThere
 from autopsy.kill import audit_log
 from autopsy.kill.audit_log import StuckThread

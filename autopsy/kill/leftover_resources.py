@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.files import read_kernel
 from autopsy.target import monitors

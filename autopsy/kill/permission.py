@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from autopsy.bundle.manifest import StepRecord
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.runbooks import cure
 from autopsy.errors import ExitCode

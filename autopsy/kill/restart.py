@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from autopsy.capture.host.cgroups import scopes
 from autopsy.capture.reading.programs import output
 from autopsy.capture.reading.reader import Truncated, Unreadable
+from autopsy.dataclass import dataclass
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.files import read_kernel
 from autopsy.target import qemu_processes

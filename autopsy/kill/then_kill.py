@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autopsy.bundle.manifest import StepRecord
 from autopsy.bundle.seal import Sealed
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.errors import AutopsyError, ExitCode
 from autopsy.facts.model.around import Around

@@ -7,8 +7,8 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
 from autopsy.linux.trouble import FailureKind, trouble_of
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from autopsy.dataclass import dataclass
 
 BLOCK = Path("/sys/dev/block")
 DELETED = " (deleted)"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from autopsy.bundle.records import Region
+from autopsy.dataclass import dataclass
 
 PAGE = 4096
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from autopsy.bundle.sections import Section
+from autopsy.dataclass import dataclass
 
 MNT_ID = re.compile(rb"^mnt_id:\s*(\d+)$", re.MULTILINE)
 OCTAL = re.compile(r"\\([0-7]{3})")

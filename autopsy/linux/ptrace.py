@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
+
+from autopsy.dataclass import dataclass
 
 REGISTER_BYTES = 27 * 8  # struct user_regs_struct
 RSP = 19  # its place in it, in words

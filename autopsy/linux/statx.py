@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from dataclasses import dataclass
+
+from autopsy.dataclass import dataclass
 
 FORCE_SYNC, DONT_SYNC = 0x2000, 0x4000  # AT_STATX_…
 BASIC = 0x7FF  # STATX_BASIC_STATS

@@ -8,9 +8,9 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from autopsy import text
+from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
 from autopsy.linux.sock_diag import unix_sockets
 

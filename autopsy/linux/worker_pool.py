@@ -9,10 +9,11 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.confine.sandbox import stay
 from autopsy.linux.tasks.forking import Child, PipeEnds, end, fork, send
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
+from autopsy.dataclass import dataclass
 from autopsy.redact import patterns as words
 from autopsy.redact import secrets
 from autopsy.redact.pieces import IDENTITIES, pieces

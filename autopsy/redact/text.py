@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autopsy.bundle.manifest import Manifest
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts
 from autopsy.redact import secrets

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from autopsy.bundle import layout
+from autopsy.dataclass import dataclass
 from autopsy.errors import DamagedBundle, UsageError
 from autopsy.replay.expected import Expected, encode
 

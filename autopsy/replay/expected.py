@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Confidence, Diagnosis, Where
 
 NOTHING = "nothing"  # shown where one side of a change is empty

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.reader import Bundle, open_bundle
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import AutopsyError, DamagedBundle
 from autopsy.facts.gather import gather_facts

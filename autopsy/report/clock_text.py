@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 
 from autopsy.bundle.manifest import Clocks
+from autopsy.dataclass import dataclass
 
 ZONE = re.compile(r"([+-])(\d{2}):?(\d{2})(?:\s+(.*))?")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite
 from autopsy.facts.evidence import Evidence
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Advice, Diagnosis, KillEffect, When
 
 MOST = 90  # characters of a headline that can be said aloud

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from markupsafe import Markup
@@ -15,6 +14,7 @@ from autopsy.bundle.archive import LARGE
 from autopsy.bundle.manifest import FileRecord, Manifest, StepRecord
 from autopsy.bundle.records import FreezeRecord, Stop
 from autopsy.bundle.vm_end import in_words
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.evidence import Evidence, records

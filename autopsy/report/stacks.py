@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from autopsy.bundle.records import Frame
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model.facts import CoroutineFact, Facts, Movement, Role, ThreadFact

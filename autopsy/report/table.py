@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite, Fact, Known, T
 
 ABSENT = "—"

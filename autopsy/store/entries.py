@@ -7,10 +7,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.store.place import EXPENDABLE, store_path
 

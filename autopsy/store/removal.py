@@ -6,9 +6,9 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.errors import UsageError
 from autopsy.files import private
 from autopsy.store.entries import StoredBundle, entries

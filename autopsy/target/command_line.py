@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from autopsy.dataclass import dataclass
 
 MOST_BYTES = 1 << 20
 

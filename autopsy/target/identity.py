@@ -6,12 +6,12 @@ import os
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import msgspec
 
 from autopsy.bundle.manifest import Program
 from autopsy.bundle.proc_stat import ProcStat, parse
+from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel, real_path_in
 from autopsy.target.image import image_of
 

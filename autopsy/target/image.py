@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
 
 LOADER = re.compile(

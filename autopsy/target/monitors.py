@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
 from autopsy.bundle.manifest import MonitorSocket
+from autopsy.dataclass import dataclass
 from autopsy.linux import unix_sockets
 from autopsy.linux.files import real_path_in
 from autopsy.linux.unix_sockets import Listener, listeners_seen_by, socket_of, sockets_of

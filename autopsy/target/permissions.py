@@ -6,9 +6,9 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.text import printable
 
 CAP_SYS_PTRACE = 19  # linux/capability.h

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from autopsy.bundle.manifest import Manager, MonitorSocket, Program
+from autopsy.dataclass import dataclass
 from autopsy.linux.batch import Unanswered, ask
 from autopsy.linux.unix_sockets import Listener, listeners_seen_by
 from autopsy.target import coroutine_count, monitors, qemu_processes

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from autopsy.dataclass import dataclass
 from autopsy.linux.batch import Unanswered
 from autopsy.target.command_line import Option, last
 from autopsy.target.guest_ram import UNTOLD, sizes

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
+from autopsy.dataclass import dataclass
 from autopsy.errors import NoSuchVm, NotQemu, UsageError
 from autopsy.files.plain import NotPlain
 from autopsy.linux.batch import Unanswered, ask

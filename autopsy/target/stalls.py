@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.batch import Answer, Unanswered, ask
 from autopsy.linux.files import read_kernel
 from autopsy.target import coroutine_count

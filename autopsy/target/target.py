@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import select
-from dataclasses import dataclass
 
 from autopsy.bundle.manifest import TargetRecord
 from autopsy.bundle.proc_stat import ProcStat
+from autopsy.dataclass import dataclass
 from autopsy.errors import AmbiguousVm, NoSuchVm, NotQemu
 from autopsy.target import identity, qemu_processes, resolve
 from autopsy.target.identify import recognise

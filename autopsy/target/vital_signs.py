@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
 
 from autopsy.bundle.proc_stat import ProcStat
+from autopsy.dataclass import dataclass
 from autopsy.linux.batch import Unanswered
 from autopsy.linux.files import read_kernel
 from autopsy.target import identity

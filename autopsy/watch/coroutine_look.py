@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
 from autopsy.linux.mappings import PAGE, MappedProcess, Mapping, parse_maps
 from autopsy.linux.tasks.present_memory import close_memory, open_memory, read_present, read_present_below

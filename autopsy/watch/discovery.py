@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autopsy.bundle.manifest import Manager
+from autopsy.dataclass import dataclass
 from autopsy.linux.batch import Unanswered
 from autopsy.target import identity, qemu_processes
 from autopsy.target.command_line import last, vm_name

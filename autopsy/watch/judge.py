@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autopsy.bundle.ring import RingSample
+from autopsy.dataclass import dataclass
 from autopsy.watch.coroutine_look import CoroutineLook
 from autopsy.watch.model import StallKind, WatchState
 from autopsy.watch.sample import Halted, StillThread, VmSample

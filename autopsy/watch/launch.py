@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.linux.environment import ours
 from autopsy.store.entries import entries

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.watch.model import StallKind, Suppression
 
 BEGIN_SECONDS = 1.0  # two looks at one stall agree so far on when it began

@@ -10,11 +10,11 @@ import math
 import struct
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import msgspec
 
 from autopsy.bundle.manifest import LeftBehind
+from autopsy.dataclass import dataclass
 from autopsy.linux.tasks.forking import Child, Overdue, PipeEnds, end, fork, has_ended, receive, send
 from autopsy.watch import coroutine_look
 from autopsy.watch.coroutine_look import AnotherProcess, CoroutineLook, WatchedStacks

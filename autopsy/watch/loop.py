@@ -11,12 +11,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import msgspec
 
 from autopsy.bundle.ring import Ring, RingHeader
+from autopsy.dataclass import dataclass
 from autopsy.linux.clocks import host
 from autopsy.linux.files import read_kernel
 from autopsy.store.entries import entries

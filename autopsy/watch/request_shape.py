@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 
+from autopsy.dataclass import dataclass
 from autopsy.watch.signs.throttle_shape import LOWEST, MOST_BEHIND, MOST_POINTERS, WORD, ThrottleMemberPlace, member_of
 
 # From a BdrvTrackedRequest's start to its wait queue, of which an empty one points to itself; before that the

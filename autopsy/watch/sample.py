@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
+from autopsy.dataclass import dataclass
 from autopsy.watch.coroutine_look import CoroutineLook
 
 

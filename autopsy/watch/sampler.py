@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autopsy.bundle import proc_stat
+from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
 from autopsy.target.vital_signs import FREEZER
 from autopsy.watch.sample import Halted, StillThread, VmSample

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
+from autopsy.dataclass import dataclass
 from autopsy.watch.config import Stages
 from autopsy.watch.judge import JudgedSample
 from autopsy.watch.model import StallKind, WatchState

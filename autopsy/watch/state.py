@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.files.plain import NotPlain
 from autopsy.linux.files import read_plain

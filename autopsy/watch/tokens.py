@@ -6,8 +6,9 @@ A token is a coroutine's stack, and a digest of what that holds: the same one tw
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from autopsy.dataclass import dataclass
 from autopsy.watch.coroutine_look import CoroutineLook
 from autopsy.watch.request_shape import Shape
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from autopsy.bundle.ring import RingSample
+from autopsy.dataclass import dataclass
 from autopsy.watch.discovery import FoundVm
 from autopsy.watch.judge import JudgedSample, VmJudge
 from autopsy.watch.looker import Looked, LookQuestion, NoLook

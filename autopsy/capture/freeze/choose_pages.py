@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from autopsy.bundle.records import Region
 from autopsy.capture.freeze.core_cap import Wanted, within, worth
+from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
 from autopsy.linux.mappings import (
     _FILE,

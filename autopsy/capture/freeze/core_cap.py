@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 
 from autopsy.bundle.records import Region
+from autopsy.dataclass import dataclass
 from autopsy.linux.mappings import PAGE, Mapping, Run, printable
 from autopsy.linux.tasks.priority import Unpreempted
 

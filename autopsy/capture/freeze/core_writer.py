@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.capture.freeze.chunk import Chunk
+from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.linux.mappings import PAGE, Mapping
 

@@ -7,11 +7,11 @@ import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from autopsy.capture.freeze.chunk import Chunk
 from autopsy.capture.freeze.core_cap import Wanted
 from autopsy.capture.freeze.core_delta import alike_in
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import Core
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.mappings import PAGE, MappedProcess, Run

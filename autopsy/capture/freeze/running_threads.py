@@ -7,12 +7,12 @@ import struct
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from autopsy.capture.freeze.chunk import Chunk
 from autopsy.capture.freeze.memory_copy import read_pages
 from autopsy.capture.freeze.tracer import RED_ZONE
 from autopsy.capture.freeze.tracer_memory import STACK_CAP
+from autopsy.dataclass import dataclass
 from autopsy.linux import ptrace
 from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, runs
 from autopsy.linux.tasks.priority import Unpreempted

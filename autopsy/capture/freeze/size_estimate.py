@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 
 from autopsy.capture.freeze.choose_pages import CAP_BYTES, address_space, choose
+from autopsy.dataclass import dataclass
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 
 ESTIMATE_SECONDS = 1.0  # the memory map may be locked for ever

@@ -9,7 +9,7 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from autopsy.bundle import proc_stat
@@ -24,6 +24,7 @@ from autopsy.capture.freeze.standing_threads import Stood, stood_still
 from autopsy.capture.freeze.tracer import TracedStop, hold, without_a_stop
 from autopsy.capture.freeze.tracer_memory import Caught, Fate
 from autopsy.capture.step import Deadline
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import Core
 from autopsy.linux.mappings import PAGE, MappedProcess, Mapping
 from autopsy.linux.ptrace import RSP

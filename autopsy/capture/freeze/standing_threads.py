@@ -7,11 +7,11 @@ meanwhile, has not run in between. All that one round proves stood still over on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from autopsy.capture.freeze.chunk import Chunk
 from autopsy.capture.freeze.running_threads import copy_stack
 from autopsy.capture.step import Deadline
+from autopsy.dataclass import dataclass
 from autopsy.linux.mappings import MappedProcess, Mapping
 from autopsy.linux.ptrace import RSP
 from autopsy.linux.tasks.walk import NoWalk, WalkedThread, Walker

@@ -18,13 +18,13 @@ import traceback
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from autopsy.bundle import proc_stat
 from autopsy.bundle.records import Stop
 from autopsy.capture.freeze.chunk import Chunk
 from autopsy.capture.freeze.memory_copy import read_pages
 from autopsy.capture.freeze.tracer_memory import STACK_CAP, Board, Caught, Fate
+from autopsy.dataclass import dataclass
 from autopsy.linux import ptrace
 from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, parse_maps, runs
 from autopsy.linux.tasks.forking import Child, PipeEnds, end, ended, fork

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
 from enum import IntEnum
 
 from autopsy.capture.freeze.chunk import Chunk
+from autopsy.dataclass import dataclass
 from autopsy.linux import ptrace
 from autopsy.linux.mappings import PAGE
 

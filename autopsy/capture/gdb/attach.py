@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from autopsy.capture.qmp.guard import FUSE
 from autopsy.capture.reading.procfs import ProcessEnded, held, must_be_the_same
 from autopsy.capture.scratch import scratch
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
+from autopsy.dataclass import dataclass
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.gdb.backtrace import blocks
 from autopsy.examine.gdb.mi import Gdb, GdbError

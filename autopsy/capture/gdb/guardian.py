@@ -8,8 +8,8 @@ import re
 import select
 import signal
 import time
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
 from autopsy.linux.tasks.forking import kill_every
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +18,7 @@ from autopsy.capture.gdb.mapped import mapped
 from autopsy.capture.reading.procfs import ProcessEnded, held
 from autopsy.capture.scratch import scratch
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped
+from autopsy.dataclass import dataclass
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.inputs import Frozen

@@ -7,7 +7,6 @@ import glob
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -18,6 +17,7 @@ from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.programs import output
 from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, sections, take
 from autopsy.capture.step import Scene
+from autopsy.dataclass import dataclass
 from autopsy.linux.mounts import mounts_in_use, mounts_of
 
 BLOCK = "/sys/class/block"

@@ -6,11 +6,11 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from autopsy.bundle.records import SocketEnd
 from autopsy.bundle.sections import Section
 from autopsy.capture.reading.procfs import OPEN, ProcDirectory
+from autopsy.dataclass import dataclass
 from autopsy.linux.statx import FileStatus, without_asking
 
 NO_FIFOS = (b"/dev/", b"/proc/", b"/sys/", b"/memfd:")

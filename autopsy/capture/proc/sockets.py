@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -21,6 +20,7 @@ from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.programs import output
 from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, Unreadable, sections, take
 from autopsy.capture.step import Scene
+from autopsy.dataclass import dataclass
 from autopsy.linux.fd_holders import holders
 from autopsy.linux.sock_diag import UnixSocket, unix_sockets
 

@@ -6,7 +6,6 @@ import os
 import platform
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 
 import msgspec
@@ -17,6 +16,7 @@ from autopsy.bundle.sections import Section
 from autopsy.capture.reading.procfs import OPEN, ProcDirectory
 from autopsy.capture.reading.reader import ReadFailures, SectionRead, take
 from autopsy.capture.step import Scene
+from autopsy.dataclass import dataclass
 from autopsy.linux.tasks.priority import Unpreempted
 
 WORD_BYTES = 40  # sizeof(pthread_mutex_t)

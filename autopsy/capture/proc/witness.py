@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from autopsy.bundle import layout
@@ -10,6 +9,7 @@ from autopsy.capture.proc import descriptors, thread_waits, threads
 from autopsy.capture.reading.procfs import ProcDirectory, ProcessEnded, held
 from autopsy.capture.reading.reader import ReadFailures, SectionRead, Truncated, sections
 from autopsy.capture.step import Failed, Outcome, Scene
+from autopsy.dataclass import dataclass
 from autopsy.linux.tasks.priority import Unpreempted
 
 

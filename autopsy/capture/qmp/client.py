@@ -8,7 +8,6 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, Runstate
@@ -16,6 +15,7 @@ from qemu.qmp.error import ProtocolError
 
 from autopsy import text
 from autopsy.capture.qmp import addressee
+from autopsy.dataclass import dataclass
 from autopsy.linux import unix_sockets
 
 CLOSE_SECONDS = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from autopsy import text
@@ -16,6 +16,7 @@ from autopsy.capture.qmp import commands, first_client, session
 from autopsy.capture.qmp.client import Busy, Closed, Greeted, NoGreeting, SocketMonitor, Transport, Welcome
 from autopsy.capture.qmp.virsh import VirshMonitor
 from autopsy.capture.step import Failed, Outcome, Scene, Skipped, TimedOut
+from autopsy.dataclass import dataclass
 
 GREETING_SECONDS = 2.0
 SLOT_SECONDS = 4.0  # pvestatd and its like let go within this; libvirtd never does

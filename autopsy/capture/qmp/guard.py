@@ -10,7 +10,6 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -21,6 +20,7 @@ from autopsy.capture.proc.thread_waits import call_now, read_memory
 from autopsy.capture.qmp import file_answers
 from autopsy.capture.reading.procfs import OPEN, ProcDirectory, held
 from autopsy.capture.step import Scene
+from autopsy.dataclass import dataclass
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 
 FUTEX_WAIT_PRIVATE = 0x80

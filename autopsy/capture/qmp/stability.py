@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from autopsy.capture.qmp.commands import Qemu
+from autopsy.dataclass import dataclass
 
 PREFIX = "x-"
 

@@ -6,10 +6,10 @@ import os
 import stat as stat_mode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from autopsy.bundle import proc_stat
 from autopsy.capture.reading.reader import Truncated, Unreadable
+from autopsy.dataclass import dataclass
 from autopsy.target.target import ANOTHER_PROGRAM, Target, is_another_program
 
 MOST_BYTES = 1 << 20

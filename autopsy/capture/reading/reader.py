@@ -10,7 +10,7 @@ import select
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from types import TracebackType
 from typing import Self
@@ -19,6 +19,7 @@ from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
 from autopsy.bundle.sections import REST, Section, render
 from autopsy.capture.step import Collected, Deadline, Outcome, Scene, TimedOut
+from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.linux.child import spawn
 from autopsy.linux.tasks.forking import end

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.spare_memory import lies_in_memory, spare_memory

@@ -5,9 +5,10 @@ from __future__ import annotations
 import select
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autopsy.bundle import proc_stat
+from autopsy.dataclass import dataclass
 from autopsy.linux.tasks.forking import Child
 
 WRITTEN = b"wchar:"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -26,6 +26,7 @@ from autopsy.capture.staging.copying import FULL, copy_new, sync_tree
 from autopsy.capture.staging.leftovers import begin
 from autopsy.capture.staging.places import ScratchPlace, Unusable
 from autopsy.capture.staging.settling import SettlingCopy
+from autopsy.dataclass import dataclass
 from autopsy.errors import NotStored
 from autopsy.files import private
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_child, spawn

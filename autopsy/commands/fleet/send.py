@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.commands.redact import redact
+from autopsy.dataclass import dataclass
 from autopsy.errors import AutopsyError, UsageError
 from autopsy.files import private
 from autopsy.files.scratch_place import scratch_place

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose import imported, runbooks
 from autopsy.diagnose.advice import disks, slots
 from autopsy.diagnose.advice.managers import Hand

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.advice import shell
 from autopsy.diagnose.advice.shell import line, question
 from autopsy.facts.model.facts import VmFact

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.frames import words
 from autopsy.diagnose.queries.threads import threads
 from autopsy.facts.cite import Cite, Known

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries.requests import Standing
 from autopsy.diagnose.queries.wording import count

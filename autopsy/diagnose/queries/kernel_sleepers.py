@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import kernel_stacks
 from autopsy.diagnose.queries.kernel_stacks import Family

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 
 from autopsy.bundle.syscalls import REQUEST_CALLS
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Where
 from autopsy.facts.model.facts import ThreadSnapshot
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 
 from autopsy.bundle import layout
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Confidence
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming, progress

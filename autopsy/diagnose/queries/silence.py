@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.limits.at_limits import copies_held, seconds_for

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import Family, family_of

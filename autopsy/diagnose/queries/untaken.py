@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from autopsy.bundle.heap.devices import VirtQueue
 from autopsy.bundle.heap.virtio import RingWords
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts, Queues
 

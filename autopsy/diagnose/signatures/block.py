@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from autopsy.bundle.syscalls import POLL_CALLS
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim, Confidence
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.coroutine_mutexes import held

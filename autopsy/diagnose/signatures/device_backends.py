@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from autopsy.bundle.syscalls import PEER_CALLS
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.queries.account import PAST_QEMU
 from autopsy.diagnose.queries.requests import confidence
 from autopsy.diagnose.queries.socket_peers import about_sockets, asleep, cannot_move, peers_of, socket_of, state

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from autopsy.bundle import layout
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.queries.requests import title
 from autopsy.diagnose.queries.socket_peers import about_sockets, called, peers_of, taken

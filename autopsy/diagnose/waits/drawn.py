@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
 from autopsy.diagnose.queries import coroutine_mutexes, kernel_stacks, naming
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, sleepers

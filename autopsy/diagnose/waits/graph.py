@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.queries.threads import by_role
 from autopsy.diagnose.waits import (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.elf import SHT_NOBITS, Elf
 
 LARGEST_ENTRY = 1 << 16  # the longest that any compiler writes is a few KB

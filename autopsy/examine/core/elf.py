@@ -11,10 +11,10 @@ import mmap
 import os
 import struct
 from bisect import bisect_right
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.regular import open_regular
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")

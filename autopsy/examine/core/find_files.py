@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import zstandard
 
 from autopsy.bundle import layout
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.elf import Elf, ElfError
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import MappedFile

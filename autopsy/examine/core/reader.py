@@ -11,9 +11,9 @@ import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.registers import Registers as Registers  # noqa: PLC0414 - read from here, with the core
 
 MACHINE_X86_64 = 62

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import Frame, Module
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.elf import Elf, LoadSegment, Symbol, build_id_in, program_headers
 from autopsy.examine.core.find_files import DELETED, Files, FoundFile
 from autopsy.examine.core.inputs import Frozen

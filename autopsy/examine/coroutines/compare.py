@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import PAGE, Core, CoreError
 from autopsy.examine.coroutines.find import Saved
 

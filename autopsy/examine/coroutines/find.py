@@ -13,12 +13,12 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
 from autopsy.bundle.records import Coroutine, LeftOut
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import HIGHEST, PAGE, WORD, Core, CoreError, Registers
 from autopsy.examine.core.symbols import Symbols
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import msgspec
 
 from autopsy.bundle.records import Frame
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.symbols import Symbols
 
 # A thread's name, which is the guest's or QEMU's to choose, comes after its number.

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ from typing import Self
 
 from pygdbmi import gdbmiparser
 
+from autopsy.dataclass import dataclass
 from autopsy.errors import ExaminationFailed
 from autopsy.linux.confine.confined import signal_name
 from autopsy.linux.confine.sandbox import limit, send_no_signal

@@ -12,12 +12,12 @@ import struct
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
+from autopsy.dataclass import dataclass
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.core import synthetic
 from autopsy.examine.core.find_files import DELETED, installed_debug_files

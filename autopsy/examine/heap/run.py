@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.heap.loops import Context
 from autopsy.bundle.heap.records import Heap, HeapSnapshot
 from autopsy.bundle.records import ThreadStack
+from autopsy.dataclass import dataclass
 from autopsy.examine.core import synthetic
 from autopsy.examine.core.find_files import FoundFile
 from autopsy.examine.core.inputs import Frozen

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
 import drgn
 
 from autopsy.bundle.heap.loops import CoLock, HeapMutex, NamedLock, Timer
+from autopsy.dataclass import dataclass
 
 MOST_ELEMENTS = 10_000  # of one list; a VM with more disks or requests than this has not been seen
 MOST_NOTES = 200

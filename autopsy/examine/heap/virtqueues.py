@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from autopsy.bundle import layout, sections
 from autopsy.bundle.heap.devices import VirtQueue
 from autopsy.bundle.heap.virtio import RingPlace, VirtioDevice, VirtioShapes
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import WORD, Core, CoreError
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.heap import vrings

@@ -6,9 +6,9 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from autopsy.bundle.records import FutexWait
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.symbols import ElfImage, Symbols
 
 # Renamed in QEMU v9.0; before that, the lock was called qemu_global_mutex and its functions *_iothread.

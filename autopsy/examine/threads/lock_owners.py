@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -14,6 +13,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.pid_namespaces import Numbers, numbers
 from autopsy.bundle.records import FutexWait, LockGraph, Mutex, OtherWait
 from autopsy.bundle.syscalls import FUTEX
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import Core, CoreError
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.previous import NOTHING, Earlier

@@ -7,7 +7,6 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -15,6 +14,7 @@ import msgspec
 from autopsy.bundle import layout, restarts
 from autopsy.bundle.records import Frame, LockGraph, MainLoop
 from autopsy.bundle.syscalls import POLLS, system_call
+from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import Core, CoreError, CoreThread
 from autopsy.examine.threads import lock_owners
 from autopsy.examine.threads.states import ThreadState, tasks

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
 from autopsy.bundle import layout, proc_stat, sections
 from autopsy.bundle.records import FreezeRecord
+from autopsy.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from autopsy.bundle.records import Frame, PollSet, QmpExchange, ThreadStack
 from autopsy.bundle.ring import Ring
 from autopsy.bundle.syscalls import ARGUMENTS
 from autopsy.bundle.vm_end import VmEnd
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite, Fact, Unknown
 from autopsy.facts.model.host import (
     BlockDevice,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from autopsy.bundle.records import AioRing, UringState
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite, Fact
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from autopsy.bundle.heap.devices import VirtQueue
 from autopsy.bundle.heap.virtio import RingWords
 from autopsy.bundle.records import EventFd, Frame
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite, Fact
 from autopsy.facts.model.yield_points import Park as Park  # noqa: PLC0414 - facts.py passes it on
 

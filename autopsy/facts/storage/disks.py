@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from autopsy.bundle import layout
 from autopsy.bundle.heap import records as heap_records
 from autopsy.bundle.heap.virtio import VirtioShapes
+from autopsy.dataclass import dataclass
 from autopsy.facts import monitor
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.command_line import CommandLine, string

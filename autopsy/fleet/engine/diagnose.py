@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 
+from autopsy.dataclass import dataclass
 from autopsy.fleet.engine.chunk import run_chunk
 from autopsy.fleet.engine.order import MEMORY, SECONDS, ChunkDone, ChunkOrder
 from autopsy.fleet.index import parts

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autopsy.dataclass import dataclass
 from autopsy.errors import UsageError
 from autopsy.fleet.index.parts import analyzer_of
 

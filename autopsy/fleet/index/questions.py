@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from autopsy.dataclass import dataclass
 from autopsy.errors import UsageError
 from autopsy.fleet.index.row import FleetRow
 

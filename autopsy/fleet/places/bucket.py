@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.files.plain import NotPlain, open_plain
 from autopsy.fleet.places.place import PlaceFailed, PlaceRefused, StoredFile

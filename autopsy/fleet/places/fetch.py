@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.fleet.places import sealed
 from autopsy.fleet.places.opening import open_place
 from autopsy.fleet.places.place import PlaceRefused

@@ -7,9 +7,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.files.plain import NotPlain, open_plain
 from autopsy.fleet.places.place import PlaceFailed, PlaceRefused, StoredFile

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from autopsy.dataclass import dataclass
 from autopsy.errors import AutopsyError, ExitCode
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
 
 from autopsy.bundle import layout
+from autopsy.dataclass import dataclass
 from autopsy.errors import UsageError
 from autopsy.fleet.places.opening import is_bucket, open_place
 

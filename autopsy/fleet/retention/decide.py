@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from autopsy.dataclass import dataclass
 from autopsy.fleet.index.parts import digest_in
 from autopsy.fleet.places.place import StoredFile
 from autopsy.fleet.retention.policy import RetentionPolicy

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.errors import UsageError
 from autopsy.files.plain import NotPlain, open_plain
 from autopsy.fleet.places import sealed

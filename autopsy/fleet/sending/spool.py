@@ -7,12 +7,12 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.errors import UsageError
 from autopsy.files import private
 from autopsy.files.plain import NotPlain, open_plain

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from autopsy.dataclass import dataclass
 from autopsy.incoming.stacks.thread_line import Header
 
 DUMPED, KILLED = " dumped core", " killed by SIG"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from autopsy.bundle.records import Frame
+from autopsy.dataclass import dataclass
 from autopsy.incoming.stacks.names import SIGNAL, plain_name
 
 MOST_PC = 1 << 64

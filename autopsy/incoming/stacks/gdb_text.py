@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
+from autopsy.dataclass import dataclass
 from autopsy.incoming.stacks.clean import MOST_LINE, clean
 from autopsy.incoming.stacks.dumps import Dumps
 from autopsy.incoming.stacks.frame_line import Brackets, frame, is_frame, number_of, with_its_sign

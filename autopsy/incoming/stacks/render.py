@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import msgspec
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
+from autopsy.dataclass import dataclass
 from autopsy.incoming.stacks.pasted import PastedDump
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from autopsy.dataclass import dataclass
 from autopsy.incoming.stacks.frame_line import HEX
 
 MOST_TID = 1 << 31

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.records import Frame
 from autopsy.bundle.sections import Section, render
+from autopsy.dataclass import dataclass
 from autopsy.incoming.material import FoundMachine
 from autopsy.incoming.texts import abrt, kernel_log, qmp_text
 from autopsy.incoming.texts.command_lines import CommandLines, is_qemu

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 
 from autopsy.bundle.manifest import Manager
+from autopsy.dataclass import dataclass
 from autopsy.incoming.material import FoundMachine
 
 MOST = 1 << 16  # characters of one command line

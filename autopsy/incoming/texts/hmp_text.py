@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from autopsy.bundle.records import QmpExchange
+from autopsy.dataclass import dataclass
 
 MOST_ENTRIES = 4_000
 MOST_NAME = 300

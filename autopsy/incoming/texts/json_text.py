@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import msgspec
+
+from autopsy.dataclass import dataclass
 
 MOST_TEXT = 8 << 20  # characters of one value
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from autopsy.bundle.sections import Section, render
+from autopsy.dataclass import dataclass
 
 MOST_TASKS = 5_000
 MOST_DEEP = 64

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import QmpExchange
+from autopsy.dataclass import dataclass
 
 MOST_ANSWERS = 200
 STEPS = {

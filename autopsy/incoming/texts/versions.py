@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from autopsy.dataclass import dataclass
 
 MOST = 20
 SAID = re.compile(

@@ -9,11 +9,11 @@ import signal
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.confine.sandbox import Confined, Sandbox, enter
 from autopsy.linux.tasks.forking import A_POLL_SECONDS, Child, Overdue, end, ended, fork, receive, send
 

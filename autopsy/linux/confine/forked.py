@@ -9,8 +9,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.tasks.forking import Child, PipeEnds, end, ended, fork
 
 

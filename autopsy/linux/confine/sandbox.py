@@ -14,9 +14,9 @@ import secrets
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.confine import landlock, seccomp
 from autopsy.linux.confine.syscalls import checked
 

@@ -12,10 +12,10 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
+from autopsy.dataclass import dataclass
 
 PR_SET_PDEATHSIG = 1
 CLONE_NEWPID = 0x20000000

@@ -11,9 +11,9 @@ import ctypes
 import mmap
 import os
 import struct
-from dataclasses import dataclass
 from typing import BinaryIO
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.tasks import btf
 from autopsy.linux.tasks.btf import OddTypes, Types
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from autopsy.bundle.ring import RingSample
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model.facts import Facts
 from autopsy.report.clock_text import Calendar

@@ -6,8 +6,8 @@ Where the path forks, so does the line: what parts from it goes down beside it, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import DiskPath, Hop
 from autopsy.report.draw.text_width import elide
 from autopsy.report.units import count

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from autopsy.bundle.manifest import Manifest, StepRecord
 from autopsy.bundle.records import Stop
+from autopsy.dataclass import dataclass
 from autopsy.facts.model.facts import Asked, Facts
 from autopsy.report.clock_text import Calendar
 from autopsy.report.units import milliseconds

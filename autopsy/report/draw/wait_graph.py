@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import defaultdict
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
 from autopsy.facts.cite import Cite
 from autopsy.report.draw.text_width import elide

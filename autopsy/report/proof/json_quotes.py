@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
+
+from autopsy.dataclass import dataclass
 
 MOST_BYTES = 4 << 20  # of JSON that is looked into
 MOST_OBJECTS = 4096

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim, Diagnosis
 from autopsy.facts.cite import Cite
 from autopsy.facts.evidence import Evidence

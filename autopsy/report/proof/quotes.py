@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.facts.evidence import Evidence
 from autopsy.report.proof.json_quotes import quote_of_answer, quote_of_document

@@ -6,9 +6,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.files import open_below, read_kernel, read_regular
 
 MOST_FILES = 4096  # looked at in one folder: a bound on our time

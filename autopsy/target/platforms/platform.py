@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from autopsy.bundle.manifest import Domain, Manager, TargetRecord
+from autopsy.dataclass import dataclass
 from autopsy.target.qemu_process import QemuProcess
 
 PID_LINE = re.compile(rb"\s*([0-9]{1,10})\s*")

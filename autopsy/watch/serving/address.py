@@ -7,9 +7,9 @@ import ipaddress
 import os
 import socket
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
+from autopsy.dataclass import dataclass
 from autopsy.errors import UsageError
 from autopsy.files import private
 

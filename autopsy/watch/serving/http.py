@@ -6,12 +6,12 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.linux.confine import sandbox
 from autopsy.watch.serving.address import Address, bind
 from autopsy.watch.serving.outlet import RoundFeed, readable

@@ -11,8 +11,9 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from autopsy.dataclass import dataclass
 from autopsy.linux import child
 from autopsy.linux.child import ChildFailed
 from autopsy.linux.tasks.forking import Child, end

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from autopsy.dataclass import dataclass
 
 WORD = 8
 MOST_BEHIND = 0x200  # a member lies that near behind what a waiter's stack points to: a BlockBackend has one inside

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries.requests import still
 from autopsy.diagnose.queries.threads import functions, threads

@@ -1,0 +1,130 @@
+"""The standard library's dataclasses, whose methods are compiled when they are first needed.
+
+The library writes the methods of each class as text and compiles them where the class is defined: of all that a start
+takes, a fourth, for hundreds of classes of which one run makes instances of a few dozen. Fields, slots, `replace`,
+`match` and `isinstance` are the library's own here; only the methods are ours. To mypy it is the library's altogether.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, FrozenInstanceError
+from operator import attrgetter
+from reprlib import recursive_repr
+from typing import TYPE_CHECKING
+
+Values = Callable[[object], object]
+Method = Callable[..., object]
+
+
+def _dataclass(*, frozen: bool = False, slots: bool = False, kw_only: bool = False) -> Callable[[type], type]:
+    """Make a dataclass of a class: compared by its fields, with a hash where it is frozen."""
+
+    def make(plain: type) -> type:
+        own = set(vars(plain))
+        made: type = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(plain)
+        values = _getter([field.name for field in dataclasses.fields(made) if field.compare])
+        methods: dict[str, Method | None] = {
+            "__init__": _first_init(made, frozen=frozen),
+            "__repr__": _repr,
+            "__eq__": _eq(values),
+        }
+        if "__eq__" not in own:
+            methods["__hash__"] = _hash(values) if frozen else None
+        if frozen:
+            methods |= {"__setattr__": _no_setattr, "__delattr__": _no_delattr}
+        if frozen and slots:  # what is copied or pickled is put together by setattr otherwise
+            methods |= {"__getstate__": _getstate, "__setstate__": _setstate}
+        for name, method in methods.items():
+            if name not in own:
+                setattr(made, name, method)
+        return made
+
+    return make
+
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass as dataclass  # noqa: PLC0414 - taken from here
+else:
+    dataclass = _dataclass
+
+
+def _first_init(cls: type, *, frozen: bool) -> Method:
+    """Return an __init__ that puts the compiled one in its place when it is first called."""
+
+    def first_init(self: object, *args: object, **kwargs: object) -> None:
+        if vars(cls)["__init__"] is first_init:
+            setattr(cls, "__init__", _init(cls, frozen=frozen))  # noqa: B010 - mypy knows that one does not do this
+        vars(cls)["__init__"](self, *args, **kwargs)
+
+    return first_init
+
+
+def _init(cls: type, *, frozen: bool) -> object:
+    """Compile the __init__ that the library would have."""
+    names: dict[str, object] = {"_MISSING": MISSING, "_set": object.__setattr__}
+    positional: list[str] = []
+    keywords: list[str] = []
+    body: list[str] = []
+    for field in dataclasses.fields(cls):
+        default, value = "", field.name
+        if field.default_factory is not MISSING:
+            names[f"_make_{field.name}"] = field.default_factory
+            made = f"_make_{field.name}()"
+            default, value = "=_MISSING", f"{made} if {value} is _MISSING else {value}" if field.init else made
+        elif field.default is not MISSING:
+            names[f"_default_{field.name}"] = field.default
+            default, value = f"=_default_{field.name}", value if field.init else f"_default_{field.name}"
+        elif not field.init:
+            continue
+        if field.init:
+            (keywords if field.kw_only else positional).append(field.name + default)
+        body.append(f"_set(self, {field.name!r}, {value})" if frozen else f"self.{field.name} = {value}")
+    if hasattr(cls, "__post_init__"):
+        body.append("self.__post_init__()")
+    head = ", ".join(["self", *positional, *(["*", *keywords] if keywords else [])])
+    exec(f"def __init__({head}):\n " + "\n ".join(body or ["pass"]), names)  # noqa: S102 - names of our own code
+    return names["__init__"]
+
+
+def _getter(names: Sequence[str]) -> Values:
+    """Return what tells the values of these fields together."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda one: tuple(getattr(one, name) for name in names)
+
+
+def _eq(values: Values) -> Method:
+    def eq(self: object, other: object) -> bool:
+        return values(self) == values(other) if other.__class__ is self.__class__ else NotImplemented
+
+    return eq
+
+
+def _hash(values: Values) -> Method:
+    return lambda self: hash(values(self))
+
+
+@recursive_repr()
+def _repr(self: object) -> str:
+    fields = dataclasses.fields(self)  # type: ignore[arg-type]  # a method of a dataclass
+    told = (f"{field.name}={getattr(self, field.name)!r}" for field in fields if field.repr)
+    return f"{self.__class__.__qualname__}({', '.join(told)})"
+
+
+def _no_setattr(_self: object, name: str, _value: object) -> None:
+    raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+
+def _no_delattr(_self: object, name: str) -> None:
+    raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+
+def _getstate(self: object) -> list[object]:
+    return [getattr(self, field.name) for field in dataclasses.fields(self)]  # type: ignore[arg-type]  # as in _repr
+
+
+def _setstate(self: object, state: Sequence[object]) -> None:
+    for field, value in zip(dataclasses.fields(self), state, strict=True):  # type: ignore[arg-type]  # as in _repr
+        object.__setattr__(self, field.name, value)
