@@ -14,15 +14,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from autopsy.dataclass import dataclass
+import msgspec
 
 REST = " (rest)"  # how the section is named that says, as its error, what a limit of ours kept out
 MOST_NAME = 512  # a mount point or a cgroup may have a longer path: its start is enough to cite it
 HEADER = re.compile(rb"==> ([^\n]{1,512}?) \((?:(\d{1,12}) bytes|unreadable: ([^\n)]{0,200}))\) <==\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(msgspec.Struct, frozen=True, gc=False):
     """One small file: `data` as it was read, or `error` (an errno name or a short reason) where it was not.
 
     `line` is the 1-based line of the first byte of data in the whole file, for cites.

@@ -98,9 +98,13 @@ def _boxed(path: Path, hear: Callable[[str, bytes], bytes]) -> None:
 
 def _redact(bundle: Bundle, line: AnswerPipe) -> bytes:
     hide = Pseudonyms(kept=_kept(bundle))
-    _pass(bundle, hide)
+    names = [name for name in sorted(bundle.names()) if not left_out(name)]
+    manifest(bundle.manifest, hide)
+    plain = {name for name in names if _file(bundle, name, hide) == bundle.read(name)}
     hide.learned()
-    told, files = _pass(bundle, hide)
+    told = manifest(bundle.manifest, hide)
+    told = msgspec.structs.replace(told, notes=(*told.notes, NOTE), files=())
+    files = {name: _file(bundle, name, hide, plain=name in plain) for name in names}
     for name, data in files.items():
         line.tell(name, data)
     line.tell(MANIFEST_TOLD, encode_manifest(told))
@@ -109,14 +113,10 @@ def _redact(bundle: Bundle, line: AnswerPipe) -> bytes:
     return b""
 
 
-def _pass(bundle: Bundle, hide: Pseudonyms) -> tuple[Manifest, dict[str, bytes]]:
-    told = manifest(bundle.manifest, hide)
-    told = msgspec.structs.replace(told, notes=(*told.notes, NOTE), files=())
-    return told, {
-        name: redacted(name, bundle.read(name), hide, _of_interest)
-        for name in sorted(bundle.names())
-        if not left_out(name)
-    }
+def _file(bundle: Bundle, name: str, hide: Pseudonyms, *, plain: bool = False) -> bytes:
+    """Return a file redacted; one that is `plain` had nothing to be hidden before all names were known."""
+    data = bundle.read(name)
+    return data if plain and not hide.names_stand_in(data) else redacted(name, data, hide, _of_interest)
 
 
 def _kept(bundle: Bundle) -> frozenset[str]:

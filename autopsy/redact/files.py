@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from autopsy.redact import patterns as words
 from autopsy.redact import secrets
 from autopsy.redact.pseudonyms import Pseudonyms
 from autopsy.redact.secrets import REMOVED
+from autopsy.redact.unchanged import is_of_a_task, json_is_plain, tasks_are_plain
 
 # What is known, and so can be taken apart: the rest may hold anything.
 KNOWN = frozenset(
@@ -94,7 +95,7 @@ def redacted(name: str, data: bytes, hide: Pseudonyms, keep: Keep) -> bytes:
     """
     file = name.rpartition("/")[2]
     if file.endswith(".json"):
-        return _json(data, hide)
+        return data if json_is_plain(data, hide, JSON_KEPT) else _json(data, hide)
     if file.endswith(".jsonl"):
         return b"\n".join(_json(line, hide) for line in data.split(b"\n"))
     if data.startswith(b"==> ") and render(found := tuple(parse(data))) == data:
@@ -161,8 +162,12 @@ def _log(text: str, hide: Pseudonyms, keep: Keep) -> str:
     return "\n".join(lines)
 
 
-def _sections(file: str, found: Iterable[Section], hide: Pseudonyms, keep: Keep) -> Iterable[Section]:
+def _sections(file: str, found: Sequence[Section], hide: Pseudonyms, keep: Keep) -> Iterable[Section]:
+    plain = file == layout.TASKS and tasks_are_plain(found, hide)
     for each in found:
+        if plain and is_of_a_task(each):
+            yield each
+            continue
         name = hide.whole(each.name)
         data = _section(file, each, hide, keep)
         yield Section(name, data, hide.text(each.error) if each.error else "")

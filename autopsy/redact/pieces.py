@@ -18,6 +18,12 @@ KEYS = (*IDENTITIES, *STEMS, *SCHEMES, "digest")
 REACH = 3  # lines with anything on them: the sign, the scheme, the value
 
 
+def has_keys(text: str) -> bool:
+    """Return whether a line of the text may be no piece by itself."""
+    letters = small(text)
+    return holds(letters, WHOLE) or holds(letters, KEYS)
+
+
 def pieces(text: str) -> Iterator[str]:
     r"""Yield the pieces of a text: joined by "\n" they are the text."""
     letters = small(text)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from autopsy.dataclass import dataclass
 from autopsy.redact import patterns as words
 from autopsy.redact import secrets
-from autopsy.redact.pieces import IDENTITIES, pieces
+from autopsy.redact.pieces import IDENTITIES, has_keys, pieces
 from autopsy.redact.secrets import REMOVED, without_secrets
 
 LEAST_NAME = 3  # a VM called `a` would take every a out of the text
@@ -37,6 +37,7 @@ class Pseudonyms:
     _pattern: re.Pattern[str] | None = None
     _made: set[str] = field(default_factory=set)
     _texts: dict[str, str] = field(default_factory=dict)
+    _unchanged: frozenset[str] = frozenset()
     _keys: dict[str, str] = field(default_factory=dict)
     _values: dict[tuple[str, str], str] = field(default_factory=dict)
 
@@ -61,9 +62,17 @@ class Pseudonyms:
 
     def learned(self) -> None:
         """Take note that all has been seen once: the next pass replaces every name that this one met, anywhere."""
+        self._unchanged = frozenset(text for text, made in self._texts.items() if text == made)
         for remembered in (self._texts, self._keys, self._values):
             remembered.clear()
         self._pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{_trie(list(self._names))})(?![A-Za-z0-9])", re.IGNORECASE)
+
+    def names_stand_in(self, data: bytes) -> bool:
+        """Return whether one of the names may stand in a file; "yes" where that cannot be told quickly."""
+        if not data.isascii() or not all(name.isascii() for name in self._names):
+            return True
+        letters = data.decode("ascii").lower()
+        return any(_stands_in(name, letters) for name in self._names if name in letters)
 
     def table(self) -> dict[str, dict[str, str]]:
         """Return pseudonyms and originals, by kind."""
@@ -88,17 +97,26 @@ class Pseudonyms:
         """Return a text without whose it was. Lines stay where they are."""
         return "\n".join(map(self._remembered, pieces(text)))
 
-    def _remembered(self, text: str) -> str:
+    def is_plain(self, text: str) -> bool:
+        """Return whether no line of a text has anything to be hidden; "no" where one may reach over several."""
+        return not has_keys(text) and all(
+            self._remembered(line, keys=False) == line for line in dict.fromkeys(text.split("\n"))
+        )
+
+    def _remembered(self, text: str, *, keys: bool = True) -> str:
         if len(text) > LONGEST_REMEMBERED:
             return self._without_names(text)
         made = self._texts.get(text)
         if made is None:
-            made = _remember(self._texts, text, self._without_names(text))
+            # What the patterns leave of a text is the same in the second pass: it has only more names to look for.
+            same = text in self._unchanged
+            made = self._known_by_name(text) if same else self._without_names(text, keys=keys)
+            _remember(self._texts, text, made)
         return made
 
-    def _without_names(self, text: str) -> str:  # noqa: C901, PLR0912 - one pattern after another
+    def _without_names(self, text: str, *, keys: bool = True) -> str:  # noqa: C901, PLR0912 - one pattern after another
         """Put the text through every pattern for which it has what that cannot do without."""
-        text = without_secrets(text)
+        text = without_secrets(text, has_keys=keys)
         letters = secrets.small(text)
         if "://" in text:
             text = words.URL.sub(self._url, text)
@@ -108,7 +126,7 @@ class Pseudonyms:
             text = secrets.IQN.sub(lambda found: self.name("iqn", found[0]), text)
         if ":" in text:
             text = secrets.WWN.sub(lambda found: self.of("wwn", found[0].lower()), text)
-        if secrets.holds(letters, IDENTITIES):
+        if keys and secrets.holds(letters, IDENTITIES):
             text = words.IDENTITY_WORD.sub(self._identity, text)
         if "-" in text:
             text = words.UUID.sub(lambda found: self.of("uuid", found[0].lower()), text)
@@ -132,6 +150,10 @@ class Pseudonyms:
             )
         if len(text) >= words.SHORTEST_OPAQUE:
             text = words.OPAQUE.sub(self._opaque, text)
+        return self._known_by_name(text)
+
+    def _known_by_name(self, text: str) -> str:
+        """Return a text without the names that the pass before met."""
         if self._pattern is not None and self._names:
             text = self._pattern.sub(lambda found: self._names[found[0].lower()], text)
         return text
@@ -237,6 +259,12 @@ class Pseudonyms:
         if found[0].startswith("_Z") or found[0] in self.kept:
             return found[0]
         return self.of("opaque", found[0])
+
+
+def _stands_in(name: str, letters: str) -> bool:
+    """Return whether a name that is somewhere in a text in small letters stands by itself anywhere in it."""
+    found = re.compile(f"{re.escape(name)}(?![a-z0-9])").finditer(letters)
+    return any(not match.start() or not letters[match.start() - 1].isalnum() for match in found)
 
 
 def _remember(known: dict[Key, str], original: Key, made: str) -> str:

@@ -63,12 +63,18 @@ def small(text: str) -> str:
 
 def holds(letters: str, hints: tuple[str, ...]) -> bool:
     """Return whether a text has any of the words in it."""
-    return any(hint in letters for hint in hints)
+    for hint in hints:  # noqa: SIM110 - any() takes three times as long, and this is asked of every line
+        if hint in letters:
+            return True
+    return False
 
 
-def without_secrets(text: str) -> str:
-    """Return a text whose secrets are taken out, line by line where it was; names and addresses stay."""
-    letters = small(text)
+def without_secrets(text: str, *, has_keys: bool = True) -> str:
+    """Return a text whose secrets are taken out, line by line where it was; names and addresses stay.
+
+    `has_keys` is False where it is known that no word of STEMS and SCHEMES is in it.
+    """
+    letters = small(text) if has_keys else ""
     if "-----BEGIN " in text:
         text = PEM.sub(lambda found: REMOVED + "\n" * found[0].count("\n"), text)
     if "ssh-" in text or "ecdsa-" in text:
