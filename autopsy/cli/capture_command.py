@@ -95,7 +95,8 @@ def capture(
     from autopsy.capture.step import Options
     from autopsy.cli import streams, summary, terminal
     from autopsy.cli.json_output import answer
-    from autopsy.commands.capture import CaptureOptions, fulfil
+    from autopsy.commands.capture import fulfil
+    from autopsy.commands.capture_options import CaptureOptions
     from autopsy.text import plain
 
     names = tuple(targets or ())

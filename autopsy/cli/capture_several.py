@@ -18,8 +18,8 @@ from autopsy.text import plain
 
 if TYPE_CHECKING:
     from autopsy.capture.runner import Watcher
-    from autopsy.commands.capture import Ended
     from autopsy.commands.capture_many import FinishedCapture, Many, One, Order
+    from autopsy.commands.ending import Ended
     from autopsy.errors import ExitCode
 
 

@@ -10,7 +10,7 @@ from autopsy.diagnose.diagnosis import Advice, Diagnosis, KnownBug
 from autopsy.facts.cite import Cite
 
 if TYPE_CHECKING:
-    from autopsy.commands.capture import Ended
+    from autopsy.commands.ending import Ended
     from autopsy.commands.import_evidence import ImportedBundle
     from autopsy.target.ps import ListedVm
 

@@ -14,7 +14,7 @@ from autopsy.diagnose.diagnosis import Diagnosis, Where
 from autopsy.text import plain
 
 if TYPE_CHECKING:
-    from autopsy.commands.capture import Ended
+    from autopsy.commands.ending import Ended
     from autopsy.commands.stored import SealedWords, ShownBundle
 
 LABEL = 9  # of the longest label, with room

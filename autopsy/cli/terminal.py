@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-    from autopsy.commands.capture import Ended
+    from autopsy.commands.ending import Ended
     from autopsy.target.ps import ListedVm
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -14,7 +14,9 @@ from pathlib import Path
 import msgspec
 
 from autopsy.capture.runner import Interrupted, Watcher
-from autopsy.commands.capture import LEAST_TIDYING, CaptureOptions, Ended, check, fulfil_for
+from autopsy.commands.capture import LEAST_TIDYING, fulfil_for
+from autopsy.commands.capture_options import CaptureOptions, check
+from autopsy.commands.ending import Ended
 from autopsy.commands.seal import rescue
 from autopsy.commands.tidying import tidy
 from autopsy.dataclass import dataclass

@@ -8,7 +8,10 @@ from pathlib import Path
 from autopsy.bundle import layout
 from autopsy.capture.runner import Watcher
 from autopsy.capture.step import Options
-from autopsy.commands.capture import CaptureOptions, Ended, fulfil, report_path
+from autopsy.commands.capture import fulfil
+from autopsy.commands.capture_options import CaptureOptions
+from autopsy.commands.ending import Ended
+from autopsy.commands.sealed_capture import report_path
 from autopsy.commands.stored import ShownBundle, named
 from autopsy.dataclass import dataclass
 from autopsy.drill.scenarios import SCENARIOS, Scenario, wedged

@@ -21,7 +21,7 @@ from autopsy.capture.runner import Interrupted
 from autopsy.capture.step import Options
 from autopsy.cli.capture_several import _json, _summary
 from autopsy.commands import capture_many as many
-from autopsy.commands.capture import CaptureOptions
+from autopsy.commands.capture_options import CaptureOptions
 from autopsy.drill.scenarios import wedged
 from autopsy.errors import ExitCode, NoSuchVm, UsageError
 

@@ -19,7 +19,8 @@ from autopsy.bundle.manifest import Clocks, Domain, Host, Manifest, StepRecord, 
 from autopsy.bundle.records import QmpExchange
 from autopsy.bundle.seal import Sealed
 from autopsy.capture.step import Collected
-from autopsy.commands.capture import CaptureOptions, fulfil
+from autopsy.commands.capture import fulfil
+from autopsy.commands.capture_options import CaptureOptions
 from autopsy.drill.machine import Machine
 from autopsy.errors import ExitCode, UsageError
 from autopsy.facts import platform
