@@ -29,7 +29,7 @@ class Numbers:
 
 def numbers(tasks: bytes) -> Numbers:
     """Read the sections task/<tid>/status of a tasks.txt."""
-    found: dict[int, int] = {}
+    outer: dict[int, int] = {}
     nested = False
     for section in sections.parse(tasks):
         name = STATUS.fullmatch(section.name)
@@ -37,5 +37,5 @@ def numbers(tasks: bytes) -> Numbers:
         if name and line:
             levels = line[1].split()
             nested = nested or len(levels) > 1
-            found[int(levels[-1])] = int(name[1])
-    return Numbers(found if nested else {})
+            outer[int(levels[-1])] = int(name[1])
+    return Numbers(outer if nested else {})

@@ -35,23 +35,23 @@ def parse(stat: bytes) -> ProcStat:
     """Return what the bytes of such a file say; never raises."""
     head = stat.rpartition(b")")[0]
     pid, _, comm = head.partition(b"(")
-    told = fields(stat)
+    values = fields(stat)
     return ProcStat(
         pid=_number(pid.strip()),
         comm=comm.decode("utf-8", "backslashreplace"),
-        state=told[0][:1].decode("ascii", "replace") if told else "",
-        ppid=_field(told, PPID),
-        session=_field(told, SESSION),
-        cpu_ticks=_field(told, UTIME) + _field(told, STIME),
-        threads=_field(told, THREADS),
-        start_ticks=_field(told, STARTED),
-        environment=(_field(told, ENV_START), _field(told, ENV_END)),
+        state=values[0][:1].decode("ascii", "replace") if values else "",
+        ppid=_field(values, PPID),
+        session=_field(values, SESSION),
+        cpu_ticks=_field(values, UTIME) + _field(values, STIME),
+        threads=_field(values, THREADS),
+        start_ticks=_field(values, STARTED),
+        environment=(_field(values, ENV_START), _field(values, ENV_END)),
     )
 
 
-def _field(told: list[bytes], number: int) -> int:
+def _field(values: list[bytes], number: int) -> int:
     place = number - FIRST
-    return _number(told[place]) if place < len(told) else 0
+    return _number(values[place]) if place < len(values) else 0
 
 
 def _number(digits: bytes) -> int:

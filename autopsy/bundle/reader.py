@@ -205,8 +205,8 @@ def read_below(folder: Path, name: str) -> bytes:
 
 def plain_files(folder: Path) -> tuple[str, ...]:
     """Return the plain files below a folder."""
-    found = [str(Path(parent, file).relative_to(folder)) for parent, _, files in os.walk(folder) for file in files]
-    return tuple(sorted(name for name in found if _is_plain(folder / name)))
+    names = [str(Path(parent, file).relative_to(folder)) for parent, _, files in os.walk(folder) for file in files]
+    return tuple(sorted(name for name in names if _is_plain(folder / name)))
 
 
 def _is_plain(path: Path) -> bool:

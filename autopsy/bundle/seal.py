@@ -107,7 +107,7 @@ def _seal(work: _Work, place: int) -> Sealed:
     half = f"{half_written(work.staging) if unfinished else f'.{name}.'}{private.token()}{layout.PARTIAL}"
     try:
         with private.held(work.staging) as folder:
-            files = tuple(_record(folder, each) for each in _in_order(folder) if each not in work.leave_out)
+            files = tuple(_record(folder, file) for file in _in_order(folder) if file not in work.leave_out)
             digest, packed = _pack(folder, half, place, msgspec.structs.replace(work.manifest, files=files))
     except BaseException:
         _unlink(half, place)
@@ -157,11 +157,11 @@ def _digest(place: int, name: str) -> str:
 
 def _in_order(folder: int) -> list[str]:
     """Return the plain files that belong into the bundle: no link that leads elsewhere, nothing half done."""
-    found = []
+    names = []
     for parent, folders, files, _ in os.fwalk(".", dir_fd=folder):
-        folders[:] = [each for each in folders if not each.startswith(layout.SCRATCH)]
-        found += [f"{parent}/{file}".removeprefix("./") for file in files if not file.endswith(private.HALF)]
-    plain = [name for name in found if name != layout.MANIFEST and _is_plain(folder, name)]
+        folders[:] = [name for name in folders if not name.startswith(layout.SCRATCH)]
+        names += [f"{parent}/{file}".removeprefix("./") for file in files if not file.endswith(private.HALF)]
+    plain = [name for name in names if name != layout.MANIFEST and _is_plain(folder, name)]
     rank = {name: place for place, name in enumerate(ORDER)}
     return sorted(plain, key=lambda name: (name in (layout.CORE, layout.BINARY), rank.get(name, len(ORDER)), name))
 

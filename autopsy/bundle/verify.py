@@ -50,14 +50,14 @@ def verify_archive(path: Path, descriptor: int) -> Verified:
         DamagedBundle: as `verify` raises it.
     """
     manifest_data = b""
-    found: dict[str, tuple[int, str]] = {}
+    files: dict[str, tuple[int, str]] = {}
     digest = hashlib.sha256()
     for member in members(path, descriptor, watch=digest.update):
         if member.name == layout.MANIFEST:
             manifest_data = b"".join(member.parts()) if member.size <= MOST_IN_MEMORY else b""
         else:
-            found[member.name] = _digest(member.parts())
-    return compare(path, Read(manifest_data, found, digest.hexdigest()))
+            files[member.name] = _digest(member.parts())
+    return compare(path, Read(manifest_data, files, digest.hexdigest()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Read:
     """A bundle's manifest as it lies there, size and digest of each other file, and the tarball's own digest."""
 
     manifest: bytes
-    found: dict[str, tuple[int, str]]
+    files: dict[str, tuple[int, str]]
     sha256: str = ""
 
 
@@ -75,25 +75,25 @@ def read_folder(path: Path) -> Read:
     Raises:
         DamagedBundle: its manifest is larger than any is.
     """
-    found = {name: _digest_below(path, name) for name in plain_files(path) if name != layout.MANIFEST}
-    return Read(read_below(path, layout.MANIFEST), found)
+    files = {name: _digest_below(path, name) for name in plain_files(path) if name != layout.MANIFEST}
+    return Read(read_below(path, layout.MANIFEST), files)
 
 
-def compare(path: Path, told: Read) -> Verified:
+def compare(path: Path, contents: Read) -> Verified:
     """Compare what was read of a bundle with what its manifest says.
 
     Raises:
         DamagedBundle: a file is missing, added, or differs; the message names the first.
     """
-    manifest = decode_manifest(path, told.manifest)
-    if not told.sha256 and not manifest.files:
+    manifest = decode_manifest(path, contents.manifest)
+    if not contents.sha256 and not manifest.files:
         raise DamagedBundle(
             str(path),
             "is the staging folder of a capture that did not end: it was never sealed",
             remedy=f"`autopsy seal {path}` seals what is there",
         )
-    _compare(path, manifest, dict(told.found))
-    return Verified(manifest, told.sha256, len(manifest.files))
+    _compare(path, manifest, dict(contents.files))
+    return Verified(manifest, contents.sha256, len(manifest.files))
 
 
 def _digest_below(path: Path, name: str) -> tuple[int, str]:
@@ -114,12 +114,12 @@ def _digest(parts: Iterator[bytes]) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _compare(path: Path, manifest: Manifest, found: dict[str, tuple[int, str]]) -> None:
+def _compare(path: Path, manifest: Manifest, files: dict[str, tuple[int, str]]) -> None:
     remedy = "the bundle was damaged or altered after it was sealed: do not rest a verdict on it"
     for record in manifest.files:
-        if record.path not in found:
+        if record.path not in files:
             raise DamagedBundle(str(path), f"{record.path} is missing", remedy=remedy)
-        if found.pop(record.path) != (record.size, record.sha256):
+        if files.pop(record.path) != (record.size, record.sha256):
             raise DamagedBundle(str(path), f"{record.path} is not what was sealed", remedy=remedy)
-    if found:
-        raise DamagedBundle(str(path), f"{min(found)} was added", remedy=remedy)
+    if files:
+        raise DamagedBundle(str(path), f"{min(files)} was added", remedy=remedy)

@@ -57,7 +57,7 @@ def diagnose(staging: Staging, budget: Deadline, pace: Pace) -> JudgedCapture:
 
         return in_box(
             lambda _box, line: _besides(answer(held.read(), line.tell)),
-            thing="the evidence",
+            source="the evidence",
             seconds=max(1.0, seconds - SPARE_SECONDS),
             hear=hear,
         )
@@ -92,7 +92,7 @@ def first_words(work: Path) -> bytes:
     held = hold(work)
     return in_box(
         lambda _box, _line: judge(gather_facts(held.read())).headline.encode(),
-        thing="the evidence",
+        source="the evidence",
         seconds=ANSWER_SECONDS,
     )
 

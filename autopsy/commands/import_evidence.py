@@ -261,7 +261,7 @@ def _answered(folder: Path) -> Answers:
 
     data = in_box(
         lambda _box, line: msgspec.json.encode(answer(held.read(), line.tell)),
-        thing="the evidence",
+        source="the evidence",
         seconds=SECONDS,
         hear=hear,
     )

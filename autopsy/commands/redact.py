@@ -86,7 +86,7 @@ def _boxed(path: Path, hear: Callable[[str, bytes], bytes]) -> None:
     try:
         in_box(
             lambda _box, line: _redact(held.read(), line),
-            thing=str(path),
+            source=str(path),
             seconds=SECONDS,
             keep=() if held.descriptor is None else (held.descriptor,),
             hear=hear,

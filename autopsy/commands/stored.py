@@ -151,7 +151,7 @@ def _read(paths: Sequence[Path]) -> list[SealedWords]:
 
         data = in_box(
             lambda _box, _line: work(),
-            thing="the store",
+            source="the store",
             seconds=SECONDS,
             keep=tuple(descriptor for _, descriptor in held if descriptor >= 0),
         )

@@ -33,7 +33,7 @@ def unpack(path: Path, folder: Path) -> bool:
             written = _Written(path, folder, stack)
             in_box(
                 lambda _box, line: _tell(held, line),
-                thing=str(path),
+                source=str(path),
                 seconds=SECONDS,
                 keep=(held.descriptor,),
                 hear=written.hear,

@@ -32,7 +32,7 @@ def verify_boxed(path: Path) -> Verified:
 
 
 def _in_box(path: Path, work: Callable[[], Verified], keep: tuple[int, ...] = ()) -> Verified:
-    told = in_box(lambda _box, _line: msgspec.json.encode(work()), thing=str(path), seconds=SECONDS, keep=keep)
+    told = in_box(lambda _box, _line: msgspec.json.encode(work()), source=str(path), seconds=SECONDS, keep=keep)
     try:
         return msgspec.json.decode(told, type=Verified)
     except msgspec.DecodeError as error:

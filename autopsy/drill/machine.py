@@ -80,9 +80,9 @@ def find_qemu() -> Path:
     if named:
         return Path(named)
     for name in BINARIES:
-        found = shutil.which(name)
-        if found:
-            return Path(found)
+        path = shutil.which(name)
+        if path:
+            return Path(path)
     raise AutopsyError(
         "qemu-system-x86_64",
         "not found on this host",

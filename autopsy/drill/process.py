@@ -103,13 +103,13 @@ class DrillProcess:
 
 def states(pid: int) -> set[str]:
     """Return the states of all threads of a process, as the letters of /proc/PID/task/TID/stat."""
-    found = set()
+    letters = set()
     for task in Path(f"/proc/{pid}/task").glob("*/stat"):
         try:
-            found.add(proc_stat.parse(task.read_bytes()).state)
+            letters.add(proc_stat.parse(task.read_bytes()).state)
         except (FileNotFoundError, ProcessLookupError):
             continue  # that thread has ended meanwhile
-    return found
+    return letters
 
 
 def start(site: Site, command: Sequence[str | Path], *, log: str) -> DrillProcess:
@@ -148,10 +148,10 @@ def tool(name: str) -> str:
     Raises:
         AutopsyError: It is not installed.
     """
-    found = shutil.which(name, path=environment.path())
-    if found is None:
+    path = shutil.which(name, path=environment.path())
+    if path is None:
         raise AutopsyError(name, "not found on this host", remedy=PACKAGES.get(name, f"install {name}"))
-    return found
+    return path
 
 
 def run(*command: str | Path) -> str:

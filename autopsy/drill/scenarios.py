@@ -159,5 +159,5 @@ def wedged(name: str = DEFAULT, *, keep: bool = False) -> Iterator[Wedged]:
             vm.pid,
             f"pid:{vm.pid}",
             f"QEMU {vm.pid}, monitor {vm.monitor}: {scenario.description}",
-            tuple(shlex.join(each) for each in there.endings),
+            tuple(shlex.join(command) for command in there.endings),
         )

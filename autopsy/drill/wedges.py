@@ -143,7 +143,7 @@ def stuck_fuse_daemon(site: Site) -> Machine:
 
 
 def _waits_for_fuse(pid: int) -> bool:
-    return any("request_wait_answer" in each.read_text() for each in Path(f"/proc/{pid}/task").glob("*/wchan"))
+    return any("request_wait_answer" in place.read_text() for place in Path(f"/proc/{pid}/task").glob("*/wchan"))
 
 
 def healthy_idle(site: Site) -> Machine:
@@ -187,7 +187,7 @@ def _write(vm: Machine, target: str) -> None:
 
 def _writes_done(vm: Machine) -> int:
     """Return how many writes the disk has completed."""
-    return sum(int(each["stats"]["wr_operations"]) for each in vm.qmp("query-blockstats") if "qdev" in each)
+    return sum(int(disk["stats"]["wr_operations"]) for disk in vm.qmp("query-blockstats") if "qdev" in disk)
 
 
 def _stay_in_flight(vm: Machine) -> None:

@@ -74,8 +74,8 @@ def _in_groups(stuck: Sequence[Asleep]) -> str:
     if len(stuck) == 1:
         return f"thread {stuck[0].tid} ({printable(stuck[0].comm)}) in {stuck[0].wchan or '?'} sleeps uninterruptibly"
     groups = Counter((thread.comm, thread.wchan or "?") for thread in stuck)
-    told = (f"{count} {printable(comm)} threads in {place}" for (comm, place), count in groups.items())
-    return f"{', '.join(told)} sleep uninterruptibly" if stuck else ""
+    crowds = (f"{count} {printable(comm)} threads in {place}" for (comm, place), count in groups.items())
+    return f"{', '.join(crowds)} sleep uninterruptibly" if stuck else ""
 
 
 def kill(
@@ -109,7 +109,7 @@ def kill(
     left = _left(target, estate) if gone else ()
     stuck_now = () if gone else identity.in_uninterruptible_sleep(target.pid)
     killed = Killed(how, gone, (ended - begun) * 1e3, stuck_now, left=left)
-    stuck = tuple(StuckThread(tid=each.tid, comm=each.comm, wchan=each.wchan) for each in killed.stuck)
+    stuck = tuple(StuckThread(tid=thread.tid, comm=thread.comm, wchan=thread.wchan) for thread in killed.stuck)
     done = msgspec.structs.replace(note, how=killed.words, gone=gone, ms=round(killed.ms, 1), stuck=stuck, left=left)
     unwritten = unwritten or audit_log.store(done, sealed.path)  # what failed once is not waited for again
     untold = untold or audit_log.tell_journal(done, roots.log)

@@ -107,8 +107,8 @@ def _lock(path: str) -> bytes:
 def _group(pid: int) -> bytes:
     """Return the group in the unified hierarchy, or where there is only the older kind, systemd's own."""
     lines = read_kernel(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines()
-    found = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in lines if line.count(":") > 1}
-    unified, named = found.get("", "/"), found.get("name=systemd", "/")
+    groups = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in lines if line.count(":") > 1}
+    unified, named = groups.get("", "/"), groups.get("name=systemd", "/")
     group = unified if unified != "/" else named
     # libvirt's threads are in groups of their own below the scope: the scope is the VM.
     scope, dot, _ = group.partition(".scope")
@@ -128,9 +128,9 @@ def _members(group: str) -> bytes:
     for place, _, files in os.walk(folder):
         if "cgroup.procs" in files:
             pids.update(int(pid) for pid in read_kernel(f"{place}/cgroup.procs").split())
-    told = ", ".join(f"{pid} ({_comm(pid)})" for pid in sorted(pids - {0})[:MOST_TOLD])
+    members = ", ".join(f"{pid} ({_comm(pid)})" for pid in sorted(pids - {0})[:MOST_TOLD])
     more = f" and {len(pids) - MOST_TOLD} more" if len(pids) > MOST_TOLD else ""
-    return f"in its cgroup {printable(group)} still run {told}{more}".encode() if told else b""
+    return f"in its cgroup {printable(group)} still run {members}{more}".encode() if members else b""
 
 
 def _homes(group: str) -> Iterator[str]:

@@ -70,16 +70,16 @@ def cautions(diagnosis: Diagnosis | None) -> tuple[str, ...]:
     """Return what a person must know of a kill that may be done: that it is not needed, not enough, or a guess."""
     if diagnosis is None:
         return ("no verdict could be made: it is not known whether a kill helps",)
-    told = []
+    warnings = []
     match diagnosis.kill:
         case "futile":
-            told.append(f"a kill is futile: {diagnosis.kill_why}; first {cure(diagnosis)}")
+            warnings.append(f"a kill is futile: {diagnosis.kill_why}; first {cure(diagnosis)}")
         case "needless":
-            told.append(f"a kill is needless: {diagnosis.kill_why}; {cure(diagnosis)}")
+            warnings.append(f"a kill is needless: {diagnosis.kill_why}; {cure(diagnosis)}")
         case "unknown":
-            told.append(f"it is not known whether a kill helps: {diagnosis.kill_why}")
+            warnings.append(f"it is not known whether a kill helps: {diagnosis.kill_why}")
         case "helps":
             pass
     if diagnosis.confidence == "possible" and diagnosis.kill != "unknown":
-        told.append("the verdict is no more than possible: it is not known whether a kill helps")
-    return tuple(told)
+        warnings.append("the verdict is no more than possible: it is not known whether a kill helps")
+    return tuple(warnings)

@@ -109,13 +109,13 @@ def _known(vm: Target, around: Around) -> Around:
 
 
 def _warnings(diagnosis: Diagnosis | None, around: Around) -> list[str]:
-    told = [f"before the kill: {each}" for each in around.ongoing]
+    warnings = [f"before the kill: {operation}" for operation in around.ongoing]
     lost = len(diagnosis.lost_by_kill) if diagnosis else 0
     if lost:
-        told.append(
+        warnings.append(
             f"the kill makes {lost} {'question' if lost == 1 else 'questions'} unanswerable; the report has them"
         )
-    return told
+    return warnings
 
 
 def _would(vm: Target, order: KillOrder, around: Around) -> str:

@@ -41,21 +41,21 @@ def find_cases(paths: tuple[Path, ...]) -> tuple[Case, ...]:
     Raises:
         UsageError: a path is not there, or there is nothing to replay at all.
     """
-    found: dict[Path, Case] = {}
+    cases: dict[Path, Case] = {}
     for path in paths:
         if not path.exists():
             raise UsageError(str(path), "there is no such file or folder", remedy="give bundles, or folders of cases")
         for case in _at(path, path.name or str(path)):
-            found.setdefault(case.bundle, case)
-            if len(found) > MOST_CASES:
+            cases.setdefault(case.bundle, case)
+            if len(cases) > MOST_CASES:
                 raise UsageError(str(path), f"holds more than {MOST_CASES} cases", remedy="give a smaller folder")
-    if not found:
+    if not cases:
         raise UsageError(
             ", ".join(map(str, paths)) or "replay",
             "there is nothing to replay",
             remedy=f"give bundles ({ENDING}), unpacked ones, or folders of cases ({EXPECTED} beside a bundle)",
         )
-    return tuple(found.values())
+    return tuple(cases.values())
 
 
 def _at(path: Path, name: str) -> Iterator[Case]:
@@ -72,15 +72,15 @@ def _below(folder: Path, name: str, depth: int) -> Iterator[Case]:
     if layout.MANIFEST in files:
         yield Case(name, folder, None)
         return
-    bundles = [each for each in files if each.endswith(ENDING)]
+    bundles = [name for name in files if name.endswith(ENDING)]
     if EXPECTED in files or PROVENANCE in files:
         yield Case(name, folder / (bundles[0] if bundles else UNPACKED), folder)
         return
-    for each in bundles:
-        yield Case(f"{name}/{each.removesuffix(ENDING)}", folder / each, None)
+    for bundle in bundles:
+        yield Case(f"{name}/{bundle.removesuffix(ENDING)}", folder / bundle, None)
     if depth:
-        for each in folders:
-            yield from _below(folder / each, f"{name}/{each}", depth - 1)
+        for inner in folders:
+            yield from _below(folder / inner, f"{name}/{inner}", depth - 1)
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:

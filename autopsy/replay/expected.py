@@ -50,7 +50,7 @@ class SealedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def beside(self) -> tuple[str, ...]:
         """Return the signatures of what is wrong beside the cause."""
-        return tuple(each.signature for each in self.secondary)
+        return tuple(claim.signature for claim in self.secondary)
 
     @property
     def ruled_out(self) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def of(diagnosis: Diagnosis) -> Expected:
         signature=diagnosis.signature,
         confidence=diagnosis.confidence,
         objects=tuple(sorted(set(diagnosis.objects))),
-        secondary=tuple(sorted({each.signature for each in diagnosis.secondary})),
+        secondary=tuple(sorted({claim.signature for claim in diagnosis.secondary})),
     )
 
 
@@ -84,18 +84,18 @@ def changes(expected: Expected | SealedAnswer, diagnosis: Diagnosis) -> tuple[Ch
 
 
 def _changes(expected: Expected | SealedAnswer, diagnosis: Diagnosis) -> Iterator[Change]:
-    found = of(diagnosis)
-    if expected.where != found.where:
-        yield Change("where", expected.where, found.where)
-    if expected.signature != found.signature:
-        yield Change("signature", expected.signature, found.signature)
-    if expected.confidence != found.confidence:
-        yield Change("confidence", expected.confidence, found.confidence)
-    if set(expected.objects) != set(found.objects):
-        yield Change("objects", _words(expected.objects), _words(found.objects))
-    if set(expected.beside) != set(found.secondary):
-        yield Change("secondary", _words(expected.beside), _words(found.secondary))
-    ruled_out = {each.signature for each in diagnosis.ruled_out}
+    actual = of(diagnosis)
+    if expected.where != actual.where:
+        yield Change("where", expected.where, actual.where)
+    if expected.signature != actual.signature:
+        yield Change("signature", expected.signature, actual.signature)
+    if expected.confidence != actual.confidence:
+        yield Change("confidence", expected.confidence, actual.confidence)
+    if set(expected.objects) != set(actual.objects):
+        yield Change("objects", _words(expected.objects), _words(actual.objects))
+    if set(expected.beside) != set(actual.secondary):
+        yield Change("secondary", _words(expected.beside), _words(actual.secondary))
+    ruled_out = {signature.signature for signature in diagnosis.ruled_out}
     for signature in expected.ruled_out:
         if signature not in ruled_out:
             yield Change("ruled out", signature, NOTHING)
@@ -103,7 +103,7 @@ def _changes(expected: Expected | SealedAnswer, diagnosis: Diagnosis) -> Iterato
 
 def renewed(old: Expected | None, diagnosis: Diagnosis) -> Expected:
     """Return what to expect from now on; of what had to be ruled out, what still is stays."""
-    ruled_out = {each.signature for each in diagnosis.ruled_out}
+    ruled_out = {signature.signature for signature in diagnosis.ruled_out}
     kept = tuple(signature for signature in old.ruled_out if signature in ruled_out) if old else ()
     return msgspec.structs.replace(of(diagnosis), ruled_out=kept)
 

@@ -30,7 +30,7 @@ def junit(replayed: Iterable[Replayed]) -> bytes:
     )
     for case in cases:
         place, _, name = case.name.rpartition("/")
-        told = ET.SubElement(
+        element = ET.SubElement(
             suite,
             "testcase",
             classname=_said(place.replace("/", ".") or SUITE),
@@ -38,10 +38,10 @@ def junit(replayed: Iterable[Replayed]) -> bytes:
             time=f"{case.seconds:.3f}",
         )
         if case.error:
-            _add(told, "error", case.error.partition("\n")[0], case.error)
+            _add(element, "error", case.error.partition("\n")[0], case.error)
         elif not case.passed:
             first = case.changes[0]
-            _add(told, "failure", f"{first.what}: {first.old} → {first.new}", "\n".join(lines(case)))
+            _add(element, "failure", f"{first.what}: {first.old} → {first.new}", "\n".join(lines(case)))
     root = ET.Element("testsuites")
     root.append(suite)
     ET.indent(root)
@@ -62,9 +62,9 @@ def write_junit(path: Path, replayed: Iterable[Replayed]) -> None:
         ) from error
 
 
-def _add(told: ET.Element, kind: str, message: str, text: str) -> None:
-    ET.SubElement(told, kind, message=_said(message)).text = _said(text)
+def _add(element: ET.Element, kind: str, message: str, text: str) -> None:
+    ET.SubElement(element, kind, message=_said(message)).text = _said(text)
 
 
 def _said(text: str) -> str:
-    return UNSPEAKABLE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return UNSPEAKABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)

@@ -80,14 +80,14 @@ def _judge(case: Case, *, update: bool) -> CaseResult:
     try:
         bundle = open_bundle(case.bundle)
         expected = _expected(case, bundle, update=update)
-        found = diagnose(gather_facts(bundle))
+        diagnosis = diagnose(gather_facts(bundle))
     except AutopsyError as error:
         return CaseResult(error=f"{error}; {error.remedy}")
-    changed = changes(expected, found) if expected is not None else ()
+    changed = changes(expected, diagnosis) if expected is not None else ()
     if not update or case.home is None or not (changed or expected is None):
         return CaseResult(changes=changed)
     old = expected if isinstance(expected, Expected) else None
-    return CaseResult(changes=changed, expected=renewed(old, found))
+    return CaseResult(changes=changed, expected=renewed(old, diagnosis))
 
 
 def _expected(case: Case, bundle: Bundle, *, update: bool) -> Expected | SealedAnswer | None:
@@ -99,14 +99,14 @@ def _expected(case: Case, bundle: Bundle, *, update: bool) -> Expected | SealedA
     if case.home is None:
         return _sealed(case, bundle)
     try:
-        found = read_expected(case.home)
+        expected = read_expected(case.home)
     except DamagedBundle:
         if not update:
             raise
         return None
-    if found is None and not update:
+    if expected is None and not update:
         raise DamagedBundle(case.name, "has no expected.json", remedy="`--update` writes what is diagnosed now")
-    return found
+    return expected
 
 
 def _sealed(case: Case, bundle: Bundle) -> SealedAnswer:

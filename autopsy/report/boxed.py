@@ -31,27 +31,27 @@ def read_boxed(paths: Sequence[Path], work: Callable[[tuple[Bundle, ...]], bytes
     try:
         held.extend(map(hold, paths))
         return in_box(
-            lambda _box, _line: work(tuple(each.read() for each in held)),
-            thing=", ".join(map(str, paths)),
+            lambda _box, _line: work(tuple(bundle.read() for bundle in held)),
+            source=", ".join(map(str, paths)),
             seconds=SECONDS,
-            keep=tuple(each.descriptor for each in held if each.descriptor is not None),
+            keep=tuple(bundle.descriptor for bundle in held if bundle.descriptor is not None),
         )
     finally:
-        for each in held:
-            if each.descriptor is not None:
-                os.close(each.descriptor)
+        for bundle in held:
+            if bundle.descriptor is not None:
+                os.close(bundle.descriptor)
 
 
 def in_box(
     work: Callable[[Confined, AnswerPipe], bytes],
     *,
-    thing: str,
+    source: str,
     seconds: float,
     keep: tuple[int, ...] = (),
     hear: Callable[[str, bytes], bytes] = lambda _name, _data: b"",
     most: int = confined.MOST_ALTOGETHER,
 ) -> bytes:
-    """Run `work` in the sandbox, without a place to write; `thing` is what it reads.
+    """Run `work` in the sandbox, without a place to write; `source` is what it reads.
 
     Raises:
         AutopsyError: as `work` raises it; DamagedBundle, where anything else became of the process.
@@ -61,11 +61,11 @@ def in_box(
     try:
         return confined.run(work, box, seconds=seconds, hear=hear, words=_in_words, most=most)
     except TooSlow:
-        raise DamagedBundle(thing, f"could not be read within {seconds:.0f} s", remedy="do not trust it") from None
+        raise DamagedBundle(source, f"could not be read within {seconds:.0f} s", remedy="do not trust it") from None
     except Died as error:
-        raise DamagedBundle(thing, f"what read it ended: {error}", remedy="do not trust it") from None
+        raise DamagedBundle(source, f"what read it ended: {error}", remedy="do not trust it") from None
     except WorkRaised as error:
-        raise _as_raised(thing, error) from None
+        raise _as_raised(source, error) from None
 
 
 def load() -> None:
@@ -82,7 +82,7 @@ def _in_words(error: BaseException) -> bytes:
     return f"{type(error).__name__}: {error}".encode("utf-8", "replace")
 
 
-def _as_raised(thing: str, error: WorkRaised) -> AutopsyError:
+def _as_raised(source: str, error: WorkRaised) -> AutopsyError:
     for kind in KNOWN:
         if kind.__name__ == error.kind:
             try:
@@ -90,4 +90,4 @@ def _as_raised(thing: str, error: WorkRaised) -> AutopsyError:
             except msgspec.DecodeError:
                 break
             return kind(named, cause, remedy=remedy)
-    return AutopsyError(thing, error.data[:1000].decode("utf-8", "replace"), remedy="this is a bug: please tell us")
+    return AutopsyError(source, error.data[:1000].decode("utf-8", "replace"), remedy="this is a bug: please tell us")

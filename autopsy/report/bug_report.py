@@ -95,11 +95,11 @@ def _problem(facts: Facts, diagnosis: Diagnosis, hide: Redaction) -> Iterator[st
         yield f"- {ours(hide.text(with_the_others(claims)))}"
     if len(kinds) > MOST_CLAIMS:
         yield f"- {count(len(kinds) - MOST_CLAIMS, 'more finding')}: in the bundle's report"
-    for each in diagnosis.secondary[:MOST_CLAIMS]:
-        yield f"- Besides: {ours(hide.text(each.headline))}"
+    for claim in diagnosis.secondary[:MOST_CLAIMS]:
+        yield f"- Besides: {ours(hide.text(claim.headline))}"
     for path in [path for path in diagnosis.paths if path.is_stuck][:1]:
         if path.is_stuck:
-            branch = next((each for each in path.branches if each.stuck_at is not None), None)
+            branch = next((branch for branch in path.branches if branch.stuck_at is not None), None)
             along = path.hops if branch is None else (*path.hops[: branch.at + 1], *branch.hops)
             hops = (hop.name if hop.kind != "host" else "host" for hop in along)
             yield f"- Path: {plain(hide.text(' → '.join(hops)))}. {plain(hide.text(path.sentence))}"

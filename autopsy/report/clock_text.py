@@ -59,10 +59,10 @@ class Calendar:
 
 def calendar(clocks: Clocks) -> Calendar:
     """Return the calendar of a capture by the clocks of its beginning."""
-    found = ZONE.match(clocks.zone)
+    match = ZONE.match(clocks.zone)
     offset = timedelta()
-    if found and int(found[2]) < 24 and int(found[3]) < 60:
-        offset = timedelta(hours=int(found[2]), minutes=int(found[3])) * (-1 if found[1] == "-" else 1)
+    if match and int(match[2]) < 24 and int(match[3]) < 60:
+        offset = timedelta(hours=int(match[2]), minutes=int(match[3])) * (-1 if match[1] == "-" else 1)
     try:
         anchor = datetime.fromisoformat(clocks.utc)
     except ValueError:

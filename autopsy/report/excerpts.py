@@ -133,11 +133,11 @@ def _locate(lines: list[str], cite: Cite) -> int:
 
 def _field(lines: list[str], cite: Cite) -> int:
     """Return the line of the field that a cite of a whole section speaks of: `task 42: State D` means `State:`."""
-    found = FIELD.search(cite.text)
-    if found is None:
+    match = FIELD.search(cite.text)
+    if match is None:
         return 0
     near = enumerate(lines[cite.line - 1 : cite.line - 1 + NEAR], start=cite.line)
-    return next((number for number, line in near if line.startswith(f"{found[1]}:")), 0)
+    return next((number for number, line in near if line.startswith(f"{match[1]}:")), 0)
 
 
 def _excerpt(path: str, file: _File) -> Excerpt:

@@ -48,7 +48,7 @@ def headline(diagnosis: Diagnosis) -> str:
 def doing(diagnosis: Diagnosis) -> tuple[AdviceGroup, ...]:
     """Return what to do, by when; nothing is said of a kind that has no command."""
     kinds = (
-        AdviceGroup(label, tuple(each for each in diagnosis.advice if each.when == when)[:most])
+        AdviceGroup(label, tuple(advice for advice in diagnosis.advice if advice.when == when)[:most])
         for when, label, most in SHOWN
     )
     return tuple(kind for kind in kinds if kind.commands)

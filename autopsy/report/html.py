@@ -38,10 +38,10 @@ def render(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, *, kill: str = 
 
 def with_kill(page: bytes, kill: str, began: Clocks) -> bytes:
     """Return a report that was rendered before the kill with what became of it; unchanged if it says so already."""
-    told = escape(visible(told_kill(kill, calendar(began)))).encode("utf-8", "replace")
+    kill_text = escape(visible(told_kill(kill, calendar(began)))).encode("utf-8", "replace")
     badge = escape(visible(kill_badge(kill, calendar(began)))).encode("utf-8", "replace")
     page = page.replace(NO_BADGE, b'<span class="badge killed">%s</span>' % badge, 1)
-    return page.replace(NOT_KILLED, b'<p class="killed"><b>Killed:</b> %s</p>' % told, 1)
+    return page.replace(NOT_KILLED, b'<p class="killed"><b>Killed:</b> %s</p>' % kill_text, 1)
 
 
 def compile_templates() -> None:

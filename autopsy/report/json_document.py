@@ -66,9 +66,9 @@ def _encodable(value: Any) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {key: _encodable(each) for key, each in value.items()}
+        return {key: _encodable(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
-        return [_encodable(each) for each in value]
+        return [_encodable(member) for member in value]
     return value
 
 

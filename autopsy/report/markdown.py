@@ -18,7 +18,7 @@ BACKSLASH_BAR = r"\\|"
 
 def plain(text: str) -> str:
     """Return a text that shows as itself."""
-    return SPECIAL.sub(lambda found: "&#64;" if found[0] == "@" else "\\" + found[0], visible(text))
+    return SPECIAL.sub(lambda match: "&#64;" if match[0] == "@" else "\\" + match[0], visible(text))
 
 
 def code(text: str) -> str:
@@ -66,6 +66,6 @@ def row(*cells: str) -> str:
 
 def folded(title: str, lines: Iterable[str]) -> Iterable[str]:
     """Yield lines that are shown only to whoever asks for them, nothing where there are none."""
-    found = tuple(lines)
-    if found:
-        yield from (f"<details><summary>{title}</summary>", "", *found, "", "</details>", "")
+    inside = tuple(lines)
+    if inside:
+        yield from (f"<details><summary>{title}</summary>", "", *inside, "", "</details>", "")

@@ -117,11 +117,11 @@ def compose(bundle: Evidence, facts: Facts, diagnosis: Diagnosis, kill: str, see
         kill_badge=kill_badge(kill, when) if kill else _not_killed(bundle.manifest),
         stalled=stalled_for(facts, diagnosis),
         calendar=when,
-        stuck_paths=tuple(each for each in drawings if each.stuck),
-        other_paths=tuple(each for each in drawings if not each.stuck),
+        stuck_paths=tuple(drawing for drawing in drawings if drawing.stuck),
+        other_paths=tuple(drawing for drawing in drawings if not drawing.stuck),
         waits=draw_waits(diagnosis.waits),
-        ruled_out=_alike((each.text, each.why, each.cites) for each in diagnosis.ruled_out),
-        cannot_tell=_alike((each.text, each.missing, ()) for each in diagnosis.cannot_tell),
+        ruled_out=_alike((signature.text, signature.why, signature.cites) for signature in diagnosis.ruled_out),
+        cannot_tell=_alike((signature.text, signature.missing, ()) for signature in diagnosis.cannot_tell),
         timeline=draw_timeline(bundle.manifest, facts, _stops(bundle), when),
         minute=draw_minute(facts, when),
         threads=thread_groups(facts, diagnosis),
@@ -180,10 +180,10 @@ def _by_itself(manifest: Manifest) -> str:
     return f"no: it ended by itself. {in_words(manifest.end)}" if manifest.end else ""
 
 
-def _alike(told: Iterable[tuple[str, str, tuple[Cite, ...]]]) -> tuple[Alike, ...]:
+def _alike(reasons: Iterable[tuple[str, str, tuple[Cite, ...]]]) -> tuple[Alike, ...]:
     """Gather signatures by the reason, keeping the order in which each reason came first."""
     texts: dict[tuple[str, tuple[Cite, ...]], list[str]] = {}
-    for text, why, cites in told:
+    for text, why, cites in reasons:
         texts.setdefault((why, cites), []).append(text)
     return tuple(Alike(tuple(them), why, cites) for (why, cites), them in texts.items())
 
@@ -191,14 +191,14 @@ def _alike(told: Iterable[tuple[str, str, tuple[Cite, ...]]]) -> tuple[Alike, ..
 def _stops(bundle: Evidence) -> tuple[Stop, ...]:
     stops: list[Stop] = []
     for step in (layout.FREEZE, layout.SECOND_EXPOSURE):
-        found = records(bundle, step, layout.FREEZE_RECORD, FreezeRecord)
-        stops += found.value.stops if isinstance(found, Known) else ()
+        freeze = records(bundle, step, layout.FREEZE_RECORD, FreezeRecord)
+        stops += freeze.value.stops if isinstance(freeze, Known) else ()
     return tuple(stops)
 
 
 def _unsealed(bundle: Evidence) -> tuple[FileRecord, ...]:
     """List the evidence of a bundle whose seal comes after this report; the core is told of by its name alone."""
-    found = []
+    files = []
     left = MOST_HASHED
     for path in sorted(bundle.names()):
         if path in LARGE or not path.startswith("evidence/"):
@@ -207,5 +207,5 @@ def _unsealed(bundle: Evidence) -> tuple[FileRecord, ...]:
         left -= len(data)
         if left < 0:
             break
-        found.append(FileRecord(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest()))
-    return tuple(found)
+        files.append(FileRecord(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest()))
+    return tuple(files)

@@ -54,7 +54,7 @@ def _impact(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, kill: str, w
     yield "- **TO FILL IN**: who and what was affected, from when to when (UTC), and what was lost."
     version = plain(target.qemu_version) or "of unknown version"
     if manifest.imported is not None:
-        names = ", ".join(plain(each.name) for each in manifest.imported.files)
+        names = ", ".join(plain(file.name) for file in manifest.imported.files)
         yield f"- VM {plain(target.name)} (pid {target.pid or 'unknown'}); others took the evidence: {names}."
     else:
         yield f"- VM {plain(target.name)} ({target.manager}, pid {target.pid}) on host {plain(manifest.host.name)}."
@@ -113,10 +113,10 @@ def _of_the_vm(manifest: Manifest, facts: Facts, diagnosis: Diagnosis, when: Cal
 
 def _steps(manifest: Manifest, when: Calendar) -> Iterator[str]:
     for step in manifest.steps if manifest.imported is None else ():
-        told = f"- {when.utc(step.start_ns)[11:]}: {code(step.name)}: {step.outcome}, "
-        told += milliseconds((step.end_ns - step.start_ns) / 1e6)
-        told += f"; the VM stood still for {step.stop_ns / 1e6:.2f} ms" if step.stop_ns else ""
-        yield told + (f"; {plain(step.why)}" if step.why and step.outcome != "Collected" else "")
+        line = f"- {when.utc(step.start_ns)[11:]}: {code(step.name)}: {step.outcome}, "
+        line += milliseconds((step.end_ns - step.start_ns) / 1e6)
+        line += f"; the VM stood still for {step.stop_ns / 1e6:.2f} ms" if step.stop_ns else ""
+        yield line + (f"; {plain(step.why)}" if step.why and step.outcome != "Collected" else "")
 
 
 def _detection(facts: Facts) -> Iterator[str]:
@@ -149,9 +149,9 @@ def _root_cause(diagnosis: Diagnosis) -> Iterator[str]:
         yield f"{number}. {ours(claim.text)}{cited(claim.cites)}"
     if diagnosis.secondary:
         yield from ("", "Effects of it, and what else is wrong:", "")
-        for each in diagnosis.secondary:
-            because = f" because of {code(each.because_of)}" if each.because_of else ""
-            yield f"- {ours(each.headline)} ({each.where}, {code(each.signature)}{because}){cited(each.cites)}"
+        for effect in diagnosis.secondary:
+            because = f" because of {code(effect.because_of)}" if effect.because_of else ""
+            yield f"- {ours(effect.headline)} ({effect.where}, {code(effect.signature)}{because}){cited(effect.cites)}"
     for bug in diagnosis.known_bugs:
         yield from ("", f"Known bug: {plain(bug.sentence)}{link(bug.link)}")
     yield ""
@@ -163,13 +163,13 @@ def _ruled_out(diagnosis: Diagnosis) -> Iterator[str]:
         yield from ("- Nothing could be ruled out.", "")
         return
     reasons: dict[str, list[int]] = {}
-    for place, each in enumerate(diagnosis.ruled_out):
-        reasons.setdefault(each.why, []).append(place)
+    for place, signature in enumerate(diagnosis.ruled_out):
+        reasons.setdefault(signature.why, []).append(place)
     lines = []
     for why, places in reasons.items():
         alike = [diagnosis.ruled_out[place] for place in places]
         lines.append(
-            f"- **Not that {'; '.join(ours(each.text) for each in alike)}**: {ours(why)}{cited(alike[0].cites)}."
+            f"- **Not that {'; '.join(ours(known.text) for known in alike)}**: {ours(why)}{cited(alike[0].cites)}."
         )
     yield from (f"{len(diagnosis.ruled_out)} known ways to hang are not it.", "")
     yield from folded("Which, and why not", lines)
@@ -178,8 +178,8 @@ def _ruled_out(diagnosis: Diagnosis) -> Iterator[str]:
 def _not_proved(diagnosis: Diagnosis) -> Iterator[str]:
     yield from ("## What we could not prove", "")
     missing: dict[str, list[str]] = {}
-    for each in diagnosis.cannot_tell:
-        missing.setdefault(each.missing, []).append(ours(each.text))
+    for signature in diagnosis.cannot_tell:
+        missing.setdefault(signature.missing, []).append(ours(signature.text))
     lines = [
         f"- Whether {'; whether '.join(texts)}. It would be told by: {ours(what)}." for what, texts in missing.items()
     ]
@@ -190,14 +190,14 @@ def _not_proved(diagnosis: Diagnosis) -> Iterator[str]:
         yield "- Every known signature could be either shown or ruled out."
     yield ""
     yield from folded(
-        "What nobody can tell once the VM is killed", (f"- {ours(each)}" for each in diagnosis.lost_by_kill)
+        "What nobody can tell once the VM is killed", (f"- {ours(question)}" for question in diagnosis.lost_by_kill)
     )
 
 
 def _fixes(diagnosis: Diagnosis) -> Iterator[str]:
     yield from ("## Fixes", "", row("When", "What", "Why"), row("---", "---", "---"))
-    for each in diagnosis.advice:
-        yield row(each.when, code(each.command), ours(each.why))
+    for advice in diagnosis.advice:
+        yield row(advice.when, code(advice.command), ours(advice.why))
     for bug in diagnosis.known_bugs:
         if bug.in_this_build != "fixed" and bug.fixed_in:
             yield row(
@@ -219,7 +219,7 @@ def _follow_ups(diagnosis: Diagnosis) -> Iterator[str]:
 
 def _footprint(diagnosis: Diagnosis) -> Iterator[str]:
     yield from ("## What the capture did to the VM", "")
-    for each in diagnosis.footprint:
-        yield f"- {ours(each)}"
+    for mark in diagnosis.footprint:
+        yield f"- {ours(mark)}"
     for claim in diagnosis.side_effects:
         yield f"- {ours(claim.text)}{cited(claim.cites)}"

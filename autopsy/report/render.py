@@ -78,7 +78,7 @@ def killed(bundle: Path) -> str:
     """Return `<UTC>: <how>`, empty where nothing is written down."""
     try:
         with open(open_plain(bundle.with_name(f"{bundle.name}.kill.json")), "rb") as stream:
-            found = msgspec.json.decode(stream.read(MOST), type=_Kill)
+            kill = msgspec.json.decode(stream.read(MOST), type=_Kill)
     except (OSError, NotPlain, ValueError, msgspec.MsgspecError, RecursionError):
         return ""
-    return f"{found.when.utc}: {found.how}"
+    return f"{kill.when.utc}: {kill.how}"

@@ -98,9 +98,9 @@ def coroutine_groups(facts: Facts, diagnosis: Diagnosis) -> tuple[Group, ...]:
         return ()
     alike: dict[object, list[CoroutineFact]] = {}
     healthy = diagnosis.where == "none"
-    for each in facts.coroutines.value:
-        key = (_stands(each, healthy=healthy), each.park, tuple(frame.pc for frame in each.frames))
-        alike.setdefault(key, []).append(each)
+    for coroutine in facts.coroutines.value:
+        key = (_stands(coroutine, healthy=healthy), coroutine.park, tuple(frame.pc for frame in coroutine.frames))
+        alike.setdefault(key, []).append(coroutine)
     ordered = sorted(
         alike.values(),
         key=lambda group: (not _stands(group[0], healthy=healthy), group[0].park not in DISK_PARKS, -len(group)),
@@ -162,9 +162,9 @@ def _coroutine_group(group: list[CoroutineFact], *, stuck: bool, whole: bool) ->
     lines, more = _frames(first.frames, whole=whole)
     ours = first.park in DISK_PARKS
     who = count(len(group), "request" if ours else "coroutine")
-    disks = tuple(dict.fromkeys(each.disk.value for each in group if ours and isinstance(each.disk, Known)))
-    stood = sum(isinstance(each.stuck, Known) and each.stuck.value for each in group)
-    known = sum(isinstance(each.stuck, Known) for each in group)
+    disks = tuple(dict.fromkeys(one.disk.value for one in group if ours and isinstance(one.disk, Known)))
+    stood = sum(isinstance(coroutine.stuck, Known) and coroutine.stuck.value for coroutine in group)
+    known = sum(isinstance(coroutine.stuck, Known) for coroutine in group)
     moved = f"{stood} of {len(group)} stood at the same place in both snapshots"
     if stood == len(group):
         moved = "at the same place in both snapshots"
@@ -178,13 +178,13 @@ def _coroutine_group(group: list[CoroutineFact], *, stuck: bool, whole: bool) ->
         state=f"of {', '.join(disks[:4])}" if disks else "",
         moved=moved,
         top=_top(first.frames),
-        members=tuple(f"{each.address:#x}" for each in group[:MOST_NAMES]),
+        members=tuple(f"{coroutine.address:#x}" for coroutine in group[:MOST_NAMES]),
         more_members=max(0, len(group) - MOST_NAMES),
         kernel=(),
         frames=lines,
         more_frames=more,
         why_none="" if first.frames else "its stack could not be unwound",
-        cites=tuple(each.cite for each in group[:2]),
+        cites=tuple(coroutine.cite for coroutine in group[:2]),
     )
 
 
@@ -193,7 +193,7 @@ def _stands(coroutine: CoroutineFact, *, healthy: bool) -> bool:
 
 
 def _moved(group: list[ThreadFact]) -> str:
-    moves: list[Movement] = [each.movement.value for each in group if isinstance(each.movement, Known)]
+    moves: list[Movement] = [thread.movement.value for thread in group if isinstance(thread.movement, Known)]
     if not moves:
         return "whether it moved cannot be told"
     seconds = duration(moves[0].seconds)

@@ -44,25 +44,25 @@ def write_answers(folder: Path) -> Answers:
 
     unrendered = in_box(
         lambda _box, line: answer(held.read(), line.tell).unrendered.encode("utf-8", "replace"),
-        thing=str(folder),
+        source=str(folder),
         seconds=SECONDS,
         hear=hear,
     )
-    found = msgspec.json.decode((folder / layout.DIAGNOSIS).read_bytes(), type=Diagnosis)
-    return Answers(found, unrendered.decode("utf-8", "replace"))
+    diagnosis = msgspec.json.decode((folder / layout.DIAGNOSIS).read_bytes(), type=Diagnosis)
+    return Answers(diagnosis, unrendered.decode("utf-8", "replace"))
 
 
 def answer(bundle: Bundle, write: Callable[[str, bytes], None]) -> Answers:
     """Diagnose a bundle, and hand out diagnosis.json and then report.html of the same facts."""
     facts = gather_facts(bundle)
-    found = diagnose(facts)
-    write(layout.DIAGNOSIS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    diagnosis = diagnose(facts)
+    write(layout.DIAGNOSIS, msgspec.json.format(msgspec.json.encode(diagnosis), indent=1) + b"\n")
     unrendered = ""
     try:
-        write(layout.REPORT, render(bundle, facts, found).encode())
+        write(layout.REPORT, render(bundle, facts, diagnosis).encode())
     except Exception as error:  # noqa: BLE001 - a bug in the report must not cost the diagnosis its place
         unrendered = f"{type(error).__name__}: {error}"
-    return Answers(found, unrendered, platform.around(facts, bundle))
+    return Answers(diagnosis, unrendered, platform.around(facts, bundle))
 
 
 def diagnosis_of(path: Path) -> Diagnosis:
@@ -71,5 +71,5 @@ def diagnosis_of(path: Path) -> Diagnosis:
     Raises:
         AutopsyError: it is no bundle, or not a whole one.
     """
-    told = read_boxed((path,), lambda opened: msgspec.json.encode(diagnose(gather_facts(opened[0]))))
-    return msgspec.json.decode(told, type=Diagnosis)
+    answer = read_boxed((path,), lambda opened: msgspec.json.encode(diagnose(gather_facts(opened[0]))))
+    return msgspec.json.decode(answer, type=Diagnosis)

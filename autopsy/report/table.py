@@ -40,11 +40,11 @@ class Table:
 
 def table(id_: str, title: str, columns: str, rows: list[Row], note: str = "", *, most: int = 200) -> Table:
     """Return a table; `columns` are divided by `|`, numeric ones end in `#`."""
-    heads = tuple(Column(each.strip().removesuffix("#"), each.strip().endswith("#")) for each in columns.split("|"))
+    heads = tuple(Column(head.strip().removesuffix("#"), head.strip().endswith("#")) for head in columns.split("|"))
     return Table(id=id_, title=title, columns=heads, rows=tuple(rows[:most]), note=note, more=max(0, len(rows) - most))
 
 
-def told(fact: Fact[T]) -> str:
+def shown(fact: Fact[T]) -> str:
     """Return a known value in words, or that it is unknown."""
     return str(fact.value) if isinstance(fact, Known) else UNKNOWN
 

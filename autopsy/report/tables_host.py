@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopsy.facts.cite import Fact, Known, T
 from autopsy.facts.model.facts import Asked, Facts, Pressure, SocketFact
-from autopsy.report.table import ABSENT, Row, Table, table, told, why
+from autopsy.report.table import ABSENT, Row, Table, shown, table, why
 from autopsy.report.units import milliseconds, size
 
 INTERESTING = ("file", "block device", "socket", "io_uring", "timerfd")
@@ -13,30 +13,30 @@ MOST_LOG = 40
 
 def descriptors(facts: Facts) -> Table:
     """Return the descriptors that I/O goes through, and eventfds with something in them."""
-    found = facts.descriptors.value if isinstance(facts.descriptors, Known) else ()
+    known = facts.descriptors.value if isinstance(facts.descriptors, Known) else ()
     rows = [
         Row(
             (
-                str(each.fd),
-                each.kind,
-                each.target,
-                ABSENT if each.counter is None else f"{each.counter:,}",
-                ", ".join(map(str, each.polled_by[:8])) or ABSENT,
+                str(descriptor.fd),
+                descriptor.kind,
+                descriptor.target,
+                ABSENT if descriptor.counter is None else f"{descriptor.counter:,}",
+                ", ".join(map(str, descriptor.polled_by[:8])) or ABSENT,
             ),
-            (each.cite,),
+            (descriptor.cite,),
         )
-        for each in found
-        if each.kind in INTERESTING or each.counter
+        for descriptor in known
+        if descriptor.kind in INTERESTING or descriptor.counter
     ]
-    note = why(facts.descriptors) or f"{len(found):,} are open; shown are those that I/O goes through."
+    note = why(facts.descriptors) or f"{len(known):,} are open; shown are those that I/O goes through."
     columns = "Descriptor|Kind|Leads to|Count #|Polled by thread"
     return table("descriptors", "Descriptors", columns, rows, note, most=120)
 
 
 def sockets(facts: Facts) -> Table:
     """Return each connected socket with its queues and who holds the other end."""
-    found = facts.sockets.value if isinstance(facts.sockets, Known) else ()
-    rows = [Row(_socket(each), (each.cite, *(peer.cite for peer in each.peers[:2]))) for each in found]
+    known = facts.sockets.value if isinstance(facts.sockets, Known) else ()
+    rows = [Row(_socket(socket), (socket.cite, *(peer.cite for peer in socket.peers[:2]))) for socket in known]
     columns = "Descriptor|State|Local|Remote|Not read by the VM #|Not read by the other end #|Other end"
     return table("sockets", "Sockets and their other ends", columns, rows, why(facts.sockets), most=120)
 
@@ -80,10 +80,10 @@ def host(facts: Facts) -> Table:
     aio = around.aio_in_use
     contexts = f"{aio.value[0]:,} of {aio.value[1]:,}" if isinstance(aio, Known) else ""
     rows = [
-        _fact("Control group", around.cgroup, told(around.cgroup)),
+        _fact("Control group", around.cgroup, shown(around.cgroup)),
         _fact("Control group frozen", around.frozen, _yes(around.frozen)),
-        _fact("Times limited by its CPU quota", around.cpu_limited, told(around.cpu_limited)),
-        _fact("Memory", around.memory_pressed, told(around.memory_pressed)),
+        _fact("Times limited by its CPU quota", around.cpu_limited, shown(around.cpu_limited)),
+        _fact("Memory", around.memory_pressed, shown(around.memory_pressed)),
         _fact("Linux AIO contexts in use", aio, contexts),
     ]
     return table("host-facts", "Host", "Fact|Value", rows)
@@ -91,24 +91,28 @@ def host(facts: Facts) -> Table:
 
 def block_devices(facts: Facts) -> Table:
     """Return the host's block devices with what is in flight."""
-    found = facts.host.block_devices
+    devices = facts.host.block_devices
     rows = [
-        Row((each.name, f"{each.in_flight:,}", "yes" if each.suspended else "no"), (each.cite,), each.suspended)
-        for each in (found.value if isinstance(found, Known) else ())
+        Row(
+            (device.name, f"{device.in_flight:,}", "yes" if device.suspended else "no"),
+            (device.cite,),
+            device.suspended,
+        )
+        for device in (devices.value if isinstance(devices, Known) else ())
     ]
-    return table("block-devices", "Block devices of the host", "Device|In flight #|Suspended", rows, why(found))
+    return table("block-devices", "Block devices of the host", "Device|In flight #|Suspended", rows, why(devices))
 
 
 def mounts(facts: Facts) -> Table:
     """Return the mounts that the VM's files lie on."""
-    found = facts.host.mounts
+    known = facts.host.mounts
     used = _used(facts)
     rows = [
-        Row((each.path, each.fstype, each.source), (each.cite,))
-        for each in (found.value if isinstance(found, Known) else ())
-        if each.path in used
+        Row((mount.path, mount.fstype, mount.source), (mount.cite,))
+        for mount in (known.value if isinstance(known, Known) else ())
+        if mount.path in used
     ]
-    return table("mounts", "Mounts that the VM has files on", "Mounted on|Type|Source", rows, why(found), most=60)
+    return table("mounts", "Mounts that the VM has files on", "Mounted on|Type|Source", rows, why(known), most=60)
 
 
 def _used(facts: Facts) -> set[str]:
@@ -116,10 +120,10 @@ def _used(facts: Facts) -> set[str]:
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
     files = {node.filename for disk in disks for node in disk.nodes}
     if isinstance(facts.descriptors, Known):
-        files |= {each.target for each in facts.descriptors.value if each.kind == "file"}
+        files |= {descriptor.target for descriptor in facts.descriptors.value if descriptor.kind == "file"}
     points = {mount.path for mount in facts.host.mounts.value} if isinstance(facts.host.mounts, Known) else set()
     below = [[point for point in points if file.startswith(point.rstrip("/") + "/")] for file in files]
-    return {max(each, key=len) for each in below if each}
+    return {max(above, key=len) for above in below if above}
 
 
 def log(facts: Facts) -> Table:
@@ -131,7 +135,7 @@ def log(facts: Facts) -> Table:
 
 def questions(facts: Facts) -> Table:
     """Return everything that was asked of the monitor, with how long each answer took."""
-    rows = [_question(each) for each in facts.monitor.asked]
+    rows = [_question(question) for question in facts.monitor.asked]
     columns = "Question|Snapshot|Outcome|Took #|Deadline #|Why"
     return table("questions", "Questions to the monitor", columns, rows, most=300)
 

@@ -9,7 +9,7 @@ from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model.facts import BlockStats, DiskFact, Facts
 from autopsy.facts.model.storage import ThrottleGroupFact
-from autopsy.report.table import ABSENT, UNKNOWN, Row, Table, change, table, told, why
+from autopsy.report.table import ABSENT, UNKNOWN, Row, Table, change, shown, table, why
 from autopsy.report.units import count, duration, limit, milliseconds, size
 
 KINDS = ("reads", "writes", "flushes", "unmaps", "failed")
@@ -17,9 +17,9 @@ KINDS = ("reads", "writes", "flushes", "unmaps", "failed")
 
 def disks(facts: Facts, diagnosis: Diagnosis) -> Table:
     """Return each disk with what completed at both snapshots."""
-    found = facts.disks.value if isinstance(facts.disks, Known) else ()
+    known = facts.disks.value if isinstance(facts.disks, Known) else ()
     named = diagnosis.subjects if diagnosis.where != "none" else ()
-    rows = [_disk(disk, stuck=naming.record(subjects.disk(disk)) in named) for disk in found]
+    rows = [_disk(disk, stuck=naming.record(subjects.disk(disk)) in named) for disk in known]
     columns = "Disk|Model|Thread|Format and file|In flight #|Completed, first #|Second #|Change #|Idle #|Failed #"
     return table("disks", "Disks", columns, rows, why(facts.disks))
 
@@ -42,24 +42,24 @@ def operations(facts: Facts) -> Table:
 
 def throttle_groups(facts: Facts, diagnosis: Diagnosis) -> Table:
     """Return each throttle group with its timer."""
-    found = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
+    groups = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
     named = diagnosis.subjects if diagnosis.where == "throttle" else ()
     rows = [
         Row(
             (
                 group.name,
                 ", ".join(group.members) or ABSENT,
-                ", ".join(limit(*each) for each in group.limits.value.values) or "none"
+                ", ".join(limit(*value) for value in group.limits.value.values) or "none"
                 if isinstance(group.limits, Known)
                 else UNKNOWN,
-                told(group.pending),
+                shown(group.pending),
                 _timer(group),
                 _due(group),
             ),
             (group.cite,),
             stuck=naming.record(subjects.ThrottleGroup(group.name)) in named,
         )
-        for group in found
+        for group in groups
     ]
     note = why(facts.throttle_groups)
     return table("throttle", "Throttle groups", "Group|Members|Limits|Queued #|Timer|By its limits", rows, note)
@@ -104,17 +104,17 @@ def rings(facts: Facts) -> Table:
     """Return each completion ring at both snapshots: what is between head and tail is completed and not reaped."""
     if not isinstance(facts.rings, Known):
         return table("rings", "Completion rings", "Ring|Entries #", [], why(facts.rings))
-    found = facts.rings.value
+    known = facts.rings.value
     rows = []
-    again = {ring.address: ring for ring in found.aio_again}
-    for ring in found.aio:
+    again = {ring.address: ring for ring in known.aio_again}
+    for ring in known.aio:
         cells = (f"Linux AIO {ring.address:#x}", f"{ring.entries:,}", _reap(ring), _reap(again.get(ring.address)))
-        cite = Cite(found.cite.file, 0, f"ring {ring.address:#x}")
+        cite = Cite(known.cite.file, 0, f"ring {ring.address:#x}")
         rows.append(Row(cells, (cite,), _lies(ring) and _lies(again.get(ring.address))))
-    later = {state.fd: state for state in found.uring_again}
+    later = {state.fd: state for state in known.uring_again}
     rows += [
-        Row((f"io_uring, fd {state.fd}", ABSENT, _queues(state), _queues(later.get(state.fd))), (found.cite,))
-        for state in found.uring
+        Row((f"io_uring, fd {state.fd}", ABSENT, _queues(state), _queues(later.get(state.fd))), (known.cite,))
+        for state in known.uring
     ]
     columns = "Ring|Entries #|First snapshot|Second snapshot"
     return table("rings", "Completion rings", columns, rows)
@@ -124,14 +124,14 @@ def _disk(disk: DiskFact, *, stuck: bool) -> Row:
     first = disk.stats.value if isinstance(disk.stats, Known) else None
     second = disk.stats_again.value if isinstance(disk.stats_again, Known) else None
     files = [f"{node.driver} {node.filename}".strip() for node in disk.nodes]
-    thread = told(disk.iothread)
+    thread = shown(disk.iothread)
     return Row(
         (
             disk.name + (f" ({disk.backend})" if disk.backend not in {"", disk.name} else ""),
-            told(disk.model),
+            shown(disk.model),
             f"iothread {thread.replace(',', ', ')}" if thread and thread != UNKNOWN else (thread or "main loop"),
             " on ".join(dict.fromkeys(files)) if disk.inserted else "no medium",
-            told(disk.in_flight),
+            shown(disk.in_flight),
             f"{first.completed:,}" if first else UNKNOWN,
             f"{second.completed:,}" if second else UNKNOWN,
             change(first.completed if first else None, second.completed if second else None),
@@ -144,7 +144,7 @@ def _disk(disk: DiskFact, *, stuck: bool) -> Row:
 
 
 def _stats_cites(disk: DiskFact) -> tuple[Cite, ...]:
-    return tuple(each.value.cite for each in (disk.stats, disk.stats_again) if isinstance(each, Known))
+    return tuple(fact.value.cite for fact in (disk.stats, disk.stats_again) if isinstance(fact, Known))
 
 
 def _idle(stats: BlockStats | None) -> str:

@@ -58,23 +58,23 @@ def stalled_for(facts: Facts, diagnosis: Diagnosis) -> Stalled:
     if diagnosis.where == "none":
         return Stalled("nothing is")
     stuck = {path.disk for path in diagnosis.paths if path.is_stuck}
-    found = []
+    stalls = []
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
         stats = disk.stats.value if isinstance(disk.stats, Known) else None
         moved = isinstance(disk.completed, Known) and disk.completed.value > 0
         if title(disk) in stuck and stats is not None and not moved:
             if stats.idle_ns is not None:
-                found.append((stats.idle_ns / 1e9, disk.name, stats.cite))
+                stalls.append((stats.idle_ns / 1e9, disk.name, stats.cite))
             elif not stats.completed:
                 return Stalled(
                     f"cannot be told: disk {disk.name} has completed nothing since QEMU began", (stats.cite,)
                 )
-    if not found and (seen := seen_stall(facts)) is not None:
+    if not stalls and (seen := seen_stall(facts)) is not None:
         ago = duration((facts.times.began_ns - seen.began_ns) / 1e9)
         return Stalled(f"for {ago} when the capture began, as a watch saw: {seen.what}", (seen.cite,))
-    if not found:
+    if not stalls:
         return Stalled("cannot be told: no counter says when the last request completed")
-    longest, name, cite = max(found)
+    longest, name, cite = max(stalls)
     return Stalled(f"for {duration(longest)} when the capture began: disk {name} has completed nothing since", (cite,))
 
 

@@ -105,7 +105,7 @@ def _row(
     number: int, name: str, samples: Sequence[RingSample], scale: _Scale, read: Callable[[RingSample], Reading]
 ) -> SampleRow:
     y = TOP + number * ROW
-    readings = [read(each) for each in samples]
+    readings = [read(sample) for sample in samples]
     most = max(readings, key=lambda reading: reading[0])
     bars = []
     for place, (value, stuck, words, _) in enumerate(readings):

@@ -138,8 +138,8 @@ def _stopped(steps: Iterable[StepRecord]) -> str:
 
 def _questions(asked: Iterable[Asked], scale: _Scale, y: int) -> list[Bar]:
     bars = []
-    for each in asked:
-        exchange = each.exchange
+    for question in asked:
+        exchange = question.exchange
         if exchange.outcome == "skipped":
             continue
         x, width = scale.span(exchange.asked_ns, exchange.asked_ns + int(exchange.ms * 1e6))
@@ -150,7 +150,7 @@ def _questions(asked: Iterable[Asked], scale: _Scale, y: int) -> list[Bar]:
 
 def _ticks(start: int, end: int, scale: _Scale, calendar: Calendar) -> Iterable[Tick]:
     seconds = (end - start) / 1e9
-    step = next((each for each in TICKS if seconds / each <= MOST_TICKS), seconds / MOST_TICKS)
+    step = next((tick for tick in TICKS if seconds / tick <= MOST_TICKS), seconds / MOST_TICKS)
     number = 0
     while number * step <= seconds and number <= MOST_TICKS:
         ns = start + int(number * step * 1e9)

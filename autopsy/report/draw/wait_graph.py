@@ -143,7 +143,7 @@ def _place(clusters: list[_Cluster], links: list[tuple[_Cluster, _Cluster, str, 
             ]
             for cluster in columns[depth]
         }
-        for cluster in sorted(columns[depth], key=lambda each: min(wanted[id(each)], default=0)):
+        for cluster in sorted(columns[depth], key=lambda cluster: min(wanted[id(cluster)], default=0)):
             rows[id(cluster)] = row = max(free, min(wanted[id(cluster)], default=0))
             cluster.x, cluster.y = MARGIN + depth * COLUMN, MARGIN + row * ROW
             free = row + 1
@@ -157,7 +157,7 @@ def _waiters_first(clusters: list[_Cluster], links: list[tuple[_Cluster, _Cluste
     awaited = {id(holder) for _, holder, _, _ in links}
     seen: set[int] = set()
     ended: list[_Cluster] = []
-    for start in sorted(clusters, key=lambda each: id(each) in awaited):
+    for start in sorted(clusters, key=lambda cluster: id(cluster) in awaited):
         stack: list[tuple[_Cluster, bool]] = [(start, False)]
         while stack:
             cluster, leaving = stack.pop()
@@ -227,7 +227,7 @@ def _arrow(waiter: _Cluster, holder: _Cluster, label: str, *, in_cycle: bool, bo
 
 def _sentences(clusters: list[_Cluster], edges: list[WaitEdge], known: dict[str, WaitNode]) -> tuple[Sentence, ...]:
     of = {node.id: cluster for cluster in clusters for node in cluster.nodes}
-    told: dict[object, Sentence] = {}
+    sentences: dict[object, Sentence] = {}
     for edge in edges:
         waiters = [node.label for node in of[edge.waiter].nodes]
         who = ", ".join(waiters[:NAMES_SHOWN])
@@ -243,5 +243,5 @@ def _sentences(clusters: list[_Cluster], edges: list[WaitEdge], known: dict[str,
         what = f"{holder.label} ({holder.detail})" if holder.detail else holder.label
         key = (id(of[edge.waiter]), edge.holder, edge.label)
         cites = known[edge.waiter].cites[:2] + holder.cites[:2]
-        told.setdefault(key, Sentence(f"{who} {label} {what}", edge.in_cycle, cites))
-    return tuple(told.values())
+        sentences.setdefault(key, Sentence(f"{who} {label} {what}", edge.in_cycle, cites))
+    return tuple(sentences.values())

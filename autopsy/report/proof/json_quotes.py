@@ -77,7 +77,7 @@ def _worth(key: str, value: object, said: _Said) -> int:
     if key in said.counters:
         return 2
     if isinstance(value, list):
-        return max((_worth("", each, said) for each in value if not isinstance(each, dict | list)), default=0)
+        return max((_worth("", item, said) for item in value if not isinstance(item, dict | list)), default=0)
     if isinstance(value, dict):
         return 0
     text = str(value)
@@ -99,7 +99,7 @@ def _best(document: object, said: _Said) -> Mapping[str, object] | None:
     best: tuple[Mapping[str, object], ...] = ()
     most = 1
     for number, chain in enumerate(_objects(document)):
-        worth = sum(_worth(key, value, said) for found in chain for key, value in found.items())
+        worth = sum(_worth(key, value, said) for fields in chain for key, value in fields.items())
         if worth > most:
             best, most = chain, worth
         if number > MOST_OBJECTS:
@@ -120,14 +120,14 @@ def _objects(document: object) -> Iterator[tuple[Mapping[str, object], ...]]:
             inside = [(value, around) for key, value in here.items() if key not in OF_OTHERS]
         else:
             inside = [(value, ()) for value in here] if isinstance(here, list) else []
-        ahead += reversed([each for each in inside if isinstance(each[0], dict | list)])
+        ahead += reversed([part for part in inside if isinstance(part[0], dict | list)])
 
 
-def _shown(found: Mapping[str, object], said: _Said, most: int) -> str:
+def _shown(fields: Mapping[str, object], said: _Said, most: int) -> str:
     """Return an object with the fields that the sentence speaks of, in their order; dots stand for the others."""
     pieces: list[str] = []
     left_out = False
-    for key, value in found.items():
+    for key, value in fields.items():
         piece = _piece(key, value, said, most // 2)
         if piece and sum(map(len, pieces)) + len(piece) <= most:
             pieces.append(f"…{piece}" if left_out else piece)
@@ -142,7 +142,7 @@ def _piece(key: str, value: object, said: _Said, most: int) -> str:
     if isinstance(value, dict):
         inside = (
             _shown(value, said, most)
-            if key not in OF_OTHERS and any(_worth(*each, said) for each in value.items())
+            if key not in OF_OTHERS and any(_worth(*item, said) for item in value.items())
             else ""
         )
         return f'"{key}":{inside}' if inside else ""

@@ -34,25 +34,25 @@ class _Candidate:
 
 def proofs(bundle: Evidence, diagnosis: Diagnosis) -> tuple[Proof, ...]:
     """Return the first sentences of the chain that a line can be quoted for, from different files if there are such."""
-    found = []
+    candidates = []
     for number, claims in enumerate(alike(diagnosis.chain)[:LOOKED_AT]):
         first = claims[0]
         quoted = quote(bundle, first)
         if quoted.text:
             proof = Proof(with_the_others(claims), quoted.text, first.cites)
-            found.append(_Candidate(number, proof, quoted.file))
+            candidates.append(_Candidate(number, proof, quoted.file))
     chosen: list[_Candidate] = []
-    _take(chosen, (each for each in found if each.file not in {other.file for other in chosen}))
-    _take(chosen, (each for each in found if each.proof.quote not in {other.proof.quote for other in chosen}))
-    _take(chosen, found)
-    return tuple(each.proof for each in sorted(chosen, key=lambda each: each.number))
+    _take(chosen, (other for other in candidates if other.file not in {taken.file for taken in chosen}))
+    _take(chosen, (other for other in candidates if other.proof.quote not in {taken.proof.quote for taken in chosen}))
+    _take(chosen, candidates)
+    return tuple(candidate.proof for candidate in sorted(chosen, key=lambda candidate: candidate.number))
 
 
 def _take(chosen: list[_Candidate], more: Iterable[_Candidate]) -> None:
     """Add to the chosen ones, while there is room, those that are not among them."""
-    for each in more:
-        if len(chosen) < PROOFS and each not in chosen:
-            chosen.append(each)
+    for candidate in more:
+        if len(chosen) < PROOFS and candidate not in chosen:
+            chosen.append(candidate)
 
 
 def alike(chain: Iterable[Claim]) -> list[list[Claim]]:

@@ -34,13 +34,13 @@ class Quote:
 
 def quote(bundle: Evidence, claim: Claim) -> Quote:
     """Return the line that says most of what the claim says, of those that its cites lead to: blocks begin there."""
-    found = [
+    quotes = [
         Quote(text, cite.file)
         for cite in claim.cites[:MOST_CITES]
         if (text := _of_json(bundle, claim, cite.file, cite.line))
     ]
-    if found:
-        return found[0]
+    if quotes:
+        return quotes[0]
     best, most = Quote(), 0
     said = frozenset(WORD.findall(claim.text))
     for file, text in _lines(bundle, claim):
