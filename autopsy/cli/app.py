@@ -172,13 +172,13 @@ def diff(
     from autopsy.diff.text import lines
     from autopsy.text import plain
 
-    found = between(a, b)
+    difference = between(a, b)
     if json:
-        show(indented(encode(found), indent=2).decode())
+        show(indented(encode(difference), indent=2).decode())
     else:
-        for line in lines(found):
+        for line in lines(difference):
             show(plain(line))
-    if exit_code and found.differs:
+    if exit_code and difference.differs:
         raise typer.Exit(ExitCode.MISMATCH)
 
 
@@ -201,15 +201,15 @@ def ps(
     from autopsy.watch.listed import with_watch
 
     looks = stalled() if stuck else ()
-    found = tuple(replace(stall.vm, signs=(stall.words, *stall.vm.signs)) for stall in looks) if stuck else census()
-    found = with_watch(found, state.last_round())
+    vms = tuple(replace(stall.vm, signs=(stall.words, *stall.vm.signs)) for stall in looks) if stuck else census()
+    vms = with_watch(vms, state.last_round())
     if json:
-        show(census_json(found))
-    elif stuck and not found:
+        show(census_json(vms))
+    elif stuck and not vms:
         show("no virtual machine of this host looks stuck")
     else:
         width = get_terminal_size().columns if sys.stdout.isatty() else 0
-        for line in terminal.ps_lines(tuple(sorted(found, key=lambda vm: not vm.signs)), width):
+        for line in terminal.ps_lines(tuple(sorted(vms, key=lambda vm: not vm.signs)), width):
             show(line)
 
 

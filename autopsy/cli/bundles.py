@@ -41,13 +41,13 @@ def examine(
 
     examined = examine_bundle(bundle, debug_files=tuple(debug_file or ()), debuginfod=debuginfod, place=out)
     if json:
-        told = sealed_answer(examined.sealed)
+        answer = sealed_answer(examined.sealed)
         show(
             as_text(
                 ExaminedAnswer(
-                    bundle=told.bundle,
-                    sha256=told.sha256,
-                    size=told.size,
+                    bundle=answer.bundle,
+                    sha256=answer.sha256,
+                    size=answer.size,
                     note=examined.note,
                     verdict=verdict(examined.diagnosis),
                 )
@@ -132,11 +132,11 @@ def redact(
         say("its diagnosis is not the original's: a name in it may be one of QEMU's own words; say so beside it")
     say("read it before you show it: what nobody could know to be a secret is in it still")
     if json:
-        told = sealed_answer(done.sealed)
+        answer = sealed_answer(done.sealed)
         show(
             as_text(
                 RedactedAnswer(
-                    bundle=told.bundle, sha256=told.sha256, size=told.size, map=str(done.map), same=done.same
+                    bundle=answer.bundle, sha256=answer.sha256, size=answer.size, map=str(done.map), same=done.same
                 )
             )
         )
@@ -178,9 +178,9 @@ def replay(
     from autopsy.replay import replay as stored
     from autopsy.text import plain
 
-    found = cases.find_cases(tuple(paths))
+    bundles = cases.find_cases(tuple(paths))
     replayed = []
-    for case in stored.replay(found, update=update, jobs=jobs or len(os.sched_getaffinity(0))):
+    for case in stored.replay(bundles, update=update, jobs=jobs or len(os.sched_getaffinity(0))):
         replayed.append(case)
         for line in () if json else stored.lines(case):
             show(plain(line))

@@ -134,18 +134,18 @@ def capture(
 
         order = Order(names=names, stuck=stuck, wish=wish, budget=budget)
         raise typer.Exit(capture_several(order, quiet=quiet, json=json))
-    told: list[str] = []
+    said: list[str] = []
 
     def tell(line: str) -> None:
-        told.append(plain(line))
+        said.append(plain(line))
         if not quiet:
-            say(told[-1])
+            say(said[-1])
 
     with streams.guarded() as listeners:
         with terminal.watcher(verbose=verbose, quiet=quiet) as watcher:
             ended = fulfil(wish, watcher, tell)
         for line in () if quiet else terminal.story(ended):
-            if line not in told:
+            if line not in said:
                 say(line)
         if sys.stderr.isatty() and not quiet:
             say("")

@@ -105,7 +105,7 @@ class _Shown(msgspec.Struct, frozen=True):
 def _summary(many: Many) -> Iterator[str]:
     for one in many.ones:
         yield from _lines(one)
-    made = sum(one.told is not None for one in many.ones)
+    made = sum(one.finished is not None for one in many.ones)
     if many.ones:
         yield f"{made} of {len(many.ones)} captured; `autopsy list` shows what is stored"
     else:
@@ -113,12 +113,12 @@ def _summary(many: Many) -> Iterator[str]:
 
 
 def _lines(one: One) -> Iterator[str]:
-    if one.told is None:
+    if one.finished is None:
         yield summary.heading("FAILED", f"{one.name}: {one.trouble}", bad=True)
         yield summary.row("", one.remedy)
         return
-    first, *more = one.told.lines
-    shown = msgspec.json.decode(one.told.json, type=_Shown)
+    first, *more = one.finished.lines
+    shown = msgspec.json.decode(one.finished.json, type=_Shown)
     yield summary.heading("VM", first)
     for line in more:
         yield summary.row("", line)
@@ -128,11 +128,11 @@ def _lines(one: One) -> Iterator[str]:
 def _json(many: Many) -> str:
     return as_text(
         ManyAnswer(
-            captures=tuple(msgspec.Raw(one.told.json) for one in many.ones if one.told),
+            captures=tuple(msgspec.Raw(one.finished.json) for one in many.ones if one.finished),
             not_captured=tuple(
                 NotCapturedAnswer(target=one.name, why=one.trouble, remedy=one.remedy, exit_code=one.exit_code)
                 for one in many.ones
-                if one.told is None
+                if one.finished is None
             ),
             notes=many.notes,
             exit_code=many.exit_code,

@@ -46,13 +46,13 @@ def bundles(incomplete: str) -> list[str]:
     """Return the bundles and folders below what is typed, and those of the store where nothing is."""
     from autopsy.store.entries import entries
 
-    found = [path for path in _paths(incomplete) if path.endswith((BUNDLE, "/"))]
+    paths = [path for path in _paths(incomplete) if path.endswith((BUNDLE, "/"))]
     if not incomplete:
         try:
-            found += [str(entry.bundle) for entry in reversed(entries())]
+            paths += [str(entry.bundle) for entry in reversed(entries())]
         except OSError:
-            return found
-    return found
+            return paths
+    return paths
 
 
 def stored_or_bundles(incomplete: str) -> list[tuple[str, str]]:
@@ -73,7 +73,7 @@ def scenarios(incomplete: str) -> list[tuple[str, str]]:
     from autopsy.drill.scenarios import SCENARIOS
     from autopsy.drill.stored import STORED_DRILLS
 
-    return _beginning(incomplete, ((each.name, each.description) for each in (*SCENARIOS, *STORED_DRILLS)))
+    return _beginning(incomplete, ((scenario.name, scenario.description) for scenario in (*SCENARIOS, *STORED_DRILLS)))
 
 
 def formats(incomplete: str) -> list[tuple[str, str]]:
@@ -92,7 +92,7 @@ def ages(incomplete: str) -> list[str]:
 
 
 def _beginning(incomplete: str, words: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(word, told) for word, told in words if word.startswith(incomplete)]
+    return [(word, meaning) for word, meaning in words if word.startswith(incomplete)]
 
 
 def _paths(incomplete: str) -> Iterator[str]:

@@ -58,12 +58,12 @@ def lines(examined: CheckedHost) -> Iterator[str]:
     yield "A capture would be whole." if examined.whole else "A capture would leave out what is marked LACKS."
 
 
-def _rows(checks: Iterable[Check], width: int, told: Mapping[str, str]) -> Iterator[str]:
+def _rows(checks: Iterable[Check], width: int, seen: Mapping[str, str]) -> Iterator[str]:
     """Yield the rows of some checks; a remedy that was told of another VM is not told again."""
     from autopsy.text import plain
 
     for check in checks:
         yield plain(f"{MARKS[check.result.value]:<5}  {check.name:<{width}}  {check.found}")
         if check.remedy:
-            remedy = f"as for {told[check.remedy]}" if check.remedy in told else check.remedy
+            remedy = f"as for {seen[check.remedy]}" if check.remedy in seen else check.remedy
             yield plain(f"{'':<5}  {'':<{width}}  -> {remedy}")

@@ -118,11 +118,17 @@ class GroupedApp(TyperGroup):
         grouped = {name for _, names in GROUPS for name in names}
         others = tuple(name for name in known if name not in grouped)
         for title, names in (*GROUPS, (OTHERS, others)):
-            rows = [(name, it.get_short_help_str(limit=90)) for name in names if (it := known.get(name)) is not None]
+            rows = [
+                (name, command.get_short_help_str(limit=90))
+                for name in names
+                if (command := known.get(name)) is not None
+            ]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
-        records = [record for it in self.get_params(ctx) if (record := it.get_help_record(ctx)) is not None]
+        records = [
+            record for parameter in self.get_params(ctx) if (record := parameter.get_help_record(ctx)) is not None
+        ]
         with formatter.section("Options"):
             formatter.write_dl(records)
 

@@ -217,9 +217,9 @@ def import_json(done: ImportedBundle) -> str:
     )
 
 
-def census_json(found: tuple[ListedVm, ...]) -> str:
+def census_json(vms: tuple[ListedVm, ...]) -> str:
     """Return what `ps --json` prints: a list of VMs."""
-    return as_text(found)
+    return as_text(vms)
 
 
 def as_text(value: object) -> str:

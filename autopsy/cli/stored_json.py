@@ -49,16 +49,16 @@ class RemovedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
 
 
-def list_json(store: str, room: Room | None, found: Sequence[ShownBundle]) -> str:
+def list_json(store: str, room: Room | None, shown: Sequence[ShownBundle]) -> str:
     """Return what `list --json` prints."""
-    captures = tuple(map(_answer, found))
+    captures = tuple(map(_answer, shown))
     used, most = (room.used, room.most) if room else (0, 0)
     return as_text(ListAnswer(store=store, used=used, most=most, captures=captures))
 
 
-def show_json(found: ShownBundle) -> str:
+def show_json(capture: ShownBundle) -> str:
     """Return what `show --json` prints."""
-    return as_text(_answer(found))
+    return as_text(_answer(capture))
 
 
 def removed_json(removed: Sequence[StoredBundle], *, dry_run: bool) -> str:
@@ -67,17 +67,17 @@ def removed_json(removed: Sequence[StoredBundle], *, dry_run: bool) -> str:
     return as_text(RemovedAnswer(removed=names, bytes=sum(entry.size for entry in removed), dry_run=dry_run))
 
 
-def _answer(found: ShownBundle) -> StoredAnswer:
-    manifest, diagnosis, kill = found.told.manifest, found.told.diagnosis, found.kill
+def _answer(capture: ShownBundle) -> StoredAnswer:
+    manifest, diagnosis, kill = capture.words.manifest, capture.words.diagnosis, capture.kill
     target = manifest.target if manifest else None
     kept: Kept = "elsewhere"
-    if found.entry is not None:
-        kept = "expendable" if found.entry.expendable else "asked for"
+    if capture.entry is not None:
+        kept = "expendable" if capture.entry.expendable else "asked for"
     return StoredAnswer(
-        name=found.entry.name if found.entry else found.bundle.name,
-        bundle=str(found.bundle),
-        report=str(found.report or ""),
-        size=found.size,
+        name=capture.entry.name if capture.entry else capture.bundle.name,
+        bundle=str(capture.bundle),
+        report=str(capture.report or ""),
+        size=capture.size,
         kept=kept,
         vm=target.name if target else "",
         manager=target.manager if target else "",
@@ -85,5 +85,5 @@ def _answer(found: ShownBundle) -> StoredAnswer:
         began=manifest.began.utc if manifest else "",
         verdict=verdict(diagnosis) if diagnosis else None,
         kill=KillAnswer(asked=kill is not None, done=bool(kill and kill.gone), how=kill.how if kill else ""),
-        trouble=found.told.trouble,
+        trouble=capture.words.trouble,
     )

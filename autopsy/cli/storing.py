@@ -32,15 +32,15 @@ def list_captures(json: Json = False) -> None:
     from autopsy.store.removal import room
 
     store = store_path()
-    found = listed()
+    captures = listed()
     known = room(entries(), store) if store.is_dir() else None
     if json:
-        show(list_json(str(store), known, found))
+        show(list_json(str(store), known, captures))
         return
-    if known is None or not found:
+    if known is None or not captures:
         show(f"nothing is stored in {store}")
         return
-    for line in _table(found, known, store):
+    for line in _table(captures, known, store):
         show(line)
 
 
@@ -62,15 +62,17 @@ def show_capture(
     from autopsy.commands.open_report import open_report
     from autopsy.commands.stored import named
 
-    found = named(capture)
-    for line in [show_json(found)] if json else summary.stored(found):
+    shown = named(capture)
+    for line in [show_json(shown)] if json else summary.stored(shown):
         show(line)
     if open_it:
-        if found.report is None:
+        if shown.report is None:
             raise UsageError(
-                found.bundle.name, "no report stands beside it", remedy=f"autopsy report {found.bundle} -o report.html"
+                shown.bundle.name,
+                "no report stands beside it",
+                remedy=f"autopsy report {shown.bundle} -o report.html",
             )
-        open_report(found.report)
+        open_report(shown.report)
 
 
 def remove(
@@ -116,23 +118,23 @@ def remove(
     raise typer.Exit(ExitCode.DONE)
 
 
-def _table(found: tuple[ShownBundle, ...], room: Room, store: Path) -> Iterator[str]:
+def _table(bundles: tuple[ShownBundle, ...], room: Room, store: Path) -> Iterator[str]:
     """Yield the captures, a line each, and at the end what they take beside what they may."""
     from autopsy.cli import summary
     from autopsy.text import plain
 
     width = get_terminal_size().columns if sys.stdout.isatty() else 0
-    names = [each.entry.name.removeprefix("autopsy-") if each.entry else each.bundle.name for each in found]
+    names = [shown.entry.name.removeprefix("autopsy-") if shown.entry else shown.bundle.name for shown in bundles]
     longest = max(map(len, names))
-    for name, each in zip(names, found, strict=True):
-        head = plain(f"{name:<{longest}}  {each.size / 1e6:>6.1f} MB  {_fate(each):<10}")
-        told = plain(summary.in_short(each.told))
-        if not width or len(head) + 1 + len(told) <= width:
-            yield f"{head} {told}"
+    for name, shown in zip(names, bundles, strict=True):
+        head = plain(f"{name:<{longest}}  {shown.size / 1e6:>6.1f} MB  {_fate(shown):<10}")
+        words = plain(summary.in_short(shown.words))
+        if not width or len(head) + 1 + len(words) <= width:
+            yield f"{head} {words}"
         else:  # the verdict is what is looked for: it has a line of its own
             yield head.rstrip()
-            yield f"  {told}" if len(told) + 2 <= width else f"  {told[: width - 3]}…"
-    yield f"{len(found)} captures in {store}: {room.used / 1e6:.1f} MB of at most {room.most / 1e6:.0f}"
+            yield f"  {words}" if len(words) + 2 <= width else f"  {words[: width - 3]}…"
+    yield f"{len(bundles)} bundles in {store}: {room.used / 1e6:.1f} MB of at most {room.most / 1e6:.0f}"
 
 
 def _fate(stored: ShownBundle) -> str:

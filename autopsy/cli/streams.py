@@ -41,17 +41,17 @@ class _Patient(io.RawIOBase):
         return os.isatty(self.descriptor)
 
     def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]  # Buffer is Python 3.12's
-        told = bytes(data)
+        written = bytes(data)
         if not self.lost:
             try:
-                self._write(told)
+                self._write(written)
             except (ChildTimedOut, TimeoutError):
                 self.lost = f"it takes nothing in {SECONDS:.0f} s"
             except ChildFailed as error:
                 self.lost = str(error)
             except OSError as error:
                 self.lost = error.strerror or str(error)
-        return len(told)
+        return len(written)
 
     def _write(self, data: bytes) -> None:
         if stat.S_ISREG(os.fstat(self.descriptor).st_mode):

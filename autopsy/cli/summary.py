@@ -40,28 +40,28 @@ def block(ended: Ended) -> Iterator[str]:
     yield row("bundle", f"{captured.sealed.path} ({captured.sealed.size / 1e6:.1f} MB)")
 
 
-def stored(found: ShownBundle) -> Iterator[str]:
+def stored(capture: ShownBundle) -> Iterator[str]:
     """Yield what a stored capture came to."""
-    diagnosis, kill = found.told.diagnosis, found.kill
+    diagnosis, kill = capture.words.diagnosis, capture.kill
     if diagnosis is None:
         yield heading("UNKNOWN", "no verdict was stored: `autopsy analyze` makes one")
     else:
-        yield from verdict(diagnosis, alive=found.is_here)
-        if not found.is_here and diagnosis.advice and diagnosis.where != "none":
+        yield from verdict(diagnosis, alive=capture.is_here)
+        if not capture.is_here and diagnosis.advice and diagnosis.where != "none":
             yield row("", "that process is not here any more: what to do then stands in the report")
-    if (manifest := found.told.manifest) is not None:
+    if (manifest := capture.words.manifest) is not None:
         record = manifest.target
         fate = f"; killed: {kill.how}" if kill else ""
         yield row("VM", f"{record.name} (process {record.pid}), captured {manifest.began.utc[:19]}Z{fate}")
-    yield row("report", str(found.report or f"inside the bundle: autopsy report {found.bundle} -o report.html"))
-    yield row("bundle", f"{found.bundle} ({found.size / 1e6:.1f} MB)")
+    yield row("report", str(capture.report or f"inside the bundle: autopsy report {capture.bundle} -o report.html"))
+    yield row("bundle", f"{capture.bundle} ({capture.size / 1e6:.1f} MB)")
 
 
-def in_short(told: SealedWords) -> str:
+def in_short(answer: SealedWords) -> str:
     """Return a stored capture's verdict on one line."""
-    if told.diagnosis is None:
-        return f"({told.trouble or 'no verdict was stored'})"
-    return of_diagnosis(told.diagnosis)
+    if answer.diagnosis is None:
+        return f"({answer.trouble or 'no verdict was stored'})"
+    return of_diagnosis(answer.diagnosis)
 
 
 def of_diagnosis(diagnosis: Diagnosis) -> str:
@@ -82,7 +82,7 @@ def verdict(diagnosis: Diagnosis, *, alive: bool = True) -> Iterator[str]:
         yield row("", diagnosis.since)
     shown = {"now": "DO", "if-not": "IF NOT"} if alive and state != "HEALTHY" else {}
     for when, label in shown.items():
-        first = next((each for each in diagnosis.advice if each.when == when), None)
+        first = next((advice for advice in diagnosis.advice if advice.when == when), None)
         if first is not None:
             yield heading(label, first.command)
             yield row("", first.why)

@@ -159,10 +159,12 @@ class LiveList:
         table.add_column(overflow="fold")
         shown = [record for record in self.records if self.verbose or record.outcome != "Collected"]
         if self.records:
-            got = sum(record.outcome == "Collected" for record in self.records)
+            collected = sum(record.outcome == "Collected" for record in self.records)
             stop = sum(record.stop_ns for record in self.records) / 1e6
             took = sum(record.end_ns - record.start_ns for record in self.records) / 1e6
-            words = f"{got} of {len(self.records)} steps have their evidence; the VM stood still {stop:.1f} ms in all"
+            words = (
+                f"{collected} of {len(self.records)} steps have their evidence; the VM stood still {stop:.1f} ms in all"
+            )
             table.add_row("looked", "", f"{took:.0f} ms", Text(words))
         for record in shown:
             _, _, rest = line(record).partition(" ms")

@@ -67,21 +67,21 @@ def watch(
     if once:
         if listen or textfile:
             raise UsageError("--once", "nobody would be there to scrape", remedy="leave --listen and --textfile away")
-        found = watching.once(settings, frozenset(only or ()))
-        for line in [as_text(_answer(found))] if json else map(plain, _lines(found)):
+        last = watching.once(settings, frozenset(only or ()))
+        for line in [as_text(_answer(last))] if json else map(plain, _lines(last)):
             show(line)
         return
     if json:
         raise UsageError("--json", "a watch without end has no result", remedy="say --once as well")
-    told, service, metrics = _Teller(), ServiceNotifier(), settings.metrics
+    teller, service, metrics = _Teller(), ServiceNotifier(), settings.metrics
     folder = textfile or (Path(metrics.textfile) if metrics.textfile else None)
     with outlets.opened(listen=listen or metrics.listen, textfile_folder=folder, anywhere=metrics.anywhere) as opened:
-        publish = (told.tell, opened.publish, service.round_ended)
+        publish = (teller.tell, opened.publish, service.round_ended)
         watching.watch_on(settings, publish, captures=not no_capture, say=say, out=out, only=frozenset(only or ()))
         service.stopping()
 
 
-def _answer(found: Round) -> WatchAnswer:
+def _answer(last: Round) -> WatchAnswer:
     return WatchAnswer(
         vms=tuple(
             WatchedVmAnswer(
@@ -93,15 +93,15 @@ def _answer(found: Round) -> WatchAnswer:
                 oldest_unmoved_seconds=round(vm.oldest_unmoved_seconds, 1),
                 requests_in_flight=vm.requests_in_flight,
             )
-            for vm in found.vms
+            for vm in last.vms
         )
     )
 
 
-def _lines(found: Round) -> Iterator[str]:
-    if not found.vms:
+def _lines(last: Round) -> Iterator[str]:
+    if not last.vms:
         yield "no virtual machine runs here"
-    for vm in sorted(found.vms, key=lambda vm: vm.stalled is None):
+    for vm in sorted(last.vms, key=lambda vm: vm.stalled is None):
         yield _line(vm)
 
 

@@ -70,17 +70,17 @@ def diagnose(staging: Staging, budget: Deadline, pace: Pace) -> JudgedCapture:
     except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
         trouble = str(error)
         around = Around((f"what else is at work on it could not be told ({printable(trouble)})",))
-    found: Diagnosis | None = None
+    diagnosis: Diagnosis | None = None
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        found = msgspec.json.decode((staging.work / layout.DIAGNOSIS).read_bytes(), type=Diagnosis)
+        diagnosis = msgspec.json.decode((staging.work / layout.DIAGNOSIS).read_bytes(), type=Diagnosis)
     if trouble:
-        what, command = ("report", "report") if found else ("diagnosis", "analyze")
+        what, command = ("report", "report") if diagnosis else ("diagnosis", "analyze")
         staging.notes.append(f"the {what} could not be made: {trouble}; `autopsy {command} BUNDLE` tries again")
-    return JudgedCapture(found, around)
+    return JudgedCapture(diagnosis, around)
 
 
-def _besides(told: Answers) -> bytes:
-    return msgspec.json.encode((told.unrendered.encode("utf-8", "replace").decode(), told.around))
+def _besides(answers: Answers) -> bytes:
+    return msgspec.json.encode((answers.unrendered.encode("utf-8", "replace").decode(), answers.around))
 
 
 def first_words(work: Path) -> bytes:

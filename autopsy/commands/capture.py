@@ -78,10 +78,10 @@ def _signed(captured: Captured, key: Path) -> Captured:
             return f"not signed: {error}; {error.remedy}".encode()
 
     try:
-        told = in_child(work, SIGN_SECONDS).decode()
+        note = in_child(work, SIGN_SECONDS).decode()
     except (ChildTimedOut, ChildFailed) as error:
-        told = f"the bundle could not be signed: {error}; `ssh-keygen -Y sign -n autopsy -f KEY {bundle}` does"
-    return replace(captured, notes=(*captured.notes, told))
+        note = f"the bundle could not be signed: {error}; `ssh-keygen -Y sign -n autopsy -f KEY {bundle}` does"
+    return replace(captured, notes=(*captured.notes, note))
 
 
 def _with_rescued(ended: Ended, wish: CaptureOptions) -> Ended:
@@ -93,5 +93,5 @@ def _with_rescued(ended: Ended, wish: CaptureOptions) -> Ended:
     left = captured.budget.left()
     if captured.interrupted or wish.one_of_many or left < LEAST_TIDYING:  # the next capture does it
         return ended
-    told = (*tidy(captured.sealed.path, left), *rescue(captured.budget.left()))
-    return replace(ended, captured=replace(captured, notes=captured.notes + told)) if told else ended
+    notes = (*tidy(captured.sealed.path, left), *rescue(captured.budget.left()))
+    return replace(ended, captured=replace(captured, notes=captured.notes + notes)) if notes else ended

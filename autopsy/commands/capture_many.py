@@ -70,11 +70,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class One:
-    """How it went with one VM: `told` is its capture's; where there was none, `trouble` says why."""
+    """How it went with one VM: `finished` is its capture's end; where there was none, `trouble` says why."""
 
     name: str
     exit_code: ExitCode
-    told: FinishedCapture | None = None
+    finished: FinishedCapture | None = None
     trouble: str = ""
     remedy: str = ""
 
@@ -142,8 +142,8 @@ def capture_many(
     """
     check(order.wish)
     held, failed = _hold(order, say)
-    if order.wish.then_kill and not any(each.named for each in held) and not failed:
-        looks = ", ".join(each.name for each in held) or "none"
+    if order.wish.then_kill and not any(vm.named for vm in held) and not failed:
+        looks = ", ".join(vm.name for vm in held) or "none"
         raise UsageError(
             "--then-kill",
             "a VM is killed only if it is named",
@@ -154,14 +154,15 @@ def capture_many(
     seconds = order.budget or max(order.wish.options.budget, EACH_SECONDS * count)
     if held:
         say(f"{len(held)} virtual machines, {at_once} at once, {seconds:.0f} s for all")
-    it = _Rounds([*held], order, time.monotonic() + seconds, render, within, say, done=[*failed])
-    _run(it, at_once, watcher)
-    bundles = [_bundle_of(one.told) for one in it.done if one.told is not None]
-    names = [one.name for one in failed] + [each.name for each in held]
-    done = tuple(sorted(it.done, key=lambda one: names.index(one.name)))
-    left = it.give_up - time.monotonic()
-    notes = () if it.interrupted or not bundles or left < LEAST_TIDYING else (*tidy(bundles[0], left), *rescue(left))
-    return Many(ones=done, notes=notes)
+    rounds = _Rounds([*held], order, time.monotonic() + seconds, render, within, say, done=[*failed])
+    _run(rounds, at_once, watcher)
+    bundles = [_bundle_of(one.finished) for one in rounds.done if one.finished is not None]
+    names = [one.name for one in failed] + [vm.name for vm in held]
+    done = tuple(sorted(rounds.done, key=lambda one: names.index(one.name)))
+    left = rounds.give_up - time.monotonic()
+    if rounds.interrupted or not bundles or left < LEAST_TIDYING:
+        return Many(ones=done, notes=())
+    return Many(ones=done, notes=(*tidy(bundles[0], left), *rescue(left)))
 
 
 def _hold(order: Order, say: Callable[[str], None]) -> tuple[list[_Held], list[One]]:
@@ -170,9 +171,9 @@ def _hold(order: Order, say: Callable[[str], None]) -> tuple[list[_Held], list[O
     failed: list[One] = []
     words = [(name, True) for name in order.names]
     if order.stuck:
-        found = stalled()
-        words += [(stall.vm.target, False) for stall in found]
-        for stall in found:
+        stalls = stalled()
+        words += [(stall.vm.target, False) for stall in stalls]
+        for stall in stalls:
             say(f"{stall.vm.name} ({stall.vm.target}): {stall.words}")
         if not words:
             say("no virtual machine of this host looks stuck")
@@ -182,87 +183,87 @@ def _hold(order: Order, say: Callable[[str], None]) -> tuple[list[_Held], list[O
         except AutopsyError as error:
             failed.append(One(name=printable(word), exit_code=error.exit_code, trouble=str(error), remedy=error.remedy))
             continue
-        if any(vm.pid == each.vm.pid for each in held):
+        if any(vm.pid == other.vm.pid for other in held):
             os.close(vm.pidfd)
         else:
             held.append(_Held(printable(word), vm, named))
     return held, failed
 
 
-def _run(it: _Rounds, at_once: int, watcher: Watcher) -> None:
+def _run(rounds: _Rounds, at_once: int, watcher: Watcher) -> None:
     try:
-        while it.waiting or it.running:
-            while it.waiting and len(it.running) < at_once:
-                _begin(it, at_once)
+        while rounds.waiting or rounds.running:
+            while rounds.waiting and len(rounds.running) < at_once:
+                _begin(rounds, at_once)
             with contextlib.suppress(Interrupted):
                 watcher.tick()
-                _gather(it)
+                _gather(rounds)
                 continue
-            it.interrupted = True
-            it.done += [_not_captured(each, "interrupted before it", ExitCode.INTERRUPTED) for each in it.waiting]
-            it.waiting.clear()
-            for each in it.running:
+            rounds.interrupted = True
+            rounds.done += [_not_captured(vm, "interrupted before it", ExitCode.INTERRUPTED) for vm in rounds.waiting]
+            rounds.waiting.clear()
+            for running in rounds.running:
                 with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(each.child.pidfd, signal.SIGINT)
+                    signal.pidfd_send_signal(running.child.pidfd, signal.SIGINT)
     finally:
-        for each in it.running:
-            end(each.child)
+        for running in rounds.running:
+            end(running.child)
 
 
-def _begin(it: _Rounds, at_once: int) -> None:
+def _begin(rounds: _Rounds, at_once: int) -> None:
     """Begin the next one with its share of the time that is left."""
-    held = it.waiting.pop(0)
-    rounds = -(-(len(it.waiting) + 1) // at_once)
-    left = it.give_up - time.monotonic()
-    share = min(left, max(LEAST_SECONDS, left / rounds))
+    held = rounds.waiting.pop(0)
+    turns = -(-(len(rounds.waiting) + 1) // at_once)
+    left = rounds.give_up - time.monotonic()
+    share = min(left, max(LEAST_SECONDS, left / turns))
     if share < LEAST_SECONDS:
-        it.done.append(_not_captured(held, GONE_BY_THEN, ExitCode.NOT_STORED))
+        rounds.done.append(_not_captured(held, GONE_BY_THEN, ExitCode.NOT_STORED))
         return
     wish = replace(
-        it.order.wish,
+        rounds.order.wish,
         name=held.name,
-        options=replace(it.order.wish.options, budget=share),
-        then_kill=it.order.wish.then_kill and held.named,
-        then_start=it.order.wish.then_start and held.named,
-        dry_run=it.order.wish.dry_run and held.named,
+        options=replace(rounds.order.wish.options, budget=share),
+        then_kill=rounds.order.wish.then_kill and held.named,
+        then_start=rounds.order.wish.then_start and held.named,
+        dry_run=rounds.order.wish.dry_run and held.named,
         one_of_many=True,
         asked_at=None,
     )
 
     def work() -> bytes:
-        ended = it.within(lambda watcher, say: fulfil_for(held.vm, wish, watcher, say), held.name)
-        return msgspec.json.encode(it.render(ended))
+        ended = rounds.within(lambda watcher, say: fulfil_for(held.vm, wish, watcher, say), held.name)
+        return msgspec.json.encode(rounds.render(ended))
 
     try:
         child = spawn(work)
     except ChildFailed as error:
-        it.done.append(_not_captured(held, str(error), ExitCode.NOT_STORED))
+        rounds.done.append(_not_captured(held, str(error), ExitCode.NOT_STORED))
         return
-    it.running.append(_Running(held, child, time.monotonic() + share + AFTER_SECONDS))
+    rounds.running.append(_Running(held, child, time.monotonic() + share + AFTER_SECONDS))
 
 
-def _gather(it: _Rounds) -> None:
+def _gather(rounds: _Rounds) -> None:
     """Wait a moment for any that ends, and take what it says; give up what does not end."""
     poller = select.poll()
-    for each in it.running:
-        poller.register(each.child.answers, select.POLLIN)
+    for running in rounds.running:
+        poller.register(running.child.answers, select.POLLIN)
     ready = {descriptor for descriptor, _ in poller.poll(100)}
-    for each in tuple(it.running):
-        if each.child.answers not in ready and time.monotonic() < each.until:
+    for running in tuple(rounds.running):
+        if running.child.answers not in ready and time.monotonic() < running.until:
             continue
-        it.running.remove(each)
-        one = _answer(each)
-        it.done.append(one)
-        for line in one.told.lines if one.told else (f"{one.name}: NOT CAPTURED: {one.trouble}",):
-            it.say(line)
+        rounds.running.remove(running)
+        one = _answer(running)
+        rounds.done.append(one)
+        for line in one.finished.lines if one.finished else (f"{one.name}: NOT CAPTURED: {one.trouble}",):
+            rounds.say(line)
 
 
 def _answer(running: _Running) -> One:
     try:
-        told = msgspec.json.decode(collect(running.child, ANSWER_SECONDS), type=FinishedCapture)
+        finished = msgspec.json.decode(collect(running.child, ANSWER_SECONDS), type=FinishedCapture)
     except (ChildTimedOut, ChildFailed) as error:
         return _not_captured(running.held, str(error), ExitCode.NOT_STORED)
-    return One(name=running.held.name, exit_code=ExitCode(told.exit_code), told=told)
+    return One(name=running.held.name, exit_code=ExitCode(finished.exit_code), finished=finished)
 
 
 def _not_captured(held: _Held, why: str, code: ExitCode) -> One:
@@ -273,5 +274,5 @@ class _OnlyBundle(msgspec.Struct, frozen=True):
     bundle: str
 
 
-def _bundle_of(told: FinishedCapture) -> Path:
-    return Path(msgspec.json.decode(told.json, type=_OnlyBundle).bundle)
+def _bundle_of(finished: FinishedCapture) -> Path:
+    return Path(msgspec.json.decode(finished.json, type=_OnlyBundle).bundle)

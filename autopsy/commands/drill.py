@@ -97,15 +97,15 @@ def run(scenario: str, *, keep: bool, place: Path, watcher: Watcher, say: Callab
     Raises:
         AutopsyError: something that the scenario needs is missing, or the capture failed.
     """
-    with wedged(scenario, keep=keep) as it:
-        say(f"drill: {it.note}")
+    with wedged(scenario, keep=keep) as wedge:
+        say(f"drill: {wedge.note}")
         if keep:
             say("drill: it stays; to end it:")
-            for command in it.endings:
+            for command in wedge.endings:
                 say(f"         {command}")
         ended = fulfil(
             CaptureOptions(
-                name=it.target,
+                name=wedge.target,
                 options=Options(),
                 places=(place,),
                 words=("drill", scenario),
@@ -116,4 +116,4 @@ def run(scenario: str, *, keep: bool, place: Path, watcher: Watcher, say: Callab
             watcher,
             say,
         )
-        return Drilled(it.scenario, ended)
+        return Drilled(wedge.scenario, ended)

@@ -41,10 +41,10 @@ def left_alone(captured: Captured) -> Ended:
 
 def ended_by_itself(captured: Captured, end: VmEnd, wish: CaptureOptions) -> Ended:
     """Say that the VM is gone, and that we have neither killed it nor started it again."""
-    told = f"not killed: it ended by itself: {in_words(end)}" if wish.then_kill else "not asked for"
+    words = f"not killed: it ended by itself: {in_words(end)}" if wish.then_kill else "not asked for"
     code = ExitCode.INTERRUPTED if captured.interrupted else ExitCode.VM_ENDED
     start = NOT_STARTED if wish.then_start else ""
-    ended = Ended(captured=captured, kill_asked=wish.then_kill, kill_done=False, kill_words=told, exit_code=code)
+    ended = Ended(captured=captured, kill_asked=wish.then_kill, kill_done=False, kill_words=words, exit_code=code)
     return replace(ended, start_asked=wish.then_start, start_words=start)
 
 
@@ -87,8 +87,8 @@ def kill_captured(vm: target.Target, watch: EndWatch, captured: Captured, wish: 
     captured = replace(captured, notes=captured.notes + ending.notes)
     if ending.exit_code is ExitCode.VM_ENDED and (late := watch.conclude(captured.sealed.path.parent)) is not None:
         return ended_by_itself(replace(captured, end=late), late, wish)
-    told = "; ".join(filter(None, (ending.words, ending.start_words)))
-    answers.tell_in_report(captured.page, captured.report, f"{clocks.now().utc}: {told}", captured.began)
+    outcome = "; ".join(filter(None, (ending.words, ending.start_words)))
+    answers.tell_in_report(captured.page, captured.report, f"{clocks.now().utc}: {outcome}", captured.began)
     return Ended(
         captured=captured,
         kill_asked=True,

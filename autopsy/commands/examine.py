@@ -60,11 +60,11 @@ def examine_bundle(bundle: Path, *, debug_files: tuple[Path, ...], debuginfod: s
         note = _examine(folder, debug_files, debuginfod)
         answers = write_answers(folder)
         manifest = open_folder(folder).manifest
-        told = f"examined again: {note}"
+        line = f"examined again: {note}"
         if answers.unrendered:
-            told += f"; no report could be made of it: {answers.unrendered}"
-        changed = msgspec.structs.replace(manifest, files=(), notes=(*manifest.notes, told))
-        return Examined(_sealed(folder, destination, changed), answers.diagnosis, told)
+            line += f"; no report could be made of it: {answers.unrendered}"
+        changed = msgspec.structs.replace(manifest, files=(), notes=(*manifest.notes, line))
+        return Examined(_sealed(folder, destination, changed), answers.diagnosis, line)
 
 
 def _sealed(folder: Path, destination: Path, manifest: Manifest) -> Sealed:

@@ -86,8 +86,8 @@ def import_evidence(wish: ImportOptions) -> ImportedBundle:
             raise UsageError(str(file), "there is no such file", remedy="give QEMU's debug file or unstripped binary")
     with _workshop() as (folder, scratch), _opened(wish.files, scratch) as given:
         with private.begin(scratch / layout.CORE) as core:
-            material = read_boxed([each.descriptor for each in given], core.fileno(), wish.name)
-        source = tuple(f"{each.name}: {seen.what}" for each, seen in zip(given, material.seen, strict=True))
+            material = read_boxed([file.descriptor for file in given], core.fileno(), wish.name)
+        source = tuple(f"{file.name}: {seen.what}" for file, seen in zip(given, material.seen, strict=True))
         if not any(seen.of_use for seen in material.seen):
             raise UsageError(
                 "import", f"nothing of a wedged QEMU is in it: {'; '.join(source)}", remedy=f"looked for: {WANTED}"
@@ -151,12 +151,12 @@ def _examined(folder: Path, scratch: Path, manifest: Manifest, wish: ImportOptio
     except ExaminationFailed as error:
         note, outcome = f"{error}", "Failed"
     steps = tuple(
-        msgspec.structs.replace(each, outcome=outcome, why=note)
-        if each.name == layout.GDB_THREADS
-        else msgspec.structs.replace(each, outcome="Collected", why="the core that was imported")
-        if each.name == layout.FREEZE
-        else each
-        for each in manifest.steps
+        msgspec.structs.replace(step, outcome=outcome, why=note)
+        if step.name == layout.GDB_THREADS
+        else msgspec.structs.replace(step, outcome="Collected", why="the core that was imported")
+        if step.name == layout.FREEZE
+        else step
+        for step in manifest.steps
     )
     changed = msgspec.structs.replace(manifest, steps=steps, notes=(*manifest.notes, f"the core: {note}"))
     write_manifest(folder, changed)
@@ -191,14 +191,14 @@ def _opened(files: Sequence[Path], scratch: Path) -> Iterator[list[Given]]:
     with contextlib.ExitStack() as stack:
         given: list[Given] = []
         for file in files:
-            found = (
+            inside = (
                 _of_folder(file, scratch / f"folder-{private.token()}")
                 if file.is_dir()
                 else [Given("stdin" if str(file) == "-" else file.name, _open(file, scratch))]
             )
-            for each in found:
-                stack.callback(os.close, each.descriptor)
-            given += found
+            for opened in inside:
+                stack.callback(os.close, opened.descriptor)
+            given += inside
         yield given
 
 

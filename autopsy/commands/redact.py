@@ -63,21 +63,21 @@ def redact(path: Path, output: Path | None) -> Redacted:
         return b""
 
     _boxed(path, hear)
-    told = msgspec.json.decode(files.pop(MANIFEST_TOLD), type=Manifest)
+    hidden = msgspec.json.decode(files.pop(MANIFEST_TOLD), type=Manifest)
     before = msgspec.json.decode(files.pop(DIAGNOSIS_BEFORE), type=Diagnosis)
     table = files.pop(TABLE)
-    destination = (output or path.absolute().with_name(_name(told))).absolute()
+    destination = (output or path.absolute().with_name(_name(hidden))).absolute()
     staging = Path(tempfile.mkdtemp(prefix=".redacting-", dir=destination.parent))
     try:
         for name, data in files.items():
             private.store_below(staging, safe_name(name), data)
-        private.store(staging / layout.MANIFEST, encode_manifest(told))
-        private.store(staging / layout.README, readme(__version__, told.target, told.began).encode())
-        found = write_answers(staging).diagnosis
-        sealed = seal(staging, destination, told)
+        private.store(staging / layout.MANIFEST, encode_manifest(hidden))
+        private.store(staging / layout.README, readme(__version__, hidden.target, hidden.began).encode())
+        diagnosis = write_answers(staging).diagnosis
+        sealed = seal(staging, destination, hidden)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Redacted(sealed, _store_map(path.absolute(), table), same=_gist(found) == _gist(before))
+    return Redacted(sealed, _store_map(path.absolute(), table), same=_gist(diagnosis) == _gist(before))
 
 
 def _boxed(path: Path, hear: Callable[[str, bytes], bytes]) -> None:
@@ -102,12 +102,12 @@ def _redact(bundle: Bundle, line: AnswerPipe) -> bytes:
     manifest(bundle.manifest, hide)
     plain = {name for name in names if _file(bundle, name, hide) == bundle.read(name)}
     hide.learned()
-    told = manifest(bundle.manifest, hide)
-    told = msgspec.structs.replace(told, notes=(*told.notes, NOTE), files=())
+    hidden = manifest(bundle.manifest, hide)
+    hidden = msgspec.structs.replace(hidden, notes=(*hidden.notes, NOTE), files=())
     files = {name: _file(bundle, name, hide, plain=name in plain) for name in names}
     for name, data in files.items():
         line.tell(name, data)
-    line.tell(MANIFEST_TOLD, encode_manifest(told))
+    line.tell(MANIFEST_TOLD, encode_manifest(hidden))
     line.tell(DIAGNOSIS_BEFORE, msgspec.json.encode(diagnose(gather_facts(bundle))))
     line.tell(TABLE, msgspec.json.format(msgspec.json.encode(hide.table()), indent=1) + b"\n")
     return b""
@@ -123,7 +123,7 @@ def _kept(bundle: Bundle) -> frozenset[str]:
     """Return the build ids, by which anybody finds the public symbols."""
     modules = bundle.read(layout.evidence(layout.GDB_THREADS, layout.MODULES))
     try:
-        known = [str(each.get("build_id", "")) for each in msgspec.json.decode(modules)] if modules else []
+        known = [str(module.get("build_id", "")) for module in msgspec.json.decode(modules)] if modules else []
     except (msgspec.DecodeError, AttributeError, RecursionError):
         known = []
     return frozenset(filter(None, (*known, bundle.manifest.target.build_id)))
@@ -134,8 +134,8 @@ def _of_interest(line: str) -> bool:
     return any(word in small for word in OF_INTEREST)
 
 
-def _name(told: Manifest) -> str:
-    moment = "".join(character for character in told.began.utc[:19] if character.isdigit() or character == "T")
+def _name(hidden: Manifest) -> str:
+    moment = "".join(character for character in hidden.began.utc[:19] if character.isdigit() or character == "T")
     return f"autopsy-redacted-{moment}Z.tar.zst"
 
 
@@ -150,14 +150,14 @@ def _store_map(path: Path, data: bytes) -> Path:
     return place
 
 
-def _gist(found: Diagnosis) -> tuple[object, ...]:
+def _gist(diagnosis: Diagnosis) -> tuple[object, ...]:
     """Return a diagnosis without names."""
     return (
-        found.where,
-        found.signature,
-        found.confidence,
-        tuple((each.where, each.signature) for each in found.secondary),
-        tuple(each.signature for each in found.ruled_out),
-        tuple(each.signature for each in found.cannot_tell),
-        len(found.objects),
+        diagnosis.where,
+        diagnosis.signature,
+        diagnosis.confidence,
+        tuple((claim.where, claim.signature) for claim in diagnosis.secondary),
+        tuple(signature.signature for signature in diagnosis.ruled_out),
+        tuple(signature.signature for signature in diagnosis.cannot_tell),
+        len(diagnosis.objects),
     )

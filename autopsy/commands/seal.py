@@ -36,15 +36,15 @@ def seal_leftover(folder: Path, place: Path | None) -> Sealed:
     folder = folder.absolute()
     _must_be_ours(folder)
     fuller = leftovers.twin(folder)
-    for each in filter(None, (folder, fuller)):
-        if each.is_dir() and each.name.endswith((layout.WORK, layout.PARTIAL)) and leftovers.at_work(each):
+    for staged in filter(None, (folder, fuller)):
+        if staged.is_dir() and staged.name.endswith((layout.WORK, layout.PARTIAL)) and leftovers.at_work(staged):
             raise UsageError(
                 str(folder), "its capture is still at work", remedy="wait for its end, or press Ctrl-C there"
             )
-    told = (place.absolute(),) if place else (*destination.read(fuller or folder), folder.parent)
-    sealed = _seal_where_told(fuller or folder, told)
-    for each in filter(None, (folder, fuller)):
-        _clear(each)
+    destinations = (place.absolute(),) if place else (*destination.read(fuller or folder), folder.parent)
+    sealed = _seal_where_told(fuller or folder, destinations)
+    for staged in filter(None, (folder, fuller)):
+        _clear(staged)
     return sealed
 
 
@@ -96,11 +96,11 @@ def rescue(seconds: float = RESCUE_SECONDS) -> tuple[str, ...]:
     Each goes where it was told to, or to the store where that is gone. Returns what is worth telling: a line for each.
     """
     try:
-        found = leftovers.leftovers()
-        if not found:
+        staged = leftovers.leftovers()
+        if not staged:
             return ()
         seconds = min(seconds, RESCUE_SECONDS)
-        data = in_child(lambda: msgspec.json.encode([_rescue(folder) for folder in found]), seconds)
+        data = in_child(lambda: msgspec.json.encode([_rescue(folder) for folder in staged]), seconds)
         return msgspec.json.decode(data, type=tuple[str, ...])
     except (ChildTimedOut, ChildFailed) as error:
         return (f"what killed captures left in memory could not be sealed: {error}",)
@@ -108,11 +108,11 @@ def rescue(seconds: float = RESCUE_SECONDS) -> tuple[str, ...]:
 
 def _rescue(folder: Path) -> str:
     held = leftovers.claim(folder)  # until this child ends
-    told = destination.read(folder)
+    destinations = destination.read(folder)
     if held is None and (folder / layout.README).exists():
         return f"{folder} is sealed by another capture"
     try:
-        sealed = _seal_where_told(folder, (*told, _store()))
+        sealed = _seal_where_told(folder, (*destinations, _store()))
     except DamagedBundle:
         if held is not None or not any(folder.iterdir()):
             _clear(folder)
@@ -122,7 +122,7 @@ def _rescue(folder: Path) -> str:
     except AutopsyError as error:
         return f"a killed capture left {folder}: {error.cause}"
     _clear(folder)
-    for place in {sealed.path.parent, *told}:
+    for place in {sealed.path.parent, *destinations}:
         _clear(place / (folder.name.removesuffix(layout.WORK) + layout.PARTIAL))
     return f"what a killed capture left in memory is sealed now: {sealed.path}"
 

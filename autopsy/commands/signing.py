@@ -45,7 +45,7 @@ def sign(sealed: Sealed, key: Path) -> Path:
             remedy = "seal into a folder that nobody else owns"
             raise DamagedBundle(str(sealed.path), "is not what was sealed there", remedy=remedy)
         with open(content, "rb") as stream:
-            signed = _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, thing=str(key), stdin=stream.fileno())
+            signed = _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, what=str(key), stdin=stream.fileno())
     place = signature_path(sealed.path)
     private.publish(place, signed.encode())  # ssh-keygen itself would write through anybody's link
     return place
@@ -71,7 +71,7 @@ def can_sign(key: Path) -> None:
     Raises:
         UsageError: the key cannot sign.
     """
-    _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, thing=str(key))
+    _run("-Y", "sign", "-q", "-f", str(key), "-n", NAMESPACE, what=str(key))
 
 
 def signer(bundle: Path, allowed: Path, sha256: str) -> str:
@@ -104,10 +104,10 @@ def _names(bundle: Path, allowed: Path, signature: bytes, folder: Path, sha256: 
         raise _unsigned(bundle, "it has changed while it was verified")
     words = ("-s", str(copy), "-f", str(allowed))
     inside = partial(stay, (folder, allowed, *ACCOUNTS))
-    names = _run("-Y", "find-principals", *words, thing=str(bundle), inside=inside).split()
+    names = _run("-Y", "find-principals", *words, what=str(bundle), inside=inside).split()
     who = ("-I", names[0] if names else "", "-n", NAMESPACE)
     with open(content, "rb") as stream:
-        _run("-Y", "verify", *words, *who, thing=str(bundle), stdin=stream.fileno(), inside=inside)
+        _run("-Y", "verify", *words, *who, what=str(bundle), stdin=stream.fileno(), inside=inside)
     return names
 
 
@@ -115,7 +115,7 @@ def _unsigned(bundle: Path, why: str) -> DamagedBundle:
     return DamagedBundle(str(bundle), why, remedy="do not rest a verdict on it")
 
 
-def _run(*arguments: str, thing: str, stdin: int = subprocess.DEVNULL, inside: Callable[[], None] | None = None) -> str:
+def _run(*arguments: str, what: str, stdin: int = subprocess.DEVNULL, inside: Callable[[], None] | None = None) -> str:
     agent = {name: os.environ[name] for name in (AGENT,) if name in os.environ}
     try:
         done = subprocess.run(
@@ -133,10 +133,10 @@ def _run(*arguments: str, thing: str, stdin: int = subprocess.DEVNULL, inside: C
     except FileNotFoundError as error:
         raise UsageError("ssh-keygen", "is not installed", remedy="apt install openssh-client") from error
     except subprocess.TimeoutExpired as error:
-        raise UsageError(thing, f"ssh-keygen took over {SECONDS:.0f} s", remedy="is the key's agent stuck?") from error
+        raise UsageError(what, f"ssh-keygen took over {SECONDS:.0f} s", remedy="is the key's agent stuck?") from error
     if done.returncode:
         words = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()[-1]
         raise UsageError(
-            thing, f"ssh-keygen: {words}", remedy="give a private key without a passphrase, or one in an agent"
+            what, f"ssh-keygen: {words}", remedy="give a private key without a passphrase, or one in an agent"
         )
     return done.stdout

@@ -47,14 +47,14 @@ class ShownBundle:
     bundle: Path
     report: Path | None
     size: int
-    told: SealedWords
+    words: SealedWords
     kill: KillNote | None = None
     entry: StoredBundle | None = None
 
     @property
     def is_here(self) -> bool:
         """Tell whether the process that was captured is still there."""
-        manifest = self.told.manifest
+        manifest = self.words.manifest
         if manifest is None or manifest.host.boot_id != clocks.host().boot_id:
             return False
         try:
@@ -69,11 +69,11 @@ def listed() -> tuple[ShownBundle, ...]:
     Raises:
         OSError: the store is not ours.
     """
-    found = entries()
-    told: list[SealedWords] = []
-    for begin in range(0, len(found), AT_ONCE):
-        told += _read([entry.bundle for entry in found[begin : begin + AT_ONCE]])
-    return tuple(_of_store(entry, what) for entry, what in zip(found, told, strict=True))
+    stored = entries()
+    answers: list[SealedWords] = []
+    for begin in range(0, len(stored), AT_ONCE):
+        answers += _read([entry.bundle for entry in stored[begin : begin + AT_ONCE]])
+    return tuple(_of_store(entry, what) for entry, what in zip(stored, answers, strict=True))
 
 
 def named(word: str) -> ShownBundle:
@@ -85,41 +85,41 @@ def named(word: str) -> ShownBundle:
     """
     path = Path(word)
     if word != LAST and path.exists():
-        told = _with_verdict(path, _read([path])[0])
-        _must_speak(path, told)
+        answer = _with_verdict(path, _read([path])[0])
+        _must_speak(path, answer)
         report = path.with_name(f"{path.name.removesuffix(BUNDLE)}.html")
         size = path.stat().st_size
         return ShownBundle(
             bundle=path,
             report=report if report != path and report.is_file() else None,
             size=size,
-            told=told,
+            words=answer,
             kill=_kill_of(path),
         )
     entry = chosen(word, entries())
-    told = _with_verdict(entry.bundle, _read([entry.bundle])[0])
-    _must_speak(entry.bundle, told)
-    return _of_store(entry, told)
+    answer = _with_verdict(entry.bundle, _read([entry.bundle])[0])
+    _must_speak(entry.bundle, answer)
+    return _of_store(entry, answer)
 
 
-def _with_verdict(path: Path, told: SealedWords) -> SealedWords:
+def _with_verdict(path: Path, answer: SealedWords) -> SealedWords:
     """Diagnose a bundle that holds no verdict that this version reads."""
-    if told.trouble or told.diagnosis is not None:
-        return told
-    return msgspec.structs.replace(told, diagnosis=diagnosis_of(path))
+    if answer.trouble or answer.diagnosis is not None:
+        return answer
+    return msgspec.structs.replace(answer, diagnosis=diagnosis_of(path))
 
 
-def _must_speak(path: Path, told: SealedWords) -> None:
-    if told.trouble:
-        raise DamagedBundle(str(path), told.trouble, remedy="`autopsy verify` tells whether it is whole")
+def _must_speak(path: Path, answer: SealedWords) -> None:
+    if answer.trouble:
+        raise DamagedBundle(str(path), answer.trouble, remedy="`autopsy verify` tells whether it is whole")
 
 
-def _of_store(entry: StoredBundle, told: SealedWords) -> ShownBundle:
+def _of_store(entry: StoredBundle, answer: SealedWords) -> ShownBundle:
     return ShownBundle(
         bundle=entry.bundle,
         report=entry.report,
         size=entry.size,
-        told=told,
+        words=answer,
         kill=_kill_of(entry.bundle),
         entry=entry,
     )
@@ -141,13 +141,13 @@ def _read(paths: Sequence[Path]) -> list[SealedWords]:
         folders = {path: open_folder(path) for path, descriptor in held if descriptor < 0}
 
         def work() -> bytes:
-            told = [
+            answers = [
                 _speak(path, folders[path].manifest, folders[path].read(layout.DIAGNOSIS))
                 if descriptor < 0
                 else _first_words(path, descriptor)
                 for path, descriptor in held
             ]
-            return msgspec.json.encode(told)
+            return msgspec.json.encode(answers)
 
         data = in_box(
             lambda _box, _line: work(),
@@ -181,7 +181,7 @@ def _speak(path: Path, manifest: Manifest | None, diagnosis: bytes) -> SealedWor
     if manifest is None:
         return SealedWords(trouble=f"{path.name} does not begin with its {layout.MANIFEST}")
     try:
-        found = msgspec.json.decode(diagnosis, type=Diagnosis) if diagnosis else None
+        judged = msgspec.json.decode(diagnosis, type=Diagnosis) if diagnosis else None
     except (msgspec.DecodeError, RecursionError):
-        found = None  # of another version; `autopsy analyze` makes it anew
-    return SealedWords(manifest=msgspec.structs.replace(manifest, files=()), diagnosis=found)
+        judged = None  # of another version; `autopsy analyze` makes it anew
+    return SealedWords(manifest=msgspec.structs.replace(manifest, files=()), diagnosis=judged)

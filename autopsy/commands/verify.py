@@ -22,8 +22,8 @@ def verify_boxed(path: Path) -> Verified:
         DamagedBundle: a file is missing, added, or differs, or it was the end of the process that read it.
     """
     if path.is_dir():
-        told = read_folder(path)
-        return _in_box(path, lambda: compare(path, told))
+        contents = read_folder(path)
+        return _in_box(path, lambda: compare(path, contents))
     descriptor = open_archive(path)
     try:
         return _in_box(path, lambda: verify_archive(path, descriptor), keep=(descriptor,))
@@ -32,8 +32,8 @@ def verify_boxed(path: Path) -> Verified:
 
 
 def _in_box(path: Path, work: Callable[[], Verified], keep: tuple[int, ...] = ()) -> Verified:
-    told = in_box(lambda _box, _line: msgspec.json.encode(work()), source=str(path), seconds=SECONDS, keep=keep)
+    answer = in_box(lambda _box, _line: msgspec.json.encode(work()), source=str(path), seconds=SECONDS, keep=keep)
     try:
-        return msgspec.json.decode(told, type=Verified)
+        return msgspec.json.decode(answer, type=Verified)
     except msgspec.DecodeError as error:
         raise DamagedBundle(str(path), f"what read it gave no answer: {error}", remedy="do not trust it") from error

@@ -81,17 +81,18 @@ def diff(
         confine(parts)
         from autopsy.fleet.index.changes import differences
 
-        found = differences(parts, old, new)
+        between = differences(parts, old, new)
     if json:
-        show(as_text(found))
+        show(as_text(between))
     else:
-        for group in found.groups:
+        for group in between.groups:
             show(plain(f"{group.bundles:>6}  {group.old.words} → {group.new.words}"))
             show(plain(f"        {' '.join(group.examples)}"))
         show(
-            f"{found.same} the same, {found.changed} otherwise, {found.only_old} only before, {found.only_new} only now"
+            f"{between.same} the same, {between.changed} otherwise, "
+            f"{between.only_old} only before, {between.only_new} only now"
         )
-    if exit_code and found.changed:
+    if exit_code and between.changed:
         raise typer.Exit(ExitCode.MISMATCH)
 
 

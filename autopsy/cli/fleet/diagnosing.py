@@ -67,24 +67,24 @@ def diagnose(
         todo = plan(run)
         say(f"{todo.bundles} bundles to diagnose, {todo.known} are in the index")
         done = []
-        for each in on_dask(dask, todo.chunks) if dask else here(todo.chunks):
-            done.append(each)
-            say(f"{sum(one.rows for one in done)} of {todo.bundles}: {each.part}")
-    told = FleetDiagnosed(
+        for part in on_dask(dask, todo.chunks) if dask else here(todo.chunks):
+            done.append(part)
+            say(f"{sum(earlier.rows for earlier in done)} of {todo.bundles}: {part.part}")
+    answer = FleetDiagnosed(
         into=into,
         analyzer=this_analyzer(),
-        bundles=sum(each.rows for each in done),
-        errors=sum(each.errors for each in done),
+        bundles=sum(part.rows for part in done),
+        errors=sum(part.errors for part in done),
         known=todo.known,
-        parts=tuple(each.part for each in done),
+        parts=tuple(part.part for part in done),
         seconds=round(monotonic() - began, 3),
-        cpu_seconds=round(sum(each.cpu for each in done), 3),
+        cpu_seconds=round(sum(part.cpu for part in done), 3),
     )
     if json:
-        show(as_text(told))
+        show(as_text(answer))
         return
-    pace = f", {told.bundles / told.cpu_seconds:.0f} a second and core" if told.cpu_seconds else ""
-    show(f"{told.bundles} bundles, {told.errors} of them could not be diagnosed, {told.known} were known{pace}")
+    pace = f", {answer.bundles / answer.cpu_seconds:.0f} a second and core" if answer.cpu_seconds else ""
+    show(f"{answer.bundles} bundles, {answer.errors} of them could not be diagnosed, {answer.known} were known{pace}")
 
 
 def _key(file: Path) -> bytes:

@@ -38,15 +38,17 @@ def prune(
     with extra():
         from autopsy.fleet.retention.prune import fates, remove
 
-        found = fates(place, some_parts(index or place), "", rules)
+        judged = fates(place, some_parts(index or place), "", rules)
         if not dry_run:
-            remove(place, found)
-    gone = [fate for fate in found if not fate.keep]
+            remove(place, judged)
+    gone = [fate for fate in judged if not fate.keep]
     if json:
-        told = tuple(FateAnswer(key=fate.file.key, size=fate.file.size, keep=fate.keep, why=fate.why) for fate in found)
-        show(as_text(FleetPruned(place=place, dry_run=dry_run, bundles=told)))
+        answers = tuple(
+            FateAnswer(key=fate.file.key, size=fate.file.size, keep=fate.keep, why=fate.why) for fate in judged
+        )
+        show(as_text(FleetPruned(place=place, dry_run=dry_run, bundles=answers)))
         return
-    for fate in found if dry_run else gone:
+    for fate in judged if dry_run else gone:
         word = "keep" if fate.keep else "would remove" if dry_run else "removed"
         show(plain(f"{word:<12} {fate.file.key}: {fate.why}"))
-    say(f"{len(gone)} of {len(found)} bundles, {sum(fate.file.size for fate in gone) / 1e6:.1f} MB")
+    say(f"{len(gone)} of {len(judged)} bundles, {sum(fate.file.size for fate in gone) / 1e6:.1f} MB")

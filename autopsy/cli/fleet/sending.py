@@ -45,30 +45,32 @@ def send(
             )
         else:
             done = send_spooled(lambda text: say(plain(text)))
-    sent = [(each.entry.note, each.sent) for each in done if each.sent is not None]
-    waiting = [each for each in done if each.sent is None]
+    sent = [(attempt.entry.note, attempt.sent) for attempt in done if attempt.sent is not None]
+    waiting = [attempt for attempt in done if attempt.sent is None]
     if json:
-        told = FleetSent(
+        answer = FleetSent(
             sent=tuple(
-                SentAnswer(bundle=note.bundle, place=note.place, key=it.key, sha256=it.sha256, size=it.size, new=it.new)
-                for note, it in sent
+                SentAnswer(
+                    bundle=note.bundle, place=note.place, key=file.key, sha256=file.sha256, size=file.size, new=file.new
+                )
+                for note, file in sent
             ),
             waiting=tuple(
                 WaitingAnswer(
-                    bundle=each.entry.note.bundle,
-                    place=each.entry.note.place,
-                    why=str(each.error or ""),
+                    bundle=attempt.entry.note.bundle,
+                    place=attempt.entry.note.place,
+                    why=str(attempt.error or ""),
                 )
-                for each in waiting
+                for attempt in waiting
             ),
         )
-        show(as_text(told))
+        show(as_text(answer))
     else:
-        for note, it in sent:
-            show(plain(f"{note.bundle}: {'sent' if it.new else 'was there already'}: {note.place} {it.key}"))
-        for each in waiting:
-            say(plain(f"{each.entry.note.bundle}: waits in the spool: {each.error or 'another run sends'}"))
-            if each.error is not None:
-                say(plain(f"         {each.error.remedy}; then autopsy fleet send --spooled"))
-    codes = [each.error.exit_code for each in waiting if each.error is not None]
+        for note, file in sent:
+            show(plain(f"{note.bundle}: {'sent' if file.new else 'was there already'}: {note.place} {file.key}"))
+        for attempt in waiting:
+            say(plain(f"{attempt.entry.note.bundle}: waits in the spool: {attempt.error or 'another run sends'}"))
+            if attempt.error is not None:
+                say(plain(f"         {attempt.error.remedy}; then autopsy fleet send --spooled"))
+    codes = [attempt.error.exit_code for attempt in waiting if attempt.error is not None]
     raise typer.Exit(max(codes, default=ExitCode.DONE))

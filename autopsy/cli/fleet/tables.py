@@ -21,8 +21,8 @@ GAP = "  "
 def as_json(table: AnswerTable) -> str:
     """Return one object."""
     rows = tuple(dict(zip(table.columns, row, strict=True)) for row in table.rows)
-    told = FleetAnswer(columns=table.columns, rows=rows)
-    return msgspec.json.format(msgspec.json.encode(told, enc_hook=str), indent=1).decode()
+    answer = FleetAnswer(columns=table.columns, rows=rows)
+    return msgspec.json.format(msgspec.json.encode(answer, enc_hook=str), indent=1).decode()
 
 
 def as_csv(table: AnswerTable) -> str:

@@ -38,7 +38,7 @@ def analyze(bundle: Bundle, host_key: bytes) -> FleetRow:
     """Return the row of a bundle; which file it was, and which analyzer this is, is for the caller to say."""
     facts = gather_facts(bundle)
     diagnosis = diagnose(facts)
-    told = bundle.manifest
+    manifest = bundle.manifest
     still = stacks.standing(facts)
     named, raw = stacks.named(still), stacks.raw(still, stacks.build_ids(bundle))
     return FleetRow(
@@ -46,25 +46,25 @@ def analyze(bundle: Bundle, host_key: bytes) -> FleetRow:
         stamp="",
         size=0,
         analyzer="",
-        time=moment(told.began.utc),
-        host=pseudonym(told.host.name, host_key),
-        manager=told.target.manager,
-        program=told.target.program,
-        qemu_version=_word(told.target.qemu_version),
-        build_id=_word(told.target.build_id),
-        kernel=_word(told.host.kernel),
-        distribution=_word(told.host.distribution),
+        time=moment(manifest.began.utc),
+        host=pseudonym(manifest.host.name, host_key),
+        manager=manifest.target.manager,
+        program=manifest.target.program,
+        qemu_version=_word(manifest.target.qemu_version),
+        build_id=_word(manifest.target.build_id),
+        kernel=_word(manifest.host.kernel),
+        distribution=_word(manifest.host.distribution),
         where=diagnosis.where,
         signature=diagnosis.signature,
         confidence=diagnosis.confidence,
-        secondary=tuple(sorted({each.signature for each in diagnosis.secondary})),
-        objects=dict(sorted(Counter(each.kind for each in diagnosis.subjects).items())),
+        secondary=tuple(sorted({claim.signature for claim in diagnosis.secondary})),
+        objects=dict(sorted(Counter(subject.kind for subject in diagnosis.subjects).items())),
         since_seconds=_since(facts, diagnosis),
         cluster=_word(cluster(facts, diagnosis, build(facts), named, raw)),
         stacks_raw=raw,
         stacks_named=named,
         drivers=tuple(sorted(set(_drivers(facts))))[:MOST_WORDS],
-        trigger=_trigger(told),
+        trigger=_trigger(manifest),
         symbols=_word(facts.symbols.value) if isinstance(facts.symbols, Known) else "",
         looks=1 + isinstance(facts.times.second_ns, Known),
         undecided=len(diagnosis.cannot_tell),
@@ -85,16 +85,16 @@ def moment(utc: str) -> str | None:
     return when.replace(tzinfo=None).isoformat(sep=" ") if when.year >= OLDEST else None
 
 
-def _trigger(told: Manifest) -> str:
+def _trigger(manifest: Manifest) -> str:
     """Say who wanted the capture: its command line tells, and one that tells nothing is taken for a person's.
 
     The watch has its captures put where things lie that nobody asked to keep.
     """
-    if told.imported is not None:
+    if manifest.imported is not None:
         return IMPORT
-    if told.options[:1] == (DRILL,):
+    if manifest.options[:1] == (DRILL,):
         return DRILL
-    places = (after for word, after in pairwise(told.options) if word == "--out")
+    places = (after for word, after in pairwise(manifest.options) if word == "--out")
     return WATCH if any(place.rpartition("/")[2] == EXPENDABLE for place in places) else HUMAN
 
 
@@ -102,9 +102,9 @@ def _since(facts: Facts, diagnosis: Diagnosis) -> float | None:
     """Return how long the disk that has been silent the longest was so, of those that the diagnosis is about."""
     if diagnosis.where == "none" or not isinstance(facts.disks, Known):
         return None
-    told = set(diagnosis.subjects)
-    about = [each for each in facts.disks.value if naming.record(subjects.disk(each)) in told]
-    silent = [found.idle_ns for each in about or facts.disks.value if (found := silence_of(each)) is not None]
+    named = set(diagnosis.subjects)
+    about = [disk for disk in facts.disks.value if naming.record(subjects.disk(disk)) in named]
+    silent = [silence.idle_ns for disk in about or facts.disks.value if (silence := silence_of(disk)) is not None]
     return round(max(silent) / 1e9, 3) if silent else None
 
 
@@ -117,8 +117,8 @@ def _drivers(facts: Facts) -> Iterator[str]:
         if isinstance(disk.model, Known) and disk.model.value:
             yield f"bus={_word(disk.model.value)}"
     for argument in facts.vm.arguments.value if isinstance(facts.vm.arguments, Known) else ():
-        if found := CACHE.search(argument):
-            yield f"cache={found[1]}"
+        if match := CACHE.search(argument):
+            yield f"cache={match[1]}"
         if DIRECT.search(argument):
             yield "cache=direct"
 

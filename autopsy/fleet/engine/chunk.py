@@ -75,12 +75,12 @@ def _rows(order: ChunkOrder) -> tuple[list[FleetRow], float]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autopsy-fleet-", dir=scratch_place())))
         fetched = [patiently(partial(fetch, bundle, folder, order.identity)) for bundle in order.bundles]
-        here = [index for index, each in enumerate(fetched) if not each.error]
-        found, cpu = _diagnosed(order, tuple(str(fetched[index].path) for index in here)) if here else ({}, 0.0)
-    rows = {here[number]: row for number, row in found.items()}
-    for index, each in enumerate(fetched):
-        if each.error:
-            rows[index] = FleetRow(bundle="", stamp="", size=0, analyzer="", error=each.error)
+        here = [index for index, copy in enumerate(fetched) if not copy.error]
+        diagnosed, cpu = _diagnosed(order, tuple(str(fetched[index].path) for index in here)) if here else ({}, 0.0)
+    rows = {here[number]: row for number, row in diagnosed.items()}
+    for index, copy in enumerate(fetched):
+        if copy.error:
+            rows[index] = FleetRow(bundle="", stamp="", size=0, analyzer="", error=copy.error)
     return [_whose(rows[index], bundle, order) for index, bundle in enumerate(order.bundles)], cpu
 
 

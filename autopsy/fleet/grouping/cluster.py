@@ -37,9 +37,9 @@ def cluster(facts: Facts, diagnosis: Diagnosis, graph: Graph, named: tuple[str, 
 
 
 def _of_ring(diagnosis: Diagnosis, graph: Graph, whole: Mapping[Subject, Subject]) -> str:
-    told = set(diagnosis.subjects)
+    named = set(diagnosis.subjects)
     for ring in graph.ends().rings:
-        if told.isdisjoint(naming.record(whole.get(each, each)) for each in ring) and diagnosis.signature != UNKNOWN:
+        if named.isdisjoint(naming.record(whole.get(node, node)) for node in ring) and diagnosis.signature != UNKNOWN:
             continue
         waits = {
             f"{_kind(wait.waiter, whole)} {wait.how.value} {_kind(wait.on, whole)}"
@@ -51,10 +51,10 @@ def _of_ring(diagnosis: Diagnosis, graph: Graph, whole: Mapping[Subject, Subject
 
 
 def _of_sinks(diagnosis: Diagnosis, graph: Graph, whole: Mapping[Subject, Subject]) -> str:
-    told = set(diagnosis.subjects)
-    sinks: Iterable[Subject] = (each for each in graph.ends().sinks if naming.record(whole.get(each, each)) in told)
+    named = set(diagnosis.subjects)
+    sinks: Iterable[Subject] = (sink for sink in graph.ends().sinks if naming.record(whole.get(sink, sink)) in named)
     if diagnosis.signature == UNKNOWN:
-        sinks = (each.end for each in nameless(graph)[:1])
+        sinks = (wait.end for wait in nameless(graph)[:1])
     return " and ".join(sorted({_kind(sink, whole) for sink in sinks}))
 
 

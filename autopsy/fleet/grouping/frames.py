@@ -66,8 +66,8 @@ def spelled(name: str) -> str:
 
 def spelled_stack(names: Iterable[str]) -> tuple[str, ...]:
     """Return a stack's functions, innermost first; one that calls itself, or a copy of itself, stands once."""
-    found: list[str] = []
+    lines: list[str] = []
     for name in map(spelled, names):
-        if name and found[-1:] != [name]:
-            found.append(name)
-    return tuple(found)
+        if name and lines[-1:] != [name]:
+            lines.append(name)
+    return tuple(lines)

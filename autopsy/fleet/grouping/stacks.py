@@ -21,12 +21,12 @@ STANDS = frozenset(WaitKind) - {WaitKind.RESTS, WaitKind.RUNS}
 def standing(facts: Facts) -> tuple[tuple[Frame, ...], ...]:
     """Return the stacks of threads that wait and of requests that stand; the main thread's alone where none does."""
     threads = stacks(facts)
-    found = [each.thread.frames for each in threads if each.wait in STANDS]
-    found = found or [each.thread.frames for each in threads if each.thread.role is Role.MAIN]
+    waiting = [shown.thread.frames for shown in threads if shown.wait in STANDS]
+    waiting = waiting or [shown.thread.frames for shown in threads if shown.thread.role is Role.MAIN]
     parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
     return (
-        *(frames.value for frames in found if isinstance(frames, Known)),
-        *(each.frames for each in parked if isinstance(each.stuck, Known) and each.stuck.value),
+        *(frames.value for frames in waiting if isinstance(frames, Known)),
+        *(coroutine.frames for coroutine in parked if isinstance(coroutine.stuck, Known) and coroutine.stuck.value),
     )
 
 
@@ -42,8 +42,8 @@ def raw(these: Iterable[tuple[Frame, ...]], builds: Mapping[str, str]) -> tuple[
 
 def build_ids(evidence: Evidence) -> Mapping[str, str]:
     """Return the build-id of each file that was mapped, by its path."""
-    found = decode(evidence, layout.GDB_THREADS, layout.MODULES, tuple[records.Module, ...])
-    return {each.path: each.build_id for each in found.value} if isinstance(found, Known) else {}
+    modules = decode(evidence, layout.GDB_THREADS, layout.MODULES, tuple[records.Module, ...])
+    return {module.path: module.build_id for module in modules.value} if isinstance(modules, Known) else {}
 
 
 def _raw(frames: tuple[Frame, ...], builds: Mapping[str, str]) -> Iterator[str]:
@@ -55,5 +55,5 @@ def _raw(frames: tuple[Frame, ...], builds: Mapping[str, str]) -> Iterator[str]:
 def _hashes(
     these: Iterable[tuple[Frame, ...]], in_words: Callable[[tuple[Frame, ...]], tuple[str, ...]]
 ) -> tuple[str, ...]:
-    found = {blake2b("\n".join(words).encode(), digest_size=8).hexdigest() for words in map(in_words, these) if words}
-    return tuple(sorted(found))[:MOST_STACKS]
+    hashes = {blake2b("\n".join(words).encode(), digest_size=8).hexdigest() for words in map(in_words, these) if words}
+    return tuple(sorted(hashes))[:MOST_STACKS]

@@ -77,7 +77,7 @@ def differences(files: Sequence[Path], old: str, new: str) -> FleetDiff:
     known = dict(ask(files, _ANALYZERS).rows)
     for name in (old, new):
         if name not in known:
-            there = ", ".join(f"{each} ({count})" for each, count in known.items())
+            there = ", ".join(f"{analyzer} ({count})" for analyzer, count in known.items())
             raise UsageError(name, "has judged nothing in this index", remedy=f"it has rows of {there}")
     named = {"old": old, "new": new}
     ((same, changed, only_old, only_new),) = ask(files, _COUNTS, named).rows

@@ -28,7 +28,7 @@ def local_parts(address: str, analyzer: str = "") -> tuple[Path, ...]:
     if not is_bucket(address):
         return tuple(Path(address).absolute() / file.key for file in stored)
     folder = _cache(address)
-    found = []
+    parts = []
     for file in stored:
         here = folder / file.key.replace("/", "_")
         if not here.is_file() or here.stat().st_size != file.size:
@@ -40,8 +40,8 @@ def local_parts(address: str, analyzer: str = "") -> tuple[Path, ...]:
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     half.unlink()
-        found.append(here)
-    return tuple(found)
+        parts.append(here)
+    return tuple(parts)
 
 
 def some_parts(address: str, analyzer: str = "") -> tuple[Path, ...]:
@@ -51,13 +51,13 @@ def some_parts(address: str, analyzer: str = "") -> tuple[Path, ...]:
         UsageError: there is none.
         AutopsyError: the place cannot be listed or read.
     """
-    found = local_parts(address, analyzer)
-    if not found:
+    parts = local_parts(address, analyzer)
+    if not parts:
         whose = f" of analyzer {analyzer}" if analyzer else ""
         raise UsageError(
             address, f"holds no {ENDING} part of an index{whose}", remedy="`autopsy fleet diagnose` makes some"
         )
-    return found
+    return parts
 
 
 def _cache(address: str) -> Path:

@@ -36,34 +36,34 @@ def this_analyzer() -> str:
 
 def name_of(analyzer: str, rows: Iterable[FleetRow]) -> str:
     """Return the part's key: the same bundles, of which the same could be diagnosed, are the same part."""
-    told = sorted(f"{row.stamp}{'!' if row.error else ''}" for row in rows)
-    digest = hashlib.blake2b("\n".join(told).encode(), digest_size=16).hexdigest()
+    stamps = sorted(f"{row.stamp}{'!' if row.error else ''}" for row in rows)
+    digest = hashlib.blake2b("\n".join(stamps).encode(), digest_size=16).hexdigest()
     return f"{PARTITION}{analyzer}/part-{digest}{ENDING}"
 
 
 def digest_in(name: str) -> str:
     """Return the SHA-256 that a bundle's name gives it, empty where it is named otherwise."""
-    found = DIGEST.search(name)
-    return found[1] if found else ""
+    match = DIGEST.search(name)
+    return match[1] if match else ""
 
 
 def analyzer_of(part: Path) -> str:
     """Return whose part it is: its folder says so, and in the cache of a bucket its name."""
-    found = OF_A_PART.search(str(part))
-    return found[1] if found else ""
+    match = OF_A_PART.search(str(part))
+    return match[1] if match else ""
 
 
 def write(rows: Iterable[FleetRow], folder: Path) -> Path:
     """Write the rows as one Parquet file of a folder of ours, and return it."""
     import duckdb  # noqa: PLC0415 - nothing else of the index needs it
 
-    told, file = folder / ROWS, folder / f"part{ENDING}"
-    with private.new(told) as stream:
+    lines, file = folder / ROWS, folder / f"part{ENDING}"
+    with private.new(lines) as stream:
         stream.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
     columns = ", ".join(f"'{name}': '{kind}'" for name, kind in COLUMNS)
     with duckdb.connect(config={"threads": 1}) as connection:
         connection.execute(
-            f"COPY (SELECT * FROM read_json({_text(told)}, format='newline_delimited', columns={{{columns}}})) "  # noqa: S608 - names of ours
+            f"COPY (SELECT * FROM read_json({_text(lines)}, format='newline_delimited', columns={{{columns}}})) "  # noqa: S608 - names of ours
             f"TO {_text(file)} (FORMAT parquet, COMPRESSION zstd)"
         )
     return file
@@ -75,13 +75,13 @@ def stamps(files: Sequence[Path], *, errors: bool) -> frozenset[str]:
 
     if not files:
         return frozenset()
-    told = ", ".join(map(_text, files))
+    names = ", ".join(map(_text, files))
     only = "" if errors else " WHERE error = ''"
     with duckdb.connect(config={"threads": 1}) as connection:
-        found = connection.execute(
-            f"SELECT stamp FROM read_parquet([{told}], hive_partitioning = false){only}"  # noqa: S608 - likewise
+        stored = connection.execute(
+            f"SELECT stamp FROM read_parquet([{names}], hive_partitioning = false){only}"  # noqa: S608 - likewise
         ).fetchall()
-    return frozenset(stamp for (stamp,) in found)
+    return frozenset(stamp for (stamp,) in stored)
 
 
 def _text(path: Path) -> str:

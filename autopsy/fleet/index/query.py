@@ -44,14 +44,14 @@ def ask(
     import duckdb  # noqa: PLC0415 - only a question needs it
 
     with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": ""}) as connection:
-        told = [str(file) for file in files]
-        connection.execute("SET allowed_paths = $1", [told])
+        paths = [str(file) for file in files]
+        connection.execute("SET allowed_paths = $1", [paths])
         connection.execute("SET enable_external_access = false")
         connection.execute("SET autoinstall_known_extensions = false")
         connection.execute("SET autoload_known_extensions = false")
         connection.execute("SET lock_configuration = true")
         try:
-            _views(connection, told, analyzer or newest_analyzer(files), once=once)
+            _views(connection, paths, analyzer or newest_analyzer(files), once=once)
             statements = connection.extract_statements(sql)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise UsageError("query", "it is not one SELECT", remedy=REMEDY)

@@ -20,11 +20,11 @@ def question_of(files: Sequence[Path], digest: str, analyzer: str = "") -> Quest
     Raises:
         UsageError: it means none, or several.
     """
-    found = ask(files, ROW, {"bundle": digest}, analyzer=analyzer, once=False).rows if DIGEST.fullmatch(digest) else ()
-    if len(found) != 1:
-        why = "there is no such file, and no such row" if not found else "is the beginning of several digests"
+    rows = ask(files, ROW, {"bundle": digest}, analyzer=analyzer, once=False).rows if DIGEST.fullmatch(digest) else ()
+    if len(rows) != 1:
+        why = "there is no such file, and no such row" if not rows else "is the beginning of several digests"
         raise UsageError(digest, why, remedy="give a bundle's file, or its SHA-256 as the index has it")
-    ((bundle, cluster, named, raw),) = found
+    ((bundle, cluster, named, raw),) = rows
     row = FleetRow(
         bundle=bundle, stamp="", size=0, analyzer="", cluster=cluster, stacks_named=tuple(named), stacks_raw=tuple(raw)
     )

@@ -52,9 +52,9 @@ class BucketPlace:
 
         with self._told(prefix):
             for some in obstore.list(self._opened(), prefix or None, chunk_size=LISTED_AT_ONCE):
-                for each in some:
-                    version = each["e_tag"] or each["last_modified"].isoformat()
-                    yield StoredFile(each["path"], each["size"], version, each["last_modified"].timestamp())
+                for entry in some:
+                    version = entry["e_tag"] or entry["last_modified"].isoformat()
+                    yield StoredFile(entry["path"], entry["size"], version, entry["last_modified"].timestamp())
 
     def take(self, key: str, destination: Path) -> None:
         """Copy a file to a new one; see `Place`."""

@@ -34,7 +34,7 @@ def fetch(bundle: SourceBundle, folder: Path, identity: str) -> Fetched:
         return Fetched(path, f"it has {bundle.size} bytes: that is more than any bundle has")
     try:
         if bundle.place:
-            ending = next(each for each in reversed(ENDINGS) if bundle.name.endswith(each))
+            ending = next(ending for ending in reversed(ENDINGS) if bundle.name.endswith(ending))
             path = folder / f"{bundle.stamp}.fetched{ending}"
             path.unlink(missing_ok=True)  # of a try that was broken off
             open_place(bundle.place).take(bundle.name, path)

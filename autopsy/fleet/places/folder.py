@@ -65,7 +65,7 @@ class FolderPlace:
 
     def _below(self, folder: Path, key: str) -> Iterator[StoredFile]:
         with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda each: each.name):
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith("."):
                     continue
                 name = f"{key}/{entry.name}" if key else entry.name

@@ -26,7 +26,7 @@ def encrypt(source: Path, destination: Path, recipients: tuple[str, ...]) -> Non
     """
     import pyrage  # noqa: PLC0415 - only what is encrypted needs it
 
-    keys = [_recipient(each) for each in recipients]
+    keys = [_recipient(recipient) for recipient in recipients]
     with open(open_plain(source), "rb") as stream, private.new(destination) as out:
         pyrage.encrypt_io(stream, out, keys)
 
@@ -37,8 +37,8 @@ def check_recipients(recipients: tuple[str, ...]) -> None:
     Raises:
         UsageError: it is none.
     """
-    for each in recipients:
-        _recipient(each)
+    for recipient in recipients:
+        _recipient(recipient)
 
 
 def decrypt(source: Path, destination: Path, identity: Path) -> None:

@@ -66,19 +66,19 @@ def list_bundles(sources: tuple[str, ...], shard: Shard = WHOLE) -> Iterator[Sou
         UsageError: there is nothing at one of these places.
         AutopsyError: a bucket cannot be listed.
     """
-    found: dict[str, SourceBundle] = {}
+    bundles: dict[str, SourceBundle] = {}
     for source in sources:
         for bundle in _of_bucket(source) if is_bucket(source) else _of_path(Path(source)):
             stamped = msgspec.structs.replace(bundle, stamp=_stamp(bundle))
             if shard.takes(stamped.stamp):
-                found.setdefault(stamped.stamp, stamped)
-    yield from (found[stamp] for stamp in sorted(found))
+                bundles.setdefault(stamped.stamp, stamped)
+    yield from (bundles[stamp] for stamp in sorted(bundles))
 
 
 def _stamp(bundle: SourceBundle) -> str:
     """Return what stands for this file and no other, and does not tell its name."""
-    told = f"{bundle.place}\0{bundle.name}\0{bundle.size}\0{bundle.version}"
-    return blake2b(told.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    identity = f"{bundle.place}\0{bundle.name}\0{bundle.size}\0{bundle.version}"
+    return blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def _of_bucket(address: str) -> Iterator[SourceBundle]:
@@ -101,13 +101,13 @@ def _below(folder: Path, depth: int) -> Iterator[SourceBundle]:
     """Yield the bundles of a folder: no link is followed, and what cannot be read holds none."""
     try:
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError:
         return
-    if any(entry.name == layout.MANIFEST and entry.is_file(follow_symlinks=False) for entry in found):
+    if any(entry.name == layout.MANIFEST and entry.is_file(follow_symlinks=False) for entry in visible):
         yield _bundle(folder)
         return
-    for entry in found:
+    for entry in visible:
         if entry.is_file(follow_symlinks=False) and entry.name.endswith(ENDINGS):
             yield _bundle(folder / entry.name)
         elif depth and entry.is_dir(follow_symlinks=False):

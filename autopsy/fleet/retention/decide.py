@@ -86,13 +86,13 @@ def _kept(
     """Yield the keys that stay whatever their age, each with its reason; the last one told counts."""
     groups: dict[str, list[StoredFile]] = {}
     for file in stored:
-        it = judged.get(digest_in(file.key))
-        if it is None:
+        row = judged.get(digest_in(file.key))
+        if row is None:
             yield file.key, "not diagnosed yet"
-        elif it.error:
+        elif row.error:
             yield file.key, "could not be diagnosed: nobody knows what it is, or who asked for it"
         else:
-            groups.setdefault(it.group, []).append(file)
+            groups.setdefault(row.group, []).append(file)
     for group, files in groups.items():
         by_time = sorted(files, key=lambda file: (_seconds(file, judged), file.key))
         by_rank = sorted(by_time, key=lambda file: judged[digest_in(file.key)].rank)
@@ -110,8 +110,8 @@ def _kept(
 
 def _seconds(file: StoredFile, judged: Mapping[str, JudgedBundle]) -> float:
     """Return when it was captured; when it was stored, where the index does not know."""
-    it = judged.get(digest_in(file.key))
-    return it.time.replace(tzinfo=UTC).timestamp() if it is not None and it.time is not None else file.modified
+    row = judged.get(digest_in(file.key))
+    return row.time.replace(tzinfo=UTC).timestamp() if row is not None and row.time is not None else file.modified
 
 
 def _place(words: Sequence[str], word: str) -> int:

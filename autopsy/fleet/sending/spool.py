@@ -93,8 +93,8 @@ def entries() -> tuple[SpoolEntry, ...]:
         return ()
     with private.held(spool_path()) as folder:
         names = [name for name in os.listdir(folder) if name.endswith(NOTE) and not name.startswith(".")]
-        found = [entry for name in names if (entry := _read(folder, name)) is not None]
-    return tuple(sorted(found, key=lambda entry: (entry.note.queued, entry.path.name)))
+        spooled = [entry for name in names if (entry := _read(folder, name)) is not None]
+    return tuple(sorted(spooled, key=lambda entry: (entry.note.queued, entry.path.name)))
 
 
 def sent(entry: SpoolEntry) -> None:
