@@ -98,8 +98,8 @@ def redacted(name: str, data: bytes, hide: Pseudonyms, keep: Keep) -> bytes:
         return data if json_is_plain(data, hide, JSON_KEPT) else _json(data, hide)
     if file.endswith(".jsonl"):
         return b"\n".join(_json(line, hide) for line in data.split(b"\n"))
-    if data.startswith(b"==> ") and render(found := tuple(parse(data))) == data:
-        return render(_sections(file, found, hide, keep))
+    if data.startswith(b"==> ") and render(sections := tuple(parse(data))) == data:
+        return render(_sections(file, sections, hide, keep))
     if file in LOGS:
         return _encoded(_log(_decoded(data), hide, keep))
     if file == layout.CMDLINE:
@@ -107,40 +107,40 @@ def redacted(name: str, data: bytes, hide: Pseudonyms, keep: Keep) -> bytes:
     return _encoded(_text(_decoded(data), hide))
 
 
-def manifest(told: Manifest, hide: Pseudonyms) -> Manifest:
+def manifest(whole: Manifest, hide: Pseudonyms) -> Manifest:
     """Return the manifest under pseudonyms; what was captured, when and how it went stays."""
-    target = told.target
+    target = whole.target
     monitors = tuple(
         replace(
-            each,
-            address=hide.whole(each.address),
-            reachable=hide.whole(each.reachable),
-            held_by=hide.text(each.held_by),
+            monitor,
+            address=hide.whole(monitor.address),
+            reachable=hide.whole(monitor.reachable),
+            held_by=hide.text(monitor.held_by),
         )
-        for each in target.monitors
+        for monitor in target.monitors
     )
     return replace(
-        told,
-        options=tuple(_decoded(command_line(_encoded("\0".join(told.options)), hide)).split("\0")),
-        host=replace(told.host, name=hide.host(told.host.name), boot_id=hide.text(told.host.boot_id)),
+        whole,
+        options=tuple(_decoded(command_line(_encoded("\0".join(whole.options)), hide)).split("\0")),
+        host=replace(whole.host, name=hide.host(whole.host.name), boot_id=hide.text(whole.host.boot_id)),
         target=replace(
             target, name=hide.name("vm", target.name), exe=hide.whole(target.exe), monitors=monitors, domain=None
         ),
-        steps=tuple(replace(each, why=hide.text(each.why)) for each in told.steps),
-        notes=tuple(hide.text(each) for each in told.notes),
+        steps=tuple(replace(step, why=hide.text(step.why)) for step in whole.steps),
+        notes=tuple(hide.text(note) for note in whole.notes),
         files=(),
-        imported=_imported(told.imported, hide),
+        imported=_imported(whole.imported, hide),
     )
 
 
-def _imported(told: Imported | None, hide: Pseudonyms) -> Imported | None:
+def _imported(imported: Imported | None, hide: Pseudonyms) -> Imported | None:
     """Return what was given, without the files' names: they themselves are no part of a redacted bundle."""
-    if told is None:
+    if imported is None:
         return None
     files = tuple(
-        replace(each, name=f"file-{number}", sha256="", stored="") for number, each in enumerate(told.files, 1)
+        replace(file, name=f"file-{number}", sha256="", stored="") for number, file in enumerate(imported.files, 1)
     )
-    return replace(told, files=files, crash=hide.text(told.crash))
+    return replace(imported, files=files, crash=hide.text(imported.crash))
 
 
 def _decoded(data: bytes) -> str:
@@ -153,7 +153,7 @@ def _encoded(text: str) -> bytes:
 
 def _text(text: str, hide: Pseudonyms) -> str:
     if " /" in text:
-        text = MAPS_LINE.sub(lambda found: found[1] + hide.whole(found[2]), text)
+        text = MAPS_LINE.sub(lambda match: match[1] + hide.whole(match[2]), text)
     return hide.text(text)
 
 
@@ -162,34 +162,34 @@ def _log(text: str, hide: Pseudonyms, keep: Keep) -> str:
     return "\n".join(lines)
 
 
-def _sections(file: str, found: Sequence[Section], hide: Pseudonyms, keep: Keep) -> Iterable[Section]:
-    plain = file == layout.TASKS and tasks_are_plain(found, hide)
-    for each in found:
-        if plain and is_of_a_task(each):
-            yield each
+def _sections(file: str, sections: Sequence[Section], hide: Pseudonyms, keep: Keep) -> Iterable[Section]:
+    plain = file == layout.TASKS and tasks_are_plain(sections, hide)
+    for section in sections:
+        if plain and is_of_a_task(section):
+            yield section
             continue
-        name = hide.whole(each.name)
-        data = _section(file, each, hide, keep)
-        yield Section(name, data, hide.text(each.error) if each.error else "")
+        name = hide.whole(section.name)
+        data = _section(file, section, hide, keep)
+        yield Section(name, data, hide.text(section.error) if section.error else "")
 
 
-def _section(file: str, each: Section, hide: Pseudonyms, keep: Keep) -> bytes:  # noqa: PLR0911 - one case a line
-    kind = each.name.rpartition("/")[2]
-    if kind == "cmdline" and each.name.count("/") and b"\0" in each.data:
-        return command_line(each.data, hide)
-    text = _decoded(each.data)
+def _section(file: str, section: Section, hide: Pseudonyms, keep: Keep) -> bytes:  # noqa: PLR0911 - one case a line
+    kind = section.name.rpartition("/")[2]
+    if kind == "cmdline" and section.name.count("/") and b"\0" in section.data:
+        return command_line(section.data, hide)
+    text = _decoded(section.data)
     if file in LOGS:
         return _encoded(_log(text, hide, keep))
     if file == layout.VM_CONFIG:
         return _encoded(_configuration(text, hide))
-    if each.name.startswith("fd/") or kind in {"exe", "cwd", "root"}:
+    if section.name.startswith("fd/") or kind in {"exe", "cwd", "root"}:
         return _encoded(hide.whole(text.rstrip("\n")) + text[len(text.rstrip("\n")) :])
-    if "net/tcp" in each.name or "net/udp" in each.name:
-        text = words.HEX_ADDRESS.sub(lambda found: _hex_address(found[0], hide), text)
-    if kind == "cmdline" or each.name == "/proc/cmdline":
+    if "net/tcp" in section.name or "net/udp" in section.name:
+        text = words.HEX_ADDRESS.sub(lambda match: _hex_address(match[0], hide), text)
+    if kind == "cmdline" or section.name == "/proc/cmdline":
         return _encoded(REMOVED + "\n" * text.count("\n"))
     if kind == "comm" and file == layout.TASKS:  # QEMU names its own threads
-        return each.data
+        return section.data
     return _encoded(_text(text, hide))
 
 
@@ -205,15 +205,15 @@ def _hex_address(digits: str, hide: Pseudonyms) -> str:
 
 def command_line(data: bytes, hide: Pseudonyms) -> bytes:
     """Return NUL-separated words of a command line, without secrets."""
-    found: list[bytes] = []
+    kept: list[bytes] = []
     before = b""
     for word in data.split(b"\0"):
         if before in words.DROPPED_OPTIONS:
-            found.append(REMOVED.encode())
+            kept.append(REMOVED.encode())
         else:
-            found.append(_encoded(_word(_decoded(word), _decoded(before), hide)))
+            kept.append(_encoded(_word(_decoded(word), _decoded(before), hide)))
         before = word
-    return b"\0".join(found)
+    return b"\0".join(kept)
 
 
 def _word(word: str, before: str, hide: Pseudonyms) -> str:
@@ -244,21 +244,21 @@ def _configuration(text: str, hide: Pseudonyms) -> str:
     """Return a domain's XML, VMID.conf or storage.cfg without secrets, descriptions and names."""
     if text.lstrip().startswith("<"):
         text = words.DROPPED_ELEMENTS.sub(
-            lambda found: f"{found[1]}{REMOVED}{chr(10) * found[3].count(chr(10))}{found[4]}", text
+            lambda match: f"{match[1]}{REMOVED}{chr(10) * match[3].count(chr(10))}{match[4]}", text
         )
-        text = re.sub(r"<!--.*?-->", lambda found: "\n" * found[0].count("\n"), text, flags=re.DOTALL)
+        text = re.sub(r"<!--.*?-->", lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL)
         text = re.sub(
-            r"<(name|uuid)>([^<]+)<", lambda found: f"<{found[1]}>{hide.text(hide.name('vm', found[2]))}<", text
+            r"<(name|uuid)>([^<]+)<", lambda match: f"<{match[1]}>{hide.text(hide.name('vm', match[2]))}<", text
         )
         text = words.XML_ATTRIBUTE.sub(
-            lambda found: f"{found[1]}={found[2]}{_attribute(found[1], found[3], hide)}{found[2]}", text
+            lambda match: f"{match[1]}={match[2]}{_attribute(match[1], match[3], hide)}{match[2]}", text
         )
         text = re.sub(r"(<qemu:arg value=)(['\"])(.*?)\2", rf"\1\2{REMOVED}\2", text)
         return hide.text(text)
     if not text.lstrip().startswith("{"):
         text = COMMENT.sub(rf"\1{REMOVED}", text)
-        text = CONFIG_LINE.sub(lambda found: f"{found[1]}{found[2]}{_setting(found[1].strip(), found[3], hide)}", text)
-        text = STORAGE_LINE.sub(lambda found: f"{found[1]}{found[2]}{found[3]}{hide.value(found[2], found[4])}", text)
+        text = CONFIG_LINE.sub(lambda match: f"{match[1]}{match[2]}{_setting(match[1].strip(), match[3], hide)}", text)
+        text = STORAGE_LINE.sub(lambda match: f"{match[1]}{match[2]}{match[3]}{hide.value(match[2], match[4])}", text)
         return hide.text(text)
     try:
         return msgspec.json.encode(_walk(msgspec.json.decode(text), "", hide)).decode() + "\n" * text.count("\n")
@@ -311,12 +311,12 @@ def _walk(value: Any, key: str, hide: Pseudonyms) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, str):
         return value if key in JSON_KEPT else _string(value, key, hide)
     if isinstance(value, list):
-        return [_walk(each, key, hide) for each in value]
+        return [_walk(member, key, hide) for member in value]
     if isinstance(value, dict):
         secret = str(value.get("qom-type", value.get("qom_type", ""))).startswith("secret")
         return {
-            hide.key(name): REMOVED if secret and name == "data" else _walk(each, name, hide)
-            for name, each in value.items()
+            hide.key(name): REMOVED if secret and name == "data" else _walk(member, name, hide)
+            for name, member in value.items()
         }
     return value
 

@@ -76,10 +76,10 @@ class Pseudonyms:
 
     def table(self) -> dict[str, dict[str, str]]:
         """Return pseudonyms and originals, by kind."""
-        found: dict[str, dict[str, str]] = {}
+        originals: dict[str, dict[str, str]] = {}
         for (kind, original), made in self.known.items():
-            found.setdefault(kind, {})[made] = original
-        return found
+            originals.setdefault(kind, {})[made] = original
+        return originals
 
     def _new(self, kind: str, original: str) -> str:
         self._count[kind] += 1
@@ -121,32 +121,32 @@ class Pseudonyms:
         if "://" in text:
             text = words.URL.sub(self._url, text)
         if "@" in text:
-            text = secrets.EMAIL.sub(lambda found: self.of("user", found[0]), text)
+            text = secrets.EMAIL.sub(lambda match: self.of("user", match[0]), text)
         if secrets.holds(letters, secrets.OF_IQN):
-            text = secrets.IQN.sub(lambda found: self.name("iqn", found[0]), text)
+            text = secrets.IQN.sub(lambda match: self.name("iqn", match[0]), text)
         if ":" in text:
-            text = secrets.WWN.sub(lambda found: self.of("wwn", found[0].lower()), text)
+            text = secrets.WWN.sub(lambda match: self.of("wwn", match[0].lower()), text)
         if keys and secrets.holds(letters, IDENTITIES):
             text = words.IDENTITY_WORD.sub(self._identity, text)
         if "-" in text:
-            text = words.UUID.sub(lambda found: self.of("uuid", found[0].lower()), text)
+            text = words.UUID.sub(lambda match: self.of("uuid", match[0].lower()), text)
         if ":" in text or "-" in text:
-            text = words.MAC.sub(lambda found: self.of("mac", found[0].lower()), text)
+            text = words.MAC.sub(lambda match: self.of("mac", match[0].lower()), text)
         if ":/" in text:
-            text = words.NFS.sub(lambda found: f"{self.host(found['host'])}:", text)
+            text = words.NFS.sub(lambda match: f"{self.host(match['host'])}:", text)
         if "//" in text:
-            text = words.CIFS.sub(lambda found: f"//{self.host(found['host'])}", text)
+            text = words.CIFS.sub(lambda match: f"//{self.host(match['host'])}", text)
         if "." in text:
-            text = words.IPV4.sub(lambda found: self._ip("ipv4", found[0]), text)
+            text = words.IPV4.sub(lambda match: self._ip("ipv4", match[0]), text)
         if ":" in text:
-            text = words.IPV6.sub(lambda found: self._ip("ipv6", found[0]), text)
+            text = words.IPV6.sub(lambda match: self._ip("ipv6", match[0]), text)
         if "/" in text:
-            text = words.PATH.sub(lambda found: self.path(found[0]), text)
+            text = words.PATH.sub(lambda match: self.path(match[0]), text)
         if "." in text:
-            text = words.FQDN.sub(lambda found: self.host(found[0]), text)
+            text = words.FQDN.sub(lambda match: self.host(match[0]), text)
         if len(text) >= words.SHORTEST_HEX:
             text = words.LONG_HEX.sub(
-                lambda found: found[0] if found[0] in self.kept else self.of("hex", found[0]), text
+                lambda match: match[0] if match[0] in self.kept else self.of("hex", match[0]), text
             )
         if len(text) >= words.SHORTEST_OPAQUE:
             text = words.OPAQUE.sub(self._opaque, text)
@@ -155,7 +155,7 @@ class Pseudonyms:
     def _known_by_name(self, text: str) -> str:
         """Return a text without the names that the pass before met."""
         if self._pattern is not None and self._names:
-            text = self._pattern.sub(lambda found: self._names[found[0].lower()], text)
+            text = self._pattern.sub(lambda match: self._names[match[0].lower()], text)
         return text
 
     def key(self, name: str) -> str:
@@ -227,17 +227,17 @@ class Pseudonyms:
         special = len(part) > 8 or not part.isalpha() or not part.islower()
         return self.name("path", part) if special else self.of("path", part)
 
-    def _identity(self, found: re.Match[str]) -> str:
-        value = found["value"]
+    def _identity(self, match: re.Match[str]) -> str:
+        value = match["value"]
         if value.startswith("/") or value.lower().strip("\"'<>") in words.TOO_COMMON | words.WORDS or value.isdigit():
-            return found[0]
-        return f"{found['key']}{self.name('name', value)}"
+            return match[0]
+        return f"{match['key']}{self.name('name', value)}"
 
-    def _url(self, found: re.Match[str]) -> str:
-        user = f"{REMOVED}@" if found["user"] else ""
-        query = f"?{self._query(found['query'][1:])}" if found["query"] else ""
-        path = self.path(found["path"]) if found["path"] else ""
-        return f"{found['scheme']}://{user}{self.host(found['host'])}{found['port'] or ''}{path}{query}"
+    def _url(self, match: re.Match[str]) -> str:
+        user = f"{REMOVED}@" if match["user"] else ""
+        query = f"?{self._query(match['query'][1:])}" if match["query"] else ""
+        path = self.path(match["path"]) if match["path"] else ""
+        return f"{match['scheme']}://{user}{self.host(match['host'])}{match['port'] or ''}{path}{query}"
 
     def _query(self, query: str) -> str:
         """Return a query without values, but for the path of the socket that storage is behind."""
@@ -255,10 +255,10 @@ class Pseudonyms:
             return address
         return self.of(kind, str(known))
 
-    def _opaque(self, found: re.Match[str]) -> str:
-        if found[0].startswith("_Z") or found[0] in self.kept:
-            return found[0]
-        return self.of("opaque", found[0])
+    def _opaque(self, match: re.Match[str]) -> str:
+        if match[0].startswith("_Z") or match[0] in self.kept:
+            return match[0]
+        return self.of("opaque", match[0])
 
 
 def _stands_in(name: str, letters: str) -> bool:
@@ -287,7 +287,7 @@ def _trie(names: list[str]) -> str:
 
 def _branches(tree: dict[str, dict]) -> str:  # type: ignore[type-arg]  # likewise
     options = []
-    for first in sorted(each for each in tree if each):
+    for first in sorted(branch for branch in tree if branch):
         ahead = re.escape(first)
         below = tree[first]
         while len(below) == 1 and "" not in below:

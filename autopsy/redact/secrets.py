@@ -76,7 +76,7 @@ def without_secrets(text: str, *, has_keys: bool = True) -> str:
     """
     letters = small(text) if has_keys else ""
     if "-----BEGIN " in text:
-        text = PEM.sub(lambda found: REMOVED + "\n" * found[0].count("\n"), text)
+        text = PEM.sub(lambda match: REMOVED + "\n" * match[0].count("\n"), text)
     if "ssh-" in text or "ecdsa-" in text:
         text = SSH_KEY.sub(REMOVED, text)
     if holds(text, MARKS):
@@ -86,19 +86,19 @@ def without_secrets(text: str, *, has_keys: bool = True) -> str:
             text = pattern.sub(_removed, text)
         text = ELEMENT.sub(_removed, text)
     if '"data"' in text:
-        text = JSON_DATA.sub(lambda found: f'{found["key"]}"{REMOVED}"', text)
+        text = JSON_DATA.sub(lambda match: f'{match["key"]}"{REMOVED}"', text)
     if holds(letters, SCHEMES):
-        text = SCHEME.sub(lambda found: f"{found['key']} {REMOVED}", text)
+        text = SCHEME.sub(lambda match: f"{match['key']} {REMOVED}", text)
     if "://" in text:
-        text = USERINFO.sub(lambda found: f"{found['key']}{REMOVED}@", text)
+        text = USERINFO.sub(lambda match: f"{match['key']}{REMOVED}@", text)
     return text
 
 
-def _removed(found: re.Match[str]) -> str:
-    key = found["key"]
+def _removed(match: re.Match[str]) -> str:
+    key = match["key"]
     name = re.split(r"[\s=:'\"]", key.strip().lstrip("-"), maxsplit=1)[0]
-    if SECRET_ID.search(name) or found[0].endswith(REMOVED):
-        return found[0]
-    value = found[0][len(key) :]
+    if SECRET_ID.search(name) or match[0].endswith(REMOVED):
+        return match[0]
+    value = match[0][len(key) :]
     quote = value[0] if value[:1] in {"'", '"'} and value[-1:] == value[:1] else ""
     return f"{key}{quote}{REMOVED}{quote}"

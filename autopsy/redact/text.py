@@ -53,17 +53,17 @@ class Redaction:
     def text(self, text: str) -> str:
         """Return a text without whose it was, and with its unseen characters made visible."""
         text = visible(without_secrets(text))
-        text = URL.sub(lambda found: f"{found[1]}://SERVER", text)
+        text = URL.sub(lambda match: f"{match[1]}://SERVER", text)
         for path in self.known_paths:  # these may hold spaces, which no pattern can tell from the end of a path
             if path in text:
                 text = re.sub(rf"(?<![\w.]){re.escape(path)}(?!\w)", self._path(path), text)
         text = secrets.IQN.sub("IQN", secrets.WWN.sub("WWN", secrets.EMAIL.sub("EMAIL", text)))
         text = UUID.sub("UUID", MAC.sub("MAC", text))
         text = IPV6.sub(_address, IPV4.sub("ADDRESS", text))
-        text = JSON_IDENTITY.sub(lambda found: f'{found["key"]}"REDACTED"', text)
-        text = IDENTITY.sub(lambda found: f"{found['key']}REDACTED", text)
-        text = OPAQUE.sub(lambda found: found[0] if found[0].startswith("_Z") else "OPAQUE", text)
-        text = PATH.sub(lambda found: self._path(found[0]), text)
+        text = JSON_IDENTITY.sub(lambda match: f'{match["key"]}"REDACTED"', text)
+        text = IDENTITY.sub(lambda match: f"{match['key']}REDACTED", text)
+        text = OPAQUE.sub(lambda match: match[0] if match[0].startswith("_Z") else "OPAQUE", text)
+        text = PATH.sub(lambda match: self._path(match[0]), text)
         text = ABSTRACT.sub("@SOCKET", text)
         for name, word in self.names.items():
             text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", word, text)
@@ -79,11 +79,11 @@ class Redaction:
         return self._paths[path]
 
 
-def _address(found: re.Match[str]) -> str:
+def _address(match: re.Match[str]) -> str:
     try:
-        ipaddress.ip_address(found[0])
+        ipaddress.ip_address(match[0])
     except ValueError:  # a time of day, a PCI address
-        return found[0]
+        return match[0]
     return "ADDRESS"
 
 
@@ -99,12 +99,14 @@ def redaction(manifest: Manifest, facts: Facts) -> Redaction:
 def _paths(manifest: Manifest, facts: Facts) -> tuple[str, ...]:
     """Return every path outside of the system that is known as one, longest first."""
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
-    found = {node.filename for disk in disks for node in disk.nodes}
-    found |= {each.target for each in facts.descriptors.value} if isinstance(facts.descriptors, Known) else set()
-    found |= {mount.path for mount in facts.host.mounts.value} if isinstance(facts.host.mounts, Known) else set()
-    found |= {mount.path for mount in facts.fuse.value} if isinstance(facts.fuse, Known) else set()
+    files = {node.filename for disk in disks for node in disk.nodes}
+    files |= (
+        {descriptor.target for descriptor in facts.descriptors.value} if isinstance(facts.descriptors, Known) else set()
+    )
+    files |= {mount.path for mount in facts.host.mounts.value} if isinstance(facts.host.mounts, Known) else set()
+    files |= {mount.path for mount in facts.fuse.value} if isinstance(facts.fuse, Known) else set()
     if isinstance(facts.sockets, Known):
-        found |= {end for socket in facts.sockets.value for end in (socket.local, socket.remote)}
-    found |= {monitor.address for monitor in manifest.target.monitors}
-    paths = {visible(path) for path in found if path.startswith("/") and len(path) > SHORTEST_NAME}
+        files |= {end for socket in facts.sockets.value for end in (socket.local, socket.remote)}
+    files |= {monitor.address for monitor in manifest.target.monitors}
+    paths = {visible(path) for path in files if path.startswith("/") and len(path) > SHORTEST_NAME}
     return tuple(sorted((path for path in paths if not f"{path}/".startswith(COMMON)), key=len, reverse=True))
