@@ -45,9 +45,9 @@ def take_what_is_left(target: Target, options: Options, staging: Staging) -> Non
 def collect_aftermath(scene: Scene) -> Outcome:
     """Take it, the surest first. Nothing of it is read through /proc/PID, whose number may be another's by now."""
     trouble = ReadFailures()
-    told = take(_log(scene), scene.deadline, trouble).values()
-    if found := next((section.data for section in told if section.data), b""):
-        scene.write(layout.VM_LOG, found)
+    logs = take(_log(scene), scene.deadline, trouble).values()
+    if log := next((section.data for section in logs if section.data), b""):
+        scene.write(layout.VM_LOG, log)
     kernel = take([SectionRead(kernel_log.KMSG, kernel_log.kernel_log, seconds=2)], scene.deadline, trouble)
     if lines := b"".join(section.data for section in kernel.values()):
         scene.write(layout.DMESG, lines)
@@ -103,7 +103,7 @@ def _info(descriptor: int) -> bytes:
 
 def _left(scene: Scene) -> Iterator[SectionRead]:
     """Yield a read for each socket and pidfile of the VM's own: `still there`, or ENOENT."""
-    own = [each.reachable for each in scene.target.record.monitors if each.transport == "unix"]
+    own = [monitor.reachable for monitor in scene.target.record.monitors if monitor.transport == "unix"]
     own.append(scene.target.process.option("pidfile"))
     for path in dict.fromkeys(own):
         if path.startswith("/") and not path.startswith("/proc/"):

@@ -65,8 +65,8 @@ class EndWatch:
             return None
         end = self.end or self._placed(work)
         if end.how in {"unknown", "dumping core"}:
-            told = self._told(TELL_SECONDS if self.end is None else 0.0)
-            end = msgspec.structs.replace(end, how=told.how, number=told.number, core=told.core)
+            vm_exit = self._told(TELL_SECONDS if self.end is None else 0.0)
+            end = msgspec.structs.replace(end, how=vm_exit.how, number=vm_exit.number, core=vm_exit.core)
         self.end = end
         return end
 
@@ -74,13 +74,13 @@ class EndWatch:
         if is_alive(self._target):
             return exitinfo.Exit("dumping core")
         give_up = time.monotonic() + seconds
-        while (told := exitinfo.exit_of(self._target)).how == "unknown" and time.monotonic() < give_up:
+        while (vm_exit := exitinfo.exit_of(self._target)).how == "unknown" and time.monotonic() < give_up:
             time.sleep(PAUSE_SECONDS)
-        return told
+        return vm_exit
 
     def _placed(self, work: Path) -> VmEnd:
         """Return after what it ended: the last question if that was put shortly before, else the step."""
-        asked = max(_questions(work), key=lambda each: each.asked_ns, default=None)
+        asked = max(_questions(work), key=lambda exchange: exchange.asked_ns, default=None)
         here = VmEnd(after=self._step, step=self._step, alive_ns=self._alive_ns, seen_ns=self._seen_ns)
         if asked is None or _end_of(asked) < self._alive_ns - SOON_NS:
             return here

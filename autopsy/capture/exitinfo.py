@@ -42,12 +42,12 @@ def exit_of(target: Target) -> Exit:
 
 
 def _of_the_reaped(pidfd: int) -> int | None:
-    told = bytearray(INFO.pack(PIDFD_INFO_EXIT, 0))
+    info = bytearray(INFO.pack(PIDFD_INFO_EXIT, 0))
     try:
-        fcntl.ioctl(pidfd, PIDFD_GET_INFO, told)
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, info)
     except OSError:
         return None
-    mask, status = INFO.unpack(told)
+    mask, status = INFO.unpack(info)
     return int(status) if mask & PIDFD_INFO_EXIT else None
 
 

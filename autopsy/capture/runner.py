@@ -127,77 +127,83 @@ class _Begun:
     look: Callable[[], None]
 
 
-def run(plan: tuple[Step, ...], it: Run) -> tuple[StepRecord, ...]:
+def run(plan: tuple[Step, ...], capture: Run) -> tuple[StepRecord, ...]:
     """Run every step and return how each went. What the last one took may not be durable yet: see Staging.settled.
 
     Never raises: a step that cannot even be begun is Failed or Skipped.
     """
     records: list[StepRecord] = []
     interrupted = False
-    share = it.budget.left() * SHARE
-    it.pace.look()
-    ahead, unhurried = list(reversed(it.meanwhile)), list(reversed(it.unhurried))
+    share = capture.budget.left() * SHARE
+    capture.pace.look()
+    ahead, unhurried = list(reversed(capture.meanwhile)), list(reversed(capture.unhurried))
     early: dict[str, _Begun] = {}
     for place, step in enumerate(plan, start=1):
-        it.watcher.began(step)
+        capture.watcher.began(step)
         begun = early.pop(step.name, None)
         if begun or place == len(plan):
             ahead, unhurried = [*unhurried, *ahead], []
         start = time.monotonic_ns() if begun is None else begun.start_ns
-        it.watch.began(step.name)
-        end = it.watch.conclude(it.staging.work)
-        thin = thin_out(plan[place - 1 :], it.pace, it.left(), (step.name,) if begun else early)
-        if (refusal := _refusal(step, it, end, thin, interrupted=interrupted)) is not None:
+        capture.watch.began(step.name)
+        end = capture.watch.conclude(capture.staging.work)
+        thin = thin_out(plan[place - 1 :], capture.pace, capture.left(), (step.name,) if begun else early)
+        if (refusal := _refusal(step, capture, end, thin, interrupted=interrupted)) is not None:
             answer = refusal
             if begun is not None:
                 end_child(begun.child)
         else:
             try:
-                answer = _run(step, it, begun, ahead, partial(_begin, step, it, _kept(plan[place:], it, share), thin))
+                answer = _run(
+                    step,
+                    capture,
+                    begun,
+                    ahead,
+                    partial(_begin, step, capture, _kept(plan[place:], capture, share), thin),
+                )
             except Interrupted:
                 interrupted = True
                 answer = _Answer(Failed(INTERRUPTED), interrupted=True)
-        it.watch.conclude(it.staging.work)
+        capture.watch.conclude(capture.staging.work)
         record = _record(step, answer, start)
         records.append(record)
-        it.note(tuple(records))
+        capture.note(tuple(records))
         if not interrupted and not isinstance(answer.outcome, Skipped):
-            it.staging.settle()
-        it.watcher.ended(record)
-        it.pace.look()
+            capture.staging.settle()
+        capture.watcher.ended(record)
+        capture.pace.look()
         if not interrupted and len(os.sched_getaffinity(0)) > 1:
-            early |= dict(_begin_early(step, plan[place:], it, share))
+            early |= dict(_begin_early(step, plan[place:], capture, share))
     return tuple(records)
 
 
-def _kept(later: tuple[Step, ...], it: Run, share: float) -> float:
+def _kept(later: tuple[Step, ...], capture: Run, share: float) -> float:
     """Return the seconds that are the later steps' own, however long one before them hangs."""
-    work = it.pace.slowness * sum(step.cpu for step in later) if it.pace.slowness >= STARVED else 0.0
-    return max(share * len(later), min(KEPT_SHARE * it.left(), work))
+    work = capture.pace.slowness * sum(step.cpu for step in later) if capture.pace.slowness >= STARVED else 0.0
+    return max(share * len(later), min(KEPT_SHARE * capture.left(), work))
 
 
-def _refusal(step: Step, it: Run, end: VmEnd | None, thin: Thinned, *, interrupted: bool) -> _Answer | None:
+def _refusal(step: Step, capture: Run, end: VmEnd | None, thin: Thinned, *, interrupted: bool) -> _Answer | None:
     """Return why a step is not tried, None where it is."""
     if interrupted:
         return _Answer(Skipped(INTERRUPTED), interrupted=True)
     if end is not None and not step.without_vm:
         return _Answer(Skipped(_ended(end)))
-    if step.impact is Impact.MAY_HARM and not _all_durable(it):
+    if step.impact is Impact.MAY_HARM and not _all_durable(capture):
         return _Answer(Skipped("what was taken so far could be stored nowhere yet"))
-    if it.left() < LEAST_SECONDS:
+    if capture.left() < LEAST_SECONDS:
         return _Answer(Skipped("the budget is spent"))
     if step.name in thin.out:
-        return _Answer(Skipped(it.pace.in_words()))
+        return _Answer(Skipped(capture.pace.in_words()))
     return None
 
 
-def _all_durable(it: Run) -> bool:
+def _all_durable(capture: Run) -> bool:
     """Wait until all that was taken so far is on a disk, and return whether it is."""
-    it.staging.settled(max(1.0, min(SETTLE_SECONDS, it.budget.left())))
-    return bool(it.staging.places) and not it.staging.lagging
+    capture.staging.settled(max(1.0, min(SETTLE_SECONDS, capture.budget.left())))
+    return bool(capture.staging.places) and not capture.staging.lagging
 
 
-def _begin(step: Step, it: Run, kept: float, thin: Thinned) -> _Begun:
+def _begin(step: Step, capture: Run, kept: float, thin: Thinned) -> _Begun:
     """Begin one step; `kept` seconds of the budget are the later steps' own, however long this one hangs.
 
     On a starved host it has more time than its deadline, for it gets less done in that.
@@ -205,39 +211,41 @@ def _begin(step: Step, it: Run, kept: float, thin: Thinned) -> _Begun:
     Raises:
         ChildFailed: there can be no process for it.
     """
-    stretch = min(STRETCH, max(1.0, it.pace.slowness / STARVED))
-    seconds = min(step.deadline * stretch, max(LEAST_SECONDS, it.left() - kept))
-    it.staging.folder(step.name)
+    stretch = min(STRETCH, max(1.0, capture.pace.slowness / STARVED))
+    seconds = min(step.deadline * stretch, max(LEAST_SECONDS, capture.left() - kept))
+    capture.staging.folder(step.name)
     start, deadline = time.monotonic_ns(), Deadline(seconds)
-    thinned = it.pace.in_words() if step.name in thin.lean else ""
-    scene = Scene(it.target, it.options, it.staging.work, step.name, deadline, thinned, it.pace.may_wait())
+    thinned = capture.pace.in_words() if step.name in thin.lean else ""
+    scene = Scene(
+        capture.target, capture.options, capture.staging.work, step.name, deadline, thinned, capture.pace.may_wait()
+    )
     child = spawn(lambda: _told(_wire(_collect(step, scene))))
-    look = it.pace.watch_over(child.pid) if scene.behind else _nothing
+    look = capture.pace.watch_over(child.pid) if scene.behind else _nothing
     return _Begun(child, start, deadline, seconds, scene.behind, look)
 
 
-def _begin_early(ended: Step, later: tuple[Step, ...], it: Run, share: float) -> Iterator[tuple[str, _Begun]]:
+def _begin_early(ended: Step, later: tuple[Step, ...], capture: Run, share: float) -> Iterator[tuple[str, _Begun]]:
     """Begin what need only wait for the step that has ended. Where that cannot be, it is begun in its turn."""
     for step in later:
-        if step.after == ended.name and it.left() >= LEAST_SECONDS:
-            thin = thin_out(later, it.pace, it.left())
+        if step.after == ended.name and capture.left() >= LEAST_SECONDS:
+            thin = thin_out(later, capture.pace, capture.left())
             if step.name not in thin.out:
                 others = tuple(other for other in later if other is not step)
                 with suppress(ChildFailed):
-                    yield step.name, _begin(step, it, _kept(others, it, share), thin)
+                    yield step.name, _begin(step, capture, _kept(others, capture, share), thin)
 
 
-def _run(step: Step, it: Run, begun: _Begun | None, ahead: list[str], begin: Callable[[], _Begun]) -> _Answer:
+def _run(step: Step, capture: Run, begun: _Begun | None, ahead: list[str], begin: Callable[[], _Begun]) -> _Answer:
     """Run one step to its end, or wait for the end of one that has begun."""
     seconds = 0.0
-    preview = _preview(step, it)
+    preview = _preview(step, capture)
     try:
         begun = begun or begin()
         seconds = begun.seconds
         left = begun.deadline.left() + LEAST_SECONDS
-        wire = msgspec.json.decode(collect(begun.child, left, _tick(begun, it, ahead, preview)), type=_Wire)
+        wire = msgspec.json.decode(collect(begun.child, left, _tick(begun, capture, ahead, preview)), type=_Wire)
         if not begun.behind:
-            it.pace.take(wire.ran_ns, wire.waited_ns)
+            capture.pace.take(wire.ran_ns, wire.waited_ns)
         return _Answer(_from_wire(wire))
     except ChildTimedOut as error:
         left_behind = (error.left_behind,) if error.left_behind else ()
@@ -249,28 +257,28 @@ def _run(step: Step, it: Run, begun: _Begun | None, ahead: list[str], begin: Cal
             preview.close()
 
 
-def _preview(step: Step, it: Run) -> Preview | None:
-    if it.pace.slowness >= STARVED:
+def _preview(step: Step, capture: Run) -> Preview | None:
+    if capture.pace.slowness >= STARVED:
         return None
-    wanted = step.name == layout.SECOND_EXPOSURE and it.watcher.curious and it.options.gap >= LEAST_GAP
-    return Preview(it.judge) if wanted and it.judge is not None else None
+    wanted = step.name == layout.SECOND_EXPOSURE and capture.watcher.curious and capture.options.gap >= LEAST_GAP
+    return Preview(capture.judge) if wanted and capture.judge is not None else None
 
 
 def _ended(end: VmEnd) -> str:
     return f"the VM ended after {end.after}"
 
 
-def _tick(begun: _Begun, it: Run, ahead: list[str], preview: Preview | None) -> Callable[[], None]:
+def _tick(begun: _Begun, capture: Run, ahead: list[str], preview: Preview | None) -> Callable[[], None]:
     """Return what to do ten times a second while a step's child works; what is `ahead` is loaded as long as it does."""
     poller = select.poll()
     poller.register(begun.child.answers, select.POLLIN)
 
     def tick() -> None:
         begun.look()
-        it.watch.look()
-        it.watcher.tick()
+        capture.watch.look()
+        capture.watcher.tick()
         if preview is not None and (words := preview.look()):
-            it.watcher.tell(f"so far: {words}")
+            capture.watcher.tell(f"so far: {words}")
         while ahead and not poller.poll(0):
             with suppress(ImportError):  # whoever needs it will say so
                 _load(ahead.pop())

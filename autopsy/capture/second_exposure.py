@@ -35,11 +35,11 @@ def expose(scene: Scene) -> Outcome:
     )
     ring_words.collect_ring_words(scene)
     stop_ns = sum(outcome.stop_ns for _, outcome in parts if isinstance(outcome, Collected))
-    told = [f"{waited:.1f} s after the first"]
-    told += [words for name, outcome in parts if (words := _words(name, outcome))]
+    summary = [f"{waited:.1f} s after the first"]
+    summary += [words for name, outcome in parts if (words := _words(name, outcome))]
     if not any(isinstance(outcome, Collected) for _, outcome in parts):
-        return Failed("; ".join(told))
-    return Collected("; ".join(told), stop_ns)
+        return Failed("; ".join(summary))
+    return Collected("; ".join(summary), stop_ns)
 
 
 def _compare(scene: Scene) -> Outcome:

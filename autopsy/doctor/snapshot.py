@@ -50,7 +50,7 @@ def _walk(pid: int) -> Check:
         taken = _taken(pid, walks=True)
     except (OSError, ProcessGone) as error:
         return _refused(WITHOUT_STOP, pid, error)
-    if any(thread.how == "walked" for thread in taken.told):
+    if any(thread.how == "walked" for thread in taken.frozen_threads):
         return ok(WITHOUT_STOP, f"a task iterator (BPF) read a sleeping thread; {_megabytes(taken)} copied")
     why = "; ".join(taken.notes) or "the thread was not read by the walk"
     types = "" if os.path.exists(TYPES) else f" ({TYPES} is not there: a kernel without BTF)"
@@ -66,9 +66,11 @@ def _stop(pid: int) -> Check:
         taken = _taken(pid, walks=False)
     except (OSError, ProcessGone) as error:
         return _refused(WITH_STOP, pid, error)
-    if any(thread.how == "stopped" for thread in taken.told):
+    if any(thread.how == "stopped" for thread in taken.frozen_threads):
         return ok(WITH_STOP, f"ptrace held a thread for {taken.stop_ns / 1e6:.2f} ms and let it go")
-    return lacks(WITH_STOP, "; ".join(thread.why for thread in taken.told) or "no thread was stopped", _remedy(pid))
+    return lacks(
+        WITH_STOP, "; ".join(thread.why for thread in taken.frozen_threads) or "no thread was stopped", _remedy(pid)
+    )
 
 
 def _stack(pid: int) -> Check:

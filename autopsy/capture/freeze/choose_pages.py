@@ -87,7 +87,7 @@ def choose(
     says is absent is never in a run. Beyond `cap` bytes what matters least is given up; `memory` tells what leads
     where.
     """
-    of_modules = {each.start for each in modules(mappings)}
+    of_modules = {module.start for module in modules(mappings)}
     wanted: list[Wanted] = []
     left_out: list[Region] = []
     with Unpreempted() as ahead:
@@ -97,13 +97,13 @@ def choose(
                 if take:
                     left_out.append(_region(mapping, take))
                 continue
-            found = _look(mapping, take, pagemap, ahead)
-            if found.size:
-                wanted.append(found)
+            pages = _look(mapping, take, pagemap, ahead)
+            if pages.size:
+                wanted.append(pages)
     stacks, arenas = frozenset(stacks_of(mappings)), frozenset(arenas_of(mappings))
-    worths = [worth(each.mapping, stacks, arenas) for each in wanted]
+    worths = [worth(want.mapping, stacks, arenas) for want in wanted]
     kept, beyond_cap = within(wanted, worths, cap, memory)
-    alike = sum(each.mapping.start in stacks and each.mapping.size == COROUTINE_STACK for each in wanted)
+    alike = sum(want.mapping.start in stacks and want.mapping.size == COROUTINE_STACK for want in wanted)
     return Choice(tuple(kept), tuple(left_out), tuple(beyond_cap), alike)
 
 

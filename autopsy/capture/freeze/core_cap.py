@@ -62,11 +62,11 @@ def within(
     `memory` is a descriptor of the process's memory.
     """
     kept = list(wanted)
-    excess = sum(each.size for each in wanted) - cap
+    excess = sum(want.size for want in wanted) - cap
     if excess <= 0:
         return kept, []
-    roots = [each.runs for each, worth in zip(wanted, worths, strict=True) if worth is Worth.STACKS_AND_DATA]
-    others = [each.runs for each, worth in zip(wanted, worths, strict=True) if worth is not Worth.STACKS_AND_DATA]
+    roots = [want.runs for want, worth in zip(wanted, worths, strict=True) if worth is Worth.STACKS_AND_DATA]
+    others = [want.runs for want, worth in zip(wanted, worths, strict=True) if worth is not Worth.STACKS_AND_DATA]
     reached = _reached(roots, others, memory)
     left_out = []
     for index in sorted(range(len(wanted)), key=lambda index: (worths[index], -wanted[index].size)):
@@ -114,7 +114,7 @@ def _reached(roots: Iterable[Iterable[Run]], doomed: Iterable[Iterable[Run]], me
     """Return the pages of what may be cut that words of the roots lead to, and each one's next: objects cross pages."""
     places = sorted(run for runs in doomed for run in runs)
     starts = [address for address, _ in places]
-    found: set[int] = set()
+    reached: set[int] = set()
     scanned: Iterable[Run] = [run for runs in roots for run in runs]
     left = MOST_SCANNED
     for _ in range(LEVELS):
@@ -126,11 +126,11 @@ def _reached(roots: Iterable[Iterable[Run]], doomed: Iterable[Iterable[Run]], me
                 left -= len(data)
                 new |= _pages(data, places, starts)
             if left < 0:
-                return found | new
-        new -= found
-        found |= new
+                return reached | new
+        new -= reached
+        reached |= new
         scanned = [(page, PAGE) for page in sorted(new)]
-    return found
+    return reached
 
 
 def _pages(data: bytes, places: Sequence[Run], starts: Sequence[int]) -> set[int]:

@@ -119,22 +119,24 @@ def _write(descriptor: int, notes: bytes, segments: list[_Segment], written: Cal
     )
     table = [PHDR.pack(PT_NOTE, 4, notes_at, 0, 0, len(notes), 0, 4)]
     position = data_at
-    for each in segments:
+    for segment in segments:
         table.append(
-            PHDR.pack(PT_LOAD, each.flags, position, each.start, 0, each.file_size, each.end - each.start, PAGE)
+            PHDR.pack(
+                PT_LOAD, segment.flags, position, segment.start, 0, segment.file_size, segment.end - segment.start, PAGE
+            )
         )
-        position += each.file_size
+        position += segment.file_size
     # The count that e_phnum cannot hold stands in sh_info of section 0 (elf(5), PN_XNUM).
     section = SHDR.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0) if extended else b""
     _write_all(descriptor, memoryview(header + b"".join(table) + section + notes), 0)
     place = data_at
-    for each in segments:
-        for chunk in each.stored:
+    for segment in segments:
+        for chunk in segment.stored:
             for step in range(0, len(chunk.data), STEP_BYTES):
                 part = chunk.data[step : step + STEP_BYTES]
-                _write_sparse(descriptor, part, place + chunk.address + step - each.start)
+                _write_sparse(descriptor, part, place + chunk.address + step - segment.start)
                 written(chunk.address + step, len(part))
-        place += each.file_size
+        place += segment.file_size
     os.ftruncate(descriptor, position)  # the last page may be a hole
     return position
 
@@ -238,8 +240,8 @@ def _note(kind: int, body: bytes) -> bytes:
 
 
 def _render_files(files: tuple[Mapping, ...]) -> bytes:
-    ranges = b"".join(struct.pack("<QQQ", each.start, each.end, each.offset // PAGE) for each in files)
-    paths = b"".join(each.file.encode("utf-8", "surrogateescape") + b"\0" for each in files)
+    ranges = b"".join(struct.pack("<QQQ", file.start, file.end, file.offset // PAGE) for file in files)
+    paths = b"".join(file.file.encode("utf-8", "surrogateescape") + b"\0" for file in files)
     return struct.pack("<QQ", len(files), PAGE) + ranges + paths
 
 

@@ -56,8 +56,8 @@ class Snapshot:
         base: Core | None = None,
     ) -> None:
         known = tuple(wanted)
-        warm = [run for each in known for run in each.runs]
-        cold = [run for each in known for run in each.swapped]
+        warm = [run for extent in known for run in extent.runs]
+        cold = [run for extent in known for run in extent.swapped]
         self._buffer = mmap.mmap(-1, max(PAGE, sum(size for _, size in warm + cold)))
         self._view = memoryview(self._buffer)
         self._process = process
@@ -175,7 +175,7 @@ class Snapshot:
         interrupted once and taken up again: part of what differs is our own doing. The first lies on the witness's
         side of the stop, where nothing had been touched. A page that differs is told, so that nobody builds on it.
         """
-        found: list[int] = []
+        torn: list[int] = []
         scratch = bytearray(SCRATCH_BYTES)
         view = memoryview(scratch)
         with Unpreempted() as ahead:
@@ -187,13 +187,13 @@ class Snapshot:
                     before = self._as_copied(extent.address + start, size, offset)
                     if copied == size and view[:size].tobytes() == before:
                         continue
-                    found += [
+                    torn += [
                         address
                         for page in range(0, size, PAGE)
                         if (address := extent.address + start + page) not in covered
                         and (page >= copied or scratch[page : page + PAGE] != before[page : page + PAGE])
                     ]
-        return found
+        return torn
 
     def lay_over(self, pieces: Iterable[Chunk]) -> Iterator[Chunk]:
         """Put later copies of some pages in the place of ours; yield the parts of which we have no copy."""
@@ -219,7 +219,9 @@ class Snapshot:
 
     def chunks(self) -> list[Chunk]:
         """Return everything that was copied, in order of address."""
-        return [Chunk(each.address, self._view[each.offset : each.offset + each.size]) for each in self.extents]
+        return [
+            Chunk(extent.address, self._view[extent.offset : extent.offset + extent.size]) for extent in self.extents
+        ]
 
 
 def read_pages(memory: int, address: int, target: memoryview) -> int:
@@ -231,12 +233,12 @@ def read_pages(memory: int, address: int, target: memoryview) -> int:
     done = 0
     while done < len(target):
         try:
-            got = os.preadv(memory, [target[done:]], address + done)
+            copied = os.preadv(memory, [target[done:]], address + done)
         except OSError:
             break
-        if not got:
+        if not copied:
             break
-        done += got
+        done += copied
     return done - done % PAGE
 
 

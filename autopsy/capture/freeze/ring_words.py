@@ -41,14 +41,14 @@ def collect_ring_words(scene: Scene) -> None:
             _read(process, devices, words, left_out)
     except (OSError, ProcessEnded) as error:
         left_out.append(f"the rings' words could not be read: {getattr(error, 'strerror', None) or error}")
-    told = RingsLook(
+    look = RingsLook(
         taken_ns=time.monotonic_ns(),
         words=tuple(words),
         left_out=tuple(left_out[:MOST_LEFT_OUT]),
         more=max(0, sum(len(device.rings) for device in devices) - MOST_RINGS),
     )
     with suppress(OSError):  # a full disk: what the step has stored before is worth more than these words
-        scene.write_json(layout.RING_WORDS, told)
+        scene.write_json(layout.RING_WORDS, look)
 
 
 def _devices(scene: Scene) -> tuple[VirtioDevice, ...]:

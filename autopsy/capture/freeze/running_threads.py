@@ -86,13 +86,13 @@ def _registers(match: re.Match[bytes]) -> bytes:
 
 def copy_stack(process: MappedProcess, sp: int, stacks: Sequence[Mapping]) -> tuple[Chunk, ...]:
     """Return the pages of a stack that are in memory, from its stack pointer on; none where it lies in no mapping."""
-    index = bisect_right(stacks, sp, key=lambda each: each.start) - 1
+    index = bisect_right(stacks, sp, key=lambda mapping: mapping.start) - 1
     if index < 0 or sp >= stacks[index].end:
         return ()
     start = max(stacks[index].start, (sp - RED_ZONE) & -PAGE)
-    found = []
+    chunks = []
     with Unpreempted():
         for address, size in runs(process.pagemap, start, min(stacks[index].end, start + STACK_CAP), IN_MEMORY):
             data = memoryview(bytearray(size))
-            found.append(Chunk(address, data[: read_pages(process.memory, address, data)]))
-    return tuple(found)
+            chunks.append(Chunk(address, data[: read_pages(process.memory, address, data)]))
+    return tuple(chunks)

@@ -45,7 +45,7 @@ def _core_bytes(pid: int, ram_sizes: tuple[int, ...]) -> int:
     mappings, ram = address_space(f"/proc/{pid}", ram_sizes)
     pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return sum(each.size for each in choose(mappings, ram, pagemap, -1).wanted)
+        return sum(want.size for want in choose(mappings, ram, pagemap, -1).wanted)
     finally:
         os.close(pagemap)
 

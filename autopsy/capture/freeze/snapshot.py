@@ -70,7 +70,7 @@ class MemorySnapshot:
     choice: Choice
     cut: TracedStop
     threads: tuple[ThreadRegisters, ...]
-    told: tuple[FrozenThread, ...]
+    frozen_threads: tuple[FrozenThread, ...]
     chunks: tuple[Chunk, ...]
     present: tuple[Present, ...]
     release: Callable[[int, int], None]
@@ -93,7 +93,7 @@ class MemorySnapshot:
             page_size=PAGE,
             frozen_at_ns=self.cut.at_ns,
             stops=() if self.cut.stop is None else (self.cut.stop,),
-            threads=self.told,
+            threads=self.frozen_threads,
             left_out=self.choice.left_out,
             beyond_cap=self.choice.beyond_cap,
             coroutine_stacks=self.choice.coroutine_stacks,
@@ -113,17 +113,17 @@ def tasks(pid: int, folder: str) -> tuple[ThreadBefore, ...]:
     Raises:
         ProcessGone: there is none.
     """
-    found = []
+    threads = []
     try:
         tids = sorted(map(int, os.listdir(f"{folder}/task")))
     except OSError as error:
         raise ProcessGone(f"process {pid} is gone") from error
     for tid in sorted(tids, key=lambda tid: (tid != pid, tid)):
         with contextlib.suppress(OSError, ValueError):
-            told = proc_stat.parse(_read(f"{folder}/task/{tid}/stat"))
-            if told.state:
-                found.append(ThreadBefore(tid, told.comm, told.state))
-    return tuple(found)
+            stat = proc_stat.parse(_read(f"{folder}/task/{tid}/stat"))
+            if stat.state:
+                threads.append(ThreadBefore(tid, stat.comm, stat.state))
+    return tuple(threads)
 
 
 def take_snapshot(
@@ -164,10 +164,10 @@ def take_snapshot(
     comms = {task.tid: task.comm for task in known}
     if any(caught.tid not in comms for caught in cut.threads):
         comms = {task.tid: task.comm for task in tasks(process.pid, process.path)} | comms
-    threads, told, read_after = _threads(process, cut, stacks, comms, ram_sizes=ram_sizes, not_stopped=why)
-    walked, told_of_them, their_stacks = _walked(stood, comms)
-    threads = sorted(threads + walked, key=lambda each: (each.tid != process.pid, each.tid))
-    told = sorted(told + told_of_them, key=lambda each: (each.tid != process.pid, each.tid))
+    threads, frozen, read_after = _threads(process, cut, stacks, comms, ram_sizes=ram_sizes, not_stopped=why)
+    walked, walked_frozen, their_stacks = _walked(stood, comms)
+    threads = sorted(threads + walked, key=lambda thread: (thread.tid != process.pid, thread.tid))
+    frozen = sorted(frozen + walked_frozen, key=lambda thread: (thread.tid != process.pid, thread.tid))
     read_after += their_stacks
     if cut.stop is None and stood:
         cut = replace(cut, at_ns=walked_ns)
@@ -193,9 +193,9 @@ def take_snapshot(
         choice=choice,
         cut=cut,
         threads=tuple(threads),
-        told=tuple(told),
+        frozen_threads=tuple(frozen),
         chunks=tuple(_blanked(_apart([*snapshot.chunks(), *extra]), *_environment(process.path))),
-        present=tuple(sorted((*snapshot.present, *extra), key=lambda each: each.address)),
+        present=tuple(sorted((*snapshot.present, *extra), key=lambda chunk: chunk.address)),
         release=snapshot.release,
         copied_bytes=snapshot.size + sum(len(chunk.data) for chunk in extra),
         torn=tuple(torn),
@@ -211,7 +211,7 @@ def _stopped(
     max_stop: float,
 ) -> tuple[TracedStop, str]:
     """Stop those that are not proven to stand still by themselves, and say why where that must not be, or cannot."""
-    spared = frozenset(each.tid for each in stood)
+    spared = frozenset(thread.tid for thread in stood)
     left = [task for task in known if task.tid not in spared]
     waiting = [task for task in known if task.state == "D" and _waits_for_the_map(process.path, task.tid)]
     if waiting:
@@ -232,40 +232,40 @@ def _stopped(
 
 def _only_the_kernels(folder: str, spared: frozenset[int]) -> tuple[Caught, ...] | None:
     """Return the threads beside those that are spared if all are the kernel's own, and there is nobody to stop."""
-    found = []
+    kernels = []
     try:
         for name in os.listdir(f"{folder}/task"):
             if int(name) not in spared:
                 flags = proc_stat.fields(_read(f"{folder}/task/{name}/stat"))[proc_stat.FLAGS - proc_stat.FIRST]
                 if not int(flags) & KERNELS_OWN:
                     return None
-                found.append(Caught(int(name), Fate.KERNEL, 0, 0, b""))
+                kernels.append(Caught(int(name), Fate.KERNEL, 0, 0, b""))
     except (OSError, ValueError, IndexError):
         return None
-    return tuple(found)
+    return tuple(kernels)
 
 
 def _walked(
     stood: Iterable[Stood], comms: dict[int, str]
 ) -> tuple[list[ThreadRegisters], list[FrozenThread], list[Chunk]]:
     """Return those that stood still by themselves as `_threads` returns the others."""
-    threads = [ThreadRegisters(each.tid, each.registers) for each in stood]
-    told = [
-        _told(thread, comms.get(each.tid, ""), "walked", sum(len(chunk.data) for chunk in each.stack))
-        for each, thread in zip(stood, threads, strict=True)
+    threads = [ThreadRegisters(thread.tid, thread.registers) for thread in stood]
+    frozen = [
+        _told(thread, comms.get(asleep.tid, ""), "walked", sum(len(chunk.data) for chunk in asleep.stack))
+        for asleep, thread in zip(stood, threads, strict=True)
     ]
-    return threads, told, [chunk for each in stood for chunk in each.stack]
+    return threads, frozen, [chunk for thread in stood for chunk in thread.stack]
 
 
 def _stacks(choice: Choice) -> tuple[Mapping, ...]:
     """Return where a stack may lie: never in memory that was left out."""
-    return tuple(each.mapping for each in choice.wanted if "w" in each.mapping.permissions)
+    return tuple(want.mapping for want in choice.wanted if "w" in want.mapping.permissions)
 
 
 def _apart(chunks: list[Chunk]) -> Iterable[Chunk]:
     """Yield the chunks in order of address, without what an earlier one holds already."""
     last = 0
-    for chunk in sorted(chunks, key=lambda each: each.address):
+    for chunk in sorted(chunks, key=lambda chunk: chunk.address):
         start = max(last, chunk.address)
         if start < chunk.end:
             yield Chunk(start, chunk.data[start - chunk.address :])
@@ -305,17 +305,17 @@ def _threads(
 ) -> tuple[list[ThreadRegisters], list[FrozenThread], list[Chunk]]:
     """Return every thread as the core has it and as the record tells it, and the stacks that are read only now."""
     threads: list[ThreadRegisters] = []
-    told: list[FrozenThread] = []
+    frozen: list[FrozenThread] = []
     pieces: list[Chunk] = []
-    for caught in sorted(cut.threads, key=lambda each: (each.tid != process.pid, each.tid)):
+    for caught in sorted(cut.threads, key=lambda caught: (caught.tid != process.pid, caught.tid)):
         comm = comms.get(caught.tid, "")
         if caught.fate is Fate.HELD:
             threads.append(ThreadRegisters(caught.tid, caught.registers))
-            told.append(_told(threads[-1], comm, "stopped", caught.stack_bytes))
+            frozen.append(_told(threads[-1], comm, "stopped", caught.stack_bytes))
             continue
         why = not_stopped or _why(process.path, caught)
         if caught.fate in {Fate.GONE, Fate.KERNEL}:
-            told.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=why))
+            frozen.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=why))
             continue
         if caught.fate is Fate.STANDING and not _within(stacks, _sp(caught.registers)):
             with contextlib.suppress(OSError):  # the thread is younger than the maps that we have
@@ -324,13 +324,13 @@ def _threads(
             case running_threads.SleepingThread(registers=registers, stack=stack):
                 threads.append(ThreadRegisters(caught.tid, registers))
                 pieces += stack
-                told.append(_told(threads[-1], comm, "from-proc", sum(len(chunk.data) for chunk in stack), why))
+                frozen.append(_told(threads[-1], comm, "from-proc", sum(len(chunk.data) for chunk in stack), why))
             case running_threads.NeedsStop(why=reason) if caught.fate is Fate.STANDING:
                 threads.append(ThreadRegisters(caught.tid, caught.registers))
-                told.append(_told(threads[-1], comm, "stopped", 0, f"{why}; {reason}"))
+                frozen.append(_told(threads[-1], comm, "stopped", 0, f"{why}; {reason}"))
             case running_threads.NeedsStop(why=reason):
-                told.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=f"{why}; {reason}"))
-    return threads, told, pieces
+                frozen.append(FrozenThread(tid=caught.tid, comm=comm, how="absent", why=f"{why}; {reason}"))
+    return threads, frozen, pieces
 
 
 def _told(
@@ -385,7 +385,7 @@ def _waits_for_the_map(folder: str, tid: int) -> bool:
 
 
 def _within(stacks: Sequence[Mapping], sp: int) -> bool:
-    index = bisect_right(stacks, sp, key=lambda each: each.start) - 1
+    index = bisect_right(stacks, sp, key=lambda mapping: mapping.start) - 1
     return index >= 0 and sp < stacks[index].end
 
 

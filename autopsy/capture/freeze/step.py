@@ -81,7 +81,7 @@ def _expose(scene: Scene, *, second: bool) -> Outcome:
     scene.write_json(layout.FREEZE_RECORD, taken.record(phases))
     notes = core_writer.Notes(
         pid=scene.target.pid,
-        comm=taken.told[0].comm.encode(),
+        comm=taken.frozen_threads[0].comm.encode(),
         arguments=arguments,
         auxv=auxv,
         threads=taken.threads,
@@ -119,7 +119,9 @@ def _begun(known: tuple[ThreadBefore, ...], phases: Phases) -> FreezeRecord:
         page_size=PAGE,
         frozen_at_ns=time.monotonic_ns(),
         stops=(),
-        threads=tuple(FrozenThread(tid=each.tid, comm=each.comm, how="absent", why="not reached") for each in known),
+        threads=tuple(
+            FrozenThread(tid=thread.tid, comm=thread.comm, how="absent", why="not reached") for thread in known
+        ),
         left_out=(),
         copied_bytes=0,
         core_bytes=0,
@@ -145,7 +147,7 @@ def _write_delta(scene: Scene, taken: MemorySnapshot, notes: core_writer.Notes, 
     path = scene.folder / layout.CORE
     if first is None:
         return core_writer.write(path, notes, taken.mappings, taken.chunks, fill=True, written=taken.release)
-    whole = [each.mapping for each in taken.choice.wanted]
+    whole = [want.mapping for want in taken.choice.wanted]
     chunks: list[Chunk] = [
         *core_delta.changed(taken.chunks, first),
         *core_delta.vanished(whole, taken.present, first),
@@ -154,9 +156,9 @@ def _write_delta(scene: Scene, taken: MemorySnapshot, notes: core_writer.Notes, 
 
 
 def _summary(taken: MemorySnapshot) -> str:
-    stopped = sum(each.how == "stopped" for each in taken.told)
-    walked = sum(each.how == "walked" for each in taken.told)
-    unstopped = sum(each.how == "from-proc" for each in taken.told)
+    stopped = sum(thread.how == "stopped" for thread in taken.frozen_threads)
+    walked = sum(thread.how == "walked" for thread in taken.frozen_threads)
+    unstopped = sum(thread.how == "from-proc" for thread in taken.frozen_threads)
     words = [
         f"{stopped} thread{'s' * (stopped != 1)} stopped for {taken.stop_ns / 1e6:.1f} ms"
         if stopped

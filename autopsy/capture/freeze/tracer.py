@@ -137,8 +137,8 @@ class _Tracer:
         self.words = board.words
         self.process = process
         self.tasks = f"{process.path}/task"
-        self.starts = [each.start for each in stacks]
-        self.ends = [each.end for each in stacks]
+        self.starts = [mapping.start for mapping in stacks]
+        self.ends = [mapping.end for mapping in stacks]
         self.max_stop = max_stop
         self.known = set(map(str, spared))
         self.registers = ptrace.RegisterReader(board.bytes)
@@ -198,9 +198,9 @@ class _Tracer:
         # purpose is there already, or is touched above.
         with open("/proc/self/maps", "rb") as stream:
             own = parse_maps(stream.read())
-        for each in own:
-            if each.permissions.startswith("r") and each.permissions.endswith("p"):
-                _mlock(each.start, each.size)
+        for mapping in own:
+            if mapping.permissions.startswith("r") and mapping.permissions.endswith("p"):
+                _mlock(mapping.start, mapping.size)
         with Unpreempted():
             self._rehearse()
 
@@ -226,7 +226,7 @@ class _Tracer:
 
     def _seize_newcomers(self) -> list[tuple[int, int]]:
         """Seize every thread that we have not met, but those that cannot stand still. Return them, in their rows."""
-        found: list[tuple[int, int]] = []
+        newcomers: list[tuple[int, int]] = []
         for name in os.listdir(self.tasks):
             if name in self.known:
                 continue
@@ -255,9 +255,9 @@ class _Tracer:
                 # free again when we end.
                 self.words[row + 1] = Fate.GONE
             else:
-                found.append((tid, row))
-        self.seized += found
-        return found
+                newcomers.append((tid, row))
+        self.seized += newcomers
+        return newcomers
 
     def _state(self, tid: int) -> tuple[str, bool]:
         """Return a thread's state (empty: it has gone), and whether it is one of the kernel's own."""
@@ -290,12 +290,12 @@ class _Tracer:
                 continue
             now = time.monotonic_ns()
             if quiet >= QUIET_SECONDS or now > deadline:
-                moving = deque(each for each in moving if not self._settled(*each))
+                moving = deque(thread for thread in moving if not self._settled(*thread))
                 quiet = 0.0
             if now > deadline:
                 return
             if now - began > D_SECONDS * 1e9 and not quiet:
-                moving = deque(each for each in moving if not self._asleep(*each))
+                moving = deque(thread for thread in moving if not self._asleep(*thread))
             pause = PAUSE_SECONDS + len(moving) * PAUSE_PER_THREAD
             time.sleep(pause)
             quiet += pause

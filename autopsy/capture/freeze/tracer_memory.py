@@ -65,11 +65,11 @@ class Board:
 
     def threads(self) -> tuple[Caught, ...]:
         """Return every thread that has a row."""
-        found = []
+        threads = []
         for index in range(self.words[self.ROWS]):
             row = self.row(index)
             registers = (row + self.REGISTERS_AT) * 8
-            found.append(
+            threads.append(
                 Caught(
                     tid=self.words[row],
                     fate=Fate(self.words[row + 1]),
@@ -78,16 +78,16 @@ class Board:
                     registers=bytes(self.bytes[registers : registers + ptrace.REGISTER_BYTES]),
                 )
             )
-        return tuple(found)
+        return tuple(threads)
 
     def pieces(self) -> tuple[Chunk, ...]:
         """Return the stacks that were copied, without copying them again."""
-        found = []
+        pieces = []
         for index in range(self.words[self.PIECES]):
             at = self.pieces_at + index * self.PIECE_WORDS
             address, size, offset = self.words[at : at + self.PIECE_WORDS]
-            found.append(Chunk(address, self.stacks[offset : offset + size]))
-        return tuple(found)
+            pieces.append(Chunk(address, self.stacks[offset : offset + size]))
+        return tuple(pieces)
 
     def say(self, text: str) -> None:
         """Leave the end of a text for the parent."""

@@ -53,25 +53,24 @@ def attach_gdb(scene: Scene) -> Outcome:
     pid = scene.target.pid
     if obstacle := _lasting_obstacle(pid):
         return Skipped(f"--live-gdb: {obstacle}: gdb would hang with the VM stopped")
-    comms = {each.tid: each.comm for each in tasks(pid, f"/proc/{pid}")}
+    comms = {thread.tid: thread.comm for thread in tasks(pid, f"/proc/{pid}")}
     ends_at = time.monotonic() + min(STAND_STILL_SECONDS, scene.deadline.left() - HEAL_SECONDS)
     try:
         with held(scene.target) as process, scratch(scene) as folder:
-            told = _ask(scene, folder, ends_at)
+            session = _ask(scene, folder, ends_at)
             must_be_the_same(process, scene.target)
     except (ProcessEnded, ExaminationFailed, GdbError, NotHealed, ChildFailed, ChildTimedOut, OSError) as error:
         return Failed(f"--live-gdb: {error}")
-    scene.write(layout.GDB_LOG, told.log)
-    scene.write(layout.BACKTRACE, told.text.encode("utf-8", "backslashreplace"))
-    stacks = threads(told.text, comms)
+    scene.write(layout.GDB_LOG, session.log)
+    scene.write(layout.BACKTRACE, session.text.encode("utf-8", "backslashreplace"))
+    stacks = threads(session.text, comms)
     scene.write_json(layout.THREADS, stacks)
-    words = (
-        f"{len(stacks)} threads, by a gdb that was attached to the VM for {told.stopped_ns / 1e6:.0f} ms (--live-gdb)"
-    )
-    words += "; what it left stopped was let go on" * told.put_right
-    if not (stacks and told.whole):
+    attached = f"{session.stopped_ns / 1e6:.0f} ms"
+    words = f"{len(stacks)} threads, by a gdb that was attached to the VM for {attached} (--live-gdb)"
+    words += "; what it left stopped was let go on" * session.put_right
+    if not (stacks and session.whole):
         return Failed(f"{words}; gdb did not come to its end")
-    return Collected(words, stop_ns=told.stopped_ns)
+    return Collected(words, stop_ns=session.stopped_ns)
 
 
 def _lasting_obstacle(pid: int) -> str:
@@ -88,15 +87,15 @@ def may_not_attach(pid: int) -> str:
         known = tasks(pid, f"/proc/{pid}")
     except ProcessGone as error:
         return str(error)
-    for each in known:
-        folder = f"/proc/{pid}/task/{each.tid}"
-        if each.state in MAY_NOT_STOP:
-            return f"thread {each.tid} is in state {each.state}"
+    for thread in known:
+        folder = f"/proc/{pid}/task/{thread.tid}"
+        if thread.state in MAY_NOT_STOP:
+            return f"thread {thread.tid} is in state {thread.state}"
         with suppress(OSError):  # a thread that has gone since is in nobody's way
             if FUSE.search(read_kernel(f"{folder}/wchan", 256)):
-                return f"thread {each.tid} waits for a FUSE daemon"
+                return f"thread {thread.tid} waits for a FUSE daemon"
             if TRACED.search(read_kernel(f"{folder}/status")):
-                return f"thread {each.tid} is traced already"
+                return f"thread {thread.tid} is traced already"
     return ""
 
 
@@ -145,13 +144,13 @@ def threads(text: str, comms: dict[int, str]) -> tuple[ThreadStack, ...]:
         starts.setdefault(line, number)
     return tuple(
         ThreadStack(
-            tid=each.lwp,
-            comm=comms.get(each.lwp, ""),
+            tid=stack.lwp,
+            comm=comms.get(stack.lwp, ""),
             frames=tuple(
-                Frame(pc=frame.pc, function=frame.function, file=frame.file, line=frame.line) for frame in each.frames
+                Frame(pc=frame.pc, function=frame.function, file=frame.file, line=frame.line) for frame in stack.frames
             ),
-            line=starts.get(each.lines[0], 0),
-            cut_short=each.cut_short,
+            line=starts.get(stack.lines[0], 0),
+            cut_short=stack.cut_short,
         )
-        for each in blocks(text)
+        for stack in blocks(text)
     )

@@ -21,12 +21,12 @@ ELF = b"\x7fELF"
 def mapped(pid: int, maps: bytes) -> Iterator[tuple[LiveMapping, ...]]:
     """Yield what could be opened of what `maps` calls executable. The paths are good until the block ends."""
     with ExitStack() as stack:
-        found = []
+        files = []
         for start, end, path in _beginnings(maps):
             for source, descriptor in _opened(pid, start, end, path):
                 stack.callback(os.close, descriptor)
-                found.append(LiveMapping(start, Path(f"/proc/{os.getpid()}/fd/{descriptor}"), source))
-        yield tuple(found)
+                files.append(LiveMapping(start, Path(f"/proc/{os.getpid()}/fd/{descriptor}"), source))
+        yield tuple(files)
 
 
 def _beginnings(maps: bytes) -> Iterator[tuple[int, int, str]]:

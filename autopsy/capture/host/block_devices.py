@@ -83,7 +83,7 @@ class DevicesBelow:
 
     def listing(self) -> bytes:
         """Return a line for each thing that lies on each of them: name, MAJ:MIN, what."""
-        lines = (f"{each.name} {each.number} below {holds}\n" for each in self.devices for holds in each.holds)
+        lines = (f"{device.name} {device.number} below {holds}\n" for device in self.devices for holds in device.holds)
         return "".join(lines).encode("utf-8", "surrogateescape")
 
 
@@ -91,12 +91,12 @@ def collect_block_devices(
     scene: Scene, process: ProcDirectory, descriptors: Mapping[str, Section], stored: SectionFile, trouble: ReadFailures
 ) -> None:
     """Append what is known of every such device: `block-devices` lists them, the rest is named by its path."""
-    found = _find(scene, process, descriptors, stored, trouble)
-    for batch in sections(_reads(found, (*COUNTERS, *SETTINGS)), scene.deadline, trouble):
+    devices = _find(scene, process, descriptors, stored, trouble)
+    for batch in sections(_reads(devices, (*COUNTERS, *SETTINGS)), scene.deadline, trouble):
         stored.append(section for section in batch if section.error != "ENOENT")
-    for batch in sections(_debug(found), scene.deadline, trouble):
+    for batch in sections(_debug(devices), scene.deadline, trouble):
         stored.append(section for section in batch if section.error != "ENOENT")
-    if any(device.name.startswith("dm-") for device in found.devices):
+    if any(device.name.startswith("dm-") for device in devices.devices):
         programs = [
             SectionRead(
                 " ".join(words), partial(output, words, seconds=PROGRAM_SECONDS), "device-mapper", PROGRAM_SECONDS + 1
@@ -114,8 +114,8 @@ def collect_again(
     with SectionFile(scene, layout.HOST_FILES) as stored:
         for batch in sections([SectionRead(path, partial(read_file, path)) for path in AGAIN], scene.deadline, trouble):
             stored.append(batch)
-        found = _find(scene, process, descriptors, stored, trouble)
-        for batch in sections(_reads(found, COUNTERS), scene.deadline, trouble):
+        devices = _find(scene, process, descriptors, stored, trouble)
+        for batch in sections(_reads(devices, COUNTERS), scene.deadline, trouble):
             stored.append(section for section in batch if section.error != "ENOENT")
 
 
@@ -125,46 +125,46 @@ def _find(
     search = SectionRead("block-devices", partial(_walk, process, descriptors), seconds=FIND_SECONDS)
     asked = take([search], scene.deadline, trouble)
     answer = asked.pop("block-devices")
-    found = DevicesBelow(msgspec.json.decode(answer.data or b"[]", type=tuple[ListedDevice, ...]))
-    stored.append([Section("block-devices", found.listing(), error=answer.error), *asked.values()])
-    return found
+    devices = DevicesBelow(msgspec.json.decode(answer.data or b"[]", type=tuple[ListedDevice, ...]))
+    stored.append([Section("block-devices", devices.listing(), error=answer.error), *asked.values()])
+    return devices
 
 
-def _reads(found: DevicesBelow, files: tuple[str, ...]) -> Iterator[SectionRead]:
-    for device in found.devices:
+def _reads(devices: DevicesBelow, files: tuple[str, ...]) -> Iterator[SectionRead]:
+    for device in devices.devices:
         for file in files:
             path = f"{BLOCK}/{device.name}/{file}"
             yield SectionRead(path, partial(read_file, path), fate=device.name)
 
 
-def _debug(found: DevicesBelow) -> Iterator[SectionRead]:
-    for device in found.devices:
+def _debug(devices: DevicesBelow) -> Iterator[SectionRead]:
+    for device in devices.devices:
         for path in device.debug:
             yield SectionRead(path, partial(read_file, path, MOST_BUSY), fate=device.name)
 
 
 def _walk(process: ProcDirectory, descriptors: Mapping[str, Section]) -> bytes | Truncated:
     """Be the search, in a reader; return Device[] as JSON."""
-    found: dict[str, ListedDevice] = {}
+    devices: dict[str, ListedDevice] = {}
     unread = 0
     left = list(_direct(process, descriptors))
-    while left and len(found) < MOST_DEVICES:
+    while left and len(devices) < MOST_DEVICES:
         number, holds = left.pop(0)
         with contextlib.suppress(OSError):
             folder = os.path.realpath(f"/sys/dev/block/{number}", strict=True)
             name = os.path.basename(folder)
-            if name in found:
-                found[name] = msgspec.structs.replace(found[name], holds=(*found[name].holds, holds))
+            if name in devices:
+                devices[name] = msgspec.structs.replace(devices[name], holds=(*devices[name].holds, holds))
             else:
                 debug = sorted(path for pattern in BUSY for path in glob.glob(f"{DEBUG}/{glob.escape(name)}/{pattern}"))
                 unread += max(0, len(debug) - MOST_BUSY_FILES)
-                found[name] = ListedDevice(
+                devices[name] = ListedDevice(
                     name=name, number=number, holds=(holds,), debug=tuple(debug[:MOST_BUSY_FILES])
                 )
                 left += [(below, name) for below in _below(folder)]
-    told = msgspec.json.encode(tuple(found.values()))
+    data = msgspec.json.encode(tuple(devices.values()))
     why = (f"{len(left)} more were not looked at" if left else "", f"{unread} files of debugfs" if unread else "")
-    return Truncated(told, "; ".join(filter(None, why))) if any(why) else told
+    return Truncated(data, "; ".join(filter(None, why))) if any(why) else data
 
 
 def _direct(process: ProcDirectory, descriptors: Mapping[str, Section]) -> Iterator[tuple[str, str]]:

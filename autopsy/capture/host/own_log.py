@@ -31,12 +31,12 @@ def open_own(process: ProcDirectory, number: int) -> int:
         Unreadable: the process may not read it, or it is no regular file.
         OSError: as open(2) gives it.
     """
-    told = process.small(f"fdinfo/{number}")
-    if not readable(told):
+    fdinfo = process.small(f"fdinfo/{number}")
+    if not readable(fdinfo):
         raise Unreadable("the process only knows its path")
     looked_at = os.open(f"{process.path}/fd/{number}", LOOK & ~os.O_NOFOLLOW)
     try:
-        link = process.link(f"fd/{number}") if _is_told_of(looked_at, told) else b""
+        link = process.link(f"fd/{number}") if _is_told_of(looked_at, fdinfo) else b""
         must_be_own(looked_at, link, process.small("status"))
         return reopen(looked_at, f"fd/{number}")
     except NotPlain as error:
@@ -70,8 +70,8 @@ def must_be_own(looked_at: int, link: bytes, status: bytes) -> None:
     Raises:
         Unreadable: it is another's, or nobody knows whose the process is.
     """
-    found = _UIDS.search(status)  # real, effective, saved, and of the file system
-    users = set(map(int, found.groups())) if found else set()
+    match = _UIDS.search(status)  # real, effective, saved, and of the file system
+    users = set(map(int, match.groups())) if match else set()
     owner = os.fstat(looked_at).st_uid
     if {owner} != users and not (owner == 0 and _is_a_log(os.fsdecode(link), looked_at)):
         raise Unreadable("it is not the process's own, nor a log of root's")

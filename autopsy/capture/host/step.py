@@ -109,10 +109,12 @@ def _groups(
     scene: Scene, process: ProcDirectory, mountinfo: bytes, stored: SectionFile, trouble: ReadFailures
 ) -> tuple[bytes, ...]:
     """Store the control groups of the process and its threads, and return what their `cgroup` files say."""
-    told = take(cgroups.membership_reads(process), scene.deadline, trouble)
+    groups = take(cgroups.membership_reads(process), scene.deadline, trouble)
     # Hundreds of threads are in the same group: their files are stored only where they tell something else.
-    different = {section.data or section.error.encode(): section for section in reversed(told.values())}
-    stored.append(section for section in told.values() if different[section.data or section.error.encode()] is section)
+    different = {section.data or section.error.encode(): section for section in reversed(groups.values())}
+    stored.append(
+        section for section in groups.values() if different[section.data or section.error.encode()] is section
+    )
     memberships = tuple(section.data for section in different.values())
     for batch in sections(cgroups.reads(memberships, mountinfo), scene.deadline, trouble):
         stored.append(section for section in batch if section.error != "ENOENT")
@@ -133,9 +135,9 @@ def _room(process: ProcDirectory, mounts: Sequence[Mount]) -> Iterator[SectionRe
 
 
 def _statvfs(path: str) -> bytes:
-    told = os.statvfs(path)
+    status = os.statvfs(path)
     fields = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail", "f_flag")
-    return "".join(f"{field} {getattr(told, field)}\n" for field in fields).encode()
+    return "".join(f"{field} {getattr(status, field)}\n" for field in fields).encode()
 
 
 def _logs(scene: Scene, own: list[SectionRead], units: tuple[str, ...], trouble: ReadFailures) -> None:
@@ -158,13 +160,13 @@ def _logs(scene: Scene, own: list[SectionRead], units: tuple[str, ...], trouble:
 
 def _plainly(scene: Scene, file: str, reads: list[SectionRead], trouble: ReadFailures) -> None:
     """Store the first of the reads that gives anything, as a file without headers; an empty one if all are empty."""
-    told = take(reads, scene.deadline, trouble).values()
+    logs = take(reads, scene.deadline, trouble).values()
     hung = {hang.name for hang in trouble.hangs}
     trouble.notes += [
         f"{section.name}: {section.error}"
-        for section in told
+        for section in logs
         if section.error not in {"", "ENOENT"} and section.name not in hung
     ]
-    read = [section.data for section in told if not section.error]
+    read = [section.data for section in logs if not section.error]
     if read:
         scene.write(file, next((data for data in read if data), b""))

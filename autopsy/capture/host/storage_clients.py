@@ -40,10 +40,10 @@ def collect_storage_clients(
     scene: Scene, process: ProcDirectory, mounts: Sequence[Mount], stored: SectionFile, trouble: ReadFailures
 ) -> None:
     """Append every such file that this host has, named by its path, and the statistics of NFS mounts in use."""
-    found = take([SectionRead("storage", _present)], scene.deadline, trouble)["storage"]
-    paths = msgspec.json.decode(found.data or b"[]", type=list[str])
-    if len(paths) > MOST_FILES or found.error:
-        why = found.error or f"{len(paths) - MOST_FILES} more files were not read"
+    listing = take([SectionRead("storage", _present)], scene.deadline, trouble)["storage"]
+    paths = msgspec.json.decode(listing.data or b"[]", type=list[str])
+    if len(paths) > MOST_FILES or listing.error:
+        why = listing.error or f"{len(paths) - MOST_FILES} more files were not read"
         stored.append([Section(f"storage{REST}", b"", error=why)])
     for batch in sections(_reads(process, paths[:MOST_FILES], mounts), scene.deadline, trouble):
         stored.append(batch)

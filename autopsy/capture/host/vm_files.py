@@ -128,10 +128,10 @@ def _configuration(path: str, root: str = "") -> bytes | Truncated:
         raise Unreadable(str(error)) from error
 
 
-def _clean(found: bytes | Truncated) -> bytes | Truncated:
-    if isinstance(found, Truncated):
-        return Truncated(hidden(found.data), found.why)
-    return hidden(found)
+def _clean(data: bytes | Truncated) -> bytes | Truncated:
+    if isinstance(data, Truncated):
+        return Truncated(hidden(data.data), data.why)
+    return hidden(data)
 
 
 def _own_streams(process: ProcDirectory) -> Iterator[int]:

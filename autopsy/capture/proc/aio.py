@@ -37,7 +37,7 @@ def collect_aio(
     rings_of_uring = sorted(
         int(name[3:]) for name, section in descriptors.items() if name.startswith("fd/") and section.data == IO_URING
     )
-    found = store(scene, layout.AIO, _reads(process, rings_of_uring), trouble)
+    rings = store(scene, layout.AIO, _reads(process, rings_of_uring), trouble)
     if not maps:
         trouble.notes.append("there are no maps, so no AIO ring could be looked for")
     mapped = [int(match[1], 16) for match in RING_LINE.finditer(maps)]
@@ -55,7 +55,7 @@ def collect_aio(
         Rings(
             aio=tuple(aio_ring(address, header) for address, header in zip(addresses, headers, strict=False)),
             uring=tuple(
-                uring_state(fd, section.data) for fd in rings_of_uring if not (section := found[f"fdinfo/{fd}"]).error
+                uring_state(fd, section.data) for fd in rings_of_uring if not (section := rings[f"fdinfo/{fd}"]).error
             ),
             taken_ns=time.monotonic_ns(),
         ),

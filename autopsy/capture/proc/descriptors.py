@@ -33,19 +33,19 @@ def store_descriptors(scene: Scene, process: ProcDirectory, trouble: ReadFailure
             stored.append([Section("fd", b"", error="EACCES")])
         trouble.notes.append("descriptors: EACCES")
         return {}
-    told = dict(_links(process, numbers))
-    found = [Section(f"fd/{number}", link) for number, link in told.items()]
+    known = dict(_links(process, numbers))
+    taken = [Section(f"fd/{number}", link) for number, link in known.items()]
     if (left := len(numbers) - MOST_LINKS) > 0:
-        found.append(Section(f"fd{REST}", b"", error=f"{left} more descriptors were not read"))
-    ordered = sorted(told, key=lambda number: (_rank(told[number]), number))
+        taken.append(Section(f"fd{REST}", b"", error=f"{left} more descriptors were not read"))
+    ordered = sorted(known, key=lambda number: (_rank(known[number]), number))
     with SectionFile(scene, layout.FDS) as stored:
-        stored.append(found)
-        for batch in sections(_reads(process, told, ordered[:MOST_FDINFO]), scene.deadline, trouble):
+        stored.append(taken)
+        for batch in sections(_reads(process, known, ordered[:MOST_FDINFO]), scene.deadline, trouble):
             stored.append(batch)
-            found += batch
+            taken += batch
         if (left := len(ordered) - MOST_FDINFO) > 0:
             stored.append([Section(f"fdinfo{REST}", b"", error=f"{left} more descriptors were not read")])
-    return {section.name: section for section in found}
+    return {section.name: section for section in taken}
 
 
 def links(process: ProcDirectory) -> dict[str, Section]:
@@ -72,9 +72,9 @@ def _rank(link: bytes) -> int:
     return next((rank for rank, start in enumerate(ORDER) if link.startswith(start)), len(ORDER))
 
 
-def _reads(process: ProcDirectory, told: Mapping[int, bytes], ordered: list[int]) -> Iterator[SectionRead]:
+def _reads(process: ProcDirectory, known: Mapping[int, bytes], ordered: list[int]) -> Iterator[SectionRead]:
     for number in ordered:
-        link = told[number]
+        link = known[number]
         fate = link.decode("utf-8", "replace") if link.startswith(RISKY) else ""
         yield SectionRead(f"fdinfo/{number}", partial(process.read, f"fdinfo/{number}"), fate=fate)
     yield SectionRead("mountinfo", partial(process.read, "mountinfo", MOST_MOUNTINFO))

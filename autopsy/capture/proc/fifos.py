@@ -27,15 +27,15 @@ class Fifo:
 
 def own_fifos(process: ProcDirectory, descriptors: Mapping[str, Section]) -> tuple[Fifo, ...]:
     """Return them. No server is asked: a file on storage that is dead would keep the answer for ever."""
-    found: dict[bytes, Fifo] = {}
+    fifos: dict[bytes, Fifo] = {}
     for name, section in descriptors.items():
         link = section.data
-        if name.startswith("fd/") and link.startswith(b"/") and not link.startswith(NO_FIFOS) and link not in found:
+        if name.startswith("fd/") and link.startswith(b"/") and not link.startswith(NO_FIFOS) and link not in fifos:
             with suppress(OSError):
                 status = without_asking(process.folder, name)
                 if stat.S_ISFIFO(status.mode):
-                    found[link] = Fifo(int(name[3:]), link, status)
-    return tuple(found.values())
+                    fifos[link] = Fifo(int(name[3:]), link, status)
+    return tuple(fifos.values())
 
 
 def ends_of_fifos(fifos: Iterable[Fifo], held: Mapping[bytes, tuple[int, ...]]) -> Iterator[SocketEnd]:

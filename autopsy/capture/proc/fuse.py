@@ -61,13 +61,13 @@ def collect_fuse(
 
 def _mounts(scene: Scene, descriptors: Mapping[str, Section]) -> list[Mount]:
     """Return the mounts of what is open, and of the file that the main thread is about to open."""
-    found = list(mounts_in_use(descriptors))
+    mounts = list(mounts_in_use(descriptors))
     try:
         loop = msgspec.json.decode(scene.earlier(layout.GDB_THREADS, layout.MAIN_LOOP), type=MainLoop)
     except msgspec.DecodeError:  # no core, or no examination of it
-        return found
+        return mounts
     opening = mount_at(descriptors, loop.path) if loop.path else None
-    return found if opening is None or any(each.id == opening.id for each in found) else [*found, opening]
+    return mounts if opening is None or any(mount.id == opening.id for mount in mounts) else [*mounts, opening]
 
 
 def _connection(mount: Mount, minor: str) -> list[SectionRead]:
@@ -94,15 +94,15 @@ def _daemons(but: int) -> bytes:
 
 def _connections(pid: int) -> list[bytes]:
     """Return the connections that a daemon's fdinfo tells of (seen in Linux 6.18); older kernels tell of none."""
-    found = []
+    connections = []
     try:
         for number in os.listdir(f"/proc/{pid}/fd"):
             if os.readlink(f"/proc/{pid}/fd/{number}".encode()) == DEVICE:
-                told = read_file(f"/proc/{pid}/fdinfo/{number}")
-                found += CONNECTION.findall(told.data if isinstance(told, Truncated) else told)
+                fdinfo = read_file(f"/proc/{pid}/fdinfo/{number}")
+                connections += CONNECTION.findall(fdinfo.data if isinstance(fdinfo, Truncated) else fdinfo)
     except OSError:
         pass  # it ended, or closed one of them meanwhile
-    return found
+    return connections
 
 
 def _pairs(data: bytes) -> list[tuple[int, str]]:

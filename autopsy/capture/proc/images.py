@@ -41,9 +41,9 @@ def collect_images(scene: Scene, process: ProcDirectory, table: Mapping[str, Sec
 
 def _named(scene: Scene) -> Iterator[str]:
     """Yield the files that QEMU and its command line name; what is of another namespace leads to no open file of it."""
-    told = (scene.earlier(layout.WITNESS, layout.CMDLINE), scene.earlier(layout.QUERY_BLOCK, layout.QMP))
-    for found in FILE.finditer(b"\0".join(told)):
-        path = os.fsdecode(found[1].replace(b",,", b","))
+    sources = (scene.earlier(layout.WITNESS, layout.CMDLINE), scene.earlier(layout.QUERY_BLOCK, layout.QMP))
+    for match in FILE.finditer(b"\0".join(sources)):
+        path = os.fsdecode(match[1].replace(b",,", b","))
         if not path.startswith("/dev/fdset/"):
             yield path
 
@@ -54,6 +54,6 @@ def _not_looked_for(left: int) -> bytes:
 
 def _identity(path: str, status: bytes) -> bytes:
     look_as(status)
-    found = os.stat(path)
-    device = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
-    return f"{device} {found.st_ino} ".encode() + os.fsencode(path)
+    file = os.stat(path)
+    device = f"{os.major(file.st_dev)}:{os.minor(file.st_dev)}"
+    return f"{device} {file.st_ino} ".encode() + os.fsencode(path)

@@ -41,20 +41,20 @@ def collect_layers(
     )
     answer = asked.pop("layers")
     layers = msgspec.json.decode(answer.data or b"[]", type=tuple[LoopLayer, ...])
-    stored.append([Section(f"layer/{number}", msgspec.json.encode(each)) for number, each in enumerate(layers)])
+    stored.append([Section(f"layer/{number}", msgspec.json.encode(layer)) for number, layer in enumerate(layers)])
     stored.append(asked.values())
-    return tuple(mounts_of("\n".join(dict.fromkeys(each.mount for each in layers)).encode()).values())
+    return tuple(mounts_of("\n".join(dict.fromkeys(layer.mount for layer in layers)).encode()).values())
 
 
 def _walk(numbers: tuple[str, ...], devices: tuple[str, ...]) -> bytes | Truncated:
     """Be the search, in a reader; return Layer[] as JSON."""
     numbers = tuple(dict.fromkeys((*numbers, *filter(None, map(number_of, devices)))))
-    found: list[LoopLayer] = []
+    layers: list[LoopLayer] = []
     left = list(numbers)
     seen = set(left)
     cut = False
     table = _own_mounts()
-    while left and len(found) < MOST_LAYERS:
+    while left and len(layers) < MOST_LAYERS:
         number = left.pop(0)
         try:
             for loop in loops_below(number):
@@ -62,14 +62,14 @@ def _walk(numbers: tuple[str, ...], devices: tuple[str, ...]) -> bytes | Truncat
                 if mount is None:
                     continue
                 line = os.fsencode(mount.line).decode("utf-8", "replace")
-                found.append(LoopLayer(above=number, loop=loop.name, file=loop.file, mount=line))
+                layers.append(LoopLayer(above=number, loop=loop.name, file=loop.file, mount=line))
                 if mount.device not in seen:
                     seen.add(mount.device)
                     left.append(mount.device)
         except MoreLayers:
             cut = True
-    told = msgspec.json.encode(found)
-    return Truncated(told, "not all devices were looked below") if cut or left else told
+    data = msgspec.json.encode(layers)
+    return Truncated(data, "not all devices were looked below") if cut or left else data
 
 
 def _own_mounts() -> tuple[Mount, ...]:

@@ -94,34 +94,34 @@ def collect_sockets(
 
 def own_sockets(descriptors: Mapping[str, Section]) -> dict[int, int]:
     """Return the inodes of the target's sockets with their lowest descriptor."""
-    found: dict[int, int] = {}
+    sockets: dict[int, int] = {}
     for name, section in descriptors.items():
         if name.startswith("fd/") and section.data.startswith(b"socket:["):
-            found.setdefault(int(section.data[8:-1]), int(name[3:]))
-    return found
+            sockets.setdefault(int(section.data[8:-1]), int(name[3:]))
+    return sockets
 
 
 def own_pipes(descriptors: Mapping[str, Section]) -> dict[int, int]:
     """Return the inodes of the target's pipes with their lowest descriptor."""
-    found: dict[int, int] = {}
+    pipes: dict[int, int] = {}
     for name, section in descriptors.items():
         if name.startswith("fd/") and section.data.startswith(b"pipe:["):
-            found.setdefault(int(section.data[6:-1]), int(name[3:]))
-    return found
+            pipes.setdefault(int(section.data[6:-1]), int(name[3:]))
+    return pipes
 
 
 def tcp_sockets(table: bytes) -> list[TcpSocket]:
     """Read /proc/net/tcp or tcp6; rows that are damaged are left out."""
-    found = []
+    sockets = []
     for row in table.splitlines()[1:]:
         words = row.split()
         try:
             send, _, receive = words[4].partition(b":")
             local, remote = (_address(words[place].decode()) for place in (1, 2))
-            found.append(TcpSocket(int(words[9]), int(words[3], 16), local, remote, int(receive, 16), int(send, 16)))
+            sockets.append(TcpSocket(int(words[9]), int(words[3], 16), local, remote, int(receive, 16), int(send, 16)))
         except (IndexError, ValueError, struct.error):
             continue
-    return found
+    return sockets
 
 
 def _address(word: str) -> str:
@@ -165,7 +165,7 @@ def _ends(process: ProcDirectory, own: Mapping[int, int], descriptors: Mapping[s
     tcp = [row for path in ("net/tcp", "net/tcp6") for row in tcp_sockets(_whole(process, path))]
     ends = [_end(fd, inode, unix, tcp) for inode, fd in sorted(own.items(), key=lambda item: item[1])]
     links = {b"socket:[%d]" % end.peer_inode for end in ends if end.peer_inode}
-    links |= {b"pipe:[%d]" % inode for inode in pipes} | {each.link for each in fifos}
+    links |= {b"pipe:[%d]" % inode for inode in pipes} | {fifo.link for fifo in fifos}
     held, complete = holders(links, seconds=SEARCH_SECONDS, but=process.pid)
     sockets = [
         msgspec.structs.replace(end, peer_pids=held.get(b"socket:[%d]" % (end.peer_inode or 0), ())) for end in ends
@@ -175,20 +175,20 @@ def _ends(process: ProcDirectory, own: Mapping[int, int], descriptors: Mapping[s
         for inode, fd in sorted(pipes.items(), key=lambda item: item[1])
         if (pids := held.get(b"pipe:[%d]" % inode))  # most are a signal's way inside of QEMU
     ]
-    told = msgspec.json.encode([*sockets, *shared, *ends_of_fifos(fifos, held)])
+    data = msgspec.json.encode([*sockets, *shared, *ends_of_fifos(fifos, held)])
     return (
-        told
+        data
         if complete
-        else Truncated(told, f"the host has too many processes to search them all in {SEARCH_SECONDS} s")
+        else Truncated(data, f"the host has too many processes to search them all in {SEARCH_SECONDS} s")
     )
 
 
 def _whole(process: ProcDirectory, path: str) -> bytes:
     try:
-        found = process.read(path, MOST_TABLE)
+        data = process.read(path, MOST_TABLE)
     except OSError:
         return b""
-    return found.data if isinstance(found, Truncated) else found
+    return data.data if isinstance(data, Truncated) else data
 
 
 def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocket]) -> SocketEnd:
@@ -208,8 +208,8 @@ def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocke
             peer_inode=one.peer or (asked.inode if asked else None),
             accepted=asked is None,
         )
-    if row := next((each for each in tcp if each.inode == inode), None):
-        other_row = next((each for each in tcp if (each.local, each.remote) == (row.remote, row.local)), None)
+    if row := next((other for other in tcp if other.inode == inode), None):
+        other_row = next((other for other in tcp if (other.local, other.remote) == (row.remote, row.local)), None)
         return SocketEnd(
             fd=fd,
             inode=inode,
@@ -233,8 +233,10 @@ def _unix_listener(inode: int, unix: Mapping[int, UnixSocket]) -> UnixSocket | N
 def _listener(row: TcpSocket, tcp: list[TcpSocket]) -> int:
     """Return the socket that should accept a connection which nobody has accepted yet, 0 where it is not here."""
     address, _, port = row.local.rpartition(":")
-    wanted = {f"{each}:{port}" for each in (address, "0.0.0.0", "[::]")}  # noqa: S104 - how a table writes "any"
-    return next((each.inode for each in tcp if STATES.get(each.state) == "LISTEN" and each.local in wanted), 0)
+    wanted = {f"{host}:{port}" for host in (address, "0.0.0.0", "[::]")}  # noqa: S104 - how a table writes "any"
+    return next(
+        (listener.inode for listener in tcp if STATES.get(listener.state) == "LISTEN" and listener.local in wanted), 0
+    )
 
 
 def _peers(pids: list[int]) -> Iterator[SectionRead]:

@@ -50,8 +50,8 @@ def tasks_again(scene: Scene) -> Outcome:
     scene = replace(scene, deadline=Deadline(min(AGAIN_SECONDS, scene.deadline.left())))
 
     def look(process: ProcDirectory, trouble: ReadFailures) -> None:
-        found = threads.store_tasks(scene, process, trouble)
-        thread_waits.collect_thread_waits(scene, process, found, trouble)
+        tasks = threads.store_tasks(scene, process, trouble)
+        thread_waits.collect_thread_waits(scene, process, tasks, trouble)
         table = descriptors.store_descriptors(scene, process, trouble)
         collect_rings(scene, process, table, scene.earlier(layout.WITNESS, layout.MAPS), trouble)
         block_devices.collect_again(scene, process, table, trouble)

@@ -103,11 +103,11 @@ def collect_thread_waits(
     reads = (
         SectionRead(f"memory/{tid}", partial(_sleep, process, tid), fate=MEMORY, seconds=SECONDS) for tid in asleep
     )
-    found = take(reads, scene.deadline, trouble)
+    memory = take(reads, scene.deadline, trouble)
     sleeps: list[FutexWait | PollSet] = []
     refused = set()
     for tid, call in asleep.items():
-        section = found[f"memory/{tid}"]
+        section = memory[f"memory/{tid}"]
         if section.error:
             refused.add(section.error)
             sleeps.append(_record(tid, call, None))
@@ -115,13 +115,13 @@ def collect_thread_waits(
             sleeps.append(_decoded(section.data))
     if denied := sorted(refused & {"EACCES", "EPERM"}):
         trouble.notes.append(f"the target's memory: {', '.join(denied)}")
-    scene.write_json(layout.FUTEXES, [each for each in sleeps if isinstance(each, FutexWait)])
-    scene.write_json(layout.POLLS, [each for each in sleeps if isinstance(each, PollSet)])
+    scene.write_json(layout.FUTEXES, [sleep for sleep in sleeps if isinstance(sleep, FutexWait)])
+    scene.write_json(layout.POLLS, [sleep for sleep in sleeps if isinstance(sleep, PollSet)])
 
 
 def _wchan(tasks: Mapping[str, Section], syscall: str) -> bytes:
-    found = tasks.get(syscall.removesuffix("syscall") + "wchan")
-    return found.data if found else b""
+    section = tasks.get(syscall.removesuffix("syscall") + "wchan")
+    return section.data if section else b""
 
 
 def _decoded(data: bytes) -> FutexWait | PollSet:

@@ -28,11 +28,11 @@ def store_tasks(scene: Scene, process: ProcDirectory, trouble: ReadFailures) -> 
 
     Names are paths below /proc/PID; `clock/begin` and `clock/end` hold CLOCK_MONOTONIC in ns.
     """
-    found = store(scene, layout.TASKS, _reads(process), trouble)
-    denied = {section.error for name, section in found.items() if name.endswith("/stack") and section.error}
+    tasks = store(scene, layout.TASKS, _reads(process), trouble)
+    denied = {section.error for name, section in tasks.items() if name.endswith("/stack") and section.error}
     if refusals := sorted(denied & {"EACCES", "EPERM"}):
         trouble.notes.append(f"kernel stacks: {', '.join(refusals)}")
-    return found
+    return tasks
 
 
 def _reads(process: ProcDirectory) -> Iterator[SectionRead]:

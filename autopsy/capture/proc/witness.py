@@ -42,9 +42,9 @@ def witness_threads(scene: Scene) -> Outcome:
     trouble = ReadFailures()
     try:
         with held(scene.target) as process:
-            found = threads.store_tasks(scene, process, trouble)
+            tasks = threads.store_tasks(scene, process, trouble)
             descriptors.store_descriptors(scene, process, trouble)
-            thread_waits.collect_thread_waits(scene, process, found, trouble)
+            thread_waits.collect_thread_waits(scene, process, tasks, trouble)
             _mapped(scene, process, trouble)
     except ProcessEnded as error:
         return Failed(str(error))
@@ -57,8 +57,8 @@ def _read(process: ProcDirectory, file: LockedMapFile) -> bytes | Truncated:
 
 
 def _mapped(scene: Scene, process: ProcDirectory, trouble: ReadFailures) -> None:
-    reads = (SectionRead(each.path, partial(_read, process, each), each.fate, each.seconds) for each in MAPPED)
-    files = {each.path: each.file for each in MAPPED}
+    reads = (SectionRead(file.path, partial(_read, process, file), file.fate, file.seconds) for file in MAPPED)
+    files = {file.path: file.file for file in MAPPED}
     for batch in sections(reads, scene.deadline, trouble):
         for section in batch:
             if not section.error:

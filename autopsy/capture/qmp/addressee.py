@@ -61,7 +61,7 @@ def _is_bound_by(file: int, pid: int) -> None:
     except OSError:
         return
     own = sockets_of(pid).intersection(known)
-    bound = [each.inode for each in known.values() if each.file == file]
+    bound = [end.inode for end in known.values() if end.file == file]
     if bound and own and not own.intersection(bound):
         raise ForeignSocket(_belongs(bound))
 
@@ -103,7 +103,7 @@ def _ends(ours: int, known: dict[int, UnixSocket]) -> list[int]:
     own = known.get(ours)
     if own is not None and own.peer:
         return [own.peer]
-    return [each.inode for each in known.values() if ours in each.waiting]
+    return [end.inode for end in known.values() if ours in end.waiting]
 
 
 def _listened(connection: socket.socket) -> int:

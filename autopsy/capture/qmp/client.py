@@ -337,6 +337,6 @@ def plain(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - JSON
         case list() | dict() if depth >= MOST_DEPTH:
             return f"(nested deeper than {MOST_DEPTH})"
         case list():
-            return [plain(each, depth + 1) for each in value]
+            return [plain(member, depth + 1) for member in value]
         case _:
-            return {plain(key): plain(each, depth + 1) for key, each in value.items()}
+            return {plain(key): plain(member, depth + 1) for key, member in value.items()}

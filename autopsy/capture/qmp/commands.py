@@ -119,21 +119,21 @@ def version(answer: Any) -> Version:  # noqa: ANN401 - JSON
 def named(answer: Any) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 - JSON
     """Yield the objects of a list that have a name."""
     if isinstance(answer, list):
-        yield from (each for each in answer if isinstance(each, dict) and isinstance(each.get("name"), str))
+        yield from (entry for entry in answer if isinstance(entry, dict) and isinstance(entry.get("name"), str))
 
 
 def commands(answer: Any) -> frozenset[str]:  # noqa: ANN401 - JSON
     """Return the names in an answer to query-commands."""
-    return frozenset(each["name"] for each in named(answer))
+    return frozenset(entry["name"] for entry in named(answer))
 
 
 def marks(answer: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     """Return what is kept of a schema (200 KB in a real QEMU): its length, and which questions of ours it marks."""
     unstable = {
-        each["name"]
-        for each in named(answer)
-        if each.get("meta-type") == "command"
-        and isinstance(features := each.get("features"), list)
+        entry["name"]
+        for entry in named(answer)
+        if entry.get("meta-type") == "command"
+        and isinstance(features := entry.get("features"), list)
         and "unstable" in features
     }
     return {"entries": len(answer) if isinstance(answer, list) else 0, "unstable": sorted(unstable & STABLE)}
@@ -141,5 +141,5 @@ def marks(answer: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
 
 def throttle_groups(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON
     """Return the QOM paths of the throttle-group objects in an answer to qom-list of /objects."""
-    names = [each["name"] for each in named(answer) if each.get("type") == "child<throttle-group>"]
+    names = [entry["name"] for entry in named(answer) if entry.get("type") == "child<throttle-group>"]
     return tuple(f"{OBJECTS}/{name}" for name in names if "/" not in name)

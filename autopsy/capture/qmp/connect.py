@@ -93,17 +93,17 @@ class Lobby:
 
     def write(self, transport: Transport, welcome: Welcome, begun_ns: int, seconds: float, why: str = "") -> None:
         """Write one greeting down, as an exchange of its own."""
-        told = _told(welcome, why)
+        greeting = _told(welcome, why)
         exchange = QmpExchange(
             question=commands.GREETING,
-            outcome=told.outcome,
+            outcome=greeting.outcome,
             asked_ns=begun_ns,
             ms=(time.monotonic_ns() - begun_ns) / 1e6,
             deadline_ms=seconds * 1e3,
             monitor=transport.monitor,
-            answer=told.answer,
-            why=told.why,
-            peer=told.peer,
+            answer=greeting.answer,
+            why=greeting.why,
+            peer=greeting.peer,
         )
         session.write_down(self.scene, exchange)
 
@@ -142,13 +142,13 @@ def _candidates(scene: Scene) -> Iterator[Transport]:
     """Yield the ways to ask, the best first: the one that has greeted us before, then the free ones."""
     record = scene.target.record
     awaited = first_client.awaited(scene)
-    reachable = [each for each in record.monitors if _askable(each) and each.address not in awaited]
-    transports = [SocketMonitor(each.address, each.reachable, record.pid) for each in reachable]
-    known = {each.monitor for each in session.earlier(scene, QUERY_STATUS) if each.outcome == "greeted"}
-    transports.sort(key=lambda each: (each.monitor not in known, each.held()))
+    reachable = [monitor for monitor in record.monitors if _askable(monitor) and monitor.address not in awaited]
+    transports = [SocketMonitor(monitor.address, monitor.reachable, record.pid) for monitor in reachable]
+    known = {exchange.monitor for exchange in session.earlier(scene, QUERY_STATUS) if exchange.outcome == "greeted"}
+    transports.sort(key=lambda transport: (transport.monitor not in known, transport.held()))
     if record.domain is not None and record.domain.connection:
         # Whoever holds its socket is libvirtd, and it never lets go; it can be asked to ask.
-        yield from (each for each in transports if not each.held())
+        yield from (transport for transport in transports if not transport.held())
         yield VirshMonitor(record.domain)
     else:
         yield from transports
@@ -161,20 +161,22 @@ def _askable(monitor: MonitorSocket) -> bool:
 def _nothing_to_ask(scene: Scene) -> Outcome:
     """Tell the monitors that there are, and why none of them is touched."""
     monitors, awaited = scene.target.record.monitors, first_client.awaited(scene)
-    for each in monitors:
+    for monitor in monitors:
         exchange = QmpExchange(
             question=commands.GREETING,
             outcome="skipped",
             asked_ns=time.monotonic_ns(),
             ms=0,
             deadline_ms=0,
-            monitor=each.address,
-            why=_untouched(each, awaited),
+            monitor=monitor.address,
+            why=_untouched(monitor, awaited),
         )
         session.write_down(scene, exchange)
     if not monitors:
         return Skipped("this VM has no monitor")
-    return Skipped("no QMP monitor that can be asked: " + "; ".join(_untouched(each, awaited) for each in monitors))
+    return Skipped(
+        "no QMP monitor that can be asked: " + "; ".join(_untouched(monitor, awaited) for monitor in monitors)
+    )
 
 
 def _untouched(monitor: MonitorSocket, awaited: frozenset[str]) -> str:
@@ -190,9 +192,9 @@ def _untouched(monitor: MonitorSocket, awaited: frozenset[str]) -> str:
 
 def _outcome(turned: list[Busy | NoGreeting | Closed]) -> Outcome:
     """Return the outcome of a step that no monitor greeted: silence says the most about the VM."""
-    if any(isinstance(each, NoGreeting) for each in turned):
+    if any(isinstance(answer, NoGreeting) for answer in turned):
         return TimedOut(f"{commands.GREETING}: no answer in {GREETING_SECONDS:.1f} s")
-    holders = [each.peer for each in turned if isinstance(each, Busy)]
+    holders = [answer.peer for answer in turned if isinstance(answer, Busy)]
     if holders:
         return Skipped(f"the monitor is held by {', '.join(holders)}")
-    return Failed("; ".join(each.why for each in turned if isinstance(each, Closed)))
+    return Failed("; ".join(answer.why for answer in turned if isinstance(answer, Closed)))

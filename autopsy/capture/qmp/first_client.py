@@ -22,21 +22,21 @@ def awaited(scene: Scene) -> frozenset[str]:
     option says wait=off.
     """
     pid = scene.target.pid
-    open_to_all = {each.address for each in scene.target.record.monitors if not each.waits}
+    open_to_all = {monitor.address for monitor in scene.target.record.monitors if not monitor.waits}
     try:
         polls = msgspec.json.decode(scene.earlier(layout.WITNESS, layout.POLLS), type=tuple[PollSet, ...])
-        listening = {each.inode: each.path for each in listeners_seen_by(pid)}
+        listening = {listener.inode: listener.path for listener in listeners_seen_by(pid)}
     except (msgspec.MsgspecError, OSError):
         return frozenset()
-    polled = next((each.fds for each in polls if each.tid == pid), ())
-    found = set()
-    for each in polled:
-        inode = socket_of(pid, each.fd)
+    polled = next((poll.fds for poll in polls if poll.tid == pid), ())
+    paths = set()
+    for polled_fd in polled:
+        inode = socket_of(pid, polled_fd.fd)
         if inode in listening:
-            found.add(listening[inode])
-        elif _link(pid, each.fd) != EVENTFD:
+            paths.add(listening[inode])
+        elif _link(pid, polled_fd.fd) != EVENTFD:
             return frozenset()
-    return frozenset(found - open_to_all)
+    return frozenset(paths - open_to_all)
 
 
 def _link(pid: int, fd: int) -> str:

@@ -77,14 +77,14 @@ class Witnessed:
 
     def owner(self, wait: FutexWait) -> WitnessedThread | None:
         """Return the thread that owns the mutex, None when nobody does; QEMU writes the tid of its own namespace."""
-        return next((each for each in self.threads.values() if wait.owner and each.inner == wait.owner), None)
+        return next((thread for thread in self.threads.values() if wait.owner and thread.inner == wait.owner), None)
 
     def suspects(self) -> Iterator[int]:
         """Yield the threads that may be stuck."""
-        waiting = {each.tid for each in self.mutex_waits}
-        for each in self.threads.values():
-            if each.state == "D" or each.state in STOPPED or each.in_fuse or each.tid in waiting:
-                yield each.tid
+        waiting = {wait.tid for wait in self.mutex_waits}
+        for thread in self.threads.values():
+            if thread.state == "D" or thread.state in STOPPED or thread.in_fuse or thread.tid in waiting:
+                yield thread.tid
 
 
 def judge_monitor(scene: Scene) -> Permit | Unanswerable:
@@ -119,9 +119,9 @@ def witnessed(pid: int, tasks: bytes, futexes: bytes) -> Witnessed:
     for section in sections.parse(tasks):
         if not section.error and (name := TASK_FILE.fullmatch(section.name)):
             files.setdefault(int(name[1]), {})[name[2]] = section.data
-    threads = {tid: _thread(tid, found) for tid, found in files.items()}
+    threads = {tid: _thread(tid, read) for tid, read in files.items()}
     waits = msgspec.json.decode(futexes, type=tuple[FutexWait, ...])
-    return Witnessed(pid, threads, tuple(each for each in waits if _is_mutex(each.operation, each.value)))
+    return Witnessed(pid, threads, tuple(wait for wait in waits if _is_mutex(wait.operation, wait.value)))
 
 
 def _thread(tid: int, files: Mapping[str, bytes]) -> WitnessedThread:
@@ -160,7 +160,7 @@ def _ran(process: ProcDirectory, tid: int) -> bytes:
 
 def _cleared(process: ProcDirectory, seen: Witnessed, suspects: Mapping[int, bytes]) -> Iterator[int]:
     """Yield the suspects that run, or do something else by now."""
-    waits = {each.tid: each for each in seen.mutex_waits}
+    waits = {wait.tid: wait for wait in seen.mutex_waits}
     left = dict(suspects)
     until = time.monotonic() + WATCH_SECONDS
     while left:
@@ -194,7 +194,7 @@ def _is_as_it_was(process: ProcDirectory, thread: WitnessedThread, wait: FutexWa
 
 
 def _glances(process: ProcDirectory, memory: int, seen: Witnessed) -> Iterator[MainGlance]:
-    addresses = {each.address for each in seen.mutex_waits}
+    addresses = {wait.address for wait in seen.mutex_waits}
     inner = seen.threads[seen.pid].inner if seen.pid in seen.threads else seen.pid
     for _ in range(GLANCES):
         call = call_now(process, seen.pid)
@@ -202,7 +202,7 @@ def _glances(process: ProcDirectory, memory: int, seen: Witnessed) -> Iterator[M
             state=proc_stat.parse(process.small(f"task/{seen.pid}/stat")).state,
             call=call.name if call else "",
             waits_for_mutex=call is not None and call.name == "futex" and _is_mutex(*call.arguments[1:3]),
-            owned=tuple(sorted(each for each in addresses if _owner_at(memory, each) == inner)),
+            owned=tuple(sorted(address for address in addresses if _owner_at(memory, address) == inner)),
         )
         yield glance
         if _at_rest(glance):
@@ -227,19 +227,19 @@ def may_ask(seen: Witnessed, now: GuardLook) -> Permit | Unanswerable:
 
 def _asleep(seen: Witnessed, now: GuardLook) -> Iterator[str]:
     """Yield each sleep that only the kernel, storage or another program can end."""
-    still = [each for each in seen.threads.values() if each.tid not in now.moved]
-    if fuse := [each for each in still if each.in_fuse]:
+    still = [thread for thread in seen.threads.values() if thread.tid not in now.moved]
+    if fuse := [thread for thread in still if thread.in_fuse]:
         yield f"{_crowd(fuse)} waits for a FUSE daemon"
-    if deep := [each for each in still if each.state == "D" and not each.in_fuse]:
-        where = ", ".join(sorted({each.wchan for each in deep} - {"", "0"})[:3])
+    if deep := [thread for thread in still if thread.state == "D" and not thread.in_fuse]:
+        where = ", ".join(sorted({thread.wchan for thread in deep} - {"", "0"})[:3])
         yield f"{_crowd(deep)} is in an uninterruptible sleep{where and f' ({where})'}"
-    if stopped := [each for each in still if each.state in STOPPED]:
+    if stopped := [thread for thread in still if thread.state in STOPPED]:
         yield f"{_crowd(stopped)} is stopped or traced"
 
 
 def _behind_mutexes(seen: Witnessed, now: GuardLook) -> Iterator[str]:
     """Yield the waits for mutexes that have lasted since the witness: deadlocks first, then who is behind them."""
-    still = {each.tid: each for each in seen.mutex_waits if each.tid not in now.moved}
+    still = {wait.tid: wait for wait in seen.mutex_waits if wait.tid not in now.moved}
     owners = {tid: owner.tid for tid, wait in still.items() if (owner := seen.owner(wait))}
     locked: set[int] = set()
     for tid in still:
@@ -249,14 +249,14 @@ def _behind_mutexes(seen: Witnessed, now: GuardLook) -> Iterator[str]:
             if len(ring) == 1:
                 yield f"{_who(seen, tid)} waits for a mutex that it owns itself"
             elif ring:
-                yield f"{' and '.join(_who(seen, each) for each in ring)} wait for each other's mutexes"
+                yield f"{' and '.join(_who(seen, member) for member in ring)} wait for each other's mutexes"
     behind: dict[int, list[int]] = {}
     for tid in still:
         if tid not in locked and tid != seen.pid:  # the main thread has a rule of its own
             behind.setdefault(owners.get(tid, 0), []).append(tid)
     for holder, waiters in behind.items():
         whose = f"a mutex of {_who(seen, holder)}" if holder else "a mutex that no thread owns"
-        yield f"{_crowd([seen.threads[each] for each in waiters if each in seen.threads])} waits for {whose}"
+        yield f"{_crowd([seen.threads[waiter] for waiter in waiters if waiter in seen.threads])} waits for {whose}"
 
 
 def _ring(tid: int, owners: Mapping[int, int]) -> tuple[int, ...]:
@@ -273,7 +273,7 @@ def _ring(tid: int, owners: Mapping[int, int]) -> tuple[int, ...]:
 
 def _main(seen: Witnessed, now: GuardLook) -> Iterator[str]:
     """Yield why the main loop could not take a question, if no glance shows that it could."""
-    if any(_at_rest(each) for each in now.main):
+    if any(_at_rest(glance) for glance in now.main):
         return
     main = f"the main thread (tid {seen.pid})"
     if not now.main:
@@ -285,7 +285,7 @@ def _main(seen: Witnessed, now: GuardLook) -> Iterator[str]:
     elif last.waits_for_mutex:
         yield f"{main} waits for a mutex"
     elif last.owned:
-        waiter = next(each.tid for each in seen.mutex_waits if each.address in last.owned)
+        waiter = next(wait.tid for wait in seen.mutex_waits if wait.address in last.owned)
         yield f"{main} polls inside another wait: it owns a mutex that {_who(seen, waiter)} waited for"
     else:
         yield f"{main} is in {last.call or 'a system call'} (state {last.state or '?'}), not in its loop"

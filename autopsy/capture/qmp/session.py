@@ -134,18 +134,21 @@ class Interview:
 
 def earlier(scene: Scene, step: str) -> tuple[QmpExchange, ...]:
     """Return what an earlier step asked; a last line that is cut short is left out."""
-    found = []
+    exchanges = []
     for line in scene.earlier(step, layout.QMP).splitlines():
         try:
-            found.append(msgspec.json.decode(line, type=QmpExchange))
+            exchanges.append(msgspec.json.decode(line, type=QmpExchange))
         except (msgspec.MsgspecError, UnicodeDecodeError):  # the step was killed in the middle of the line
             break
-    return tuple(found)
+    return tuple(exchanges)
 
 
 def answer_to(exchanges: tuple[QmpExchange, ...], question: str) -> Any:  # noqa: ANN401 - JSON
     """Return the first answer to a question, None where there is none."""
-    return next((each.answer for each in exchanges if each.question == question and each.outcome == "answered"), None)
+    return next(
+        (exchange.answer for exchange in exchanges if exchange.question == question and exchange.outcome == "answered"),
+        None,
+    )
 
 
 def unanswered(exchanges: tuple[QmpExchange, ...]) -> str:
@@ -153,14 +156,14 @@ def unanswered(exchanges: tuple[QmpExchange, ...]) -> str:
 
     A monitor that did not greet says nothing where another one did: that one was asked.
     """
-    greeted = any(each.outcome == "greeted" for each in exchanges)
+    greeted = any(exchange.outcome == "greeted" for exchange in exchanges)
     silent = {"no answer"} if greeted else {"no answer", "silent"}
-    return next((each.question for each in exchanges if each.outcome in silent), "")
+    return next((exchange.question for exchange in exchanges if exchange.outcome in silent), "")
 
 
 def qemu_of(exchanges: tuple[QmpExchange, ...]) -> commands.Qemu:
     """Return what greeting and first answers tell of this QEMU."""
-    greeting = next((each.answer for each in exchanges if each.outcome == "greeted"), None)
+    greeting = next((exchange.answer for exchange in exchanges if exchange.outcome == "greeted"), None)
     version = commands.version(answer_to(exchanges, commands.VERSION) or greeting)
     return commands.Qemu(
         version=version,

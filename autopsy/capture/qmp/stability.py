@@ -41,7 +41,10 @@ def harm(question: str, qemu: Qemu) -> str:
     A version that was not told is in doubt, and doubt counts as harm.
     """
     version = (qemu.version.major, qemu.version.minor)
-    return next((each.happened for each in HARMFUL if each.question == question and version not in each.unharmed), "")
+    return next(
+        (known.happened for known in HARMFUL if known.question == question and version not in known.unharmed),
+        "",
+    )
 
 
 def why_not(question: str, qemu: Qemu, *, unstable_too: bool) -> str:

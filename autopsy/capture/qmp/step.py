@@ -49,8 +49,8 @@ def lacks(question: str, qemu: commands.Qemu) -> str:
 
 def query_block(scene: Scene) -> Outcome:
     """Ask for disks and nodes, which can take locks and ask the storage, if the guard lets us."""
-    told = session.earlier(scene, layout.QUERY_STATUS)
-    qemu = session.qemu_of(told)
+    first = session.earlier(scene, layout.QUERY_STATUS)
+    qemu = session.qemu_of(first)
 
     async def talk(ask: Interview) -> None:
         for question in commands.COUNTERS:
@@ -64,8 +64,8 @@ def query_block(scene: Scene) -> Outcome:
 
 def throttle_groups(scene: Scene) -> Outcome:
     """Ask each throttle-group object for its limits, if the guard lets us; legacy limits came with query-block."""
-    told = session.earlier(scene, layout.QUERY_STATUS)
-    paths = commands.throttle_groups(session.answer_to(told, commands.QOM_LIST))
+    first = session.earlier(scene, layout.QUERY_STATUS)
+    paths = commands.throttle_groups(session.answer_to(first, commands.QOM_LIST))
 
     async def talk(ask: Interview) -> None:
         for path in paths[: commands.MOST_GROUPS]:
@@ -74,7 +74,7 @@ def throttle_groups(scene: Scene) -> Outcome:
     if silent := silence(scene):
         return silent
     if not paths:
-        if session.answer_to(told, commands.QOM_LIST) is None:
+        if session.answer_to(first, commands.QOM_LIST) is None:
             return Skipped(f"{commands.QOM_LIST} of {commands.OBJECTS} was not answered: no throttle group is known")
         return Collected("this VM has no throttle-group objects; limits of a disk's own come with query-block")
     if (left := len(paths) - commands.MOST_GROUPS) > 0:
@@ -86,17 +86,21 @@ def ask_again(scene: Scene) -> Outcome:
     """Ask again what was answered before and moves when I/O does: what stands still is stuck."""
     if silent := silence(scene):
         return silent
-    before = [each for step in BEFORE for each in session.earlier(scene, step) if each.outcome == "answered"]
-    again = [each for each in before if each.question in commands.AGAIN]
+    before = [
+        exchange for step in BEFORE for exchange in session.earlier(scene, step) if exchange.outcome == "answered"
+    ]
+    again = [exchange for exchange in before if exchange.question in commands.AGAIN]
     if not again:
         return Skipped("nothing was answered the first time")
     qemu = session.qemu_of(session.earlier(scene, layout.QUERY_STATUS))
     refusal = _refusal_of(scene, again, qemu)
 
     async def talk(ask: Interview) -> None:
-        for each in again:
+        for exchange in again:
             await ask.ask(
-                each.question, each.arguments, why_not=refusal if commands.takes_lock(each.question, qemu) else ""
+                exchange.question,
+                exchange.arguments,
+                why_not=refusal if commands.takes_lock(exchange.question, qemu) else "",
             )
 
     return converse(scene, talk)
@@ -104,7 +108,7 @@ def ask_again(scene: Scene) -> Outcome:
 
 def _refusal_of(scene: Scene, again: list[QmpExchange], qemu: commands.Qemu) -> str:
     """Return why those that take a lock are not asked again, empty when they may be, or there are none."""
-    if not any(commands.takes_lock(each.question, qemu) for each in again):
+    if not any(commands.takes_lock(exchange.question, qemu) for exchange in again):
         return ""
     match guard.judge_monitor(scene):
         case guard.Unanswerable(reasons):
@@ -134,11 +138,11 @@ def silence(scene: Scene) -> Skipped | None:
             break
         if question := session.unanswered(session.earlier(scene, step)):
             return Skipped(f"{question} was not answered in {step}")
-    told = session.earlier(scene, layout.QUERY_STATUS)
-    if not any(each.outcome == "greeted" for each in told):
+    greetings = session.earlier(scene, layout.QUERY_STATUS)
+    if not any(exchange.outcome == "greeted" for exchange in greetings):
         return Skipped(f"no monitor greeted us in {layout.QUERY_STATUS}")
     first, *_ = commands.first(scene.target.record.program)
-    if session.answer_to(told, first) is None:
+    if session.answer_to(greetings, first) is None:
         return Skipped(f"{first} has no answer from {layout.QUERY_STATUS}")
     return None
 

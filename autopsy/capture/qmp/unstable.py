@@ -31,8 +31,10 @@ def ask(scene: Scene) -> Outcome:
     left_out: list[LeftOut] = []
 
     async def talk(monitor: Interview) -> None:
-        for each in withheld:
-            await monitor.ask(each.question, each.arguments, why_not=refusal if _blocks(each, monitor.qemu) else "")
+        for exchange in withheld:
+            await monitor.ask(
+                exchange.question, exchange.arguments, why_not=refusal if _blocks(exchange, monitor.qemu) else ""
+            )
         await monitor.ask(GRAPH, why_not=qmp.lacks(GRAPH, monitor.qemu))
         await _ask_queues(monitor, left_out)
         scene.leave_out(*left_out)
@@ -62,9 +64,9 @@ def _withheld(scene: Scene) -> Iterator[QmpExchange]:
     """Yield the questions of earlier steps that were not asked because the schema marks them."""
     qemu = session.qemu_of(session.earlier(scene, qmp.BEFORE[0]))
     for step in qmp.BEFORE:
-        for each in session.earlier(scene, step):
-            if each.outcome == "skipped" and stability.is_unstable(each.question, qemu):
-                yield each
+        for exchange in session.earlier(scene, step):
+            if exchange.outcome == "skipped" and stability.is_unstable(exchange.question, qemu):
+                yield exchange
 
 
 def _blocks(exchange: QmpExchange, qemu: commands.Qemu) -> bool:
@@ -74,7 +76,7 @@ def _blocks(exchange: QmpExchange, qemu: commands.Qemu) -> bool:
 def _refusal(scene: Scene, withheld: tuple[QmpExchange, ...]) -> str:
     """Return why those that can block are not asked, empty when they may be, or there are none."""
     qemu = session.qemu_of(session.earlier(scene, qmp.BEFORE[0]))
-    if scene.options.ask_anyway or not any(_blocks(each, qemu) for each in withheld):
+    if scene.options.ask_anyway or not any(_blocks(exchange, qemu) for exchange in withheld):
         return ""
     match guard.judge_monitor(scene):
         case guard.Unanswerable(reasons):
@@ -85,7 +87,7 @@ def _refusal(scene: Scene, withheld: tuple[QmpExchange, ...]) -> str:
 
 def ringed_devices(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - JSON
     """Return the QOM paths of the virtio disks and SCSI controllers in an answer to x-query-virtio."""
-    paths = [each.get("path") for each in commands.named(answer) if each["name"] in RINGED]
+    paths = [device.get("path") for device in commands.named(answer) if device["name"] in RINGED]
     return tuple(path for path in paths if isinstance(path, str))
 
 

@@ -36,14 +36,14 @@ NOTE = "asked through libvirtd: it marks the domain tainted (custom-monitor)"
 
 def daemons_in_words() -> str:
     """Return how libvirt's daemons are, each by its main thread; empty where none is to be seen."""
-    told = []
+    daemons = []
     for pid in psutil.pids():
         with contextlib.suppress(OSError, ValueError, IndexError):
             stat = identity.stat_of(f"/proc/{pid}")
             if stat.comm in DAEMONS:
                 wchan = identity.wchan_of(pid, pid)
-                told.append(f"{stat.comm} {pid} is in State {stat.state}{f', in {wchan}' if wchan else ''}")
-    return f": {', '.join(told)}" if told else ""
+                daemons.append(f"{stat.comm} {pid} is in State {stat.state}{f', in {wchan}' if wchan else ''}")
+    return f": {', '.join(daemons)}" if daemons else ""
 
 
 class VirshMonitor:

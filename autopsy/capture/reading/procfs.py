@@ -40,10 +40,10 @@ class ProcDirectory:
     def small(self, path: str) -> bytes:
         """Return a small file below /proc/PID, empty where it can't be read."""
         try:
-            found = self.read(path, PART_BYTES)
+            data = self.read(path, PART_BYTES)
         except OSError:
             return b""
-        return found.data if isinstance(found, Truncated) else found
+        return data.data if isinstance(data, Truncated) else data
 
     def link(self, path: str) -> bytes:
         """Return where a link below /proc/PID leads."""

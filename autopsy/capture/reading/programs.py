@@ -66,24 +66,24 @@ def _gather(started: subprocess.Popen[bytes], give_up: float, most: int) -> tupl
     assert started.stdout is not None  # noqa: S101 - they are pipes: tells the type checker
     assert started.stderr is not None  # noqa: S101 - likewise
     out, errors = started.stdout.fileno(), started.stderr.fileno()
-    found = {out: bytearray(), errors: bytearray()}
+    streams = {out: bytearray(), errors: bytearray()}
     poller = select.poll()
-    for stream in found:
+    for stream in streams:
         poller.register(stream, select.POLLIN)
-    open_streams = set(found)
+    open_streams = set(streams)
     while open_streams:
         left = give_up - time.monotonic()
         if left <= 0:
-            return bytes(found[out]), bytes(found[errors]), "cut: it was still running when its time was up"
+            return bytes(streams[out]), bytes(streams[errors]), "cut: it was still running when its time was up"
         for stream, _ in poller.poll(left * 1000):
             part = os.read(stream, 1 << 16)
             if not part:
                 poller.unregister(stream)
                 open_streams.discard(stream)
-            found[stream] += part
-            if len(found[stream]) > most:
-                return bytes(found[out][:most]), bytes(found[errors][:most]), f"cut after {most} bytes"
-    return bytes(found[out]), bytes(found[errors]), ""
+            streams[stream] += part
+            if len(streams[stream]) > most:
+                return bytes(streams[out][:most]), bytes(streams[errors][:most]), f"cut after {most} bytes"
+    return bytes(streams[out]), bytes(streams[errors]), ""
 
 
 def _end(started: subprocess.Popen[bytes]) -> str:

@@ -94,13 +94,13 @@ class ReadFailures:
 
     def outcome(self) -> Outcome:
         """Return TimedOut if any read was cut off by a deadline of ours, Collected otherwise, with everything told."""
-        told = [f"{_fits_a_header(hang.name)} {hang.why}" for hang in self.hangs[:TOLD_HANGS]]
+        troubles = [f"{_fits_a_header(hang.name)} {hang.why}" for hang in self.hangs[:TOLD_HANGS]]
         if len(self.hangs) > TOLD_HANGS:
-            told.append(f"so did {len(self.hangs) - TOLD_HANGS} more")
+            troubles.append(f"so did {len(self.hangs) - TOLD_HANGS} more")
         if self.unread:
-            told.append(f"{self.unread} sections were not read in time")
-        told += [f"left behind: {each.pid} ({each.state}, {each.wchan})" for each in self.left_behind]
-        why = "; ".join(told + self.notes)
+            troubles.append(f"{self.unread} sections were not read in time")
+        troubles += [f"left behind: {left.pid} ({left.state}, {left.wchan})" for left in self.left_behind]
+        why = "; ".join(troubles + self.notes)
         return TimedOut(why) if self.hangs or self.unread else Collected(why)
 
 
@@ -176,12 +176,12 @@ def sections(reads: Iterable[SectionRead], deadline: Deadline, trouble: ReadFail
 
 def store(scene: Scene, file: str, reads: Iterable[SectionRead], trouble: ReadFailures) -> dict[str, Section]:
     """Read them into one file of sections, and return those sections by name."""
-    found: dict[str, Section] = {}
+    kept: dict[str, Section] = {}
     with SectionFile(scene, file) as stored:
         for batch in sections(reads, scene.deadline, trouble):
             stored.append(batch)
-            found.update((section.name, section) for section in batch)
-    return found
+            kept.update((section.name, section) for section in batch)
+    return kept
 
 
 def take(reads: Iterable[SectionRead], deadline: Deadline, trouble: ReadFailures) -> dict[str, Section]:
@@ -265,7 +265,7 @@ class _Reader:
         return bool(self._poller.poll(max(0.0, seconds) * 1000))
 
     def _whole_answers(self) -> list[_Answer]:
-        found = []
+        answers = []
         place = 0
         while len(self._buffer) >= place + FRAME.size:
             kind, why_size, data_size = FRAME.unpack_from(self._buffer, place)
@@ -275,10 +275,10 @@ class _Reader:
                 break
             place = data + data_size
             words = self._buffer[why:data].decode("utf-8", "replace")
-            found.append(_Answer(_Kind(kind), words, bytes(self._buffer[data:place])))
+            answers.append(_Answer(_Kind(kind), words, bytes(self._buffer[data:place])))
             self._owed -= 1
         del self._buffer[:place]
-        return found
+        return answers
 
     def _state(self) -> str:
         with contextlib.suppress(OSError), open(f"/proc/{self._child.pid}/stat", "rb") as stream:
@@ -296,11 +296,11 @@ def _serve(reads: Sequence[SectionRead], sending: int) -> bytes:
     for read in reads:
         kind, why, data = _Kind.WHOLE, "", b""
         try:
-            got = read.take()
-            if isinstance(got, Truncated):
-                kind, why, data = _Kind.CUT, got.why, got.data
+            taken = read.take()
+            if isinstance(taken, Truncated):
+                kind, why, data = _Kind.CUT, taken.why, taken.data
             else:
-                data = got
+                data = taken
         except Unreadable as error:
             kind, why = _Kind.ERROR, str(error)
         except OSError as error:

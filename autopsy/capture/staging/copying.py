@@ -22,7 +22,7 @@ def copy_new(work: int, durable: int) -> bytes:
     Both are descriptors of folders of ours. Returns FULL where there was no room; then nothing is left of the copy.
     """
     # Opened anew: a descriptor that came with the fork shares its place in the listing with every other child.
-    source, copy = (os.open(".", private.FOLDER, dir_fd=each) for each in (work, durable))
+    source, copy = (os.open(".", private.FOLDER, dir_fd=folder) for folder in (work, durable))
     try:
         if _copy_folder(source, copy):
             _sync_above(copy)
@@ -40,7 +40,7 @@ def copy_new(work: int, durable: int) -> bytes:
 def _copy_folder(source: int, copy: int) -> bool:
     """Copy one folder and return whether anything in it was new."""
     changed = False
-    for entry in sorted(os.scandir(source), key=lambda each: each.name):
+    for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
         if entry.is_dir(follow_symlinks=False):
             if not entry.name.startswith(layout.SCRATCH):
                 changed |= _copy_below(source, copy, entry.name)

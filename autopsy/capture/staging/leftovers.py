@@ -83,11 +83,11 @@ def at_work(folder: Path) -> bool:
 
 def leftovers() -> tuple[Path, ...]:
     """Return the working folders in memory that killed captures of this user left, the oldest first."""
-    found = []
+    folders = []
     for place in memory_places():
         with contextlib.suppress(OSError):
-            found += [path for path in place.iterdir() if path.name.endswith(layout.WORK) and is_ours(path)]
-    by_age = sorted(found, key=lambda each: layout.of_folder(each.name)[-16:])
+            folders += [path for path in place.iterdir() if path.name.endswith(layout.WORK) and is_ours(path)]
+    by_age = sorted(folders, key=lambda path: layout.of_folder(path.name)[-16:])
     return tuple(path for path in by_age if not at_work(path))
 
 

@@ -61,15 +61,15 @@ def probe(path: Path, needs: int, *, fallback: bool = False) -> ScratchPlace | U
 
     seconds = FALLBACK_SECONDS if fallback else PROBE_SECONDS
     try:
-        told = in_child(lambda: msgspec.json.encode(_try(path, place, fallback=fallback)), seconds)
-        found = msgspec.json.decode(told, type=_Found)
+        answer = in_child(lambda: msgspec.json.encode(_try(path, place, fallback=fallback)), seconds)
+        probed = msgspec.json.decode(answer, type=_Found)
     except ChildTimedOut as error:
         return Unusable(path, f"{error} (is its storage stuck?)", hangs=True)
     except ChildFailed as error:
         return Unusable(path, str(error))
-    if found.why:
-        return Unusable(path, found.why)
-    room = min(found.room, spare_memory()) if lies_in_memory(place) else found.room
+    if probed.why:
+        return Unusable(path, probed.why)
+    room = min(probed.room, spare_memory()) if lies_in_memory(place) else probed.room
     if room < needs:
         if place != path:
             leave(place)

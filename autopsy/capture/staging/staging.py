@@ -330,8 +330,8 @@ def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Stagi
                 _take(staging, place, needs)
     if not staging.places:
         why = "; ".join(staging.notes)
-        thing = str(wanted[0] if wanted else store_path())
-        raise NotStored(thing, why, remedy="give a directory that can be written to: --out DIR")
+        asked = str(wanted[0] if wanted else store_path())
+        raise NotStored(asked, why, remedy="give a directory that can be written to: --out DIR")
     if staging.places[0] not in (asked_for or (store_path(),)):
         staging.notes.append(f"the bundle goes to {staging.places[0]}")
     first = str(staging.places[0])
@@ -353,7 +353,7 @@ def _take(staging: Staging, place: ScratchPlace, needs: Needs) -> None:
 def _make_the_first_copy(staging: Staging) -> None:
     """Make the durable folder before anything shows its name."""
     while staging.places:
-        place = next((each for each in staging.places if each not in staging.tight), None)
+        place = next((path for path in staging.places if path not in staging.tight), None)
         if place is None or lies_in_memory(place) or staging.hold_copy(staging.copy_in(place)) is not None:
             return
 
@@ -366,7 +366,7 @@ def _make_the_working_folder(staging: Staging, needs: int) -> bool:
             staging.work, staging.held = memory / file_name, folder
             return True
     staging.in_memory = False
-    for place in sorted(staging.places, key=lambda each: each in staging.tight):
+    for place in sorted(staging.places, key=lambda path: path in staging.tight):
         work = staging.copy_in(place)
         if (folder := staging.copies.pop(work, None)) is None:
             try:
