@@ -102,28 +102,28 @@ def _meant(said: dict[str, Any], path: Path) -> WatchConfig:
                 f"{path}: {section}", "is a section, not a value", remedy=f"write [{section}] above its keys"
             )
         hints = get_type_hints(kind, include_extras=True)
-        found = {}
+        meant = {}
         for key, value in values.items():
-            thing = f"{path}: [{section}] {key}"
+            place = f"{path}: [{section}] {key}"
             wanted = _known(key, hints, f"[{section}] {key}", path)
             try:
-                found[key] = msgspec.convert(value, type=wanted)
+                meant[key] = msgspec.convert(value, type=wanted)
             except msgspec.ValidationError as error:
-                raise UsageError(thing, str(error), remedy=_default_of(kind, key)) from error
-        sections[section] = kind(**found)
+                raise UsageError(place, str(error), remedy=_default_of(kind, key)) from error
+        sections[section] = kind(**meant)
     return WatchConfig(**sections)
 
 
-def _known(word: str, hints: dict[str, Any], thing: str, path: Path) -> Any:  # noqa: ANN401 - a type, or one with bounds
+def _known(word: str, hints: dict[str, Any], place: str, path: Path) -> Any:  # noqa: ANN401 - a type, or one with bounds
     if word in hints:
         return hints[word]
     alike = difflib.get_close_matches(word, hints, n=1)
     meant = f"did you mean {alike[0]}?" if alike else f"there are {', '.join(hints)}"
-    raise UsageError(f"{path}: {thing}", "is not known", remedy=meant)
+    raise UsageError(f"{path}: {place}", "is not known", remedy=meant)
 
 
 def _default_of(kind: type[msgspec.Struct], key: str) -> str:
-    default = next(each.default for each in msgspec.structs.fields(kind) if each.name == key)
+    default = next(field.default for field in msgspec.structs.fields(kind) if field.name == key)
     return f"its default is {msgspec.json.encode(default).decode()}"
 
 

@@ -72,14 +72,14 @@ class Discovery:
         new = [key for key in present if self.asked.get(key, 0) < MOST_ASKED]
         if not new:
             return
-        told = qemu_processes.tell([pid for pid, _ in new])
+        processes = qemu_processes.tell([pid for pid, _ in new])
         claims = all_claims([pid for pid, _ in new], self.roots)
         for key in new:
-            process = told[key[0]]
+            process = processes[key[0]]
             answered = not isinstance(process.arguments, Unanswered) and not isinstance(process.binary, Unanswered)
             self.asked[key] = MOST_ASKED if answered else self.asked.get(key, 0) + 1
             if is_qemu(process):
-                claim = next((each for each in claims if each.pid == key[0] and is_true(each, process)), None)
+                claim = next((claim for claim in claims if claim.pid == key[0] and is_true(claim, process)), None)
                 self.vms[key] = _found(key, process, claim)
 
 

@@ -111,7 +111,7 @@ class VmJudge:
             self._vcpus(sample, now),
             self._asleep(sample, now),
         )
-        return next((each for each in candidates if each is not None and each.age_ns >= SUSPECT_NS), None)
+        return next((stall for stall in candidates if stall is not None and stall.age_ns >= SUSPECT_NS), None)
 
     def _main_loop(self, sample: VmSample, now: int) -> StandStill | None:
         """Return for how long the main loop has been somewhere where it is not while it waits for events."""
@@ -129,23 +129,23 @@ class VmJudge:
 
         A paused vCPU, and an idle one of TCG, waits for a condition; an idle one of KVM inside of KVM.
         """
-        locks = {each.mutex for each in sample.vcpus}
+        locks = {vcpu.mutex for vcpu in sample.vcpus}
         all_stand = bool(sample.vcpus) and len(sample.vcpus) == sample.vcpu_count
         held_off = all_stand and len(locks) == 1 and 0 not in locks
-        calls = [each for each in sample.vcpus if each.wchan and not each.wchan.startswith(VCPU_WAITS)]
-        newest = min(sample.vcpus if held_off else calls, key=lambda each: each.still_ns, default=None)
+        calls = [vcpu for vcpu in sample.vcpus if vcpu.wchan and not vcpu.wchan.startswith(VCPU_WAITS)]
+        newest = min(sample.vcpus if held_off else calls, key=lambda thread: thread.still_ns, default=None)
         return self._since("vcpus", StallKind.VCPUS, sample, now, newest)
 
     def _asleep(self, sample: VmSample, now: int) -> StandStill | None:
         """Return for how long a thread has slept where not even a signal wakes it: it serves a request."""
-        oldest = max(sample.asleep, key=lambda each: each.still_ns, default=None)
+        oldest = max(sample.asleep, key=lambda thread: thread.still_ns, default=None)
         return self._since("asleep", StallKind.REQUEST if sample.ran else StallKind.DISK, sample, now, oldest)
 
     def _requests(self, now: int) -> StandStill | None:
         if not self.requests.unmoved:
             return None
         age = self._oldest(now)
-        standing = sum(each >= SUSPECT_NS for each in self.requests.unmoved)
+        standing = sum(age >= SUSPECT_NS for age in self.requests.unmoved)
         others_move = self.requests.in_flight > standing or now - self.requests.moved_at < SUSPECT_NS
         kind = StallKind.REQUEST if others_move else StallKind.DISK
         return StandStill(kind, age, self.requests.since + self.lost_ns, self.requests.before + self.lost_ns)
@@ -181,11 +181,11 @@ class VmJudge:
             sample.vcpu_count > 0
             and len(sample.vcpus) == sample.vcpu_count
             and all(
-                each.comm.endswith("KVM")
-                and each.wchan.startswith("futex_")
-                and not each.mutex
-                and each.still_ns >= PAUSED_NS
-                for each in sample.vcpus
+                vcpu.comm.endswith("KVM")
+                and vcpu.wchan.startswith("futex_")
+                and not vcpu.mutex
+                and vcpu.still_ns >= PAUSED_NS
+                for vcpu in sample.vcpus
             )
         )
 

@@ -76,14 +76,14 @@ class CaptureProcess:
         if self.process.poll() is None:
             return None
         try:
-            told = msgspec.json.decode(self.answer.read_bytes(), type=CountedAnswer)
+            answer = msgspec.json.decode(self.answer.read_bytes(), type=CountedAnswer)
         except (OSError, msgspec.MsgspecError):
             return EndedCapture(vm=self.vm, result=CaptureResult.FAILED, light=self.light)
         finally:
             with suppress(OSError):
                 self.answer.unlink()
         result = CaptureResult.LIGHT if self.light else CaptureResult.SEALED
-        return EndedCapture(vm=self.vm, result=result, light=self.light, bundle=told.bundle, stop_ms=told.stop_ms)
+        return EndedCapture(vm=self.vm, result=result, light=self.light, bundle=answer.bundle, stop_ms=answer.stop_ms)
 
 
 @dataclass(slots=True)
@@ -102,8 +102,8 @@ class CaptureUnit:
         if now - self.asked_at < 1.0 or now - self.since < 1.0:
             return None
         self.asked_at = now
-        told = _systemctl("show", "--property=ActiveState,Result", self.unit)
-        words = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
+        properties = _systemctl("show", "--property=ActiveState,Result", self.unit)
+        words = dict(line.split("=", 1) for line in properties.splitlines() if "=" in line)
         if words.get("ActiveState") in ACTIVE and now - self.since < LONGEST_SECONDS:
             return None
         if words.get("Result") != "success":
@@ -157,8 +157,8 @@ class CaptureLauncher:
 
     def ended(self) -> tuple[EndedCapture, ...]:
         """Return the captures that have ended since this was asked last."""
-        over = [(each, end) for each in self.running if (end := each.ended()) is not None]
-        self.running = [each for each in self.running if all(each is not one for one, _ in over)]
+        over = [(capture, end) for capture in self.running if (end := capture.ended()) is not None]
+        self.running = [capture for capture in self.running if all(capture is not one for one, _ in over)]
         return tuple(end for _, end in over)
 
 

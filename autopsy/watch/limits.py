@@ -115,7 +115,7 @@ class CaptureGate:
         if not room:
             return self._refused(episode, Suppression.STORE)
         if (
-            sum(each == vm and kept > at - self.limits.window_seconds for each, kept in self._light)
+            sum(other == vm and kept > at - self.limits.window_seconds for other, kept in self._light)
             >= self.limits.light_per_vm
         ):
             return self._refused(episode, Suppression.VM)
@@ -139,7 +139,7 @@ class CaptureGate:
         limits = self.limits
         before = episode.captures
         running = self._running is not None and at - self._running[1] < LONGEST_SECONDS
-        of_late = [each.vm for each in self._started if each.at > at - limits.window_seconds]
+        of_late = [capture.vm for capture in self._started if capture.at > at - limits.window_seconds]
         reasons = (
             (Suppression.DISABLED, not limits.enabled),
             (Suppression.STORE, not room),
@@ -156,15 +156,15 @@ class CaptureGate:
     def _is_storm(self, episode: Episode) -> bool:
         """Return whether so many VMs stall at once that it is the host's matter, and one of them was captured."""
         together = [
-            each for each in self._episodes.values() if abs(each.began - episode.began) <= self.limits.storm_seconds
+            other for other in self._episodes.values() if abs(other.began - episode.began) <= self.limits.storm_seconds
         ]
-        return len(together) >= self.limits.storm_vms and any(each.captures for each in together)
+        return len(together) >= self.limits.storm_vms and any(other.captures for other in together)
 
     def _high_water(self, vm: str, kind: StallKind, at: float) -> float:
         """Return for how long the worst stall had lasted that was captured of late; 0 where there was none."""
         of_late = at - self.limits.high_water_seconds
-        marks = (each for each in self._started if (each.vm, each.kind) == (vm, kind) and each.at > of_late)
-        return max((each.stalled_seconds for each in marks), default=0.0)
+        marks = (mark for mark in self._started if (mark.vm, mark.kind) == (vm, kind) and mark.at > of_late)
+        return max((mark.stalled_seconds for mark in marks), default=0.0)
 
     def _episode(self, vm: str, at: float, stalled_seconds: float) -> Episode:
         """Return the stall that goes on, or a new one where this began after the last look at that."""
@@ -177,6 +177,6 @@ class CaptureGate:
 
     def _forget(self, at: float) -> None:
         since = at - max(self.limits.window_seconds, self.limits.high_water_seconds)
-        self._started = [each for each in self._started if each.at > since]
-        self._light = [each for each in self._light if each[1] > since]
-        self._episodes = {vm: each for vm, each in self._episodes.items() if each.seen > since}
+        self._started = [mark for mark in self._started if mark.at > since]
+        self._light = [light for light in self._light if light[1] > since]
+        self._episodes = {vm: episode for vm, episode in self._episodes.items() if episode.seen > since}

@@ -63,8 +63,8 @@ class StoreRoom:
             return
         self.at = now
         with suppress(OSError):
-            found = room(entries(), store_path())
-            self.used, self.free, self.roomy = found.used, found.free, found.free > found.keep
+            room_left = room(entries(), store_path())
+            self.used, self.free, self.roomy = room_left.used, room_left.free, room_left.free > room_left.keep
 
 
 @dataclass(slots=True)
@@ -107,8 +107,8 @@ class Watch:
 
     def close(self) -> None:
         """Let go of every file and child; captures under way go on."""
-        for each in self.vms.values():
-            each.files.close()
+        for sampled in self.vms.values():
+            sampled.files.close()
         self.vms = {}
         self.looker.close()
 
@@ -120,18 +120,20 @@ class Watch:
         began = time.monotonic()
         self._discover(began)
         now_ns = time.monotonic_ns()
-        due = [each for each in self.vms.values() if closely or self._is_due(each, now_ns)]
-        for each in due:
-            if not each.take_sample(now_ns, closely=closely):
-                self._forget(each)
-        due = [each for each in due if each.sample is not None]
+        due = [sampled for sampled in self.vms.values() if closely or self._is_due(sampled, now_ns)]
+        for sampled in due:
+            if not sampled.take_sample(now_ns, closely=closely):
+                self._forget(sampled)
+        due = [sampled for sampled in due if sampled.sample is not None]
         questions = {
-            each.vm.pid: question for each in due if (question := each.question(now_ns, closely=closely)) is not None
+            sampled.vm.pid: question
+            for sampled in due
+            if (question := sampled.question(now_ns, closely=closely)) is not None
         }
         looks = self.looker.look(questions.values()) if questions else {}
-        for each in due:
-            each.take_look(looks.get(each.vm.pid), now_ns)
-        self._look_again([each for each in due if each.judged.stands is not None and each.vm.pid in looks])
+        for sampled in due:
+            sampled.take_look(looks.get(sampled.vm.pid), now_ns)
+        self._look_again([sampled for sampled in due if sampled.judged.stands is not None and sampled.vm.pid in looks])
         self._act(due, time.monotonic())
         return self._told(time.monotonic() - began)
 
@@ -143,9 +145,9 @@ class Watch:
             if time.monotonic() > planned + every * ENOUGH:
                 self.late += 1
             last = self.round()
-            for each in publish:
-                each(last)
-            pause = min(every, 1.0) if any(each.suspect for each in self.vms.values()) else every
+            for tell in publish:
+                tell(last)
+            pause = min(every, 1.0) if any(sampled.suspect for sampled in self.vms.values()) else every
             planned = max(planned + pause, time.monotonic())
             if stopped(max(0.0, planned - time.monotonic())):
                 return
@@ -180,18 +182,18 @@ class Watch:
             with suppress(OSError):
                 os.unlink(ring.file_name(*gone.vm.key), dir_fd=self.run_folder)
 
-    def _is_due(self, each: SampledVm, now_ns: int) -> bool:
-        every = min(self.config.sampling.every_seconds, 1.0) if each.suspect else self.config.sampling.every_seconds
-        return now_ns - each.files.sampled_ns >= every * 0.9 * SECOND
+    def _is_due(self, sampled: SampledVm, now_ns: int) -> bool:
+        every = min(self.config.sampling.every_seconds, 1.0) if sampled.suspect else self.config.sampling.every_seconds
+        return now_ns - sampled.files.sampled_ns >= every * 0.9 * SECOND
 
     def _look_again(self, standing: Iterable[SampledVm]) -> None:
         """Look at what stands several times more, at moments that no guest can be in step with."""
         questions = {
-            each.vm.pid: LookQuestion(each.vm.pid, each.vm.start_ticks, each.sample.size)
-            for each in standing
-            if each.sample is not None and each.took_ns < AGAIN_MOST_NS
+            sampled.vm.pid: LookQuestion(sampled.vm.pid, sampled.vm.start_ticks, sampled.sample.size)
+            for sampled in standing
+            if sampled.sample is not None and sampled.took_ns < AGAIN_MOST_NS
         }
-        by_pid = {each.vm.pid: each for each in self.vms.values()}
+        by_pid = {sampled.vm.pid: sampled for sampled in self.vms.values()}
         for number in range(AGAIN if questions else 0):
             time.sleep(AGAIN_SECONDS * (number + 1))
             now_ns = time.monotonic_ns()
@@ -200,31 +202,31 @@ class Watch:
                     by_pid[pid].look_again(looked, now_ns)
 
     def _act(self, due: Sequence[SampledVm], now: float) -> None:
-        for each in due:
-            ended = each.stages.follow(each.judged, now)
+        for sampled in due:
+            ended = sampled.stages.follow(sampled.judged, now)
             if ended is not None:
                 self._ended(ended)
-        stalled = [each.stages.episode for each in self.vms.values() if _is_long(each, self.config)]
+        stalled = [sampled.stages.episode for sampled in self.vms.values() if _is_long(sampled, self.config)]
         limits = self.config.captures
-        storm = of_the_host([each for each in stalled if each], limits.storm_vms, limits.storm_seconds)
-        for each in due:
-            if (episode := each.stages.episode) is None:
-                self._keep_ring(each, now)
+        storm = of_the_host([episode for episode in stalled if episode], limits.storm_vms, limits.storm_seconds)
+        for sampled in due:
+            if (episode := sampled.stages.episode) is None:
+                self._keep_ring(sampled, now)
                 continue
-            if storm and not episode.stalled and _is_long(each, self.config):
+            if storm and not episode.stalled and _is_long(sampled, self.config):
                 episode.kind = StallKind.HOST
-            self._count(each, episode)
-            self._write_ring(each)
-            self._capture(each, episode, now)
+            self._count(sampled, episode)
+            self._write_ring(sampled)
+            self._capture(sampled, episode, now)
         if self.launcher is not None:
             self._hear(self.launcher.ended())
 
-    def _count(self, each: SampledVm, episode: StallEpisode) -> None:
-        counts = self.counts[each.vm.target]
-        if each.stages.is_called_stalled() and episode.stalled:
+    def _count(self, sampled: SampledVm, episode: StallEpisode) -> None:
+        counts = self.counts[sampled.vm.target]
+        if sampled.stages.is_called_stalled() and episode.stalled:
             counts.stalls[episode.stalled] += 1
         if episode.stalled:
-            counts.add(episode.stalled, each.stages.newly_stalled_seconds())
+            counts.add(episode.stalled, sampled.stages.newly_stalled_seconds())
 
     def _hear(self, ends: Iterable[EndedCapture]) -> None:
         """Count the captures that have ended."""
@@ -238,13 +240,13 @@ class Watch:
                 if end.bundle:
                     self.sealed(Path(end.bundle))
 
-    def _capture(self, each: SampledVm, episode: StallEpisode, now: float) -> None:
+    def _capture(self, sampled: SampledVm, episode: StallEpisode, now: float) -> None:
         """Start what the stall calls for, if the limits let it."""
-        wish = each.stages.wish()
+        wish = sampled.stages.wish()
         if wish is None or self.launcher is None:
             return
         # By the word that means it alone: who names his VM as another's is called uses up no limit of that one's.
-        word, roomy = each.vm.target, self.store.roomy
+        word, roomy = sampled.vm.target, self.store.roomy
         light = wish is Wish.LIGHT
         answer = (
             self.gate.may_keep_light(word, now, episode.seconds, room=roomy)
@@ -253,7 +255,7 @@ class Watch:
         )
         if isinstance(answer, Go):
             patient = episode.seconds >= self.config.captures.again_after_seconds
-            if not self.launcher.start(word, each.vm.target, light=light, patient=patient):
+            if not self.launcher.start(word, sampled.vm.target, light=light, patient=patient):
                 self.results[word][CaptureResult.FAILED] += 1
                 if not light:
                     self.gate.ended(word)
@@ -262,31 +264,31 @@ class Watch:
         self.durations.append(episode.seconds)
         del self.durations[:-MOST_DURATIONS]
 
-    def _keep_ring(self, each: SampledVm, now: float) -> None:
+    def _keep_ring(self, sampled: SampledVm, now: float) -> None:
         """Write the ring now and then while all is well, so that a capture by hand finds it, too."""
-        if now - self.rings_at.get(each.vm.key, -1e9) >= RING_SECONDS:
-            self._write_ring(each)
+        if now - self.rings_at.get(sampled.vm.key, -1e9) >= RING_SECONDS:
+            self._write_ring(sampled)
 
-    def _write_ring(self, each: SampledVm) -> None:
+    def _write_ring(self, sampled: SampledVm) -> None:
         if self.run_folder is None:
             return
-        self.rings_at[each.vm.key] = time.monotonic()
-        stands = each.judged.stands if each.suspect else None
+        self.rings_at[sampled.vm.key] = time.monotonic()
+        stands = sampled.judged.stands if sampled.suspect else None
         header = RingHeader(
-            pid=each.vm.pid,
-            start_ticks=each.vm.start_ticks,
+            pid=sampled.vm.pid,
+            start_ticks=sampled.vm.start_ticks,
             boot_id=self.boot_id,
             began_monotonic_ns=stands.began_ns if stands else None,
             seen_moving_ns=stands.moving_ns if stands else None,
             kind=stands.kind.value if stands else "",
         )
         with suppress(OSError):  # a full /run costs the ring, not the watch
-            ring.write(self.run_folder, Ring(header, tuple(each.ring)))
+            ring.write(self.run_folder, Ring(header, tuple(sampled.ring)))
 
     def _told(self, seconds: float) -> Round:
         return Round(
             at=time.time(),
-            vms=tuple(self._vm(each) for each in self.vms.values()),
+            vms=tuple(self._vm(sampled) for sampled in self.vms.values()),
             stall_durations=tuple(self.durations),
             suppressed=self.gate.suppressed,
             stops_ms=tuple(self.stops_ms),
@@ -297,8 +299,8 @@ class Watch:
             samples_late=self.late,
         )
 
-    def _vm(self, each: SampledVm) -> WatchedVm:
-        vm, judged, episode = each.vm, each.judged, each.stages.episode
+    def _vm(self, sampled: SampledVm) -> WatchedVm:
+        vm, judged, episode = sampled.vm, sampled.judged, sampled.stages.episode
         counts = self.counts[vm.target]
         return WatchedVm(
             name=vm.name,
@@ -310,7 +312,7 @@ class Watch:
             vmid=vm.vmid,
             uuid=vm.uuid,
             qemu_version=vm.qemu_version,
-            state=WatchState.UNREADABLE if each.refused else judged.state,
+            state=WatchState.UNREADABLE if sampled.refused else judged.state,
             suspect=episode is not None and episode.stalled is None,
             stalled=episode.stalled if episode else None,
             oldest_unmoved_seconds=judged.oldest_ns / SECOND,
@@ -323,9 +325,9 @@ class Watch:
         )
 
 
-def _is_long(each: SampledVm, config: WatchConfig) -> bool:
+def _is_long(sampled: SampledVm, config: WatchConfig) -> bool:
     """Return whether a stall is old enough to be told from a moment's."""
-    episode = each.stages.episode
+    episode = sampled.stages.episode
     return episode is not None and episode.seconds >= config.stages.light_seconds
 
 

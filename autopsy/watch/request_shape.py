@@ -80,17 +80,17 @@ def held_by(
     `waiting` are the addresses of coroutines that are known to wait in a queue. `read` returns fewer bytes where there
     is no memory, and must never fault.
     """
-    found = [_tracked(stack, read) for stack in stacks]
+    holds = [_tracked(stack, read) for stack in stacks]
     coroutines = {}
     for number, stack in enumerate(stacks):
-        if found[number] is None and (coroutine := _coroutine_of(stack, is_code, read)):
+        if holds[number] is None and (coroutine := _coroutine_of(stack, is_code, read)):
             coroutines[number] = coroutine
     linked = _linked({*coroutines.values(), *waiting}, read)
     for number, coroutine in coroutines.items():
         if coroutine in linked or _is_first(stacks[number], coroutine, read):
             limit = member_of(stacks[number].pointers, is_code, read)
-            found[number] = Held(Shape.QUEUED, IN_A_QUEUE, coroutine, limit)
-    return tuple(each or Held(Shape.OTHER) for each in found)
+            holds[number] = Held(Shape.QUEUED, IN_A_QUEUE, coroutine, limit)
+    return tuple(held or Held(Shape.OTHER) for held in holds)
 
 
 def _tracked(stack: ParkedStack, read: Read) -> Held | None:
@@ -120,14 +120,14 @@ def _coroutine_of(stack: ParkedStack, is_code: Callable[[int], bool], read: Read
 
 def _linked(coroutines: set[int], read: Read) -> set[int]:
     """Return the coroutines that one of them is linked to, or is linked from: they wait behind each other."""
-    found: set[int] = set()
+    chained: set[int] = set()
     for address in coroutines:
         data = read(address, COROUTINE_BYTES)
         words = struct.unpack(f"<{len(data) // WORD}Q", data[: len(data) // WORD * WORD])
         behind = coroutines.intersection(words[1:]) - {address}
         if behind:
-            found |= behind | {address}
-    return found
+            chained |= behind | {address}
+    return chained
 
 
 def _is_first(stack: ParkedStack, coroutine: int, read: Read) -> bool:

@@ -72,10 +72,10 @@ def write(folder: int, ring: Ring) -> None:
 def tidy(folder: int) -> None:
     """Remove from the run folder that is held the rings of processes that are no more."""
     for name in os.listdir(folder):
-        if (found := NAME.fullmatch(name)) is None:
+        if (match := NAME.fullmatch(name)) is None:
             continue
         try:
-            here = stat_of(f"/proc/{found[1]}").start_ticks == int(found[2])
+            here = stat_of(f"/proc/{match[1]}").start_ticks == int(match[2])
         except (OSError, ValueError, IndexError):
             here = False
         if not here:

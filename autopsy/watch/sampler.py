@@ -37,7 +37,7 @@ class ThreadFiles:
     folder: str
     schedstat: int
     comm: str = ""
-    told: bytes = b""
+    counters: bytes = b""
     changed_ns: int = 0
     run_ns: int = 0
     delay_ns: int = 0
@@ -77,7 +77,7 @@ class VmFiles:
 
     def close(self) -> None:
         """Let go of every file."""
-        for descriptor in (self.stat, self.io, *(each.schedstat for each in self.threads.values())):
+        for descriptor in (self.stat, self.io, *(thread.schedstat for thread in self.threads.values())):
             if descriptor >= 0:
                 os.close(descriptor)
         self.threads = {}
@@ -90,21 +90,21 @@ class VmFiles:
         try:
             stat = os.pread(self.stat, STAT, 0)
             main = proc_stat.parse(stat)
-            told = proc_stat.fields(stat)
-            size = int(told[SIZE_FIELD - proc_stat.FIRST])
+            fields = proc_stat.fields(stat)
+            size = int(fields[SIZE_FIELD - proc_stat.FIRST])
         except (OSError, ValueError, IndexError):
             return None
         if main.start_ticks != self.start_ticks:
             return None
         ran, cpu, delay, starved = self._threads(now_ns, main.threads)
-        still = [each for each in self.threads.values() if each.changed_ns < now_ns]
-        for each in still:
-            if closely or each.seen != each.told:
-                _see(each)
+        still = [thread for thread in self.threads.values() if thread.changed_ns < now_ns]
+        for thread in still:
+            if closely or thread.seen != thread.counters:
+                _see(thread)
         if not closely and self.pid in self.threads:
             self.threads[self.pid].state = main.state
         first = self.threads.get(self.pid)
-        if any(each.state == "R" and not each.is_vcpu for each in still):
+        if any(thread.state == "R" and not thread.is_vcpu for thread in still):
             starved = max(starved, now_ns - self.sampled_ns)  # woken, and not given a processor since
         read, written = self._io()
         sample = VmSample(
@@ -113,10 +113,10 @@ class VmFiles:
             threads=len(self.threads),
             ran=ran,
             main=None if first is None or first.changed_ns == now_ns else _still(first, now_ns, at_lock=closely),
-            asleep=tuple(_still(each, now_ns) for each in still if each.state == "D"),
-            vcpus=tuple(_still(each, now_ns, at_lock=closely) for each in still if each.is_vcpu),
-            vcpu_count=sum(each.is_vcpu for each in self.threads.values()),
-            migrating=any(each.comm in MIGRATING for each in self.threads.values()),
+            asleep=tuple(_still(thread, now_ns) for thread in still if thread.state == "D"),
+            vcpus=tuple(_still(thread, now_ns, at_lock=closely) for thread in still if thread.is_vcpu),
+            vcpu_count=sum(thread.is_vcpu for thread in self.threads.values()),
+            migrating=any(thread.comm in MIGRATING for thread in self.threads.values()),
             halted=_halted(main.state, first),
             cpu_ns=cpu,
             delay_ns=delay,
@@ -135,24 +135,30 @@ class VmFiles:
             self.counted = count
             self._list(now_ns)
         ended = False
-        for each in self.threads.values():
+        for thread in self.threads.values():
             try:
-                told = os.pread(each.schedstat, SMALL, 0)
+                counters = os.pread(thread.schedstat, SMALL, 0)
             except OSError:
                 ended = True
                 continue
-            if told == each.told:
+            if counters == thread.counters:
                 continue
             ran += 1
-            run_ns, delay_ns, times = _schedstat(told)
-            if each.told:
-                cpu += run_ns - each.run_ns
-                waited = delay_ns - each.delay_ns
+            run_ns, delay_ns, times = _schedstat(counters)
+            if thread.counters:
+                cpu += run_ns - thread.run_ns
+                waited = delay_ns - thread.delay_ns
                 delay += waited
                 # Who is given a processor every now and then does his work, late as it is.
-                if not each.is_vcpu and times - each.times < OFTEN:
+                if not thread.is_vcpu and times - thread.times < OFTEN:
                     longest = max(longest, waited)
-            each.told, each.run_ns, each.delay_ns, each.times, each.changed_ns = told, run_ns, delay_ns, times, now_ns
+            thread.counters, thread.run_ns, thread.delay_ns, thread.times, thread.changed_ns = (
+                counters,
+                run_ns,
+                delay_ns,
+                times,
+                now_ns,
+            )
         if ended:
             self._list(now_ns)
         return ran, cpu, delay, longest
@@ -174,8 +180,8 @@ class VmFiles:
             thread = ThreadFiles(tid, folder, schedstat, changed_ns=now_ns)
             thread.comm = _read(f"{folder}/comm", 64).decode("utf-8", "replace").rstrip("\n")
             with contextlib.suppress(OSError):
-                thread.told = os.pread(schedstat, SMALL, 0)
-                thread.run_ns, thread.delay_ns, thread.times = _schedstat(thread.told)
+                thread.counters = os.pread(schedstat, SMALL, 0)
+                thread.run_ns, thread.delay_ns, thread.times = _schedstat(thread.counters)
             self.threads[tid] = thread
 
     def _io(self) -> tuple[int | None, int | None]:
@@ -199,10 +205,10 @@ class VmFiles:
         return total
 
 
-def _schedstat(told: bytes) -> tuple[int, int, int]:
+def _schedstat(counters: bytes) -> tuple[int, int, int]:
     """Return how long a thread ran and waited for a processor, and how often it had one."""
     try:
-        run, delay, times = told.split()
+        run, delay, times = counters.split()
         return int(run), int(delay), int(times)
     except ValueError:
         return 0, 0, 0
@@ -213,7 +219,7 @@ def _see(thread: ThreadFiles) -> None:
     data = _read(f"{thread.folder}/stat", STAT)
     thread.state = proc_stat.parse(data).state
     thread.wchan = _read(f"{thread.folder}/wchan", 256).decode("utf-8", "replace").strip("0\n")
-    thread.seen = thread.told
+    thread.seen = thread.counters
 
 
 def _still(thread: ThreadFiles, now_ns: int, *, at_lock: bool = False) -> StillThread:
@@ -237,11 +243,11 @@ def _halted(state: str, main: ThreadFiles | None) -> Halted | None:
         return Halted.DEAD
     if state in ("T", "t"):
         return Halted.SIGNAL
-    return Halted.FREEZER if main is not None and main.seen == main.told and main.wchan in OWN_FREEZER else None
+    return Halted.FREEZER if main is not None and main.seen == main.counters and main.wchan in OWN_FREEZER else None
 
 
 def _eventfds(pid: int) -> tuple[int, ...]:
-    found = []
+    descriptors = []
     try:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
@@ -249,8 +255,8 @@ def _eventfds(pid: int) -> tuple[int, ...]:
     for name in names:
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[eventfd]":
-                found.append(int(name))
-    return tuple(found)
+                descriptors.append(int(name))
+    return tuple(descriptors)
 
 
 def _read(path: str, most: int) -> bytes:

@@ -99,7 +99,7 @@ def _has_come(seconds: float, stage: float) -> bool:
 
 def of_the_host(episodes: Iterable[StallEpisode], vms: int, seconds: float) -> bool:
     """Return whether so many VMs stall within seconds of each other that it is the host's matter."""
-    begins = sorted(each.at for each in episodes)
+    begins = sorted(episode.at for episode in episodes)
     return any(last - first <= seconds for first, last in zip(begins, begins[vms - 1 :], strict=False))
 
 

@@ -66,7 +66,7 @@ class RequestTokens:
 
     def update(self, look: CoroutineLook, now: int) -> RequestsInFlight:
         """Take a look at the time `now`, and return what stands."""
-        tokens = {(each.top, each.digest): each for each in look.parked}
+        tokens = {(coroutine.top, coroutine.digest): coroutine for coroutine in look.parked}
         gone = [token for token in self.seen if token not in tokens]
         moved = 0
         for token in gone:
@@ -84,17 +84,19 @@ class RequestTokens:
             request.due = None if parked.due_in_ns is None else now + parked.due_in_ns
         self._forget(now)
         first_look, self.looked_at = not self.looked_at, now
-        held = [each for each in self.seen.values() if each.shape in (Shape.TRACKED, Shape.QUEUED)]
-        self.askable |= {top for (top, _), each in self.seen.items() if each.shape is Shape.OTHER}
-        self.askable -= {top for (top, _), each in self.seen.items() if each.shape in (Shape.TRACKED, Shape.QUEUED)}
+        held = [request for request in self.seen.values() if request.shape in (Shape.TRACKED, Shape.QUEUED)]
+        self.askable |= {top for (top, _), request in self.seen.items() if request.shape is Shape.OTHER}
+        self.askable -= {
+            top for (top, _), request in self.seen.items() if request.shape in (Shape.TRACKED, Shape.QUEUED)
+        }
         unknown = sum(
-            each.shape is Shape.UNKNOWN and not self._waits_to_be_asked(token, each)
-            for token, each in self.seen.items()
+            request.shape is Shape.UNKNOWN and not self._waits_to_be_asked(token, request)
+            for token, request in self.seen.items()
         )
         standing = sorted(
-            (since, each.first)
-            for each in held
-            if each.first < now and not _is_let_go(each, since := self._stands_since(each), now)
+            (since, request.first)
+            for request in held
+            if request.first < now and not _is_let_go(request, since := self._stands_since(request), now)
         )
         return RequestsInFlight(
             in_flight=len(held) + max(0, unknown - first_look),  # the monitor's dispatcher is not known yet

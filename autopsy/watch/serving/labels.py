@@ -37,13 +37,13 @@ class VmLabels:
             known = self._shared.get(name)
             if len(group) > 1 and (known is None or not _tells_apart(known, group)):
                 self._shared[name] = next(
-                    (each for each in DISTINCTIONS if _tells_apart(each, group)), DISTINCTIONS[-1]
+                    (distinction for distinction in DISTINCTIONS if _tells_apart(distinction, group)), DISTINCTIONS[-1]
                 )
         return _unlike(self._word(vm) for vm in vms)
 
     def _word(self, vm: WatchedVm) -> str:
-        told = self._shared.get(vm.name)
-        return f"{vm.name} ({told(vm) or 'other'})" if told else vm.name
+        word = self._shared.get(vm.name)
+        return f"{vm.name} ({word(vm) or 'other'})" if word else vm.name
 
 
 def _tells_apart(distinction: Distinction, group: Sequence[WatchedVm]) -> bool:

@@ -147,7 +147,7 @@ def _of_captures(vms: Vms, last: Round) -> Iterator[Metric]:
 
 def _of_the_host(last: Round) -> Iterator[Metric]:
     durations = HistogramMetricFamily("autopsy_stall_duration_seconds", "How long stalls lasted that have ended.")
-    buckets = [(str(edge), float(sum(each <= edge for each in last.stall_durations))) for edge in DURATIONS]
+    buckets = [(str(edge), float(sum(seconds <= edge for seconds in last.stall_durations))) for edge in DURATIONS]
     durations.add_metric([], [*buckets, ("+Inf", float(len(last.stall_durations)))], sum(last.stall_durations))
     yield durations
     if last.hung_tasks is not None:

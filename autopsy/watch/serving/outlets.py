@@ -59,8 +59,8 @@ def opened(*, listen: str = "", textfile_folder: Path | None = None, anywhere: b
     with suppress(OSError):  # whoever keeps the rings tells of it
         run_folder = ring.open_run_folder()
     try:
-        for outlet, thing in wanted:
-            _open(outlet, thing)
+        for outlet, name in wanted:
+            _open(outlet, name)
         yield Outlets(outlets, run_folder)
     finally:
         for outlet in outlets:
@@ -70,7 +70,7 @@ def opened(*, listen: str = "", textfile_folder: Path | None = None, anywhere: b
             os.close(run_folder)
 
 
-def _open(outlet: Outlet, thing: str) -> None:
+def _open(outlet: Outlet, name: str) -> None:
     try:
         outlet.open()
     except NotOpened as error:
@@ -79,7 +79,7 @@ def _open(outlet: Outlet, thing: str) -> None:
             if outlet.name == "http"
             else "give a folder that is yours, and that nobody else may write to"
         )
-        raise NotPermitted(thing, str(error), remedy=remedy) from error
+        raise NotPermitted(name, str(error), remedy=remedy) from error
 
 
 def _need_client(option: str) -> None:

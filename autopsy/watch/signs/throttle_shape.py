@@ -66,8 +66,8 @@ def due(member: ThrottleMemberPlace, read: Read) -> int | None:
     for direction in range(DIRECTIONS):
         if not words[direction * QUEUE // WORD]:
             continue
-        times = [_expires(each, direction, read) for each in (member, *others)]
-        armed = [each for each in times if each is not None and each > 0]
+        times = [_expires(place, direction, read) for place in (member, *others)]
+        armed = [at for at in times if at is not None and at > 0]
         if not armed:
             return None
         latest = max(latest or 0, *armed)
@@ -78,8 +78,8 @@ def _others(state: int, like: ThrottleMemberPlace, read: Read) -> tuple[Throttle
     """Return the group's members that may have its timer: with several disks, only one at a time has it armed."""
     data = read(state + GROUP_FROM, GROUP_WORDS * WORD)
     words = struct.unpack(f"<{len(data) // WORD}Q", data[: len(data) // WORD * WORD])
-    found = (ThrottleMemberPlace(word, like.timers) for word in dict.fromkeys(words) if word >= LOWEST)
-    return tuple(each for each in found if each != like and _expires(each, 0, read) is not None)
+    places = (ThrottleMemberPlace(word, like.timers) for word in dict.fromkeys(words) if word >= LOWEST)
+    return tuple(place for place in places if place != like and _expires(place, 0, read) is not None)
 
 
 def _expires(member: ThrottleMemberPlace, direction: int, read: Read) -> int | None:
