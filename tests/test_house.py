@@ -201,3 +201,45 @@ def test_children_are_forked_in_one_way() -> None:
         or (isinstance(node, ast.ImportFrom) and node.module in {"os", "pty", "multiprocessing"})
     }
     assert forking == FORKS
+
+
+# A variable says what it holds: these would fit any.
+EMPTY_WORDS = {"each", "found", "told", "got", "it", "thing"}
+SAYS_WHAT_IT_HOLDS = (
+    "autopsy/bundle/",
+    "autopsy/capture/",
+    "autopsy/cli/",
+    "autopsy/commands/",
+    "autopsy/drill/",
+    "autopsy/fleet/",
+    "autopsy/kill/",
+    "autopsy/redact/",
+    "autopsy/replay/",
+    "autopsy/report/",
+    "autopsy/watch/",
+)
+
+
+def _bound(node: ast.AST) -> str:
+    """Return the name that a node binds, empty where it binds none."""
+    match node:
+        case ast.Name(id=word, ctx=ast.Store()) | ast.arg(arg=word):
+            return word
+        case ast.MatchAs(name=str(word)) | ast.MatchStar(name=str(word)) | ast.ExceptHandler(name=str(word)):
+            return word
+        case ast.FunctionDef(name=word) | ast.AsyncFunctionDef(name=word) | ast.ClassDef(name=word):
+            return word
+        case _:
+            return ""
+
+
+def test_a_variable_says_what_it_holds() -> None:
+    empty = [
+        f"{name(path)}:{node.lineno}: {word}"
+        for path in sources()
+        if name(path).startswith(SAYS_WHAT_IT_HOLDS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.expr | ast.stmt | ast.arg | ast.pattern | ast.excepthandler)
+        and (word := _bound(node)) in EMPTY_WORDS
+    ]
+    assert empty == []

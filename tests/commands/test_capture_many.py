@@ -106,13 +106,13 @@ def run(
 
 
 def answers(found: many.Many) -> list[dict[str, Any]]:
-    return [json.loads(one.told.json) for one in found.ones if one.told]
+    return [json.loads(one.finished.json) for one in found.ones if one.finished]
 
 
 def test_a_name_that_nobody_has_costs_the_others_nothing(vms: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(order("a", "nope", "b"), monkeypatch)
-    assert [one.name for one in found.ones if one.told] == ["a", "b"]
-    (failed,) = (one for one in found.ones if one.told is None)
+    assert [one.name for one in found.ones if one.finished] == ["a", "b"]
+    (failed,) = (one for one in found.ones if one.finished is None)
     assert "no running virtual machine" in failed.trouble
     assert found.exit_code is ExitCode.NO_SUCH_VM
     shown = json.loads(_json(found))
@@ -140,7 +140,7 @@ def test_a_capture_that_dies_is_told_and_costs_the_other_nothing(monkeypatch: py
         return 0
 
     found = run(order("a", "b"), monkeypatch, work)
-    assert [one.told is None for one in found.ones] == [True, False]
+    assert [one.finished is None for one in found.ones] == [True, False]
     assert found.ones[0].trouble == "the child process ended without an answer"
     assert found.ones[0].remedy.startswith("autopsy capture pid:")
 
@@ -207,7 +207,7 @@ def test_an_interrupt_reaches_the_captures_and_keeps_the_rest_from_beginning(
 
     found = run(order("a", "b"), monkeypatch, work, Patient(interrupt_at=5))
     assert [one.exit_code for one in found.ones] == [ExitCode.INTERRUPTED, ExitCode.INTERRUPTED]
-    assert [one.told is None for one in found.ones] == [False, True]
+    assert [one.finished is None for one in found.ones] == [False, True]
 
 
 def test_without_a_name_or_stuck_nothing_can_be_meant() -> None:
