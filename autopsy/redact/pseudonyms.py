@@ -263,8 +263,8 @@ class Pseudonyms:
 
 def _stands_in(name: str, letters: str) -> bool:
     """Return whether a name that is somewhere in a text in small letters stands by itself anywhere in it."""
-    found = re.compile(f"{re.escape(name)}(?![a-z0-9])").finditer(letters)
-    return any(not match.start() or not letters[match.start() - 1].isalnum() for match in found)
+    places = re.compile(f"{re.escape(name)}(?![a-z0-9])").finditer(letters)
+    return any(not match.start() or not letters[match.start() - 1].isalnum() for match in places)
 
 
 def _remember(known: dict[Key, str], original: Key, made: str) -> str:

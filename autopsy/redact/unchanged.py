@@ -23,7 +23,7 @@ def tasks_are_plain(sections: Iterable[Section], hide: Pseudonyms) -> bool:
     Each line is looked at once, in the order in which they stand: the threads of a process are much alike. How a thread
     is called is not looked at: QEMU names its own threads.
     """
-    parts = (each.data for each in sections if is_of_a_task(each) and not each.name.endswith("/comm"))
+    parts = (section.data for section in sections if is_of_a_task(section) and not section.name.endswith("/comm"))
     try:
         text = b"\n".join(parts).decode()
     except UnicodeDecodeError:

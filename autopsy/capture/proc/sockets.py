@@ -227,7 +227,7 @@ def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocke
 
 def _unix_listener(inode: int, unix: Mapping[int, UnixSocket]) -> UnixSocket | None:
     """Return the socket that should accept a connection which nobody has accepted yet, None where it is not here."""
-    return next((each for each in unix.values() if inode in each.waiting), None)
+    return next((listener for listener in unix.values() if inode in listener.waiting), None)
 
 
 def _listener(row: TcpSocket, tcp: list[TcpSocket]) -> int:
