@@ -147,3 +147,19 @@ def test_a_child_that_was_left_behind_is_reaped_once_it_has_ended() -> None:
     while not has_ended(left_behind):
         assert time.monotonic() < give_up
     assert not os.path.exists(f"/proc/{child.pid}")
+
+
+def state_of(pid: int) -> bytes:
+    with open(f"/proc/{pid}/stat", "rb") as stream:
+        return stream.read().rpartition(b")")[2].split()[0]
+
+
+def test_a_child_that_dies_too_late_is_no_zombie_any_more_once_the_next_one_is_forked() -> None:
+    left_behind = None
+    while left_behind is None:  # one that was gone at once shows nothing
+        left_behind = end(fork(sleep_on), seconds=0)
+    give_up = time.monotonic() + 10
+    while state_of(left_behind.pid) != b"Z":
+        assert time.monotonic() < give_up
+    end(fork(lambda _: 0))
+    assert not os.path.exists(f"/proc/{left_behind.pid}")

@@ -27,6 +27,8 @@ A_POLL_SECONDS = 1e6  # that a poll can wait
 _PID = struct.Struct("<I")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# Children that were killed and not gone in time: on a starved host they end later, and are to stay no zombies.
+_dying: set[int] = set()
 
 
 class Overdue(Exception):
@@ -65,6 +67,7 @@ def fork(live: Callable[[PipeEnds], int], *, own_session: bool = False, own_name
 
     Concurrency: call it only from a process with one thread.
     """
+    reap_the_late()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # nobody listens any more: no reason to stop
             stream.flush()
@@ -209,7 +212,9 @@ def end(child: Child, *, answered: bool = False, seconds: float = REAP_SECONDS) 
         if child.leads_session and not answered:  # a program in a group of its own may have started others
             kill_every(lambda pid: os.getsid(pid) == child.pid)
         with contextlib.suppress(ChildProcessError):
-            return None if ended(child.pidfd, seconds) is not None else _asleep(child.pid)
+            if ended(child.pidfd, seconds) is None:
+                _dying.add(child.pid)
+                return _asleep(child.pid)
         return None
     finally:
         for descriptor in (child.pidfd, child.answers, child.questions):
@@ -222,6 +227,16 @@ def has_ended(left_behind: LeftBehind) -> bool:
         return os.waitpid(left_behind.pid, os.WNOHANG)[0] == left_behind.pid
     except ChildProcessError:
         return True
+
+
+def reap_the_late() -> None:
+    """Reap every child that could not be ended in time, and has ended since; nobody else need think of them."""
+    for pid in tuple(_dying):
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                _dying.discard(pid)
+        except ChildProcessError:  # of our parent, or reaped by who asked whether it had ended
+            _dying.discard(pid)
 
 
 def kill_every(is_one: Callable[[int], bool]) -> None:
