@@ -1,0 +1,187 @@
+"""Measures what a guest's I/O feels of a capture: p99 beside one, beside none and beside any program of as much CPU.
+
+python tools/interference/latencies.py [--pairs 20] [--accelerate kvm|tcg] [--fast]
+
+Under TCG a Linux guest writes, reads back and times without a pause. Where KVM is emulated itself no Linux boots under
+it: there a boot sector writes without a pause, and QEMU's own histogram tells how long each write took.
+
+The slices take turns; each is told by its ratio to the one without anything beside it, for what else runs on the
+machine changes slowly and is the same for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests"))
+
+from soak import cpio
+
+from autopsy.drill.guests import WRITE_FOR_EVER
+from autopsy.drill.machine import Machine
+from support import lab
+from support.wedged.small_guests import ENOUGH, boot_sector
+
+PERIODS = 5  # a second, after each of which the guest tells its latencies
+BUCKETS = 96  # as the guest has them: one begins at 2^(bucket/4) us
+SPIN = "import sys, time\nwhile time.process_time() < float(sys.argv[1]): pass"
+LEAST = 100  # operations in a slice, of which one is the slowest hundredth
+
+
+@contextmanager
+def boot_sector_guest(place: Path) -> Iterator[Machine]:
+    """Boot under KVM what writes one sector after the other."""
+    image = boot_sector(lab.disk(place / "disk.raw"), WRITE_FOR_EVER)
+    with lab.qemu(
+        "7.2",
+        *("-blockdev", f"driver=file,filename={image},node-name=f0,aio=threads,cache.direct=on"),
+        *("-device", "virtio-blk-pci,id=vd0,drive=f0"),
+        accelerate=lab.KVM,
+        boots=True,
+    ) as machine:
+        lab.until("the guest writes", lambda: lab.writes_done(machine, "vd0") > ENOUGH, seconds=120)
+        yield machine
+
+
+@contextmanager
+def linux_guest(place: Path) -> Iterator[Machine]:
+    """Boot the small Linux guest with one job of direct I/O, which tells of it several times a second."""
+    kernel, initrd = lab.guest_files()
+    source = (lab.HOUSE / "tests" / "guest/verify.c").read_text()
+    (place / "verify.c").write_text(source.replace("sleep(1);", f"usleep({1_000_000 // PERIODS});"))
+    program = place / "verify"
+    subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", program, place / "verify.c"], check=True)
+    (place / "vmlinuz").symlink_to(kernel)
+    (place / "initrd.gz").write_bytes(initrd.read_bytes() + gzip.compress(cpio("bin/iogen", program.read_bytes())))
+    os.environ["AUTOPSY_GUEST"] = str(place)
+    image = lab.disk(place / "disk.raw", mebibytes=64)
+    with lab.guest(
+        "7.2",
+        *("-blockdev", f"driver=file,filename={image},node-name=f0,aio=threads,cache.direct=on"),
+        *("-device", "virtio-blk-pci,id=vd0,drive=f0"),
+        load="1,1,4096,w,rand,100000",
+    ) as machine:
+        lab.until("the guest verifies", lambda: "VERIFY " in lab.console(machine), seconds=60)
+        yield machine
+
+
+class OfQemu:
+    """What QEMU has told since it was last asked."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._begin()
+
+    def _begin(self) -> None:
+        edges = [int(2 ** (bucket / 4) * 1000) for bucket in range(1, BUCKETS)]
+        device = "/machine/peripheral/vd0/virtio-backend"
+        self._machine.qmp("block-latency-histogram-set", id=device, boundaries=edges)
+
+    def take(self) -> Counter[int]:
+        """Return the latencies since it was last called, by bucket."""
+        (disk,) = [each for each in self._machine.qmp("query-blockstats") if "/vd0/" in each.get("qdev", "")]
+        self._begin()
+        return Counter(dict(enumerate(disk["stats"]["wr_latency_histogram"]["bins"])))
+
+
+class OfTheGuest:
+    """What the guest has told since it was last asked."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._seen = 0
+        self.take()
+
+    def take(self) -> Counter[int]:
+        """Return the latencies of the periods that have ended since, by bucket."""
+        whole, _, _ = lab.console(self._machine).rpartition("\n")
+        lines = [line for line in whole.splitlines() if line.startswith("VERIFY ")]
+        new, self._seen = lines[self._seen :], len(lines)
+        found: Counter[int] = Counter()
+        for line in new:
+            found.update({int(bucket): int(many) for bucket, many in (word.split(":") for word in line.split()[4:])})
+        return found
+
+
+def percentile(found: Counter[int], share: float) -> float:
+    """Return a percentile in ms; within its bucket, which is a fifth wide, latencies are taken to lie evenly."""
+    above = sum(found.values()) * (1 - share)
+    for bucket in sorted(found, reverse=True):
+        if found[bucket] >= above:
+            return float(2 ** ((bucket + 1 - above / found[bucket]) / 4) / 1000)
+        above -= found[bucket]
+    return 0.0
+
+
+def slice_of(latencies: OfQemu | OfTheGuest, during: Callable[[], object]) -> Counter[int]:
+    """Return the latencies while something goes on: of the periods that begin and end with it, or nearly."""
+    time.sleep(1.5 / PERIODS)
+    latencies.take()
+    during()
+    time.sleep(0.5 / PERIODS)
+    return latencies.take()
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--pairs", type=int, default=20)
+    words.add_argument("--accelerate", choices=("kvm", "tcg"), default="tcg")
+    words.add_argument("--fast", action="store_true")
+    asked = words.parse_args()
+    guest, told_by = (linux_guest, OfTheGuest) if asked.accelerate == "tcg" else (boot_sector_guest, OfQemu)
+    with lab.folder() as place, guest(place) as machine, tempfile.TemporaryDirectory() as out:
+        capture = [sys.executable, "-m", "autopsy", "capture", f"pid:{machine.pid}", "--out", out]
+        capture += ["--fast"] if asked.fast else []
+        took, cpu = 2.0, 2.0
+
+        def captures() -> None:
+            nonlocal took, cpu
+            began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(capture, check=True, capture_output=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            took = time.monotonic() - began
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+        kinds: dict[str, Callable[[], object]] = {
+            "nothing": lambda: time.sleep(took),
+            "capture": captures,
+            "any program": lambda: subprocess.run([sys.executable, "-c", SPIN, str(cpu)], check=True),
+            "nothing again": lambda: time.sleep(took),
+        }
+        captures()
+        latencies = told_by(machine)
+        p99: dict[str, list[float]] = {kind: [] for kind in kinds}
+        p50: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(asked.pairs):
+            slices = {kind: slice_of(latencies, kinds[kind]) for kind in random.sample(list(kinds), len(kinds))}
+            if min(sum(found.values()) for found in slices.values()) < LEAST:
+                continue
+            for kind, found in slices.items():
+                p99[kind].append(percentile(found, 0.99))
+                p50[kind].append(percentile(found, 0.5))
+        told = f"{len(p99['nothing'])} rounds, {asked.accelerate}, load {os.getloadavg()[0]:.1f}"
+        print(f"{told}; a capture {'--fast ' if asked.fast else ''}took {cpu:.1f} s of CPU in {took:.1f} s")
+        print(f"{'beside':<14} {'p50 ms':>7} {'p99 ms':>7}  p99 by that of nothing: quartiles")
+        for kind in kinds:
+            ratios = [one / other for one, other in zip(p99[kind], p99["nothing"], strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            medians = f"{statistics.median(p50[kind]):>7.2f} {statistics.median(p99[kind]):>7.2f}"
+            print(f"{kind:<14} {medians}  {low:.2f} {middle:.2f} {high:.2f}")
+
+
+if __name__ == "__main__":
+    main()
