@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from autopsy.diagnose.diagnosis import Advice, Diagnosis, KnownBug
+from autopsy.diagnose.diagnosis import UNKNOWN, Advice, Diagnosis, KnownBug, Unproven
 from autopsy.facts.cite import Cite
 
 if TYPE_CHECKING:
@@ -182,9 +182,14 @@ def verdict(diagnosis: Diagnosis) -> VerdictAnswer:
         cites=diagnosis.cites,
         ruled_out=tuple(RuledOutAnswer(signature=one.signature, why=one.why) for one in diagnosis.ruled_out),
         cannot_tell=tuple(
-            CannotTellAnswer(signature=one.signature, missing=one.missing) for one in diagnosis.cannot_tell
+            CannotTellAnswer(signature=one.signature, missing=_missing(one)) for one in diagnosis.cannot_tell
         ),
     )
+
+
+def _missing(one: Unproven) -> str:
+    """Return what is missing; where a limit left it out, no signature's name says of what it is."""
+    return f"{one.text}: {one.missing}" if one.signature == UNKNOWN else one.missing
 
 
 def verdict_json(diagnosis: Diagnosis) -> str:

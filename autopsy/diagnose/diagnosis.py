@@ -27,6 +27,7 @@ Where = Literal[
 Confidence = Literal["proven", "likely", "possible", "consistent"]
 KillEffect = Literal["helps", "needless", "futile", "unknown"]
 When = Literal["now", "if-not", "never", "later"]
+UNKNOWN = "unknown"  # the signature of what none is known for, and of what a limit left out
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,17 @@ from autopsy.diagnose import (
 from autopsy.diagnose.advice.advise import advise
 from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.causes import CauseOrder, MatchedSignature, independent, is_pointer, order
-from autopsy.diagnose.diagnosis import Cause, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Unproven, Where
+from autopsy.diagnose.diagnosis import (
+    UNKNOWN,
+    Cause,
+    Claim,
+    Confidence,
+    Diagnosis,
+    RuledOutBy,
+    Secondary,
+    Unproven,
+    Where,
+)
 from autopsy.diagnose.queries import naming, never_started
 from autopsy.diagnose.queries.quiet import nothing_looks_stuck
 from autopsy.diagnose.queries.requests import title
@@ -37,7 +47,6 @@ from autopsy.facts.subjects import Subject
 
 MOST_CITES = 24
 MOST_ENDS = 3
-UNKNOWN = "unknown"
 NOTHING_STUCK = frozenset({"none", "vm-state"})
 OF_A_MACHINE: frozenset[Where] = frozenset({"guest", "vm-state", "device", "migration"})
 OF_EVERY_START = frozenset({"vm-awaits-client"})

@@ -9,8 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from autopsy.bundle.reader import open_bundle
+from autopsy.cli.json_output import verdict_json
+from autopsy.diagnose.diagnosis import UNKNOWN, Unproven
+from autopsy.diagnose.verdict import diagnose
+from autopsy.facts.gather import gather_facts
 from support import stored
 from tests.support.built import pastes
 from tests.support.built.pastes import DISPATCH, POLL, STARTED
@@ -54,6 +60,17 @@ def test_a_copy_for_strangers_is_told_with_its_map(bundle: Path, tmp_path: Path)
     assert Path(told["bundle"]) == tmp_path / "copy.tar.zst"
     assert Path(told["map"]).is_file()
     assert (told["same"], told["size"]) == (True, (tmp_path / "copy.tar.zst").stat().st_size)
+
+
+def test_what_a_limit_left_out_is_told_with_what_it_is_of() -> None:
+    found = diagnose(gather_facts(open_bundle(stored.CASES[0].bundle)))
+    beyond = Unproven(
+        signature=UNKNOWN, text="there are more throttle groups than are told", missing="8 were not asked"
+    )
+    told = json.loads(verdict_json(msgspec.structs.replace(found, cannot_tell=(beyond,))))
+    assert told["cannot_tell"] == [
+        {"signature": "unknown", "missing": "there are more throttle groups than are told: 8 were not asked"}
+    ]
 
 
 def test_a_replay_tells_each_case_and_what_has_changed(tmp_path: Path) -> None:
