@@ -55,13 +55,11 @@ class Types:
             OddTypes: there is none.
         """
         wanted = self.place(kind, name)
-        number = 1
-        for at in self._records():
+        for number, at in enumerate(self._records(), 1):
             if at >= wanted:
                 if at == wanted:
                     return number
                 break
-            number += 1
         raise OddTypes(f"this kernel has no {name}")
 
     def place(self, kind: int, name: str) -> int:

@@ -11,6 +11,9 @@ import ctypes
 import mmap
 import os
 import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from typing import BinaryIO
 
 from autopsy.dataclass import dataclass
@@ -25,6 +28,7 @@ PROG_LOAD, LINK_CREATE, ITER_CREATE = 5, 28, 33
 TRACING, TRACE_ITER = 26, 28
 TASK_PT_REGS, SEQ_WRITE = 175, 127  # helpers
 DEAD = 0x80  # TASK_DEAD
+MEMBERS = ("on_cpu", "pid", "nvcsw", "nivcsw", "__state", "flags", "tgid")  # of a task that are read
 REGISTERS = 21  # words of struct pt_regs, with which struct user_regs_struct begins
 ORIG_RAX, RAX = 15, 10
 IOCTL, ENOSYS = 16, (1 << 64) - 38
@@ -79,9 +83,8 @@ class Walker:
         try:
             if os.uname().machine != "x86_64" or os.readlink("/proc/self/ns/pid") != INITIAL_PIDS:
                 raise NoWalk("this is not x86-64, or another PID namespace than the host's first")
-            with open(TYPES, "rb") as stream:
-                types = Types(_read(stream))
-            self._link = _link(_load(_program(types, pid), types.number(btf.FUNCTION, "bpf_iter_task")), pid)
+            kernel = _kernel(TYPES)
+            self._link = _link(_load(_program(kernel, pid), kernel.function), pid)
         except OddTypes as error:
             raise NoWalk(f"the kernel's type information: {error}") from error
         except OSError as error:
@@ -133,40 +136,72 @@ def _read(stream: BinaryIO) -> bytes | mmap.mmap:
         return stream.read(btf.MOST_BYTES)
 
 
-def _program(types: Types, pid: int) -> bytes:
-    """Return the instructions: for each thread of the process one record into the iterator's file."""
+@dataclass(frozen=True, slots=True)
+class KernelLayout:
+    """Where the members of a task lie in this kernel, the sequence file of an iterator, and the iterator's number."""
+
+    task: Mapping[str, int]
+    fs_base: int
+    seq: int
+    function: int
+
+
+@cache
+def _kernel(path: str) -> KernelLayout:
+    """Return what a program must know of this kernel.
+
+    Raises:
+        OddTypes, OSError: it does not tell.
+    """
+    with open(path, "rb") as stream:
+        types = Types(_read(stream))
     task = types.place(btf.STRUCT, "task_struct")
-    fs_base = types.offset(task, "thread") + types.offset(types.place(btf.STRUCT, "thread_struct"), "fsbase")
-    seq = types.offset(types.place(btf.STRUCT, "bpf_iter_meta"), "seq")
+    thread = types.place(btf.STRUCT, "thread_struct")
+    return KernelLayout(
+        task={member: types.offset(task, member) for member in MEMBERS},
+        fs_base=types.offset(task, "thread") + types.offset(thread, "fsbase"),
+        seq=types.offset(types.place(btf.STRUCT, "bpf_iter_meta"), "seq"),
+        function=types.number(btf.FUNCTION, "bpf_iter_task"),
+    )
+
+
+def warm() -> None:
+    """Look the kernel's types up ahead, for all children of this process that walk."""
+    with suppress(OddTypes, OSError):
+        _kernel(TYPES)
+
+
+def _program(kernel: KernelLayout, pid: int) -> bytes:
+    """Return the instructions: for each thread of the process one record into the iterator's file."""
     top = -RECORD.size
 
     def keep(word: int) -> bytes:
         return _op(STORE, 10, 1, top + 8 * word)
 
     def load(code: int, member: str) -> bytes:
-        return _op(code, 1, 7, types.offset(task, member))
+        return _op(code, 1, 7, kernel.task[member])
 
     body = [
         # on_cpu comes before the counts: one who is switched away between these two loads must not pass for still.
         *(load(LOAD_INT, "on_cpu"), keep(1)),
         *(load(LOAD_INT, "pid"), keep(0)),
-        *(load(LOAD_WORD, "nvcsw"), _op(LOAD_WORD, 2, 7, types.offset(task, "nivcsw")), _op(ADD, 1, 2), keep(2)),
+        *(load(LOAD_WORD, "nvcsw"), _op(LOAD_WORD, 2, 7, kernel.task["nivcsw"]), _op(ADD, 1, 2), keep(2)),
         *(load(LOAD_INT, "__state"), keep(3)),
         *(load(LOAD_INT, "flags"), keep(4)),
-        *(_op(LOAD_WORD, 1, 7, fs_base), keep(5)),
+        *(_op(LOAD_WORD, 1, 7, kernel.fs_base), keep(5)),
         *(_op(MOVE, 1, 7), _op(CALL, value=TASK_PT_REGS)),
     ]
     for word in range(REGISTERS):
         body += [_op(LOAD_WORD, 1, 0, 8 * word), keep(6 + word)]
     body += [
-        *(_op(LOAD_WORD, 1, 6, 0), _op(LOAD_WORD, 1, 1, seq)),
+        *(_op(LOAD_WORD, 1, 6, 0), _op(LOAD_WORD, 1, 1, kernel.seq)),
         *(_op(MOVE, 2, 10), _op(ADD_VALUE, 2, value=top), _op(MOVE_VALUE, 3, value=RECORD.size)),
         _op(CALL, value=SEQ_WRITE),
     ]
     head = [
         *(_op(MOVE, 6, 1), _op(LOAD_WORD, 7, 6, 8)),
         _op(IF_EQUAL, 7, place=len(body) + 2),  # no task: the end of the walk
-        *(_op(LOAD_INT, 1, 7, types.offset(task, "tgid")), _op(IF_UNEQUAL, 1, place=len(body), value=pid)),
+        *(_op(LOAD_INT, 1, 7, kernel.task["tgid"]), _op(IF_UNEQUAL, 1, place=len(body), value=pid)),
     ]
     return b"".join((*head, *body, _op(MOVE_VALUE), _op(EXIT)))
 
