@@ -26,7 +26,11 @@ PLAN = (
     Step(layout.PROC_STACKS, Impact.NONE, 5, Later(PROC, "stacks"), cpu=0.05),
     Step(layout.PROC_FDS, Impact.NONE, 6, Later(PROC, "fds"), cpu=0.1),
     Step(layout.PROC_AIO, Impact.NONE, 4, Later(PROC, "aio"), cpu=0.05),
-    Step(layout.HOST, Impact.NONE, 10, Later(OF_HOST, "collect_host"), without_vm=True),
+    Step(
+        *(layout.HOST, Impact.NONE, 10, Later(OF_HOST, "collect_host")),
+        without_vm=True,
+        after=layout.THROTTLE_GROUPS,
+    ),
     Step(layout.SECOND_EXPOSURE, Impact.STOPS, 25, Later(AGAIN, "expose"), cpu=0.5),
 )
 
