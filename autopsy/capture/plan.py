@@ -40,7 +40,8 @@ UNSTABLE = Step(layout.UNSTABLE, Impact.MAY_HARM, 6, Later(UNSTABLES, "ask"))
 
 # What is loaded beside the first steps, each a part of its own, in the order in which it is needed.
 MEANWHILE = (
-    *("autopsy.linux.tasks.walk:warm", "asyncio", QMP, "autopsy.examine.core.symbols", "autopsy.examine.gdb.unwind", "autopsy.examine.run", GDB, PROC),
+    "autopsy.linux.tasks.walk:warm",
+    *("asyncio", QMP, "autopsy.examine.core.symbols", "autopsy.examine.gdb.unwind", "autopsy.examine.run", GDB, PROC),
     *(OF_HOST, AGAIN),
 )
 # What is needed after the last step; it is large, and loaded where a step takes long anyway.
