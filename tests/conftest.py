@@ -11,9 +11,16 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from selection import LABELS, Candidate, among_each_other, left_to_the_soak
 from support import lab
+
+# How long an example takes is the machine's matter. What CI=true asks of hypothesis beside that stays.
+settings.register_profile(
+    "on any machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("on any machine")
 
 HOUSE = Path(__file__).resolve().parent.parent
 

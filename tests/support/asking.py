@@ -149,6 +149,11 @@ def other_client_of(path: Path, seconds: float = 60) -> Iterator[int]:
         os.close(theirs)
 
 
+def patient(monkeypatch: pytest.MonkeyPatch, seconds: float = 60.0) -> None:
+    """Give answers more time, where whoever answers is a program that a busy machine starts slowly."""
+    impatient(monkeypatch, seconds)
+
+
 def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.3) -> None:
     """Give answers less time, so that the tests of silence are quick."""
     monkeypatch.setattr(session, "QUESTION_SECONDS", seconds)

@@ -22,7 +22,7 @@ from autopsy.capture.qmp.commands import Qemu, Version
 from autopsy.capture.step import Collected, Outcome, Skipped, TimedOut
 from autopsy.linux.child import in_child
 from support import fake_qmp, lab
-from support.asking import DISKS, Capture, a_monitor, capture_of, capture_of_fake, impatient
+from support.asking import DISKS, Capture, a_monitor, capture_of, capture_of_fake, impatient, patient
 from tests.capture.qmp.test_virsh import STAND_IN
 from tests.capture.test_capture import capture
 
@@ -294,6 +294,7 @@ def test_a_ring_that_vhost_holds_is_never_asked_for(short: Path, asked: list[str
 @contextmanager
 def through_virsh(place: Path, script: fake_qmp.Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    patient(monkeypatch)
     path = place / "fake"
     virsh = place / "virsh"
     virsh.write_text(STAND_IN.format(settings=("ok", str(path))))
@@ -324,13 +325,13 @@ def test_virsh_is_told_to_ask_nothing_unstable_either_with_stand_in(
     heard: list[str] = []
     script = at_version({questions.SCHEMA: marking("query-name")}, heard, (11, 1, 3))
     with through_virsh(short, script, monkeypatch) as capture:
-        assert isinstance(capture.query_status(seconds=60), Collected)
+        assert isinstance(capture.query_status(seconds=100), Collected)
         assert capture.of("query-name").outcome == "skipped"
         assert {each.monitor for each in capture.told()} == {"virsh -c qemu:///system qemu-monitor-command"}
-        assert isinstance(capture.query_block(seconds=60, ask_anyway=True), Collected)
-        assert isinstance(capture.ask_again(seconds=60), Collected)
+        assert isinstance(capture.query_block(seconds=100, ask_anyway=True), Collected)
+        assert isinstance(capture.ask_again(seconds=100), Collected)
         assert not [each for each in heard if each.startswith("x-") or each == "query-name"]
-        assert isinstance(capture.run(layout.UNSTABLE, unstable.ask, seconds=60), Collected)
+        assert isinstance(capture.run(layout.UNSTABLE, unstable.ask, seconds=100), Collected)
     assert [each for each in heard if each.startswith("x-") or each == "query-name"] == [
         "query-name",
         unstable.GRAPH,
@@ -343,6 +344,6 @@ def test_a_schema_of_10_mb_through_virsh_costs_only_itself_with_stand_in(
 ) -> None:
     script = at_version({questions.SCHEMA: [{"name": "x" * (10 << 20)}]}, [], (11, 1, 3))
     with through_virsh(short, script, monkeypatch) as capture:
-        assert isinstance(capture.query_status(seconds=60), Collected)
+        assert isinstance(capture.query_status(seconds=100), Collected)
         assert capture.of(questions.SCHEMA).answer["class"] == "TooBig"
         assert capture.of("query-name").outcome == "answered"

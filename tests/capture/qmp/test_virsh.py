@@ -27,7 +27,7 @@ from support.asking import (
 
 WEB1 = Domain(connection="qemu:///system", word="web1")
 
-STAND_IN = """#!/usr/bin/env python3
+STAND_IN = """#!/usr/bin/env -S python3 -IS
 import json, socket, sys, time
 MODE, MONITOR = {settings}
 assert sys.argv[1:4] == ["-q", "-c", "qemu:///system"], sys.argv
