@@ -5,28 +5,46 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from pathlib import Path
-from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
 
-from autopsy.cli import completion
-from autopsy.cli.bundles import BundlePath, examine, gdb, redact, replay, seal, verify
-from autopsy.cli.capture_command import capture
-from autopsy.cli.doctor import doctor
-from autopsy.cli.fleet.app import fleet
-from autopsy.cli.fleet.seeing import seen_before
-from autopsy.cli.help_text import GroupedApp, dress
-from autopsy.cli.importing import import_evidence
-from autopsy.cli.printing import Json, say, show
-from autopsy.cli.storing import list_captures, remove, show_capture
-from autopsy.cli.watch_command import watch
+from autopsy.cli.help_text import GroupedApp
+from autopsy.cli.printing import say, show
 from autopsy.errors import AutopsyError, ExitCode
+
+COMMANDS = {
+    "capture": "autopsy.cli.capture_command:capture",
+    "watch": "autopsy.cli.watch_command:watch",
+    "analyze": "autopsy.cli.bundles:analyze",
+    "report": "autopsy.cli.bundles:report",
+    "import": "autopsy.cli.importing:import_evidence",
+    "list": "autopsy.cli.storing:list_captures",
+    "show": "autopsy.cli.storing:show_capture",
+    "rm": "autopsy.cli.storing:remove",
+    "examine": "autopsy.cli.bundles:examine",
+    "gdb": "autopsy.cli.bundles:gdb",
+    "verify": "autopsy.cli.bundles:verify",
+    "redact": "autopsy.cli.bundles:redact",
+    "seal": "autopsy.cli.bundles:seal",
+    "replay": "autopsy.cli.bundles:replay",
+    "doctor": "autopsy.cli.doctor:doctor",
+    "diff": "autopsy.cli.bundles:diff",
+    "ps": "autopsy.cli.here:ps",
+    "drill": "autopsy.cli.here:drill",
+    "fleet": "autopsy.cli.fleet.app:fleet",
+}
+
+
+class WholeApp(GroupedApp):
+    """The whole command line."""
+
+    places = COMMANDS
+
 
 app = typer.Typer(
     name="autopsy",
-    cls=GroupedApp,
+    cls=WholeApp,
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -68,8 +86,7 @@ def main() -> None:
             if not sys.argv[1:]:
                 say(str(error.format_message()))  # the help itself
                 sys.exit(ExitCode.USAGE)
-            known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
-            command = next((f"{word} " for word in sys.argv[1:2] if word in known), "")
+            command = next((f"{word} " for word in sys.argv[1:2] if word in COMMANDS), "")
             say(f"autopsy: {error.format_message()}\n         autopsy {command}--help shows what can be said")
             sys.exit(ExitCode.USAGE)
         raise
@@ -91,172 +108,6 @@ def root(
     ] = False,
 ) -> None:
     """Hold the options that belong to no command."""
-
-
-app.command()(capture)
-app.command()(watch)
-
-
-@app.command()
-def analyze(bundle: BundlePath, json: Json = False) -> None:
-    """Say where the I/O is stuck, from a stored bundle."""
-    from autopsy.cli import summary
-    from autopsy.cli.json_output import verdict_json
-    from autopsy.report.store import diagnosis_of
-
-    diagnosis = diagnosis_of(bundle)
-    if json:
-        show(verdict_json(diagnosis))
-    else:
-        for line in summary.verdict(diagnosis):
-            show(line)
-
-
-@app.command()
-def report(
-    bundle: BundlePath,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="instead of stdout")] = None,
-    format: Annotated[  # noqa: A002 - the option's name is a contract
-        str,
-        typer.Option(
-            "--format",
-            metavar="html|md|bug|json|schema",
-            help="bug: for QEMU's tracker, redacted; schema: of the json",
-            show_default=True,
-            autocompletion=completion.formats,
-        ),
-    ] = "html",
-    seen: Annotated[
-        str, typer.Option("--seen", metavar="PLACE", help="say how often an index has met the like; see fleet")
-    ] = "",
-) -> None:
-    """Render a stored bundle's report."""
-    from autopsy.report.render import render, store
-
-    text = render(bundle, format, seen_before(bundle, seen) if seen else "")
-    if output is None:
-        show(text.rstrip("\n"))
-    else:
-        store(text, output)
-        say(f"written to {output}")
-
-
-app.command(name="import")(import_evidence)
-app.command(name="list")(list_captures)
-app.command(name="show")(show_capture)
-app.command(name="rm")(remove)
-app.command()(examine)
-app.command()(gdb)
-app.command()(verify)
-app.command()(redact)
-app.command()(seal)
-app.command()(replay)
-app.command()(doctor)
-app.add_typer(fleet, name="fleet")
-
-
-@app.command()
-def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="a bundle, or its folder", autocompletion=completion.bundles)],
-    b: Annotated[
-        Path, typer.Argument(metavar="B", help="another one, of the same VM or not", autocompletion=completion.bundles)
-    ],
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="leave with 7 where anything differs")] = False,
-    json: Json = False,
-) -> None:
-    """Say what changed between two captures."""
-    from msgspec.json import encode
-    from msgspec.json import format as indented
-
-    from autopsy.diff.compare import between
-    from autopsy.diff.text import lines
-    from autopsy.text import plain
-
-    difference = between(a, b)
-    if json:
-        show(indented(encode(difference), indent=2).decode())
-    else:
-        for line in lines(difference):
-            show(plain(line))
-    if exit_code and difference.differs:
-        raise typer.Exit(ExitCode.MISMATCH)
-
-
-@app.command()
-def ps(
-    stuck: Annotated[bool, typer.Option("--stuck", help="only those that look stuck, at two looks")] = False,
-    json: Json = False,
-) -> None:
-    """List this host's VMs without asking or stopping any.
-
-    Those that show a sign of trouble stand first.
-    """
-    from dataclasses import replace
-
-    from autopsy.cli import terminal
-    from autopsy.cli.json_output import census_json
-    from autopsy.target.ps import census
-    from autopsy.target.stalls import stalled
-    from autopsy.watch import state
-    from autopsy.watch.listed import with_watch
-
-    looks = stalled() if stuck else ()
-    vms = tuple(replace(stall.vm, signs=(stall.words, *stall.vm.signs)) for stall in looks) if stuck else census()
-    vms = with_watch(vms, state.last_round())
-    if json:
-        show(census_json(vms))
-    elif stuck and not vms:
-        show("no virtual machine of this host looks stuck")
-    else:
-        width = get_terminal_size().columns if sys.stdout.isatty() else 0
-        for line in terminal.ps_lines(tuple(sorted(vms, key=lambda vm: not vm.signs)), width):
-            show(line)
-
-
-@app.command()
-def drill(
-    scenario: Annotated[
-        str, typer.Argument(metavar="[SCENARIO]", help="see --list", autocompletion=completion.scenarios)
-    ] = "throttle",
-    list_them: Annotated[bool, typer.Option("--list", help="show the scenarios and what each needs")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="leave the wedged QEMU running and say how to end it")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="where the bundle goes instead of the store")
-    ] = None,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="on a terminal: a line for each step")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="nothing but the result")] = False,
-    json: Json = False,
-) -> None:
-    """Wedge a QEMU of our own, capture it, kill it."""
-    from autopsy.cli import summary, terminal
-    from autopsy.cli.json_output import answer
-    from autopsy.commands.drill import listing, run, walk_through
-    from autopsy.drill.stored import stored_drill
-    from autopsy.store.place import expendable_path
-
-    if list_them:
-        for line in listing():
-            show(line)
-        return
-    tell = (lambda _: None) if quiet else say
-    if (stored := stored_drill(scenario)) is not None:
-        from autopsy.cli.stored_json import show_json
-
-        shown = walk_through(stored, out or expendable_path(), tell)
-        for line in [show_json(shown)] if json else summary.stored(shown):
-            show(line)
-        return
-    with terminal.watcher(verbose=verbose, quiet=quiet) as watcher:
-        drilled = run(scenario, keep=keep, place=out or expendable_path(), watcher=watcher, say=tell)
-    for line in terminal.story(drilled.ended):
-        tell(line)
-    for line in [answer(drilled.ended)] if json else summary.block(drilled.ended):
-        show(line)
-    tell(drilled.verdict_line)
-    raise typer.Exit(drilled.exit_code)
-
-
-dress(app)
 
 
 if __name__ == "__main__":

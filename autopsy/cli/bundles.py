@@ -1,4 +1,4 @@
-"""The commands on stored bundles that make or check something: examine, gdb, verify, redact, seal, replay."""
+"""The commands on stored bundles: what they say, what is made of them, whether they are whole."""
 
 from __future__ import annotations
 
@@ -20,6 +20,75 @@ DebugFiles = Annotated[
     list[Path] | None, typer.Option("--debug-file", metavar="F", help="QEMU's debug file or unstripped binary")
 ]
 OutDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="where the new bundle goes")]
+
+
+def analyze(bundle: BundlePath, json: Json = False) -> None:
+    """Say where the I/O is stuck, from a stored bundle."""
+    from autopsy.cli import summary
+    from autopsy.cli.json_output import verdict_json
+    from autopsy.report.store import diagnosis_of
+
+    diagnosis = diagnosis_of(bundle)
+    if json:
+        show(verdict_json(diagnosis))
+    else:
+        for line in summary.verdict(diagnosis):
+            show(line)
+
+
+def report(
+    bundle: BundlePath,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="instead of stdout")] = None,
+    format: Annotated[  # noqa: A002 - the option's name is a contract
+        str,
+        typer.Option(
+            "--format",
+            metavar="html|md|bug|json|schema",
+            help="bug: for QEMU's tracker, redacted; schema: of the json",
+            show_default=True,
+            autocompletion=completion.formats,
+        ),
+    ] = "html",
+    seen: Annotated[
+        str, typer.Option("--seen", metavar="PLACE", help="say how often an index has met the like; see fleet")
+    ] = "",
+) -> None:
+    """Render a stored bundle's report."""
+    from autopsy.cli.fleet.seeing import seen_before
+    from autopsy.report.render import render, store
+
+    text = render(bundle, format, seen_before(bundle, seen) if seen else "")
+    if output is None:
+        show(text.rstrip("\n"))
+    else:
+        store(text, output)
+        say(f"written to {output}")
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="a bundle, or its folder", autocompletion=completion.bundles)],
+    b: Annotated[
+        Path, typer.Argument(metavar="B", help="another one, of the same VM or not", autocompletion=completion.bundles)
+    ],
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="leave with 7 where anything differs")] = False,
+    json: Json = False,
+) -> None:
+    """Say what changed between two captures."""
+    from msgspec.json import encode
+    from msgspec.json import format as indented
+
+    from autopsy.diff.compare import between
+    from autopsy.diff.text import lines
+    from autopsy.text import plain
+
+    difference = between(a, b)
+    if json:
+        show(indented(encode(difference), indent=2).decode())
+    else:
+        for line in lines(difference):
+            show(plain(line))
+    if exit_code and difference.differs:
+        raise typer.Exit(ExitCode.MISMATCH)
 
 
 def examine(

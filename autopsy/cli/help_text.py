@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
+
+from autopsy.cli.on_demand import GroupOnDemand
 
 # `autopsy --help` is read on a bad night: the first group is for that.
 GROUPS = (
@@ -109,20 +110,18 @@ class GroupedCommand(TyperCommand):
             _write(formatter, "Examples", examples)
 
 
-class GroupedApp(TyperGroup):
-    """The whole command line; its help shows the commands in groups, and ahead of the options."""
+class GroupedApp(GroupOnDemand):
+    """A command line whose help shows its commands in groups, and ahead of the options."""
+
+    kind = GroupedCommand
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - likewise
         """Write the commands, then the options."""
-        known = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        names_of_all = self.list_commands(ctx)
         grouped = {name for _, names in GROUPS for name in names}
-        others = tuple(name for name in known if name not in grouped)
+        others = tuple(name for name in names_of_all if name not in grouped)
         for title, names in (*GROUPS, (OTHERS, others)):
-            rows = [
-                (name, command.get_short_help_str(limit=90))
-                for name in names
-                if (command := known.get(name)) is not None
-            ]
+            rows = [(name, self.on_demand.summary(name)) for name in names if name in names_of_all]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
@@ -138,12 +137,6 @@ class GroupedApp(TyperGroup):
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), text) for code, text in EXIT_CODES])
         formatter.write("\nautopsy COMMAND --help shows what a command takes; see autopsy(1).\n")
-
-
-def dress(app: typer.Typer) -> None:
-    """Have every command of the app show its help in groups."""
-    for command in app.registered_commands:
-        command.cls = GroupedCommand
 
 
 def _write(formatter: Any, title: str, lines: Iterable[str]) -> None:  # noqa: ANN401 - likewise

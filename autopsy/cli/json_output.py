@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from autopsy.commands.ending import Ended
     from autopsy.commands.import_evidence import ImportedBundle
     from autopsy.target.ps import ListedVm
+    from autopsy.watch.model import Round
 
 
 class TargetAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,3 +231,40 @@ def census_json(vms: tuple[ListedVm, ...]) -> str:
 def as_text(value: object) -> str:
     """Return a value as JSON that people can read, too."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+class WatchedVmAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM of `watch --once --json`: these keys are relied on from outside."""
+
+    name: str
+    pid: int
+    state: str
+    stalled: bool
+    kind: str
+    oldest_unmoved_seconds: float
+    requests_in_flight: int | None
+
+
+class WatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `watch --once --json` prints."""
+
+    vms: tuple[WatchedVmAnswer, ...]
+
+
+def watch_json(last: Round) -> str:
+    """Return what `watch --once --json` prints."""
+    answer = WatchAnswer(
+        vms=tuple(
+            WatchedVmAnswer(
+                name=vm.name,
+                pid=vm.pid,
+                state=vm.state.value,
+                stalled=vm.stalled is not None,
+                kind=vm.stalled.value if vm.stalled else "",
+                oldest_unmoved_seconds=round(vm.oldest_unmoved_seconds, 1),
+                requests_in_flight=vm.requests_in_flight,
+            )
+            for vm in last.vms
+        )
+    )
+    return as_text(answer)

@@ -6,31 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from autopsy.cli.printing import Json, say, show
 
 if TYPE_CHECKING:
     from autopsy.watch.model import Round, WatchedVm
-
-
-class WatchedVmAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """One VM of `watch --once --json`: these keys are relied on from outside."""
-
-    name: str
-    pid: int
-    state: str
-    stalled: bool
-    kind: str
-    oldest_unmoved_seconds: float
-    requests_in_flight: int | None
-
-
-class WatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What `watch --once --json` prints."""
-
-    vms: tuple[WatchedVmAnswer, ...]
 
 
 def watch(
@@ -55,7 +36,7 @@ def watch(
 
     It asks no VM, stops none and kills none.
     """
-    from autopsy.cli.json_output import as_text
+    from autopsy.cli.json_output import watch_json
     from autopsy.commands import watch as watching
     from autopsy.errors import UsageError
     from autopsy.text import plain
@@ -68,7 +49,7 @@ def watch(
         if listen or textfile:
             raise UsageError("--once", "nobody would be there to scrape", remedy="leave --listen and --textfile away")
         last = watching.once(settings, frozenset(only or ()))
-        for line in [as_text(_answer(last))] if json else map(plain, _lines(last)):
+        for line in [watch_json(last)] if json else map(plain, _lines(last)):
             show(line)
         return
     if json:
@@ -79,23 +60,6 @@ def watch(
         publish = (teller.tell, opened.publish, service.round_ended)
         watching.watch_on(settings, publish, captures=not no_capture, say=say, out=out, only=frozenset(only or ()))
         service.stopping()
-
-
-def _answer(last: Round) -> WatchAnswer:
-    return WatchAnswer(
-        vms=tuple(
-            WatchedVmAnswer(
-                name=vm.name,
-                pid=vm.pid,
-                state=vm.state.value,
-                stalled=vm.stalled is not None,
-                kind=vm.stalled.value if vm.stalled else "",
-                oldest_unmoved_seconds=round(vm.oldest_unmoved_seconds, 1),
-                requests_in_flight=vm.requests_in_flight,
-            )
-            for vm in last.vms
-        )
-    )
 
 
 def _lines(last: Round) -> Iterator[str]:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import typer
 
-from autopsy.cli.fleet.asking import diff, query
-from autopsy.cli.fleet.diagnosing import diagnose
-from autopsy.cli.fleet.pruning import prune
-from autopsy.cli.fleet.sending import send
-from autopsy.cli.help_text import dress
+from autopsy.cli.help_text import GroupedCommand
+from autopsy.cli.on_demand import GroupOnDemand
+
+COMMANDS = {
+    "send": "autopsy.cli.fleet.sending:send",
+    "diagnose": "autopsy.cli.fleet.diagnosing:diagnose",
+    "query": "autopsy.cli.fleet.asking:query",
+    "diff": "autopsy.cli.fleet.asking:diff",
+    "prune": "autopsy.cli.fleet.pruning:prune",
+}
+
+
+class Fleet(GroupOnDemand):
+    """The commands of `autopsy fleet`."""
+
+    kind = GroupedCommand
+    places = COMMANDS
+
 
 fleet = typer.Typer(
+    cls=Fleet,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Send bundles to one place, diagnose them all, and ask what they have in common.",
 )
-fleet.command()(send)
-fleet.command()(diagnose)
-fleet.command()(query)
-fleet.command()(diff)
-fleet.command()(prune)
-dress(fleet)
