@@ -22,7 +22,8 @@ FOR_PACKAGES := binutils
 FOR_PORTABLE := binutils autoconf automake libtool libltdl-dev patch zstd xz-utils
 FOR_TRIAL := debootstrap
 # As pip does it for what it installs; where PYTHONDONTWRITEBYTECODE is set, every run would compile everything again.
-COMPILE := $(BIN)/python -m compileall -q autopsy
+COMPILE := PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'from autopsy.report import html; html.compile_templates()' && \
+  $(BIN)/python -m compileall -q autopsy
 AXE := build/node_modules/axe-core/axe.min.js
 
 help:

@@ -7,7 +7,9 @@ from functools import cache
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from autopsy import text
 from autopsy.bundle.manifest import Clocks
+from autopsy.compiled_templates import CompiledTemplates
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.evidence import Evidence
@@ -16,7 +18,7 @@ from autopsy.facts.model.facts import Facts
 from autopsy.report import units
 from autopsy.report.clock_text import calendar
 from autopsy.report.page import compose, kill_badge, told_kill
-from autopsy.resources import texts
+from autopsy.resources import resource, texts
 from autopsy.text import visible
 
 # As templates/report.html has it of a VM that was not.
@@ -61,6 +63,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         auto_reload=False,
+        bytecode_cache=CompiledTemplates(resource("templates"), (__file__, text.__file__)),
     )
 
 
