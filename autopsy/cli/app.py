@@ -99,7 +99,9 @@ def main() -> None:
 def _as_said(words: list[str]) -> typer.Typer:
     """Return the app with the one command that is called: to build them all takes longer than most of them do."""
     named = [
-        each for each in app.registered_commands if [each.name or getattr(each.callback, "__name__", "")] == words[:1]
+        command
+        for command in app.registered_commands
+        if [command.name or getattr(command.callback, "__name__", "")] == words[:1]
     ]
     if not named:
         return app
