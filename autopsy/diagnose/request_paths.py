@@ -18,6 +18,8 @@ from autopsy.facts.subjects import Subject
 ENGINE = at(Layer.ENGINE)
 ENGINES = {"threads": "worker threads", "native": "Linux AIO", "io_uring": "io_uring"}
 REQUESTS = DISK_PARKS | {Park.SLEEP, Park.PVE_BACKUP}
+BELOW = REQUESTS - THROTTLED - ENGINE - SERVED
+NOWHERE: frozenset[Park] = frozenset()
 MOST_PATHS = 64
 
 
@@ -139,9 +141,8 @@ def _line(
     nodes: Sequence[Node], lines: BlockLines, requests: list[CoroutineFact], ends: _Ends, *, top: bool
 ) -> Iterator[Hop]:
     """Yield the nodes of one line, and what is below the last: an engine and the host for a file, else the server."""
-    below = REQUESTS - THROTTLED - ENGINE - SERVED
     for index, node in enumerate(nodes):
-        mine = below if top and index == 0 else frozenset[Park]()
+        mine = BELOW if top and index == 0 else NOWHERE
         detail = node.filename if not node.filename.startswith("json:") else ""
         stuck = ends.where == "block" and top and not index
         yield _hop("node", node.name, f"{node.driver} {detail}".strip(), requests, mine, stuck=stuck)
@@ -164,7 +165,7 @@ def _line(
 def _hop(
     kind: str, name: str, detail: str, requests: list[CoroutineFact], parks: frozenset[Park], *, stuck: bool
 ) -> Hop:
-    here = [each for each in requests if each.park in parks]
+    here = [each for each in requests if each.park in parks] if parks else []
     cites: tuple[Cite, ...] = tuple(each.cite for each in here[:4])
     return Hop(kind=kind, name=name, detail=detail, in_flight=len(here) or None, stuck=stuck, cites=cites)  # type: ignore[arg-type]  # a literal of ours
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from autopsy.dataclass import dataclass
 from autopsy.diagnose import (
     footprint,
     imported,
@@ -53,8 +53,7 @@ OF_EVERY_START = frozenset({"vm-awaits-client"})
 PID = re.compile(r"\bPID\b")
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(NamedTuple):
     """A signature with its answer."""
 
     signature: Signature

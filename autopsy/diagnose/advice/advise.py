@@ -87,23 +87,28 @@ def filled(command: str, verbs: Mapping[str, str], words: Mapping[str, tuple[str
 
     A slot that is a word of its own may stand for a whole command; what fills any other stays within its word.
     """
-    names = [name for name in SLOT.findall(command) if name not in verbs]
+    names = [name for _, slots_in, _ in _words_of(command) for name in slots_in if name not in verbs]
     several = next((name for name in names if len(words.get(name, ())) > 1), "")
     chosen = [{**words, several: (value,)} for value in words[several]] if several else [words]
     told = (_filled(command, verbs, {name: values[0] for name, values in each.items() if values}) for each in chosen)
     return tuple(filter(None, told))
 
 
+@cache
+def _words_of(command: str) -> tuple[tuple[str, tuple[str, ...], str], ...]:
+    """Return the words of a runbook's command, with the slots in each and what it is without its quotes."""
+    words = ((word, tuple(SLOT.findall(word))) for word in WORD.findall(command))
+    return tuple((word, names, "".join(shlex.split(word)) if names else word) for word, names in words)
+
+
 def _filled(command: str, verbs: Mapping[str, str], words: Mapping[str, str]) -> str:
     parts = []
-    for word in WORD.findall(command):
-        names = SLOT.findall(word)
+    for word, names, inside in _words_of(command):
         if not names:
             parts.append(word)  # the runbook's own, with its quotes, globs and operators
         elif word == f"{{{names[0]}}}" and names[0] in verbs:
             parts.append(verbs[names[0]])
         elif all(name in words for name in names):
-            (inside,) = shlex.split(word)
             parts.append(shlex.quote(SLOT.sub(lambda slot: words[slot[1]], inside)))
         else:
             parts.append("")

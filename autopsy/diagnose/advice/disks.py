@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from autopsy.diagnose.advice import shell
 from autopsy.diagnose.advice.managers import Hand
@@ -23,8 +24,8 @@ NO_LIMIT_BY_VIRSH = tuple(
 OBJECTS = "/objects/"
 
 
-def verbs(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Mapping[str, str]:
-    """Return the commands about the disks and jobs that a diagnosis names."""
+def verbs(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Mapping[str, Callable[[], str]]:
+    """Return what makes the commands about the disks and jobs that a diagnosis names."""
     objects = tuple(objects)
     named = [disk for disk in _disks(facts) if subjects.disk(disk) in objects][:MOST]
     groups = {each.name for each in objects if isinstance(each, subjects.ThrottleGroup)}
@@ -32,12 +33,9 @@ def verbs(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Mapping[str, 
     if not jobs and isinstance(facts.jobs, Known) and len(facts.jobs.value) == 1:
         jobs = [facts.jobs.value[0].id]
     return {
-        "lift-limit": shell.both(*(_lift(hand, disk, _group(facts, disk, groups)) for disk in named)),
-        "own-iothread": shell.both(*(_own_iothread(hand, disk) for disk in named)),
-        **{
-            verb: shell.both(*(_job(hand, verb, job, named) for job in jobs))
-            for verb in ("cancel-job", "finish-job", "speed-job")
-        },
+        "lift-limit": lambda: shell.both(*(_lift(hand, disk, _group(facts, disk, groups)) for disk in named)),
+        "own-iothread": lambda: shell.both(*(_own_iothread(hand, disk) for disk in named)),
+        **{verb: partial(_of_jobs, hand, verb, jobs, named) for verb in ("cancel-job", "finish-job", "speed-job")},
     }
 
 
@@ -97,6 +95,10 @@ def _own_iothread(hand: Hand, disk: DiskFact) -> str:
         edit = line("virt-xml", hand.domain, "--edit", f"target.dev={configured.name}", "--disk")
         return shell.both(hand.virsh("iothreadadd", "1", "--config"), f"{edit} driver.iothread=1,driver.io=threads")
     return ""
+
+
+def _of_jobs(hand: Hand, verb: str, jobs: Iterable[str], disks: list[DiskFact]) -> str:
+    return shell.both(*(_job(hand, verb, job, disks) for job in jobs))
 
 
 def _job(hand: Hand, verb: str, job: str, disks: list[DiskFact]) -> str:

@@ -37,9 +37,9 @@ class Verbs(Mapping[str, str]):
     def __len__(self) -> int:
         return len({**self._makers, **self._made})
 
-    def beside(self, more: Mapping[str, str]) -> Verbs:
-        """Return them with others that are made already."""
-        return Verbs(self._makers, {**self._made, **more})
+    def beside(self, more: Mapping[str, Callable[[], str]]) -> Verbs:
+        """Return them with others."""
+        return Verbs({**self._makers, **more}, self._made)
 
 
 @dataclass(frozen=True, slots=True)

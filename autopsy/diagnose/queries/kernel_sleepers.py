@@ -162,6 +162,7 @@ def _same_file(name: str, paths: frozenset[str]) -> bool:
     return name in paths or any(path.endswith("/" + name.removeprefix("./")) for path in paths)
 
 
+@once
 def device_of(facts: Facts, path: str) -> HostDevice | None:
     """Return the block device that a path is, None where it is a file: what a device's node lies on is not its data."""
     opened = facts.descriptors.value if isinstance(facts.descriptors, Known) else ()
@@ -180,6 +181,7 @@ def ram_file(facts: Facts, look: ThreadSnapshot) -> str:
     return files[0] if len(set(files)) == 1 else ""
 
 
+@once
 def mount_of(facts: Facts, path: str) -> MountFact | None:
     """Return the mount that a file is written to: by its descriptor's device, for a path can be of another root.
 

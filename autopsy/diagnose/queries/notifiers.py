@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from autopsy.bundle.heap import devices
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries.threads import descriptor
 from autopsy.facts.cite import Unknown
 from autopsy.facts.model.facts import Descriptor, Facts
 
 
+@once
 def idle_queues(facts: Facts) -> tuple[devices.VirtQueue, ...]:
     """Return the queues of disks that stood still in both snapshots, idle as far as QEMU knows."""
     if isinstance(facts.virtqueues, Unknown) or isinstance(facts.virtqueues.value.second, Unknown):
@@ -34,6 +36,7 @@ def _set_up(fd: int) -> bool:
     return fd > 0
 
 
+@once
 def unseen_notifiers(facts: Facts) -> tuple[int, ...]:
     """Return the notifiers of idle disk queues that the descriptor table does not show."""
     notifiers = [fd for queue in idle_queues(facts) for fd in (queue.host_notifier_fd, queue.guest_notifier_fd)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from autopsy.bundle import layout
@@ -62,11 +62,11 @@ def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
 def _standing(facts: Facts, wanted: frozenset[Park]) -> Standing | Unknown:
     if isinstance(facts.coroutines, Unknown):
         return facts.coroutines
-    here = [each for each in facts.coroutines.value if each.park in wanted]
-    goes_on = [(each, moves(facts, each)) for each in here]
-    moving = tuple(each for each, on in goes_on if on)
-    waiting = tuple(each for each, on in goes_on if not on)
-    undecided = {each.address for each, on in goes_on if on is None}
+    goes_on = [each for park in _parked_at(facts).keys() & wanted for each in _parked_at(facts)[park]]
+    goes_on.sort(key=lambda each: each[2])
+    moving = tuple(each for each, on, _ in goes_on if on)
+    waiting = tuple(each for each, on, _ in goes_on if not on)
+    undecided = {each.address for each, on, _ in goes_on if on is None}
     proven = any(isinstance(each.stuck, Known) and each.stuck.value for each in waiting)
     proven &= all_counted(facts)  # a number that is one at least proves nothing
     sure = tuple(
@@ -80,6 +80,22 @@ def _standing(facts: Facts, wanted: frozenset[Park]) -> Standing | Unknown:
             words = f"whether {count(len(waiting), 'request')} that stood there were passed by others like them"
         return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), words)
     return Standing(sure, moving, proven, all_counted(facts))
+
+
+@once
+def _parked_at(facts: Facts) -> dict[Park, list[tuple[CoroutineFact, bool | None, int]]]:
+    """Return the coroutines by where they are parked, each with whether it goes on and its place among all."""
+    found: dict[Park, list[tuple[CoroutineFact, bool | None, int]]] = {}
+    for place, coroutine in enumerate(facts.coroutines.value if isinstance(facts.coroutines, Known) else ()):
+        found.setdefault(coroutine.park, []).append((coroutine, moves(facts, coroutine), place))
+    return found
+
+
+def parked_still(facts: Facts, parks: frozenset[Park]) -> Iterator[CoroutineFact]:
+    """Yield the coroutines parked at these places that nothing shows to go on, in the order in which they were read."""
+    here = [each for park in _parked_at(facts).keys() & parks for each in _parked_at(facts)[park]]
+    here.sort(key=lambda each: each[2])
+    yield from (coroutine for coroutine, on, _ in here if not on)
 
 
 def all_counted(facts: Facts) -> bool:

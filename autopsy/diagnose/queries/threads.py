@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
 from autopsy.facts import subjects
 from autopsy.facts.cite import Fact, Known, Unknown
@@ -57,6 +58,7 @@ def slept_through(thread: ThreadFact) -> bool | None:
     return same.value if isinstance(same, Known) else None
 
 
+@once
 def by_role(facts: Facts, *roles: Role) -> tuple[ThreadFact, ...]:
     """Return the threads of some roles."""
     return tuple(thread for thread in threads(facts) if thread.role in roles)
@@ -69,9 +71,15 @@ def named(thread: ThreadFact) -> str:
 
 def descriptor(facts: Facts, fd: int) -> Descriptor | None:
     """Return an open descriptor by its number, None where it is not known."""
-    if isinstance(facts.descriptors, Unknown):
-        return None
-    return next((each for each in facts.descriptors.value if each.fd == fd), None)
+    return _descriptors(facts).get(fd)
+
+
+@once
+def _descriptors(facts: Facts) -> dict[int, Descriptor]:
+    found: dict[int, Descriptor] = {}
+    for each in facts.descriptors.value if isinstance(facts.descriptors, Known) else ():
+        found.setdefault(each.fd, each)
+    return found
 
 
 def owns_bql(facts: Facts, tid: int) -> bool:

@@ -118,7 +118,9 @@ class Service:
             return waiting
         others = disk_subjects(facts, still(facts, *(self.only_with | self.not_with)))
         wanted = bool(self.only_with)
-        mine = tuple(each for each in waiting.requests if bool(disk_subjects(facts, (each,)) & others) is wanted)
+        mine = waiting.requests
+        if others:
+            mine = tuple(each for each in mine if bool(disk_subjects(facts, (each,)) & others) is wanted)
         if self.only_with and not others:
             mine = tuple(each for each in waiting.requests if each.park in self.only_with)
         if self.not_with and not others and still(facts, *self.not_with):

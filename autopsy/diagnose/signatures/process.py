@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries.kernel_stacks import waits_for
 from autopsy.diagnose.queries.socket_peers import FREEZER
 from autopsy.diagnose.queries.threads import looks, named, slept_through, threads
@@ -14,6 +15,7 @@ from autopsy.facts.model.facts import Facts, Role, ThreadFact, ThreadSnapshot
 DUMPS = frozenset({"do_coredump", "vfs_coredump", "coredump_wait", "elf_core_dump"})
 
 
+@once
 def _seen(facts: Facts) -> tuple[tuple[ThreadFact, ThreadSnapshot], ...]:
     """Return the process's own threads (not the kernel's workers in it) at the first look."""
     return tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.limits.at_limits import (
     about_sharing,
@@ -39,9 +40,11 @@ SECTOR = 512  # no guest asks for less
 NOT_PARKED = "no request is parked in a throttle group"
 
 
-def _groups(facts: Facts, parked: Standing) -> tuple[ThrottleGroupFact, ...]:
+@once
+def _groups(facts: Facts) -> tuple[ThrottleGroupFact, ...]:
     """Return the groups that the parked requests can be in."""
-    if isinstance(facts.throttle_groups, Unknown):
+    parked = _parked(facts)
+    if isinstance(facts.throttle_groups, Unknown) or not isinstance(parked, Standing):
         return ()
     names = {known(disk.throttle_group) for request in parked.requests for disk in disks_of(facts, request)} - {""}
     groups = facts.throttle_groups.value
@@ -70,6 +73,7 @@ def _seconds(nanoseconds: int) -> str:
     return f"{seconds / 3600:.1f} h" if seconds > 7200 else f"{seconds / 60:.0f} min"
 
 
+@once
 def _parked(facts: Facts) -> Standing | RuledOut | CannotTell:
     parked = standing(facts, (Park.THROTTLE,))
     if isinstance(parked, Unknown):
@@ -179,7 +183,7 @@ def _timer_wait(facts: Facts) -> Judgement:
     parked = _parked(facts)
     if not isinstance(parked, Standing):
         return parked
-    groups = _groups(facts, parked)
+    groups = _groups(facts)
     if why := _why_overdue(facts, groups):
         return RuledOut(f"the limits do not explain it: {why}", parked.cites)
     if any(isinstance(group.timer_ns, Known) and _lost(group) for group in groups):
@@ -223,7 +227,7 @@ def _stale(facts: Facts) -> Judgement:
     parked = _parked(facts)
     if not isinstance(parked, Standing):
         return parked
-    groups = _groups(facts, parked)
+    groups = _groups(facts)
     why = _why_overdue(facts, groups)
     seen = any(isinstance(group.timer_ns, Known) for group in groups)
     if not why:
@@ -264,7 +268,7 @@ def _lost_timer(facts: Facts) -> Judgement:
     parked = _parked(facts)
     if not isinstance(parked, Standing):
         return parked
-    groups = _groups(facts, parked)
+    groups = _groups(facts)
     if not any(isinstance(group.timer_ns, Known) for group in groups):
         return CannotTell("the group's timer: heap.json (QEMU's DWARF: `autopsy examine BUNDLE --debug-file F`)")
     lost = [group for group in groups if _lost(group)]

@@ -14,7 +14,7 @@ from autopsy.diagnose.queries import coroutine_mutexes, kernel_stacks, naming
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, sleepers
 from autopsy.diagnose.queries.requests import counted, disk_names, their_disks
 from autopsy.diagnose.queries.threads import looks, named, threads
-from autopsy.diagnose.waits.ends import ends
+from autopsy.diagnose.waits.ends import ends_of
 from autopsy.diagnose.waits.graph import Graph
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
@@ -42,7 +42,9 @@ class _Sheet:
     by_tid: Mapping[int, ThreadFact]
     comutexes: frozenset[int]
     suffixes: dict[subjects.Place, str] = field(default_factory=dict)
+    groups: dict[subjects.Request, str] = field(default_factory=dict)
     members: dict[str, dict[int, CoroutineFact]] = field(default_factory=dict)
+    boxes: dict[Subject, str] = field(default_factory=dict)
     nodes: dict[str, WaitNode] = field(default_factory=dict)
     edges: dict[WaitEdge, How] = field(default_factory=dict)
 
@@ -50,7 +52,7 @@ class _Sheet:
 def draw(facts: Facts, graph: Graph) -> WaitGraph:
     """Return the graph without the idle, bounded, with its rings and ends marked."""
     sheet = _sheet(facts, graph.waits)
-    rings = _rings(graph.waits)
+    rings = _rings(graph)
     holders: dict[Subject, Subject] = {
         wait.waiter: wait.on for wait in graph.waits if isinstance(wait.waiter, subjects.Lock)
     }
@@ -71,12 +73,13 @@ def draw(facts: Facts, graph: Graph) -> WaitGraph:
     return WaitGraph(nodes=nodes[:MOST], edges=tuple(edges))
 
 
-def _rings(waits: tuple[Wait, ...]) -> dict[Subject, frozenset[Subject]]:
+def _rings(graph: Graph) -> dict[Subject, frozenset[Subject]]:
     """Return for each that is in a ring which one; one that no loop is in is drawn all the same."""
-    both = {wait.waiter for wait in waits} & {wait.on for wait in waits}
-    if not any(isinstance(each, subjects.Lock | subjects.Thread) for each in both):
+    whole = graph.numbered
+    both = (subject for place, subject in enumerate(whole.subjects) if whole.onward[place] and whole.back[place])
+    if not any(isinstance(subject, subjects.Lock | subjects.Thread) for subject in both):
         return {}  # no ring goes round without a lock or a thread
-    found = ends(waits, (wait.waiter for wait in waits))
+    found = ends_of(whole, whole.subjects)
     return {subject: ring for ring in found.rings for subject in ring}
 
 
@@ -126,26 +129,34 @@ def _group(sheet: _Sheet, request: subjects.Request) -> str:
     coroutine = sheet.parked.get(request.coroutine)
     if coroutine is None:
         return f"coroutine {request.coroutine:#x}"
-    place = sheet.places.get(request)
-    return f"requests {coroutine.park.name}{_suffix(sheet, place) if place else ''}"
+    if request not in sheet.groups:
+        place = sheet.places.get(request)
+        sheet.groups[request] = f"requests {coroutine.park.name}{_suffix(sheet, place) if place else ''}"
+    return sheet.groups[request]
 
 
 def _suffix(sheet: _Sheet, place: subjects.Place) -> str:
     """Return what tells a place from others where requests wait likewise, for something else."""
-    alike = [each for each in sheet.suffixes if each.park is place.park]
-    return sheet.suffixes.setdefault(place, f" {len(alike) + 1}" if alike else "")
+    if place not in sheet.suffixes:
+        alike = sum(each.park is place.park for each in sheet.suffixes)
+        sheet.suffixes[place] = f" {alike + 1}" if alike else ""
+    return sheet.suffixes[place]
 
 
 def _box(sheet: _Sheet, facts: Facts, subject: Subject, wait: Wait) -> str:
     """Return the box of a subject, made where there is none."""
     if isinstance(subject, subjects.Request) and subject.coroutine in sheet.parked:
         identity = _group(sheet, subject)
-        sheet.members.setdefault(identity, {})[subject.coroutine] = sheet.parked[subject.coroutine]
-        sheet.nodes.setdefault(identity, WaitNode(id=identity, kind="coroutine", label=""))
+        if identity not in sheet.nodes:
+            sheet.nodes[identity] = WaitNode(id=identity, kind="coroutine", label="")
+            sheet.members[identity] = {}
+        sheet.members[identity][subject.coroutine] = sheet.parked[subject.coroutine]
         return identity
-    node = _node(sheet, facts, subject, wait.cites)
-    sheet.nodes.setdefault(node.id, node)
-    return node.id
+    if subject not in sheet.boxes:
+        node = _node(sheet, facts, subject, wait.cites)
+        sheet.nodes.setdefault(node.id, node)
+        sheet.boxes[subject] = node.id
+    return sheet.boxes[subject]
 
 
 def _node(  # noqa: PLR0911 - one return for each kind of box

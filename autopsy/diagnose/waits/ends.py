@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.waits.wait import Wait
@@ -19,72 +19,97 @@ class Ends:
     rings: Mapping[frozenset[Subject], frozenset[Subject]]
 
 
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """The waits by numbers: to tell two subjects apart costs more than all that is done with them here.
+
+    `onward` and `back` hold for each subject whom it waits for, and who waits for it.
+    """
+
+    subjects: Sequence[Subject]
+    number: Mapping[Subject, int]
+    onward: Sequence[Mapping[int, None]]
+    back: Sequence[Sequence[int]]
+
+    def behind(self, these: Iterable[int]) -> set[int]:
+        """Return them, and all who wait for them over however many others."""
+        found = set(these)
+        left = list(found)
+        while left:
+            for waiter in self.back[left.pop()]:
+                if waiter not in found:
+                    found.add(waiter)
+                    left.append(waiter)
+        return found
+
+
+def numbered(waits: Iterable[Wait]) -> Numbered:
+    """Give each subject a number, in the order in which they come."""
+    number: dict[Subject, int] = {}
+    onward: list[dict[int, None]] = []
+    back: list[list[int]] = []
+    for wait in waits:
+        places = []
+        for subject in (wait.waiter, wait.on):
+            place = number.setdefault(subject, len(onward))
+            if place == len(onward):
+                onward.append({})
+                back.append([])
+            places.append(place)
+        waiter, on = places
+        if on not in onward[waiter]:
+            onward[waiter][on] = None
+            back[on].append(waiter)
+    return Numbered(tuple(number), number, onward, back)
+
+
 def ends(waits: Iterable[Wait], roots: Iterable[Subject]) -> Ends:
     """Follow every wait from the roots. No recursion: a ring may be as long as a hostile bundle makes it."""
-    onward: dict[Subject, dict[Subject, None]] = {}
-    for wait in waits:
-        onward.setdefault(wait.waiter, {})[wait.on] = None
-    wanted = tuple(dict.fromkeys(roots))
-    reached = _reached(onward, wanted)
-    rings = [each for each in _components(onward, reached) if len(each) > 1 or _waits_for_itself(onward, each)]
-    sinks = [each for each in reached if each not in onward]
-    back = _reversed(onward, reached)
+    return ends_of(numbered(waits), roots)
+
+
+def ends_of(graph: Numbered, roots: Iterable[Subject]) -> Ends:
+    """Follow every wait of a graph from the roots."""
+    named = graph.subjects
+    wanted = dict.fromkeys(place for root in roots if (place := graph.number.get(root)) is not None)
+    reached = _reached(graph.onward, wanted)
+    rings = [ring for ring in _components(graph.onward, reached) if len(ring) > 1 or _is_loop(graph.onward, ring)]
+    sinks = [place for place in reached if not graph.onward[place]]
+
+    def waiting(these: Iterable[int]) -> frozenset[Subject]:
+        return frozenset(named[place] for place in graph.behind(these) & wanted.keys())
+
     return Ends(
-        {sink: _waiting(back, (sink,), wanted) for sink in sinks[:MOST_ENDS]},
-        {ring: _waiting(back, ring, wanted) for ring in rings[:MOST_ENDS]},
+        {named[sink]: waiting((sink,)) for sink in sinks[:MOST_ENDS]},
+        {frozenset(named[place] for place in ring): waiting(ring) for ring in rings[:MOST_ENDS]},
     )
 
 
-def _reached(onward: Mapping[Subject, Mapping[Subject, None]], roots: Iterable[Subject]) -> dict[Subject, None]:
-    found = dict.fromkeys(root for root in roots if root in onward)
+def _reached(onward: Sequence[Mapping[int, None]], roots: Iterable[int]) -> dict[int, None]:
+    found = dict.fromkeys(root for root in roots if onward[root])
     left = list(found)
     while left:
-        for each in onward.get(left.pop(), ()):
-            if each not in found:
-                found[each] = None
-                left.append(each)
+        for place in onward[left.pop()]:
+            if place not in found:
+                found[place] = None
+                left.append(place)
     return found
 
 
-def _reversed(
-    onward: Mapping[Subject, Mapping[Subject, None]], reached: Mapping[Subject, None]
-) -> dict[Subject, list[Subject]]:
-    back: dict[Subject, list[Subject]] = {}
-    for waiter in reached:
-        for on in onward.get(waiter, ()):
-            back.setdefault(on, []).append(waiter)
-    return back
+def _is_loop(onward: Sequence[Mapping[int, None]], ring: frozenset[int]) -> bool:
+    return all(place in onward[place] for place in ring)
 
 
-def _waiting(
-    back: Mapping[Subject, list[Subject]], of: Iterable[Subject], roots: tuple[Subject, ...]
-) -> frozenset[Subject]:
-    found = set(of)
-    left = list(found)
-    while left:
-        for each in back.get(left.pop(), ()):
-            if each not in found:
-                found.add(each)
-                left.append(each)
-    return frozenset(found.intersection(roots))
-
-
-def _waits_for_itself(onward: Mapping[Subject, Mapping[Subject, None]], ring: frozenset[Subject]) -> bool:
-    return all(each in onward.get(each, ()) for each in ring)
-
-
-def _components(
-    onward: Mapping[Subject, Mapping[Subject, None]], reached: Mapping[Subject, None]
-) -> list[frozenset[Subject]]:
+def _components(onward: Sequence[Mapping[int, None]], reached: Iterable[int]) -> list[frozenset[int]]:
     """Return the strongly connected components (Tarjan), with a stack of our own."""
-    index: dict[Subject, int] = {}
-    low: dict[Subject, int] = {}
-    path: dict[Subject, None] = {}
+    index: dict[int, int] = {}
+    low: dict[int, int] = {}
+    path: dict[int, None] = {}
     found = []
     for root in reached:
         if root in index:
             continue
-        work = [(root, iter(onward.get(root, ())))]
+        work = [(root, iter(onward[root]))]
         index[root] = low[root] = len(index)
         path[root] = None
         while work:
@@ -102,7 +127,7 @@ def _components(
             elif step not in index:
                 index[step] = low[step] = len(index)
                 path[step] = None
-                work.append((step, iter(onward.get(step, ()))))
+                work.append((step, iter(onward[step])))
             elif step in path:
                 low[subject] = min(low[subject], index[step])
     return found

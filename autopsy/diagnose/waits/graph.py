@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import islice
 
 from autopsy.dataclass import dataclass
@@ -22,7 +23,7 @@ from autopsy.diagnose.waits import (
     requests,
     threads,
 )
-from autopsy.diagnose.waits.ends import Ends, ends
+from autopsy.diagnose.waits.ends import Ends, Numbered, ends_of, numbered
 from autopsy.diagnose.waits.wait import Wait
 from autopsy.facts import subjects
 from autopsy.facts.model.facts import Facts, Role
@@ -48,7 +49,7 @@ BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
 LOOPS = (Role.MAIN, Role.IOTHREAD, Role.VCPU, Role.MONITOR, Role.MIGRATION)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Graph:
     """Every wait that was seen. `trouble` names the kinds of evidence that failed, or were more than a VM has."""
 
@@ -56,9 +57,15 @@ class Graph:
     roots: tuple[Subject, ...]
     trouble: tuple[str, ...]
 
+    @cached_property
     def ends(self) -> Ends:
-        """Return where the waiting ends."""
-        return ends(self.waits, self.roots)
+        """Where the waiting ends."""
+        return ends_of(self.numbered, self.roots)
+
+    @cached_property
+    def numbered(self) -> Numbered:
+        """The waits by numbers."""
+        return numbered(self.waits)
 
 
 def build(facts: Facts) -> Graph:

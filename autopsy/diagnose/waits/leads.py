@@ -45,27 +45,13 @@ NOWHERE = Leads({})
 
 def leads(graph: Graph) -> Leads:
     """Follow the waits back from each end. The work is bounded, for the number of ends is."""
-    back: dict[Subject, list[Subject]] = {}
-    for wait in graph.waits:
-        back.setdefault(wait.on, []).append(wait.waiter)
-    found: dict[Subject, set[Subject]] = {}
-    ends = graph.ends()
-    for end in (*(frozenset({sink}) for sink in ends.sinks), *ends.rings):
-        for waiter in _behind(back, end):
+    by_number = graph.numbered
+    found: dict[int, set[Subject]] = {}
+    for end in (*(frozenset({sink}) for sink in graph.ends.sinks), *graph.ends.rings):
+        for waiter in by_number.behind(by_number.number[subject] for subject in end):
             found.setdefault(waiter, set()).update(end)
     implied = any(wait.certainty is Certainty.CONSISTENT for wait in graph.waits)
-    return Leads({subject: frozenset(led) for subject, led in found.items()}, implied)
-
-
-def _behind(back: Mapping[Subject, list[Subject]], end: frozenset[Subject]) -> set[Subject]:
-    found = set(end)
-    left = list(end)
-    while left:
-        for each in back.get(left.pop(), ()):
-            if each not in found:
-                found.add(each)
-                left.append(each)
-    return found
+    return Leads({by_number.subjects[waiter]: frozenset(led) for waiter, led in found.items()}, implied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +65,7 @@ class Nameless:
 
 def nameless(graph: Graph) -> tuple[Nameless, ...]:
     """Return the ends, those that most wait for first; a thread that only works, or that nobody waits for, is none."""
-    ends = graph.ends().sinks
+    ends = graph.ends.sinks
     seen = {wait.waiter for wait in graph.waits if wait.certainty is Certainty.SEEN}
     found = [Nameless(end, len(waiting - {end}), not seen.isdisjoint(waiting)) for end, waiting in ends.items()]
     return tuple(sorted((each for each in found if each.waiters), key=lambda each: -each.waiters))

@@ -14,7 +14,9 @@ from autopsy.facts.model.facts import Facts
 
 def loop_waits(facts: Facts) -> Iterator[Wait]:
     """Yield them where a loop slept through in a call that is no poll of its own; whose a device is, is not known."""
-    for thread in held_loops(facts):
-        for device in sorted({queue.device for queue in idle_queues(facts)}):
-            loop, cites = subjects.thread(thread), (looks(thread)[0].cite,)
+    held = held_loops(facts)
+    devices = sorted({queue.device for queue in idle_queues(facts)}) if held else ()
+    for thread in held:
+        loop, cites = subjects.thread(thread), (looks(thread)[0].cite,)
+        for device in devices:
             yield Wait(subjects.Device(device), loop, How.TAKEN_UP_BY, Certainty.ONCE, cites)

@@ -9,7 +9,7 @@ from autopsy.diagnose.queries.engines import held_loops, owed_by_loops
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, sleepers
 from autopsy.diagnose.queries.limits.at_limits import copies_held
 from autopsy.diagnose.queries.limits.throttle_locks import throttle_lock
-from autopsy.diagnose.queries.requests import disks_of, last_driver, moves
+from autopsy.diagnose.queries.requests import disks_of, last_driver, parked_still
 from autopsy.diagnose.queries.socket_peers import clients, leads_to, unsent
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
@@ -24,26 +24,31 @@ def request_waits(facts: Facts) -> Iterator[Wait]:
     asleep = sleepers(facts)
     workers = [subjects.thread(each.thread) for each in asleep if _works(each)]
     told: set[tuple[subjects.Place, Certainty]] = set()
+    places: dict[tuple[Park, tuple[int, ...]], tuple[subjects.Place, tuple[Subject, ...]]] = {}
     for request in standing(facts, DISK_PARKS - BEHIND):
         if request.park is Park.DRIVER and last_driver(facts, request) is None:
             continue  # it may stand behind any other
         sure = Certainty.SEEN if isinstance(request.stuck, Known) and request.stuck.value else Certainty.ONCE
-        ends = tuple(_ends(facts, request, disks_of(facts, request), workers))
-        place = subjects.Place(request.park, frozenset(ends))
+        owners = disks_of(facts, request)
+        kind = (request.park, tuple(map(id, owners)))
+        if kind not in places:
+            ends = tuple(_ends(facts, request, owners, workers))
+            places[kind] = (subjects.Place(request.park, frozenset(ends)), ends)
+        place, ends = places[kind]
         yield Wait(subjects.Request(request.address), place, How.PARKED_AT, sure, (request.cite,))
         if (place, sure) not in told:  # what hundreds of requests stand at is for the same
             told.add((place, sure))
             for on in ends:
                 yield Wait(place, on, How.FOR, sure, (request.cite,))
-            yield from _throttle_lock(facts, request, place)
+            yield from _throttle_lock(facts, request, ends or (place,))
     yield from _servers(facts)
     yield from _clients(facts)
 
 
-def _throttle_lock(facts: Facts, request: CoroutineFact, place: subjects.Place) -> Iterator[Wait]:
+def _throttle_lock(facts: Facts, request: CoroutineFact, limits: tuple[Subject, ...]) -> Iterator[Wait]:
     """Yield that a throttle group, or the place where nobody knows its groups, waits for the group's own mutex."""
     lock = throttle_lock(facts) if request.park in THROTTLED else None
-    for limit in (place.of or (place,)) if lock is not None else ():
+    for limit in limits if lock is not None else ():
         if lock is not None and not (isinstance(limit, subjects.ThrottleGroup) and lock.group not in {"", limit.name}):
             cites = (lock.mutex.cite, request.cite)
             yield Wait(limit, subjects.lock(lock.mutex), How.WAITS_FOR_LOCK, Certainty.ONCE, cites)
@@ -60,9 +65,7 @@ def _works(sleeper: Sleeper) -> bool:
 def standing(facts: Facts, parks: frozenset[Park]) -> Iterator[CoroutineFact]:
     """Yield the requests at these places that nothing shows to go on, or to be a job's that only a limit holds back."""
     copies = frozenset(each.address for each in copies_held(facts))
-    for request in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
-        if request.park in parks and request.address not in copies and not moves(facts, request):
-            yield request
+    yield from (request for request in parked_still(facts, parks) if request.address not in copies)
 
 
 def _ends(

@@ -38,7 +38,7 @@ def cluster(facts: Facts, diagnosis: Diagnosis, graph: Graph, named: tuple[str, 
 
 def _of_ring(diagnosis: Diagnosis, graph: Graph, whole: Mapping[Subject, Subject]) -> str:
     named = set(diagnosis.subjects)
-    for ring in graph.ends().rings:
+    for ring in graph.ends.rings:
         if named.isdisjoint(naming.record(whole.get(node, node)) for node in ring) and diagnosis.signature != UNKNOWN:
             continue
         waits = {
@@ -52,7 +52,7 @@ def _of_ring(diagnosis: Diagnosis, graph: Graph, whole: Mapping[Subject, Subject
 
 def _of_sinks(diagnosis: Diagnosis, graph: Graph, whole: Mapping[Subject, Subject]) -> str:
     named = set(diagnosis.subjects)
-    sinks: Iterable[Subject] = (sink for sink in graph.ends().sinks if naming.record(whole.get(sink, sink)) in named)
+    sinks: Iterable[Subject] = (sink for sink in graph.ends.sinks if naming.record(whole.get(sink, sink)) in named)
     if diagnosis.signature == UNKNOWN:
         sinks = (wait.end for wait in nameless(graph)[:1])
     return " and ".join(sorted({_kind(sink, whole) for sink in sinks}))

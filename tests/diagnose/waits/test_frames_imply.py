@@ -46,7 +46,7 @@ def test_who_waits_for_a_condition_may_have_let_go_of_it(tmp_path: Path) -> None
 
 def test_a_ring_of_frames_is_a_ring_of_the_graph_and_is_drawn(tmp_path: Path) -> None:
     facts = facts_of(pastes.dump(STOPS, IOTHREAD), tmp_path)
-    (ring,) = build(facts).ends().rings
+    (ring,) = build(facts).ends.rings
     assert ring == {subjects.Thread(5000), subjects.Thread(5001), frames.BQL}
     drawing = diagnose(facts).waits
     assert {node.label for node in drawing.nodes} >= {"the BQL"}
@@ -76,22 +76,22 @@ def test_a_printed_owner_says_more_than_frames_and_alone_is_believed(tmp_path: P
 def test_a_back_end_that_is_asked_is_an_end(tmp_path: Path) -> None:
     asks = ("CPU 0/KVM", ("recvmsg", "qio_channel_readv_full", "vhost_user_read", "vhost_user_get_vring_base", *MMIO))
     facts = facts_of(pastes.dump(asks), tmp_path)
-    assert frames.BACK_END in build(facts).ends().sinks
+    assert frames.BACK_END in build(facts).ends.sinks
 
 
 def test_a_reader_of_rcu_that_waits_for_all_readers_waits_for_itself(tmp_path: Path) -> None:
     waits = ("syscall", "qemu_futex_wait", "qemu_event_wait", "drain_call_rcu", "qmp_device_add")
-    (ring,) = build(facts_of(pastes.dump(("CPU 0/KVM", (*waits, *MMIO))), tmp_path / "reader")).ends().rings
+    (ring,) = build(facts_of(pastes.dump(("CPU 0/KVM", (*waits, *MMIO))), tmp_path / "reader")).ends.rings
     assert ring == {subjects.Thread(5000), frames.READERS}
     facts = facts_of(pastes.dump(("kvm", (*waits, *DISPATCH))), tmp_path / "no reader")
-    assert not build(facts).ends().rings
-    assert frames.READERS in build(facts).ends().sinks
+    assert not build(facts).ends.rings
+    assert frames.READERS in build(facts).ends.sinks
 
 
 def test_a_thread_that_another_part_of_a_migration_is_to_wake_waits_for_the_migration(tmp_path: Path) -> None:
     stack = ("do_futex_wait", "qemu_sem_wait", "multifd_send_sync_main", "ram_save_setup", "migration_thread", *STARTED)
     facts = facts_of(pastes.dump(("live_migration", stack)), tmp_path)
-    assert subjects.Migration() in build(facts).ends().sinks
+    assert subjects.Migration() in build(facts).ends.sinks
 
 
 def test_a_capture_has_no_edge_by_frames_alone() -> None:

@@ -30,7 +30,7 @@ def stacked(*, state: str = "T (stopped)", layer: bytes = LAYER) -> e.Fake:
 
 def test_the_end_is_the_daemon_and_the_local_disk_only_waits_for_it() -> None:
     facts = gather_facts(stacked())
-    assert list(graph.build(facts).ends().sinks) == [subjects.Peer(900)]
+    assert list(graph.build(facts).ends.sinks) == [subjects.Peer(900)]
     found = diagnose(facts)
     assert (found.where, found.signature) == ("peer", "storage-below-silent")
     assert "sshfs 900" in found.objects

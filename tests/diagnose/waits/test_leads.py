@@ -88,4 +88,4 @@ def test_an_end_that_no_signature_names_is_told_with_its_kind_and_who_waits(monk
 
 
 def test_where_nobody_waits_no_end_is_told() -> None:
-    assert build(gather_facts(cases.healthy_idle().bundle())).ends().sinks == {}
+    assert build(gather_facts(cases.healthy_idle().bundle())).ends.sinks == {}

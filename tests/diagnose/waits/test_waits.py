@@ -39,14 +39,14 @@ def test_where_the_waiting_ends_is_where_the_verdict_is(case: stored.Stored) -> 
     found = graph.build(facts)
     assert found.trouble == ()
     more, _ = BESIDE.get(case.home.name, ("", ""))
-    places = {graph.where(sink) for sink in found.ends().sinks}
+    places = {graph.where(sink) for sink in found.ends.sinks}
     assert places <= {diagnose(facts).where, more}
 
 
 def test_the_end_of_a_silent_server_is_its_process_and_every_request_waits_for_it() -> None:
     case = cases.nbd()
     case.parked(e.NBD, 3)
-    sinks = graph.build(gather_facts(case.bundle())).ends().sinks
+    sinks = graph.build(gather_facts(case.bundle())).ends.sinks
     assert list(sinks) == [subjects.Peer(900)]
     assert len([each for each in sinks[subjects.Peer(900)] if isinstance(each, subjects.Request)]) == 4
 
@@ -54,12 +54,12 @@ def test_the_end_of_a_silent_server_is_its_process_and_every_request_waits_for_i
 def test_a_drain_ends_where_the_request_does_that_it_waits_for() -> None:
     case = cases.nbd()
     case.main_loop = records.MainLoop(tid=e.PID, state="nested poll", under="bdrv_drain_all_begin")
-    sinks = graph.build(gather_facts(case.bundle())).ends().sinks
+    sinks = graph.build(gather_facts(case.bundle())).ends.sinks
     assert subjects.Thread(e.PID) in sinks[subjects.Peer(900)]
 
 
 def test_requests_that_go_on_wait_for_nobody() -> None:
-    assert graph.build(gather_facts(cases.healthy_busy().bundle())).ends().sinks == {}
+    assert graph.build(gather_facts(cases.healthy_busy().bundle())).ends.sinks == {}
 
 
 def thread(number: int) -> subjects.Thread:
@@ -114,7 +114,7 @@ def test_a_builder_that_fails_costs_its_own_edges_and_is_told(monkeypatch: pytes
     monkeypatch.setattr(graph, "BUILDERS", (("broken", broken), *graph.BUILDERS))
     found = graph.build(gather_facts(cases.nbd().bundle()))
     assert found.trouble == ("broken: ValueError: no such thing",)
-    assert list(found.ends().sinks) == [subjects.Peer(900)]
+    assert list(found.ends.sinks) == [subjects.Peer(900)]
 
 
 def test_more_waits_than_any_vm_has_are_cut_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
