@@ -67,7 +67,8 @@ def test_a_back_end_that_is_met_at_its_disk_may_be_healthy_and_that_is_not_prove
 def test_a_back_end_whose_threads_rest_is_well() -> None:
     found = back_end("S", *e.IDLE_STACK)
     assert found.where == "none"
-    assert not any("Not accounted for" in each.text for each in found.chain)
+    (left,) = (each.text for each in found.chain if "Not accounted for" in each.text)
+    assert "passes QEMU by" in left  # whether it answers the guest, nobody sees
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from autopsy.dataclass import dataclass
+from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.signature import claim
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import Facts, FuseMount, LayerFact, MountFact, PeerFact
+from autopsy.facts.subjects import HostDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,27 @@ def below(facts: Facts, mount: MountFact) -> Below:
         found.append(layer)
         device = layer.mount.device
     return Below(tuple(found), served_at(facts, found[-1].mount) if found else None)
+
+
+def about_devices(facts: Facts, devices: Iterable[HostDevice]) -> Iterator[Claim]:
+    """Say where a loop device keeps its data; whether that holds it up is not known by that."""
+    for layer in layers_of(facts, devices):
+        words = f"Block device {layer.loop} keeps its data in {layer.file}, on {layer.mount.path}"
+        yield claim(f"{words} ({layer.mount.fstype}).", layer.cite)
+
+
+def layers_of(facts: Facts, devices: Iterable[HostDevice]) -> tuple[LayerFact, ...]:
+    """Return the layer right below each of these devices that is a loop device."""
+    names = {device.name for device in devices}
+    return tuple(layer for layer in facts.layers if layer.loop in names)
+
+
+def stands_below(facts: Facts, layer: LayerFact) -> bool:
+    """Tell whether requests of a loop device came to none of the devices below: the file system between has them."""
+    counted = facts.host.block_devices.value if isinstance(facts.host.block_devices, Known) else ()
+    in_flight = {device.name: device.in_flight for device in counted}
+    lower = layer.mount.source.removeprefix("/dev/").removeprefix("mapper/")
+    return in_flight.get(layer.loop, 0) > 0 and in_flight.get(lower) == 0
 
 
 def served_at(facts: Facts, mount: MountFact) -> FuseMount | None:

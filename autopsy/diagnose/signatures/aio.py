@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopsy.bundle.syscalls import REQUEST_CALLS
+from autopsy.diagnose.queries.below import about_devices, layers_of, stands_below
 from autopsy.diagnose.queries.engines import (
     done_in_the_pool,
     never_submitted,
@@ -128,9 +129,17 @@ def _in_kernel(facts: Facts) -> Judgement:
         claim((f"The host counts {number} requests in flight on {name}."), cite) for name, number, cite in busy[:3]
     ]
     sure = not uring or _heap_counts(facts)
+    devices = tuple(subjects.HostDevice(name) for name, _, _ in busy[:3])
+    claims += about_devices(facts, devices)
+    between = [layer for layer in layers_of(facts, devices) if stands_below(facts, layer)]
+    at = (
+        f": {between[0].loop} waits for the file system {between[0].mount.path} that its data lies on"
+        if between
+        else ""
+    )
     return Match(
-        headline=(f"{waiting.counted()} {of_disks(disks)} are in the host's kernel, which does not end them"),
-        objects=(*disks, *(subjects.HostDevice(name) for name, _, _ in busy[:3])),
+        headline=f"{waiting.counted()} {of_disks(disks)} are in the host's kernel, which does not end them{at}",
+        objects=(*disks, *devices, *(subjects.file_system(layer.mount) for layer in between)),
         confidence=confidence(proven=waiting.proven and sure),
         claims=tuple(claims),
         stands=stand((Park.LINUX_AIO, Park.IO_URING), waiting.requests),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import kernel_stacks, naming
-from autopsy.diagnose.queries.below import Below, below, is_stopped, own_daemons
+from autopsy.diagnose.queries.below import Below, about_devices, below, is_stopped, own_daemons
 from autopsy.diagnose.queries.host_log import lines_about
 from autopsy.diagnose.queries.kernel_sleepers import (
     MOST_NAMED,
@@ -76,7 +74,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         claims=(
             *_claims(kind, found, files, through=through),
             *answers,
-            *_about_devices(facts, devices),
+            *about_devices(facts, devices),
             *(claim(f"The host's log says: {line.text}", line.cite) for line in lines_about(facts, mounts.values())),
             *(
                 claim(
@@ -93,14 +91,6 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         ),
         weight=len(found),
     )
-
-
-def _about_devices(facts: Facts, devices: tuple[subjects.HostDevice, ...]) -> Iterator[Claim]:
-    """Say where a loop device keeps its data; whether that holds it up is not known by that."""
-    for layer in facts.layers:
-        if any(device.name == layer.loop for device in devices):
-            words = f"Block device {layer.loop} keeps its data in {layer.file}, on {layer.mount.path}"
-            yield claim(f"{words} ({layer.mount.fstype}).", layer.cite)
 
 
 def _answers(facts: Facts, kind: Family, disks: tuple[DiskFact, ...]) -> tuple[Claim, ...]:

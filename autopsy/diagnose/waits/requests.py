@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.bundle.syscalls import REQUEST_CALLS
+from autopsy.diagnose.queries.below import layers_of, stands_below
 from autopsy.diagnose.queries.engines import held_loops, owed_by_loops
-from autopsy.diagnose.queries.kernel_sleepers import Sleeper, sleepers
+from autopsy.diagnose.queries.kernel_sleepers import Sleeper, device_of, image_of, sleepers
 from autopsy.diagnose.queries.limits.at_limits import copies_held
 from autopsy.diagnose.queries.limits.throttle_locks import throttle_lock
 from autopsy.diagnose.queries.requests import disks_of, last_driver, parked_still
@@ -34,6 +35,9 @@ def request_waits(facts: Facts) -> Iterator[Wait]:
         if kind not in places:
             ends = tuple(_ends(facts, request, owners, workers))
             places[kind] = (subjects.Place(request.park, frozenset(ends)), ends)
+            for layer in layers_of(facts, (end for end in ends if isinstance(end, subjects.HostDevice))):
+                below = subjects.file_system(layer.mount)
+                yield Wait(subjects.HostDevice(layer.loop), below, How.STACKED_ON, Certainty.ONCE, (layer.cite,))
         place, ends = places[kind]
         yield Wait(subjects.Request(request.address), place, How.PARKED_AT, sure, (request.cite,))
         if (place, sure) not in told:  # what hundreds of requests stand at is for the same
@@ -76,7 +80,7 @@ def _ends(
         yield from (subjects.ThrottleGroup(group) for group in sorted(groups) if group)
     elif request.park in BY_ENGINE:
         owed = held_loops(facts) if request.park in owed_by_loops(facts) else ()
-        yield from map(subjects.thread, owed) if owed else workers
+        yield from map(subjects.thread, owed) if owed else workers or loops_below(facts, owners)
     elif request.park is Park.BLKDEBUG:
         yield from (_drivers(owners, request.park))
     else:
@@ -84,6 +88,14 @@ def _ends(
         wanted = request.park.drivers
         servers = dict.fromkeys(node.server for node in nodes if node.server and node.driver in wanted)
         yield from map(subjects.Server, servers)
+
+
+def loops_below(facts: Facts, owners: tuple[DiskFact, ...]) -> Iterator[subjects.HostDevice]:
+    """Yield the loop devices that these disks are, where the file system below holds their requests."""
+    devices = [device for disk in owners if (device := device_of(facts, image_of(facts, disk))) is not None]
+    for layer in layers_of(facts, devices):
+        if stands_below(facts, layer):
+            yield subjects.HostDevice(layer.loop)
 
 
 def _drivers(owners: tuple[DiskFact, ...], park: Park) -> Iterator[Subject]:
