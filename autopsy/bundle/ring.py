@@ -34,7 +34,8 @@ class RingSample(msgspec.Struct, frozen=True, kw_only=True):
     `requests` are the block requests in flight at the last look at their coroutines, absent where they cannot be
     counted; `unmoved` of them stood where they had stood before, the oldest for `oldest_unmoved_ms`; `moved` counts
     those that went on or ended between the last two looks. `eventfds` is the sum of what was written to the
-    process's eventfds and not yet read, absent where it was not looked at.
+    process's eventfds and not yet read, absent where it was not looked at. `host_requests` are in flight at the host's
+    block devices below the process's files, of whoever, absent where there are none.
     """
 
     monotonic_ns: int
@@ -53,6 +54,7 @@ class RingSample(msgspec.Struct, frozen=True, kw_only=True):
     unmoved: int = 0
     oldest_unmoved_ms: int = 0
     eventfds: int | None = None
+    host_requests: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

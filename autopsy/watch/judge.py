@@ -208,5 +208,6 @@ class VmJudge:
                 unmoved=judged.unmoved,
                 oldest_unmoved_ms=judged.oldest_ns // 1_000_000,
                 eventfds=sample.eventfds,
+                host_requests=sample.host_requests,
             )
         )

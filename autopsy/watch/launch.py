@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -17,17 +16,12 @@ import msgspec
 from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.linux.environment import ours
-from autopsy.store.entries import entries
 from autopsy.store.place import expendable_path, provide
-from autopsy.watch.model import CaptureResult
+from autopsy.watch.captures.unit import UnitStarter
+from autopsy.watch.model import CaptureResult, EndedCapture
 
-UNIT = "autopsy@{}.service"
-UNIT_FILES = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 SYSTEMD = Path("/run/systemd/system")
-SYSTEMCTL_SECONDS = 5.0
-LONGEST_SECONDS = 300.0
-ACTIVE = frozenset({"active", "activating", "deactivating", "reloading"})
-PLAIN_NAME = re.compile(r"[A-Za-z0-9:_.][A-Za-z0-9:_.-]*")  # what a unit's instance may be without being escaped
+ANSWER = "capture-{}.json"  # in the run folder
 NICE = -5  # as in the unit: a stall may be over soon, and the evidence with it
 FAST = ("--fast",)
 LIGHT = ("--light",)
@@ -37,17 +31,6 @@ class CountedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What of `capture --json` the watch counts."""
 
     bundle: str
-    stop_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedCapture:
-    """How a capture ended; `bundle` is empty where none was sealed."""
-
-    vm: str
-    result: CaptureResult
-    light: bool = False
-    bundle: str = ""
     stop_ms: float = 0.0
 
 
@@ -87,56 +70,38 @@ class CaptureProcess:
 
 
 @dataclass(slots=True)
-class CaptureUnit:
-    """A capture that systemd runs as a unit of the package."""
-
-    vm: str
-    unit: str
-    since: float
-    light: bool = False
-    asked_at: float = 0.0
-
-    def ended(self) -> EndedCapture | None:
-        """Return how it ended, None while it goes on; systemd is asked once a second at most."""
-        now = time.monotonic()
-        if now - self.asked_at < 1.0 or now - self.since < 1.0:
-            return None
-        self.asked_at = now
-        properties = _systemctl("show", "--property=ActiveState,Result", self.unit)
-        words = dict(line.split("=", 1) for line in properties.splitlines() if "=" in line)
-        if words.get("ActiveState") in ACTIVE and now - self.since < LONGEST_SECONDS:
-            return None
-        if words.get("Result") != "success":
-            return EndedCapture(vm=self.vm, result=CaptureResult.FAILED)
-        return EndedCapture(vm=self.vm, result=CaptureResult.SEALED, bundle=_newest_since(self.since))
-
-
-@dataclass(slots=True)
 class CaptureLauncher:
-    """Starts captures, each for itself. `out` is where bundles go instead of the store's expendable part."""
+    """Starts captures, each for itself. `out` is where bundles go instead of the store's expendable part.
+
+    `units` starts them as units of the package, None where the watch is no unit itself.
+    """
 
     run_folder: Path
     out: Path | None = None
     words: tuple[str, ...] = (sys.executable, "-I", "-m", "autopsy")
     running: list[RunningCapture] = field(default_factory=list)
+    units: UnitStarter | None = None
 
-    def start(self, vm: str, target: str, *, light: bool, patient: bool = False) -> bool:
+    def __post_init__(self) -> None:
+        """Start units where the watch itself is one."""
+        if self.units is None and _runs_under_systemd():
+            self.units = UnitStarter(self.run_folder)
+
+    def start(self, vm: str, target: str, pid: int, *, light: bool, patient: bool = False) -> bool:
         """Start a capture of a VM, a `patient` one with the usual five seconds between its looks; return if it began.
 
         Full ones are a unit where the watch itself is one, and the package's units are there.
         """
-        unit = UNIT.format(target)
-        if not light and not self.out and _runs_under_systemd() and PLAIN_NAME.fullmatch(target) and _has_unit():
-            if not _systemctl("start", "--no-block", unit, check=True):
-                return False
-            self.running.append(CaptureUnit(vm, unit, time.monotonic()))
-            return True
-        answer = self.run_folder / f"capture-{private.token()}.json"
+        answer = self.run_folder / ANSWER.format(private.token())
         how = LIGHT if light else () if patient else FAST
         try:
             place = self.out or expendable_path()
             if self.out is None:
                 provide(place)
+            if not light and self.out is None and self.units and self.units.can_run(target, place):
+                unit = self.units.start(vm, target, pid, (*how, "--out", str(place)))
+                self.running += [unit] if unit else []
+                return unit is not None
             with private.new(answer) as stream:
                 process = subprocess.Popen(
                     [*self.words, "capture", *how, "--json", "--quiet", "--out", str(place), "--", target],
@@ -164,32 +129,3 @@ class CaptureLauncher:
 
 def _runs_under_systemd() -> bool:
     return bool(os.environ.get("INVOCATION_ID")) and SYSTEMD.is_dir()
-
-
-def _has_unit() -> bool:
-    return any((Path(folder) / UNIT.format("")).is_file() for folder in UNIT_FILES)
-
-
-def _systemctl(*words: str, check: bool = False) -> str:
-    """Return what systemctl says, empty where it fails; with `check` a word where it succeeds without any."""
-    try:
-        done = subprocess.run(
-            ["systemctl", *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=ours(),
-            timeout=SYSTEMCTL_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    if done.returncode:
-        return ""
-    return "done" if check else done.stdout.decode("utf-8", "replace")
-
-
-def _newest_since(since: float) -> str:
-    """Return the newest bundle of the store that is younger than a moment on CLOCK_MONOTONIC."""
-    before = time.time() - (time.monotonic() - since)
-    late = [entry for entry in entries() if entry.when >= before - 1]
-    return str(max(late, key=lambda entry: entry.when).bundle) if late else ""

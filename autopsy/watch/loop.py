@@ -26,11 +26,12 @@ from autopsy.store.removal import room
 from autopsy.watch import ring
 from autopsy.watch.config import WatchConfig
 from autopsy.watch.discovery import Discovery, FoundVm, Key
-from autopsy.watch.launch import CaptureLauncher, EndedCapture
+from autopsy.watch.launch import CaptureLauncher
 from autopsy.watch.limits import CaptureGate, Go
 from autopsy.watch.looker import Looker, LookQuestion, NoLook
-from autopsy.watch.model import CaptureResult, Round, StallKind, WatchedVm, WatchState
+from autopsy.watch.model import CaptureResult, EndedCapture, Round, StallKind, WatchedVm, WatchState
 from autopsy.watch.sampler import VmFiles
+from autopsy.watch.signs.host_devices import HostDevices
 from autopsy.watch.stages import StallEpisode, VmCounts, VmStages, Wish, of_the_host
 from autopsy.watch.tokens import SECOND
 from autopsy.watch.watched import SampledVm
@@ -88,6 +89,7 @@ class Watch:
     stops_ms: list[float] = field(default_factory=list)
     late: int = 0
     looker: Looker = field(default_factory=Looker)
+    host_devices: HostDevices = field(default_factory=HostDevices)
     store: StoreRoom = field(default_factory=StoreRoom)
     boot_id: str = field(default_factory=lambda: host().boot_id)
     gate: CaptureGate = field(init=False)
@@ -122,7 +124,7 @@ class Watch:
         now_ns = time.monotonic_ns()
         due = [sampled for sampled in self.vms.values() if closely or self._is_due(sampled, now_ns)]
         for sampled in due:
-            if not sampled.take_sample(now_ns, closely=closely):
+            if not sampled.take_sample(now_ns, self.host_devices, closely=closely):
                 self._forget(sampled)
         due = [sampled for sampled in due if sampled.sample is not None]
         questions = {
@@ -175,6 +177,7 @@ class Watch:
         self.vms.pop(gone.vm.key, None)
         self.discovery.vms.pop(gone.vm.key, None)
         gone.files.close()
+        self.host_devices.forget(gone.vm.pid)
         self.looker.look([LookQuestion(gone.vm.pid, gone.vm.start_ticks, 0, gone=True)])
         if (episode := gone.stages.episode) is not None and episode.stalled:
             self._ended(episode)
@@ -255,7 +258,7 @@ class Watch:
         )
         if isinstance(answer, Go):
             patient = episode.seconds >= self.config.captures.again_after_seconds
-            if not self.launcher.start(word, sampled.vm.target, light=light, patient=patient):
+            if not self.launcher.start(word, sampled.vm.target, sampled.vm.pid, light=light, patient=patient):
                 self.results[word][CaptureResult.FAILED] += 1
                 if not light:
                     self.gate.ended(word)

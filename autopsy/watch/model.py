@@ -40,6 +40,17 @@ class CaptureResult(StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedCapture:
+    """How a capture ended; `bundle` is empty where none was sealed."""
+
+    vm: str
+    result: CaptureResult
+    light: bool = False
+    bundle: str = ""
+    stop_ms: float = 0.0
+
+
 class Suppression(StrEnum):
     """Why a capture was not started, or only a light one."""
 

@@ -26,6 +26,8 @@ RUN = Path("/run")
 OURS = "autopsy"
 FOLDER = "watch"
 NAME = re.compile(r"([0-9]+)-([0-9]+)\.jsonl")
+# What a capture says when it ends, and what one is told when it begins.
+OF_CAPTURES = re.compile(r"capture-[0-9a-f]+\.json|asked-.+\.env|\..*\.half")
 
 
 def run_folder() -> Path:
@@ -70,8 +72,15 @@ def write(folder: int, ring: Ring) -> None:
 
 
 def tidy(folder: int) -> None:
-    """Remove from the run folder that is held the rings of processes that are no more."""
+    """Remove from the run folder that is held the rings of processes that are no more, and what an earlier watch left.
+
+    A capture of that one, which may still go on, has its answer open.
+    """
     for name in os.listdir(folder):
+        if OF_CAPTURES.fullmatch(name):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=folder)
+            continue
         if (match := NAME.fullmatch(name)) is None:
             continue
         try:

@@ -57,5 +57,6 @@ class VmSample:
     read_bytes: int | None = None
     write_bytes: int | None = None
     eventfds: int | None = None
+    host_requests: int | None = None
     look: CoroutineLook | None = None
     hung: bool = False

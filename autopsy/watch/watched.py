@@ -14,6 +14,7 @@ from autopsy.watch.model import WatchState
 from autopsy.watch.ring import trimmed
 from autopsy.watch.sample import VmSample
 from autopsy.watch.sampler import VmFiles
+from autopsy.watch.signs.host_devices import HostDevices
 from autopsy.watch.stages import VmStages
 from autopsy.watch.tokens import SECOND
 
@@ -53,9 +54,11 @@ class SampledVm:
         trimmed(self.judge.ring, self.judge.last_ns)
         return self.judge.ring
 
-    def take_sample(self, now_ns: int, *, closely: bool) -> bool:
+    def take_sample(self, now_ns: int, devices: HostDevices, *, closely: bool) -> bool:
         """Take the cheap signs; return whether the process is still there."""
-        self.sample = self.files.sample(now_ns, closely=closely or self.suspect or self.judge.wants_look)
+        sample = self.files.sample(now_ns, closely=closely or self.suspect or self.judge.wants_look)
+        in_flight = devices.in_flight(self.vm.pid, now_ns) if sample is not None else None
+        self.sample = None if sample is None else replace(sample, host_requests=in_flight)
         return self.sample is not None
 
     def question(self, now_ns: int, *, closely: bool) -> LookQuestion | None:

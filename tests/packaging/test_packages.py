@@ -273,7 +273,7 @@ def test_the_bill_of_materials_names_what_is_shipped(unpacked: Path) -> None:
 def test_units_and_sudoers_are_such_as_their_programs_take(unpacked: Path, tmp_path: Path) -> None:
     units = unpacked / "usr/lib/systemd/system"
     capture, kill = (units / name for name in ("autopsy@.service", "autopsy-kill@.service"))
-    assert "autopsy capture -- %i" in capture.read_text()
+    assert "autopsy capture $AUTOPSY_CAPTURE -- %i" in capture.read_text()
     assert "autopsy capture --then-kill -- %i" in kill.read_text()
     rules = (unpacked / "etc/sudoers.d/vm-autopsy").read_text()
     assert all(line.startswith("#") for line in rules.splitlines())  # nobody gains a right by an installation

@@ -89,8 +89,8 @@ class Launcher:
     def __init__(self) -> None:
         self.started: list[str] = []
 
-    def start(self, vm: str, target: str, *, light: bool, patient: bool = False) -> bool:
-        assert vm == target
+    def start(self, vm: str, target: str, pid: int, *, light: bool, patient: bool = False) -> bool:
+        assert (vm, pid) == (target, 7)
         self.started.append(f"{target}{' light' if light else ''}{' patient' if patient else ''}")
         return True
 

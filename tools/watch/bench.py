@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from soak import children_of, resident
 
 from autopsy.drill import guests, storage
-from autopsy.drill.machine import Machine, of_device
+from autopsy.drill.machine import Machine
 from autopsy.watch.coroutine_look import CoroutineLook, ParkedCoroutine
 from autopsy.watch.judge import VmJudge
 from autopsy.watch.request_shape import Shape
@@ -31,7 +32,21 @@ from autopsy.watch.sample import VmSample
 from support import lab
 
 IOTHREADS = 15  # beside the main loop, its helpers, the vCPU and pool workers: about 20 threads
-WRITES = 400
+WRITES = 100  # before anything is counted
+PERIOD_SECONDS = 4.0  # two rounds of the watch, or none
+GROUP = 10  # pairs of periods that are counted together
+BOUNDARIES = tuple(dict.fromkeys(int(10_000 * 1.02**step) for step in range(500)))  # 10 µs to 0.2 s, in ns
+AT_EACH_TICK = (
+    bytes.fromhex(
+        "fa 31c0 8ed8 8ec0 8ed0 bc007c fb"  # as in WRITE_FOR_EVER
+        "b034 e643 b84e17 e640 88e0 e640"  # its clock: 200 ticks a second
+        "be507c b280 b80043 cd13 721a"  # again: si = packet; dl = first disk; ah = 43h; int 13h; jc not_yet
+        "66ff06587c 66a1587c 663d00700000 7209"  # packet.sector += 1; below 28672: jb not_yet
+        "66c706587c40000000"  # packet.sector = 64
+        "f4 ebd7"  # not_yet: hlt; jmp again
+    ).ljust(80, b"\x90")
+    + guests.WRITE_FOR_EVER[80:]
+)
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -50,23 +65,73 @@ def seconds_of(pid: int) -> float:
     return total / TICKS
 
 
-def latencies(vm: Machine) -> list[float]:
-    """Write one block after the other, and return what each took in ms, with the monitor's part of it."""
-    found = []
-    for place in range(WRITES):
-        began = time.perf_counter()
-        vm.qemu_io(of_device("vd0"), f"write {place % 60}M 4k", within=60)
-        found.append((time.perf_counter() - began) * 1e3)
-    return found
+def writing_guest(scratch: Path, stack: ExitStack) -> Machine:
+    """Start a guest that writes a sector at each tick of its clock, of which it makes 200 a second."""
+    image = storage.disk(scratch / "d")
+    with image.open("r+b") as stream:
+        stream.write(AT_EACH_TICK.ljust(510, b"\0") + b"\x55\xaa")
+    node = ("-blockdev", f"driver=file,node-name=n0,filename={image}", "-device", "virtio-blk-pci,id=vd0,drive=n0")
+    vm = stack.enter_context(lab.qemu("7.2", *node, name="writer", boots=True))
+    lab.until("the guest writes", lambda: lab.writes_done(vm, "vd0") > WRITES, seconds=120)
+    vm.qmp("block-latency-histogram-set", id="/machine/peripheral/vd0/virtio-backend", boundaries=list(BOUNDARIES))
+    return vm
+
+
+def counted(vm: Machine) -> list[int]:
+    """Return how many writes took how long, as QEMU itself has counted them."""
+    for each in vm.qmp("query-blockstats"):
+        if "wr_latency_histogram" in each["stats"]:
+            return list(each["stats"]["wr_latency_histogram"]["bins"])
+    return []
+
+
+def writes_of(vm: Machine, seconds: float) -> list[int]:
+    """Return how long the guest's writes of so many seconds took."""
+    before = counted(vm)
+    time.sleep(seconds)
+    return [after - early for after, early in zip(counted(vm), before, strict=True)]
+
+
+def p99(bins: Sequence[int]) -> float:
+    """Return the 99th percentile in ms, interpolated within its bin."""
+    wanted, seen = sum(bins) * 0.99, 0
+    edges = (0, *BOUNDARIES, BOUNDARIES[-1])
+    for place, count in enumerate(bins):
+        if seen + count >= wanted and count:
+            return (edges[place] + (edges[place + 1] - edges[place]) * (wanted - seen) / count) / 1e6
+        seen += count
+    return 0.0
+
+
+def compare(writer: Machine, watch: int, pairs: int) -> None:
+    """Let the watch go and stand in turn, first the one and then the other, and compare each ten pairs' p99."""
+    ratios, whole = [], ([0] * (len(BOUNDARIES) + 1), [0] * (len(BOUNDARIES) + 1))
+    for _ in range(pairs // GROUP):
+        group = ([0] * (len(BOUNDARIES) + 1), [0] * (len(BOUNDARIES) + 1))
+        for number in range(GROUP):
+            for alone in ((False, True), (True, False))[number % 2]:
+                os.kill(watch, signal.SIGSTOP if alone else signal.SIGCONT)
+                for place, count in enumerate(writes_of(writer, PERIOD_SECONDS)):
+                    group[alone][place] += count
+                    whole[alone][place] += count
+        os.kill(watch, signal.SIGCONT)
+        ratios.append(p99(group[False]) / p99(group[True]))
+        print(
+            f"p99 of a write: {p99(group[False]):.3f} ms beside the watch, {p99(group[True]):.3f} ms without",
+            flush=True,
+        )
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(
+        f"{sum(whole[0])} and {sum(whole[1])} writes: p99 {p99(whole[0]):.3f} and {p99(whole[1]):.3f} ms, ratio "
+        f"{p99(whole[0]) / p99(whole[1]):.3f}; of {len(ratios)} tens of pairs {middle:.3f} ({low:.3f} to {high:.3f}); "
+        f"load {os.getloadavg()[0]:.0f}"
+    )
 
 
 def measure(number: int, seconds: float, pairs: int) -> None:
     """Watch so many VMs for a while, then compare writes with and without the watch, in turn."""
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="bench-watch-") as scratch:
-        image = storage.disk(Path(scratch) / "d")
-        guests.write_boot_sector(image)
-        node = ("-blockdev", f"driver=file,node-name=n0,filename={image}", "-device", "virtio-blk-pci,id=vd0,drive=n0")
-        writer = stack.enter_context(lab.qemu("7.2", *node, name="writer"))
+        writer = writing_guest(Path(scratch), stack)
         vms = many(stack, number - 1)
         threads = sum(len(os.listdir(f"/proc/{vm.pid}/task")) for vm in (*vms, writer))
         only = [word for vm in (*vms, writer) for word in ("--only", str(vm.pid))]
@@ -80,18 +145,13 @@ def measure(number: int, seconds: float, pairs: int) -> None:
                     time.sleep(5)
                     most = max(most, sum(map(resident, (watch.pid, *children_of(watch.pid)))))
                 share = (seconds_of(watch.pid) - before) / (time.monotonic() - began) * 100
-                print(f"{number} VMs, {threads} threads: {share:.2f} % of one processor, {most:.0f} MB at most")
-                ratios = []
-                for _ in range(pairs):
-                    beside = latencies(writer)
-                    os.kill(watch.pid, signal.SIGSTOP)
-                    alone = latencies(writer)
-                    os.kill(watch.pid, signal.SIGCONT)
-                    p99 = [statistics.quantiles(each, n=100)[98] for each in (beside, alone)]
-                    ratios.append(p99[0] / p99[1])
-                    print(f"p99 of a write: {p99[0]:.2f} ms beside the watch, {p99[1]:.2f} ms without")
-                print(f"median ratio {statistics.median(ratios):.3f} of {pairs} pairs, load {os.getloadavg()[0]:.0f}")
+                print(
+                    f"{number} VMs, {threads} threads: {share:.2f} % of one processor, {most:.0f} MB at most",
+                    flush=True,
+                )
+                compare(writer, watch.pid, pairs)
             finally:
+                os.kill(watch.pid, signal.SIGCONT)
                 watch.terminate()
 
 
@@ -115,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vms", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--simulated", type=int, default=0)
     given = parser.parse_args()
     if given.simulated:

@@ -1,1 +1,1 @@
-"""Signs of a VM that need knowledge of their own: a limit's timers."""
+"""Signs of a VM that need knowledge of their own: the timers of its limits, the devices below its files."""

@@ -1,0 +1,1 @@
+"""How a capture that the watch wants runs, and how it is heard of."""

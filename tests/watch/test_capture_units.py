@@ -1,0 +1,82 @@
+"""The watch's captures as units of systemd: told from a person's, and heard of with what they cost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autopsy.watch import ring
+from autopsy.watch.captures.unit import UnitStarter
+from autopsy.watch.launch import CaptureLauncher
+from autopsy.watch.model import CaptureResult
+from support import lab
+from support.watching import own_systemd
+from support.wedged import wedges_disks
+
+TARGET = "libvirt:web1"
+
+
+def stand_in(folder: Path, answer: int = 0) -> UnitStarter:
+    """Return a starter whose systemctl is a stand-in: it copies what the unit would read when it is told to start."""
+    units, run = folder / "units", folder / "run"
+    for each in (units, run):
+        each.mkdir(mode=0o700)
+    (units / "autopsy@.service").touch()
+    program = folder / "systemctl"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{folder}/told\ncp {run}/asked-* {folder}/read 2>&-\nexit {answer}\n')
+    program.chmod(0o755)
+    return UnitStarter(run, (str(program),), (str(units),))
+
+
+def test_a_unit_is_told_that_nobody_asked_to_keep_what_it_captures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "autopsy"))
+    launcher = CaptureLauncher(tmp_path / "run", units=stand_in(tmp_path))
+    assert launcher.start("web1", TARGET, 4242, light=False)
+    assert (tmp_path / "told").read_text() == f"start --no-block autopsy@{TARGET}.service\n"
+    assert (tmp_path / "read").read_text() == f'AUTOPSY_CAPTURE="--fast --out {tmp_path}/autopsy/expendable"\n'
+
+
+def test_a_unit_that_does_not_start_leaves_no_word_for_a_persons_capture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "autopsy"))
+    launcher = CaptureLauncher(tmp_path / "run", units=stand_in(tmp_path, answer=1))
+    assert not launcher.start("web1", TARGET, 4242, light=False)
+    assert list((tmp_path / "run").iterdir()) == []
+    assert launcher.running == []
+
+
+def test_what_a_watch_that_was_killed_has_left_goes_when_the_next_begins(tmp_path: Path) -> None:
+    folder = ring.open_run_folder(tmp_path / "autopsy/watch")
+    for name in ("capture-0a1b2c3d.json", f"asked-{TARGET}.env", "state.json", "another's"):
+        (tmp_path / "autopsy/watch" / name).touch()
+    ring.tidy(folder)
+    assert {each.name for each in (tmp_path / "autopsy/watch").iterdir()} == {"state.json", "another's"}
+
+
+@pytest.mark.live
+@pytest.mark.soak  # ten seconds
+def test_systemd_runs_a_capture_of_the_watchs_and_a_persons_is_kept(stock: lab.Build, short: Path) -> None:
+    lab.need_root()
+    if not Path(own_systemd.SYSTEMD).exists() or shutil.which("unshare") is None:
+        lab.missing("systemd is not here: apt install systemd")
+    cgroup = Path("/proc/self/cgroup")
+    words = ["unshare", "--mount", "--propagation", "private", sys.executable, own_systemd.__file__, str(short)]
+    with wedges_disks.throttled(stock) as stuck:
+        group = cgroup.read_bytes()
+        done = subprocess.run([*words, str(stuck.vm.pid)], capture_output=True, text=True, check=False, timeout=180)
+        assert cgroup.read_bytes() == group  # it has moved nobody else
+    assert done.returncode == 0, done.stderr + (short / "log").read_text()
+    began, [[result, bundle, stop_ms]], left, found, persons = json.loads(done.stdout)
+    assert (began, result, left) == (True, CaptureResult.SEALED, []), (short / "log").read_text()
+    assert [[path, expendable, options[:2], cost] for path, expendable, options, cost in found] == [
+        [bundle, True, ["capture", "--fast"], stop_ms]
+    ]
+    assert persons == f"capture -- pid:{stuck.vm.pid}\n"
