@@ -54,7 +54,7 @@ class HostDevices:
 
 def devices_of(pid: int) -> frozenset[str]:
     """Return MAJ:MIN of the devices that a process's open files lie on, or are."""
-    found = set()
+    devices = set()
     mounts = None
     with suppress(OSError):
         for name in sorted(os.listdir(f"/proc/{pid}/fd"), key=int)[:MOST_DESCRIPTORS]:
@@ -65,14 +65,14 @@ def devices_of(pid: int) -> frozenset[str]:
                 if link.startswith("/dev/"):
                     status = os.lstat(link)
                     if stat.S_ISBLK(status.st_mode):
-                        found.add(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
+                        devices.add(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
                     continue
                 mount = MNT_ID.search(read_kernel(f"/proc/{pid}/fdinfo/{name}", SMALL * 16))
                 if mounts is None:
                     mounts = mounts_of(read_kernel(f"/proc/{pid}/mountinfo", MOST_MOUNTINFO))
                 if mount and (lies_on := mounts.get(int(mount[1]))):
-                    found.add(lies_on.device)
-    return frozenset(filter(DEVICE.fullmatch, found))
+                    devices.add(lies_on.device)
+    return frozenset(filter(DEVICE.fullmatch, devices))
 
 
 def _in_flight(device: str) -> int | None:
