@@ -13,6 +13,9 @@ from autopsy.watch.judge import JudgedSample
 from autopsy.watch.model import StallKind, WatchState
 
 ROUND_SECONDS = 1.0  # to the next sample of what is suspected: a stage is entered by then at the latest, not after
+# A stall is told of in time also by a host that is busy, as hosts of VMs that stall are: a round comes late there, and
+# what stands was there before the first look that shows it.
+BUSY_ROUND_SECONDS = 2.0
 QUIET_SAMPLES = 2  # without a sign of it, and a stall is over
 BLIND = frozenset({WatchState.STARVED, WatchState.STOPPED, WatchState.UNREADABLE})  # who says nothing of a stall
 
@@ -66,7 +69,11 @@ class VmStages:
     def is_called_stalled(self) -> bool:
         """Return whether the stall has just become one that is called so."""
         episode = self.episode
-        if episode is None or episode.stalled or not _has_come(episode.seconds, self.stages.stalled_seconds):
+        if (
+            episode is None
+            or episode.stalled
+            or not _has_come(episode.seconds, self.stages.stalled_seconds, BUSY_ROUND_SECONDS)
+        ):
             return False
         episode.stalled = episode.kind
         return True
@@ -92,9 +99,9 @@ class VmStages:
         return more
 
 
-def _has_come(seconds: float, stage: float) -> bool:
+def _has_come(seconds: float, stage: float, before_next: float = ROUND_SECONDS) -> bool:
     """Return whether a stage is reached before the next sample."""
-    return seconds + ROUND_SECONDS > stage
+    return seconds + before_next > stage
 
 
 def of_the_host(episodes: Iterable[StallEpisode], vms: int, seconds: float) -> bool:

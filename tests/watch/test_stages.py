@@ -25,6 +25,14 @@ def followed(*samples: JudgedSample) -> tuple[VmStages, list[tuple[int, Wish]], 
     return stages, wishes, ended, called
 
 
+def test_a_stall_is_called_one_before_its_time_has_passed_though_a_round_comes_late() -> None:
+    stages = VmStages()
+    stages.follow(standing(7.9), 0)
+    assert not stages.is_called_stalled()
+    stages.follow(standing(8.1), 0.2)  # the next sample may come after 10 s
+    assert stages.is_called_stalled()
+
+
 def test_the_longer_a_stall_lasts_the_more_is_done() -> None:
     _, wishes, _, called = followed(*[standing(each - 0.1) for each in range(13)])
     assert wishes[0] == (5, Wish.LIGHT)
