@@ -21,7 +21,7 @@ from autopsy.watch.captures.unit import UnitStarter
 from autopsy.watch.model import CaptureResult, EndedCapture
 
 SYSTEMD = Path("/run/systemd/system")
-ANSWER = "capture-{}.json"  # in the run folder
+ANSWER = "capture-{}-{}.json"  # in the run folder: our PID, and a word
 NICE = -5  # as in the unit: a stall may be over soon, and the evidence with it
 FAST = ("--fast",)
 LIGHT = ("--light",)
@@ -92,7 +92,7 @@ class CaptureLauncher:
 
         Full ones are a unit where the watch itself is one, and the package's units are there.
         """
-        answer = self.run_folder / ANSWER.format(private.token())
+        answer = self.run_folder / ANSWER.format(os.getpid(), private.token())
         how = LIGHT if light else () if patient else FAST
         try:
             place = self.out or expendable_path()

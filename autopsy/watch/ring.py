@@ -26,8 +26,8 @@ RUN = Path("/run")
 OURS = "autopsy"
 FOLDER = "watch"
 NAME = re.compile(r"([0-9]+)-([0-9]+)\.jsonl")
-# What a capture says when it ends, and what one is told when it begins.
-OF_CAPTURES = re.compile(r"capture-[0-9a-f]+\.json|asked-.+\.env|\..*\.half")
+ANSWER = re.compile(r"capture-([0-9]+)-[0-9a-f]+\.json")  # what a capture says when it ends, with the watch's PID
+ASKED = re.compile(r"asked-.+\.env")  # what a unit is told when it begins
 
 
 def run_folder() -> Path:
@@ -74,22 +74,28 @@ def write(folder: int, ring: Ring) -> None:
 def tidy(folder: int) -> None:
     """Remove from the run folder that is held the rings of processes that are no more, and what an earlier watch left.
 
-    A capture of that one, which may still go on, has its answer open.
+    A capture of that one, which may still go on, has its answer open. A unit's words are those of the one watch that is
+    a unit.
     """
     for name in os.listdir(folder):
-        if OF_CAPTURES.fullmatch(name):
+        if ASKED.fullmatch(name):
+            left = True
+        elif match := ANSWER.fullmatch(name):
+            left = not os.path.exists(f"/proc/{match[1]}")
+        elif match := NAME.fullmatch(name):
+            left = not _is_here(int(match[1]), int(match[2]))
+        else:
+            continue
+        if left:
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=folder)
-            continue
-        if (match := NAME.fullmatch(name)) is None:
-            continue
-        try:
-            here = stat_of(f"/proc/{match[1]}").start_ticks == int(match[2])
-        except (OSError, ValueError, IndexError):
-            here = False
-        if not here:
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=folder)
+
+
+def _is_here(pid: int, start_ticks: int) -> bool:
+    try:
+        return stat_of(f"/proc/{pid}").start_ticks == start_ticks
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def read(path: Path) -> Ring | None:

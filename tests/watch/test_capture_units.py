@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -55,10 +56,11 @@ def test_a_unit_that_does_not_start_leaves_no_word_for_a_persons_capture(
 
 def test_what_a_watch_that_was_killed_has_left_goes_when_the_next_begins(tmp_path: Path) -> None:
     folder = ring.open_run_folder(tmp_path / "autopsy/watch")
-    for name in ("capture-0a1b2c3d.json", f"asked-{TARGET}.env", "state.json", "another's"):
+    gone, another = f"capture-{2**22 + 1}-0a1b2c3d.json", f"capture-{os.getpid()}-0a1b2c3d.json"
+    for name in (gone, another, f"asked-{TARGET}.env", "state.json", "another's"):
         (tmp_path / "autopsy/watch" / name).touch()
     ring.tidy(folder)
-    assert {each.name for each in (tmp_path / "autopsy/watch").iterdir()} == {"state.json", "another's"}
+    assert {each.name for each in (tmp_path / "autopsy/watch").iterdir()} == {another, "state.json", "another's"}
 
 
 @pytest.mark.live
