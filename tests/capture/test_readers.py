@@ -129,6 +129,50 @@ def test_when_the_time_is_up_the_rest_is_said_to_be_unread() -> None:
     assert "1 sections were not read in time" in trouble.outcome().why
 
 
+def who() -> bytes:
+    return str(os.getpid()).encode()
+
+
+def hang(fifo: Path) -> bytes:
+    return fifo.read_bytes()
+
+
+def test_one_reader_reads_list_after_list_until_one_hangs_or_alters_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    trouble = ReadFailures()
+
+    def read(**kinds: bool) -> list[bytes]:
+        reads = [SectionRead(name, who, alters=alters) for name, alters in kinds.items()]
+        return [section.data for section in take(reads, Deadline(10), trouble).values()]
+
+    with trouble.one_reader():
+        first = read(one=False, two=False) + read(three=False) + read(four=True)
+        assert len(set(first)) == 1
+        (after_it_was_altered,) = read(five=False)
+        stuck = SectionRead("hung", partial(hang, tmp_path / "fifo"), seconds=0.2)
+        told = take([stuck, SectionRead("after", who)], Deadline(10), trouble)
+        assert told["hung"].error.startswith("did not answer")
+        readers = {*first, after_it_was_altered, told["after"].data}
+        assert len(readers) == 3
+        assert read(six=False) == [told["after"].data]
+        local = take([SectionRead("local", lambda: who())], Deadline(10), trouble)["local"].data  # noqa: PLW0108 - not to be pickled
+        assert local not in readers
+    assert not [pid for pid in (*readers, local) if Path(f"/proc/{pid.decode()}").exists()]
+    assert not trouble.left_behind
+    assert read(seven=False) != read(eight=False)
+
+
+def test_a_reader_that_died_while_it_waited_costs_nothing() -> None:
+    trouble = ReadFailures()
+    with trouble.one_reader():
+        pid = int(take([SectionRead("one", who)], Deadline(10), trouble)["one"].data)
+        os.kill(pid, signal.SIGKILL)
+        while (stat := Path(f"/proc/{pid}/stat")).exists() and " Z " not in stat.read_text():
+            time.sleep(0.01)
+        (section,) = take([SectionRead("two", who)], Deadline(10), trouble).values()
+    assert int(section.data) != pid
+
+
 def test_errors_of_any_words_survive_the_file(tmp_path: Path) -> None:
     reads = [
         SectionRead("refused", partial(fail, PermissionError(13, "x"))),

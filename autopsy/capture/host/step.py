@@ -59,7 +59,7 @@ def collect_host(scene: Scene) -> Outcome:
     root = record.domain.root if record.domain else ""
     name = vm_files.known_name(record)
     try:
-        with held(scene.target) as process:
+        with held(scene.target) as process, trouble.one_reader():
             groups = _around(scene, process, trouble)
             _logs(scene, vm_files.log(process, name, record.manager, root), cgroups.scopes(groups), trouble)
     except ProcessEnded as error:

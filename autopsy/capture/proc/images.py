@@ -30,7 +30,12 @@ def collect_images(scene: Scene, process: ProcDirectory, table: Mapping[str, Sec
     targets = {section.data for name, section in table.items() if name.startswith("fd/")}
     paths = [path for path in dict.fromkeys(_named(scene)) if os.fsencode(path) not in targets]
     reads = [
-        SectionRead(f"image/{number}", partial(_identity, path, status), seconds=SECONDS, fate=os.path.dirname(path))
+        SectionRead(
+            *(f"image/{number}", partial(_identity, path, status)),
+            fate=os.path.dirname(path),
+            seconds=SECONDS,
+            alters=True,
+        )
         for number, path in enumerate(paths[:MOST_IMAGES])
     ]
     if (left := len(paths) - MOST_IMAGES) > 0:

@@ -72,11 +72,11 @@ def collect_sockets(
     own = own_sockets(descriptors)
     with SectionFile(scene, layout.SOCKETS) as stored:
         reads = [SectionRead(path, partial(process.read, path, MOST_TABLE)) for path in TABLES]
-        reads.append(SectionRead("ss", partial(_ss, process), seconds=SS_SECONDS + 1))
+        reads.append(SectionRead("ss", partial(_ss, process), seconds=SS_SECONDS + 1, alters=True))
         for batch in sections(reads, scene.deadline, trouble):
             stored.append(batch)
         asked = take(
-            [SectionRead("ends", partial(_ends, process, own, descriptors), seconds=SEARCH_SECONDS + 2)],
+            [SectionRead("ends", partial(_ends, process, own, descriptors), seconds=SEARCH_SECONDS + 2, alters=True)],
             scene.deadline,
             trouble,
         )

@@ -63,7 +63,7 @@ def tasks_again(scene: Scene) -> Outcome:
 def _looked(scene: Scene, look: Callable[[ProcDirectory, ReadFailures], None]) -> Outcome:
     trouble = ReadFailures()
     try:
-        with held(scene.target) as process:
+        with held(scene.target) as process, trouble.one_reader():
             look(process, trouble)
     except ProcessEnded as error:
         return Failed(str(error))

@@ -41,7 +41,7 @@ def witness_threads(scene: Scene) -> Outcome:
     """
     trouble = ReadFailures()
     try:
-        with held(scene.target) as process:
+        with held(scene.target) as process, trouble.one_reader():
             tasks = threads.store_tasks(scene, process, trouble)
             descriptors.store_descriptors(scene, process, trouble)
             thread_waits.collect_thread_waits(scene, process, tasks, trouble)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import pickle
 import select
 import struct
 import time
@@ -22,7 +23,7 @@ from autopsy.capture.step import Collected, Deadline, Outcome, Scene, TimedOut
 from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.linux.child import spawn
-from autopsy.linux.tasks.forking import end
+from autopsy.linux.tasks.forking import end, send
 
 ANSWER_SECONDS = 1.0  # a file of /proc or /sys that answers at all answers in a few milliseconds
 MARGIN_SECONDS = 0.25  # kept back from a step's deadline, to end the reader and to say what became of it
@@ -34,6 +35,7 @@ MANY = 256  # reads to come: then we let the pipe fill, for waking up for each o
 GATHER_SECONDS = 0.004
 
 FRAME = struct.Struct("<BHI")  # what kind, bytes of why, bytes of data
+LENGTH = struct.Struct("<I")  # of what is asked
 
 
 class _Kind(IntEnum):
@@ -59,13 +61,14 @@ class SectionRead:
     """One thing to read: the section that it becomes, and how.
 
     Reads that would hang together share a `fate` ("mmap_lock", one mount): after the first that hangs, the rest of
-    them are not tried.
+    them are not tried. One that `alters` its reader (a namespace, whose rights it has) is its last.
     """
 
     name: str
     take: Callable[[], bytes | Truncated]
     fate: str = ""
     seconds: float = ANSWER_SECONDS
+    alters: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +88,47 @@ class Hang:
 
 @dataclass(slots=True)
 class ReadFailures:
-    """What went wrong in a step's reads, gathered while it goes."""
+    """What went wrong in a step's reads, gathered while it goes.
+
+    Within `one_reader` a reader that has answered is kept for the next reads, instead of forking another: `waiting`.
+    """
 
     hangs: list[Hang] = field(default_factory=list)
     left_behind: list[LeftBehind] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unread: int = 0
+    keeps: bool = False
+    waiting: _Reader | None = None
+
+    @contextlib.contextmanager
+    def one_reader(self) -> Iterator[None]:
+        """Have one reader read all, one list after the other, until one hangs; what it is asked then is pickled."""
+        self.keeps = True
+        try:
+            yield
+        finally:
+            self.keeps = False
+            self._let_go()
+
+    def reader_for(self, reads: Sequence[SectionRead]) -> _Reader:
+        """Return the reader that waits, at work on these, or a new one."""
+        if self.waiting is not None and len(reads) < MANY and self.waiting.ask(reads):
+            reader, self.waiting = self.waiting, None
+            return reader
+        self._let_go()
+        return _Reader(reads)
+
+    def done_with(self, reader: _Reader, reads: Sequence[SectionRead]) -> None:
+        """End a reader, or keep it for what is read next."""
+        if self.keeps and reader.has_answered and not any(read.alters for read in reads):
+            self.waiting = reader
+        else:
+            self.left_behind += reader.end()
+
+    def _let_go(self) -> None:
+        if self.waiting is not None:
+            self.left_behind += self.waiting.end()
+            self.waiting = None
 
     def outcome(self) -> Outcome:
         """Return TimedOut if any read was cut off by a deadline of ours, Collected otherwise, with everything told."""
@@ -139,7 +177,8 @@ def sections(reads: Iterable[SectionRead], deadline: Deadline, trouble: ReadFail
             trouble.unread += len(pending)
             yield [Section(read.name, b"", error="not read: this step's time was up") for read in pending]
             return
-        reader = _Reader(pending)
+        asked = pending
+        reader = trouble.reader_for(asked)
         done = 0
         hang = None
         try:
@@ -157,7 +196,7 @@ def sections(reads: Iterable[SectionRead], deadline: Deadline, trouble: ReadFail
         except _Silent as silent:
             hang = Hang(pending[done].name, silent.seconds, silent.wchan)
         finally:
-            trouble.left_behind += reader.end()
+            trouble.done_with(reader, asked)
         if done < len(pending):
             stopped, pending = pending[done], pending[done + 1 :]
             if hang is None:
@@ -215,20 +254,45 @@ class _Answer:
 
 
 class _Reader:
-    """One forked reader, at work on a list of reads; what it read arrives through a pipe of its own."""
+    """One forked reader, at work on a list of reads; what it read arrives through a pipe of its own.
+
+    Once it has answered it waits for another list.
+    """
 
     def __init__(self, reads: Sequence[SectionRead]) -> None:
         self._pipe, sending = os.pipe2(os.O_CLOEXEC)
+        hearing, self._questions = os.pipe2(os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # pipe-max-size may be lower: then the reader waits for us more often
             fcntl.fcntl(sending, F_SETPIPE_SZ, PIPE_BYTES)
         self._buffer = bytearray()
         self._owed = len(reads)
         self._poller = select.poll()
         self._poller.register(self._pipe, select.POLLIN)
+
+        def live() -> bytes:
+            os.close(self._questions)
+            return _serve(reads, sending, hearing)
+
         try:
-            self._child = spawn(lambda: _serve(reads, sending))
+            self._child = spawn(live)
         finally:
             os.close(sending)
+            os.close(hearing)
+
+    @property
+    def has_answered(self) -> bool:
+        """Return whether it owes nothing, and waits."""
+        return self._owed == 0 and not self._buffer
+
+    def ask(self, reads: Sequence[SectionRead]) -> bool:
+        """Have it read some more, and return whether it can: not what lives in this process alone."""
+        try:
+            words = pickle.dumps(reads)
+            send(self._questions, LENGTH.pack(len(words)) + words)
+        except (pickle.PicklingError, AttributeError, TypeError, OSError):
+            return False
+        self._owed = len(reads)
+        return True
 
     def receive(self, seconds: float, deadline: Deadline) -> list[_Answer]:
         """Return the answers that have come, at least one; none when the reader has ended.
@@ -258,6 +322,7 @@ class _Reader:
     def end(self) -> list[LeftBehind]:
         """End the reader with all that it started; return it where it can't be ended."""
         os.close(self._pipe)
+        os.close(self._questions)
         left = end(self._child, answered=self._owed == 0)
         return [left] if left else []
 
@@ -291,8 +356,19 @@ class _Reader:
         return ""
 
 
-def _serve(reads: Sequence[SectionRead], sending: int) -> bytes:
-    """Be the reader: send every read's answer as soon as it is there."""
+def _serve(reads: Sequence[SectionRead], sending: int, hearing: int) -> bytes:
+    """Be the reader, until nobody asks any more."""
+    with open(hearing, "rb", closefd=False) as questions:
+        while True:
+            _answer(reads, sending)
+            length = questions.read(LENGTH.size)
+            if len(length) < LENGTH.size:
+                return b""
+            reads = pickle.loads(questions.read(LENGTH.unpack(length)[0]))  # noqa: S301 - who forked us asks
+
+
+def _answer(reads: Sequence[SectionRead], sending: int) -> None:
+    """Send every read's answer as soon as it is there."""
     for read in reads:
         kind, why, data = _Kind.WHOLE, "", b""
         try:
@@ -311,7 +387,6 @@ def _serve(reads: Sequence[SectionRead], sending: int) -> bytes:
         view = memoryview(FRAME.pack(kind, len(words), len(data)) + words + data)
         while view:
             view = view[os.write(sending, view) :]
-    return b""
 
 
 def _fits_a_header(why: str) -> str:
