@@ -222,11 +222,9 @@ def end(child: Child, *, answered: bool = False, seconds: float = REAP_SECONDS) 
 
 
 def has_ended(left_behind: LeftBehind) -> bool:
-    """Reap a child that could not be ended, if it has ended since, and return whether it has: its number was kept."""
-    try:
-        return os.waitpid(left_behind.pid, os.WNOHANG)[0] == left_behind.pid
-    except ChildProcessError:
-        return True
+    """Return whether a child that could not be ended in time has ended since."""
+    reap_the_late()
+    return left_behind.pid not in _dying
 
 
 def reap_the_late() -> None:
@@ -235,7 +233,7 @@ def reap_the_late() -> None:
         try:
             if os.waitpid(pid, os.WNOHANG)[0] == pid:
                 _dying.discard(pid)
-        except ChildProcessError:  # of our parent, or reaped by who asked whether it had ended
+        except ChildProcessError:  # of our parent
             _dying.discard(pid)
 
 
