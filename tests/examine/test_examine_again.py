@@ -28,7 +28,7 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.bundle.records import Coroutine, LockGraph, MainLoop, Module, ThreadStack
 from autopsy.examine.core.elf import Elf
 from support import lab
-from support.copies import copied
+from support.copies import hidden
 
 pytestmark = pytest.mark.live
 
@@ -224,15 +224,8 @@ def test_a_debug_file_brings_them_even_without_the_binary_and_they_stay(stored: 
 def test_a_binary_that_only_the_vm_could_see_comes_with_the_bundle(
     stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.need_root()
-    ours = copied(stock, short, monkeypatch)
-    hidden = short / "hidden"
-    hidden.mkdir()
-    wrapper = short / "wrapper"
-    work = f'mount -t tmpfs autopsy {hidden} && cp {ours.binary} {hidden}/ && exec {hidden}/qemu-system-x86_64 "$@"'
-    wrapper.write_text(f"#!/bin/sh\nexec unshare --mount --propagation private sh -c '{work}' sh \"$@\"\n")
-    wrapper.chmod(0o755)
-    with lab.qemu(lab.Build(ours.label, wrapper, ours.firmware_arguments, "")) as machine:
+    inside, _ = hidden(stock, short, monkeypatch)
+    with lab.qemu(inside) as machine:
         answer = json.loads(autopsy("capture", f"pid:{machine.pid}", "--fast", "--json", "--out", short / "out"))
     (step,) = [each for each in answer["steps"] if each["name"] == layout.GDB_THREADS]
     assert step["why"].endswith(f"the binary, which is not to be found by its path, is kept as {layout.BINARY}")

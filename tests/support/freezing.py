@@ -70,6 +70,26 @@ def untouched(pid: int, states: str = "RSDI") -> bool:
     )
 
 
+@contextmanager
+def workers_asleep(place: Path, options: Options | None = None) -> Iterator[tuple[Machine, Taken, set[int]]]:
+    """Take a snapshot while workers sleep in a frozen file system; yield it once that is thawed, and who slept."""
+    with lab.file_system() as storage:
+        disk = lab.disk(storage.mount / "disk", mebibytes=8)
+        with lab.qemu(
+            "7.2",
+            *("-blockdev", f"driver=file,filename={disk},node-name=f0,aio=threads"),
+            *("-device", "virtio-blk-pci,drive=f0,id=vd0"),
+        ) as running:
+            with lab.frozen(storage):
+                for number in range(4):
+                    running.qemu_io(lab.of_device("vd0"), f"aio_write {number * 64}k 4k")
+                lab.until("workers hang", lambda: list(lab.states(running.pid)).count("D") >= 1)
+                asleep = {int(status["Pid"]) for status in statuses(running.pid) if status["State"][0] == "D"}
+                taken = take(running.pid, place, options)
+                assert untouched(running.pid)
+            yield running, taken, asleep
+
+
 def mappings(pid: int) -> tuple[Mapping, ...]:
     return parse_maps(Path(f"/proc/{pid}/maps").read_bytes())
 

@@ -11,6 +11,7 @@ from functools import cache, partial
 import msgspec
 
 from autopsy.bundle import layout, restarts
+from autopsy.bundle.futex_words import MUTEX_BYTES, futex_wait
 from autopsy.bundle.records import FutexWait, PollFd, PollSet
 from autopsy.bundle.sections import Section
 from autopsy.capture.reading.procfs import OPEN, ProcDirectory
@@ -19,7 +20,6 @@ from autopsy.capture.step import Scene
 from autopsy.dataclass import dataclass
 from autopsy.linux.tasks.priority import Unpreempted
 
-WORD_BYTES = 40  # sizeof(pthread_mutex_t)
 MOST_POLLFDS = 4096
 TRIES = 3
 MEMORY = "memory"  # the fate of every read of the target's memory: mmap_lock, and faults that its pages may need
@@ -51,7 +51,6 @@ _READ = frozenset(name for calls in CALLS.values() for name in calls.values())
 FUTEX, POLL = b"F", b"P"  # what a reader answers with
 POLLIN, POLLPRI, POLLOUT = 1, 2, 4
 
-MUTEX = struct.Struct("<iIiIi")  # glibc's pthread_mutex_t: lock, count, owner, nusers, kind
 POLLFD = struct.Struct("<ihh")
 TIME = struct.Struct("<qq")  # struct timespec, and struct timeval
 
@@ -166,32 +165,14 @@ def _record(tid: int, call: Call, memory: int | None) -> FutexWait | PollSet:
     """Make the record of one sleep; without memory it says only what the system call's arguments say."""
     match call.name:
         case "futex" | "futex_waitv":  # of futex_waitv, the words are its array of struct futex_waitv
-            return _futex(tid, call, read_memory(memory, call.arguments[0], WORD_BYTES))
+            address, operation, value = call.arguments[:3]
+            return futex_wait(tid, address, operation, value, read_memory(memory, address, MUTEX_BYTES))
         case "poll" | "ppoll":
             return _poll(tid, call, memory)
         case "select" | "pselect6":
             return _select(tid, call, memory)
         case _:
             return _epoll(tid, call, memory)
-
-
-def _futex(tid: int, call: Call, words: bytes) -> FutexWait:
-    address, operation, value = call.arguments[:3]
-    if len(words) < MUTEX.size:
-        return FutexWait(tid=tid, address=address, operation=operation, value=value, words=words.hex())
-    lock, count, owner, users, kind = MUTEX.unpack_from(words)
-    return FutexWait(
-        tid=tid,
-        address=address,
-        operation=operation,
-        value=value,
-        words=words.hex(),
-        lock=lock,
-        count=count,
-        owner=owner,
-        users=users,
-        kind=kind,
-    )
 
 
 def _poll(tid: int, call: Call, memory: int | None) -> PollSet:

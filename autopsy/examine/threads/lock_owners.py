@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from autopsy.bundle import layout
+from autopsy.bundle.futex_words import MUTEX_BYTES, futex_wait
 from autopsy.bundle.pid_namespaces import Numbers, numbers
 from autopsy.bundle.records import FutexWait, LockGraph, Mutex, OtherWait
 from autopsy.bundle.syscalls import FUTEX
@@ -22,9 +22,7 @@ from autopsy.examine.threads.states import freeze_record, tasks
 from autopsy.examine.threads.wait_cycles import cycles, with_coroutines
 from autopsy.examine.view import View
 
-MUTEX = struct.Struct("<iIiIi")  # glibc's pthread_mutex_t: lock, count, owner, nusers, kind
 OWNER_OFFSET = 8
-MUTEX_BYTES = 40
 FUTEX_WAIT_BITSET = 9
 COMMAND = 0x7F  # without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME
 EVENT_BUSY = 0xFFFFFFFF  # QemuEvent's EV_BUSY
@@ -146,19 +144,8 @@ def core_waits(core: Core, trusted: AbstractSet[int]) -> dict[int, FutexWait]:
         if registers.orig_rax != FUTEX or thread.tid not in trusted:
             continue
         words = _bytes(core, registers.rdi)
-        lock, count, owner, users, kind = MUTEX.unpack(words[: MUTEX.size].ljust(MUTEX.size, b"\0"))
-        found[thread.tid] = FutexWait(
-            tid=thread.tid,
-            address=registers.rdi,
-            operation=registers.rsi & 0xFFFFFFFF,
-            value=registers.rdx & 0xFFFFFFFF,
-            words=words.hex(),
-            lock=lock,
-            count=count,
-            owner=owner,
-            users=users,
-            kind=kind,
-        )
+        operation, value = registers.rsi & 0xFFFFFFFF, registers.rdx & 0xFFFFFFFF
+        found[thread.tid] = futex_wait(thread.tid, registers.rdi, operation, value, words)
     return found
 
 

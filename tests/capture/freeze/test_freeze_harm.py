@@ -19,7 +19,19 @@ from autopsy.drill.machine import Machine
 from autopsy.linux.mappings import MappedProcess
 from autopsy.target.guest_ram import guest_ram
 from support import freezing, lab, looking
-from support.freezing import FAST, HELD, frames, gdb, mappings, quiet_vm, statuses, take, untouched, victim
+from support.freezing import (
+    FAST,
+    HELD,
+    frames,
+    gdb,
+    mappings,
+    quiet_vm,
+    statuses,
+    take,
+    untouched,
+    victim,
+    workers_asleep,
+)
 
 pytestmark = pytest.mark.live
 both_ways = pytest.mark.usefixtures("both_ways")
@@ -34,29 +46,16 @@ def machine() -> Iterator[Machine]:
 
 @both_ways
 def test_threads_in_uninterruptible_sleep_are_read_and_not_waited_for(tmp_path: Path) -> None:
-    with lab.file_system() as storage:
-        disk = lab.disk(storage.mount / "disk", mebibytes=8)
-        with lab.qemu(
-            "7.2",
-            *("-blockdev", f"driver=file,filename={disk},node-name=f0,aio=threads"),
-            *("-device", "virtio-blk-pci,drive=f0,id=vd0"),
-        ) as running:
-            with lab.frozen(storage):
-                for number in range(4):
-                    running.qemu_io(lab.of_device("vd0"), f"aio_write {number * 64}k 4k")
-                lab.until("workers hang", lambda: list(lab.states(running.pid)).count("D") >= 1)
-                asleep = {int(status["Pid"]) for status in statuses(running.pid) if status["State"][0] == "D"}
-                taken = take(running.pid, tmp_path)
-                assert untouched(running.pid)
-            assert taken.how <= HELD if freezing.walks else taken.how == {"stopped", "from-proc"}
-            binary = Path(f"/proc/{running.pid}/exe").resolve()
-            stacks = frames(gdb("-ex", "thread apply all bt", binary, taken.path))
-            for tid in asleep:
-                assert taken.thread(tid).how == ("walked" if freezing.walks else "from-proc")
-                assert freezing.walks or "uninterruptible" in taken.thread(tid).why
-                assert len(stacks[tid]) >= 4
-            lab.until("the writes are done", lambda: not lab.any_thread_in(running.pid, "D"))
-            assert running.qmp("query-status")["status"]
+    with workers_asleep(tmp_path) as (running, taken, asleep):
+        assert taken.how <= HELD if freezing.walks else taken.how == {"stopped", "from-proc"}
+        binary = Path(f"/proc/{running.pid}/exe").resolve()
+        stacks = frames(gdb("-ex", "thread apply all bt", binary, taken.path))
+        for tid in asleep:
+            assert taken.thread(tid).how == ("walked" if freezing.walks else "from-proc")
+            assert freezing.walks or "uninterruptible" in taken.thread(tid).why
+            assert len(stacks[tid]) >= 4
+        lab.until("the writes are done", lambda: not lab.any_thread_in(running.pid, "D"))
+        assert running.qmp("query-status")["status"]
 
 
 VFORK = """

@@ -23,7 +23,7 @@ from autopsy.linux.tasks import walk
 from autopsy.linux.tasks.btf import OddTypes, Types
 from autopsy.linux.tasks.walk import NoWalk, WalkedThread, Walker
 from support import lab
-from support.freezing import FAST, frames, gdb, quiet_vm, statuses, take, untouched, victim
+from support.freezing import FAST, frames, gdb, quiet_vm, take, untouched, victim, workers_asleep
 
 pytestmark = pytest.mark.live
 WALKING = dataclasses.replace(FAST, bpf=True)
@@ -81,27 +81,14 @@ def test_registers_and_frames_are_those_that_ptrace_would_have_had(machine: Mach
 
 
 def test_threads_in_uninterruptible_sleep_have_all_their_registers(tmp_path: Path) -> None:
-    with lab.file_system() as storage:
-        disk = lab.disk(storage.mount / "disk", mebibytes=8)
-        with lab.qemu(
-            "7.2",
-            *("-blockdev", f"driver=file,filename={disk},node-name=f0,aio=threads"),
-            *("-device", "virtio-blk-pci,drive=f0,id=vd0"),
-        ) as running:
-            with lab.frozen(storage):
-                for number in range(4):
-                    running.qemu_io(lab.of_device("vd0"), f"aio_write {number * 64}k 4k")
-                lab.until("workers hang", lambda: list(lab.states(running.pid)).count("D") >= 1)
-                asleep = {int(status["Pid"]) for status in statuses(running.pid) if status["State"][0] == "D"}
-                taken = take(running.pid, tmp_path, WALKING)
-                assert untouched(running.pid)
-            binary = Path(f"/proc/{running.pid}/exe").resolve()
-            stacks = frames(gdb("-ex", "thread apply all bt", binary, taken.path))
-            for thread in taken.core.threads:
-                if thread.tid in asleep:
-                    assert taken.thread(thread.tid).how == "walked"
-                    assert thread.registers.rbx or thread.registers.rbp or thread.registers.r12  # /proc tells of none
-                    assert len(stacks[thread.tid]) >= 4
+    with workers_asleep(tmp_path, WALKING) as (running, taken, asleep):
+        binary = Path(f"/proc/{running.pid}/exe").resolve()
+        stacks = frames(gdb("-ex", "thread apply all bt", binary, taken.path))
+        for thread in taken.core.threads:
+            if thread.tid in asleep:
+                assert taken.thread(thread.tid).how == "walked"
+                assert thread.registers.rbx or thread.registers.rbp or thread.registers.r12  # /proc tells of none
+                assert len(stacks[thread.tid]) >= 4
 
 
 SPINS = """

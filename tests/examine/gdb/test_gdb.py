@@ -18,7 +18,7 @@ from autopsy.examine.gdb import interactive
 from autopsy.examine.gdb.backtrace import blocks
 from autopsy.linux import environment
 from support import lab, snapshot
-from support.copies import copied
+from support.copies import copied, hidden
 
 
 def threads(found: snapshot.Exposed) -> dict[str, ThreadStack]:
@@ -143,19 +143,11 @@ def test_a_replaced_binary_is_not_mistaken_for_the_one_that_runs(
 def test_a_private_mount_namespace_hides_no_binary(
     stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.need_root()
-    ours = copied(stock, short, monkeypatch)
-    hidden = short / "hidden"
-    hidden.mkdir()
-    wrapper = short / "wrapper"
-    work = f'mount -t tmpfs autopsy {hidden} && cp {ours.binary} {hidden}/ && exec {hidden}/qemu-system-x86_64 "$@"'
-    wrapper.write_text(f"#!/bin/sh\nexec unshare --mount --propagation private sh -c '{work}' sh \"$@\"\n")
-    wrapper.chmod(0o755)
-    inside = lab.Build(ours.label, wrapper, ours.firmware_arguments, "")
+    inside, binary = hidden(stock, short, monkeypatch)
     with lab.qemu(inside) as machine, snapshot.exposed(machine) as found:
-        assert not (hidden / "qemu-system-x86_64").exists()
+        assert not binary.exists()
         run.examine_core(found.frozen)
-        assert main_module(found).path == f"{hidden}/qemu-system-x86_64"
+        assert main_module(found).path == str(binary)
         assert main_module(found).symbols == "dynsym"
         assert "main_loop_wait" in main_loop(machine, found)
 

@@ -8,19 +8,19 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autopsy.drill import guests
-from autopsy.drill.machine import Machine, of_device
+from autopsy.drill.machine import Machine
 from autopsy.drill.process import start
 from autopsy.drill.site import site
 from support import lab
 from support.builds import missing
 from support.wedged.small_guests import WRITE_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import A_MOMENT, DISK, NODE, Stuck, in_flight, until_it_works, vhost_user
+from support.wedged.wedges_disks import mirror_to_silence
 
 LITTLE = 1 << 16  # bytes a second
 BETWEEN_LOOKS = 7.0  # seconds from the beginning of a capture whose looks are ten apart
@@ -147,24 +147,10 @@ def dumping_into_frozen(build: lab.Build) -> Iterator[Stuck]:
 @contextmanager
 def stop_over_a_mirror(build: lab.Build) -> Iterator[Stuck]:
     """A `stop` that drains a mirror whose target was added while the VM ran, and whose server is stopped."""
-    with (
-        lab.folder() as place,
-        lab.nbd(lab.disk(place / "target")) as server,
-        lab.qemu(
-            build,
-            *("-blockdev", f"driver=file,node-name=file0,filename={lab.disk(place / 'd')}"),
-            *("-device", f"{NODE}=file0"),
-        ) as vm,
-    ):
-        vm.qemu_io(of_device("vd0"), "write -P 3 0 32M")
-        path = server.server.rpartition("=")[2]
-        vm.qmp("blockdev-add", **{"driver": "nbd", "node-name": "target0", "server": {"type": "unix", "path": path}})
-        with lab.stopped(server.process):
-            vm.qmp("blockdev-mirror", **{"job-id": "job0", "device": "file0", "target": "target0", "sync": "full"})
-            time.sleep(A_MOMENT)  # until it has filled its slots
-            with suppress(TimeoutError):
-                vm.qmp("stop", within=A_MOMENT)
-            yield Stuck(vm, (str(server.process.pid), path), server.process.resume)
+    with mirror_to_silence(build, added_later=True) as (vm, server, path):
+        with suppress(TimeoutError):
+            vm.qmp("stop", within=A_MOMENT)
+        yield Stuck(vm, (str(server.pid), path), server.resume)
 
 
 @contextmanager

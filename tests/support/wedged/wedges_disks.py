@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from autopsy.drill import guests
-from autopsy.drill.machine import of_device
-from autopsy.drill.process import states, tool
+from autopsy.drill.machine import Machine, of_device
+from autopsy.drill.process import DrillProcess, states, tool
 from support import lab
 from support.limited import io_limited
 from support.wedged.small_guests import READ_NOW_AND_THEN, boot_sector
@@ -267,23 +267,34 @@ def backup_stalled_while_reads_flow(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
-def mirror_stalled(build: lab.Build) -> Iterator[Stuck]:
-    """A mirror whose target does not answer; the guest's disk itself is fine."""
+def mirror_to_silence(build: lab.Build, *, added_later: bool) -> Iterator[tuple[Machine, DrillProcess, str]]:
+    """A mirror whose target's server is stopped, there from the start or added while the VM runs; with its address."""
     with (
         lab.folder() as place,
         lab.nbd(lab.disk(place / "target")) as server,
         lab.qemu(
             build,
             *("-blockdev", f"driver=file,node-name=f0,filename={lab.disk(place / 'd')}"),
-            *("-blockdev", f"driver=nbd,node-name=target0,{server.server}"),
+            *(() if added_later else ("-blockdev", f"driver=nbd,node-name=target0,{server.server}")),
             *("-device", f"{NODE}=f0"),
         ) as vm,
     ):
         vm.qemu_io(of_device("vd0"), "write -P 3 0 32M")
+        path = server.server.rpartition("=")[2]
+        if added_later:
+            address = {"type": "unix", "path": path}
+            vm.qmp("blockdev-add", **{"driver": "nbd", "node-name": "target0", "server": address})
         with lab.stopped(server.process):
             vm.qmp("blockdev-mirror", **{"job-id": "job0", "device": "f0", "target": "target0", "sync": "full"})
             time.sleep(A_MOMENT)  # until it has filled its slots
-            yield Stuck(vm, (f"qemu-nbd {server.process.pid}", "job0"), server.process.resume)
+            yield vm, server.process, path
+
+
+@contextmanager
+def mirror_stalled(build: lab.Build) -> Iterator[Stuck]:
+    """A mirror whose target does not answer; the guest's disk itself is fine."""
+    with mirror_to_silence(build, added_later=False) as (vm, server, _):
+        yield Stuck(vm, (f"qemu-nbd {server.pid}", "job0"), server.resume)
 
 
 @contextmanager
