@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shutil
+import sys
 
 from autopsy.capture.reading.programs import output
 from autopsy.capture.reading.reader import Truncated, Unreadable
@@ -15,6 +16,12 @@ from autopsy.doctor.distribution import Distribution
 from autopsy.linux import environment
 
 OLDEST_GDB = 12
+# Where a distribution has no newer gdb, PyPI does: built for glibc 2.28, on a Python of the host's with its libpython.
+# Below /usr it is seen from the sandbox, and found without the caller's PATH.
+NEWER_GDB = (
+    "python3.{minor} -m venv /usr/local/lib/gdb && /usr/local/lib/gdb/bin/pip install gdb-for-pwndbg"
+    " && ln -s /usr/local/lib/gdb/bin/gdb /usr/local/bin/"
+)
 SECONDS = 10.0
 VERSION = re.compile(r"GNU gdb .*?(\d+)\.(\d+)[\w.-]*$", re.MULTILINE)
 ASKS_PYTHON = ("-nx", "-batch", "-ex", "python import sys; print('python', *sys.version_info[:2])")
@@ -65,7 +72,8 @@ def _gdb(distribution: Distribution) -> Check:
     python = "python 3" in told
     words = version[0] + (", with Python" if python else ", without Python")
     if int(version[1]) < OLDEST_GDB:
-        return note("gdb", f"{words}: older than {OLDEST_GDB}, some backtraces may be missing", install)
+        newer = NEWER_GDB.format(minor=sys.version_info.minor)
+        return note("gdb", f"{words}: older than {OLDEST_GDB}, some backtraces may be missing", newer)
     return ok("gdb", words) if python else note("gdb", f"{words}: the heap is walked by drgn alone")
 
 

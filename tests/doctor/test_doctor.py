@@ -158,6 +158,13 @@ def test_a_gdb_is_judged_by_its_version_and_its_python(
     assert programs._gdb(Distribution(name="", family="fedora")).result is result
 
 
+def test_where_gdb_is_too_old_the_way_to_a_newer_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_printed", lambda _words: "GNU gdb (GDB) 8.2\npython 3 6\n")
+    remedy = programs._gdb(Distribution(name="", family="fedora")).remedy
+    assert "/usr/local/lib/gdb/bin/pip install gdb-for-pwndbg" in remedy
+    assert remedy.endswith("/usr/local/bin/")  # a capture looks there first, whatever the caller's PATH
+
+
 def test_yama_and_lockdown_are_told(tmp_path: Path) -> None:
     (tmp_path / kernel.YAMA).parent.mkdir(parents=True)
     (tmp_path / kernel.YAMA).write_text("3\n")
