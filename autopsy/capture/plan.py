@@ -41,12 +41,12 @@ UNSTABLE = Step(layout.UNSTABLE, Impact.MAY_HARM, 6, Later(UNSTABLES, "ask"))
 # What is loaded beside the first steps, each a part of its own, in the order in which it is needed.
 MEANWHILE = (
     "autopsy.linux.tasks.walk:warm",
-    *("asyncio", QMP, "autopsy.examine.core.symbols", "autopsy.examine.gdb.unwind", "autopsy.examine.run", GDB, PROC),
-    *(OF_HOST, AGAIN),
+    *("asyncio", QMP, "autopsy.examine.core.symbols", "autopsy.examine.gdb.unwind", "autopsy.examine.run", GDB),
+    *("autopsy.examine.boxed:load", PROC, OF_HOST, AGAIN),
 )
 # What is needed after the last step; it is large, and loaded where a step takes long anyway.
 UNHURRIED = (
-    *("autopsy.facts.gather", "autopsy.diagnose.verdict", "autopsy.report.page", "autopsy.report.store"),
+    *("autopsy.facts.gather", "autopsy.diagnose.verdict", "autopsy.report.page", "autopsy.report.boxed:load"),
     *("autopsy.commands.tidying", "autopsy.commands.seal", "autopsy.report.html:compile_templates"),
 )
 

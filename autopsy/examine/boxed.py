@@ -83,7 +83,7 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
             mapped=tuple(replace(each, path=path) for each in frozen.mapped if (path := table.lay(each.path))),
             debug_files=tuple(path for each in frozen.debug_files if (path := table.lay(each))),
         )
-        _load()
+        load()
         if not heap.has_drgn():
             heap.lay_out(scratch)
         box = Sandbox(
@@ -223,7 +223,7 @@ def _held(core: Path | int, stack: ExitStack) -> int:
     return descriptor
 
 
-def _load() -> None:
+def load() -> None:
     """Load what is loaded late: where our own files lie below root's home, nobody else could read them any more."""
     for name in ("lzma", "zlib", "bz2", "tempfile", "pygdbmi.gdbmiparser"):
         import_module(name)

@@ -70,7 +70,7 @@ def in_box(
 
 def load() -> None:
     """Load what is loaded late: where our own files lie below root's home, nobody else could read them any more."""
-    for name in ("zlib", "lzma", "bz2", "encodings.unicode_escape", "autopsy.report.store", "autopsy.report.render"):
+    for name in ("zlib", "lzma", "bz2", "encodings.unicode_escape", "autopsy.report.store"):
         import_module(name)
     for folder in ("templates", "runbooks"):
         texts(folder)
