@@ -1,7 +1,8 @@
 """Reads the registers and stacks of the threads that stand still by themselves, with none of them stopped.
 
 A walk over all threads, their stacks, another walk: who was off the CPU at both, and was not switched away from
-meanwhile, has not run in between. All that one round proves stood still over one common instant, as in a stop.
+meanwhile, has not run in between. All that one round proves stood still over one common instant, as in a stop. The few
+that are left are looked at each alone, which takes no time in which they could run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from autopsy.linux.ptrace import RSP
 from autopsy.linux.tasks.walk import NoWalk, WalkedThread, Walker
 
 ROUNDS = 5  # what runs in user mode is looked at again a few times
+FEW, TRIES = 32, 16  # threads that are looked at alone, and how often each
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ def stood_still(process: MappedProcess, stacks: Sequence[Mapping], deadline: Dea
     proven: dict[int, Stood] = {}
     try:
         before = walker.walk()
+        unproven, alone_is_quicker = list(before), False
         for _ in range(ROUNDS):
             left = [seen for tid, seen in before.items() if tid not in proven and (not seen.on_cpu or seen.in_ioctl)]
             copied = {seen.tid: copy_stack(process, _sp(seen), stacks) for seen in left}
@@ -49,14 +52,39 @@ def stood_still(process: MappedProcess, stacks: Sequence[Mapping], deadline: Dea
                 later = after.get(seen.tid)
                 if later is not None and seen.same(later) and copied[seen.tid]:
                     proven[seen.tid] = Stood(seen.tid, seen.registers, copied[seen.tid])
-            if len(proven) >= len(after) or deadline.expired():
+            unproven = [tid for tid in after if tid not in proven]
+            alone_is_quicker = walker.looks_at_one and len(unproven) <= FEW
+            if not unproven or alone_is_quicker or deadline.expired():
                 break
             before = after
+        for tid in unproven if alone_is_quicker else ():
+            if (alone := _stood_alone(walker, tid, process, stacks, deadline)) is not None:
+                proven[tid] = alone
     except NoWalk as error:
         return tuple(proven.values()), f"the walk over the threads ended early: {error}"
     finally:
         walker.close()
     return tuple(proven.values()), ""
+
+
+def _stood_alone(
+    walker: Walker, tid: int, process: MappedProcess, stacks: Sequence[Mapping], deadline: Deadline
+) -> Stood | None:
+    """Look at one thread until it stands still for as long as its stack takes.
+
+    An idle main loop runs thirty times a second. While thousands of threads are walked it has always run in between.
+    """
+    for _ in range(TRIES):
+        seen = walker.look_at(tid)
+        if seen is None or deadline.expired():
+            return None
+        if seen.on_cpu and not seen.in_ioctl:
+            continue
+        copied = copy_stack(process, _sp(seen), stacks)
+        later = walker.look_at(tid)
+        if later is not None and seen.same(later) and copied:
+            return Stood(tid, seen.registers, copied)
+    return None
 
 
 def _sp(seen: WalkedThread) -> int:

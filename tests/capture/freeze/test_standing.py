@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from autopsy.capture.freeze import standing_threads
 from autopsy.capture.step import Collected
 from autopsy.drill.machine import Machine
 from autopsy.linux.child import in_child
@@ -110,6 +111,46 @@ def test_only_what_runs_is_stopped(tmp_path: Path) -> None:
         assert set(how) <= {"walked", "stopped"}
         assert len(taken.core.threads) == 8
         lab.until("it runs free", lambda: untouched(pid))
+
+
+RESTLESS = """
+for _ in range(6): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+print("ready", flush=True)
+while True: time.sleep(0.005)
+"""
+
+
+class SlowWalker(Walker):
+    """As slow as where there are thousands of threads."""
+
+    def walk(self) -> dict[int, WalkedThread]:
+        time.sleep(0.03)
+        return super().walk()
+
+
+@pytest.mark.parametrize("looks_at_one", [True, False])
+def test_a_thread_that_wakes_all_the_time_is_looked_at_alone_and_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, looks_at_one: bool
+) -> None:
+    monkeypatch.setattr(SlowWalker, "looks_at_one", property(lambda _: looks_at_one, lambda *_: None), raising=False)
+    monkeypatch.setattr(standing_threads, "Walker", SlowWalker)
+    with victim(tmp_path, RESTLESS) as pid:
+        taken = take(pid, tmp_path, WALKING)
+        others = {each.how for each in taken.record.threads if each.tid != pid}
+    assert others == {"walked"}
+    assert taken.thread(pid).how == ("walked" if looks_at_one else "stopped")
+
+
+def test_a_thread_is_looked_at_alone_as_it_is_walked_and_another_process_has_none_of_ours() -> None:
+    walker = Walker(os.getpid())
+    try:
+        ours = walker.look_at(os.getpid())
+        assert ours is not None
+        assert ours.on_cpu
+        assert walker.look_at(os.getppid()) is None
+        assert walker.look_at(1 << 22) is None
+    finally:
+        walker.close()
 
 
 def test_a_thread_that_another_traces_and_a_group_that_is_frozen_are_walked_like_any_other(tmp_path: Path) -> None:
