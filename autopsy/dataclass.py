@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, FrozenInstanceError
-from operator import attrgetter
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING
 
-Values = Callable[[object], object]
 Method = Callable[..., object]
 
 
@@ -24,14 +22,13 @@ def _dataclass(*, frozen: bool = False, slots: bool = False, kw_only: bool = Fal
     def make(plain: type) -> type:
         own = set(vars(plain))
         made: type = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(plain)
-        values = _getter([field.name for field in dataclasses.fields(made) if field.compare])
         methods: dict[str, Method | None] = {
             "__init__": _first_init(made, frozen=frozen),
             "__repr__": _repr,
-            "__eq__": _eq(values),
+            "__eq__": _first_eq(made),
         }
         if "__eq__" not in own:
-            methods["__hash__"] = _hash(values) if frozen else None
+            methods["__hash__"] = _first_hash(made) if frozen else None
         if frozen:
             methods |= {"__setattr__": _no_setattr, "__delattr__": _no_delattr}
         if frozen and slots:  # what is copied or pickled is put together by setattr otherwise
@@ -88,22 +85,41 @@ def _init(cls: type, *, frozen: bool) -> object:
     return names["__init__"]
 
 
-def _getter(names: Sequence[str]) -> Values:
-    """Return what tells the values of these fields together."""
-    if len(names) > 1:
-        return attrgetter(*names)
-    return lambda one: tuple(getattr(one, name) for name in names)
+def _first_eq(cls: type) -> Method:
+    """Return an __eq__ that puts the compiled one in its place when it is first called."""
+
+    def first_eq(self: object, other: object) -> bool:
+        if vars(cls)["__eq__"] is first_eq:
+            mine, its = _values(cls, "self"), _values(cls, "other")
+            body = f"return {mine} == {its} if other.__class__ is self.__class__ else NotImplemented"
+            setattr(cls, "__eq__", _compiled("__eq__", "self, other", body))  # noqa: B010 - as above
+        return bool(found) if (found := vars(cls)["__eq__"](self, other)) is not NotImplemented else found
+
+    return first_eq
 
 
-def _eq(values: Values) -> Method:
-    def eq(self: object, other: object) -> bool:
-        return values(self) == values(other) if other.__class__ is self.__class__ else NotImplemented
+def _first_hash(cls: type) -> Method:
+    """Return a __hash__ that puts the compiled one in its place when it is first called."""
 
-    return eq
+    def first_hash(self: object) -> int:
+        if vars(cls)["__hash__"] is first_hash:
+            body = f"return hash({_values(cls, 'self')})"
+            setattr(cls, "__hash__", _compiled("__hash__", "self", body))  # noqa: B010 - as above
+        return int(vars(cls)["__hash__"](self))
+
+    return first_hash
 
 
-def _hash(values: Values) -> Method:
-    return lambda self: hash(values(self))
+def _values(cls: type, of: str) -> str:
+    """Return how a tuple of the fields that are compared is written."""
+    names = [field.name for field in dataclasses.fields(cls) if field.compare]
+    return f"({''.join(f'{of}.{name}, ' for name in names)})"
+
+
+def _compiled(name: str, head: str, body: str) -> object:
+    names: dict[str, object] = {}
+    exec(f"def {name}({head}):\n {body}", names)  # noqa: S102 - names of our own code
+    return names[name]
 
 
 @recursive_repr()
