@@ -26,9 +26,12 @@ def once(question: Callable[Concatenate[Facts, P], Answer]) -> Callable[Concaten
         if about is not facts:
             answers = {}
             remembered = (facts, answers)
-        key = (more, *named.items())
-        if key not in answers:
-            answers[key] = question(facts, *more, **named)
-        return answers[key]
+        key = (more, *named.items()) if named else more
+        try:
+            return answers[key]
+        except KeyError:
+            pass
+        answer = answers[key] = question(facts, *more, **named)
+        return answer
 
     return asked
