@@ -15,9 +15,10 @@ from support import lab
 from support.wedged import export_clients, idle_disks, qtest, stacked
 from support.wedged import wedges_apart as apart
 from support.wedged import wedges_beyond as beyond
+from support.wedged import wedges_found as found
 from support.wedged.wedges import Stuck
 
-OLD, NEW, DEBUG = "7.2", "10.0.2", "10.0.2-debug"
+OLD, NEW, DEBUG, NEWEST = "7.2", "10.0.2", "10.0.2-debug", "11"
 WATCHED_SECONDS = 12  # some samples of a watch
 
 
@@ -224,5 +225,47 @@ BEYOND: tuple[Shape, ...] = (
         signature="main-loop-blocked",
         why="the program that should read is named, and it is stopped",
         not_these=("healthy", "process-stopped"),
+    ),
+    *on(
+        (NEW,),
+        "back-end-over-stopped",
+        machine_of(found.back_end_over_a_server),
+        where="none",
+        signature="healthy",
+        why="the back end answers the guest past QEMU: nobody sees that it does not, and so nothing is proven",
+    ),
+    *on(
+        (NEW,),
+        "ram-on-stopped-fuse",
+        machine_of(found.ram_on_fuse),
+        where="peer",
+        signature="fuse-daemon-silent",
+        why="the main thread waits for the vCPU, and the vCPU for the daemon",
+        not_these=("healthy", "host-block-wait"),
+    ),
+    *on(
+        (NEWEST,),
+        "nbd-not-accepted",
+        machine_of(found.nobody_accepts),
+        where="peer",
+        signature="nbd-reconnecting",
+        not_these=("healthy", "nbd-silent"),
+    ),
+    *on(
+        (OLD,),
+        "loop-on-frozen",
+        machine_of(found.loop_device),
+        where="host",
+        signature="aio-in-kernel",
+        why="the loop device has the requests, and the device below it has none",
+        not_these=("healthy", "host-fs-frozen"),
+    ),
+    *on(
+        (NEWEST,),
+        "fifo-console-unread",
+        machine_of(found.console_to_a_fifo),
+        where="control",
+        signature="chardev-blocked",
+        not_these=("healthy",),
     ),
 )

@@ -39,42 +39,44 @@ class CauseOrder:
 def order(seen: Sequence[MatchedSignature], graph: Leads = NOWHERE) -> CauseOrder:
     """Find the cause: a match that waits for nothing that another one holds, by the graph of waits."""
     # A pointer is no finding, and a VM with a finding is not healthy.
-    seen = [each for each in seen if not is_pointer(each)]
-    found = any(each.where != "none" and not each.match.harmless for each in seen)
-    seen = [each for each in seen if each.where != "none" or not found]
-    causes = {each.place: [other for other in seen if _holds(other, each, graph)] for each in seen}
-    able = [each for each in seen if not each.match.effect and not each.match.harmless]
-    able = [each for each in able if not graph.only_waits(spoken_of(each.match))]
-    roots = [each for each in able if not _is_behind(each, causes)]
-    # Two that wait for each other are one deadlock: the more particular one, listed first, speaks for both.
+    seen = [finding for finding in seen if not is_pointer(finding)]
+    is_ill = any(finding.where != "none" and not finding.match.harmless for finding in seen)
+    seen = [finding for finding in seen if finding.where != "none" or not is_ill]
+    causes = {finding.place: [other for other in seen if _holds(other, finding, graph)] for finding in seen}
+    able = [finding for finding in seen if not finding.match.effect and not finding.match.harmless]
+    able = [finding for finding in able if not graph.only_waits(spoken_of(finding.match))]
+    roots = [finding for finding in able if not _is_behind(finding, causes)]
+    # Two that wait for finding other are one deadlock: the more particular one, listed first, speaks for both.
     primary = min(roots or able, key=_importance, default=None)
     others = tuple(
-        (each, next(iter(sorted(causes[each.place], key=_importance)), None)) for each in seen if each is not primary
+        (finding, next(iter(sorted(causes[finding.place], key=_importance)), None))
+        for finding in seen
+        if finding is not primary
     )
     return CauseOrder(primary, tuple(sorted(others, key=lambda pair: _importance(pair[0]))))
 
 
-def independent(found: CauseOrder) -> tuple[MatchedSignature, ...]:
-    """Return the primary cause, and each other one that nothing seen holds up: they would stay if it went away."""
-    if found.primary is None:
+def independent(ordered: CauseOrder) -> tuple[MatchedSignature, ...]:
+    """Return the primary cause, and finding other one that nothing seen holds up: they would stay if it went away."""
+    if ordered.primary is None:
         return ()
     others = (
-        each
-        for each, holder in found.others
+        finding
+        for finding, holder in ordered.others
         if holder is None
-        and not (each.match.effect or each.match.harmless or each.match.beside or each.where == "none")
+        and not (finding.match.effect or finding.match.harmless or finding.match.beside or finding.where == "none")
     )
-    return (found.primary, *others)
+    return (ordered.primary, *others)
 
 
-def is_pointer(each: MatchedSignature) -> bool:
+def is_pointer(finding: MatchedSignature) -> bool:
     """Tell whether a match is only worth a remark: it holds nothing up, and is no more than possible."""
-    return each.match.beside and each.match.confidence == "possible"
+    return finding.match.beside and finding.match.confidence == "possible"
 
 
-def _is_behind(each: MatchedSignature, causes: dict[int, list[MatchedSignature]]) -> bool:
+def _is_behind(finding: MatchedSignature, causes: dict[int, list[MatchedSignature]]) -> bool:
     """Tell whether something holds this one that does not in turn wait for it."""
-    return any(each not in causes[other.place] for other in causes[each.place])
+    return any(finding not in causes[other.place] for other in causes[finding.place])
 
 
 def _holds(holder: MatchedSignature, waiter: MatchedSignature, graph: Leads) -> bool:
@@ -87,14 +89,14 @@ def _holds(holder: MatchedSignature, waiter: MatchedSignature, graph: Leads) -> 
     return waiter.match.implied and holder.where not in RANK and not (holder.match.effect or holder.match.harmless)
 
 
-def _importance(each: MatchedSignature) -> tuple[int, bool, bool, int, int, int]:
-    rank = RANK.get(each.where, 1)
-    sure = each.match.confidence
+def _importance(finding: MatchedSignature) -> tuple[int, bool, bool, int, int, int]:
+    rank = RANK.get(finding.where, 1)
+    sure = finding.match.confidence
     return (
-        max(rank, 2 if each.match.beside else 0),  # what keeps no request from its end comes after all that does
+        max(rank, 2 if finding.match.beside else 0),  # what keeps no request from its end comes after all that does
         sure == "possible",
-        each.match.by_design,
+        finding.match.by_design,
         SURE[sure],
-        -each.match.weight,
-        each.place,
+        -finding.match.weight,
+        finding.place,
     )

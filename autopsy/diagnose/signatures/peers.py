@@ -93,8 +93,9 @@ class Service:
             for disk in list(owners.values())[:4]
             if (silence := silence_of(disk)) and (words := about_silence(disk))
         ]
-        # QEMU itself says that it has no connection; of one that is silent it says nothing.
-        dead = bool(self.only_with) or (stands(sockets) and bool(servers)) or beyond_their_past(owners.values())
+        # QEMU itself says that it has no connection; of one that is silent, or may yet be accepted, it says nothing.
+        unconnected = bool(self.only_with) and all(socket.accepted for socket in sockets)
+        dead = unconnected or (stands(sockets) and bool(servers)) or beyond_their_past(owners.values())
         claims += about_sockets(sockets)
         return Match(
             headline=f"{number} {whose} {verb} for {role}{self.words}{f' {who}' if who else ''}{state(sockets)}",

@@ -1,0 +1,47 @@
+"""Puts the facts to every signature: each answers for itself, and one that fails costs its own answer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from autopsy.diagnose import imported
+from autopsy.diagnose.causes import MatchedSignature
+from autopsy.diagnose.diagnosis import Where
+from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature
+from autopsy.facts.model.facts import Facts
+
+OF_A_MACHINE: frozenset[Where] = frozenset({"guest", "vm-state", "device", "migration"})
+OF_EVERY_START = frozenset({"vm-awaits-client"})
+
+
+class Judged(NamedTuple):
+    """A signature with its answer."""
+
+    signature: Signature
+    answer: Judgement
+
+
+def judge(facts: Facts, signatures: Iterable[Signature]) -> tuple[Judged, ...]:
+    """Return every signature's answer, in their order."""
+    return tuple(Judged(signature, _answer(signature, facts)) for signature in signatures)
+
+
+def matched(judged: Iterable[Judged]) -> list[MatchedSignature]:
+    """Return those that are seen."""
+    return [
+        MatchedSignature(signature, answer, place)
+        for place, (signature, answer) in enumerate(judged)
+        if isinstance(answer, Match)
+    ]
+
+
+def _answer(signature: Signature, facts: Facts) -> Judgement:
+    if facts.vm.is_storage_daemon and signature.where in OF_A_MACHINE and signature.id not in OF_EVERY_START:
+        return RuledOut(
+            "a storage daemon has no guest, no device and no run state: clients of its exports are its guests"
+        )
+    try:
+        return imported.held_to(facts, signature, signature.judge(facts))
+    except Exception as error:  # noqa: BLE001 - a bug in one signature must not cost the other sixty their say
+        return CannotTell(f"nothing: this signature failed on the evidence ({type(error).__name__}: {error})")

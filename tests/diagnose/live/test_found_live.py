@@ -1,0 +1,75 @@
+"""What looks well from here is told for what is behind it, on each QEMU that trials have tried; its twin is well."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from support import lab
+from support.verdicts import captured
+from support.wedged import wedges_found as found
+from tests.diagnose.live.test_beyond_live import Trial
+
+pytestmark = [pytest.mark.live, pytest.mark.soak]  # stored cases say the same in the gate
+
+OLD, NEW, DEBUG, NEWEST = "7.2", "10.0.2", "10.0.2-debug", "11"
+TRIALS = (
+    Trial(
+        "a back end that waits for a server of its own",
+        "none",
+        "healthy",
+        found.back_end_over_a_server,
+        (NEW,),
+        ("likely",),
+    ),
+    Trial(
+        "a back end whose server serves", "none", "healthy", partial(found.back_end_over_a_server, stops=False), (NEW,)
+    ),
+    Trial("RAM at a stopped daemon", "peer", "fuse-daemon-silent", found.ram_on_fuse, (NEW, DEBUG), says="RAM"),
+    Trial("RAM at a daemon that serves", "none", "healthy", partial(found.ram_on_fuse, stops=False), (NEW,)),
+    Trial(
+        "a server that accepts nobody",
+        "peer",
+        "nbd-reconnecting",
+        found.nobody_accepts,
+        (OLD, NEWEST),
+        ("likely",),
+        says="has not accepted the connection",
+    ),
+    Trial(
+        "a loop device over a frozen file system",
+        "host",
+        "aio-in-kernel",
+        found.loop_device,
+        (OLD, NEW),
+        says="waits for its data's file system",
+    ),
+    Trial(
+        "a loop device that works", "none", "healthy", partial(found.loop_device, freezes=False), (NEW,), ("proven",)
+    ),
+    Trial(
+        "a FIFO whose reader is stopped",
+        "control",
+        "chardev-blocked",
+        found.console_to_a_fifo,
+        (OLD, NEWEST),
+        says="is stopped",
+    ),
+    Trial("a FIFO whose reader reads", "none", "healthy", partial(found.console_to_a_fifo, stops=False), (NEWEST,)),
+)
+
+
+@pytest.mark.parametrize(
+    ("trial", "label"),
+    [(trial, label) for trial in TRIALS for label in trial.labels],
+    ids=[f"{trial.name}, {label}".replace(" ", "_") for trial in TRIALS for label in trial.labels],
+)
+def test_what_is_behind_it_is_told(trial: Trial, label: str, tmp_path: Path) -> None:
+    with trial.set_up(lab.build(label)) as it:
+        verdict = captured(it.vm.pid, tmp_path)
+        assert (verdict.where, verdict.signature) == (trial.where, trial.signature), verdict
+        assert verdict.confidence in trial.sure, verdict
+        assert all(name in verdict.objects for name in it.names if trial.where != "none"), verdict
+        assert trial.says in verdict.answer["verdict"]["headline"], verdict
