@@ -207,9 +207,14 @@ def test_without_permission_it_says_how_to_get_it(quiet: lab.Machine) -> None:
     lab.need_root()
     nobody = pwd.getpwnam("nobody")
     as_nobody = f"""
-import os, sys
-# this Python may be closed to other users
-import autopsy.cli.app, autopsy.cli.json_output, autopsy.cli.terminal, autopsy.commands.capture
+import contextlib, importlib, os, pkgutil, sys
+import autopsy.cli.app
+# this Python, and this checkout, may be closed to other users
+names = [module.name for place in ("cli", "commands", "store", "target", "linux")
+         for module in pkgutil.walk_packages([autopsy.__path__[0] + "/" + place], f"autopsy.{{place}}.")]
+for name in ["typer._click.decorators", *names]:  # newer ones import theirs when they parse
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
 os.setgroups([])
 os.setgid({nobody.pw_gid})
 os.setuid({nobody.pw_uid})

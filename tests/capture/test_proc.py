@@ -202,6 +202,7 @@ def test_the_second_exposure_takes_all_that_moves(stock: lab.Build, short: Path)
     image = lab.disk(short / "d.raw")
     drive = f"file={image},format=raw,id=disk0,if=none,aio=native,cache=none"
     with lab.qemu(stock, "-drive", drive, "-device", "virtio-blk-pci,drive=disk0") as vm:
+        vm.qemu_io("disk0", "read 0 4k")  # since 8.1, QEMU sets its ring up for the first request
         with looking.scene(vm.pid, short) as at:
             collected(witness.witness_threads(at))
         with looking.scene(vm.pid, short, layout.SECOND_EXPOSURE) as at:

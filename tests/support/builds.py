@@ -103,6 +103,13 @@ def build(label: str) -> Build:
     return found
 
 
+def need_older_than(major: int) -> None:
+    """Skip this test where the distribution's own QEMU, 7.2 on Debian 12, is newer."""
+    told = subprocess.run([*build("7.2").command, "--version"], capture_output=True, text=True, check=True).stdout
+    if int(told.split("version ")[1].split(".")[0]) >= major:
+        pytest.skip(f"the distribution's QEMU is no older than {major}")
+
+
 def missing(what: str) -> None:
     """Skip this test for want of something; in CI everything is there, so its absence is a failure."""
     if os.environ.get("CI") == "true":

@@ -18,6 +18,7 @@ from autopsy.drill.process import DrillProcess, states
 from autopsy.drill.site import Site, site
 from autopsy.drill.storage import FuseExport, LoopFileSystem, NbdServer
 from support.builds import LAB, Build, build, missing
+from support.builds import need_older_than as need_older_than  # noqa: PLC0414 - tests read it from here
 from support.builds import qemu_builds as qemu_builds  # noqa: PLC0414 - tests read it from here
 
 HOUSE = Path(__file__).resolve().parents[2]

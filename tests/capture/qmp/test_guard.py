@@ -248,7 +248,9 @@ def test_without_a_witness_nothing_risky_is_asked_unless_the_operator_insists(sh
         outcome = capture.query_block()
         assert outcome == Skipped("the witness left no tasks.txt: query-block could block the main loop")
         assert capture.told(layout.QUERY_BLOCK) == []
-        assert capture.query_block(ask_anyway=True) == Collected(f"4 answers; asked anyway, although {outcome.why}")
+        asked = capture.query_block(ask_anyway=True)
+        assert isinstance(asked, Collected)
+        assert asked.why.endswith(f" answers; asked anyway, although {outcome.why}")
         assert isinstance(capture.throttle_groups(), Skipped)
         assert isinstance(capture.throttle_groups(ask_anyway=True), Collected)
 

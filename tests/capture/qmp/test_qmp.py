@@ -46,6 +46,7 @@ def test_a_healthy_vm_answers_all_three_steps_and_then_again(build: lab.Build, s
 
 @pytest.mark.live
 def test_counters_that_take_a_lock_wait_for_the_guard_on_an_old_qemu_with_iothreads(short: Path) -> None:
+    lab.need_older_than(9)
     with capture_of_qemu(short, "7.2", *DISKS) as (capture, _):
         capture.witness()
         capture.query_status()

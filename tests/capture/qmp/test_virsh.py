@@ -76,7 +76,8 @@ def test_a_libvirt_domain_is_asked_through_virsh_stand_in(short: Path, monkeypat
         assert "tainted (custom-monitor)" in greeting.why
         assert capture.of(commands.CAPABILITIES).outcome == "skipped"
         assert capture.of("query-status").answer["running"] is True
-        assert capture.of("query-blockstats", layout.QUERY_BLOCK).outcome == "answered"
+        told = (*capture.told(), *capture.told(layout.QUERY_BLOCK))  # a QEMU before 9 is asked for them in the second
+        assert [each.outcome for each in told if each.question == "query-blockstats"][-1] == "answered"
 
 
 @pytest.mark.live
