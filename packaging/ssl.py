@@ -3,6 +3,12 @@
 Only the names that its libraries mention as they are loaded; none of them works.
 """
 
+PROTOCOL_TLS_CLIENT = PROTOCOL_TLS_SERVER = 0
+
+
+class TLSVersion:
+    """None is spoken."""
+
 
 class SSLError(OSError):
     """As in the real module."""
