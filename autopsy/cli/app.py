@@ -94,6 +94,8 @@ def main() -> None:
             say(f"autopsy: {error.format_message()}\n         autopsy {command}--help shows what can be said")
             sys.exit(ExitCode.USAGE)
         raise
+    finally:
+        gc.freeze()  # it all ends with us: to look through it for cycles first took a twentieth of a capture
 
 
 def _as_said(words: list[str]) -> typer.Typer:
