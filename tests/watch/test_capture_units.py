@@ -7,29 +7,33 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from autopsy.bundle.reader import open_bundle
 from autopsy.watch import ring
-from autopsy.watch.captures.unit import UnitStarter
+from autopsy.watch.captures.unit import CaptureUnit, UnitStarter
 from autopsy.watch.launch import CaptureLauncher
 from autopsy.watch.model import CaptureResult
-from support import lab
+from support import lab, stored
 from support.watching import own_systemd
 from support.wedged import wedges_disks
 
 TARGET = "libvirt:web1"
 
 
-def stand_in(folder: Path, answer: int = 0) -> UnitStarter:
+def stand_in(folder: Path, answer: int = 0, says: str = "") -> UnitStarter:
     """Return a starter whose systemctl is a stand-in: it copies what the unit would read when it is told to start."""
     units, run = folder / "units", folder / "run"
     for each in (units, run):
         each.mkdir(mode=0o700)
     (units / "autopsy@.service").touch()
     program = folder / "systemctl"
-    program.write_text(f'#!/bin/sh\necho "$@" >>{folder}/told\ncp {run}/asked-* {folder}/read 2>&-\nexit {answer}\n')
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >>{folder}/told\ncp {run}/asked-* {folder}/read 2>&-\necho "{says}"\nexit {answer}\n'
+    )
     program.chmod(0o755)
     return UnitStarter(run, (str(program),), (str(units),))
 
@@ -52,6 +56,24 @@ def test_a_unit_that_does_not_start_leaves_no_word_for_a_persons_capture(
     assert not launcher.start("web1", TARGET, 4242, light=False)
     assert list((tmp_path / "run").iterdir()) == []
     assert launcher.running == []
+
+
+def test_what_a_units_capture_cost_stands_in_its_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "autopsy"))
+    case = stored.right().bundle
+    manifest = open_bundle(case).manifest
+    launcher = CaptureLauncher(tmp_path / "run", units=stand_in(tmp_path, says="ActiveState=inactive\nResult=success"))
+    assert launcher.start("web1", TARGET, manifest.target.pid, light=False)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    for number, place in enumerate((tmp_path / "autopsy/expendable", tmp_path / "autopsy")):
+        shutil.copy(case, place / f"autopsy-web{number}-{stamp}.tar.zst")
+    (unit,) = launcher.running
+    assert isinstance(unit, CaptureUnit)
+    unit.since -= 1.0
+    (end,) = launcher.ended()
+    assert (end.result, Path(end.bundle).name) == (CaptureResult.SEALED, f"autopsy-web0-{stamp}.tar.zst")
+    assert end.stop_ms == sum(step.stop_ns for step in manifest.steps) / 1e6 > 0
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_what_a_watch_that_was_killed_has_left_goes_when_the_next_begins(tmp_path: Path) -> None:
