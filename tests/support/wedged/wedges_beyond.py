@@ -170,18 +170,19 @@ def slow_server(build: lab.Build, requests: int = 40) -> Iterator[Stuck]:
 
 
 @contextmanager
+def one_a_second(build: lab.Build, requests: int) -> Iterator[lab.Machine]:
+    """Writes at a disk's own limit of one a second."""
+    with lab.folder() as place:
+        limited = f"if=none,id=disk0,format=raw,file={lab.disk(place / 'd')},throttling.iops-total=1"
+        with lab.qemu(build, "-drive", limited, *DISK) as vm:
+            in_flight(vm, "disk0", requests)
+            yield vm
+
+
+@contextmanager
 def at_its_limit(build: lab.Build, requests: int = 40) -> Iterator[Stuck]:
     """Writes queued at a disk's own limit of one a second."""
-    with (
-        lab.folder() as place,
-        lab.qemu(
-            build,
-            "-drive",
-            f"if=none,id=disk0,format=raw,file={lab.disk(place / 'd')},throttling.iops-total=1",
-            *DISK,
-        ) as vm,
-    ):
-        in_flight(vm, "disk0", requests)
+    with one_a_second(build, requests) as vm:
         lab.until("some were done", lambda: completed(vm)[1] > 2)
         yield Stuck(vm, ("vd0",))
 
@@ -192,16 +193,7 @@ def after_a_drain_at_its_limit(build: lab.Build, requests: int = 20) -> Iterator
 
     A reset of the guest drains, too: so does each firmware that starts.
     """
-    with (
-        lab.folder() as place,
-        lab.qemu(
-            build,
-            "-drive",
-            f"if=none,id=disk0,format=raw,file={lab.disk(place / 'd')},throttling.iops-total=1",
-            *DISK,
-        ) as vm,
-    ):
-        in_flight(vm, "disk0", requests)
+    with one_a_second(build, requests) as vm:
         vm.qmp("stop")
         vm.qmp("cont")
         in_flight(vm, "disk0", 1)
