@@ -40,9 +40,9 @@ def test_a_single_look_tells_what_stands_from_what_is_slow_or_waits_to_be_asked(
                 "limit": wedges_disks.throttled(stock),
                 "server": wedges_disks.nbd_stopped(stock),
                 "slow": wedges_beyond.at_its_limit(stock),
-                "made up for": wedges_beyond.after_a_drain_at_its_limit(stock),
                 "export": wedges_beyond.pulled_backup(stock),
                 "main loop": wedges.connecting(stock),
+                "made up for": wedges_beyond.after_a_drain_at_its_limit(stock),  # the last: it lasts for 20 s
             }.items()
         }
         before = {pid: verdicts.threads(pid) for pid in (each.vm.pid for each in stuck.values())}
