@@ -6,6 +6,8 @@ Libraries such as libssh do it, and so do a name's lookup and a connection that 
 from __future__ import annotations
 
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
+from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.migration import sends_state
 from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, title
 from autopsy.diagnose.queries.silence import beyond_their_past
@@ -19,12 +21,12 @@ from autopsy.diagnose.queries.threads import (
     slept_through,
     threads,
 )
-from autopsy.diagnose.queries.wording import missing, sentence
+from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.signatures.device_backends import of_a_helper
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import DiskFact, Facts, Role, ThreadFact
+from autopsy.facts.model.facts import DiskFact, Facts, ListenerFact, Role, ThreadFact
 
 MOST_FRAMES = 3
 
@@ -46,6 +48,7 @@ def _judge(facts: Facts) -> Judgement:
     thread, sockets = silent[0]
     remotes = tuple(dict.fromkeys(each.remote for each in sockets if each.remote)) or _asked_for(facts, thread)
     whom = ", ".join(remotes[:2]) or "another program"
+    asked = () if peers_of(sockets) else _listeners(facts, remotes)
     disks = _disks(facts, remotes)
     whose = f", the server of {' and '.join(title(each) for each in disks)}," if disks else ""
     claims = [
@@ -58,15 +61,17 @@ def _judge(facts: Facts) -> Judgement:
         for each, ends in silent[:3]
     ]
     return Match(
-        headline=f"{sentence(named(thread))} waits for {whom}{whose} in a blocking call{state(sockets)}",
+        headline=f"{sentence(named(thread))} waits for {whom}{whose} in a blocking call{state(sockets)}"
+        f"{f' ({naming.name(subjects.Peer(asked[0].pid, asked[0].comm))})' if asked else ''}",
         objects=(
             *(subjects.disk(each) for each in disks),
             subjects.thread(thread),
             *map(subjects.Server, remotes[:2]),
             *peers_of(sockets),
+            *(subjects.Peer(listener.pid, listener.comm) for listener in asked),
         ),
         confidence=confidence(proven=slept_through(thread) is True and (stands(sockets) or beyond_their_past(disks))),
-        claims=(*claims, *about_sockets(sockets)),
+        claims=(*claims, *about_sockets(sockets), *map(_about_listener, asked)),
         weight=len(silent),
     )
 
@@ -75,6 +80,18 @@ def _asked_for(facts: Facts, thread: ThreadFact) -> tuple[str, ...]:
     """Return what the main thread asks to be connected to, from QEMU's own memory: its socket does not tell it yet."""
     path = facts.main_loop.value.path if isinstance(facts.main_loop, Known) else ""
     return (path,) if path and thread.role is Role.MAIN else ()
+
+
+def _listeners(facts: Facts, paths: tuple[str, ...]) -> tuple[ListenerFact, ...]:
+    """Return who listens there, where one program alone does: in another mount namespace a path is another file."""
+    found = tuple(listener for listener in facts.listeners if listener.path in paths)
+    return found if len(found) == 1 else ()
+
+
+def _about_listener(listener: ListenerFact) -> Claim:
+    held = count(listener.waiting, "connection")
+    words = f"{naming.name(subjects.Peer(listener.pid, listener.comm))} listens at {listener.path}"
+    return claim(f"{words}, and has not accepted {held}; it holds {listener.room} besides the first.", listener.cite)
 
 
 def _comes_back(facts: Facts, thread: ThreadFact) -> bool:

@@ -193,7 +193,8 @@ def _asleep(facts: Facts) -> Judgement:
     sockets = socket_of(facts, thread)
     more = f", and {count(len(found) - 1, 'more thread')}" if len(found) > 1 else ""
     return Match(
-        headline=f"{sentence(named(thread))} sleeps in {look.syscall.name}{f', {what}' if what else ''}{more}",
+        headline=f"{sentence(named(thread))} sleeps in {look.syscall.name}{f', {what}' if what else ''}"
+        f"{state(sockets) if stands(sockets) else ''}{more}",
         objects=(*(subjects.thread(each) for each in found[:4]), *peers_of(sockets)),
         confidence="likely",
         claims=tuple(about(facts, each) for each in found[:4]),

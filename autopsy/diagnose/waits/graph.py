@@ -24,13 +24,12 @@ from autopsy.diagnose.waits import (
     threads,
 )
 from autopsy.diagnose.waits.ends import Ends, Numbered, ends_of, numbered
-from autopsy.diagnose.waits.wait import Wait
+from autopsy.diagnose.waits.wait import MOST_WAITS, Wait
 from autopsy.facts import subjects
 from autopsy.facts.model.facts import Facts, Role
 from autopsy.facts.model.yield_points import Layer
 from autopsy.facts.subjects import Subject
 
-MOST_WAITS = 50_000  # of each kind of evidence: what is more is no VM's, but a hostile bundle's
 BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
     ("locks", locks.lock_waits),
     ("threads", threads.thread_waits),

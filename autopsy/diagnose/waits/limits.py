@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from autopsy.diagnose.queries.limits.io_limits import BLOCK_LAYER, held_by
 from autopsy.diagnose.waits.kernel import kernel_waits
 from autopsy.diagnose.waits.requests import request_waits
-from autopsy.diagnose.waits.wait import Certainty, How, Wait
+from autopsy.diagnose.waits.wait import MOST_WAITS, Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.model.facts import Facts
 from autopsy.facts.model.yield_points import BY_ENGINE
@@ -18,7 +19,7 @@ def limit_waits(facts: Facts) -> Iterator[Wait]:
     limits = held_by(facts)
     if not limits:
         return
-    waits = (*kernel_waits(facts), *request_waits(facts))
+    waits = (*islice(kernel_waits(facts), MOST_WAITS), *islice(request_waits(facts), MOST_WAITS))
     for end in _ends(waits):
         for limit in limits:
             yield Wait(end, subjects.ControlGroup(limit.group), How.LIMITED_BY, Certainty.ONCE, (limit.cite,))

@@ -8,6 +8,8 @@ from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite
 from autopsy.facts.subjects import Subject
 
+MOST_WAITS = 50_000  # of each kind of evidence: what is more is no VM's, but a hostile bundle's
+
 
 class How(Enum):
     """The kind of a wait; the value is the words between the two."""

@@ -22,6 +22,7 @@ from autopsy.facts.model.host import (
     HostFacts,
     IoLimit,
     LayerFact,
+    ListenerFact,
     LogLine,
     MountFact,
     PeerFact,
@@ -61,6 +62,7 @@ __all__ = [
     "JobFact",
     "LayerFact",
     "Limits",
+    "ListenerFact",
     "Locks",
     "LogLine",
     "MainLoopFact",
@@ -374,3 +376,4 @@ class Facts:
     before: Fact[Ring] = NOT_BEFORE
     frames_again: Fact[tuple[ThreadStack, ...]] = NOT_AGAIN
     left_out: tuple[LeftOutFact, ...] = ()
+    listeners: tuple[ListenerFact, ...] = ()

@@ -101,6 +101,18 @@ class FuseMount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerFact:
+    """A program that listens at the path of a UNIX socket: `waiting` connections of `room` it has not accepted."""
+
+    path: str
+    waiting: int
+    room: int
+    pid: int
+    comm: str
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFact:
     """A loop device below the file system of that number (`above`), the file of the host's that it keeps its data in.
 

@@ -12,7 +12,7 @@ from autopsy.bundle.reader import open_bundle
 from autopsy.diagnose.verdict import diagnose
 from autopsy.diagnose.waits import graph
 from autopsy.diagnose.waits.ends import MOST_ENDS, ends
-from autopsy.diagnose.waits.wait import Certainty, How, Wait
+from autopsy.diagnose.waits.wait import MOST_WAITS, Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Facts
@@ -124,5 +124,5 @@ def test_more_waits_than_any_vm_has_are_cut_and_told(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(graph, "BUILDERS", (("endless", endless),))
     found = graph.build(gather_facts(cases.nbd().bundle()))
-    assert len(found.waits) == graph.MOST_WAITS
+    assert len(found.waits) == MOST_WAITS
     assert "left out" in found.trouble[0]

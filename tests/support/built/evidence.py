@@ -99,6 +99,7 @@ class Case:
     command_line: tuple[str, ...] = ()
     log: str = ""
     vm_log: str = ""
+    ss: str = "\n"
     rings: list[records.Rings] = field(default_factory=list)
     outcomes: dict[str, tuple[str, str]] = field(default_factory=dict)
     monitor_address: str = ""
@@ -197,7 +198,7 @@ class Case:
         links.append(Section("mountinfo", self.mountinfo.encode()))
         put(names.PROC_FDS, names.FDS, render(links))
         put(names.PROC_FDS, names.SOCKET_ENDS, msgspec.json.encode(self.ends))
-        put(names.PROC_FDS, names.SOCKETS, render([Section("ss", b"\n"), *self.peer_sections]))
+        put(names.PROC_FDS, names.SOCKETS, render([Section("ss", self.ss.encode()), *self.peer_sections]))
         for step, exchanges in self.exchanges.items():
             put(step, names.QMP, b"".join(msgspec.json.encode(each) + b"\n" for each in exchanges))
         put(names.GDB_THREADS, names.THREADS, msgspec.json.encode([stack(task) for task in self.tasks]))
