@@ -10,12 +10,17 @@ from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import FuseMount, PeerFact, PeerThread, SocketFact
+from autopsy.facts.model.facts import FuseMount, ListenerFact, PeerFact, PeerThread, SocketFact
 from autopsy.facts.threads import STACK_LINE, field, int_of, syscall
 
 TEXT = layout.evidence(layout.PROC_FDS, layout.SOCKETS)
 ENDS = layout.evidence(layout.PROC_FDS, layout.SOCKET_ENDS)
 FUSE = re.compile(r"fuse/(\d+)/mount")
+# The columns of ss: family, state, connections that nobody has accepted, and how many there may be, path, inode, …, users.
+LISTENING = re.compile(
+    r"u_\w{1,4} +LISTEN +(\d{1,9}) +(\d{1,9}) +(/\S{1,4096}) +\d{1,20} [^\n]{0,80}?users:\(([^\n]{1,400})\)"
+)
+LISTENER = re.compile(r'\("([^"\n]{1,64})",pid=(\d{1,9}),')
 
 
 def gather_sockets(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
@@ -113,3 +118,20 @@ def fuse(evidence: Evidence) -> Fact[tuple[FuseMount, ...]]:
             )
         )
     return Known(tuple(mounts), Cite(TEXT))
+
+
+def gather_listeners(evidence: Evidence) -> tuple[ListenerFact, ...]:
+    """Return who listens at a UNIX socket's path, as ss(8) tells, each the first program that has it."""
+    section = section_map(evidence, layout.PROC_FDS, layout.SOCKETS).get("ss")
+    if section is None:
+        return ()
+    found = []
+    for place, line in enumerate(text(section).splitlines()):
+        if (row := LISTENING.match(line)) and (user := LISTENER.search(row[4])):
+            cite = Cite(TEXT, section.line + place, line[:200])
+            found.append(
+                ListenerFact(
+                    path=row[3], waiting=int(row[1]), room=int(row[2]), pid=int(user[2]), comm=user[1], cite=cite
+                )
+            )
+    return tuple(found)
