@@ -16,7 +16,7 @@ from autopsy.facts.threads import STACK_LINE, field, int_of, syscall
 TEXT = layout.evidence(layout.PROC_FDS, layout.SOCKETS)
 ENDS = layout.evidence(layout.PROC_FDS, layout.SOCKET_ENDS)
 FUSE = re.compile(r"fuse/(\d+)/mount")
-# The columns of ss: family, state, connections that nobody has accepted, and how many there may be, path, inode, …, users.
+# The columns of ss: family, state, connections not accepted, and how many there may be, path, inode, …, users.
 LISTENING = re.compile(
     r"u_\w{1,4} +LISTEN +(\d{1,9}) +(\d{1,9}) +(/\S{1,4096}) +\d{1,20} [^\n]{0,80}?users:\(([^\n]{1,400})\)"
 )
