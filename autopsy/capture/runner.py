@@ -85,8 +85,9 @@ class Run:
     """What one capture runs with.
 
     `note` is given all records so far before they are made durable. `meanwhile` are modules that are loaded one after
-    another, in our own process, while the steps' children work; `unhurried` are those for which a step that takes long
-    is waited for: one that was begun before its turn, or the last. A name behind a colon is a function that is called.
+    another, in our own process, while the steps' children work; `unhurried` are those that would slow down what a
+    hurried capture waits for: they are loaded beside its second look, else beside a step that was begun before its
+    turn. A name behind a colon is a function that is called.
     `judge` returns what the evidence so far comes to, in a child, for whoever is curious while the second look waits.
     `reserve` are the seconds that are kept behind the budget for diagnosis, report and seal: whatever they take, where
     it is not told.
@@ -141,7 +142,7 @@ def run(plan: tuple[Step, ...], capture: Run) -> tuple[StepRecord, ...]:
     for place, step in enumerate(plan, start=1):
         capture.watcher.began(step)
         begun = early.pop(step.name, None)
-        if begun or place == len(plan):
+        if place == len(plan) or step.name == layout.SECOND_EXPOSURE or (begun and capture.options.gap >= LEAST_GAP):
             ahead, unhurried = [*unhurried, *ahead], []
         start = time.monotonic_ns() if begun is None else begun.start_ns
         capture.watch.began(step.name)
