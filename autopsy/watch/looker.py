@@ -9,22 +9,26 @@ import contextlib
 import math
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
+from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
 from autopsy.dataclass import dataclass
+from autopsy.linux.files import read_kernel
 from autopsy.linux.tasks.forking import Child, Overdue, PipeEnds, end, fork, has_ended, receive, send
 from autopsy.watch import coroutine_look
 from autopsy.watch.coroutine_look import AnotherProcess, CoroutineLook, WatchedStacks
 
-EACH = 0.5  # seconds for one VM
-OVERALL = 4.0  # for all of one round
+EACH = 0.5  # seconds for one VM, in which the child need not run at all
+OVERALL = 4.0  # for all of one round, after which none is asked of whom another has hung before
+MOST_PATIENCE = 12.0  # for all of one round where the child hangs at none: it is given no processor
 MOST_STUCK = 8  # processes of ours that hang in the kernel, before no further one is started
 MOST_ANSWER = 8 << 20
 LENGTH = struct.Struct("<I")
 END_SECONDS = 0.1
+SMALL = 1024
 
 
 class LookQuestion(msgspec.Struct, frozen=True, array_like=True):
@@ -66,11 +70,15 @@ class Looker:
         """Return what was seen of each process, by its PID. Never raises for what a process does."""
         wanted = {question.pid: question for question in questions}
         looks: dict[int, Looked] = {}
-        give_up = time.monotonic() + OVERALL
+        began = time.monotonic()
+        give_up = began + OVERALL
         while left := [question for pid, question in wanted.items() if pid not in looks]:
             if time.monotonic() > give_up or (child := self._provide()) is None:
                 return looks | {question.pid: NoLook(hung=True) for question in left}
-            looks |= self._ask(child, left, give_up)
+            try:
+                looks |= self._ask(child, left, began + MOST_PATIENCE)
+            except _TooSlow as slow:
+                return looks | slow.looks
         return looks
 
     def close(self) -> None:
@@ -78,16 +86,23 @@ class Looker:
         if self._child is not None:
             self._abandon(self._child)
 
-    def _ask(self, child: Child, left: list[LookQuestion], give_up: float) -> dict[int, Looked]:
-        """Put all questions that are left, and return the answers up to the one that hangs, which is among them."""
+    def _ask(self, child: Child, left: list[LookQuestion], until: float) -> dict[int, Looked]:
+        """Put all questions that are left, and return the answers up to the one that hangs, which is among them.
+
+        Raises:
+            _TooSlow: the child is at work, and has not come to an end.
+        """
         looks: dict[int, Looked] = {}
         try:
             _send(child.questions, msgspec.msgpack.encode(left))
             for question in left:
-                data = _receive(child.answers, min(give_up, time.monotonic() + EACH))
+                data = _receive(child.answers, until, _Patience(child.pid))
                 look = msgspec.msgpack.decode(data, type=_LookAnswer).look
                 looks[question.pid] = NoLook(hung=False) if look is None else look
-        except (Overdue, EOFError, OSError, msgspec.MsgspecError):
+        except Overdue:
+            self._abandon(child)
+            raise _TooSlow(looks) from None
+        except (_Hangs, EOFError, OSError, msgspec.MsgspecError):
             hanging = next(question for question in left if question.pid not in looks)
             looks[hanging.pid] = NoLook(hung=True)
             self._abandon(child)
@@ -113,15 +128,50 @@ def _send(descriptor: int, data: bytes) -> None:
     send(descriptor, LENGTH.pack(len(data)) + data)
 
 
-def _receive(descriptor: int, until: float = math.inf) -> bytes:
+class _Hangs(Exception):
+    """The child sleeps in the kernel, and does not run."""
+
+
+class _TooSlow(Exception):
+    """The child is given too little of a processor: these looks are all that there are."""
+
+    def __init__(self, looks: dict[int, Looked]) -> None:
+        super().__init__()
+        self.looks = looks
+
+
+class _Patience:
+    """Waits for a child as long as it runs, or would: what sleeps for so long has hung."""
+
+    def __init__(self, pid: int) -> None:
+        self._folder = f"/proc/{pid}"
+        self._until = time.monotonic() + EACH
+        self._ran = b""
+
+    def __call__(self) -> None:
+        """Look at the child.
+
+        Raises:
+            _Hangs: its time has passed, and it has not run since the last look, nor would it.
+            OSError: it is gone.
+        """
+        if time.monotonic() < self._until:
+            return
+        ran = read_kernel(f"{self._folder}/schedstat", SMALL)
+        if ran == self._ran and proc_stat.parse(read_kernel(f"{self._folder}/stat", SMALL)).state != "R":
+            raise _Hangs
+        self._ran = ran
+
+
+def _receive(descriptor: int, until: float = math.inf, tick: Callable[[], None] | None = None) -> bytes:
     """Return one message.
 
     Raises:
         Overdue: it does not come in time.
         EOFError: whoever would send it is gone.
     """
-    (length,) = LENGTH.unpack(receive(descriptor, LENGTH.size, until))
-    return receive(descriptor, min(length, MOST_ANSWER), until)
+    (length,) = LENGTH.unpack(receive(descriptor, LENGTH.size, until, tick))
+    return receive(descriptor, min(length, MOST_ANSWER), until, tick)
 
 
 def _answer(ends: PipeEnds) -> int:

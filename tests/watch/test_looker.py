@@ -13,7 +13,7 @@ from autopsy.watch import coroutine_look, looker
 from autopsy.watch.coroutine_look import AnotherProcess, CoroutineLook, WatchedStacks
 from autopsy.watch.looker import Looker, LookQuestion, NoLook
 
-HANGS, DIES, GONE = 11, 12, 13
+HANGS, DIES, GONE, SLOW = 11, 12, 13, 14
 
 
 class StacksInName(WatchedStacks):
@@ -25,6 +25,10 @@ class StacksInName(WatchedStacks):
     def look(self, size: int) -> CoroutineLook:
         if self.start_ticks == HANGS:
             time.sleep(600)
+        if self.start_ticks == SLOW:
+            end = time.monotonic() + 1.0
+            while time.monotonic() < end:
+                pass
         if self.start_ticks == DIES:
             os.kill(os.getpid(), signal.SIGKILL)
         return CoroutineLook(clear=True, took_ns=size + os.getpid() * 1000)
@@ -60,6 +64,19 @@ def test_a_process_that_hangs_costs_its_own_look_and_one_child(at_work: Looker) 
         os.kill(by(looks[1]), 0)  # it was ended, and reaped
     again = at_work.look([LookQuestion(1, 1, 8)])
     assert by(again[1]) == by(looks[4])  # the same child goes on
+
+
+def test_a_look_that_takes_long_because_the_host_is_busy_did_not_hang(at_work: Looker) -> None:
+    looks = at_work.look([LookQuestion(pid, 1, 7) for pid in (1, SLOW, 3)])
+    assert by(looks[1]) == by(looks[SLOW]) == by(looks[3])
+
+
+def test_looks_for_which_there_is_no_time_are_missing_and_no_vm_is_taken_for_one_that_hangs(
+    at_work: Looker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looker, "MOST_PATIENCE", 0.5)
+    assert at_work.look([LookQuestion(pid, 1, 7) for pid in (1, SLOW, 3)]).keys() == {1}
+    assert by(at_work.look([LookQuestion(3, 1, 7)])[3])
 
 
 def test_a_child_that_dies_costs_the_look_that_it_died_of(at_work: Looker) -> None:
