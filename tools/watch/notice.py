@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from autopsy.commands.watch import watch_on
 from autopsy.watch.config import Sampling, WatchConfig
+from autopsy.watch.loop import Watch
 from autopsy.watch.model import Round
 from support.builds import build
 from support.wedged.noticed import WEDGES
@@ -48,7 +48,7 @@ def watch_process(notes: Path) -> int:
 
     try:
         config = WatchConfig(sampling=Sampling(vms_every_seconds=1.0))
-        watch_on(config, (note,), captures=False, say=lambda _: None)
+        Watch(config=config, captures=False).run((note,), lambda seconds: bool(time.sleep(seconds)))
     finally:
         os._exit(0)
 

@@ -36,6 +36,7 @@ class WatchNotes:
         self.place = place
         self.state: dict[int, tuple[str, str]] = {}
         self.vm_seconds = 0.0
+        self.states: Counter[str] = Counter()
         self.last = time.monotonic()
         self.began = time.monotonic()
         self.told = 0.0
@@ -45,6 +46,8 @@ class WatchNotes:
         now = time.monotonic()
         ours = [vm for vm in last.vms if vm.name in NAMES]  # others may wedge theirs on this host
         self.vm_seconds += len(ours) * (now - self.last)
+        for vm in ours:
+            self.states[vm.state.value] += 1
         self.last = now
         for vm in ours:
             what = vm.stalled.value if vm.stalled else "suspect" if vm.suspect else ""
@@ -62,6 +65,7 @@ class WatchNotes:
                 seconds=now - self.began,
                 vm_hours=self.vm_seconds / 3600,
                 vms=len(ours),
+                states=dict(self.states),
                 others=len(last.vms) - len(ours),
                 cpu=mine.ru_utime + mine.ru_stime + children,
                 rss_mb=resident(os.getpid()) + sum(map(resident, children_of(os.getpid()))),
@@ -138,6 +142,9 @@ def table(place: Path, vms: list[SoakVm]) -> str:
         f"suspicions that came to nothing: {dict(suspicions) or 'none'}",
     ]
     if last:
+        said = sum(last["states"].values())
+        shares = (f"{state} {count / said:.1%}" for state, count in sorted(last["states"].items()))
+        lines.append(f"what it could say: {', '.join(shares)}")
         share = last["cpu"] / max(last["seconds"], 1) * 100
         lines.append(
             f"the watch: {share:.2f} % of a processor, {max(row['rss_mb'] for row in cost):.0f} MB at most, "
