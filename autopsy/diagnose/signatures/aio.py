@@ -6,6 +6,7 @@ from autopsy.bundle.syscalls import REQUEST_CALLS
 from autopsy.diagnose.queries.below import about_devices, layers_of, stands_below
 from autopsy.diagnose.queries.engines import (
     done_in_the_pool,
+    held_loops,
     never_submitted,
     unsent_rings,
     untaken_completions,
@@ -97,7 +98,8 @@ def _not_reaped(facts: Facts) -> Judgement:
                 else ()
             ),
         ),
-        stands=stand((Park.LINUX_AIO, Park.IO_URING), waiting),
+        stands=stand((Park.LINUX_AIO, Park.IO_URING), waiting, map(subjects.thread, held_loops(facts))),
+        effect=bool(held_loops(facts)) and not waiting,  # whether a request waits for them is not known then
         weight=number,
     )
 
