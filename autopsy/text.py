@@ -19,12 +19,12 @@ def visible(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     if not text.isprintable():
-        text = "".join(each if each.isprintable() else _escape(each) for each in text)
+        text = "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
     return HEAPED.sub(_shown, UNSEEN.sub(_shown, text))
 
 
-def _shown(found: re.Match[str]) -> str:
-    return _escape(found[0])
+def _shown(match: re.Match[str]) -> str:
+    return _escape(match[0])
 
 
 def _escape(character: str) -> str:
@@ -55,7 +55,7 @@ def printable(text: str | bytes, most: int = MOST) -> str:
     if isinstance(text, bytes):
         text = text[: 4 * most].decode("utf-8", "replace")
     cut = text[:most]
-    safe = "".join(each if each.isprintable() else " " if each.isspace() else "?" for each in cut)
+    safe = "".join(letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in cut)
     return safe + ("…" if len(text) > most else "")
 
 

@@ -71,8 +71,8 @@ def between(a: Path, b: Path) -> Difference:
     Raises:
         AutopsyError: one of them is no bundle, or not a whole one.
     """
-    told = read_boxed((a, b), lambda opened: msgspec.json.encode(difference(*map(_looked_at, opened))))
-    return msgspec.json.decode(told, type=Difference)
+    answer = read_boxed((a, b), lambda opened: msgspec.json.encode(difference(*map(_looked_at, opened))))
+    return msgspec.json.decode(answer, type=Difference)
 
 
 def difference(a: ComparedCapture, b: ComparedCapture) -> Difference:
@@ -144,7 +144,7 @@ def _verdict(a: Diagnosis, b: Diagnosis) -> Iterator[DifferingReading]:
 
 
 def _beside(diagnosis: Diagnosis) -> str:
-    return ", ".join(dict.fromkeys(each.signature for each in diagnosis.secondary)) or "nothing"
+    return ", ".join(dict.fromkeys(claim.signature for claim in diagnosis.secondary)) or "nothing"
 
 
 def _target(a: ComparedCapture, b: ComparedCapture) -> Iterator[DifferingReading]:
@@ -167,8 +167,8 @@ def _arguments(a: Facts, b: Facts) -> Iterator[DifferingReading]:
     first, second = (Counter(_options(facts)) for facts in (a, b))
     gone, new = list((first - second).elements()), list((second - first).elements())
     for name, value in gone:
-        others = [each for each in new if each[0] == name]
-        if len(others) == 1 and sum(each[0] == name for each in gone) == 1:
+        others = [argument for argument in new if argument[0] == name]
+        if len(others) == 1 and sum(argument[0] == name for argument in gone) == 1:
             new.remove(others[0])
             yield DifferingReading(what=name, a=value or name, b=others[0][1] or name)
         else:
@@ -245,7 +245,7 @@ def _sleep(thread: ThreadFact | None) -> str:
 
 def _stacks(a: Facts, b: Facts) -> tuple[StackCount, ...]:
     one, other = _by_stack(a), _by_stack(b)
-    found = [
+    stacks = [
         StackCount(
             functions=functions,
             roles=tuple(sorted({thread.role.value for thread in (*before, *after)})),
@@ -256,7 +256,7 @@ def _stacks(a: Facts, b: Facts) -> tuple[StackCount, ...]:
         for before, after in [(one.get(functions, []), other.get(functions, []))]
         if len(before) != len(after)
     ]
-    return tuple(sorted(found, key=lambda each: (-abs(each.a - each.b), each.functions)))
+    return tuple(sorted(stacks, key=lambda stack: (-abs(stack.a - stack.b), stack.functions)))
 
 
 def _by_stack(facts: Facts) -> dict[tuple[str, ...], list[ThreadFact]]:
@@ -266,26 +266,26 @@ def _by_stack(facts: Facts) -> dict[tuple[str, ...], list[ThreadFact]]:
 def _functions(thread: ThreadFact) -> tuple[str, ...]:
     """Return the innermost function and then QEMU's: what lies between them in libc tells nobody anything."""
     frames = known(thread.frames, ())
-    told = frames[:1] + tuple(frame for frame in frames[1:] if not LIBC.search(frame.module))
-    named = (frame.function or (f"near {frame.near}" if frame.near else "?") for frame in told[:MOST_FUNCTIONS])
+    kept = frames[:1] + tuple(frame for frame in frames[1:] if not LIBC.search(frame.module))
+    named = (frame.function or (f"near {frame.near}" if frame.near else "?") for frame in kept[:MOST_FUNCTIONS])
     return tuple(named)
 
 
 def _grouped(values: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    found: dict[K, list[T]] = {}
-    for each in values:
-        found.setdefault(key(each), []).append(each)
-    return found
+    groups: dict[K, list[T]] = {}
+    for value in values:
+        groups.setdefault(key(value), []).append(value)
+    return groups
 
 
 def _requests(a: Facts, b: Facts, *, same: bool) -> tuple[ParkCount, ...]:
-    one, other = (_grouped(_parked(facts), lambda each: each.park) for facts in (a, b))
-    found = []
+    one, other = (_grouped(_parked(facts), lambda coroutine: coroutine.park) for facts in (a, b))
+    parks = []
     for park in one.keys() | other.keys():
         before, after = one.get(park, []), other.get(park, [])
-        places = {_place(each) for each in after}
-        stuck = sorted(each.address for each in before if _place(each) in places) if same else []
-        found.append(
+        places = {_place(coroutine) for coroutine in after}
+        stuck = sorted(coroutine.address for coroutine in before if _place(coroutine) in places) if same else []
+        parks.append(
             ParkCount(
                 park=park.name.lower(),
                 words=park.words,
@@ -294,15 +294,15 @@ def _requests(a: Facts, b: Facts, *, same: bool) -> tuple[ParkCount, ...]:
                 stuck_in_both=tuple(f"{address:#x}" for address in stuck),
             )
         )
-    return tuple(sorted(found, key=lambda each: (-max(each.a, each.b), each.park)))
+    return tuple(sorted(parks, key=lambda park: (-max(park.a, park.b), park.park)))
 
 
 def _parked(facts: Facts) -> tuple[CoroutineFact, ...]:
-    return tuple(each for each in known(facts.coroutines, ()) if each.park not in IDLE_PARKS)
+    return tuple(coroutine for coroutine in known(facts.coroutines, ()) if coroutine.park not in IDLE_PARKS)
 
 
-def _place(each: CoroutineFact) -> tuple[int, Park, tuple[int, ...]]:
-    return each.address, each.park, tuple(frame.pc for frame in each.frames)
+def _place(coroutine: CoroutineFact) -> tuple[int, Park, tuple[int, ...]]:
+    return coroutine.address, coroutine.park, tuple(frame.pc for frame in coroutine.frames)
 
 
 def _host(a: Facts, b: Facts) -> Iterator[DifferingReading]:
@@ -318,7 +318,7 @@ def _host(a: Facts, b: Facts) -> Iterator[DifferingReading]:
         ("AIO contexts in use", words(a.host.aio_in_use, _of), words(b.host.aio_in_use, _of)),
     ):
         yield from same_or_told(what, first, second)
-    before, after = ({each.name: each for each in known(facts.host.block_devices, ())} for facts in (a, b))
+    before, after = ({device.name: device for device in known(facts.host.block_devices, ())} for facts in (a, b))
     for name in sorted(before.keys() & after.keys()):
         one_device, other_device = before[name], after[name]
         yield from same_or_told(

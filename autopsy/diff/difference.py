@@ -95,8 +95,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def differs(self) -> bool:
         """Tell whether anything does; a disk that went on completing requests does not make a difference."""
-        told = (self.verdict, self.target, self.state, self.threads, self.moved, self.stacks, self.throttle, self.jobs)
-        return any((*told, self.host)) or any(row.a != row.b for row in self.requests)
+        parts = (self.verdict, self.target, self.state, self.threads, self.moved, self.stacks, self.throttle, self.jobs)
+        return any((*parts, self.host)) or any(row.a != row.b for row in self.requests)
 
 
 T = TypeVar("T")

@@ -17,14 +17,14 @@ T = TypeVar("T")
 def disks(a: Facts, b: Facts, *, same: bool) -> Iterator[DiskChange]:
     """Yield every disk of either side, those first that completed least."""
     before, after = ({disk.name: disk for disk in known(facts.disks, ())} for facts in (a, b))
-    found = []
+    changes = []
     for name in sorted(before.keys() | after.keys()):
         one, other = before.get(name), after.get(name)
         if one is None or other is None:
             there = ("there", "not there") if other is None else ("not there", "there")
-            found.append(DiskChange(name=name, told=(DifferingReading(what="disk", a=there[0], b=there[1]),)))
+            changes.append(DiskChange(name=name, told=(DifferingReading(what="disk", a=there[0], b=there[1]),)))
             continue
-        found.append(
+        changes.append(
             DiskChange(
                 name=name,
                 completed=_completed(one.stats, other.stats) if same else msgspec.UNSET,
@@ -33,7 +33,7 @@ def disks(a: Facts, b: Facts, *, same: bool) -> Iterator[DiskChange]:
                 told=tuple(_disk(one, other)),
             )
         )
-    yield from sorted(found, key=lambda each: (each.completed or 0, each.name))
+    yield from sorted(changes, key=lambda change: (change.completed or 0, change.name))
 
 
 def _completed(a: Fact[BlockStats], b: Fact[BlockStats]) -> int | msgspec.UnsetType:

@@ -13,41 +13,41 @@ MOST_ROWS = 24  # of one kind; --json has them all
 MOST_FRAMES = 5
 
 
-def lines(found: Difference) -> Iterator[str]:
+def lines(difference: Difference) -> Iterator[str]:
     """Yield the differences, the verdict's first; what does not differ is said in one line at the end."""
-    yield from _heading(found)
+    yield from _heading(difference)
     same: list[str] = []
     for title, rows in (
-        ("verdict", _told(found.verdict)),
-        ("state", _told(found.state)),
-        ("requests", _requests(found.requests, same_process=found.same_process)),
-        ("disks", _disks(found.disks)),
-        ("throttle groups", _told(found.throttle)),
-        ("jobs", _told(found.jobs)),
-        ("threads", (*_counts(found.threads), *_told(found.moved))),
-        ("stacks", _stacks(found.stacks)),
-        ("host", _told(found.host)),
-        ("build and arguments", _told(found.target)),
+        ("verdict", _told(difference.verdict)),
+        ("state", _told(difference.state)),
+        ("requests", _requests(difference.requests, same_process=difference.same_process)),
+        ("disks", _disks(difference.disks)),
+        ("throttle groups", _told(difference.throttle)),
+        ("jobs", _told(difference.jobs)),
+        ("threads", (*_counts(difference.threads), *_told(difference.moved))),
+        ("stacks", _stacks(difference.stacks)),
+        ("host", _told(difference.host)),
+        ("build and arguments", _told(difference.target)),
     ):
-        told = tuple(rows)
-        if not told:
+        shown = tuple(rows)
+        if not shown:
             same.append(title)
             continue
         yield ""
         yield title
-        yield from (f"  {row}" for row in told[:MOST_ROWS])
-        if len(told) > MOST_ROWS:
-            yield f"  … and {len(told) - MOST_ROWS} more (--json shows all)"
+        yield from (f"  {row}" for row in shown[:MOST_ROWS])
+        if len(shown) > MOST_ROWS:
+            yield f"  … and {len(shown) - MOST_ROWS} more (--json shows all)"
     if same:
         yield ""
         yield f"no difference: {', '.join(same)}"
 
 
-def _heading(found: Difference) -> Iterator[str]:
-    yield f"A  {_side(found.a)}"
-    yield f"B  {_side(found.b)}"
-    later = f"{_span(abs(found.seconds))} {'later' if found.seconds >= 0 else 'earlier'}"
-    if found.same_process:
+def _heading(difference: Difference) -> Iterator[str]:
+    yield f"A  {_side(difference.a)}"
+    yield f"B  {_side(difference.b)}"
+    later = f"{_span(abs(difference.seconds))} {'later' if difference.seconds >= 0 else 'earlier'}"
+    if difference.same_process:
         yield f"   the same process, {later}"
     else:
         yield f"   another process, {later}: addresses and counters are not compared"
@@ -99,7 +99,7 @@ def _disks(rows: Iterable[DiskChange]) -> Iterator[str]:
             parts.append(f"completed {row.completed}")
         if row.in_flight_a is not msgspec.UNSET or row.in_flight_b is not msgspec.UNSET:
             parts.append(f"in flight {_number(row.in_flight_a)} → {_number(row.in_flight_b)}")
-        parts += [f"{each.what} {each.a} → {each.b}" for each in row.told]
+        parts += [f"{reading.what} {reading.a} → {reading.b}" for reading in row.told]
         if parts:
             yield f"{row.name:<{WIDTH}} {'; '.join(parts)}"
 

@@ -49,27 +49,30 @@ OPTIONAL = (
 def programs(distribution: Distribution) -> tuple[Check, ...]:
     """Return gdb with its version, drgn, and what else is not here."""
     missing = [
-        each
-        for each in OPTIONAL
-        if os.path.isdir(each.where) and shutil.which(each.name, path=environment.path()) is None
+        program
+        for program in OPTIONAL
+        if os.path.isdir(program.where) and shutil.which(program.name, path=environment.path()) is None
     ]
     return (
         _gdb(distribution),
         _drgn(),
-        *(note(each.name, f"not installed: {each.adds}", distribution.install(each.package)) for each in missing),
+        *(
+            note(program.name, f"not installed: {program.adds}", distribution.install(program.package))
+            for program in missing
+        ),
     )
 
 
 def _gdb(distribution: Distribution) -> Check:
     install = distribution.install("gdb")
     try:
-        told = _printed(["gdb", "-nx", "-batch", "-ex", "show version", *ASKS_PYTHON[2:]])
+        printed = _printed(["gdb", "-nx", "-batch", "-ex", "show version", *ASKS_PYTHON[2:]])
     except Unreadable as error:
         return note("gdb", f"{error}: backtraces are autopsy's own, without lines of source", install)
-    version = VERSION.search(told)
+    version = VERSION.search(printed)
     if version is None:
         return note("gdb", "its version is not told", install)
-    python = "python 3" in told
+    python = "python 3" in printed
     words = version[0] + (", with Python" if python else ", without Python")
     if int(version[1]) < OLDEST_GDB:
         newer = NEWER_GDB.format(minor=sys.version_info.minor)

@@ -25,13 +25,13 @@ def try_sandbox() -> Check:
     try:
         with tempfile.TemporaryDirectory(prefix="autopsy-doctor-", dir=scratch_place()) as scratch:
             box = Sandbox(scratch=Path(scratch), readable=python_tree())
-            told = run(_look_around, box, seconds=SECONDS, hear=lambda _name, _data: b"").decode()
+            seen = run(_look_around, box, seconds=SECONDS, hear=lambda _name, _data: b"").decode()
     except (Died, TooSlow, WorkRaised) as error:
         return lacks(SANDBOX, f"a confined child failed: {error}", "without it no core is examined on this host")
     except (NotStored, OSError) as error:
         return lacks(SANDBOX, f"no folder for it: {error}", "set TMPDIR to a folder that you may write to")
-    if told:
-        return note(SANDBOX, told, "gdb reads the core all the same, behind fewer walls")
+    if seen:
+        return note(SANDBOX, seen, "gdb reads the core all the same, behind fewer walls")
     apart = ", seccomp and a user of its own hold" if os.geteuid() == 0 else " and seccomp hold"
     return ok(SANDBOX, f"Landlock (ABI {landlock.version()}){apart}")
 

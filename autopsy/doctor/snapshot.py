@@ -39,10 +39,10 @@ def try_snapshots() -> tuple[Check, ...]:
 def _tried(name: str, attempt: Callable[[int], Check], pid: int) -> Check:
     """Try it in a child: what is tried may hang, and the tracer wants a process of one thread."""
     try:
-        told = in_child(lambda: msgspec.json.encode(attempt(pid)), SECONDS)
+        answer = in_child(lambda: msgspec.json.encode(attempt(pid)), SECONDS)
     except (ChildTimedOut, ChildFailed) as error:
         return lacks(name, str(error))
-    return msgspec.json.decode(told, type=Check)
+    return msgspec.json.decode(answer, type=Check)
 
 
 def _walk(pid: int) -> Check:
@@ -76,10 +76,10 @@ def _stop(pid: int) -> Check:
 def _stack(pid: int) -> Check:
     try:
         with open(f"/proc/{pid}/stack", "rb") as stream:
-            told = stream.read(1 << 16)
+            stack = stream.read(1 << 16)
     except OSError as error:
         return lacks(KERNEL_STACKS, f"/proc/PID/stack: {error.strerror}", "run as root, or with CAP_SYS_ADMIN")
-    if FUNCTION.search(told):
+    if FUNCTION.search(stack):
         return ok(KERNEL_STACKS, "/proc/PID/stack names the functions that a thread sleeps in")
     return lacks(KERNEL_STACKS, "/proc/PID/stack is empty", "a kernel with CONFIG_STACKTRACE; no container without it")
 

@@ -45,10 +45,10 @@ class _OfBinary(msgspec.Struct, frozen=True):
 
 def symbols(target: TargetRecord, distribution: Distribution) -> Check:
     """Return whether a core of this process can be read with names, lines and types."""
-    (told,) = ask([partial(_of_binary, target.pid)], each=SECONDS, overall=SECONDS)
-    if isinstance(told, Unanswered):
-        return note(SYMBOLS, f"its binary cannot be read: {told.why}")
-    binary = msgspec.json.decode(told, type=_OfBinary)
+    (answer,) = ask([partial(_of_binary, target.pid)], each=SECONDS, overall=SECONDS)
+    if isinstance(answer, Unanswered):
+        return note(SYMBOLS, f"its binary cannot be read: {answer.why}")
+    binary = msgspec.json.decode(answer, type=_OfBinary)
     if binary.has_dwarf:
         return ok(SYMBOLS, "in its binary, with types and lines")
     if _has_debug_file(binary.build_id):

@@ -259,9 +259,9 @@ def provide(path: Path) -> None:
     """Make a folder that a person named, and what is missing above it; one that is there is as good."""
     if path.is_dir():
         return
-    for each in (*reversed(path.parents), path):
+    for folder in (*reversed(path.parents), path):
         with contextlib.suppress(FileExistsError):
-            os.mkdir(each, 0o700)
+            os.mkdir(folder, 0o700)
 
 
 def remove(path: Path) -> None:

@@ -19,17 +19,17 @@ def path() -> str:
 
     Nobody else may be able to lay a program there. Some systems have theirs in no folder that we could know.
     """
-    named = (os.path.realpath(each) for each in os.environ.get("PATH", "").split(":") if os.path.isabs(each))
+    named = (os.path.realpath(folder) for folder in os.environ.get("PATH", "").split(":") if os.path.isabs(folder))
     return ":".join(dict.fromkeys((*filter(_is_nobody_elses, named), *PATH.split(":"))))
 
 
 def _is_nobody_elses(folder: str) -> bool:
-    for each in (Path(folder), *Path(folder).parents):
+    for place in (Path(folder), *Path(folder).parents):
         try:
-            status = os.lstat(each)
+            status = os.lstat(place)
         except OSError:
             return False
-        open_to_others = status.st_mode & 0o022 and not (each != Path(folder) and status.st_mode & stat.S_ISVTX)
+        open_to_others = status.st_mode & 0o022 and not (place != Path(folder) and status.st_mode & stat.S_ISVTX)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid not in {0, os.geteuid()} or open_to_others:
             return False
     return True
@@ -38,4 +38,4 @@ def _is_nobody_elses(folder: str) -> bool:
 def terminals() -> str:
     """Return the kind of terminal that the caller has, by its name."""
     kind = os.environ.get("TERM", "")
-    return kind if kind and all(each.isalnum() or each in "-+." for each in kind) else "dumb"
+    return kind if kind and all(letter.isalnum() or letter in "-+." for letter in kind) else "dumb"

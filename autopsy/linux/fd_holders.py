@@ -13,16 +13,16 @@ def holders(links: Iterable[bytes], *, seconds: float, but: int) -> tuple[dict[b
     Reading /proc/PID/fd takes no lock of that process's memory map and asks no file system.
     """
     wanted = set(links)
-    found: dict[bytes, list[int]] = {}
+    pids_of: dict[bytes, list[int]] = {}
     give_up = time.monotonic() + seconds
     for entry in os.listdir("/proc") if wanted else ():
         if not entry.isdecimal() or int(entry) == but:
             continue
         if time.monotonic() > give_up:
-            return {link: tuple(sorted(pids)) for link, pids in found.items()}, False
+            return {link: tuple(sorted(pids)) for link, pids in pids_of.items()}, False
         for link in _links(f"/proc/{entry}/fd") & wanted:
-            found.setdefault(link, []).append(int(entry))
-    return {link: tuple(sorted(pids)) for link, pids in found.items()}, True
+            pids_of.setdefault(link, []).append(int(entry))
+    return {link: tuple(sorted(pids)) for link, pids in pids_of.items()}, True
 
 
 def _links(folder: str) -> set[bytes]:
@@ -30,15 +30,15 @@ def _links(folder: str) -> set[bytes]:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return set()  # it ended, or the kernel does not show it to us
-    found = set()
+    links = set()
     try:
         for number in os.listdir(descriptor):
             try:
-                found.add(os.readlink(number.encode(), dir_fd=descriptor))
+                links.add(os.readlink(number.encode(), dir_fd=descriptor))
             except OSError:
                 continue
     except OSError:
-        return found
+        return links
     finally:
         os.close(descriptor)
-    return found
+    return links

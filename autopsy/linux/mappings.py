@@ -79,13 +79,13 @@ class Mapping:
 
 def parse_maps(data: bytes) -> tuple[Mapping, ...]:
     """Return the mappings of /proc/PID/maps in order; skip lines of no known form."""
-    found: list[Mapping] = []
+    mappings: list[Mapping] = []
     for match in _LINE.finditer(data):
         start, end, permissions, offset, device, inode, path = match.groups()
         first, last = int(start, 16), int(end, 16)
-        if last <= first or first % PAGE or last % PAGE or (found and first < found[-1].end):
+        if last <= first or first % PAGE or last % PAGE or (mappings and first < mappings[-1].end):
             continue
-        found.append(
+        mappings.append(
             Mapping(
                 start=first,
                 end=last,
@@ -96,7 +96,7 @@ def parse_maps(data: bytes) -> tuple[Mapping, ...]:
                 path=_OCTAL.sub(_unescape, path.decode("utf-8", "surrogateescape")),
             )
         )
-    return tuple(found)
+    return tuple(mappings)
 
 
 def _unescape(match: re.Match[str]) -> str:
@@ -111,11 +111,13 @@ def modules(mappings: Iterable[Mapping]) -> tuple[Mapping, ...]:
     """
     known = tuple(mappings)
     programs = {
-        (each.device, each.inode)
-        for each in known
-        if each.inode and "x" in each.permissions and "p" in each.permissions and _ordinary(each.path)
+        (mapping.device, mapping.inode)
+        for mapping in known
+        if mapping.inode and "x" in mapping.permissions and "p" in mapping.permissions and _ordinary(mapping.path)
     }
-    return tuple(each for each in known if (each.device, each.inode) in programs and _ordinary(each.path))
+    return tuple(
+        mapping for mapping in known if (mapping.device, mapping.inode) in programs and _ordinary(mapping.path)
+    )
 
 
 def _ordinary(path: str) -> bool:

@@ -38,12 +38,12 @@ class Mount:
 
 def mounts_of(raw: bytes) -> dict[int, Mount]:
     """Read a mountinfo, by mount id; lines that are damaged are left out."""
-    found = {}
+    mounts = {}
     for line in raw.decode("utf-8", "surrogateescape").split("\n"):
         left, dash, right = line.partition(" - ")
         place, words = left.split(" "), right.split(" ")
         if dash and len(place) > 5 and len(words) > 1 and place[0].isdecimal():
-            found[int(place[0])] = Mount(
+            mounts[int(place[0])] = Mount(
                 id=int(place[0]),
                 device=place[2],
                 root=_unescaped(place[3]),
@@ -53,7 +53,7 @@ def mounts_of(raw: bytes) -> dict[int, Mount]:
                 options=words[2] if len(words) > 2 else "",
                 line=line,
             )
-    return found
+    return mounts
 
 
 def mounts_in_use(descriptors: Mapping[str, Section]) -> tuple[Mount, ...]:
@@ -68,9 +68,9 @@ def mounts_in_use(descriptors: Mapping[str, Section]) -> tuple[Mount, ...]:
             name.startswith("fdinfo/")
             and link
             and link.data.startswith(b"/")
-            and (found := MNT_ID.search(section.data))
+            and (match := MNT_ID.search(section.data))
         ):
-            fds.setdefault(int(found[1]), []).append(int(number))
+            fds.setdefault(int(match[1]), []).append(int(number))
     return tuple(replace(mount, fds=tuple(sorted(fds[mount.id]))) for mount in mounts.values() if mount.id in fds)
 
 

@@ -56,16 +56,16 @@ def unix_sockets() -> dict[int, UnixSocket]:
         request = REQUEST.pack(socket.AF_UNIX, 0, 0, ALL_STATES, 0, show, 0, 0)
         header = HEADER.pack(HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
         asking.send(header + request)
-        found: dict[int, UnixSocket] = {}
+        sockets: dict[int, UnixSocket] = {}
         while True:
             for kind, body in messages(asking.recv(PART_BYTES)):
                 if kind == NLMSG_DONE:
-                    return found
+                    return sockets
                 if kind == NLMSG_ERROR:
                     number = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
                     raise OSError(number, os.strerror(number))
                 if (one := unix_socket(body)) is not None:
-                    found[one.inode] = one
+                    sockets[one.inode] = one
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -27,7 +27,7 @@ def lies_in_memory(path: Path) -> bool:
     if not above:
         return False
     # Of several on one point the last one hides the others.
-    return max(enumerate(above), key=lambda each: (len(each[1].point), each[0]))[1].kind in IN_MEMORY
+    return max(enumerate(above), key=lambda mount: (len(mount[1].point), mount[0]))[1].kind in IN_MEMORY
 
 
 def spare_memory() -> int:
@@ -38,7 +38,7 @@ def spare_memory() -> int:
 
 def _cgroup_room() -> list[int]:
     """Return limit minus use of every cgroup above us that has a limit."""
-    found = []
+    rooms = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/mountinfo", "rb") as stream:
             mounts = mounts_of(stream.read()).values()
@@ -51,8 +51,8 @@ def _cgroup_room() -> list[int]:
                 of_memory = not controllers or mount.source == "memory" or mount.point.endswith("/memory")
                 if mount.kind == ("cgroup" if controllers else "cgroup2") and of_memory:
                     here = Path(mount.point, path.lstrip("/"))
-                    found += [room for each in (here, *here.parents) if (room := _room_of(each)) is not None]
-    return found
+                    rooms += [room for group in (here, *here.parents) if (room := _room_of(group)) is not None]
+    return rooms
 
 
 def _room_of(group: Path) -> int | None:

@@ -38,9 +38,9 @@ def without_asking(folder: int, path: str) -> FileStatus:
     Raises:
         OSError: there is none, or no such call here.
     """
-    told = _statx(folder, path, DONT_SYNC)
-    mode, inode = struct.unpack_from("=H", told, MODE_AT)[0], struct.unpack_from("=Q", told, INODE_AT)[0]
-    return FileStatus(mode, inode, struct.unpack_from("=II", told, DEVICE_AT))
+    status = _statx(folder, path, DONT_SYNC)
+    mode, inode = struct.unpack_from("=H", status, MODE_AT)[0], struct.unpack_from("=Q", status, INODE_AT)[0]
+    return FileStatus(mode, inode, struct.unpack_from("=II", status, DEVICE_AT))
 
 
 def _statx(folder: int, path: str, how: int) -> bytes:

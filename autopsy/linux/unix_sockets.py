@@ -103,8 +103,10 @@ def clients_of(pid: int, path: str) -> tuple[int, ...]:
     """
     enter_network_of(pid)
     ours = sockets_of(pid)
-    accepted = [each for each in unix_sockets().values() if each.state == TCP_ESTABLISHED and each.inode in ours]
-    return tuple(each.peer for each in accepted if each.peer and each.name == path)
+    accepted = [
+        client for client in unix_sockets().values() if client.state == TCP_ESTABLISHED and client.inode in ours
+    ]
+    return tuple(client.peer for client in accepted if client.peer and client.name == path)
 
 
 def enter_network_of(pid: int) -> None:
@@ -146,10 +148,10 @@ def listens(address: str, pid: int) -> bool:
     """Return whether the target itself listens there, so that we never question another program; in doubt it does."""
     own = sockets_of(pid)
     try:
-        found = listeners_seen_by(pid)
+        listeners = listeners_seen_by(pid)
     except OSError:
         return True
-    return not own or any(each.path == address and each.inode in own for each in found)
+    return not own or any(listener.path == address and listener.inode in own for listener in listeners)
 
 
 def inode_of(connection: socket.socket) -> int:

@@ -39,5 +39,5 @@ def chosen(word: str, stored: Sequence[StoredBundle]) -> StoredBundle:
 
 def _alike(name: str, stored: Sequence[StoredBundle]) -> list[str]:
     words = {word: entry.name for entry in stored for word in (entry.vm, entry.name)}
-    found = difflib.get_close_matches(name, words, n=3, cutoff=LIKE)
-    return list(dict.fromkeys(words[each] for each in found))
+    matches = difflib.get_close_matches(name, words, n=3, cutoff=LIKE)
+    return list(dict.fromkeys(words[match] for match in matches))

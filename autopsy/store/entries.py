@@ -53,8 +53,8 @@ def entries(store: Path | None = None) -> tuple[StoredBundle, ...]:
         NotPrivate: the store is not ours.
     """
     top = store or store_path()
-    found = [*_in(top, expendable=False), *_in(top / EXPENDABLE, expendable=True)]
-    return tuple(sorted(found, key=lambda each: (each.when, each.name)))
+    bundles = [*_in(top, expendable=False), *_in(top / EXPENDABLE, expendable=True)]
+    return tuple(sorted(bundles, key=lambda bundle: (bundle.when, bundle.name)))
 
 
 def _in(folder: Path, *, expendable: bool) -> Iterator[StoredBundle]:
@@ -70,13 +70,13 @@ def _in(folder: Path, *, expendable: bool) -> Iterator[StoredBundle]:
         if not bundle.endswith(BUNDLE) or bundle.startswith("."):
             continue
         name = bundle.removesuffix(BUNDLE)
-        mine = tuple(each for end in BESIDE if (each := f"{name}{end}") in files)
+        mine = tuple(file for end in BESIDE if (file := f"{name}{end}") in files)
         stamp = STAMP.fullmatch(name)
         yield StoredBundle(
             name=name,
             vm=stamp["vm"] if stamp else name,
             when=_moment(stamp["when"]) if stamp else status.st_mtime,
-            size=sum(files[each].st_size for each in mine),
+            size=sum(files[file].st_size for file in mine),
             folder=folder,
             files=mine,
             expendable=expendable,

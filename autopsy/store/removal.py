@@ -28,10 +28,10 @@ def seconds_of(age: str) -> int:
     Raises:
         UsageError: it is none.
     """
-    told = AGE.fullmatch(age.strip())
-    if told is None:
+    match = AGE.fullmatch(age.strip())
+    if match is None:
         raise UsageError(age, "is no age", remedy="say for example --older 30d; units are min, h, d and w")
-    return int(told[1]) * UNITS[told[2]]
+    return int(match[1]) * UNITS[match[2]]
 
 
 def remove(these: Iterable[StoredBundle]) -> None:

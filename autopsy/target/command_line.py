@@ -45,14 +45,14 @@ def words(raw: bytes) -> tuple[str, ...]:
 
 def options(arguments: Sequence[str]) -> tuple[Option, ...]:
     """Return the options of a command line, whose first word is the program."""
-    found = []
+    collected = []
     rest = iter(arguments[1:])
     for word in rest:
         if not word.startswith("-") or word == "-":
             continue  # a disk image given by itself
         name = word[1:].removeprefix("-")
-        found.append(Option(name) if name in FLAGS else Option(name, next(rest, "")))
-    return tuple(found)
+        collected.append(Option(name) if name in FLAGS else Option(name, next(rest, "")))
+    return tuple(collected)
 
 
 def daemon_options(arguments: Sequence[str]) -> tuple[Option, ...]:
@@ -60,7 +60,7 @@ def daemon_options(arguments: Sequence[str]) -> tuple[Option, ...]:
 
     A name may be cut short. Its --monitor comes as what it is to a system emulator: a -qmp on a chardev.
     """
-    found = []
+    collected = []
     rest = iter(arguments[1:])
     for word in rest:
         if word == "--":
@@ -76,8 +76,8 @@ def daemon_options(arguments: Sequence[str]) -> tuple[Option, ...]:
             value = next(rest, "")
         if name == "monitor":
             name, value = "qmp", f"chardev:{settings(value, implied='chardev').get('chardev', '')}"
-        found.append(Option(name, value))
-    return tuple(found)
+        collected.append(Option(name, value))
+    return tuple(collected)
 
 
 def settings(value: str, implied: str = "") -> dict[str, str]:
@@ -88,18 +88,18 @@ def settings(value: str, implied: str = "") -> dict[str, str]:
     """
     if value.startswith("{"):
         return _flat_json(value)
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for number, part in enumerate(_split(value)):
         key, equals, text = part.partition("=")
         if equals:
-            found[key] = text
+            values[key] = text
         elif number == 0 and implied:
-            found[implied] = part
+            values[implied] = part
         elif part.startswith("no") and part != "node-name":  # the old short form: `nowait`, `noserver`
-            found[part[2:]] = "off"
+            values[part[2:]] = "off"
         else:
-            found[part] = "on"
-    return found
+            values[part] = "on"
+    return values
 
 
 def _split(value: str) -> Iterable[str]:
@@ -123,17 +123,17 @@ def _flat_json(value: str) -> dict[str, str]:
         whole = json.loads(value)
     except (ValueError, RecursionError):
         return {}
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     left: list[tuple[str, Any]] = [("", whole)]
     while left:
         prefix, item = left.pop()
         if isinstance(item, dict):
             left.extend((f"{prefix}.{key}" if prefix else str(key), inner) for key, inner in item.items())
         elif isinstance(item, bool):
-            found[prefix] = "on" if item else "off"
+            flat[prefix] = "on" if item else "off"
         elif isinstance(item, str | int | float):
-            found[prefix] = str(item)
-    return found
+            flat[prefix] = str(item)
+    return flat
 
 
 def last(given: Iterable[Option], name: str) -> str:

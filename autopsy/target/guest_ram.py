@@ -34,31 +34,35 @@ def sizes(given: Iterable[Option]) -> tuple[int, ...]:
     objects = (settings(option.value, implied="qom-type") for option in known if option.name == "object")
     return (
         _bytes(whole, "M"),
-        *(_bytes(each.get("size", ""), "B") for each in objects if each.get("qom-type", "").startswith("memory-")),
+        *(
+            _bytes(memory.get("size", ""), "B")
+            for memory in objects
+            if memory.get("qom-type", "").startswith("memory-")
+        ),
     )
 
 
-def guest_ram(mappings: Sequence[Mapping], told: Sequence[int] = ()) -> dict[int, str]:
+def guest_ram(mappings: Sequence[Mapping], told_sizes: Sequence[int] = ()) -> dict[int, str]:
     """Return the start of each writable mapping that is or may be guest RAM, and why it is taken for that.
 
-    `told` is what `sizes` returns. In doubt a mapping is guest RAM: what is left out of a core by mistake is missed,
-    and what is read by mistake is a stranger's. Shared memory and files that are no program are never evidence, and
-    are returned only where their size tells what they are.
+    `told_sizes` is what `sizes` returns. In doubt a mapping is guest RAM: what is left out of a core by mistake is
+    missed, and what is read by mistake is a stranger's. Shared memory and files that are no program are never
+    evidence, and are returned only where their size tells what they are.
     """
     programs = {mapping.start for mapping in modules(mappings)}
-    writable = [each for each in mappings if each.permissions.startswith("rw-") and each.start not in programs]
-    found = dict.fromkeys(_of_sizes(writable, {size for size in told if size}), BY_SIZE)
+    writable = [area for area in mappings if area.permissions.startswith("rw-") and area.start not in programs]
+    known = dict.fromkeys(_of_sizes(writable, {size for size in told_sizes if size}), BY_SIZE)
     shaped = [below for below, above in pairwise(mappings) if _has_guard_behind(below, above)]
     stacks = set(stacks_of(mappings))
     arenas = arenas_of(mappings)
     for mapping in shaped:
         if mapping.start % ALIGNMENT == 0 and mapping.start not in stacks and mapping.start not in arenas:
-            found.setdefault(mapping.start, BY_SHAPE)
-    if told and told[0] > _accounted_for(writable, found):
+            known.setdefault(mapping.start, BY_SHAPE)
+    if told_sizes and told_sizes[0] > _accounted_for(writable, known):
         for mapping in writable:
             if _nameless(mapping) and mapping.size >= DOUBTFUL and mapping.start not in stacks | arenas:
-                found.setdefault(mapping.start, IN_DOUBT)
-    return found
+                known.setdefault(mapping.start, IN_DOUBT)
+    return known
 
 
 def _bytes(text: str, unit: str) -> int:
@@ -92,7 +96,7 @@ def _of_sizes(writable: Sequence[Mapping], wanted: set[int]) -> Iterable[int]:
                 break
             end = above.end
             if end - mapping.start in wanted:
-                yield from (each.start for each in writable[first : last_one + 1])
+                yield from (mapping.start for mapping in writable[first : last_one + 1])
 
 
 def _forbidden(mapping: Mapping) -> bool:
@@ -118,7 +122,7 @@ def stacks_of(mappings: Sequence[Mapping]) -> Iterable[int]:
 
 def arenas_of(mappings: Sequence[Mapping]) -> set[int]:
     """Return the parts of glibc's arenas: windows of 64 MiB that begin with what is used and end with what is not."""
-    found: set[int] = set()
+    arenas: set[int] = set()
     parts: list[Mapping] = []
     for mapping in mappings:
         follows = bool(parts) and parts[-1].end == mapping.start
@@ -130,11 +134,15 @@ def arenas_of(mappings: Sequence[Mapping]) -> set[int]:
         if follows and _forbidden(mapping):
             window = parts[0].start + ARENA
             if mapping.start < window <= mapping.end:
-                found.update(part.start for part in parts)
+                arenas.update(part.start for part in parts)
         parts = []
-    return found
+    return arenas
 
 
-def _accounted_for(writable: Iterable[Mapping], found: dict[int, str]) -> int:
+def _accounted_for(writable: Iterable[Mapping], known: dict[int, str]) -> int:
     """Return how much memory is known for guest RAM, or is a file's or shared, as guest RAM that is not private is."""
-    return sum(each.size for each in writable if each.start in found or each.inode or each.permissions.endswith("s"))
+    return sum(
+        mapping.size
+        for mapping in writable
+        if mapping.start in known or mapping.inode or mapping.permissions.endswith("s")
+    )

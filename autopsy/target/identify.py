@@ -48,7 +48,7 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> tuple[Target
     except OSError as error:
         raise _without_binary(pid, asked) from error
     process = qemu_processes.tell([pid], each=PATIENCE if candidate.hangs else qemu_processes.EACH)[pid]
-    access, found = _reach(pid, process)
+    access, reached = _reach(pid, process)
     if isinstance(access, Unanswered) and access.trouble is FailureKind.NOT_PERMITTED:
         raise _not_permitted(pid, asked)
     if claim is not None and not is_true(claim, process):
@@ -66,7 +66,7 @@ def recognise(candidate: Candidate, *, asked: str, roots: Roots) -> tuple[Target
         build_id=binary.build_id,
         qemu_version=binary.qemu_version,
         program=binary.program,
-        monitors=found,
+        monitors=reached,
         domain=platform_of(claim.manager).domain_of(claim, roots) if claim else None,
     )
     return record, process
@@ -89,14 +89,14 @@ def _try_access(pid: int) -> bytes:
 def _reach(pid: int, process: QemuProcess) -> tuple[Answer, tuple[MonitorSocket, ...]]:
     """Ask whether we may look into the process, and which of its monitors can be reached, in one child."""
     ears = monitors.ears_of(pid)
-    found = monitors.found_listening(process.options, ears)
-    questions = [partial(_encoded, monitors.reached, monitor, ears) for monitor in found]
-    held = [partial(_encoded, monitors.reached_and_held, monitor, ears) for monitor in found]
+    sockets = monitors.found_listening(process.options, ears)
+    questions = [partial(_encoded, monitors.reached, monitor, ears) for monitor in sockets]
+    held = [partial(_encoded, monitors.reached_and_held, monitor, ears) for monitor in sockets]
     access, *answers = ask(
         [partial(_try_access, pid), *questions, *held], each=qemu_processes.EACH, overall=qemu_processes.OVERALL
     )
-    best = zip(found, answers[: len(found)], answers[len(found) :], strict=True)
-    return access, tuple(monitors.storable(_last_of(*each)) for each in best)
+    best = zip(sockets, answers[: len(sockets)], answers[len(sockets) :], strict=True)
+    return access, tuple(monitors.storable(_last_of(*answers)) for answers in best)
 
 
 def _encoded(
@@ -105,10 +105,10 @@ def _encoded(
     return msgspec.msgpack.encode(what(monitor, ears))
 
 
-def _last_of(told: MonitorSocket, *answers: Answer) -> MonitorSocket:
+def _last_of(socket: MonitorSocket, *answers: Answer) -> MonitorSocket:
     """Return the fullest of what is known of a monitor."""
     good = [answer for answer in answers if not isinstance(answer, Unanswered)]
-    return msgspec.msgpack.decode(good[-1], type=MonitorSocket) if good else told
+    return msgspec.msgpack.decode(good[-1], type=MonitorSocket) if good else socket
 
 
 def _not_qemu(pid: int, asked: str, comm: str, link: str) -> NotQemu:

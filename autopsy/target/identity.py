@@ -67,22 +67,22 @@ def in_uninterruptible_sleep(pid: int) -> tuple[Asleep, ...]:
 
 def asleep_among(pid: int, among: Iterable[ProcStat]) -> tuple[Asleep, ...]:
     """Return those threads of a process that were in state D, and where they sleep."""
-    return tuple(Asleep(each.pid, each.comm, wchan_of(pid, each.pid)) for each in among if each.state == "D")
+    return tuple(Asleep(thread.pid, thread.comm, wchan_of(pid, thread.pid)) for thread in among if thread.state == "D")
 
 
 def threads(pid: int) -> tuple[ProcStat, ...]:
     """Return the stat of every thread that is still there."""
-    found = []
+    stats = []
     try:
         tids = os.listdir(f"/proc/{pid}/task")
     except OSError:
         return ()
     for tid in tids:
         try:
-            found.append(stat_of(f"/proc/{pid}/task/{tid}"))
+            stats.append(stat_of(f"/proc/{pid}/task/{tid}"))
         except (OSError, ValueError, IndexError):
             continue  # it has ended since
-    return tuple(found)
+    return tuple(stats)
 
 
 def wchan_of(pid: int, tid: int) -> str:
@@ -176,8 +176,8 @@ def version_in(descriptor: int) -> tuple[Program, str]:
     while place < MOST_BINARY:
         part = os.pread(descriptor, PART, place)
         for program, version in VERSIONS:
-            if found := version.search(part):
-                whole = version.match(os.pread(descriptor, OVERLAP, place + found.start())) or found
+            if match := version.search(part):
+                whole = version.match(os.pread(descriptor, OVERLAP, place + match.start())) or match
                 return program, whole[1].decode("utf-8", "replace").strip()
         if len(part) < PART:
             break
@@ -213,8 +213,8 @@ def _build_id(descriptor: int) -> str:
             for letter, at in ((("Q", 8), ("Q", 32), ("Q", 48)) if wide else (("I", 4), ("I", 16), ("I", 28)))
         )
         notes = os.pread(descriptor, min(length, MOST_NOTES), offset)
-        if found := _build_id_note(notes, order, 8 if align == 8 else 4):
-            return found
+        if build_id := _build_id_note(notes, order, 8 if align == 8 else 4):
+            return build_id
     return ""
 
 

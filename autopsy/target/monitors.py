@@ -28,22 +28,22 @@ def told(given: Sequence[Option]) -> tuple[MonitorSocket, ...]:
     devices = {
         device["id"]: device for option in given if option.name == "chardev" if "id" in (device := _device(option))
     }
-    found = []
+    sockets = []
     for option in given:
         if option.name in ("qmp", "qmp-pretty"):
-            found.append(_from_short(option.value, "qmp", devices))
+            sockets.append(_from_short(option.value, "qmp", devices))
         elif option.name == "monitor" or (option.name in PORTS and option.value.startswith("mon:")):
-            found.append(_from_short(option.value, "hmp", devices))
+            sockets.append(_from_short(option.value, "hmp", devices))
         elif option.name == "mon":
             mon = settings(option.value, implied="chardev")
             protocol: Protocol = "qmp" if mon.get("mode") == "control" else "hmp"
-            found.append(_from_device(devices.get(mon.get("chardev", ""), {}), protocol))
+            sockets.append(_from_device(devices.get(mon.get("chardev", ""), {}), protocol))
         elif option.name == "object":
             # Since QEMU 11.1 a monitor is an object that a user can make as well.
             made = settings(option.value, implied="qom-type")
             if made.get("qom-type") in OBJECTS:
-                found.append(_from_device(devices.get(made.get("chardev", ""), {}), OBJECTS[made["qom-type"]]))
-    return tuple(monitor for monitor in found if monitor.address != "none")
+                sockets.append(_from_device(devices.get(made.get("chardev", ""), {}), OBJECTS[made["qom-type"]]))
+    return tuple(monitor for monitor in sockets if monitor.address != "none")
 
 
 def _device(option: Option) -> dict[str, str]:

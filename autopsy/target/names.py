@@ -19,16 +19,16 @@ def names_of_vms(roots: Roots = ROOTS) -> tuple[tuple[str, int], ...]:
     named = qemu_processes.suspects()
     claims = all_claims(named, roots)
     processes = qemu_processes.tell(sorted({*named, *(claim.pid for claim in claims)}), each=EACH, overall=OVERALL)
-    found: dict[int, str] = {}
+    by_pid: dict[int, str] = {}
     for pid, one in processes.items():
         if is_qemu(one):
-            found[pid] = vm_name(one.options or ())
+            by_pid[pid] = vm_name(one.options or ())
     for claim in claims:
-        if claim.pid in found and is_true(claim, processes[claim.pid]):
-            found[claim.pid] = claim.name
-    names = list(found.values())
+        if claim.pid in by_pid and is_true(claim, processes[claim.pid]):
+            by_pid[claim.pid] = claim.name
+    names = list(by_pid.values())
     alone = {name for name in names if _is_a_word(name) and names.count(name) == 1}
-    return tuple(sorted((name if name in alone else str(pid), pid) for pid, name in found.items()))
+    return tuple(sorted((name if name in alone else str(pid), pid) for pid, name in by_pid.items()))
 
 
 def _is_a_word(name: str) -> bool:

@@ -78,12 +78,12 @@ def census(roots: Roots = ROOTS) -> tuple[ListedVm, ...]:
     requests = dict(zip(known, ask(counts, each=EACH, overall=OVERALL, owners=owners), strict=True))
     time.sleep(max(0.0, begun + APART_SECONDS - time.monotonic()))
     vms = []
-    for pid, found in known.items():
+    for pid, sockets in known.items():
         second = glance(pid, at_threads=True)
         if second is None or second.stat.start_ticks != first[pid].stat.start_ticks:
             continue  # it ended while we looked
         claim = next((claim for claim in claims if claim.pid == pid and is_true(claim, processes[pid])), None)
-        vm = _vm(first[pid], second, processes[pid], claim, found)
+        vm = _vm(first[pid], second, processes[pid], claim, sockets)
         # A storage daemon has a coroutine for each client that asks for nothing: they cannot be told from requests.
         counted = Unanswered("its idle clients count, too") if vm.program == STORAGE_DAEMON else requests[pid]
         vms.append(vm if isinstance(counted, Unanswered) else replace(vm, parked_requests=int(counted)))
@@ -107,7 +107,7 @@ class _Listeners:
 
 
 def _vm(
-    first: Glance, second: Glance, process: QemuProcess, claim: VmClaim | None, found: tuple[MonitorSocket, ...]
+    first: Glance, second: Glance, process: QemuProcess, claim: VmClaim | None, sockets: tuple[MonitorSocket, ...]
 ) -> ListedVm:
     pid = second.stat.pid
     binary = None if isinstance(process.binary, Unanswered) else process.binary
@@ -125,7 +125,7 @@ def _vm(
         threads_in_d=len(second.asleep),
         cpu_percent=round((second.stat.cpu_ticks - first.stat.cpu_ticks) / CLOCK_TICKS / seconds * 100, 1),
         disks=None if process.options is None else disks(process.options),
-        monitors=tuple(monitors.storable(monitor) for monitor in found),
+        monitors=tuple(monitors.storable(monitor) for monitor in sockets),
         signs=signs.of(first, second, process),
         start_ticks=second.stat.start_ticks,
     )

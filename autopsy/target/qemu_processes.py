@@ -77,14 +77,14 @@ def tell(pids: Sequence[int], *, each: float = EACH, overall: float = OVERALL) -
     lines = [partial(_arguments, pid) for pid in pids]
     binaries = [partial(_binary, pid, known) for pid in pids]
     answers = ask(lines + binaries, each=each, overall=overall, owners=[users[pid] for pid in pids] * 2)
-    found = {}
+    processes = {}
     for pid, line, binary in zip(pids, answers[: len(pids)], answers[len(pids) :], strict=True):
-        found[pid] = _told(
+        processes[pid] = _told(
             binary if isinstance(binary, Unanswered) else msgspec.msgpack.decode(binary, type=Binary),
             line if isinstance(line, Unanswered) else words(line),
             named=_looks_like(pid),
         )
-    return found
+    return processes
 
 
 def _told(binary: Binary | Unanswered, arguments: tuple[str, ...] | Unanswered, *, named: bool) -> QemuProcess:

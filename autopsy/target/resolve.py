@@ -88,18 +88,18 @@ def _bare(word: str, roots: Roots) -> tuple[Candidate, ...]:
     claims = all_claims(named, roots)
     answering = [claim for claim in claims if platform_of(claim.manager).answers_to(claim, word)]
     processes = qemu_processes.tell(sorted({*named, *(claim.pid for claim in answering)}))
-    found = {claim.pid for claim in answering if is_true(claim, processes[claim.pid])}
-    found |= {pid for pid in named if is_qemu(processes[pid]) and _goes_by(word, processes[pid])}
+    pids = {claim.pid for claim in answering if is_true(claim, processes[claim.pid])}
+    pids |= {pid for pid in named if is_qemu(processes[pid]) and _goes_by(word, processes[pid])}
     pid = _pid(word)
     if pid is not None and identity.exists(pid):
-        alone = not found
+        alone = not pids
         if alone or is_qemu(processes.get(pid) or qemu_processes.tell([pid])[pid]):
-            found.add(pid)
-    if not found:
+            pids.add(pid)
+    if not pids:
         raise _nothing(word, answering, near(word, processes, claims))
-    for late in found - processes.keys():
+    for late in pids - processes.keys():
         processes |= qemu_processes.tell([late])
-    return _distinct(_with_claim(each, processes[each], claims) for each in sorted(found))
+    return _distinct(_with_claim(pid, processes[pid], claims) for pid in sorted(pids))
 
 
 def all_claims(pids: Sequence[int], roots: Roots) -> tuple[VmClaim, ...]:
@@ -133,10 +133,10 @@ def _with_claim(pid: int, process: QemuProcess, claims: Iterable[VmClaim]) -> Ca
 def _distinct(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Return one candidate a process, each with a word that no other has: two users may each have a libvirt `web1`."""
     by_pid = {candidate.pid: candidate for candidate in candidates}
-    words = [each.explicit for each in by_pid.values()]
+    words = [candidate.explicit for candidate in by_pid.values()]
     return tuple(
-        each if words.count(each.explicit) == 1 else replace(each, explicit=f"pid:{each.pid}")
-        for _, each in sorted(by_pid.items())
+        candidate if words.count(candidate.explicit) == 1 else replace(candidate, explicit=f"pid:{candidate.pid}")
+        for _, candidate in sorted(by_pid.items())
     )
 
 
@@ -186,9 +186,9 @@ def listening_at(path: str, word: str) -> tuple[int, ...]:
         overall=qemu_processes.OVERALL,
         owners=[started_by(pid) for pid in pids],
     )
-    found = tuple(pid for pid, answer in zip(pids, answers, strict=True) if answer == b"yes")
-    if found:
-        return found
+    listening = tuple(pid for pid, answer in zip(pids, answers, strict=True) if answer == b"yes")
+    if listening:
+        return listening
     if isinstance(ours, Unanswered) and ours.trouble is FailureKind.NOT_PLAIN:
         raise NoSuchVm(word, "that is no socket", remedy=LIST)
     if file is None:
@@ -198,8 +198,8 @@ def listening_at(path: str, word: str) -> tuple[int, ...]:
     if not others:
         raise NoSuchVm(word, "nobody listens on that socket", remedy=LIST)
     processes = qemu_processes.tell(others)
-    if found := tuple(pid for pid in others if is_qemu(processes[pid])):
-        return found  # a QEMU by its binary, though nothing is named so
+    if listening := tuple(pid for pid in others if is_qemu(processes[pid])):
+        return listening  # a QEMU by its binary, though nothing is named so
     raise NotQemu(
         word, f"{', '.join(_described(pid) for pid in others)} listens on that socket, and is no QEMU", remedy=LIST
     )
@@ -229,7 +229,7 @@ def _listens(pid: int, place: str, file: tuple[int, ...] | None) -> bytes:
 
 def _owners(place: str) -> bytes:
     """Return who listens on a socket, by the path that it was bound to."""
-    inodes = [each.inode for each in listeners_seen_by(os.getpid()) if each.path == place]
+    inodes = [listener.inode for listener in listeners_seen_by(os.getpid()) if listener.path == place]
     return b" ".join(b"%d" % pid for inode in inodes for pid in owners_of(inode))
 
 

@@ -65,14 +65,14 @@ def stalled(roots: Roots = ROOTS) -> tuple[Stall, ...]:
     first = _look_at(vms)
     time.sleep(APART_SECONDS)
     second = _look_at({pid: vms[pid] for pid in first})
-    found = [
+    stalls = [
         stall
         for pid, late in second.items()
         if late.process.stat.start_ticks == first[pid].process.stat.start_ticks
         and (stall := _stall(vms[pid], first[pid], late)) is not None
     ]
     order = list(Sign)
-    return tuple(sorted(found, key=lambda each: (order.index(each.sign), -each.count, each.vm.pid)))
+    return tuple(sorted(stalls, key=lambda stall: (order.index(stall.sign), -stall.count, stall.vm.pid)))
 
 
 def _look_at(vms: dict[int, ListedVm]) -> dict[int, _Look]:

@@ -51,20 +51,19 @@ def find_target(word: str, roots: Roots = ROOTS) -> Target:
         NotQemu: it means a process that is no QEMU.
         NotPermitted: the kernel does not show it to us.
     """
-    found = resolve.meant_by(word, roots)
-    if len(found) > 1:
-        processes = qemu_processes.tell([each.pid for each in found])
+    candidates = resolve.meant_by(word, roots)
+    if len(candidates) > 1:
+        processes = qemu_processes.tell([candidate.pid for candidate in candidates])
         listed = "; ".join(
-            f"{each.explicit} (process {each.pid}) {distinction(each.pid, processes[each.pid])}".rstrip()
-            for each in found
+            f"{vm.explicit} (process {vm.pid}) {distinction(vm.pid, processes[vm.pid])}".rstrip() for vm in candidates
         )
-        which = " or ".join(each.explicit for each in found)
+        which = " or ".join(candidate.explicit for candidate in candidates)
         raise AmbiguousVm(
             word,
-            f"{len(found)} virtual machines answer to it: {listed}",
+            f"{len(candidates)} virtual machines answer to it: {listed}",
             remedy=f"say which you mean: {which}",
         )
-    return hold(found[0], asked=word, roots=roots)
+    return hold(candidates[0], asked=word, roots=roots)
 
 
 def hold(candidate: Candidate, *, asked: str, roots: Roots = ROOTS) -> Target:
@@ -140,10 +139,10 @@ def _open(pid: int, asked: str) -> int:
 def _leader_of(tid: int) -> int | None:
     try:
         with open(f"/proc/{tid}/status", "rb") as stream:
-            found = next((line for line in stream if line.startswith(b"Tgid:")), b"")
+            row = next((line for line in stream if line.startswith(b"Tgid:")), b"")
     except OSError:
         return None
-    return int(found.split()[1]) if found else None
+    return int(row.split()[1]) if row else None
 
 
 def _ended(pidfd: int, seconds: float = 0) -> bool:

@@ -29,8 +29,8 @@ def near(word: str, processes: Mapping[int, QemuProcess], claims: Iterable[VmCla
     typed = word.casefold()
     begin = [name for name in folded if typed and name.startswith(typed)]
     alike = dict.fromkeys((*begin, *difflib.get_close_matches(typed, folded, n=MOST, cutoff=LIKE)))
-    found = [folded[name] for name in alike][:MOST]
-    return " or ".join(f"{printable(name)} (pid {names[name]})" for name in found)
+    nearest = [folded[name] for name in alike][:MOST]
+    return " or ".join(f"{printable(name)} (pid {names[name]})" for name in nearest)
 
 
 def distinction(pid: int, process: QemuProcess) -> str:

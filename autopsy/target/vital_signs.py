@@ -71,35 +71,35 @@ def of(first: Glance, second: Glance, process: QemuProcess) -> tuple[str, ...]:
 
 
 def _of_threads(first: Glance, second: Glance) -> list[str]:
-    found = []
+    signs = []
     if second.dying:
-        found.append("killed, but cannot die" if second.asleep else "has ended; its parent has not noticed")
+        signs.append("killed, but cannot die" if second.asleep else "has ended; its parent has not noticed")
     elif second.killed:
-        found.append("SIGKILL is pending")
+        signs.append("SIGKILL is pending")
     if second.tracer:
-        found.append(f"traced by process {second.tracer}")
+        signs.append(f"traced by process {second.tracer}")
     if second.stat.state == "T":
-        found.append("stopped by a signal")
+        signs.append("stopped by a signal")
     if second.wchan == FREEZER:
-        found.append("frozen by its cgroup")
+        signs.append("frozen by its cgroup")
     still = first.switches == second.switches and first.wchan == second.wchan
     if still and second.wchan.startswith("futex_"):  # the main loop sleeps in ppoll; a lock is its for microseconds
-        found.append("the main thread waits for a lock")
+        signs.append("the main thread waits for a lock")
     if len(second.asleep) > MOST_THREADS_TOLD:
-        where = Counter(each.wchan or "?" for each in second.asleep).most_common(MOST_THREADS_TOLD)
-        found.append(f"{len(second.asleep)} threads in D ({', '.join(place for place, _ in where)})")
+        where = Counter(thread.wchan or "?" for thread in second.asleep).most_common(MOST_THREADS_TOLD)
+        signs.append(f"{len(second.asleep)} threads in D ({', '.join(place for place, _ in where)})")
     else:
-        found += [f"{printable(each.comm)} sleeps in {each.wchan or '?'}" for each in second.asleep]
-    return found
+        signs += [f"{printable(thread.comm)} sleeps in {thread.wchan or '?'}" for thread in second.asleep]
+    return signs
 
 
 def _of_answers(process: QemuProcess) -> list[str]:
-    found = []
+    signs = []
     if isinstance(process.binary, Unanswered):
         if process.binary.hung:
-            found.append("its binary's file system does not answer")
+            signs.append("its binary's file system does not answer")
     elif process.binary.deleted or process.binary.replaced:
-        found.append("its binary was replaced since it started")
+        signs.append("its binary was replaced since it started")
     if isinstance(process.arguments, Unanswered) and process.arguments.hung:
-        found.append("its memory map is locked")
-    return found
+        signs.append("its memory map is locked")
+    return signs

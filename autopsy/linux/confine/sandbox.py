@@ -93,8 +93,8 @@ def python_tree() -> tuple[Path, ...]:
         for path in sys.path
         if os.path.isabs(path) and (path.endswith("-packages") or os.path.isdir(os.path.join(path, "autopsy")))
     )
-    found = dict.fromkeys((sys.prefix, sys.base_prefix, *packages))
-    return tuple(Path(path) for path in found if path != "/")
+    tree = dict.fromkeys((sys.prefix, sys.base_prefix, *packages))
+    return tuple(Path(path) for path in tree if path != "/")
 
 
 def warm() -> None:
@@ -230,7 +230,7 @@ def _move_in(scratch: Path, uid: int) -> None:
 
 
 def _mount(source: str | None, place: Path, flags: int, kind: str | None = None, data: str | None = None) -> None:
-    said, where, what, options = (None if each is None else os.fsencode(each) for each in (source, place, kind, data))
+    said, where, what, options = (None if word is None else os.fsencode(word) for word in (source, place, kind, data))
     checked(_libc.mount(said, where, what, ctypes.c_ulong(flags), options), "mount")
 
 

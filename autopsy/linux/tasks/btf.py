@@ -87,10 +87,10 @@ class Types:
         Raises:
             OddTypes: there is none.
         """
-        found = self._offset(place, member.encode() + b"\0", depth=8)
-        if found is None:
+        offset = self._offset(place, member.encode() + b"\0", depth=8)
+        if offset is None:
             raise OddTypes(f"a structure of this kernel has no member {member}")
-        return found
+        return offset
 
     def _offset(self, at: int, member: bytes, depth: int) -> int | None:
         words, raw, strings = self._words, self._raw, self._strings[0]

@@ -192,10 +192,10 @@ def ended(pidfd: int, seconds: float) -> int | None:
     poller.register(pidfd, select.POLLIN)
     if not poller.poll(seconds * 1000):
         return None
-    found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)  # by the pidfd: its number may be another child's by now
-    if found is None:
+    end = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)  # by the pidfd: its number may be another child's by now
+    if end is None:
         return None
-    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+    return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
 
 def end(child: Child, *, answered: bool = False, seconds: float = REAP_SECONDS) -> LeftBehind | None:

@@ -138,20 +138,20 @@ def _walked(link: int) -> dict[int, WalkedThread]:
     finally:
         os.close(stream)
     data = b"".join(parts)
-    found = {}
+    threads = {}
     for tid, on_cpu, switches, state, flags, fs_base, *registers in RECORD.iter_unpack(
         data[: len(data) - len(data) % RECORD.size]
     ):
         if state & DEAD or flags & KERNELS_OWN:
             continue
-        found[tid] = WalkedThread(
+        threads[tid] = WalkedThread(
             tid=tid,
             on_cpu=bool(on_cpu),
             switches=switches,
             registers=struct.pack("<27Q", *registers, fs_base, 0, 0, 0, 0, 0),
             in_ioctl=registers[ORIG_RAX] == IOCTL and registers[RAX] == ENOSYS,
         )
-    return found
+    return threads
 
 
 def _read(stream: BinaryIO) -> bytes | mmap.mmap:
@@ -272,8 +272,8 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 
 def _bpf(command: int, attributes: bytes) -> int:
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    found = int(_libc.syscall(SYS_BPF, command, buffer, len(attributes)))
-    if found < 0:
+    result = int(_libc.syscall(SYS_BPF, command, buffer, len(attributes)))
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return found
+    return result

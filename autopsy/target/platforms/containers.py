@@ -39,10 +39,10 @@ def claims(pids: Sequence[int], roots: Roots) -> tuple[VmClaim, ...]:
         [partial(_of, pid, roots) for pid in pids], each=EACH, overall=OVERALL, owners=list(map(started_by, pids))
     )
     return tuple(
-        VmClaim("libvirt", found.name, pid, Path(found.pidfile), Inside(f"/proc/{pid}/root", found.status))
+        VmClaim("libvirt", domain.name, pid, Path(domain.pidfile), Inside(f"/proc/{pid}/root", domain.status))
         for pid, answer in zip(pids, answers, strict=True)
         if not isinstance(answer, Unanswered)
-        for found in msgspec.msgpack.decode(answer, type=tuple[_Found, ...])
+        for domain in msgspec.msgpack.decode(answer, type=tuple[_Found, ...])
     )
 
 

@@ -63,11 +63,11 @@ def _claims(run: Path, path: Path, owner: int | None = None) -> tuple[VmClaim, .
         if folder is None or owner not in (None, folder.owner):
             return ()
         pidfiles = folder.named(".pid")
-        found = [_claim(folder, name, pid_of(_small(folder, f"{name}.pid", MOST_PIDFILE))) for name in pidfiles]
+        claims = [_claim(folder, name, pid_of(_small(folder, f"{name}.pid", MOST_PIDFILE))) for name in pidfiles]
         for name in sorted(set(folder.named(".xml")) - set(pidfiles)):
             status = parse_status(_small(folder, f"{name}.xml", MOST_XML))
-            found.append(_claim(folder, name, status.pid if status else None))
-        return tuple(claim for claim in found if claim is not None)
+            claims.append(_claim(folder, name, status.pid if status else None))
+        return tuple(claim for claim in claims if claim is not None)
 
 
 def _small(folder: Folder, name: str, most: int) -> bytes:

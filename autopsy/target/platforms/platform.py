@@ -86,8 +86,8 @@ class VmClaim:
 
 def pid_of(line: bytes) -> int | None:
     """Return the process id that a pidfile's bytes tell, None when they tell none."""
-    found = PID_LINE.fullmatch(line)
-    return int(found[1]) if found and int(found[1]) > 0 else None
+    match = PID_LINE.fullmatch(line)
+    return int(match[1]) if match and int(match[1]) > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

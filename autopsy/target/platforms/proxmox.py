@@ -43,12 +43,12 @@ def is_alive(claim: VmClaim, process: QemuProcess) -> bool:
     return same_place(process.option("pidfile"), claim.pidfile)
 
 
-def same_place(told: str, pidfile: Path) -> bool:
+def same_place(place: str, pidfile: Path) -> bool:
     """Return whether two spellings mean one file; /var/run is /run on every systemd machine.
 
     By their words alone: the told one comes from the process, and looking it up could hang.
     """
-    return bool(told) and _plain(told) == _plain(str(pidfile))
+    return bool(place) and _plain(place) == _plain(str(pidfile))
 
 
 def _plain(path: str) -> str:
@@ -79,11 +79,11 @@ def recent(vmid: str, folder: Path = TASKS) -> tuple[ManagerTask, ...]:
     Raises:
         OSError: there are no such lists, or none that can be read.
     """
-    found: dict[str, ManagerTask] = {}
+    tasks: dict[str, ManagerTask] = {}
     for name in LISTS:
         for task in _of(vmid, folder, _end_of(folder / name)):
-            found.setdefault(task.log, task)
-    return tuple(sorted(found.values(), key=lambda task: -task.began)[:MOST_TOLD])
+            tasks.setdefault(task.log, task)
+    return tuple(sorted(tasks.values(), key=lambda task: -task.began)[:MOST_TOLD])
 
 
 def _of(vmid: str, folder: Path, lines: str) -> Iterator[ManagerTask]:
