@@ -134,7 +134,7 @@ def _table(bundles: tuple[ShownBundle, ...], room: Room, store: Path) -> Iterato
         else:  # the verdict is what is looked for: it has a line of its own
             yield head.rstrip()
             yield f"  {words}" if len(words) + 2 <= width else f"  {words[: width - 3]}…"
-    yield f"{len(bundles)} bundles in {store}: {room.used / 1e6:.1f} MB of at most {room.most / 1e6:.0f}"
+    yield f"{len(bundles)} captures in {store}: {room.used / 1e6:.1f} MB of at most {room.most / 1e6:.0f}"
 
 
 def _fate(stored: ShownBundle) -> str:

@@ -37,8 +37,8 @@ def read(evidence: Evidence) -> CommandLine:
     for section in sections.parse(raw):
         if section.error:
             continue
-        found = _libvirt(section.data) if section.name.endswith(".xml") else _proxmox(section.data)
-        for drive, device in found:
+        options = _libvirt(section.data) if section.name.endswith(".xml") else _proxmox(section.data)
+        for drive, device in options:
             line = line or section.line
             drives.append(drive)
             devices.append(device)
@@ -57,7 +57,9 @@ def _libvirt(data: bytes) -> Iterator[tuple[Options, Options]]:
             continue
         name = (alias or target)[1].decode("utf-8", "replace")
         driver = _attributes(DRIVER, inner)
-        bus = next((dict(ATTRIBUTE.findall(each)).get("bus", "") for each in re.findall(r"<target\b[^>]*", inner)), "")
+        bus = next(
+            (dict(ATTRIBUTE.findall(target)).get("bus", "") for target in re.findall(r"<target\b[^>]*", inner)), ""
+        )
         drive: dict[str, object] = {"id": name, "if": "none", "file": _file(inner)}
         drive |= {key: driver[key] for key in ("aio", "cache") if key in driver}
         drive |= {"aio": driver["io"]} if "io" in driver else {}
@@ -71,8 +73,8 @@ def _libvirt(data: bytes) -> Iterator[tuple[Options, Options]]:
 
 
 def _attributes(element: re.Pattern[str], body: str) -> dict[str, str]:
-    found = element.search(body)
-    return dict(ATTRIBUTE.findall(found[0])) if found else {}
+    match = element.search(body)
+    return dict(ATTRIBUTE.findall(match[0])) if match else {}
 
 
 def _file(body: str) -> str:
@@ -91,9 +93,9 @@ def _file(body: str) -> str:
 
 def _tuned(body: str) -> dict[str, str]:
     """Return <iotune>'s limits by QEMU's names."""
-    found = TUNED.search(body)
+    match = TUNED.search(body)
     limits = {}
-    for name, value in LIMIT.findall(found[1]) if found else ():
+    for name, value in LIMIT.findall(match[1]) if match else ():
         if name == "group_name":
             limits["group"] = value
         elif value.isdecimal() and int(value):
@@ -114,9 +116,9 @@ def _proxmox(data: bytes) -> Iterator[tuple[Options, Options]]:
         # What a volume's name leads to, only the storage's own configuration tells.
         drive: dict[str, object] = {"id": f"drive-{name}", "if": "none"}
         drive |= {word: options[word] for word in ("aio", "cache") if word in options}
-        limits = {LIMITS[word][1]: _limit(word, told) for word, told in options.items() if word in LIMITS}
+        limits = {LIMITS[word][1]: _limit(word, setting) for word, setting in options.items() if word in LIMITS}
         if limits:
-            drive["throttling"] = {word: told for word, told in limits.items() if told}
+            drive["throttling"] = {word: limit for word, limit in limits.items() if limit}
         bus = name.rstrip("0123456789")
         device: dict[str, object] = {"driver": MODELS.get(bus, bus), "id": name, "drive": f"drive-{name}"}
         if options.get("iothread") == "1" and (bus == "virtio" or single):

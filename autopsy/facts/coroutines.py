@@ -18,19 +18,19 @@ HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
 
 def gather_coroutines(evidence: Evidence, heap: Fact[heap_records.HeapSnapshot]) -> Fact[tuple[CoroutineFact, ...]]:
     """Return every parked coroutine; `disk` is told where the heap shows whose request it is."""
-    found = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
-    if isinstance(found, Unknown):
-        return found
+    stored = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
+    if isinstance(stored, Unknown):
+        return stored
     later = _later(evidence)
     nodes = _nodes(heap)
     disks = _disks(heap)
     facts = []
-    for index, coroutine in enumerate(found.value):
+    for index, coroutine in enumerate(stored.value):
         if coroutine.state != "parked":
             continue
         park, named_by = park_point(coroutine.frames)
         words = f"coroutine {coroutine.address:#x}, number {index}"
-        cite = Cite(LISTING, coroutine.line, words) if coroutine.line else Cite(found.cite.file, 0, words)
+        cite = Cite(LISTING, coroutine.line, words) if coroutine.line else Cite(stored.cite.file, 0, words)
         facts.append(
             CoroutineFact(
                 address=coroutine.address,
@@ -46,15 +46,15 @@ def gather_coroutines(evidence: Evidence, heap: Fact[heap_records.HeapSnapshot])
                 cite=cite,
             )
         )
-    return Known(tuple(facts), found.cite)
+    return Known(tuple(facts), stored.cite)
 
 
 def _later(evidence: Evidence) -> Fact[dict[int, records.Coroutine]]:
     """Return the coroutines of the second snapshot by address; they tell what became of those of the first."""
-    found = decode(evidence, layout.SECOND_EXPOSURE, layout.COROUTINES, tuple[records.Coroutine, ...])
-    if isinstance(found, Unknown):
-        return found
-    return Known({coroutine.address: coroutine for coroutine in found.value}, found.cite)
+    stored = decode(evidence, layout.SECOND_EXPOSURE, layout.COROUTINES, tuple[records.Coroutine, ...])
+    if isinstance(stored, Unknown):
+        return stored
+    return Known({coroutine.address: coroutine for coroutine in stored.value}, stored.cite)
 
 
 def _stuck(coroutine: records.Coroutine, cite: Cite, later: Fact[dict[int, records.Coroutine]]) -> Fact[bool]:
@@ -74,9 +74,9 @@ def _stuck(coroutine: records.Coroutine, cite: Cite, later: Fact[dict[int, recor
             return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), "there was one snapshot only")
 
 
-def _by_address(found: Mapping[int, str], address: int, heap: Fact[heap_records.HeapSnapshot]) -> Fact[str]:
-    if address in found:
-        return Known(found[address], Cite(HEAP, 0, f"coroutine {address:#x}"))
+def _by_address(nodes: Mapping[int, str], address: int, heap: Fact[heap_records.HeapSnapshot]) -> Fact[str]:
+    if address in nodes:
+        return Known(nodes[address], Cite(HEAP, 0, f"coroutine {address:#x}"))
     if isinstance(heap, Unknown):
         return heap
     return Unknown(HEAP, "no tracked request or queue names this coroutine")
@@ -86,45 +86,45 @@ def _nodes(heap: Fact[heap_records.HeapSnapshot]) -> dict[int, str]:
     """Map each coroutine to the lowest block node that tracks its request: the last one it entered."""
     if isinstance(heap, Unknown):
         return {}
-    found: dict[int, str] = {}
+    nodes: dict[int, str] = {}
     parents = {edge.node_name for node in heap.value.nodes for edge in node.children}
     # A request is tracked by every node on its way down; children after parents, so that the lowest stays.
     for node in sorted(heap.value.nodes, key=lambda node: (node.node_name in parents, not node.children)):
         for request in node.requests:
-            found[request.coroutine] = node.node_name
+            nodes[request.coroutine] = node.node_name
         for waiter in node.flush_waiters:
-            found[waiter] = node.node_name
+            nodes[waiter] = node.node_name
     for client in heap.value.nbd_clients:
         for slot in client.requests:
-            found[slot.coroutine] = client.node_name
-    return {coroutine: node for coroutine, node in found.items() if coroutine}
+            nodes[slot.coroutine] = client.node_name
+    return {coroutine: node for coroutine, node in nodes.items() if coroutine}
 
 
 def _disks(heap: Fact[heap_records.HeapSnapshot]) -> dict[int, str]:
     """Map each coroutine to the backend (by name, device, or node) whose request it carries."""
     if isinstance(heap, Unknown):
         return {}
-    found: dict[int, str] = {}
+    disks: dict[int, str] = {}
     for backend in heap.value.backends:
         title = backend.name or backend.device or backend.node_name
         for coroutine in backend.queued_requests + _queued(heap.value, backend.address):
-            found[coroutine] = title
+            disks[coroutine] = title
         for node in chain(heap.value, backend.node_name):
             for coroutine in _queued(heap.value, node.address) + _carried(heap.value, node):
-                found.setdefault(coroutine, title)
-    return {coroutine: disk for coroutine, disk in found.items() if coroutine}
+                disks.setdefault(coroutine, title)
+    return {coroutine: disk for coroutine, disk in disks.items() if coroutine}
 
 
 def chain(snapshot: heap_records.HeapSnapshot, top: str) -> list[heap_records.BlockNode]:
     """Return the node and all below it; a graph that a hostile process made to be a ring ends all the same."""
     by_name = {node.node_name: node for node in snapshot.nodes}
-    below, found = [top], dict[str, heap_records.BlockNode]()
-    while below and len(found) < 256:
+    below, nodes = [top], dict[str, heap_records.BlockNode]()
+    while below and len(nodes) < 256:
         node = by_name.get(below.pop(0))
-        if node is not None and node.node_name not in found:
-            found[node.node_name] = node
+        if node is not None and node.node_name not in nodes:
+            nodes[node.node_name] = node
             below += [edge.node_name for edge in node.children]
-    return list(found.values())
+    return list(nodes.values())
 
 
 def _queued(snapshot: heap_records.HeapSnapshot, owner: int) -> tuple[int, ...]:

@@ -30,15 +30,15 @@ KINDS = (
 
 def gather_descriptors(evidence: Evidence) -> Fact[tuple[Descriptor, ...]]:
     """Return every descriptor that the best reading holds."""
-    readings = ((each, section_map(evidence, each, layout.FDS)) for each in (layout.PROC_FDS, layout.WITNESS))
-    step, found = next(((step, told) for step, told in readings if told), ("", {}))
+    readings = ((step, section_map(evidence, step, layout.FDS)) for step in (layout.PROC_FDS, layout.WITNESS))
+    step, files = next(((step, files) for step, files in readings if files), ("", {}))
     if not step:
         return missing(evidence, layout.PROC_FDS, layout.FDS)
     path = layout.evidence(step, layout.FDS)
-    polled = _polled(evidence, found)
-    devices = _devices(found)
+    polled = _polled(evidence, files)
+    devices = _devices(files)
     descriptors = []
-    for name, section in found.items():
+    for name, section in files.items():
         fd = int_of(name.removeprefix("fd/")) if name.startswith("fd/") else None
         if fd is None or section.error:
             continue
@@ -46,7 +46,7 @@ def gather_descriptors(evidence: Evidence) -> Fact[tuple[Descriptor, ...]]:
             _descriptor(
                 fd,
                 text(section).rstrip("\n"),
-                found.get(f"fdinfo/{fd}"),
+                files.get(f"fdinfo/{fd}"),
                 polled,
                 devices,
                 Cite(path, section.line, name),
@@ -88,9 +88,9 @@ def _descriptor(  # noqa: PLR0917 - every source of a descriptor's facts, once
     )
 
 
-def _devices(found: Mapping[str, Section]) -> dict[str, str]:
+def _devices(files: Mapping[str, Section]) -> dict[str, str]:
     """Return the device of each mount, as major:minor, by the mount's id."""
-    mountinfo = found.get("mountinfo")
+    mountinfo = files.get("mountinfo")
     rows = (line.split() for line in text(mountinfo).splitlines()) if mountinfo else ()
     return {row[0]: row[2] for row in rows if len(row) > 2}
 
@@ -105,16 +105,16 @@ def poll_sets(evidence: Evidence) -> Fact[tuple[records.PollSet, ...]]:
     )
 
 
-def _polled(evidence: Evidence, found: Mapping[str, Section]) -> dict[int, tuple[int, ...]]:
+def _polled(evidence: Evidence, files: Mapping[str, Section]) -> dict[int, tuple[int, ...]]:
     """Map each descriptor to the threads whose poll or epoll set holds it."""
     sets = poll_sets(evidence)
     polled: dict[int, tuple[int, ...]] = {}
     for poll in sets.value if isinstance(sets, Known) else ():
-        waited = [each.fd for each in poll.fds]
+        waited = [entry.fd for entry in poll.fds]
         if poll.epoll_fd is not None:
             waited.append(poll.epoll_fd)
         for fd in tuple(waited):
-            if info := found.get(f"fdinfo/{fd}"):
+            if info := files.get(f"fdinfo/{fd}"):
                 waited += [int(target) for target in EPOLL_TARGET.findall(text(info))]
         for fd in waited:
             polled[fd] = (*polled.get(fd, ()), poll.tid)

@@ -24,13 +24,13 @@ def gather_back_ends(
     `chardevs_told` is QEMU's answer to query-chardev.
     """
     connected = sockets.value if isinstance(sockets, Known) else ()
-    chardevs = {string(each, "id"): each for each in line.chardevs}
+    chardevs = {string(chardev, "id"): chardev for chardev in line.chardevs}
     helpers = []
     for kind, device, model, name in _asked_for(line):
         chardev = chardevs.get(name)
         if chardev is None:
             continue
-        leading = tuple(each for each in connected if _leads_to(each, chardev))
+        leading = tuple(end for end in connected if _leads_to(end, chardev))
         helpers.append(
             Helper(
                 kind=kind,
@@ -49,9 +49,9 @@ def _connected(chardevs: Fact[Any], name: str) -> Fact[bool]:
     """Return whether a chardev is connected: QEMU writes so before the address of one that is not."""
     if isinstance(chardevs, Unknown):
         return chardevs
-    for each in map(mapping, sequence(chardevs.value)):
-        if text(each.get("label")) == name:
-            address = text(each.get("filename"))
+    for chardev in map(mapping, sequence(chardevs.value)):
+        if text(chardev.get("label")) == name:
+            address = text(chardev.get("filename"))
             cite = Cite(chardevs.cite.file, chardevs.cite.line, f"chardev {name}: {address}")
             return Known(value=not address.startswith(DISCONNECTED), cite=cite)
     return Unknown(chardevs.cite.file, f"query-chardev does not list {name}")

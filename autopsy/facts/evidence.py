@@ -65,10 +65,10 @@ def lines(evidence: Evidence, step: str, file: str, kind: type[R]) -> Iterator[t
 
 def section_map(evidence: Evidence, step: str, file: str) -> dict[str, sections.Section]:
     """Return a sectioned file by section name; the first of two same names counts."""
-    found: dict[str, sections.Section] = {}
+    by_name: dict[str, sections.Section] = {}
     for section in sections.parse(evidence.read(path_of(step, file))):
-        found.setdefault(_sayable(section.name), section)
-    return found
+        by_name.setdefault(_sayable(section.name), section)
+    return by_name
 
 
 def _sayable(name: str) -> str:

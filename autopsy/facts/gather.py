@@ -80,8 +80,10 @@ def gather_facts(evidence: Evidence) -> Facts:
             end=vm_end.gather_end(evidence),
             domain=target.domain.word if target.domain else "",
             connection=target.domain.connection if target.domain else "",
-            monitor=next((each.reachable for each in target.monitors if each.protocol == "qmp" and each.reachable), ""),
-            monitors=tuple(each.address for each in target.monitors if each.protocol == "qmp"),
+            monitor=next(
+                (socket.reachable for socket in target.monitors if socket.protocol == "qmp" and socket.reachable), ""
+            ),
+            monitors=tuple(socket.address for socket in target.monitors if socket.protocol == "qmp"),
             configured_disks=configured_disks.gather_configured_disks(evidence),
         ),
         times=_times(evidence),
@@ -134,28 +136,28 @@ def _origin(evidence: Evidence) -> Origin:
 
 
 def _heap(evidence: Evidence) -> tuple[Fact[heap_records.HeapSnapshot], Fact[heap_records.HeapSnapshot]]:
-    found = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
-    if isinstance(found, Unknown):
-        return found, found
-    heap = found.value
-    absent = Unknown(found.cite.file, heap.why or "the heap was not walked")
-    first: Fact[heap_records.HeapSnapshot] = Known(heap.first, found.cite) if heap.first else absent
-    second: Fact[heap_records.HeapSnapshot] = Known(heap.second, found.cite) if heap.second else absent
+    walk = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
+    if isinstance(walk, Unknown):
+        return walk, walk
+    heap = walk.value
+    absent = Unknown(walk.cite.file, heap.why or "the heap was not walked")
+    first: Fact[heap_records.HeapSnapshot] = Known(heap.first, walk.cite) if heap.first else absent
+    second: Fact[heap_records.HeapSnapshot] = Known(heap.second, walk.cite) if heap.second else absent
     return first, second
 
 
 def _walked(evidence: Evidence) -> Fact[bool]:
-    found = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
-    return found if isinstance(found, Unknown) else Known(found.value.first is not None, found.cite)
+    heap = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
+    return heap if isinstance(heap, Unknown) else Known(heap.value.first is not None, heap.cite)
 
 
 def _roles(talk: MonitorFact, own: Numbers) -> dict[int, Role]:
     """Return the roles that QEMU itself told; its thread ids are those of its own PID namespace."""
     roles: dict[int, Role] = {}
     for question, role in (("query-iothreads", Role.IOTHREAD), ("query-cpus-fast", Role.VCPU)):
-        found = monitor.answer(talk, question)
-        for each in sequence(found.value) if isinstance(found, Known) else []:
-            roles[own.tid(number(mapping(each).get("thread-id")))] = role
+        reply = monitor.answer(talk, question)
+        for thread in sequence(reply.value) if isinstance(reply, Known) else []:
+            roles[own.tid(number(mapping(thread).get("thread-id")))] = role
     roles.pop(0, None)
     return roles
 
@@ -192,12 +194,14 @@ def _looked_again(evidence: Evidence, step: StepRecord) -> Known[int]:
 
 def _symbols(evidence: Evidence) -> Fact[str]:
     """Return how well QEMU's own names are known: dwarf, symtab, dynsym or none."""
-    found = decode(evidence, layout.GDB_THREADS, layout.MODULES, tuple[records.Module, ...])
-    if isinstance(found, Unknown):
-        return found
+    modules = decode(evidence, layout.GDB_THREADS, layout.MODULES, tuple[records.Module, ...])
+    if isinstance(modules, Unknown):
+        return modules
     build_id = evidence.manifest.target.build_id
-    own = next((module for module in found.value if build_id and module.build_id == build_id), None)
-    own = own or next((module for module in found.value if "qemu" in module.path or module.path.endswith("/kvm")), None)
+    own = next((module for module in modules.value if build_id and module.build_id == build_id), None)
+    own = own or next(
+        (module for module in modules.value if "qemu" in module.path or module.path.endswith("/kvm")), None
+    )
     if own is None:
-        return Unknown(found.cite.file, "QEMU's own binary is not among the modules")
-    return Known(own.symbols, Cite(found.cite.file, 0, f"{own.path}: {own.symbols}"))
+        return Unknown(modules.cite.file, "QEMU's own binary is not among the modules")
+    return Known(own.symbols, Cite(modules.cite.file, 0, f"{own.path}: {own.symbols}"))

@@ -52,50 +52,50 @@ MOST_LINES = 40
 
 def gather_host(evidence: Evidence) -> HostFacts:
     """Return what the host step and the kernel's log tell."""
-    found = section_map(evidence, layout.HOST, layout.HOST_FILES)
+    files = section_map(evidence, layout.HOST, layout.HOST_FILES)
     absent = missing(evidence, layout.HOST, layout.HOST_FILES)
 
     def without(file: str) -> Unknown:
         """Return what is lacking: the whole evidence, or that file among what it holds."""
-        return Unknown(PATH, f"{layout.HOST_FILES} holds no {file} of the VM's control group") if found else absent
+        return Unknown(PATH, f"{layout.HOST_FILES} holds no {file} of the VM's control group") if files else absent
 
     return HostFacts(
-        cgroup=_cgroup(found, without("cgroup.events")),
-        frozen=_frozen(found, without("cgroup.events and no freezer.state")),
-        cpu_limited=_counter(found, "cpu.stat", "nr_throttled", without("cpu.stat")),
-        pressure_cpu=_pressure(found, "cpu", without("cpu.pressure")),
-        pressure_io=_pressure(found, "io", without("io.pressure")),
-        pressure_memory=_pressure(found, "memory", without("memory.pressure")),
-        memory_pressed=_memory(found, without("memory.current")),
-        io_limits=io_limits.gather_io_limits(found, absent),
-        aio_in_use=_aio(evidence, found),
-        block_devices=_block_devices(found, absent),
-        mounts=_mounts(evidence, found, absent),
+        cgroup=_cgroup(files, without("cgroup.events")),
+        frozen=_frozen(files, without("cgroup.events and no freezer.state")),
+        cpu_limited=_counter(files, "cpu.stat", "nr_throttled", without("cpu.stat")),
+        pressure_cpu=_pressure(files, "cpu", without("cpu.pressure")),
+        pressure_io=_pressure(files, "io", without("io.pressure")),
+        pressure_memory=_pressure(files, "memory", without("memory.pressure")),
+        memory_pressed=_memory(files, without("memory.current")),
+        io_limits=io_limits.gather_io_limits(files, absent),
+        aio_in_use=_aio(evidence, files),
+        block_devices=_block_devices(files, absent),
+        mounts=_mounts(evidence, files, absent),
         log=tuple(_log(evidence, layout.HOST, (layout.DMESG, layout.JOURNAL), STORAGE_WORDS)),
         vm_log=tuple(_log(evidence, layout.HOST, (layout.VM_LOG,), VM_WORDS)),
     )
 
 
-def _ending(found: Mapping[str, Section], ending: str) -> Section | None:
+def _ending(files: Mapping[str, Section], ending: str) -> Section | None:
     """Return the deepest section with that file name: the VM's own group, not its slice's."""
-    ours = [section for name, section in found.items() if name.endswith("/" + ending) and not section.error]
+    ours = [section for name, section in files.items() if name.endswith("/" + ending) and not section.error]
     return max(ours, key=lambda section: section.name.count("/"), default=None)
 
 
-def _cgroup(found: Mapping[str, Section], absent: Unknown) -> Fact[str]:
-    for name, section in found.items():
+def _cgroup(files: Mapping[str, Section], absent: Unknown) -> Fact[str]:
+    for name, section in files.items():
         if name.endswith("/cgroup") and not section.error:
             words = text(section).strip().splitlines()
             unified = next((line for line in words if line.startswith("0::")), words[0] if words else "")
             return Known(unified.rpartition(":")[2], Cite(PATH, section.line, unified))
-    events = _ending(found, "cgroup.events")
+    events = _ending(files, "cgroup.events")
     return Known(events.name.rpartition("/")[0], Cite(PATH, events.line, events.name)) if events else absent
 
 
-def _frozen(found: Mapping[str, Section], absent: Unknown) -> Fact[bool]:
+def _frozen(files: Mapping[str, Section], absent: Unknown) -> Fact[bool]:
     """Tell whether any control group on the way is frozen (cgroup v2's `frozen 1`, v1's freezer.state FROZEN)."""
     seen: Fact[bool] = absent
-    for name, section in found.items():
+    for name, section in files.items():
         if section.error:
             continue
         if name.endswith("/cgroup.events"):
@@ -111,8 +111,8 @@ def _frozen(found: Mapping[str, Section], absent: Unknown) -> Fact[bool]:
     return seen
 
 
-def _counter(found: Mapping[str, Section], file: str, key: str, absent: Unknown) -> Fact[int]:
-    section = _ending(found, file)
+def _counter(files: Mapping[str, Section], file: str, key: str, absent: Unknown) -> Fact[int]:
+    section = _ending(files, file)
     if section is None:
         return absent
     for offset, line in enumerate(text(section).splitlines()):
@@ -122,8 +122,8 @@ def _counter(found: Mapping[str, Section], file: str, key: str, absent: Unknown)
     return Unknown(PATH, f"{section.name} has no {key}")
 
 
-def _pressure(found: Mapping[str, Section], kind: str, absent: Unknown) -> Fact[Pressure]:
-    section = found.get(f"/proc/pressure/{kind}") or _ending(found, f"{kind}.pressure")
+def _pressure(files: Mapping[str, Section], kind: str, absent: Unknown) -> Fact[Pressure]:
+    section = files.get(f"/proc/pressure/{kind}") or _ending(files, f"{kind}.pressure")
     if section is None or section.error:
         return absent
     averages = {name: float(value) for name, value in AVERAGE.findall(text(section))}
@@ -133,9 +133,9 @@ def _pressure(found: Mapping[str, Section], kind: str, absent: Unknown) -> Fact[
     return Known(Pressure(averages.get("some", 0.0), averages.get("full", 0.0), cite), cite)
 
 
-def _memory(found: Mapping[str, Section], absent: Unknown) -> Fact[str]:
+def _memory(files: Mapping[str, Section], absent: Unknown) -> Fact[str]:
     """Return how the VM's memory group stands: `at its high limit`, `at its limit`, or empty where it has room."""
-    current, high, most = (_ending(found, f"memory.{name}") for name in ("current", "high", "max"))
+    current, high, most = (_ending(files, f"memory.{name}") for name in ("current", "high", "max"))
     if current is None:
         return absent
     cite = Cite(PATH, current.line, f"{current.name}: {text(current).strip()}")
@@ -147,12 +147,12 @@ def _memory(found: Mapping[str, Section], absent: Unknown) -> Fact[str]:
     return Known("", cite)
 
 
-def _aio(evidence: Evidence, found: Mapping[str, Section]) -> Fact[tuple[int, int]]:
+def _aio(evidence: Evidence, files: Mapping[str, Section]) -> Fact[tuple[int, int]]:
     """Return how many Linux AIO events are reserved on the host, and how many may be."""
     taken = section_map(evidence, layout.PROC_AIO, layout.AIO)
-    used = taken.get("sys/fs/aio-nr") or taken.get("/proc/sys/fs/aio-nr") or found.get("/proc/sys/fs/aio-nr")
+    used = taken.get("sys/fs/aio-nr") or taken.get("/proc/sys/fs/aio-nr") or files.get("/proc/sys/fs/aio-nr")
     most = (
-        taken.get("sys/fs/aio-max-nr") or taken.get("/proc/sys/fs/aio-max-nr") or found.get("/proc/sys/fs/aio-max-nr")
+        taken.get("sys/fs/aio-max-nr") or taken.get("/proc/sys/fs/aio-max-nr") or files.get("/proc/sys/fs/aio-max-nr")
     )
     if used is None or most is None:
         return missing(evidence, layout.PROC_AIO, layout.AIO)
@@ -163,14 +163,14 @@ def _aio(evidence: Evidence, found: Mapping[str, Section]) -> Fact[tuple[int, in
     return Known((numbers[0], numbers[1]), Cite(path, used.line, "aio-nr"))
 
 
-def _block_devices(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[BlockDevice, ...]]:
+def _block_devices(files: Mapping[str, Section], absent: Unknown) -> Fact[tuple[BlockDevice, ...]]:
     suspended = {
         match[1]: text(section).strip() == "1"
-        for name, section in found.items()
+        for name, section in files.items()
         if (match := SUSPENDED.fullmatch(name))
     }
     devices = []
-    for name, section in found.items():
+    for name, section in files.items():
         if match := INFLIGHT.fullmatch(name):
             counts = [value for word in text(section).split() if (value := int_of(word)) is not None]
             cite = Cite(PATH, section.line, f"{name}: {text(section).strip()}")
@@ -180,14 +180,14 @@ def _block_devices(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[
     return Known(tuple(devices), Cite(PATH)) if devices else absent
 
 
-def _mounts(evidence: Evidence, found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[MountFact, ...]]:
+def _mounts(evidence: Evidence, files: Mapping[str, Section], absent: Unknown) -> Fact[tuple[MountFact, ...]]:
     """Return the mounts of the VM's own namespace: from the descriptors' step, else from the host's."""
     for step in (layout.WITNESS, layout.PROC_FDS):
         own = section_map(evidence, step, layout.FDS).get("mountinfo")
         if own is not None and not own.error:
             path = layout.evidence(step, layout.FDS)
             return Known(tuple(mounts_told(path, own.line, text(own))), Cite(path, own.line, "mountinfo"))
-    for name, section in found.items():
+    for name, section in files.items():
         if not section.error and name.endswith("/mountinfo"):
             return Known(tuple(mounts_told(PATH, section.line, text(section))), Cite(PATH, section.line, name))
     return absent
@@ -205,8 +205,8 @@ def _log(evidence: Evidence, step: str, files: tuple[str, ...], words: tuple[str
 
 def _at(line: str, evidence: Evidence) -> float | None:
     """Return when a line was written, in seconds since the boot: the kernel's log says so, the journal the time."""
-    if found := KERNEL_TIME.match(line):
-        return float(found[1])
+    if match := KERNEL_TIME.match(line):
+        return float(match[1])
     try:
         written = datetime.fromisoformat(line.split(" ", 1)[0])
         began = datetime.fromisoformat(evidence.manifest.began.utc)

@@ -35,21 +35,21 @@ def _of_the_core(evidence: Evidence) -> Iterator[LeftOutFact]:
     listed = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
     counted = len(listed.value) if isinstance(listed, Known) else 0
     for step in (layout.FREEZE, layout.SECOND_EXPOSURE):
-        found = decode(evidence, step, layout.FREEZE_RECORD, records.FreezeRecord)
-        if not isinstance(found, Known) or not found.value.beyond_cap:
+        freeze = decode(evidence, step, layout.FREEZE_RECORD, records.FreezeRecord)
+        if not isinstance(freeze, Known) or not freeze.value.beyond_cap:
             continue
-        lacking = found.value.coroutine_stacks - counted
-        why = "; ".join(f"{region.path or 'memory of no name'}: {region.why}" for region in found.value.beyond_cap[:4])
+        lacking = freeze.value.coroutine_stacks - counted
+        why = "; ".join(f"{region.path or 'memory of no name'}: {region.why}" for region in freeze.value.beyond_cap[:4])
         if lacking > 0:
-            why = f"of {found.value.coroutine_stacks} coroutines' stacks {lacking} are of none that was found; {why}"
-        yield LeftOutFact("there is more in QEMU's memory than is told", why, requests=lacking > 0, cite=found.cite)
+            why = f"of {freeze.value.coroutine_stacks} coroutines' stacks {lacking} are of none that was found; {why}"
+        yield LeftOutFact("there is more in QEMU's memory than is told", why, requests=lacking > 0, cite=freeze.cite)
 
 
 def _of_steps(evidence: Evidence) -> Iterator[LeftOutFact]:
     for step in STEPS:
-        found = decode(evidence, step, layout.LEFT_OUT, tuple[records.LeftOut, ...])
-        if isinstance(found, Known):
-            yield from (LeftOutFact(each.what, each.why, each.requests, found.cite) for each in found.value)
+        left_out = decode(evidence, step, layout.LEFT_OUT, tuple[records.LeftOut, ...])
+        if isinstance(left_out, Known):
+            yield from (LeftOutFact(entry.what, entry.why, entry.requests, left_out.cite) for entry in left_out.value)
 
 
 def _of_sections(evidence: Evidence) -> Iterator[LeftOutFact]:
@@ -67,15 +67,15 @@ def _of_sections(evidence: Evidence) -> Iterator[LeftOutFact]:
 
 
 def _of_the_heap(evidence: Evidence) -> Iterator[LeftOutFact]:
-    found = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
-    if isinstance(found, Known):
-        cut = dict.fromkeys(what for each in (found.value.first, found.value.second) if each for what in each.cut)
+    heap = decode(evidence, layout.GDB_THREADS, layout.HEAP, heap_records.Heap)
+    if isinstance(heap, Known):
+        cut = dict.fromkeys(what for walk in (heap.value.first, heap.value.second) if walk for what in walk.cut)
         for what in cut:
-            yield LeftOutFact("a list of QEMU's is longer than is told", what, requests=True, cite=found.cite)
+            yield LeftOutFact("a list of QEMU's is longer than is told", what, requests=True, cite=heap.cite)
 
 
 def _of_rings(evidence: Evidence) -> Iterator[LeftOutFact]:
-    found = decode(evidence, layout.SECOND_EXPOSURE, layout.RING_WORDS, RingsLook)
-    if isinstance(found, Known) and found.value.more:
-        why = f"{found.value.more} were not read"
-        yield LeftOutFact("there are more queues than those whose rings are told", why, requests=False, cite=found.cite)
+    look = decode(evidence, layout.SECOND_EXPOSURE, layout.RING_WORDS, RingsLook)
+    if isinstance(look, Known) and look.value.more:
+        why = f"{look.value.more} were not read"
+        yield LeftOutFact("there are more queues than those whose rings are told", why, requests=False, cite=look.cite)

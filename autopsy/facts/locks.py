@@ -28,9 +28,9 @@ def gather_locks(
     evidence: Evidence, heap: Fact[heap_records.HeapSnapshot], threads: Fact[tuple[ThreadFact, ...]]
 ) -> Fact[Locks]:
     """Return the lock graph as it was examined; without that, what the futex words alone tell."""
-    found = decode(evidence, layout.GDB_THREADS, layout.LOCKS, records.LockGraph)
-    if isinstance(found, Known):
-        graph = found.value
+    stored = decode(evidence, layout.GDB_THREADS, layout.LOCKS, records.LockGraph)
+    if isinstance(stored, Known):
+        graph = stored.value
         mutexes = tuple(_mutex(mutex, heap) for mutex in graph.mutexes)
         owner: Fact[int] = (
             Known(graph.bql_owner, Cite(LOCKS, 0, f"BQL found {graph.bql_how_found}"))
@@ -39,12 +39,12 @@ def gather_locks(
         )
         comutexes = tuple(_comutexes(graph, evidence))
         return Known(
-            Locks(mutexes=mutexes, cycles=graph.cycles, bql_owner=owner, cite=found.cite, comutexes=comutexes),
-            found.cite,
+            Locks(mutexes=mutexes, cycles=graph.cycles, bql_owner=owner, cite=stored.cite, comutexes=comutexes),
+            stored.cite,
         )
     waits = decode(evidence, layout.WITNESS, layout.FUTEXES, tuple[records.FutexWait, ...])
     if isinstance(waits, Unknown):
-        return found
+        return stored
     own = numbers(evidence.read(layout.evidence(layout.WITNESS, layout.TASKS)))
     meant = [msgspec.structs.replace(wait, owner=own.tid(wait.owner)) for wait in waits.value]
     return Known(_from_futexes(meant, waits.cite, threads), waits.cite)
@@ -68,15 +68,15 @@ def _comutexes(graph: records.LockGraph, evidence: Evidence) -> Iterator[CoMutex
     """Yield the coroutine mutexes, with what became of each one's holder."""
     if not graph.comutexes:
         return  # the coroutines are many, and are read for their holders alone
-    found = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
-    states = {each.address: each.state for each in found.value} if isinstance(found, Known) else {}
-    tids = {each.coroutine: each.tid for each in graph.entered}
+    stored = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
+    states = {coroutine.address: coroutine.state for coroutine in stored.value} if isinstance(stored, Known) else {}
+    tids = {entry.coroutine: entry.tid for entry in graph.entered}
     knotted = {address for ring in graph.knots for address in ring}
     for mutex in graph.comutexes:
         yield CoMutexFact(
             address=mutex.address,
             holder=mutex.holder,
-            holder_state=_holder_state(mutex.holder, states) if isinstance(found, Known) else "unclear",
+            holder_state=_holder_state(mutex.holder, states) if isinstance(stored, Known) else "unclear",
             holder_tid=tids.get(mutex.holder, 0),
             waiters=mutex.waiters,
             in_knot=mutex.holder in knotted and not knotted.isdisjoint(mutex.waiters),
@@ -110,11 +110,11 @@ def _from_futexes(waits: Sequence[records.FutexWait], cite: Cite, threads: Fact[
         if wait.operation != FUTEX_WAIT_PRIVATE or wait.value != LOCKED_WITH_WAITERS:
             continue
         waiters = tuple(
-            each.tid
-            for each in waits
-            if each.address == wait.address
-            and each.operation == FUTEX_WAIT_PRIVATE
-            and each.value == LOCKED_WITH_WAITERS
+            other.tid
+            for other in waits
+            if other.address == wait.address
+            and other.operation == FUTEX_WAIT_PRIVATE
+            and other.value == LOCKED_WITH_WAITERS
         )
         waits_on[wait.tid] = wait.owner
         mutexes[wait.address] = MutexFact(
@@ -140,7 +140,7 @@ def _from_futexes(waits: Sequence[records.FutexWait], cite: Cite, threads: Fact[
 
 def cycles(waits_on: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
     """Return each ring of threads that wait for one another once, from its smallest tid."""
-    found: set[tuple[int, ...]] = set()
+    rings: set[tuple[int, ...]] = set()
     for start in waits_on:
         path: list[int] = []
         at = start
@@ -150,17 +150,17 @@ def cycles(waits_on: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
         if at in path:
             ring = path[path.index(at) :]
             least = ring.index(min(ring))
-            found.add(tuple(ring[least:] + ring[:least]))
-    return tuple(sorted(found))
+            rings.add(tuple(ring[least:] + ring[:least]))
+    return tuple(sorted(rings))
 
 
 def main_loop(
     evidence: Evidence, threads: Fact[tuple[ThreadFact, ...]], locks: Fact[Locks], ours: str
 ) -> Fact[MainLoopFact]:
     """Return what the main thread was doing, as it was examined; without that, by /proc and the BQL's owner."""
-    found = decode(evidence, layout.GDB_THREADS, layout.MAIN_LOOP, records.MainLoop)
-    if isinstance(found, Known):
-        seen = found.value
+    loop = decode(evidence, layout.GDB_THREADS, layout.MAIN_LOOP, records.MainLoop)
+    if isinstance(loop, Known):
+        seen = loop.value
         return Known(
             MainLoopFact(
                 tid=seen.tid,
@@ -170,16 +170,18 @@ def main_loop(
                 command=seen.command,
                 ours=ours,
                 why=seen.why,
-                cite=Cite(found.cite.file, 0, f"main thread {seen.tid}: {seen.state}"),
+                cite=Cite(loop.cite.file, 0, f"main thread {seen.tid}: {seen.state}"),
                 path=seen.path,
             ),
-            found.cite,
+            loop.cite,
         )
     main = (
-        next((each for each in threads.value if each.role is Role.MAIN), None) if isinstance(threads, Known) else None
+        next((thread for thread in threads.value if thread.role is Role.MAIN), None)
+        if isinstance(threads, Known)
+        else None
     )
     if main is None or isinstance(main.first, Unknown):
-        return found
+        return loop
     return Known(_by_proc(main, main.first.value, locks, ours), main.first.value.cite)
 
 

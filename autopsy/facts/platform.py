@@ -51,8 +51,8 @@ def _of_qemu(facts: Facts) -> Iterator[str]:
 
 def _of_manager(evidence: Evidence) -> Iterator[str]:
     for name, data in _configuration(evidence).items():
-        if name.endswith(".conf") and (found := LOCK.search(SNAPSHOT.split(data)[0])):
-            yield f"Proxmox VE holds `lock: {found[1].decode('ascii', 'replace')[:40]}` on its configuration"
+        if name.endswith(".conf") and (match := LOCK.search(SNAPSHOT.split(data)[0])):
+            yield f"Proxmox VE holds `lock: {match[1].decode('ascii', 'replace')[:40]}` on its configuration"
         if name.endswith(".xml") and (job := ASYNC_JOB.search(data)) and job[1] != b"none":
             yield f"libvirt is at a job of its own ({job[1].decode('ascii', 'replace')})"
 
@@ -65,9 +65,9 @@ def ha_state(evidence: Evidence, vmid: str) -> str:
         status: Any = msgspec.json.decode(stored.get(MANAGER_STATUS, b"{}"))
     except msgspec.DecodeError:
         status = {}
-    found = text(mapping(mapping(mapping(status).get("service_status")).get(service)).get("state"))
-    if found:
-        return found
+    known = text(mapping(mapping(mapping(status).get("service_status")).get(service)).get("state"))
+    if known:
+        return known
     for block in re.split(rb"\n(?=\S)", stored.get(RESOURCES, b"")):
         head, _, rest = block.partition(b"\n")
         if head.split() == [b"vm:", vmid.encode()]:

@@ -28,7 +28,7 @@ def gather_sockets(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
     ends = decode(evidence, layout.PROC_FDS, layout.SOCKET_ENDS, tuple[records.SocketEnd, ...])
     if not isinstance(ends, Known):
         return ends
-    found = section_map(evidence, layout.PROC_FDS, layout.SOCKETS)
+    files = section_map(evidence, layout.PROC_FDS, layout.SOCKETS)
     sockets = (
         SocketFact(
             fd=end.fd,
@@ -39,7 +39,7 @@ def gather_sockets(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
             remote=end.remote,
             received_queue=end.receive_queue,
             send_queue=end.send_queue,
-            peers=tuple(peer(pid, found) for pid in end.peer_pids),
+            peers=tuple(peer(pid, files) for pid in end.peer_pids),
             cite=Cite(ENDS, 0, f"fd {end.fd}: {end.family} {end.state} {end.local} to {end.remote}"),
             accepted=end.accepted,
         )
@@ -48,14 +48,14 @@ def gather_sockets(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
     return Known(tuple(sockets), ends.cite)
 
 
-def peer(pid: int, found: Mapping[str, Section]) -> PeerFact:
+def peer(pid: int, files: Mapping[str, Section]) -> PeerFact:
     """Return what /proc told of a program that the VM depends on."""
 
     def part(name: str) -> str:
-        section = found.get(f"peer/{pid}/{name}")
+        section = files.get(f"peer/{pid}/{name}")
         return "" if section is None or section.error else text(section)
 
-    status = found.get(f"peer/{pid}/status")
+    status = files.get(f"peer/{pid}/status")
     stack = STACK_LINE.findall(part("stack"))
     return PeerFact(
         pid=pid,
@@ -64,20 +64,20 @@ def peer(pid: int, found: Mapping[str, Section]) -> PeerFact:
         wchan=part("wchan").strip().strip("0"),
         kernel_stack=tuple(stack),
         cite=Cite(TEXT, status.line if status else 0, f"peer {pid}"),
-        threads=tuple(_threads(pid, found)),
+        threads=tuple(_threads(pid, files)),
     )
 
 
-def _threads(pid: int, found: Mapping[str, Section]) -> Iterator[PeerThread]:
+def _threads(pid: int, files: Mapping[str, Section]) -> Iterator[PeerThread]:
     prefix = f"peer/{pid}/task/"
-    for name, section in found.items():
+    for name, section in files.items():
         if not (name.startswith(prefix) and name.endswith("/stat")) or section.error:
             continue
         if (tid := int_of(name.removeprefix(prefix).removesuffix("/stat"))) is None:
             continue
 
         def part(file: str, at: str = f"{prefix}{tid}/") -> str:
-            section = found.get(f"{at}{file}")
+            section = files.get(f"{at}{file}")
             return "" if section is None or section.error else text(section)
 
         wchan, stack = part("wchan").strip().strip("0"), tuple(STACK_LINE.findall(part("stack")))
@@ -93,17 +93,17 @@ def _threads(pid: int, found: Mapping[str, Section]) -> Iterator[PeerThread]:
 
 def fuse(evidence: Evidence) -> Fact[tuple[FuseMount, ...]]:
     """Return the FUSE mounts that the VM's files lie on, with how many requests wait and who should answer."""
-    found = section_map(evidence, layout.PROC_FDS, layout.SOCKETS)
-    if not found:
+    files = section_map(evidence, layout.PROC_FDS, layout.SOCKETS)
+    if not files:
         return missing(evidence, layout.PROC_FDS, layout.SOCKETS)
     mounts = []
-    for name, section in found.items():
+    for name, section in files.items():
         if not (match := FUSE.fullmatch(name)):
             continue
         place = text(section).partition(" - ")[0].split()
 
         def part(file: str, minor: str = match[1]) -> str:
-            section = found.get(f"fuse/{minor}/{file}")
+            section = files.get(f"fuse/{minor}/{file}")
             return "" if section is None or section.error else text(section)
 
         daemons = part("daemon")
@@ -113,7 +113,7 @@ def fuse(evidence: Evidence) -> Fact[tuple[FuseMount, ...]]:
                 path=place[4] if len(place) > 4 else "",
                 waiting=int_of(part("waiting").strip()) or 0,
                 sure="one of" not in daemons,
-                daemons=tuple(peer(pid, found) for pid in pids),
+                daemons=tuple(peer(pid, files) for pid in pids),
                 cite=Cite(TEXT, section.line, name),
             )
         )

@@ -47,7 +47,7 @@ class TasksReading:
 def gather_threads(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[ThreadFact, ...]]:
     """Return every thread; `roles` holds what QMP said of some of them, by tid."""
     readings = [reading(evidence, step) for step in (layout.WITNESS, layout.PROC_STACKS, layout.SECOND_EXPOSURE)]
-    taken = [each for each in readings if each.looks]
+    taken = [reading for reading in readings if reading.looks]
     first = taken[0] if taken else readings[0]
     again = taken[-1] if len(taken) > 1 else readings[-1]
     if not again.looks or again is first:
@@ -99,33 +99,33 @@ def role(*, is_main: bool, comm: str, call: Syscall, frames: tuple[records.Frame
         (comm == "call_rcu" or "call_rcu_thread" in functions, Role.CALL_RCU),
         (comm.startswith(MIGRATION_NAMES), Role.MIGRATION),
     )
-    return next((found for holds, found in tests if holds), Role.OTHER)
+    return next((role for holds, role in tests if holds), Role.OTHER)
 
 
 def reading(evidence: Evidence, step: str) -> TasksReading:
     """Read one step's tasks.txt."""
     path = layout.evidence(step, layout.TASKS)
-    found = section_map(evidence, step, layout.TASKS)
-    tids = {int(part) for name in found if name.startswith("task/") and (part := name.split("/")[1]).isdecimal()}
-    looks = {tid: look for tid in sorted(tids) if (look := _look(path, tid, found)) is not None}
-    began = found.get("clock/begin")
+    files = section_map(evidence, step, layout.TASKS)
+    tids = {int(part) for name in files if name.startswith("task/") and (part := name.split("/")[1]).isdecimal()}
+    looks = {tid: look for tid in sorted(tids) if (look := _look(path, tid, files)) is not None}
+    began = files.get("clock/begin")
     at = (int_of(text(began).strip()) if began else None) or next(
         (record.start_ns for record in evidence.manifest.steps if record.name == step), 0
     )
     return TasksReading(step, at, looks)
 
 
-def _look(path: str, tid: int, found: Mapping[str, Section]) -> ThreadReading | None:
+def _look(path: str, tid: int, files: Mapping[str, Section]) -> ThreadReading | None:
     def part(name: str) -> str:
-        section = found.get(f"task/{tid}/{name}")
+        section = files.get(f"task/{tid}/{name}")
         return "" if section is None or section.error else text(section)
 
     status, stat = part("status"), proc_stat.parse(part("stat").encode())
     state = field(status, "State")[:1] or stat.state
     if not state:
         return None
-    stack = found.get(f"task/{tid}/stack")
-    anchor = next(section for name in ("status", "stat") if (section := found.get(f"task/{tid}/{name}")))
+    stack = files.get(f"task/{tid}/stack")
+    anchor = next(section for name in ("status", "stat") if (section := files.get(f"task/{tid}/{name}")))
     pending = int_of(field(status, "SigPnd"), 16) or 0
     schedule = part("schedstat").split()
     wchan, kernel_stack = part("wchan").strip().strip("0"), tuple(STACK_LINE.findall(part("stack")))

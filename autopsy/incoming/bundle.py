@@ -88,8 +88,8 @@ def lay_out(folder: Path, given: Sequence[Given], material: Material, stored: St
     began = typed.began
     layer = ImportFolder(folder)
     files = tuple(
-        layer.keep(number, each, seen.what)
-        for number, (each, seen) in enumerate(zip(given, material.seen, strict=True), 1)
+        layer.keep(number, file, seen.what)
+        for number, (file, seen) in enumerate(zip(given, material.seen, strict=True), 1)
     )
     for path, data in {**material.files, **stored.files}.items():
         layer.put(path, data)

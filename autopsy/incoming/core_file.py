@@ -117,10 +117,10 @@ class Source:
 
     def whole(self, start: int, size: int) -> bytes:
         """Return some bytes, holes as zeros, and fewer where the core ends."""
-        found = bytearray()
+        read = bytearray()
         for offset, data in self.parts(start, size):
-            found += bytes(max(0, offset - start - len(found))) + data
-        return bytes(found)
+            read += bytes(max(0, offset - start - len(read))) + data
+        return bytes(read)
 
 
 def take_core(head: bytes, stream: IO[bytes], descriptor: int | None, destination: int) -> CoreFound:
@@ -132,15 +132,17 @@ def take_core(head: bytes, stream: IO[bytes], descriptor: int | None, destinatio
     source = Source(head, stream, descriptor)
     segments = _segments(source, head)
     notes_at = [segment for segment in segments if segment.kind == PT_NOTE]
-    if sum(each.stored for each in notes_at) > MOST_NOTES:
+    if sum(note.stored for note in notes_at) > MOST_NOTES:
         raise NoCore("its notes are larger than any core's")
-    bodies = [source.whole(each.offset, each.stored) for each in sorted(notes_at, key=lambda each: each.offset)]
+    bodies = [
+        source.whole(segment.offset, segment.stored) for segment in sorted(notes_at, key=lambda segment: segment.offset)
+    ]
     notes = _Notes()
     for body in bodies:
         notes.read(body)
     loads = sorted((segment for segment in segments if segment.kind == PT_LOAD), key=lambda segment: segment.offset)
     kept = _chosen(loads, notes)
-    left_out = sum(load.stored for load in loads) - sum(each.stored for each in kept)
+    left_out = sum(load.stored for load in loads) - sum(segment.stored for segment in kept)
     _write(destination, source, bodies, loads, kept)
     words = []
     if notes.signal not in CRASHES:  # gcore leaves the one by which it stopped the process
@@ -223,13 +225,13 @@ def _chosen(loads: list[ProgramHeader], notes: _Notes) -> list[ProgramHeader]:
     files = sorted(notes.files)
     file_starts = [start for start, _ in files]
 
-    def holds_stack(each: ProgramHeader) -> bool:
-        place = bisect_right(starts, each.address + each.size - 1)
-        return place > 0 and starts[place - 1] >= each.address
+    def holds_stack(segment: ProgramHeader) -> bool:
+        place = bisect_right(starts, segment.address + segment.size - 1)
+        return place > 0 and starts[place - 1] >= segment.address
 
-    def is_file(each: ProgramHeader) -> bool:
-        place = bisect_right(file_starts, each.address) - 1
-        return place >= 0 and each.address < files[place][1]
+    def is_file(segment: ProgramHeader) -> bool:
+        place = bisect_right(file_starts, segment.address) - 1
+        return place >= 0 and segment.address < files[place][1]
 
     kept, left = [], MOST_KEPT
     for load in sorted(loads, key=lambda one: (not holds_stack(one), not is_file(one), one.stored)):

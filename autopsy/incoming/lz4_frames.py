@@ -86,12 +86,12 @@ class Lz4Frames:
         return whole
 
     def _exactly(self, size: int, *, at_end: bool = False) -> bytes:
-        found = bytearray()
-        while len(found) < size and (data := self.stream.read(size - len(found))):
-            found += data
-        if len(found) < size and not (at_end and not found):
+        read = bytearray()
+        while len(read) < size and (data := self.stream.read(size - len(read))):
+            read += data
+        if len(read) < size and not (at_end and not read):
             raise Damaged("LZ4 data that was cut short")
-        return bytes(found)
+        return bytes(read)
 
     def _pass_over(self, size: int) -> None:
         while size:

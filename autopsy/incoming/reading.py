@@ -102,9 +102,9 @@ class ImportReading:
         if not core:
             return text
         coded = Base64Lines(cast("IO[bytes]", _Joined(start, stream)))
-        found = self._stream(cast("IO[bytes]", io.BufferedReader(coded, streams.PIECE)), None, layer + 1)
-        kinds = [each.what for each in (found, text) if each.of_use]
-        return FileOutcome(what=", ".join(kinds), of_use=True) if kinds else found
+        inside = self._stream(cast("IO[bytes]", io.BufferedReader(coded, streams.PIECE)), None, layer + 1)
+        kinds = [outcome.what for outcome in (inside, text) if outcome.of_use]
+        return FileOutcome(what=", ".join(kinds), of_use=True) if kinds else inside
 
     def _command_line(self, head: bytes) -> bool:
         """Take /proc/PID/cmdline as the kernel gives it."""
@@ -122,7 +122,7 @@ class ImportReading:
         return FileOutcome(what="a core", of_use=True)
 
     def _text(self, head: bytes, stream: IO[bytes], most: int) -> FileOutcome:
-        found: dict[str, None] = {}
+        kinds: dict[str, None] = {}
         notes: list[str] = []
         before = self.scan.frames
         self.scan.end_of_file()
@@ -130,20 +130,20 @@ class ImportReading:
         lines = streams.lines(head, stream, max(1, most), notes)
         for line in undone(lines) if SIGN in head else lines:
             self.left -= len(line)
-            for each in unfolded(line):
-                if self.scan.feed(each):
+            for piece in unfolded(line):
+                if self.scan.feed(piece):
                     self.beside.json.stop()
-                elif what := self.beside.feed(each):
-                    found[what] = None
+                elif what := self.beside.feed(piece):
+                    kinds[what] = None
         self.scan.end_of_file()
         self.beside.stop()
         self.notes += notes
         if self.scan.frames > before:
-            found = {"a backtrace": None, **found}
+            kinds = {"a backtrace": None, **kinds}
         if len(self.scan.crash) > crashes:
-            found["how QEMU crashed"] = None
-        if found:
-            return FileOutcome(what=", ".join(found), of_use=True)
+            kinds["how QEMU crashed"] = None
+        if kinds:
+            return FileOutcome(what=", ".join(kinds), of_use=True)
         return FileOutcome(what="text without a stack, a core or anything else of QEMU's that is known", of_use=False)
 
     def _zip(self, head: bytes, stream: IO[bytes], descriptor: int | None) -> Iterator[tuple[str, IO[bytes]]]:
@@ -220,9 +220,9 @@ class ImportReading:
         program = self.core.command if self.core else paste.program
         if program and not self.beside.commands.found:
             self.beside.commands.feed(program)
-        machines, told = self.beside.machines(self.name, pids)
+        machines, doubts = self.beside.machines(self.name, pids)
         files = self.beside.files(machines[0] if machines else None, tids)
-        notes = (*self.notes, *told, *self.beside.kernel.notes, *paste.notes)
+        notes = (*self.notes, *doubts, *self.beside.kernel.notes, *paste.notes)
         return Material(
             paste=paste,
             seen=tuple(seen),
@@ -273,10 +273,10 @@ def _head(stream: IO[bytes]) -> bytes:
 
 def _upto(stream: IO[bytes], most: int) -> bytes:
     """Return the next bytes, as many as there are up to `most`."""
-    found = bytearray()
-    while len(found) < most and (data := stream.read(most - len(found))):
-        found += data
-    return bytes(found)
+    read = bytearray()
+    while len(read) < most and (data := stream.read(most - len(read))):
+        read += data
+    return bytes(read)
 
 
 def _members(stream: IO[bytes], notes: list[str]) -> Iterator[tuple[str, IO[bytes]]]:

@@ -56,11 +56,11 @@ def stored(paste: Paste) -> Stored:
         files[layout.COROUTINES] = _json(coroutines)
         files[layout.COROUTINES_TEXT] = text.encode("utf-8", "replace")
     main = frames_say.main_thread(look.threads)
-    thread = next((each for each in look.threads if each.tid == main), None)
+    thread = next((thread for thread in look.threads if thread.tid == main), None)
     if thread is not None:
         files[layout.MAIN_LOOP] = _json(frames_say.main_loop(thread))
     graph, notes = _locks(look, paste.printed)
-    stacks = (*(each.frames for each in look.threads), *(coroutine.frames for coroutine in look.coroutines))
+    stacks = (*(thread.frames for thread in look.threads), *(coroutine.frames for coroutine in look.coroutines))
     if not any(map(_is_of_qemu, stacks)):
         notes = (*notes, OF_NOBODY)
     if graph.mutexes:
@@ -106,29 +106,29 @@ def _listing(coroutines: Sequence[Coroutine]) -> tuple[str, tuple[Coroutine, ...
 
 def _locks(look: PastedDump, printed: Sequence[PrintedMutex]) -> tuple[LockGraph, tuple[str, ...]]:
     """Return the mutexes whose owner somebody printed, and of whose identity there is no doubt."""
-    waits = {each.tid: each for each in look.waits}
+    waits = {wait.tid: wait for wait in look.waits}
     names = {thread.tid: thread.comm for thread in look.threads}
     mutexes: dict[int, Mutex] = {}
     notes = []
-    for each in printed:
-        waiters = tuple(_waiters(each, look.threads, waits))
+    for shown in printed:
+        waiters = tuple(_waiters(shown, look.threads, waits))
         if not waiters:
-            notes.append(f"`{each.expression}` showed owner {each.owner}: which thread waits for that cannot be told")
+            notes.append(f"`{shown.expression}` showed owner {shown.owner}: which thread waits for that cannot be told")
             continue
-        is_bql = _is_bql(each.expression)
+        is_bql = _is_bql(shown.expression)
         addresses = [waits[tid].address for tid in waiters if tid in waits and waits[tid].address]
         address = addresses[0] if addresses else NAMELESS + len(mutexes)
         mutexes[address] = Mutex(
             address=address,
-            owner=each.owner,
-            owner_comm=names.get(each.owner, ""),
-            kind=mutex_kind(each.kind),
-            count=each.count,
+            owner=shown.owner,
+            owner_comm=names.get(shown.owner, ""),
+            kind=mutex_kind(shown.kind),
+            count=shown.count,
             waiters=waiters,
             is_bql=is_bql,
-            symbol=each.expression if each.expression.isidentifier() else "",
+            symbol=shown.expression if shown.expression.isidentifier() else "",
         )
-    bql = next((each for each in mutexes.values() if each.is_bql), None)
+    bql = next((mutex for mutex in mutexes.values() if mutex.is_bql), None)
     waits_on = {tid: mutex.owner for mutex in mutexes.values() for tid in mutex.waiters}
     return (
         LockGraph(

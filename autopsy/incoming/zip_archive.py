@@ -56,7 +56,7 @@ def members(stream: IO[bytes], most: int, most_bytes: int, notes: list[str]) -> 
             entries = archive.infolist()
             if len(entries) > most:
                 notes.append(f"{len(entries) - most} files of the archive were left out: more than {most}")
-            for entry in (each for each in entries[:most] if not each.is_dir()):
+            for entry in (entry for entry in entries[:most] if not entry.is_dir()):
                 if entry.flag_bits & ENCRYPTED:
                     unreadable["encrypted"] = None
                     continue

@@ -164,4 +164,4 @@ class Queues:
 
     def notifier(self, fd: int) -> EventFd | None:
         """Return an eventfd as both looks saw it."""
-        return next((each for each in self.notifiers if each.fd == fd), None)
+        return next((notifier for notifier in self.notifiers if notifier.fd == fd), None)

@@ -20,15 +20,15 @@ def gather_configured_disks(evidence: Evidence) -> tuple[ConfiguredDisk, ...]:
     """Return the disks of the manager's own configuration, none for a process that has no manager."""
     raw = evidence.read(layout.evidence(layout.HOST, layout.VM_CONFIG))
     files = {section.name: section.data for section in sections.parse(raw) if not section.error}
-    found: dict[str, ConfiguredDisk] = {}
+    by_device: dict[str, ConfiguredDisk] = {}
     match evidence.manifest.target.manager:
         case "proxmox":
-            found = {disk.device: disk for disk in _proxmox(files)}
+            by_device = {disk.device: disk for disk in _proxmox(files)}
         case "libvirt":
-            found = {disk.device: disk for disk in _libvirt(files)}
+            by_device = {disk.device: disk for disk in _libvirt(files)}
         case "process":
             pass
-    return tuple(found.values())
+    return tuple(by_device.values())
 
 
 def _proxmox(files: dict[str, bytes]) -> Iterator[ConfiguredDisk]:

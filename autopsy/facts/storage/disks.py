@@ -80,22 +80,23 @@ def gather_disks(  # noqa: PLR0917 - every source of a disk's facts, once
 
 def _entries(talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot], line: CommandLine) -> Fact[tuple[Entry, ...]]:
     for question in ("query-block", "query-blockstats"):
-        found = monitor.answer(talk, question)
-        if not isinstance(found, Known):
+        listed = monitor.answer(talk, question)
+        if not isinstance(listed, Known):
             continue
         entries = []
-        for each in map(mapping, sequence(found.value)):
-            inserted = mapping(each.get("inserted"))
-            node = text(inserted.get("node-name")) or text(each.get("node-name"))
-            backend, qdev = text(each.get("device")), text(each.get("qdev"))
-            cite = Cite(found.cite.file, found.cite.line, f"device {backend or qdev or node}")
-            entries.append(Entry(backend, qdev, node, inserted, text(each.get("io-status")), cite))
-        return Known(tuple(entries), found.cite)
+        for given in map(mapping, sequence(listed.value)):
+            inserted = mapping(given.get("inserted"))
+            node = text(inserted.get("node-name")) or text(given.get("node-name"))
+            backend, qdev = text(given.get("device")), text(given.get("qdev"))
+            cite = Cite(listed.cite.file, listed.cite.line, f"device {backend or qdev or node}")
+            entries.append(Entry(backend, qdev, node, inserted, text(given.get("io-status")), cite))
+        return Known(tuple(entries), listed.cite)
     if isinstance(heap, Known) and heap.value.backends:
         cite = Cite(layout.evidence(layout.GDB_THREADS, layout.HEAP))
         return Known(
             tuple(
-                Entry(each.name, each.device, each.node_name, {}, each.io_status, cite) for each in heap.value.backends
+                Entry(backend.name, backend.device, backend.node_name, {}, backend.io_status, cite)
+                for backend in heap.value.backends
             ),
             cite,
         )
@@ -117,7 +118,9 @@ def _entries(talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot], line: Com
 def _exported(exports: Fact[tuple[ExportFact, ...]]) -> Fact[tuple[Entry, ...]]:
     if isinstance(exports, Unknown):
         return exports
-    return Known(tuple(Entry("", "", each.node, {}, "", each.cite, each) for each in exports.value), exports.cite)
+    return Known(
+        tuple(Entry("", "", export.node, {}, "", export.cite, export) for export in exports.value), exports.cite
+    )
 
 
 def _disk(  # noqa: PLR0917 - every source of a disk's facts, once
@@ -167,8 +170,8 @@ def _never() -> Unknown:
 
 def identity_of(qdev: str, backend: str, node: str) -> str:
     """Return the name an operator knows: the device's id, else the drive's, else the node's."""
-    if found := PERIPHERAL.match(qdev):
-        return found[1]
+    if match := PERIPHERAL.match(qdev):
+        return match[1]
     if qdev and "/" not in qdev:
         return qdev
     return backend or qdev or node or "(nameless)"
@@ -193,9 +196,9 @@ def _in_flight(
         return Known(in_heap.value.in_flight, in_heap.cite)
     path = entry.qdev if entry.qdev.startswith("/") else ""
     answered = monitor.answers(talk, "x-query-virtio-queue-status", again=False)
-    mine = [each for each in answered if path and text(each.exchange.arguments.get("path")) == path]
+    mine = [asked for asked in answered if path and text(asked.exchange.arguments.get("path")) == path]
     if mine:
-        return Known(sum(number(mapping(each.answer).get("inuse")) for each in mine), mine[0].cite)
+        return Known(sum(number(mapping(asked.answer).get("inuse")) for asked in mine), mine[0].cite)
     if isinstance(owed := virtqueues.inuse(shaped, entry.qdev), Known):
         return owed
     return Unknown(
@@ -219,7 +222,7 @@ def _model(
         return Known(f"{controller} {driver}".strip() if driver.startswith(("scsi-", "ide-")) else driver, line.cite)
     if isinstance(in_heap, Known) and in_heap.value.device_type:
         return Known(in_heap.value.device_type, in_heap.cite)
-    drive = next((each for each in line.drives if entry.backend and string(each, "id") == entry.backend), None)
+    drive = next((drive for drive in line.drives if entry.backend and string(drive, "id") == entry.backend), None)
     if drive is not None and string(drive, "if"):
         return Known(string(drive, "if"), line.cite)
     return Unknown(line.cite.file, "the command line names no device for this disk")
@@ -230,10 +233,10 @@ def _iothread(device: Mapping[str, Any], line: CommandLine) -> Fact[str]:
     if not device:
         return Unknown(line.cite.file, "the command line names no device for this disk")
     controller = line.device(string(device, "bus").partition(".")[0]) or {}
-    for each in (device, controller):
-        if found := string(each, "iothread"):
-            return Known(found, line.cite)
-        mapped = [string(mapping(part), "iothread") for part in sequence(each.get("iothread-vq-mapping"))]
+    for owner in (device, controller):
+        if named := string(owner, "iothread"):
+            return Known(named, line.cite)
+        mapped = [string(mapping(part), "iothread") for part in sequence(owner.get("iothread-vq-mapping"))]
         if mapped:
             return Known(",".join(mapped), line.cite)
     return Known("", line.cite)
@@ -274,13 +277,13 @@ def _limits(entry: Entry, line: CommandLine) -> Fact[Limits]:
 
 
 def _statistics(talk: MonitorFact, *, again: bool) -> Fact[dict[str, BlockStats]]:
-    found = monitor.answer(talk, "query-blockstats", again=again)
-    if isinstance(found, Unknown):
-        return found
+    listed = monitor.answer(talk, "query-blockstats", again=again)
+    if isinstance(listed, Unknown):
+        return listed
     counters: dict[str, BlockStats] = {}
-    for each in map(mapping, sequence(found.value)):
-        stats = mapping(each.get("stats"))
-        names_of_it = (text(each.get("device")), text(each.get("qdev")), text(each.get("node-name")))
+    for entry in map(mapping, sequence(listed.value)):
+        stats = mapping(entry.get("stats"))
+        names_of_it = (text(entry.get("device")), text(entry.get("qdev")), text(entry.get("node-name")))
         title = next((name for name in names_of_it if name), "")
         counted = BlockStats(
             reads=number(stats.get("rd_operations")),
@@ -290,18 +293,18 @@ def _statistics(talk: MonitorFact, *, again: bool) -> Fact[dict[str, BlockStats]
             failed=sum(number(stats.get(f"failed_{kind}_operations")) for kind in ("rd", "wr", "flush", "unmap")),
             idle_ns=number(stats["idle_time_ns"]) if "idle_time_ns" in stats else None,
             total_ns=sum(number(stats.get(f"{kind}_total_time_ns")) for kind in ("rd", "wr", "flush", "unmap")),
-            cite=Cite(found.cite.file, found.cite.line, f"blockstats of {title}"),
+            cite=Cite(listed.cite.file, listed.cite.line, f"blockstats of {title}"),
         )
         for kind, name in zip(("device", "qdev", "node"), names_of_it, strict=True):
             if name:
                 counters.setdefault(f"{kind} {name}", counted)
-    return Known(counters, found.cite)
+    return Known(counters, listed.cite)
 
 
-def _of(found: Fact[dict[str, BlockStats]], entry: Entry) -> Fact[BlockStats]:
-    if isinstance(found, Unknown):
-        return found
+def _of(counters: Fact[dict[str, BlockStats]], entry: Entry) -> Fact[BlockStats]:
+    if isinstance(counters, Unknown):
+        return counters
     for key in (f"device {entry.backend}", f"qdev {entry.qdev}", f"node {entry.node}"):
-        if stats := found.value.get(key):
+        if stats := counters.value.get(key):
             return Known(stats, stats.cite)
-    return Unknown(found.cite.file, "query-blockstats does not list this disk")
+    return Unknown(counters.cite.file, "query-blockstats does not list this disk")

@@ -24,18 +24,20 @@ class ExportFact:
 
 def gather_exports(talk: MonitorFact, line: CommandLine) -> Fact[tuple[ExportFact, ...]]:
     """Return the exports that the daemon tells of; without an answer, those that it was started with."""
-    found = monitor.answer(talk, QUESTION)
-    if isinstance(found, Known):
-        given = [mapping(each) for each in sequence(found.value)]
-        cite = found.cite
+    listed = monitor.answer(talk, QUESTION)
+    if isinstance(listed, Known):
+        given = [mapping(export) for export in sequence(listed.value)]
+        cite = listed.cite
     elif line.exports:
         given = [dict(export) for export in line.exports]
         cite = line.cite
     else:
-        return Unknown(found.evidence, found.why)
+        return Unknown(listed.evidence, listed.why)
     exports = tuple(
-        ExportFact(name, string(each, "type"), string(each, "node-name"), Cite(cite.file, cite.line, f"export {name}"))
-        for each in given
-        if (name := text(each.get("id")))
+        ExportFact(
+            name, string(export, "type"), string(export, "node-name"), Cite(cite.file, cite.line, f"export {name}")
+        )
+        for export in given
+        if (name := text(export.get("id")))
     )
     return Known(exports, cite)

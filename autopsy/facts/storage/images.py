@@ -18,18 +18,18 @@ def gather_images(evidence: Evidence, line: CommandLine, descriptors: Fact[tuple
     """Return the open file of each image that is known by another name, by that name."""
     if not isinstance(descriptors, Known):
         return {}
-    files = [each for each in descriptors.value if each.kind in {"file", "block device"}]
+    files = [file for file in descriptors.value if file.kind in {"file", "block device"}]
     return {**_by_identity(evidence, files), **_by_set(line, files)}
 
 
 def _by_identity(evidence: Evidence, files: list[Descriptor]) -> dict[str, str]:
     targets = {(file.device, file.inode): file.target for file in files if file.device and file.inode}
-    found = {}
+    paths = {}
     for section in section_map(evidence, layout.PROC_FDS, layout.IMAGES).values():
         identity = IDENTITY.fullmatch(text(section)) if not section.error else None
         if identity and (target := targets.get((identity[1], int(identity[2])))):
-            found[identity[3]] = target
-    return found
+            paths[identity[3]] = target
+    return paths
 
 
 def _by_set(line: CommandLine, files: list[Descriptor]) -> dict[str, str]:
@@ -43,4 +43,4 @@ def _by_set(line: CommandLine, files: list[Descriptor]) -> dict[str, str]:
             if fd in targets:
                 sets.setdefault(f"/dev/fdset/{string(options, 'set')}", []).append(targets[fd])
     # The same file twice, to read and to write, is one.
-    return {path: found[0] for path, found in sets.items() if len(set(found)) == 1}
+    return {path: paths[0] for path, paths in sets.items() if len(set(paths)) == 1}

@@ -20,11 +20,13 @@ UNITS: dict[str, Literal["bytes", "requests"]] = {"bps": "bytes", "iops": "reque
 KINDS: dict[str, Literal["read", "write"]] = {"r": "read", "w": "write", "read": "read", "write": "write"}
 
 
-def gather_io_limits(found: Mapping[str, Section], absent: Unknown) -> Fact[tuple[IoLimit, ...]]:
+def gather_io_limits(sections: Mapping[str, Section], absent: Unknown) -> Fact[tuple[IoLimit, ...]]:
     """Return every limit that is set, from the VM's own groups up to the top."""
-    files = [(section, file) for name, section in found.items() if (file := FILE.fullmatch(name)) and not section.error]
+    files = [
+        (section, file) for name, section in sections.items() if (file := FILE.fullmatch(name)) and not section.error
+    ]
     if not files:
-        return Unknown(PATH, "it has no io.max and no blkio.throttle file") if found else absent
+        return Unknown(PATH, "it has no io.max and no blkio.throttle file") if sections else absent
     limits = tuple(limit for section, file in files for limit in _limits(section, file))
     return Known(limits, Cite(PATH, files[0][0].line, files[0][0].name))
 
@@ -44,5 +46,5 @@ def _limits(section: Section, file: re.Match[str]) -> Iterator[IoLimit]:
 
 
 def _pairs(words: str) -> list[tuple[str, str, str]]:
-    found = (word.partition("=") for word in words.split())
-    return [(key[:1], key[1:], value) for key, _, value in found]
+    pairs = (word.partition("=") for word in words.split())
+    return [(key[:1], key[1:], value) for key, _, value in pairs]

@@ -20,20 +20,20 @@ TOTAL = ("total-progress", "len")
 def gather_jobs(talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot]) -> Fact[tuple[JobFact, ...]]:
     """Return the jobs that query-jobs (or query-block-jobs, or the heap) lists."""
     for question in ("query-jobs", "query-block-jobs"):
-        found = monitor.answer(talk, question)
-        if not isinstance(found, Known):
+        listed = monitor.answer(talk, question)
+        if not isinstance(listed, Known):
             continue
         later = monitor.answer(talk, question, again=True)
         speeds = _speeds(talk)
         return Known(
-            tuple(_job(each, found.cite, later, speeds) for each in map(mapping, sequence(found.value))), found.cite
+            tuple(_job(job, listed.cite, later, speeds) for job in map(mapping, sequence(listed.value))), listed.cite
         )
     for question in ("query-jobs", "query-block-jobs"):
-        found = monitor.answer(talk, question, again=True)
-        if isinstance(found, Known):
+        listed = monitor.answer(talk, question, again=True)
+        if isinstance(listed, Known):
             only = Unknown(layout.evidence(layout.QUERY_STATUS, layout.QMP), "query-jobs was not answered at first")
             return Known(
-                tuple(_job(each, found.cite, only, {}) for each in map(mapping, sequence(found.value))), found.cite
+                tuple(_job(job, listed.cite, only, {}) for job in map(mapping, sequence(listed.value))), listed.cite
             )
     if isinstance(heap, Known):
         cite = Cite(layout.evidence(layout.GDB_THREADS, layout.HEAP), 0, "jobs")
@@ -60,8 +60,8 @@ def gather_jobs(talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot]) -> Fac
 
 def _speeds(talk: MonitorFact) -> dict[str, int]:
     """Return the limit of each job that has one, in bytes a second: only query-block-jobs tells it."""
-    found = monitor.answer(talk, "query-block-jobs")
-    jobs = map(mapping, sequence(found.value)) if isinstance(found, Known) else ()
+    listed = monitor.answer(talk, "query-block-jobs")
+    jobs = map(mapping, sequence(listed.value)) if isinstance(listed, Known) else ()
     return {text(job.get("device")): number(job.get("speed")) for job in jobs}
 
 
@@ -73,9 +73,7 @@ def _job(job: dict[str, Any], cite: Cite, later: Fact[Any], speeds: Mapping[str,
     if isinstance(later, Unknown):
         progressed = later
     else:
-        again = [
-            each for each in map(mapping, sequence(later.value)) if identity in {each.get("id"), each.get("device")}
-        ]
+        again = [job for job in map(mapping, sequence(later.value)) if identity in {job.get("id"), job.get("device")}]
         progressed = (
             Known(_first(again[0], PROGRESS) - current, later.cite)
             if again

@@ -54,14 +54,14 @@ class BlockGraph:
 
     def below(self, top: str) -> tuple[Node, ...]:
         """Return a node and everything under it, from the top, each once."""
-        found: dict[str, Node] = {}
+        nodes: dict[str, Node] = {}
         names = [top]
-        while names and len(found) < MOST_NODES:
+        while names and len(nodes) < MOST_NODES:
             node = self.nodes.get(names.pop(0))
-            if node is not None and node.name not in found:
-                found[node.name] = replace(node, opened=self.opened.get(node.filename, ""))
+            if node is not None and node.name not in nodes:
+                nodes[node.name] = replace(node, opened=self.opened.get(node.filename, ""))
                 names += node.children
-        return tuple(found.values())
+        return tuple(nodes.values())
 
 
 def gather_nodes(
@@ -75,11 +75,13 @@ def gather_nodes(
     for node in _from_nodes_question(talk):
         graph.add(node)
     if isinstance(heap, Known):
-        for found in heap.value.nodes:
-            children = tuple(edge.node_name for edge in found.children)
-            cite = Cite("evidence/gdb.threads/heap.json", 0, f"node {found.node_name}")
+        for stored in heap.value.nodes:
+            children = tuple(edge.node_name for edge in stored.children)
+            cite = Cite("evidence/gdb.threads/heap.json", 0, f"node {stored.node_name}")
             graph.add(
-                Node(name=found.node_name, driver=found.driver, filename=found.filename, children=children, cite=cite)
+                Node(
+                    name=stored.node_name, driver=stored.driver, filename=stored.filename, children=children, cite=cite
+                )
             )
     for options in line.blockdevs:
         for node in from_options(options, line.cite):
@@ -93,23 +95,23 @@ def gather_nodes(
 
 def drivers(talk: MonitorFact) -> Fact[frozenset[str]]:
     """Return the drivers of all block nodes that there are: only one question tells every node."""
-    found = monitor.answer(talk, "query-named-block-nodes")
-    if isinstance(found, Unknown):
-        return found
-    return Known(frozenset(text(mapping(node).get("drv")) for node in sequence(found.value)), found.cite)
+    listed = monitor.answer(talk, "query-named-block-nodes")
+    if isinstance(listed, Unknown):
+        return listed
+    return Known(frozenset(text(mapping(node).get("drv")) for node in sequence(listed.value)), listed.cite)
 
 
 def _drivers(talk: MonitorFact) -> dict[str, str]:
-    found = monitor.answer(talk, "query-named-block-nodes")
-    nodes = sequence(found.value) if isinstance(found, Known) else []
+    listed = monitor.answer(talk, "query-named-block-nodes")
+    nodes = sequence(listed.value) if isinstance(listed, Known) else []
     return {text(mapping(node).get("node-name")): text(mapping(node).get("drv")) for node in nodes}
 
 
 def _from_graph_question(talk: MonitorFact, drivers: Mapping[str, str]) -> Iterator[Node]:
-    found = monitor.answer(talk, "x-debug-query-block-graph")
-    if not isinstance(found, Known):
+    graph = monitor.answer(talk, "x-debug-query-block-graph")
+    if not isinstance(graph, Known):
         return
-    whole = mapping(found.value)
+    whole = mapping(graph.value)
     names = {number(mapping(node).get("id")): text(mapping(node).get("name")) for node in sequence(whole.get("nodes"))}
     drawn = {
         number(mapping(node).get("id"))
@@ -129,20 +131,20 @@ def _from_graph_question(talk: MonitorFact, drivers: Mapping[str, str]) -> Itera
             name=name,
             driver=drivers.get(name, ""),
             children=children,
-            cite=Cite(found.cite.file, found.cite.line, name),
+            cite=Cite(graph.cite.file, graph.cite.line, name),
         )
 
 
 def _from_nodes_question(talk: MonitorFact) -> Iterator[Node]:
     for question in ("query-named-block-nodes", "query-block"):
-        found = monitor.answer(talk, question)
-        if not isinstance(found, Known):
+        listed = monitor.answer(talk, question)
+        if not isinstance(listed, Known):
             continue
-        for each in sequence(found.value):
-            node = mapping(each) if question == "query-named-block-nodes" else mapping(mapping(each).get("inserted"))
+        for entry in sequence(listed.value):
+            node = mapping(entry) if question == "query-named-block-nodes" else mapping(mapping(entry).get("inserted"))
             name = text(node.get("node-name"))
             file = text(mapping(node.get("image")).get("filename")) or text(node.get("file"))
-            cite = Cite(found.cite.file, found.cite.line, f"node-name {name}")
+            cite = Cite(listed.cite.file, listed.cite.line, f"node-name {name}")
             driver = text(node.get("drv"))
             yield Node(
                 name=name,
@@ -163,10 +165,10 @@ def _children(node: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _from_statistics(talk: MonitorFact) -> Iterator[Node]:
     """Read the chains that query-blockstats nests as `parent` and `backing`, and the driver where it tells it."""
-    found = monitor.answer(talk, "query-blockstats")
-    if not isinstance(found, Known):
+    counters = monitor.answer(talk, "query-blockstats")
+    if not isinstance(counters, Known):
         return
-    waiting = [mapping(each) for each in sequence(found.value)]
+    waiting = [mapping(entry) for entry in sequence(counters.value)]
     for _ in range(MOST_NODES):
         if not waiting:
             return
@@ -178,7 +180,7 @@ def _from_statistics(talk: MonitorFact) -> Iterator[Node]:
                 name=name,
                 driver=text(mapping(node.get("driver-specific")).get("driver")),
                 children=tuple(dict.fromkeys(child for edge in below if (child := text(edge.get("node-name"))))),
-                cite=Cite(found.cite.file, found.cite.line, name),
+                cite=Cite(counters.cite.file, counters.cite.line, name),
             )
 
 
@@ -286,7 +288,7 @@ def drive_nodes(options: Options, top: str, cite: Cite) -> tuple[Node, ...]:
 
 def read_command_line_again(graph: BlockGraph, line: CommandLine, backend: str, top: str) -> None:
     """Add what a -drive tells of the nodes below `top`, matched by their place in the chain."""
-    drive = next((each for each in line.drives if backend and string(each, "id") == backend), None)
+    drive = next((drive for drive in line.drives if backend and string(drive, "id") == backend), None)
     if drive is None or not top:
         return
     format_node, *rest = drive_nodes(drive, top, Cite(line.cite.file, line.cite.line, f"-drive id={backend}"))

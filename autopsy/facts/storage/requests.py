@@ -59,15 +59,15 @@ def link(
     if isinstance(coroutines, Unknown):
         return coroutines
     if isinstance(drivers, Known):
-        checked = (_checked(each, drivers.value) for each in coroutines.value)
+        checked = (_checked(coroutine, drivers.value) for coroutine in coroutines.value)
         coroutines = Known(tuple(checked), coroutines.cite)
     if isinstance(jobs, Known) and any(job.kind in COPYING for job in jobs.value):
-        requests = (replace(each, of_job=_is_of_job(each)) for each in coroutines.value)
+        requests = (replace(coroutine, of_job=_is_of_job(coroutine)) for coroutine in coroutines.value)
         coroutines = Known(tuple(requests), coroutines.cite)
     if isinstance(disks, Unknown):
         return coroutines
-    named = (_driver(each, disks.value, nodes) for each in coroutines.value)
-    return Known(tuple(replace(each, disk=_disk(each, disks.value)) for each in named), coroutines.cite)
+    named = (_driver(coroutine, disks.value, nodes) for coroutine in coroutines.value)
+    return Known(tuple(replace(coroutine, disk=_disk(coroutine, disks.value)) for coroutine in named), coroutines.cite)
 
 
 def _checked(coroutine: CoroutineFact, drivers: frozenset[str]) -> CoroutineFact:
@@ -107,14 +107,14 @@ def _driver(coroutine: CoroutineFact, disks: tuple[DiskFact, ...], nodes: tuple[
     """
     if coroutine.park is not Park.DRIVER or not all(map(is_whole, disks)):
         return coroutine
-    found = {node.driver: node for disk in disks for node in disk.nodes if node.driver in WAITING_DRIVERS}
-    if not found and any(not frame.function for frame in coroutine.frames):  # names would have told the place
-        found = {node.driver: node for node in nodes if node.driver in WAITING_DRIVERS}
+    waiting = {node.driver: node for disk in disks for node in disk.nodes if node.driver in WAITING_DRIVERS}
+    if not waiting and any(not frame.function for frame in coroutine.frames):  # names would have told the place
+        waiting = {node.driver: node for node in nodes if node.driver in WAITING_DRIVERS}
     if isinstance(coroutine.node, Known):
-        found = {driver: node for driver, node in found.items() if node.name == coroutine.node.value}
-    if len(found) != 1:
+        waiting = {driver: node for driver, node in waiting.items() if node.name == coroutine.node.value}
+    if len(waiting) != 1:
         return coroutine
-    driver, node = next(iter(found.items()))
+    driver, node = next(iter(waiting.items()))
     why = f"the only driver that waits is {driver} (node {node.name})"
     return replace(coroutine, park=WAITING_DRIVERS[driver], named_by=(*coroutine.named_by, why))
 

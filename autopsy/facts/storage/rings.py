@@ -16,14 +16,14 @@ def gather_rings(evidence: Evidence) -> Fact[RingsFact]:
     readings: list[Known[records.Rings]] = []
     missing: Unknown | None = None
     for step in PLACES:
-        found = decode(evidence, step, layout.RINGS, records.Rings)
-        if isinstance(found, Known):
-            readings.append(found)
+        record = decode(evidence, step, layout.RINGS, records.Rings)
+        if isinstance(record, Known):
+            readings.append(record)
         elif step == layout.PROC_AIO:
-            missing = found
+            missing = record
     if not readings:
         return missing or Unknown(layout.evidence(layout.PROC_AIO, layout.RINGS), "no reading of the rings")
-    readings.sort(key=lambda each: each.value.taken_ns)
+    readings.sort(key=lambda record: record.value.taken_ns)
     first, last = readings[0], readings[-1]
     return Known(
         RingsFact(

@@ -45,21 +45,21 @@ def gather_throttle_groups(
 
 def _objects(talk: MonitorFact, line: CommandLine) -> dict[str, Fact[Limits]]:
     """Return the groups that are objects of their own, with the limits QEMU tells, else those of the command line."""
-    found: dict[str, Fact[Limits]] = {}
-    for each in talk.asked:
-        path = text(each.exchange.arguments.get("path"))
-        if each.exchange.question != "qom-get" or not path.startswith("/objects/"):
+    by_group: dict[str, Fact[Limits]] = {}
+    for asked in talk.asked:
+        path = text(asked.exchange.arguments.get("path"))
+        if asked.exchange.question != "qom-get" or not path.startswith("/objects/"):
             continue
-        if each.exchange.arguments.get("property") == "limits" and each.answer is not None and not each.again:
-            values = ((name, number(value)) for name, value in mapping(each.answer).items())
-            found[path.removeprefix("/objects/")] = Known(Limits(_real(values)), each.cite)
+        if asked.exchange.arguments.get("property") == "limits" and asked.answer is not None and not asked.again:
+            values = ((name, number(value)) for name, value in mapping(asked.answer).items())
+            by_group[path.removeprefix("/objects/")] = Known(Limits(_real(values)), asked.cite)
     for options in line.objects:
         if string(options, "qom-type") != "throttle-group":
             continue
         raw = mapping(options.get("limits")) or {key[2:]: value for key, value in options.items() if key[:2] == "x-"}
         values = ((name, int(value) if str(value).isdecimal() else 0) for name, value in raw.items())
-        found.setdefault(string(options, "id"), Known(Limits(_real(values)), line.cite))
-    return {name: limits for name, limits in found.items() if name}
+        by_group.setdefault(string(options, "id"), Known(Limits(_real(values)), line.cite))
+    return {name: limits for name, limits in by_group.items() if name}
 
 
 def _real(values: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
@@ -67,8 +67,8 @@ def _real(values: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
 
 
 def _no_limits(talk: MonitorFact) -> Unknown:
-    found = monitor.answer(talk, "query-block")
-    why = found.why if isinstance(found, Unknown) else "no answer tells this group's limits"
+    listed = monitor.answer(talk, "query-block")
+    why = listed.why if isinstance(listed, Unknown) else "no answer tells this group's limits"
     return Unknown(layout.evidence(layout.THROTTLE_GROUPS, layout.QMP), why)
 
 
@@ -76,11 +76,11 @@ def _group(
     name: str,
     members: tuple[str, ...],
     limits: Fact[Limits],
-    found: heap_records.HeapThrottleGroup | None,
+    walked: heap_records.HeapThrottleGroup | None,
     heap: Fact[heap_records.HeapSnapshot],
 ) -> ThrottleGroupFact:
     cite = Cite(HEAP, 0, f"throttle group {name}")
-    if found is None:
+    if walked is None:
         absent = heap if isinstance(heap, Unknown) else Unknown(HEAP, "the heap walk met no such group")
         cite = limits.cite if isinstance(limits, Known) else Cite(limits.evidence)
         return ThrottleGroupFact(
@@ -95,22 +95,22 @@ def _group(
             lock_address=absent,
             cite=cite,
         )
-    timers = [timer for member in found.members for timer in member.timers if timer is not None]
+    timers = [timer for member in walked.members for timer in member.timers if timer is not None]
     timeless = any(timer.expires_ns is not None and timer.due_in_ns is None for timer in timers)
     due = [timer.due_in_ns for timer in timers if timer.expires_ns is not None and timer.due_in_ns is not None]
-    buckets = tuple((bucket.name, int(bucket.avg)) for bucket in found.buckets if bucket.avg)
+    buckets = tuple((bucket.name, int(bucket.avg)) for bucket in walked.buckets if bucket.avg)
     return ThrottleGroupFact(
         name=name,
-        members=members or tuple(member.owner for member in found.members),
+        members=members or tuple(member.owner for member in walked.members),
         limits=limits if isinstance(limits, Known) else Known(Limits(buckets), cite),
-        armed=Known(any(found.any_timer_armed), cite),
+        armed=Known(any(walked.any_timer_armed), cite),
         timer_ns=Unknown(HEAP, "when the core was taken is not known")
         if timeless
         else Known(min(due) if due else None, cite),
-        due_ns=Known(_wait_ns(found), cite),
-        pending=Known(sum(sum(member.pending_requests) for member in found.members), cite),
-        restarting=Known(any(member.restart_pending for member in found.members), cite),
-        lock_address=Known(found.lock.address, cite),
+        due_ns=Known(_wait_ns(walked), cite),
+        pending=Known(sum(sum(member.pending_requests) for member in walked.members), cite),
+        restarting=Known(any(member.restart_pending for member in walked.members), cite),
+        lock_address=Known(walked.lock.address, cite),
         cite=cite,
     )
 

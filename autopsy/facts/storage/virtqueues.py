@@ -65,9 +65,9 @@ def gather_virtqueues(  # noqa: PLR0917 - every source of a queue, once
 def _queues(
     evidence: Evidence, first: tuple[VirtQueue, ...], second: tuple[VirtQueue, ...] | None, cite: Cite
 ) -> Known[Queues]:
-    found = shapes(evidence)
-    shaped = found.value.first if isinstance(found, Known) else ()
-    shaped_again = (found.value.second if isinstance(found, Known) else None) or ()
+    known = shapes(evidence)
+    shaped = known.value.first if isinstance(known, Known) else ()
+    shaped_again = (known.value.second if isinstance(known, Known) else None) or ()
     twice = decode(evidence, layout.SECOND_EXPOSURE, layout.EVENTFDS, tuple[records.EventFd, ...])
     again: Fact[tuple[VirtQueue, ...]] = (
         Unknown(cite.file, "there is no second snapshot of them") if second is None else Known(_of_disks(second), cite)
@@ -81,7 +81,7 @@ def _queues(
             words_again=_words(evidence, layout.SECOND_EXPOSURE),
             broken=frozenset(device.device for device in shaped if device.broken),
             still_broken=frozenset(device.device for device in shaped_again if device.broken),
-            devices_cite=found.cite if isinstance(found, Known) else Cite(found.evidence),
+            devices_cite=known.cite if isinstance(known, Known) else Cite(known.evidence),
             words_cite=Cite(layout.evidence(layout.SECOND_EXPOSURE, layout.RING_WORDS)),
             cite=cite,
         ),
@@ -90,13 +90,13 @@ def _queues(
 
 
 def _words(evidence: Evidence, step: str) -> tuple[RingWords, ...]:
-    found = decode(evidence, step, layout.RING_WORDS, RingsLook)
-    return found.value.words if isinstance(found, Known) else ()
+    look = decode(evidence, step, layout.RING_WORDS, RingsLook)
+    return look.value.words if isinstance(look, Known) else ()
 
 
-def _absent(told: VirtioShapes, disks: Fact[tuple[DiskFact, ...]], line: CommandLine) -> str:
+def _absent(devices: VirtioShapes, disks: Fact[tuple[DiskFact, ...]], line: CommandLine) -> str:
     """Say which device of this VM was not found; empty where all were."""
-    known = {device.device for device in told.first}
+    known = {device.device for device in devices.first}
     for disk in disks.value if isinstance(disks, Known) else ():
         if disk.device.endswith(BACKEND) and _name(disk.device) not in known:
             return f"the virtio device {_name(disk.device)} was not found by its shape"
@@ -104,9 +104,9 @@ def _absent(told: VirtioShapes, disks: Fact[tuple[DiskFact, ...]], line: Command
         wanted = sum(string(device, "driver").startswith(family) for device in line.devices)
         if family == FAMILIES[0]:
             wanted += sum(string(drive, "if") == "virtio" for drive in line.drives)
-        found = sum(device.device_type.startswith(family) for device in told.first)
-        if found < wanted:
-            return f"{found} of {wanted} {family} devices were found by their shape"
+        present = sum(device.device_type.startswith(family) for device in devices.first)
+        if present < wanted:
+            return f"{present} of {wanted} {family} devices were found by their shape"
     return ""
 
 

@@ -56,11 +56,11 @@ def _doing(frames: Sequence[Frame]) -> tuple[State, str, str]:
     if nested := nested_under(frames):
         return "nested poll", nested, f"its stack has aio_poll inside {nested}"
     if names and system_call(names[0]) in POLLS and "main_loop_wait" in names:
-        between = [each for each in names[: names.index("main_loop_wait")] if each and not RESTING.fullmatch(each)]
+        between = [name for name in names[: names.index("main_loop_wait")] if name and not RESTING.fullmatch(name)]
         if not between:
             return "idle", "", f"it is in {names[0]} right under main_loop_wait"
     call = "futex" if names and names[0] in SLEEPS else ""
-    call = call or next((found for name in names[:3] if (found := system_call(name))), "")
+    call = call or next((call_ for name in names[:3] if (call_ := system_call(name))), "")
     if call:
         return "blocked in a system call", call, f"its innermost frame is {names[0]}"
     if names and names[0]:

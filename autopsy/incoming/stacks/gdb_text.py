@@ -52,7 +52,7 @@ class OpenStack:
         """Tell whether it is a parked coroutine: asked for as one, or it begins where all of them rest."""
         if self.header is not None:
             return bool(self.header.coroutine)
-        return any(each.function in PARKED for each in self.frames[:2])
+        return any(frame.function in PARKED for frame in self.frames[:2])
 
 
 @dataclass(slots=True)
@@ -95,8 +95,8 @@ class Scan:
             return self._begin(number, whole.lstrip(" "))
         if self.text and self._goes_on(whole):
             self._continue(whole)
-        elif found := header(whole):
-            self._header(found)
+        elif head := header(whole):
+            self._header(head)
         else:
             self._other(whole.strip(" "))
             return False
@@ -156,23 +156,23 @@ class Scan:
             self.text += " " + line.strip(" ")
             self.brackets.feed(self.text)
 
-    def _header(self, found: Header) -> None:
+    def _header(self, head: Header) -> None:
         self._close_stack()
         self.printing.stop()
-        if not self.dumps.begins(found):
+        if not self.dumps.begins(head):
             return
-        if found.rest:
-            self._list(found)
+        if head.rest:
+            self._list(head)
             return
-        self.stack = OpenStack(found)
+        self.stack = OpenStack(head)
 
-    def _list(self, found: Header) -> None:
+    def _list(self, head: Header) -> None:
         """Keep what `info threads` says: names, and one frame of each thread for those that are shown no more of."""
         if len(self.listed) >= MOST_THREADS:
             return
-        if found.name:
-            self.names[found.tid] = found.name
-        self.listed[found.tid] = frame(f"#0  {found.rest}")
+        if head.name:
+            self.names[head.tid] = head.name
+        self.listed[head.tid] = frame(f"#0  {head.rest}")
 
     def _other(self, line: str) -> None:
         if line.startswith(MORE) and self.stack is not None:
@@ -242,23 +242,23 @@ class Scan:
         )
 
     def _add_thread(self, stack: OpenStack) -> None:
-        found = stack.header
-        tid = (found.tid or found.number) if found else 0
+        head = stack.header
+        tid = (head.tid or head.number) if head else 0
         if not tid:
             tid = self._bare(stack)
         if tid in self.threads:
             self._next_look()
-        name = (found.name if found else "") or self.names.get(tid, "")
+        name = (head.name if head else "") or self.names.get(tid, "")
         self.threads[tid] = ThreadStack(tid=tid, comm=name, frames=tuple(stack.frames), cut_short=stack.cut_short)
         if stack.sought.waits:
             self.waits[tid] = LockWait(tid=tid, address=stack.sought.address, symbol=stack.sought.symbol)
 
     def _bare(self, stack: OpenStack) -> int:
         """Return a number for a stack without a header: the same one again if it is the same thread's second look."""
-        loops = any(each.function in LOOPS for each in stack.frames)
-        for tid, each in self.threads.items():
-            both = loops and any(frame.function in LOOPS for frame in each.frames)
-            if tid <= self.bare and (both or _names(each.frames) == _names(stack.frames)):
+        loops = any(frame.function in LOOPS for frame in stack.frames)
+        for tid, met in self.threads.items():
+            both = loops and any(frame.function in LOOPS for frame in met.frames)
+            if tid <= self.bare and (both or _names(met.frames) == _names(stack.frames)):
                 return tid
         self.bare += 1
         while self.bare in self.threads:
@@ -274,10 +274,10 @@ class Scan:
         self.threads, self.coroutines, self.waits = {}, {}, {}
 
     def _look(self) -> PastedDump:
-        threads = {tid: each for tid, each in self.threads.items() if not self._is_banner(tid, each)}
-        for tid, each in self.listed.items():
+        threads = {tid: stack for tid, stack in self.threads.items() if not self._is_banner(tid, stack)}
+        for tid, stack in self.listed.items():
             why = "only its innermost frame was pasted"
-            threads.setdefault(tid, ThreadStack(tid=tid, comm=self.names.get(tid, ""), frames=(each,), cut_short=why))
+            threads.setdefault(tid, ThreadStack(tid=tid, comm=self.names.get(tid, ""), frames=(stack,), cut_short=why))
         return PastedDump(
             threads=tuple(threads.values()),
             coroutines=tuple(self.coroutines.values()),
@@ -288,7 +288,7 @@ class Scan:
         """Tell the one frame that gdb prints by itself, as it opens a process or a core, from a stack."""
         if tid not in self.headless or len(stack.frames) != 1:
             return False
-        innermost = {each.frames[0].function for other, each in self.threads.items() if other != tid}
+        innermost = {stack.frames[0].function for other, stack in self.threads.items() if other != tid}
         return stack.frames[0].function in innermost
 
     def end_of_file(self) -> None:
@@ -303,7 +303,7 @@ class Scan:
         look = self._look()
         if look.threads or look.coroutines:
             self.looks.append(look)
-        notes = [*self.dumps.notes(), *(f"gdb printed {each}: {n}" for each, n in self.printing.counts.items())]
+        notes = [*self.dumps.notes(), *(f"gdb printed {what}: {n}" for what, n in self.printing.counts.items())]
         if self.long_lines:
             notes.append(f"{self.long_lines} lines were longer than {MOST_LINE} characters, and were cut there")
         if self.left_out:
@@ -322,7 +322,7 @@ class Scan:
 
 
 def _names(frames: Iterable[Frame]) -> tuple[str, ...]:
-    return tuple(each.function for each in frames)
+    return tuple(frame.function for frame in frames)
 
 
 def scan(lines: Iterable[str]) -> Paste:

@@ -55,8 +55,8 @@ class Printing:
 
 
 def _number_after(line: str, key: str) -> int | None:
-    _, found, rest = line.partition(key)
+    _, mark, rest = line.partition(key)
     end = 0
     while end < min(len(rest), 10) and rest[end] in "0123456789":
         end += 1
-    return int(rest[:end]) if found and end else None
+    return int(rest[:end]) if mark and end else None

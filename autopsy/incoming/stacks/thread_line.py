@@ -44,14 +44,14 @@ def _brief(text: str) -> Header | None:
 
 
 def _dumped(text: str) -> Header | None:
-    found = _only(text)
-    return replace(found, dumped=True) if found else None
+    head = _only(text)
+    return replace(head, dumped=True) if head else None
 
 
 def _current(text: str) -> Header | None:
     """Read `[Current thread is 1 (…)]`, which gdb prints by itself."""
-    found = _gdb(text.removeprefix("is "))
-    return replace(found, selected=True) if found else None
+    head = _gdb(text.removeprefix("is "))
+    return replace(head, selected=True) if head else None
 
 
 def _gdb(text: str) -> Header | None:

@@ -16,17 +16,17 @@ MOST_WORDS = 1_000
 
 def stacks(value: Any) -> tuple[tuple[Frame, ...], ...]:  # noqa: ANN401 - a stranger's JSON
     """Return each thread's frames, innermost first, the one that crashed before the others; none for other JSON."""
-    found = value.get("stacktrace") if isinstance(value, dict) else None
-    threads = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-    threads.sort(key=lambda each: each.get("crash_thread") is not True)
+    traces = value.get("stacktrace") if isinstance(value, dict) else None
+    threads = [trace for trace in traces if isinstance(trace, dict)] if isinstance(traces, list) else []
+    threads.sort(key=lambda trace: trace.get("crash_thread") is not True)
     read = (_frames(thread.get("frames")) for thread in threads[:MOST_THREADS])
-    return tuple(each for each in read if each)
+    return tuple(trace for trace in read if trace)
 
 
 def executable(value: Any) -> str:  # noqa: ANN401 - as above
     """Return the program whose backtrace it is."""
-    found = value.get("executable") if isinstance(value, dict) else None
-    return found[:MOST_WORDS] if isinstance(found, str) else ""
+    path = value.get("executable") if isinstance(value, dict) else None
+    return path[:MOST_WORDS] if isinstance(path, str) else ""
 
 
 def crash(value: Any) -> tuple[str, ...]:  # noqa: ANN401 - as above

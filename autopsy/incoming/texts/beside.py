@@ -74,8 +74,8 @@ class Beside:
         self.versions.take(value)
         if self.monitor.take(value):
             return MONITOR
-        if is_qemu(abrt.executable(value)) and (found := abrt.stacks(value)):
-            self.stacks += found if not self.stacks else ()  # of one process
+        if is_qemu(abrt.executable(value)) and (stacks := abrt.stacks(value)):
+            self.stacks += stacks if not self.stacks else ()  # of one process
             self.crashes += abrt.crash(value)
             return "ABRT's backtrace"
         return ""
@@ -88,16 +88,18 @@ class Beside:
 
     def machines(self, name: str, pids: Collection[int]) -> tuple[tuple[FoundMachine, ...], tuple[str, ...]]:
         """Return the one VM that is meant, where it can be told, and what is worth a note."""
-        found = tuple(_together(self.commands.found.values(), tuple(self.configurations.machines())))
+        machines = tuple(_together(self.commands.found.values(), tuple(self.configurations.machines())))
         if name:
-            chosen = tuple(each for each in found if name in {each.name, *each.also})
-            return chosen[:1], () if chosen or not found else (f"no VM {name} is among: {_names(found)}",)
-        by_pid = tuple(each for each in found if each.pid and each.pid in pids)
+            chosen = tuple(machine for machine in machines if name in {machine.name, *machine.also})
+            return chosen[:1], () if chosen or not machines else (f"no VM {name} is among: {_names(machines)}",)
+        by_pid = tuple(machine for machine in machines if machine.pid and machine.pid in pids)
         if by_pid:
             return by_pid[:1], ()
-        if len({each.name for each in found}) > 1:
-            return (), (f"{len(found)} VMs are told of, and none was taken: say which by --name: {_names(found)}",)
-        return found[:1], ()
+        if len({machine.name for machine in machines}) > 1:
+            return (), (
+                f"{len(machines)} VMs are told of, and none was taken: say which by --name: {_names(machines)}",
+            )
+        return machines[:1], ()
 
     def files(self, machine: FoundMachine | None, tids: Collection[int]) -> dict[str, bytes]:
         """Return the evidence that concerns one VM, by its path inside the bundle."""
@@ -137,8 +139,8 @@ def _together(lines: Collection[FoundMachine], configured: Sequence[FoundMachine
     yield from (one for at, one in enumerate(configured) if at not in used)
 
 
-def _names(found: Collection[FoundMachine]) -> str:
-    return ", ".join(dict.fromkeys(each.name or "(no name)" for each in found))[:300]
+def _names(machines: Collection[FoundMachine]) -> str:
+    return ", ".join(dict.fromkeys(machine.name or "(no name)" for machine in machines))[:300]
 
 
 def _text(lines: Collection[str]) -> bytes:

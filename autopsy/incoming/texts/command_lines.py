@@ -51,7 +51,7 @@ class CommandLines:
     def _take(self, whole: str) -> bool:
         words = whole.split(" ")
         for place, word in enumerate(words):
-            following = next((each for each in words[place + 1 : place + 9] if each), "")
+            following = next((word for word in words[place + 1 : place + 9] if word), "")
             if is_qemu(word.lstrip(TREE)) and following.startswith("-"):
                 return self.take_words(_split(" ".join(words[place:]).lstrip(TREE)), _pid(words[: min(place, 40)]))
         return False
@@ -71,7 +71,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def _pid(words: list[str]) -> int:
-    for word in [each for each in words if each][:4]:
+    for word in [word for word in words if word][:4]:
         digits = word.strip(TREE)
         if digits.isascii() and digits.isdecimal() and 1 < int(digits[:10]) < 1 << 31:
             return int(digits[:10])

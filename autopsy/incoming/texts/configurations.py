@@ -81,9 +81,9 @@ class Configurations:
         return True
 
     def _setting(self, line: str) -> bool:
-        if told := VMID.search(line):
+        if match := VMID.search(line):
             self._stop()
-            self.vmid = told[1]
+            self.vmid = match[1]
             return False
         if SETTING.match(line) and len(self.lines) < MOST_SETTINGS and self.size < MOST_TEXT:
             if not self.in_snapshot:
@@ -126,6 +126,8 @@ class Configurations:
     def machines(self) -> Iterator[FoundMachine]:
         """Yield each VM's configuration, with its process where a list told it."""
         self._stop()
-        for each in self.found.values():
-            pid = each.pid or next((self.pids[word] for word in each.also if word in self.pids), 0)
-            yield FoundMachine(name=each.name, pid=pid, also=each.also, manager=each.manager, config=each.config)
+        for machine in self.found.values():
+            pid = machine.pid or next((self.pids[word] for word in machine.also if word in self.pids), 0)
+            yield FoundMachine(
+                name=machine.name, pid=pid, also=machine.also, manager=machine.manager, config=machine.config
+            )

@@ -126,8 +126,8 @@ class HmpText:
         return self._add("query-cpus-fast", f"{index}", cpu)
 
     def _thread(self, owner: str, line: str) -> bool:
-        told = {"id": owner, "thread-id": _number(line.removeprefix(THREAD))}
-        return bool(owner) and self._add("query-iothreads", owner, told)
+        thread = {"id": owner, "thread-id": _number(line.removeprefix(THREAD))}
+        return bool(owner) and self._add("query-iothreads", owner, thread)
 
     def exchanges(self) -> tuple[QmpExchange, ...]:
         """Return everything as QMP's own answers."""
@@ -135,7 +135,7 @@ class HmpText:
         made = []
         for question, answers in self.found.items():
             single = question in {"query-status", "query-migrate"}
-            told = [
+            exchanges = [
                 {key: value for key, value in answer.items() if key != "name"} for answer in answers.values() if answer
             ]
             made.append(
@@ -145,7 +145,7 @@ class HmpText:
                     asked_ns=0,
                     ms=0.0,
                     deadline_ms=0.0,
-                    answer=told[0] if single else told,
+                    answer=exchanges[0] if single else exchanges,
                 )
             )
         return tuple(made)
@@ -154,9 +154,9 @@ class HmpText:
         """Name the counters of backends without a name: QEMU lists them in the order of `info block`."""
         disks = tuple(self.found.get("query-block", {}).values())
         counters = tuple(self.found.get("query-blockstats", {}).values())
-        for disk, told in zip(disks, counters, strict=False) if len(disks) == len(counters) else ():
-            if not told["device"] and not disk["device"]:
-                told["qdev"] = disk.get("qdev", "")
+        for disk, counted in zip(disks, counters, strict=False) if len(disks) == len(counters) else ():
+            if not counted["device"] and not disk["device"]:
+                counted["qdev"] = disk.get("qdev", "")
 
 
 def _entry(head: str) -> Answer:
@@ -177,12 +177,12 @@ def _entry(head: str) -> Answer:
 
 def _pairs(words: str) -> Answer:
     """Read `bps=0 iops=50 group=g0`."""
-    found: Answer = {}
+    pairs: Answer = {}
     for word in words.split(" ")[:100]:
         key, equals, value = word.partition("=")
         if equals:
-            found[key[:MOST_NAME]] = value[:MOST_NAME] if key == "group" else _number(value)
-    return found
+            pairs[key[:MOST_NAME]] = value[:MOST_NAME] if key == "group" else _number(value)
+    return pairs
 
 
 def _number(digits: str) -> int:

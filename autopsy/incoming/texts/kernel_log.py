@@ -102,8 +102,8 @@ def _function(line: str) -> str | None:
 
 
 def _number(line: str, key: str) -> int:
-    _, found, rest = line.partition(key)
-    digits = rest.split()[0] if found and rest.split() else ""
+    _, mark, rest = line.partition(key)
+    digits = rest.split()[0] if mark and rest.split() else ""
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else 0
 
 
@@ -130,7 +130,7 @@ def as_tasks(tasks: Collection[HungTask]) -> tuple[bytes, bytes]:
 
 
 def _sections(task: HungTask) -> Iterator[Section]:
-    names = [each.partition("+")[0] for each in task.stack]
+    names = [frame.partition("+")[0] for frame in task.stack]
     wchan = next((name for name in names if name not in SCHEDULERS), "")
     status = f"Name:\t{task.name}\nState:\tD (disk sleep)\nvoluntary_ctxt_switches:\t0\n"
     yield Section(f"task/{task.tid}/comm", f"{task.name}\n".encode())
@@ -139,4 +139,4 @@ def _sections(task: HungTask) -> Iterator[Section]:
     yield Section(f"task/{task.tid}/wchan", wchan.encode())
     if task.stack:
         inner = task.stack[1:] if task.stack[0].startswith("__schedule") else task.stack
-        yield Section(f"task/{task.tid}/stack", "".join(f"[<0>] {each}\n" for each in inner).encode())
+        yield Section(f"task/{task.tid}/stack", "".join(f"[<0>] {line_}\n" for line_ in inner).encode())

@@ -36,6 +36,6 @@ def _text(value: Any) -> str:  # noqa: ANN401 - a stranger's JSON
     """Return a field's text, which the journal tells as numbers where it is not UTF-8."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(each, int) and 0 <= each < 256 for each in value):
+    if isinstance(value, list) and all(isinstance(number, int) and 0 <= number < 256 for number in value):
         return bytes(value).decode("utf-8", "replace")
     return ""

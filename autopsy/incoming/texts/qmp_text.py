@@ -74,13 +74,13 @@ def _question(answer: Any) -> str:  # noqa: ANN401 - as above
 
 def files(exchanges: Sequence[QmpExchange]) -> dict[str, bytes]:
     """Return the answers as the steps of a capture keep them; the first answer to each question counts."""
-    found: dict[str, list[QmpExchange]] = {}
+    by_step: dict[str, list[QmpExchange]] = {}
     seen = set()
     for exchange in exchanges:
         if exchange.question not in seen:
             seen.add(exchange.question)
-            found.setdefault(STEPS[exchange.question], []).append(exchange)
+            by_step.setdefault(STEPS[exchange.question], []).append(exchange)
     return {
-        layout.evidence(step, layout.QMP): b"".join(msgspec.json.encode(each) + b"\n" for each in told)
-        for step, told in found.items()
+        layout.evidence(step, layout.QMP): b"".join(msgspec.json.encode(exchange) + b"\n" for exchange in exchanges)
+        for step, exchanges in by_step.items()
     }

@@ -24,5 +24,5 @@ def undone(lines: Iterable[str]) -> Iterator[str]:
         yield SPELLED.sub(_letters, pending)
 
 
-def _letters(found: re.Match[str]) -> str:
-    return bytes.fromhex(found[0].replace("=", "")).decode("utf-8", "replace")
+def _letters(match: re.Match[str]) -> str:
+    return bytes.fromhex(match[0].replace("=", "")).decode("utf-8", "replace")

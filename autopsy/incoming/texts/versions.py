@@ -51,5 +51,5 @@ class Versions:
     def only(self) -> str:
         """Return the version, empty where nobody told it, or not all told the same."""
         self.end()
-        numbers = {each.partition(" ")[0] for each in self.found}
+        numbers = {version.partition(" ")[0] for version in self.found}
         return max(self.found, key=len) if len(numbers) == 1 else ""
