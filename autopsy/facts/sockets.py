@@ -125,13 +125,13 @@ def gather_listeners(evidence: Evidence) -> tuple[ListenerFact, ...]:
     section = section_map(evidence, layout.PROC_FDS, layout.SOCKETS).get("ss")
     if section is None:
         return ()
-    found = []
+    listeners = []
     for place, line in enumerate(text(section).splitlines()):
         if (row := LISTENING.match(line)) and (user := LISTENER.search(row[4])):
             cite = Cite(TEXT, section.line + place, line[:200])
-            found.append(
+            listeners.append(
                 ListenerFact(
                     path=row[3], waiting=int(row[1]), room=int(row[2]), pid=int(user[2]), comm=user[1], cite=cite
                 )
             )
-    return tuple(found)
+    return tuple(listeners)
