@@ -40,7 +40,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A mount namespace in which /run and /dev/shm are our own: what a capture leaves in memory is ours to look at."""
+    """A mount namespace in which /dev/shm is our own: what a capture leaves in memory is ours to look at."""
 
     pid: int
 
@@ -64,9 +64,24 @@ class Namespace:
 
 @contextmanager
 def namespace(*setup: str, memory: str = "256m") -> Iterator[Namespace]:
-    """Run the shell commands of `setup` in a new mount namespace, with an empty /dev/shm; /run is as it was."""
+    """Run the shell commands of `setup` in a new mount namespace, with an empty /dev/shm, and no other memory.
+
+    Where /run is memory, as systemd makes it, it is an empty folder of the disk; else it is as it was.
+    """
     lab.need_root()
-    lines = [f"mount -t tmpfs -o mode=1777,size={memory} tmpfs /dev/shm", *setup, "echo ready", "exec sleep infinity"]
+    with lab.folder() as place:
+        yield from _namespace(place, setup, memory)
+
+
+def _namespace(place: Path, setup: tuple[str, ...], memory: str) -> Iterator[Namespace]:
+    on_disk = f"if mountpoint -q /run; then mount --bind {place} /run; fi"
+    lines = [
+        on_disk,
+        f"mount -t tmpfs -o mode=1777,size={memory} tmpfs /dev/shm",
+        *setup,
+        "echo ready",
+        "exec sleep infinity",
+    ]
     script = "set -e; " + "; ".join(lines)
     holder = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "sh", "-c", script],
