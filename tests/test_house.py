@@ -211,11 +211,14 @@ SAYS_WHAT_IT_HOLDS = (
     "autopsy/cli/",
     "autopsy/commands/",
     "autopsy/drill/",
+    "autopsy/facts/",
+    "autopsy/files/",
     "autopsy/fleet/",
     "autopsy/kill/",
     "autopsy/redact/",
     "autopsy/replay/",
     "autopsy/report/",
+    "autopsy/store/",
     "autopsy/watch/",
 )
 
