@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def sources() -> list[Path]:
     return [path for path in tracked() if path.suffix == ".py"]
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Return a file's syntax tree; most rules go over those of all."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def name(path: Path) -> str:
     return str(path.relative_to(HOUSE))
 
@@ -60,7 +67,7 @@ def test_no_class_has_a_name_that_says_nothing() -> None:
     vague = [
         f"{name(path)}: {node.name}"
         for path in sources()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ClassDef) and VAGUE.search(node.name)
     ]
     assert vague == []
@@ -72,7 +79,7 @@ def test_no_class_name_means_two_things() -> None:
         node.name
         for path in sources()
         if path.is_relative_to(HOUSE / "autopsy") and path.name != "subjects.py"
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in parsed(path).body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert [name for name, count in names.items() if count > 1] == []
@@ -139,7 +146,7 @@ def test_files_are_made_in_one_way() -> None:
         f"{name(path)}:{node.lineno}: {ast.unparse(node)[:60]}"
         for path in sources()
         if name(path).startswith(WRITERS)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and _makes_a_file(node)
     ]
     assert found == []
@@ -174,7 +181,7 @@ def test_no_program_is_started_with_the_callers_environment() -> None:
         f"{name(path)}:{node.lineno}: {ast.unparse(node)[:60]}"
         for path in sources()
         if name(path).startswith("autopsy/")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and _starts_a_program(node) and not _gives_ours(node)
     ]
     assert found == []
@@ -195,7 +202,7 @@ def test_children_are_forked_in_one_way() -> None:
         name(path)
         for path in sources()
         if name(path).startswith("autopsy/")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if (isinstance(node, ast.Attribute) and node.attr in {"fork", "forkpty"} and ast.unparse(node.value) == "os")
         or (isinstance(node, ast.Import) and any(module.name == "multiprocessing" for module in node.names))
         or (isinstance(node, ast.ImportFrom) and node.module in {"os", "pty", "multiprocessing"})
@@ -241,7 +248,7 @@ def test_a_variable_says_what_it_holds() -> None:
         f"{name(path)}:{node.lineno}: {word}"
         for path in sources()
         if name(path).startswith(SAYS_WHAT_IT_HOLDS)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.expr | ast.stmt | ast.arg | ast.pattern | ast.excepthandler)
         and (word := _bound(node)) in EMPTY_WORDS
     ]
