@@ -82,7 +82,8 @@ def main() -> None:
     parser.add_argument("--builds", default="7.2,10.0.2,11")
     parser.add_argument("--only", default="", help="wedges, by comma")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="at-", dir="/var/tmp") as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder  # a QEMU of another system sees what is mounted there
         notes = Path(folder) / "notes"
         notes.touch()
         watcher = watch_process(notes)
