@@ -37,7 +37,8 @@ def one_listing(pids: list[int]) -> float:
     listed = {vm["pid"] for vm in json.loads(done.stdout)}
     if missing := set(pids) - listed:
         raise SystemExit(f"not listed: {missing}")
-    if uncounted := [vm["pid"] for vm in json.loads(done.stdout) if vm["parked_requests"] is None]:
+    uncounted = [vm["pid"] for vm in json.loads(done.stdout) if vm["pid"] in pids and vm["parked_requests"] is None]
+    if uncounted:  # other VMs of this host may be in the middle of anything
         raise SystemExit(f"parked requests not counted: {uncounted}")
     return seconds
 
