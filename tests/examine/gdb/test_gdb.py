@@ -82,7 +82,8 @@ def test_without_gdb_the_stacks_are_there_without_their_lines(
         assert len(parked.frames) > 1
         stacks: list[ThreadStack] = found.record(layout.THREADS, list[ThreadStack])
         main = next(each for each in stacks if each.tid == machine.pid)
-        assert main.frames[0].function == "ppoll"
+        # Since glibc 2.41, ppoll() makes its system call by three functions that have no name outside.
+        assert "ppoll" in [frame.function for frame in main.frames[:4]]
         assert len(main.frames) > 4
         assert main_module(found).symbols == "dynsym"
 
