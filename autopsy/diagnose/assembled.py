@@ -45,7 +45,7 @@ def assemble(
     headline, chain = verdict.headline, verdict.chain
     objects = tuple(dict.fromkeys(verdict.objects))
     if starting := never_started.still_starting(facts):
-        headline, chain = never_started.told(headline), (*chain, starting)
+        headline, chain = never_started.said_first(headline), (*chain, starting)
     runbook = imported.runbook(facts, signature)
     steps = runbooks.advice(runbook)
     causes = independent(ordered)

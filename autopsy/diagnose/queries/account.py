@@ -43,9 +43,9 @@ def unexplained(facts: Facts) -> tuple[ThreadFact, ...]:
 
     A thread in State D is among them; what a kernel stack of a known family explains is not.
     """
-    found = tuple(thread for thread in threads(facts) if _is_unexplained(thread))
+    sleepers = tuple(thread for thread in threads(facts) if _is_unexplained(thread))
     # What stands in the freezer is in State D in whatever call it was: all of them together are no finding each.
-    return () if len(found) * 2 > len(threads(facts)) else found
+    return () if len(sleepers) * 2 > len(threads(facts)) else sleepers
 
 
 def _is_unexplained(thread: ThreadFact) -> bool:
@@ -94,7 +94,7 @@ def _not_asked(facts: Facts) -> Iterator[Claim]:
     alive = facts.monitor.alive
     if not (isinstance(alive, Known) and alive.value):
         return
-    if not any(_asks_storage(each) for each in facts.monitor.asked):
+    if not any(_asks_storage(asked) for asked in facts.monitor.asked):
         yield claim("QEMU was not asked for its disks and their nodes: what they lie on may not answer.", alive.cite)
 
 
@@ -104,9 +104,9 @@ def _asks_storage(asked: Asked) -> bool:
 
 def _left_out(facts: Facts) -> Iterator[Claim]:
     """Yield what a limit of ours kept out of the evidence: nobody has looked there."""
-    for each in facts.left_out:
-        if each.requests:
-            yield claim(f"{sentence(each.what)}: {each.why}.", each.cite)
+    for omission in facts.left_out:
+        if omission.requests:
+            yield claim(f"{sentence(omission.what)}: {omission.why}.", omission.cite)
 
 
 def _threads(facts: Facts) -> Iterator[Claim]:
@@ -122,7 +122,7 @@ def _devices(facts: Facts) -> Iterator[Claim]:
             words = f"What the back end of {helper.device} has of the guest's requests"
             yield claim(f"{words} passes QEMU by: nobody saw whether it answers them.", helper.cite)
     for helper in facts.helpers:
-        yield from (about_thread(each) for each in asleep(helper.sockets))
+        yield from (about_thread(sleeper) for sleeper in asleep(helper.sockets))
 
 
 def _disks(facts: Facts) -> Iterator[Claim]:
@@ -176,17 +176,17 @@ def _servers(facts: Facts) -> Iterator[Claim]:
         if node.server:
             whose.setdefault(node.server, f"the server of node {node.name}")
     for server, name in whose.items():
-        if stands(found := _to(facts, server)):
-            words = state(found).removeprefix(": ")
-            yield claim(f"{name}, {server}, does not move: {words}", *(each.cite for each in found[:2]))
+        if stands(sockets := _to(facts, server)):
+            words = state(sockets).removeprefix(": ")
+            yield claim(f"{name}, {server}, does not move: {words}", *(socket.cite for socket in sockets[:2]))
 
 
 def _to(facts: Facts, server: str) -> tuple[SocketFact, ...]:
     sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
     return tuple(
-        each
-        for each in sockets
-        if each.state not in {"LISTEN", "UNCONN"} and each.remote and leads_to(each.remote, server)
+        socket
+        for socket in sockets
+        if socket.state not in {"LISTEN", "UNCONN"} and socket.remote and leads_to(socket.remote, server)
     )
 
 
@@ -195,6 +195,6 @@ def about_idle(claims: tuple[Claim, ...]) -> str:
     return f"Nothing is stuck yet, but {claims[0].text}: whatever is asked of it next will wait" if claims else ""
 
 
-def told(claims: tuple[Claim, ...]) -> Iterator[Claim]:
+def as_sentences(claims: tuple[Claim, ...]) -> Iterator[Claim]:
     """Yield them as sentences."""
-    yield from (claim(f"{sentence(each.text)}.", *each.cites) for each in claims)
+    yield from (claim(f"{sentence(clause.text)}.", *clause.cites) for clause in claims)

@@ -33,20 +33,20 @@ def own_daemons(served: FuseMount) -> tuple[PeerFact, ...]:
 def is_stopped(served: FuseMount) -> bool:
     """Tell whether none of those programs runs."""
     daemons = own_daemons(served)
-    return bool(daemons) and all(each.state in {"T", "t"} for each in daemons)
+    return bool(daemons) and all(daemon.state in {"T", "t"} for daemon in daemons)
 
 
 def below(facts: Facts, mount: MountFact) -> Below:
     """Return what a mount is stacked on; no ring of layers is followed twice."""
-    found: list[LayerFact] = []
+    layers: list[LayerFact] = []
     device = mount.device
     while device:
-        layer = next((each for each in facts.layers if each.above == device and each not in found), None)
+        layer = next((lower for lower in facts.layers if lower.above == device and lower not in layers), None)
         if layer is None:
             break
-        found.append(layer)
+        layers.append(layer)
         device = layer.mount.device
-    return Below(tuple(found), served_at(facts, found[-1].mount) if found else None)
+    return Below(tuple(layers), served_at(facts, layers[-1].mount) if layers else None)
 
 
 def about_devices(facts: Facts, devices: Iterable[HostDevice]) -> Iterator[Claim]:
@@ -72,5 +72,5 @@ def stands_below(facts: Facts, layer: LayerFact) -> bool:
 
 def served_at(facts: Facts, mount: MountFact) -> FuseMount | None:
     """Return the FUSE file system of a mount, by whose daemons it is served."""
-    told = facts.fuse.value if isinstance(facts.fuse, Known) else ()
-    return next((each for each in told if each.path == mount.path), None)
+    fuse_mounts = facts.fuse.value if isinstance(facts.fuse, Known) else ()
+    return next((fuse_mount for fuse_mount in fuse_mounts if fuse_mount.path == mount.path), None)

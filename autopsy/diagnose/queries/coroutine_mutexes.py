@@ -35,8 +35,8 @@ class HeldMutexes:
 def held(facts: Facts, waiting: Standing) -> HeldMutexes:
     """Look up who holds what these requests wait for."""
     by_waiter = {address: mutex for mutex in of(facts) for address in mutex.waiters}
-    found = [by_waiter.get(each.address) for each in waiting.requests]
-    mutexes = Counter(mutex for mutex in found if mutex is not None)
+    awaited = [by_waiter.get(request.address) for request in waiting.requests]
+    mutexes = Counter(mutex for mutex in awaited if mutex is not None)
     return HeldMutexes(
         claims=tuple(
             claim(
@@ -48,8 +48,8 @@ def held(facts: Facts, waiting: Standing) -> HeldMutexes:
         ),
         tids=frozenset(mutex.holder_tid for mutex in mutexes if mutex.holder_tid),
         ended=tuple(Request(mutex.holder) for mutex in mutexes if mutex.holder_state in ENDED),
-        orphaned=bool(found) and all(mutex is not None and mutex.holder_state in ENDED for mutex in found),
-        knotted=bool(found) and all(mutex is not None and mutex.in_knot for mutex in found),
+        orphaned=bool(awaited) and all(mutex is not None and mutex.holder_state in ENDED for mutex in awaited),
+        knotted=bool(awaited) and all(mutex is not None and mutex.in_knot for mutex in awaited),
     )
 
 
@@ -65,7 +65,9 @@ def words(facts: Facts, mutex: CoMutexFact) -> str:
     match mutex.holder_state:
         case "parked":
             parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
-            park = next((each.park.words for each in parked if each.address == mutex.holder), "is parked")
+            park = next(
+                (coroutine.park.words for coroutine in parked if coroutine.address == mutex.holder), "is parked"
+            )
             return f"its holder, coroutine {mutex.holder:#x}, {park}"
         case "running":
             on = f" on thread {mutex.holder_tid}" if mutex.holder_tid else ""

@@ -20,14 +20,14 @@ def lines_about(facts: Facts, mounts: Iterable[MountFact]) -> tuple[LogLine, ...
     mounts = tuple(mounts)
     devices = {mount.source.rpartition("/")[2] for mount in mounts if mount.source.startswith("/dev/")}
     paths = {mount.path for mount in mounts if mount.path not in {"", "/"}}
-    found = [
+    lines = [
         line
         for line in facts.host.log
         if line.at_seconds is not None
         and line.at_seconds >= facts.vm.started_seconds
         and _names(line.text, {*map(str, tids), *devices}, paths)
     ]
-    return tuple(found[-MOST:])
+    return tuple(lines[-MOST:])
 
 
 def _names(text: str, wanted: set[str], paths: set[str]) -> bool:

@@ -70,39 +70,39 @@ def first_families(facts: Facts) -> tuple[tuple[ThreadFact, ThreadSnapshot, Fami
 
 def went_on(facts: Facts, kind: Family) -> tuple[ThreadFact, ...]:
     """Return the threads that waited for it at the first look, and at the last for something else, or for nothing."""
-    found = []
+    movers = []
     for thread in threads(facts):
         match looks(thread):
             case first, last if is_in(facts, kind, first) and not (
                 is_in(facts, kind, last) and first.syscall.is_like(last.syscall)
             ):
-                found.append(thread)
+                movers.append(thread)
             case _:
                 pass
-    return tuple(found)
+    return tuple(movers)
 
 
 def is_in(facts: Facts, kind: Family, look: ThreadSnapshot) -> bool:
     """Tell whether a thread waited for that at one look."""
-    found = family(facts, look)
-    return found is not None and found.id == kind.id
+    its_family = family(facts, look)
+    return its_family is not None and its_family.id == kind.id
 
 
 def family(facts: Facts, look: ThreadSnapshot) -> Family | None:
     """Return what a thread waits for: the page cache's waits name no file system, and the file's mount does."""
-    found = kernel_stacks.family(look)
-    if found is None or found.id not in kernel_stacks.OF_ANY_STORAGE:
-        return found
+    by_stack = kernel_stacks.family(look)
+    if by_stack is None or by_stack.id not in kernel_stacks.OF_ANY_STORAGE:
+        return by_stack
     file = file_of(facts, look)
     path = file.target if file is not None else ram_file(facts, look)
     mount = mount_of(facts, path) if path else None
-    return kernel_stacks.family_of_mount(mount.fstype) or found if mount is not None else found
+    return kernel_stacks.family_of_mount(mount.fstype) or by_stack if mount is not None else by_stack
 
 
 def file_of(facts: Facts, look: ThreadSnapshot) -> Descriptor | None:
     """Return the descriptor that a thread's system call works on: its first argument in all those that matter."""
-    found = descriptor(facts, look.syscall.arguments[0]) if look.syscall.arguments else None
-    return found if found and found.kind in {"file", "block device"} else None
+    file = descriptor(facts, look.syscall.arguments[0]) if look.syscall.arguments else None
+    return file if file and file.kind in {"file", "block device"} else None
 
 
 def disks_on(facts: Facts, paths: frozenset[str]) -> tuple[DiskFact, ...]:
@@ -116,12 +116,12 @@ def disks_on(facts: Facts, paths: frozenset[str]) -> tuple[DiskFact, ...]:
     )
 
 
-def disks_behind(facts: Facts, found: list[Sleeper]) -> tuple[DiskFact, ...]:
+def disks_behind(facts: Facts, asleep: list[Sleeper]) -> tuple[DiskFact, ...]:
     """Return the disks of threads whose system call names no file: io_submit's caller, the kernel's own workers."""
     if isinstance(facts.disks, Unknown):
         return ()
-    submits = any(each.look.syscall.name == "io_submit" for each in found)
-    uring = any(each.thread.role is Role.KERNEL for each in found)
+    submits = any(sleeper.look.syscall.name == "io_submit" for sleeper in asleep)
+    uring = any(sleeper.thread.role is Role.KERNEL for sleeper in asleep)
     engine = "native" if submits else "io_uring" if uring else ""
     parked = still(facts, *((Park.LINUX_AIO,) if submits else (Park.IO_URING,) if uring else ()))
     names = {disk.name for request in parked for disk in disks_of(facts, request)}
@@ -139,8 +139,8 @@ def disks_parked(facts: Facts) -> tuple[DiskFact, ...]:
     if isinstance(facts.jobs, Known) and facts.jobs.value:
         return ()
     alone = [disks_of(facts, request) for request in still(facts, Park.THREADS, Park.LINUX_AIO, Park.IO_URING)]
-    found = {each[0].name: each[0] for each in alone if len(each) == 1}
-    return tuple(found.values()) if len(found) <= MOST_NAMED else ()
+    by_name = {owners[0].name: owners[0] for owners in alone if len(owners) == 1}
+    return tuple(by_name.values()) if len(by_name) <= MOST_NAMED else ()
 
 
 def image_of(facts: Facts, disk: DiskFact) -> str:
@@ -151,7 +151,7 @@ def image_of(facts: Facts, disk: DiskFact) -> str:
         return ""
     names = [node.filename for node in disk.nodes if node.filename and not node.filename.startswith("json:")]
     kinds = {"file", "block device"}
-    open_files = [each.target for each in facts.descriptors.value if each.kind in kinds]
+    open_files = [file.target for file in facts.descriptors.value if file.kind in kinds]
     return next((path for path in open_files if any(_same_file(name, frozenset({path})) for name in names)), "")
 
 
@@ -166,7 +166,7 @@ def _same_file(name: str, paths: frozenset[str]) -> bool:
 def device_of(facts: Facts, path: str) -> HostDevice | None:
     """Return the block device that a path is, None where it is a file: what a device's node lies on is not its data."""
     opened = facts.descriptors.value if isinstance(facts.descriptors, Known) else ()
-    node = next((each for each in opened if each.target == path and each.kind == "block device"), None)
+    node = next((file for file in opened if file.target == path and file.kind == "block device"), None)
     return HostDevice(node.target.removeprefix("/dev/").removeprefix("mapper/")) if node else None
 
 
@@ -175,8 +175,10 @@ def ram_file(facts: Facts, look: ThreadSnapshot) -> str:
     if not FAULTS & set(look.kernel_stack) or isinstance(facts.vm.arguments, Unknown):
         return ""
     words = facts.vm.arguments.value
-    told = [parse(value, "qom-type") for option, value in pairwise(words) if option.lstrip("-") == "object"]
-    files = [str(each.get("mem-path", "")) for each in told if each.get("qom-type") == "memory-backend-file"]
+    objects = [parse(value, "qom-type") for option, value in pairwise(words) if option.lstrip("-") == "object"]
+    files = [
+        str(backend.get("mem-path", "")) for backend in objects if backend.get("qom-type") == "memory-backend-file"
+    ]
     files += [value for option, value in pairwise(words) if option.lstrip("-") == "mem-path"]
     return files[0] if len(set(files)) == 1 else ""
 
@@ -187,9 +189,9 @@ def mount_of(facts: Facts, path: str) -> MountFact | None:
 
     An overlay keeps what is written in a folder of another file system.
     """
-    found = None if device_of(facts, path) else _mount_around(facts, path)
-    upper = _mount_around(facts, found.upper) if found is not None and found.upper else None
-    return upper or found
+    mount = None if device_of(facts, path) else _mount_around(facts, path)
+    upper = _mount_around(facts, mount.upper) if mount is not None and mount.upper else None
+    return upper or mount
 
 
 def _mount_around(facts: Facts, path: str) -> MountFact | None:
@@ -197,7 +199,7 @@ def _mount_around(facts: Facts, path: str) -> MountFact | None:
         return None
     mounts = facts.host.mounts.value
     opened = facts.descriptors.value if isinstance(facts.descriptors, Known) else ()
-    if device := next((each.device for each in opened if each.target == path and each.device), ""):
+    if device := next((file.device for file in opened if file.target == path and file.device), ""):
         of_device = [mount for mount in mounts if mount.device == device]
         if len(of_device) == 1:
             return of_device[0]

@@ -162,7 +162,7 @@ SERVED = {
 def family_of_mount(fstype: str) -> Family | None:
     """Return what whoever waits for a file's pages there waits for, None where the host's block layer has them."""
     wanted = next((kind for name, kind in SERVED.items() if fstype.startswith(name)), "")
-    return next((each for each in FAMILIES if each.id == wanted), None)
+    return next((known for known in FAMILIES if known.id == wanted), None)
 
 
 # What a thread waits for that no storage is behind, by where it sleeps.
@@ -205,12 +205,12 @@ def family_of(state: str, call: str, kernel_stack: tuple[str, ...], wchan: str) 
         return None
     requests = call in REQUEST_CALLS | {"io_submit", "io_uring_enter", "openat", "close"}
     kernel = any(name.startswith(("io_wq_", "io_worker", "iou_")) for name in names)
-    for each in FAMILIES:
-        if each.only_requests and not (requests or kernel or state == "D"):
+    for kind in FAMILIES:
+        if kind.only_requests and not (requests or kernel or state == "D"):
             continue
-        found = [name for name in names if each.names.fullmatch(name)]
-        if found and (each.also is None or not kernel_stack or any(each.also.search(name) for name in names)):
-            return each
+        matches = [name for name in names if kind.names.fullmatch(name)]
+        if matches and (kind.also is None or not kernel_stack or any(kind.also.search(name) for name in names)):
+            return kind
     return None
 
 

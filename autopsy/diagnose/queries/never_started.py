@@ -23,7 +23,7 @@ def still_starting(facts: Facts) -> Claim | None:
     return None
 
 
-def told(headline: str) -> str:
+def said_first(headline: str) -> str:
     """Return the headline of a QEMU that has never started, which says so first."""
     if headline.startswith(NEVER):
         return headline

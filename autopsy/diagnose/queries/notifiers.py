@@ -27,8 +27,8 @@ def idle_queues(facts: Facts) -> tuple[devices.VirtQueue, ...]:
 
 def eventfd_of(facts: Facts, fd: int) -> Descriptor | None:
     """Return the eventfd that a queue's notifier is, None where it is not known, or was never made."""
-    found = descriptor(facts, fd) if _set_up(fd) else None
-    return found if found and found.kind == "eventfd" else None
+    notifier = descriptor(facts, fd) if _set_up(fd) else None
+    return notifier if notifier and notifier.kind == "eventfd" else None
 
 
 def _set_up(fd: int) -> bool:
@@ -41,5 +41,5 @@ def unseen_notifiers(facts: Facts) -> tuple[int, ...]:
     """Return the notifiers of idle disk queues that the descriptor table does not show."""
     notifiers = [fd for queue in idle_queues(facts) for fd in (queue.host_notifier_fd, queue.guest_notifier_fd)]
     wanted = {fd for fd in notifiers if _set_up(fd)}
-    counted = {fd for fd in wanted if (found := eventfd_of(facts, fd)) is not None and found.counter is not None}
+    counted = {fd for fd in wanted if (eventfd := eventfd_of(facts, fd)) is not None and eventfd.counter is not None}
     return tuple(sorted(wanted - counted))

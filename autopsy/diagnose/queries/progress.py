@@ -66,11 +66,11 @@ def _limited_together(facts: Facts, disk: DiskFact) -> set[Kind]:
     groups = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
     name = disk.throttle_group.value if isinstance(disk.throttle_group, Known) else ""
     limits: list[Limits] = [
-        each.limits.value for each in groups if each.name == name and isinstance(each.limits, Known)
+        group.limits.value for group in groups if group.name == name and isinstance(group.limits, Known)
     ]
     if isinstance(disk.limits, Known):
         limits.append(disk.limits.value)
-    words = {word.split("-")[1] for each in limits for word, _ in each.values if word.count("-") == 1}
+    words = {word.split("-")[1] for limit in limits for word, _ in limit.values if word.count("-") == 1}
     return LIMITED[words.pop()] if len(words) == 1 else set()
 
 

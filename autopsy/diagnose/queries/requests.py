@@ -46,7 +46,7 @@ class Standing:
     @property
     def cites(self) -> tuple[Cite, ...]:
         """Return where the first few are written."""
-        return tuple(each.cite for each in self.requests[:MOST_CITES])
+        return tuple(request.cite for request in self.requests[:MOST_CITES])
 
     def counted(self, one: str = "request") -> str:
         """Say how many there are, and that there may be more."""
@@ -62,21 +62,21 @@ def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
 def _standing(facts: Facts, wanted: frozenset[Park]) -> Standing | Unknown:
     if isinstance(facts.coroutines, Unknown):
         return facts.coroutines
-    goes_on = [each for park in _parked_at(facts).keys() & wanted for each in _parked_at(facts)[park]]
-    goes_on.sort(key=lambda each: each[2])
-    moving = tuple(each for each, on, _ in goes_on if on)
-    waiting = tuple(each for each, on, _ in goes_on if not on)
-    undecided = {each.address for each, on, _ in goes_on if on is None}
-    proven = any(isinstance(each.stuck, Known) and each.stuck.value for each in waiting)
+    goes_on = [entry for park in _parked_at(facts).keys() & wanted for entry in _parked_at(facts)[park]]
+    goes_on.sort(key=lambda entry: entry[2])
+    moving = tuple(request for request, on, _ in goes_on if on)
+    waiting = tuple(request for request, on, _ in goes_on if not on)
+    undecided = {request.address for request, on, _ in goes_on if on is None}
+    proven = any(isinstance(request.stuck, Known) and request.stuck.value for request in waiting)
     proven &= all_counted(facts)  # a number that is one at least proves nothing
     sure = tuple(
-        each
-        for each in waiting
-        if each.address not in undecided and (isinstance(each.stuck, Known) or _seems_still(facts, each))
+        request
+        for request in waiting
+        if request.address not in undecided and (isinstance(request.stuck, Known) or _seems_still(facts, request))
     )
     if waiting and not sure:
         words = f"{count(len(waiting), 'request')} waited there at the only look, as on any busy VM"
-        if any(isinstance(each.stuck, Known) for each in waiting):
+        if any(isinstance(request.stuck, Known) for request in waiting):
             words = f"whether {count(len(waiting), 'request')} that stood there were passed by others like them"
         return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), words)
     return Standing(sure, moving, proven, all_counted(facts))
@@ -85,22 +85,22 @@ def _standing(facts: Facts, wanted: frozenset[Park]) -> Standing | Unknown:
 @once
 def _parked_at(facts: Facts) -> dict[Park, list[tuple[CoroutineFact, bool | None, int]]]:
     """Return the coroutines by where they are parked, each with whether it goes on and its place among all."""
-    found: dict[Park, list[tuple[CoroutineFact, bool | None, int]]] = {}
+    by_park: dict[Park, list[tuple[CoroutineFact, bool | None, int]]] = {}
     for place, coroutine in enumerate(facts.coroutines.value if isinstance(facts.coroutines, Known) else ()):
-        found.setdefault(coroutine.park, []).append((coroutine, moves(facts, coroutine), place))
-    return found
+        by_park.setdefault(coroutine.park, []).append((coroutine, moves(facts, coroutine), place))
+    return by_park
 
 
 def parked_still(facts: Facts, parks: frozenset[Park]) -> Iterator[CoroutineFact]:
     """Yield the coroutines parked at these places that nothing shows to go on, in the order in which they were read."""
-    here = [each for park in _parked_at(facts).keys() & parks for each in _parked_at(facts)[park]]
-    here.sort(key=lambda each: each[2])
+    here = [entry for park in _parked_at(facts).keys() & parks for entry in _parked_at(facts)[park]]
+    here.sort(key=lambda entry: entry[2])
     yield from (coroutine for coroutine, on, _ in here if not on)
 
 
 def all_counted(facts: Facts) -> bool:
     """Tell whether no limit of ours kept requests out of the evidence."""
-    return not any(each.requests for each in facts.left_out)
+    return not any(omission.requests for omission in facts.left_out)
 
 
 def counted(facts: Facts, requests: tuple[CoroutineFact, ...]) -> str:
@@ -115,7 +115,7 @@ def _seems_still(facts: Facts, coroutine: CoroutineFact) -> bool:
     if monitor_is_dead(facts) or facts.origin is not Origin.CAPTURE:  # nobody takes a core of a VM that goes on
         return True
     idle = [disk.stats.value.idle_ns for disk in disks_of(facts, coroutine) if isinstance(disk.stats, Known)]
-    return bool(idle) and all(each is not None and each > LONG_IDLE_NS for each in idle)
+    return bool(idle) and all(idle_ns is not None and idle_ns > LONG_IDLE_NS for idle_ns in idle)
 
 
 def moves(facts: Facts, coroutine: CoroutineFact) -> bool | None:
@@ -135,10 +135,10 @@ def moves(facts: Facts, coroutine: CoroutineFact) -> bool | None:
 def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
     """Return the disk whose request it is, or all those that it could be of."""
     known = _owners(facts)
-    found = known.get(id(coroutine))
-    if found is None or found[0] is not coroutine:
-        known[id(coroutine)] = found = (coroutine, _disks_of(facts, coroutine))
-    return found[1]
+    answer = known.get(id(coroutine))
+    if answer is None or answer[0] is not coroutine:
+        known[id(coroutine)] = answer = (coroutine, _disks_of(facts, coroutine))
+    return answer[1]
 
 
 @once
@@ -172,8 +172,8 @@ def _disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
 
 @once
 def _parked_there(facts: Facts) -> int:
-    found = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
-    return sum(each.park in THROTTLED for each in found)
+    coroutines = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    return sum(coroutine.park in THROTTLED for coroutine in coroutines)
 
 
 def _is_in(disk: DiskFact, groups: set[str]) -> bool:
@@ -269,18 +269,18 @@ def monitor_is_dead(facts: Facts) -> bool:
 
 def still(facts: Facts, *parks: Park) -> tuple[CoroutineFact, ...]:
     """Return the requests that stand at these places, none where the coroutines are unknown."""
-    found = standing(facts, parks)
-    return found.requests if isinstance(found, Standing) else ()
+    waiting = standing(facts, parks)
+    return waiting.requests if isinstance(waiting, Standing) else ()
 
 
 def stand(
     parks: Iterable[Park], requests: Iterable[CoroutineFact], more: Iterable[Subject] = ()
 ) -> tuple[Subject, ...]:
     """Return what the graph of waits knows of requests: themselves, and their places where nothing more is known."""
-    return (*map(subjects.Place, parks), *(subjects.Request(each.address) for each in requests), *more)
+    return (*map(subjects.Place, parks), *(subjects.Request(request.address) for request in requests), *more)
 
 
-def went_on(found: Standing) -> str:
+def went_on(waiting: Standing) -> str:
     """Say how it is known of requests that they go on."""
-    stood = any(isinstance(each.stuck, Known) and each.stuck.value for each in found.moving)
+    stood = any(isinstance(request.stuck, Known) and request.stuck.value for request in waiting.moving)
     return "their disk completed others like them meanwhile" if stood else "they went on"

@@ -50,8 +50,8 @@ def silence_of(disk: DiskFact) -> Silence | None:
 
 def beyond_their_past(disks: Iterable[DiskFact]) -> bool:
     """Tell whether each of these disks has been silent for longer than its past explains."""
-    found = [silence_of(disk) for disk in disks]
-    return bool(found) and all(each is not None and each.beyond_its_past for each in found)
+    silences = [silence_of(disk) for disk in disks]
+    return bool(silences) and all(silence is not None and silence.beyond_its_past for silence in silences)
 
 
 def seconds(nanoseconds: int) -> str:
@@ -64,11 +64,11 @@ def seconds(nanoseconds: int) -> str:
 
 def about_silence(disk: DiskFact) -> str:
     """Say since when a disk is silent, empty where nobody counted."""
-    found = silence_of(disk)
-    if found is None:
+    silence = silence_of(disk)
+    if silence is None:
         return ""
-    usual = f"; a request took {seconds(found.mean_ns)} on the average" if found.mean_ns else ""
-    return f"its last request ended {seconds(found.idle_ns)} before the last look{usual}"
+    usual = f"; a request took {seconds(silence.mean_ns)} on the average" if silence.mean_ns else ""
+    return f"its last request ended {seconds(silence.idle_ns)} before the last look{usual}"
 
 
 def slow(facts: Facts) -> Iterator[Claim]:
@@ -111,19 +111,19 @@ def _slow_at_limits(facts: Facts) -> Iterator[Claim]:
         jobs = ", ".join(map(naming.name, job_of(facts, copies))) or "a job"
         yield claim(
             f"{count(len(copies), 'request')} of {jobs} wait for QEMU's own I/O limit while the guest's disks work",
-            *(each.cite for each in copies[:4]),
+            *(request.cite for request in copies[:4]),
         )
     parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
-    waiting = [each for each in parked if each.park is Park.THROTTLE]
+    waiting = [request for request in parked if request.park is Park.THROTTLE]
     for group in groups:
-        mine = [each for each in waiting if _is_of_export(facts, each, group.name)]
+        mine = [request for request in waiting if _is_of_export(facts, request, group.name)]
         seconds_left = seconds_for(group, len(mine))
         if seconds_left is not None and seconds_left >= SLOW_EXPORT:
             yield claim(
                 f"{count(len(mine), 'request')} of an export waited at QEMU's own limit (group {group.name}), which "
                 f"takes about {seconds_left:.0f} s to let them go",
                 group.cite,
-                *(each.cite for each in mine[:2]),
+                *(request.cite for request in mine[:2]),
             )
 
 
@@ -139,12 +139,12 @@ def _slow_disks(facts: Facts) -> Iterator[Claim]:
     """Tell of each disk that goes on and is slow: a new request would have to wait long for those before it."""
     waiting: dict[str, list[Park]] = {}
     limited: set[str] = set()
-    for each in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
-        owners = disks_of(facts, each)
-        if each.park is Park.THROTTLE:
+    for request in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
+        owners = disks_of(facts, request)
+        if request.park is Park.THROTTLE:
             limited.update(disk.name for disk in owners)
-        if len(owners) == 1 and each.park in DISK_PARKS and moves(facts, each):
-            waiting.setdefault(owners[0].name, []).append(each.park)
+        if len(owners) == 1 and request.park in DISK_PARKS and moves(facts, request):
+            waiting.setdefault(owners[0].name, []).append(request.park)
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
         limit = ", at QEMU's own limit" if disk.name in limited else ""
         yield from _long_requests(disk, limit)

@@ -57,7 +57,7 @@ def socket_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
     arguments = looks(thread)[0].syscall.arguments if looks(thread) else ()
     if isinstance(facts.sockets, Unknown) or not arguments:
         return ()
-    return tuple(each for each in facts.sockets.value if each.fd == arguments[0])
+    return tuple(socket for socket in facts.sockets.value if socket.fd == arguments[0])
 
 
 def leads_to(remote: str, server: str) -> bool:
@@ -70,19 +70,19 @@ def leads_to(remote: str, server: str) -> bool:
 
 def state(sockets: tuple[SocketFact, ...]) -> str:
     """Say in a clause what the sockets tell of the program at their other end."""
-    peers = [peer for each in sockets for peer in each.peers]
+    peers = [peer for socket in sockets for peer in socket.peers]
     if words := _of_processes(sockets, peers):
         return f": {words}"
-    if gone := next((each for each in sockets if each.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"}), None):
+    if gone := next((socket for socket in sockets if socket.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"}), None):
         return f": the connection is half closed ({gone.state})"
-    if opening := next((each for each in sockets if each.state == "SYN-SENT"), None):
+    if opening := next((socket for socket in sockets if socket.state == "SYN-SENT"), None):
         return f": {opening.remote} does not accept the connection"
-    if sockets and all(each.state == "UNCONN" for each in sockets):
+    if sockets and all(socket.state == "UNCONN" for socket in sockets):
         return ": whoever listens there does not accept the connection"
-    if asked := next((each for each in sockets if not each.accepted), None):
+    if asked := next((socket for socket in sockets if not socket.accepted), None):
         who = f", {', '.join(map(called, asked.peers[:2]))}," if asked.peers else ""
         return f": whoever listens there{who} has not accepted the connection"
-    return ": it is connected, and silent" if any(each.family != "pipe" for each in sockets) else ""
+    return ": it is connected, and silent" if any(socket.family != "pipe" for socket in sockets) else ""
 
 
 def _of_processes(sockets: tuple[SocketFact, ...], peers: list[PeerFact]) -> str:
@@ -91,7 +91,7 @@ def _of_processes(sockets: tuple[SocketFact, ...], peers: list[PeerFact]) -> str
         return f"its process {stopped.pid} ({stopped.comm}) is stopped"
     if frozen := next((peer for peer in peers if is_frozen(peer)), None):
         return f"its process {frozen.pid} ({frozen.comm}) is in a frozen control group"
-    if held := next((each for each in asleep(sockets) if each.for_good and each.family), None):
+    if held := next((sleeper for sleeper in asleep(sockets) if sleeper.for_good and sleeper.family), None):
         words = held.family.words if held.family else ""
         return f"a thread of its process {held.peer.pid} ({held.peer.comm}) waits for {words}"
     if stuck := next((peer for peer in peers if peer.state == "D"), None):
@@ -103,17 +103,17 @@ def _of_processes(sockets: tuple[SocketFact, ...], peers: list[PeerFact]) -> str
 
 def stands(sockets: tuple[SocketFact, ...]) -> bool:
     """Tell whether the other end is known not to move: its process is stopped, or its connection half closed."""
-    stopped = any(cannot_move(peer) for each in sockets for peer in each.peers)
+    stopped = any(cannot_move(peer) for socket in sockets for peer in socket.peers)
     return (
         stopped
-        or any(each.for_good for each in asleep(sockets))
-        or any(each.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"} for each in sockets)
+        or any(sleeper.for_good for sleeper in asleep(sockets))
+        or any(socket.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"} for socket in sockets)
     )
 
 
 def peers_of(sockets: tuple[SocketFact, ...]) -> tuple[subjects.Peer, ...]:
     """Return the programs at the other end."""
-    return tuple(dict.fromkeys(subjects.peer(peer) for each in sockets for peer in each.peers))[:3]
+    return tuple(dict.fromkeys(subjects.peer(peer) for socket in sockets for peer in socket.peers))[:3]
 
 
 def called(peer: PeerFact) -> str:
@@ -124,18 +124,18 @@ def called(peer: PeerFact) -> str:
 def about_sockets(sockets: tuple[SocketFact, ...]) -> list[Claim]:
     """Say of each socket how its queues stand, and what the program at its other end does."""
     claims = []
-    for each in sockets[:3]:
-        if each.family == "pipe":
-            claims.append(claim(f"Fd {each.fd} is a pipe that another process has, too.", each.cite))
-            claims += _about_peers(each)
+    for socket in sockets[:3]:
+        if socket.family == "pipe":
+            claims.append(claim(f"Fd {socket.fd} is a pipe that another process has, too.", socket.cite))
+            claims += _about_peers(socket)
             continue
         queues = ""
-        if each.received_queue is not None and each.send_queue is not None:
-            queues = f"; {each.received_queue} bytes unread by QEMU, {each.send_queue} unread by the other end"
-        taken_by = "" if each.accepted else "; nobody has accepted it"
-        words = f"Socket fd {each.fd} to {each.remote or 'its peer'} is in state {each.state}{queues}{taken_by}"
-        claims.append(claim(f"{words}.", each.cite))
-        claims += _about_peers(each)
+        if socket.received_queue is not None and socket.send_queue is not None:
+            queues = f"; {socket.received_queue} bytes unread by QEMU, {socket.send_queue} unread by the other end"
+        taken_by = "" if socket.accepted else "; nobody has accepted it"
+        words = f"Socket fd {socket.fd} to {socket.remote or 'its peer'} is in state {socket.state}{queues}{taken_by}"
+        claims.append(claim(f"{words}.", socket.cite))
+        claims += _about_peers(socket)
     return claims
 
 
@@ -144,17 +144,17 @@ def _about_peers(end: SocketFact) -> list[Claim]:
     for peer in end.peers[:2]:
         where = f", in {peer.wchan}" if peer.wchan else ""
         claims.append(claim(f"The other end is {called(peer)}, State {peer.state or 'unknown'}{where}.", peer.cite))
-    claims += [about_thread(each) for each in asleep((end,))][:2]
+    claims += [about_thread(sleeper) for sleeper in asleep((end,))][:2]
     return claims
 
 
-def about_thread(each: PeerAsleep) -> Claim:
+def about_thread(sleeper: PeerAsleep) -> Claim:
     """Say of a peer's thread where it sleeps in the kernel."""
-    what = f": it waits for {each.family.words}" if each.family else ""
+    what = f": it waits for {sleeper.family.words}" if sleeper.family else ""
     return claim(
-        f"Thread {each.thread.tid} of {called(each.peer)} was in State D, in {each.thread.call or 'the kernel'}, under "
-        f"{each.thread.wchan or 'a place that is not known'}{what}.",
-        each.thread.cite,
+        f"Thread {sleeper.thread.tid} of {called(sleeper.peer)} was in State D, "
+        f"in {sleeper.thread.call or 'the kernel'}, under {sleeper.thread.wchan or 'a place that is not known'}{what}.",
+        sleeper.thread.cite,
     )
 
 
@@ -166,17 +166,17 @@ def ends_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
 
     QEMU's own event loops always wait for an eventfd, too: what waits for sockets alone is no event loop.
     """
-    seen = [each for each in looks(thread)[:1] if each.state in ASLEEP]
+    seen = [look for look in looks(thread)[:1] if look.state in ASLEEP]
     name = seen[0].syscall.name if seen else ""
     if name in PEER_CALLS:
-        found = socket_of(facts, thread)
+        ends = socket_of(facts, thread)
     elif name in POLL_CALLS and isinstance(facts.polls, Known) and isinstance(facts.sockets, Known):
-        wanted = {fd.fd for each in facts.polls.value if each.tid == thread.tid for fd in each.fds}
-        found = tuple(each for each in facts.sockets.value if each.fd in wanted)
-        found = found if {each.fd for each in found} == wanted else ()
+        wanted = {fd.fd for poll in facts.polls.value if poll.tid == thread.tid for fd in poll.fds}
+        ends = tuple(socket for socket in facts.sockets.value if socket.fd in wanted)
+        ends = ends if {socket.fd for socket in ends} == wanted else ()
     else:
         return ()
-    return () if any(each.state == "LISTEN" or each.family == "pipe" for each in found) else found
+    return () if any(socket.state == "LISTEN" or socket.family == "pipe" for socket in ends) else ends
 
 
 def awaited_client(facts: Facts) -> SocketFact | None:
@@ -186,42 +186,45 @@ def awaited_client(facts: Facts) -> SocketFact | None:
     """
     if isinstance(facts.polls, Unknown) or isinstance(facts.sockets, Unknown):
         return None
-    polled = next((each.fds for each in facts.polls.value if each.tid == facts.vm.pid), ())
-    listening = {each.fd: each for each in facts.sockets.value if each.state == "LISTEN"}
-    others = [descriptor(facts, each.fd) for each in polled if each.fd not in listening]
-    if len(others) > 1 or any(each is None or each.kind != "eventfd" for each in others):
+    polled = next((poll.fds for poll in facts.polls.value if poll.tid == facts.vm.pid), ())
+    listening = {socket.fd: socket for socket in facts.sockets.value if socket.state == "LISTEN"}
+    others = [descriptor(facts, fd.fd) for fd in polled if fd.fd not in listening]
+    if len(others) > 1 or any(other is None or other.kind != "eventfd" for other in others):
         return None
-    return next((listening[each.fd] for each in polled if each.fd in listening), None)
+    return next((listening[fd.fd] for fd in polled if fd.fd in listening), None)
 
 
 def unsent(facts: Facts) -> tuple[CoroutineFact, ...]:
     """Return the requests of an export whose answer waits for room in its socket, and did not go on."""
-    found = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    coroutines = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
     return tuple(
-        each
-        for each in found
-        if each.park is Park.NBD_SERVER_SEND and not (isinstance(each.stuck, Known) and not each.stuck.value)
+        coroutine
+        for coroutine in coroutines
+        if coroutine.park is Park.NBD_SERVER_SEND
+        and not (isinstance(coroutine.stuck, Known) and not coroutine.stuck.value)
     )
 
 
 def clients(facts: Facts) -> tuple[SocketFact, ...]:
     """Return the connections that QEMU took with bytes that the other end has not read."""
-    return tuple(each for each in taken(facts) if each.send_queue)
+    return tuple(socket for socket in taken(facts) if socket.send_queue)
 
 
 def taken(facts: Facts) -> tuple[SocketFact, ...]:
     """Return the connections that QEMU took, its monitor's left out."""
     sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
-    listening = {_port(each) for each in sockets if each.state == "LISTEN" and each.local != facts.vm.monitor}
-    return tuple(each for each in sockets if each.state == "ESTAB" and _port(each) in listening)
+    listening = {_port(socket) for socket in sockets if socket.state == "LISTEN" and socket.local != facts.vm.monitor}
+    return tuple(socket for socket in sockets if socket.state == "ESTAB" and _port(socket) in listening)
 
 
 def of_monitor(facts: Facts) -> tuple[SocketFact, ...]:
     """Return the connections that QEMU's monitor took."""
     sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
-    told = {facts.vm.monitor, *facts.vm.monitors}
-    told |= {each.local for each in sockets if each.state == "LISTEN" and str(each.fd) in facts.vm.monitors}
-    return tuple(each for each in sockets if each.state == "ESTAB" and each.local and each.local in told)
+    addresses = {facts.vm.monitor, *facts.vm.monitors}
+    addresses |= {
+        socket.local for socket in sockets if socket.state == "LISTEN" and str(socket.fd) in facts.vm.monitors
+    }
+    return tuple(socket for socket in sockets if socket.state == "ESTAB" and socket.local and socket.local in addresses)
 
 
 def _port(socket: SocketFact) -> str:

@@ -76,10 +76,10 @@ def descriptor(facts: Facts, fd: int) -> Descriptor | None:
 
 @once
 def _descriptors(facts: Facts) -> dict[int, Descriptor]:
-    found: dict[int, Descriptor] = {}
-    for each in facts.descriptors.value if isinstance(facts.descriptors, Known) else ():
-        found.setdefault(each.fd, each)
-    return found
+    by_fd: dict[int, Descriptor] = {}
+    for opened in facts.descriptors.value if isinstance(facts.descriptors, Known) else ():
+        by_fd.setdefault(opened.fd, opened)
+    return by_fd
 
 
 def owns_bql(facts: Facts, tid: int) -> bool:

@@ -29,18 +29,18 @@ def untaken(facts: Facts, idle: Iterable[VirtQueue]) -> tuple[Untaken, ...]:
     right place shows in the ring's other index, which QEMU wrote itself.
     """
     queues = facts.virtqueues
-    told = [state.value.running for state in (facts.run_state, facts.run_state_again) if isinstance(state, Known)]
-    if not isinstance(queues, Known) or not all(told):
+    running = [state.value.running for state in (facts.run_state, facts.run_state_again) if isinstance(state, Known)]
+    if not isinstance(queues, Known) or not all(running):
         return ()
-    found = []
+    holding = []
     for queue in idle:
         events = queue.device_type.startswith("virtio-scsi") and queue.index == EVENTS
         ready = queue.notification and queue.host_notifier_enabled and queue.device not in queues.value.broken
         if ready and not events and _no_kick(queues.value, queue):
             ahead, ahead_again = (_ahead(queue, words) for words in (queues.value.words, queues.value.words_again))
             if 0 < ahead <= ahead_again:
-                found.append(Untaken(queue, ahead))
-    return tuple(found)
+                holding.append(Untaken(queue, ahead))
+    return tuple(holding)
 
 
 def _no_kick(queues: Queues, queue: VirtQueue) -> bool:
@@ -51,8 +51,8 @@ def _no_kick(queues: Queues, queue: VirtQueue) -> bool:
 
 def _ahead(queue: VirtQueue, words: Iterable[RingWords]) -> int:
     """Return how many requests the guest is ahead of QEMU, 0 where that cannot be told."""
-    for each in words:
-        if (each.device, each.index) == (queue.device, queue.index) and each.used_idx == queue.used_idx:
-            ahead = (each.avail_idx - queue.last_avail_idx) % INDICES
+    for ring in words:
+        if (ring.device, ring.index) == (queue.device, queue.index) and ring.used_idx == queue.used_idx:
+            ahead = (ring.avail_idx - queue.last_avail_idx) % INDICES
             return ahead if ahead <= queue.size else 0
     return 0

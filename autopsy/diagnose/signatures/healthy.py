@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.diagnose.diagnosis import Claim, Confidence
-from autopsy.diagnose.queries.account import about_idle, idle_peers, left_over, no_connection, told
+from autopsy.diagnose.queries.account import about_idle, as_sentences, idle_peers, left_over, no_connection
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.limits.at_limits import copies_held
 from autopsy.diagnose.queries.notifiers import unseen_notifiers
@@ -34,8 +34,8 @@ def _healthy(facts: Facts) -> Judgement:
         confidence=_sure(facts),
         claims=(
             *_claims(facts),
-            *told(tuple(slow(facts))),
-            *told(tuple(idle_peers(facts))),
+            *as_sentences(tuple(slow(facts))),
+            *as_sentences(tuple(idle_peers(facts))),
             *(claim(f"Not accounted for: {each.text}", *each.cites) for each in _unaccounted(facts)),
         ),
     )

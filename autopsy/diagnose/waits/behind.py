@@ -29,7 +29,7 @@ def behind_waits(facts: Facts) -> Iterator[Wait]:
     for leaf in standing(facts, LEAVES):
         (nameless if _is_nameless(facts, leaf) else leaves).append(leaf)
     free = [leaf for leaf in leaves if leaf.address not in held]  # whoever waits for a lock may wait for the nameless
-    told, at_limit = _told_by_heap(facts), bool(copies_held(facts))
+    by_heap, at_limit = _told_by_heap(facts), bool(copies_held(facts))
     awaited: set[subjects.Subject] = set()
     seen: set[subjects.Place] = set()
     for request in (*standing(facts, BEHIND), *nameless):
@@ -39,8 +39,8 @@ def behind_waits(facts: Facts) -> Iterator[Wait]:
         before: tuple[subjects.Subject, ...] = (
             _drainers(facts)
             if request.park in DRAINS
-            else (subjects.Request(told[request.address]),)
-            if request.address in told
+            else (subjects.Request(by_heap[request.address]),)
+            if request.address in by_heap
             else tuple(
                 subjects.Request(leaf.address)
                 for leaf in (free if request.park is Park.DRIVER else leaves)
@@ -82,7 +82,7 @@ def _may_hold(facts: Facts, leaf: CoroutineFact, request: CoroutineFact) -> bool
     """Tell whether one request can be what another stands behind: of the same disk, as far as that is known."""
     if request.park in OF_A_COPY or leaf.of_job or request.of_job:
         return True
-    one, other = ({disk.name for disk in disks_of(facts, each)} for each in (leaf, request))
+    one, other = ({disk.name for disk in disks_of(facts, coroutine)} for coroutine in (leaf, request))
     return not one or not other or bool(one & other)
 
 

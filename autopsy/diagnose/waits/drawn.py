@@ -65,7 +65,7 @@ def draw(facts: Facts, graph: Graph) -> WaitGraph:
     for identity, by_address in sheet.members.items():
         members = list(by_address.values())
         disks = disk_names(their_disks(facts, members)[:3])
-        label, cites = counted(facts, tuple(members)), tuple(each.cite for each in members[:3])
+        label, cites = counted(facts, tuple(members)), tuple(request.cite for request in members[:3])
         box = WaitNode(id=identity, kind="coroutine", label=label, detail=f"of {disks}" if disks else "", cites=cites)
         sheet.nodes[identity] = box
     edges = _without_detours(sheet.edges)
@@ -79,17 +79,17 @@ def _rings(graph: Graph) -> dict[Subject, frozenset[Subject]]:
     both = (subject for place, subject in enumerate(whole.subjects) if whole.onward[place] and whole.back[place])
     if not any(isinstance(subject, subjects.Lock | subjects.Thread) for subject in both):
         return {}  # no ring goes round without a lock or a thread
-    found = ends_of(whole, whole.subjects)
-    return {subject: ring for ring in found.rings for subject in ring}
+    ends = ends_of(whole, whole.subjects)
+    return {subject: ring for ring in ends.rings for subject in ring}
 
 
 def _sheet(facts: Facts, waits: Iterable[Wait]) -> _Sheet:
     parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
     return _Sheet(
-        parked={each.address: each for each in parked},
+        parked={coroutine.address: coroutine for coroutine in parked},
         places={wait.waiter: wait.on for wait in waits if isinstance(wait.on, subjects.Place)},
-        asleep={each.thread.tid: each for each in sleepers(facts)},
-        by_tid={each.tid: each for each in threads(facts)},
+        asleep={sleeper.thread.tid: sleeper for sleeper in sleepers(facts)},
+        by_tid={thread.tid: thread for thread in threads(facts)},
         comutexes=frozenset(mutex.address for mutex in coroutine_mutexes.of(facts)),
     )
 
@@ -110,9 +110,9 @@ def _draw(sheet: _Sheet, facts: Facts, wait: Wait, *, circular: bool) -> None:
     # Worker threads that sleep alike are told by where they sleep.
     if isinstance(wait.waiter, subjects.Place) and isinstance(on, subjects.Thread) and on.tid in sheet.asleep:
         asleep = sheet.asleep[on.tid]
-        found = [each for each in sheet.nodes if each.startswith(f"kernel {asleep.family.id}")]
-        if found:
-            edge = WaitEdge(waiter=waiter, holder=found[0], label="whose threads wait for")
+        boxes = [identity for identity in sheet.nodes if identity.startswith(f"kernel {asleep.family.id}")]
+        if boxes:
+            edge = WaitEdge(waiter=waiter, holder=boxes[0], label="whose threads wait for")
             sheet.edges.setdefault(edge, wait.how)
         return
     holder = _box(sheet, facts, on, wait)
@@ -138,7 +138,7 @@ def _group(sheet: _Sheet, request: subjects.Request) -> str:
 def _suffix(sheet: _Sheet, place: subjects.Place) -> str:
     """Return what tells a place from others where requests wait likewise, for something else."""
     if place not in sheet.suffixes:
-        alike = sum(each.park is place.park for each in sheet.suffixes)
+        alike = sum(other.park is place.park for other in sheet.suffixes)
         sheet.suffixes[place] = f" {alike + 1}" if alike else ""
     return sheet.suffixes[place]
 
@@ -194,16 +194,16 @@ def _lock(sheet: _Sheet, facts: Facts, lock: subjects.Lock, cites: tuple[Cite, .
         label, identity = "a coroutine mutex", f"comutex {address:#x}"
     else:
         mutexes = facts.locks.value.mutexes if isinstance(facts.locks, Known) else ()
-        mutex = next((each for each in mutexes if each.address == address), None)
-        told = (mutex.in_object or mutex.name) if mutex else lock.within
-        label, identity = told or "a mutex", f"mutex {address:#x}"
+        mutex = next((known for known in mutexes if known.address == address), None)
+        name = (mutex.in_object or mutex.name) if mutex else lock.within
+        label, identity = name or "a mutex", f"mutex {address:#x}"
     # One that only frames speak of has no address of its own.
     detail = f"{address:#x}" if address >= PAGE else ""
     return WaitNode(id=identity, kind="lock", label=label, detail=detail, cites=cites[:1])
 
 
 def _kernel(sheet: _Sheet, wait: str, on: str, cites: tuple[Cite, ...]) -> WaitNode:
-    asleep = next((each for each in sheet.asleep.values() if each.family.id == wait), None)
+    asleep = next((sleeper for sleeper in sheet.asleep.values() if sleeper.family.id == wait), None)
     label = asleep.family.words if asleep else wait
     detail = kernel_stacks.deepest(asleep.look, asleep.family) if asleep else ""
     identity = f"kernel {wait} {on}".strip()
@@ -214,22 +214,22 @@ def _without_detours(edges: Mapping[WaitEdge, How]) -> list[WaitEdge]:
     """Leave out the arrows of what may be one of several, where others lead there too."""
     kept = list(edges)
     for edge, how in edges.items():
-        others = [each for each in kept if each is not edge]
+        others = [other for other in kept if other is not edge]
         if how in ONE_OF_SEVERAL and _leads(others, edge.waiter, edge.holder):
             kept = others
     return kept
 
 
 def _leads(edges: list[WaitEdge], start: str, end: str) -> bool:
-    found = {start}
+    reached = {start}
     left = [start]
     while left:
         at = left.pop()
         for edge in edges:
-            if edge.waiter == at and edge.holder not in found:
-                found.add(edge.holder)
+            if edge.waiter == at and edge.holder not in reached:
+                reached.add(edge.holder)
                 left.append(edge.holder)
-    return end in found
+    return end in reached
 
 
 def _with_ends(nodes: Mapping[str, WaitNode], edges: Iterable[WaitEdge]) -> tuple[WaitNode, ...]:

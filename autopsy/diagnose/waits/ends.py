@@ -33,14 +33,14 @@ class Numbered:
 
     def behind(self, these: Iterable[int]) -> set[int]:
         """Return them, and all who wait for them over however many others."""
-        found = set(these)
-        left = list(found)
+        reached = set(these)
+        left = list(reached)
         while left:
             for waiter in self.back[left.pop()]:
-                if waiter not in found:
-                    found.add(waiter)
+                if waiter not in reached:
+                    reached.add(waiter)
                     left.append(waiter)
-        return found
+        return reached
 
 
 def numbered(waits: Iterable[Wait]) -> Numbered:
@@ -86,14 +86,14 @@ def ends_of(graph: Numbered, roots: Iterable[Subject]) -> Ends:
 
 
 def _reached(onward: Sequence[Mapping[int, None]], roots: Iterable[int]) -> dict[int, None]:
-    found = dict.fromkeys(root for root in roots if onward[root])
-    left = list(found)
+    reached = dict.fromkeys(root for root in roots if onward[root])
+    left = list(reached)
     while left:
         for place in onward[left.pop()]:
-            if place not in found:
-                found[place] = None
+            if place not in reached:
+                reached[place] = None
                 left.append(place)
-    return found
+    return reached
 
 
 def _is_loop(onward: Sequence[Mapping[int, None]], ring: frozenset[int]) -> bool:
@@ -105,7 +105,7 @@ def _components(onward: Sequence[Mapping[int, None]], reached: Iterable[int]) ->
     index: dict[int, int] = {}
     low: dict[int, int] = {}
     path: dict[int, None] = {}
-    found = []
+    components = []
     for root in reached:
         if root in index:
             continue
@@ -123,11 +123,11 @@ def _components(onward: Sequence[Mapping[int, None]], reached: Iterable[int]) ->
                     members = set()
                     while subject not in members:
                         members.add(path.popitem()[0])
-                    found.append(frozenset(members))
+                    components.append(frozenset(members))
             elif step not in index:
                 index[step] = low[step] = len(index)
                 path[step] = None
                 work.append((step, iter(onward[step])))
             elif step in path:
                 low[subject] = min(low[subject], index[step])
-    return found
+    return components

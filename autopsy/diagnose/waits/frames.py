@@ -29,11 +29,11 @@ def frame_waits(facts: Facts) -> Iterator[Wait]:
     """Yield what stacks alone imply, where only one thread can be meant; nothing of a capture, which saw more."""
     if facts.origin is Origin.CAPTURE:
         return
-    found = stacks(facts)
-    yield from _bql(facts, found)
-    yield from _context(found)
-    yield from _readers(found)
-    for stack in found:
+    named_stacks = stacks(facts)
+    yield from _bql(facts, named_stacks)
+    yield from _context(named_stacks)
+    yield from _readers(named_stacks)
+    for stack in named_stacks:
         if stack.wait in {Doing.SEMAPHORE, Doing.JOIN} and stack.begins(*MIGRATION):
             yield _edge(stack, subjects.Migration(), How.SIGNALLED_BY)
         if stack.has(*WRITES) and stack.wait in {Doing.POLL, Doing.LOCK}:
@@ -46,12 +46,12 @@ def _edge(stack: NamedStack, on: subjects.Subject, how: How) -> Wait:
     return Wait(subjects.thread(stack.thread), on, how, Certainty.CONSISTENT, (stack.cite,))
 
 
-def _bql(facts: Facts, found: Sequence[NamedStack]) -> Iterator[Wait]:
+def _bql(facts: Facts, named_stacks: Sequence[NamedStack]) -> Iterator[Wait]:
     """Yield who waits for the BQL, and who must have it; where its owner was printed, the locks tell all that."""
-    if isinstance(facts.locks, Known) and any(each.is_bql for each in facts.locks.value.mutexes):
+    if isinstance(facts.locks, Known) and any(mutex.is_bql for mutex in facts.locks.value.mutexes):
         return
-    wanting = [each for each in found if each.wants_bql]
-    holders = [each for each in found if each.holds_bql and each.wait in KEEPS_LOCKS]
+    wanting = [stack for stack in named_stacks if stack.wants_bql]
+    holders = [stack for stack in named_stacks if stack.holds_bql and stack.wait in KEEPS_LOCKS]
     for stack in wanting:
         yield _edge(stack, BQL, How.WAITS_FOR_LOCK)
     if len(holders) != 1:
@@ -61,18 +61,18 @@ def _bql(facts: Facts, found: Sequence[NamedStack]) -> Iterator[Wait]:
         cites = (holder.cite,)
         yield Wait(BQL, subjects.thread(holder.thread), How.HELD_BY, Certainty.CONSISTENT, cites)
     # An iothread ends nothing of what is polled for before it has the lock that the poll goes on under.
-    iothreads = [each for each in wanting if each.thread.role is Role.IOTHREAD]
+    iothreads = [stack for stack in wanting if stack.thread.role is Role.IOTHREAD]
     if holder.wait is Doing.POLL and iothreads:
         yield _edge(holder, subjects.thread(iothreads[0].thread), How.POLLS_FOR)
-    joined = [each for each in wanting if each.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.OTHER}]
+    joined = [stack for stack in wanting if stack.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.OTHER}]
     if holder.wait is Doing.JOIN and len(joined) == 1:
         yield _edge(holder, subjects.thread(joined[0].thread), How.JOINS)
 
 
-def _context(found: Sequence[NamedStack]) -> Iterator[Wait]:
+def _context(named_stacks: Sequence[NamedStack]) -> Iterator[Wait]:
     """Yield who waits for an AioContext that the only thread that polls must have, for only its owner polls."""
-    wanting = [each for each in found if each.wants_context]
-    polling = [each for each in found if each.wait is Doing.POLL]
+    wanting = [stack for stack in named_stacks if stack.wants_context]
+    polling = [stack for stack in named_stacks if stack.wait is Doing.POLL]
     for stack in wanting:
         yield _edge(stack, CONTEXT, How.WAITS_FOR_LOCK)
     if len(wanting) == 1 and len(polling) == 1:
@@ -80,9 +80,9 @@ def _context(found: Sequence[NamedStack]) -> Iterator[Wait]:
         yield _edge(polling[0], subjects.thread(wanting[0].thread), How.POLLS_FOR)
 
 
-def _readers(found: Sequence[NamedStack]) -> Iterator[Wait]:
+def _readers(named_stacks: Sequence[NamedStack]) -> Iterator[Wait]:
     """Yield who waits for RCU's readers, and is one: it waits for itself."""
-    for stack in found:
+    for stack in named_stacks:
         if stack.thread.role is Role.CALL_RCU or may_be_call_rcu(stack) or not stack.has(*RCU):
             continue
         if stack.wait in {Doing.EVENT, Doing.CONDITION, Doing.LOCK}:

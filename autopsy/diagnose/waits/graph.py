@@ -73,13 +73,13 @@ def build(facts: Facts) -> Graph:
     trouble = []
     for name, builder in BUILDERS:
         try:
-            found = list(islice(builder(facts), MOST_WAITS + 1))
+            edges = list(islice(builder(facts), MOST_WAITS + 1))
         except Exception as error:  # noqa: BLE001 - a bug in one kind of evidence must not cost the others their edges
             trouble.append(f"{name}: {type(error).__name__}: {error}"[:200])
             continue
-        if len(found) > MOST_WAITS:
+        if len(edges) > MOST_WAITS:
             trouble.append(f"{name}: more than {MOST_WAITS} waits, the rest left out")
-        waits += found[:MOST_WAITS]
+        waits += edges[:MOST_WAITS]
     loops_of = [subjects.thread(thread) for thread in by_role(facts, *LOOPS)]
     asked = dict.fromkeys(wait.waiter for wait in waits if isinstance(wait.waiter, subjects.Request | subjects.Device))
     return Graph(tuple(waits), (*loops_of, *asked), tuple(trouble))

@@ -18,7 +18,7 @@ def job_waits(facts: Facts) -> Iterator[Wait]:
         if job.paused or not (isinstance(job.progressed, Known) and job.progressed.value == 0):
             continue
         requests = tuple(standing(facts, DISK_PARKS - BEHIND))
-        mine = [each for each in requests if each.of_job] or requests
+        mine = [request for request in requests if request.of_job] or requests
         for request in mine:
             cites = (job.cite, request.cite)
             yield Wait(subjects.Job(job.id), subjects.Request(request.address), How.POLLS_FOR, Certainty.ONCE, cites)

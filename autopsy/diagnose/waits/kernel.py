@@ -26,23 +26,23 @@ FROZEN = "host-fs-frozen"
 def kernel_waits(facts: Facts) -> Iterator[Wait]:
     """Yield where each of them sleeps; what no file is known of sleeps in the kernel itself."""
     mounts: dict[str, MountFact] = {}
-    for each in sleepers(facts):
-        sure = Certainty.SEEN if each.through else Certainty.ONCE
-        paths = _paths(facts, each)
+    for sleeper in sleepers(facts):
+        sure = Certainty.SEEN if sleeper.through else Certainty.ONCE
+        paths = _paths(facts, sleeper)
         on = [mount for path in paths if (mount := mount_of(facts, path)) is not None]
         devices = [device for path in paths if (device := device_of(facts, path)) is not None]
-        if each.family.id != FROZEN:  # a freeze is that file system's own, whatever it lies on
+        if sleeper.family.id != FROZEN:  # a freeze is that file system's own, whatever it lies on
             mounts.update((mount.path, mount) for mount in on)
-        cites = (each.look.cite, each.look.stack_cite)
+        cites = (sleeper.look.cite, sleeper.look.stack_cite)
         places: list[tuple[str, subjects.Subject]] = [(mount.path, subjects.file_system(mount)) for mount in on] + [
             (device.name, device) for device in devices
         ]
         for name, place in places:
-            asleep = subjects.Kernel(each.family.id, name)
-            yield Wait(subjects.thread(each.thread), asleep, How.SLEEPS_IN, sure, cites)
+            asleep = subjects.Kernel(sleeper.family.id, name)
+            yield Wait(subjects.thread(sleeper.thread), asleep, How.SLEEPS_IN, sure, cites)
             yield Wait(asleep, place, How.ON, sure, cites)
         if not places:
-            yield Wait(subjects.thread(each.thread), subjects.Kernel(each.family.id), How.SLEEPS_IN, sure, cites)
+            yield Wait(subjects.thread(sleeper.thread), subjects.Kernel(sleeper.family.id), How.SLEEPS_IN, sure, cites)
     for mount in tuple(mounts.values()):
         above, way = mount, below(facts, mount)
         for layer in way.layers if way.holds else ():

@@ -22,12 +22,12 @@ class Leads:
 
     def own(self, objects: Iterable[Subject]) -> frozenset[Subject]:
         """Return those that are ends themselves: nothing is known that they would wait for, or they are in a ring."""
-        return frozenset(each for each in objects if each in self.ends.get(each, ()))
+        return frozenset(subject for subject in objects if subject in self.ends.get(subject, ()))
 
     def is_held(self, waiter: Iterable[Subject], holder: Iterable[Subject]) -> bool:
         """Tell whether the waiter is no end itself, and leads to one of the holder's."""
         objects = tuple(waiter)
-        led = frozenset().union(*(self.ends.get(each, frozenset()) for each in objects))
+        led = frozenset().union(*(self.ends.get(subject, frozenset()) for subject in objects))
         return not self.own(objects) and bool(led & self.own(holder))
 
     def only_waits(self, waiter: Iterable[Subject]) -> bool:
@@ -36,7 +36,7 @@ class Leads:
         A thread at the end of a wait may work: nothing says that it never ends.
         """
         objects = tuple(waiter)
-        led = frozenset().union(*(self.ends.get(each, frozenset()) for each in objects))
+        led = frozenset().union(*(self.ends.get(subject, frozenset()) for subject in objects))
         return not (self.implied or self.own(objects)) and any(not isinstance(end, Thread) for end in led)
 
 
@@ -46,12 +46,12 @@ NOWHERE = Leads({})
 def leads(graph: Graph) -> Leads:
     """Follow the waits back from each end. The work is bounded, for the number of ends is."""
     by_number = graph.numbered
-    found: dict[int, set[Subject]] = {}
+    ends_reached: dict[int, set[Subject]] = {}
     for end in (*(frozenset({sink}) for sink in graph.ends.sinks), *graph.ends.rings):
         for waiter in by_number.behind(by_number.number[subject] for subject in end):
-            found.setdefault(waiter, set()).update(end)
+            ends_reached.setdefault(waiter, set()).update(end)
     implied = any(wait.certainty is Certainty.CONSISTENT for wait in graph.waits)
-    return Leads({by_number.subjects[waiter]: frozenset(led) for waiter, led in found.items()}, implied)
+    return Leads({by_number.subjects[waiter]: frozenset(led) for waiter, led in ends_reached.items()}, implied)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,5 +67,5 @@ def nameless(graph: Graph) -> tuple[Nameless, ...]:
     """Return the ends, those that most wait for first; a thread that only works, or that nobody waits for, is none."""
     ends = graph.ends.sinks
     seen = {wait.waiter for wait in graph.waits if wait.certainty is Certainty.SEEN}
-    found = [Nameless(end, len(waiting - {end}), not seen.isdisjoint(waiting)) for end, waiting in ends.items()]
-    return tuple(sorted((each for each in found if each.waiters), key=lambda each: -each.waiters))
+    sinks = [Nameless(end, len(waiting - {end}), not seen.isdisjoint(waiting)) for end, waiting in ends.items()]
+    return tuple(sorted((sink for sink in sinks if sink.waiters), key=lambda sink: -sink.waiters))

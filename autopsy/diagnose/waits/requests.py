@@ -23,8 +23,8 @@ from autopsy.facts.subjects import Subject
 def request_waits(facts: Facts) -> Iterator[Wait]:
     """Yield what each request that stands is parked at; one that goes on waits for nobody for long."""
     asleep = sleepers(facts)
-    workers = [subjects.thread(each.thread) for each in asleep if _works(each)]
-    told: set[tuple[subjects.Place, Certainty]] = set()
+    workers = [subjects.thread(sleeper.thread) for sleeper in asleep if _works(sleeper)]
+    yielded: set[tuple[subjects.Place, Certainty]] = set()
     places: dict[tuple[Park, tuple[int, ...]], tuple[subjects.Place, tuple[Subject, ...]]] = {}
     for request in standing(facts, DISK_PARKS - BEHIND):
         if request.park is Park.DRIVER and last_driver(facts, request) is None:
@@ -40,8 +40,8 @@ def request_waits(facts: Facts) -> Iterator[Wait]:
                 yield Wait(subjects.HostDevice(layer.loop), below, How.STACKED_ON, Certainty.ONCE, (layer.cite,))
         place, ends = places[kind]
         yield Wait(subjects.Request(request.address), place, How.PARKED_AT, sure, (request.cite,))
-        if (place, sure) not in told:  # what hundreds of requests stand at is for the same
-            told.add((place, sure))
+        if (place, sure) not in yielded:  # what hundreds of requests stand at is for the same
+            yielded.add((place, sure))
             for on in ends:
                 yield Wait(place, on, How.FOR, sure, (request.cite,))
             yield from _throttle_lock(facts, request, ends or (place,))
@@ -68,7 +68,7 @@ def _works(sleeper: Sleeper) -> bool:
 
 def standing(facts: Facts, parks: frozenset[Park]) -> Iterator[CoroutineFact]:
     """Yield the requests at these places that nothing shows to go on, or to be a job's that only a limit holds back."""
-    copies = frozenset(each.address for each in copies_held(facts))
+    copies = frozenset(copy.address for copy in copies_held(facts))
     yield from (request for request in parked_still(facts, parks) if request.address not in copies)
 
 

@@ -35,7 +35,7 @@ def thread_waits(facts: Facts) -> Iterator[Wait]:
 
 def _edge(thread: ThreadFact, on: ThreadFact, how: How) -> Wait:
     sure = Certainty.SEEN if slept_through(thread) else Certainty.ONCE
-    cites = tuple(look.cite for each in (thread, on) for look in looks(each)[:1])
+    cites = tuple(look.cite for side in (thread, on) for look in looks(side)[:1])
     return Wait(subjects.thread(thread), subjects.thread(on), how, sure, cites)
 
 

@@ -21,7 +21,7 @@ def copies_held(facts: Facts) -> tuple[CoroutineFact, ...]:
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
     if not disks or not all(_works(disk) for disk in disks if disk.inserted):
         return ()
-    return tuple(each for each in still(facts, Park.THROTTLE) if each.of_job)
+    return tuple(request for request in still(facts, Park.THROTTLE) if request.of_job)
 
 
 def _works(disk: DiskFact) -> bool:
@@ -51,8 +51,8 @@ def disks_in_queue(
     `groups` are those that can hold them, where that is known.
     """
     requests = tuple(requests)
-    if found := their_disks(facts, requests):
-        return found
+    if disks := their_disks(facts, requests):
+        return disks
     wanted = {group.name for group in groups}
     possible = {disk.name: disk for request in requests for disk in disks_of(facts, request)}
     in_group = {
@@ -72,4 +72,4 @@ def about_sharing(
     if len(disks) < 2 or their_disks(facts, requests):
         return ()
     words = f"{disk_names(disks)} share one group and its queue: whose requests stand in it cannot be told."
-    return (claim(words, *(each.cite for each in requests[:2])),)
+    return (claim(words, *(request.cite for request in requests[:2])),)
