@@ -52,13 +52,13 @@ def block_lines(disk: DiskFact) -> BlockLines:
 
 def _down(node: Node, known: dict[str, Node], seen: set[str]) -> tuple[Node, ...]:
     """Return a node with its first child, that one's first child, and so on."""
-    found: list[Node] = []
+    line: list[Node] = []
     here: Node | None = node
     while here is not None and here.name not in seen:
         seen.add(here.name)
-        found.append(here)
+        line.append(here)
         here = known.get(here.children[0]) if here.children else None
-    return tuple(found)
+    return tuple(line)
 
 
 def _words(node: Node, number: int) -> str:

@@ -122,7 +122,7 @@ class DiskPath(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_stuck(self) -> bool:
         """Tell whether the requests are stuck anywhere on the path, its branches included."""
-        return any(each is not None for each in (self.stuck_at, *(branch.stuck_at for branch in self.branches)))
+        return any(index is not None for index in (self.stuck_at, *(branch.stuck_at for branch in self.branches)))
 
 
 class WaitNode(msgspec.Struct, frozen=True, kw_only=True):

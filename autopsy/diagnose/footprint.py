@@ -12,23 +12,25 @@ from autopsy.facts.model.facts import Facts, MonitorFact
 
 def footprint(facts: Facts) -> tuple[str, ...]:
     """Return what this capture did to the VM, in sentences."""
-    told = []
+    sentences = []
     if facts.times.stopped_ns:
-        told.append(f"The VM stood still for {facts.times.stopped_ns / 1e6:.2f} ms in all while it was frozen.")
-    asked = [each for each in facts.monitor.asked if each.exchange.outcome in {"answered", "error", "no answer"}]
+        sentences.append(f"The VM stood still for {facts.times.stopped_ns / 1e6:.2f} ms in all while it was frozen.")
+    asked = [query for query in facts.monitor.asked if query.exchange.outcome in {"answered", "error", "no answer"}]
     if asked:
-        told.append(f"{count(len(asked), 'question was', 'questions were')} put to its monitor.")
-    if any("custom-monitor" in each.exchange.why for each in facts.monitor.asked if each.exchange.outcome == "greeted"):
-        told.append(
+        sentences.append(f"{count(len(asked), 'question was', 'questions were')} put to its monitor.")
+    if any(
+        "custom-monitor" in query.exchange.why for query in facts.monitor.asked if query.exchange.outcome == "greeted"
+    ):
+        sentences.append(
             "They went through libvirtd, which has marked the domain as tainted (custom-monitor) until it ends."
         )
     if isinstance(facts.monitor.died_at, Known):
         question = facts.monitor.died_at.value.exchange.question
-        told.append(
+        sentences.append(
             f"Our question {question} was never answered: it may still wait inside QEMU, and what the main thread does "
             "after it was asked is our own footprint."
         )
-    return tuple(told)
+    return tuple(sentences)
 
 
 SYMBOLS = {

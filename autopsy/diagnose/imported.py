@@ -56,23 +56,23 @@ def held_to(facts: Facts, signature: Signature, answer: Judgement) -> Judgement:
 
 def lacking(facts: Facts) -> tuple[str, ...]:
     """Say what would have decided, and was not taken."""
-    found = []
+    missing = []
     if isinstance(facts.threads, Known):
         if len(facts.threads.value) < FEW_THREADS:
-            found.append("every thread (`thread apply all bt`)")
-        if not any(isinstance(each.first, Known) for each in facts.threads.value):
-            found.append("system calls and kernel stacks")
+            missing.append("every thread (`thread apply all bt`)")
+        if not any(isinstance(thread.first, Known) for thread in facts.threads.value):
+            missing.append("system calls and kernel stacks")
     else:
-        found.append("the threads' stacks")
+        missing.append("the threads' stacks")
     if isinstance(facts.coroutines, Unknown):
-        found.append("parked requests (coroutines have no thread)")
+        missing.append("parked requests (coroutines have no thread)")
     if isinstance(facts.locks, Unknown):
-        found.append("who holds which lock")
+        missing.append("who holds which lock")
     if isinstance(facts.disks, Unknown):
-        found.append("the disks and their counters")
-    elif not any(isinstance(each.stats, Known) for each in facts.disks.value):
-        found.append("the disks' counters")
-    return (*found, "a second look, some seconds later")
+        missing.append("the disks and their counters")
+    elif not any(isinstance(disk.stats, Known) for disk in facts.disks.value):
+        missing.append("the disks' counters")
+    return (*missing, "a second look, some seconds later")
 
 
 def runbook(facts: Facts, signature: str) -> str:
@@ -102,11 +102,11 @@ def commands(facts: Facts) -> tuple[Advice, ...]:
 
 def standstill(facts: Facts) -> str:
     """Say what the stacks show where no mechanism was found; empty for a capture."""
-    told = place(facts)
-    kinds = {each.wait for each in stacks(facts)} - {WaitKind.NAMELESS} if told else set()
+    where = place(facts)
+    kinds = {stack.wait for stack in stacks(facts)} - {WaitKind.NAMELESS} if where else set()
     if kinds == {WaitKind.RESTS}:
-        return f"No thread that was shown is stuck ({told[:1].lower()}{told[1:]}); a parked request has no thread"
-    return f"{told}; what holds it up cannot be told from this evidence" if told else ""
+        return f"No thread that was shown is stuck ({where[:1].lower()}{where[1:]}); a parked request has no thread"
+    return f"{where}; what holds it up cannot be told from this evidence" if where else ""
 
 
 def place(facts: Facts, end: Subject | None = None) -> str:
@@ -114,9 +114,9 @@ def place(facts: Facts, end: Subject | None = None) -> str:
 
     It is what can be told where no mechanism was found.
     """
-    found = stacks(facts) if facts.origin is not Origin.CAPTURE else ()
-    stack = next((each for each in found if subjects.thread(each.thread) == end), None)
-    stack = stack or next((each for each in found if each.is_main), found[0] if found else None)
+    known_stacks = stacks(facts) if facts.origin is not Origin.CAPTURE else ()
+    stack = next((stack for stack in known_stacks if subjects.thread(stack.thread) == end), None)
+    stack = stack or next((stack for stack in known_stacks if stack.is_main), known_stacks[0] if known_stacks else None)
     if stack is None:
         return ""
     if stack.wait is WaitKind.POLL and stack.polls_for:

@@ -169,7 +169,7 @@ def out_of_reach(facts: Facts) -> tuple[ThreadFact, ...]:
 
 
 def _of_cause(signature: str, objects: tuple[Subject, ...]) -> KillEffect:
-    if signature in ONLY_WITH_A_PEER and not any(isinstance(each, Peer) for each in objects):
+    if signature in ONLY_WITH_A_PEER and not any(isinstance(subject, Peer) for subject in objects):
         return "unknown"
     return BY_SIGNATURE.get(signature, "unknown")
 
@@ -184,5 +184,7 @@ def _is_out_of_reach(thread: ThreadFact) -> bool:
 def _why_futile(asleep: tuple[ThreadFact, ...]) -> str:
     if not asleep:
         return "its requests are in the kernel, and its threads end only with them"
-    places = sorted({look.wchan or look.syscall.name or "the kernel" for each in asleep for look in looks(each)[:1]})
+    places = sorted(
+        {look.wchan or look.syscall.name or "the kernel" for thread in asleep for look in looks(thread)[:1]}
+    )
     return f"{count(len(asleep), 'thread')} in State D ({', '.join(places[:3])}), which no signal reaches"

@@ -199,8 +199,8 @@ def about(signature: str, facts: Facts) -> tuple[KnownBug, ...]:
 
 def version_of(text: str) -> Version | None:
     """Return the first thing in a text that looks like QEMU's version."""
-    found = VERSION.search(text)
-    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+    version = VERSION.search(text)
+    return (int(version[1]), int(version[2]), int(version[3] or 0)) if version else None
 
 
 def has(bug: Bug, text: str) -> Literal["fixed", "affected", "not affected", "cannot tell"]:

@@ -18,12 +18,12 @@ def lost_by_kill(facts: Facts, undecided: Iterable[Unproven]) -> tuple[str, ...]
     if isinstance(facts.vm.end, Known):
         return ()
     lost = []
-    for each in undecided:
-        later = any(file in each.missing for file in IN_THE_CORE) and "freeze" not in each.missing
+    for unproven in undecided:
+        later = any(file in unproven.missing for file in IN_THE_CORE) and "freeze" not in unproven.missing
         if not later:
-            lost.append(f"Whether {each.text}: {each.missing}")
-    skipped = [each for each in facts.monitor.asked if each.exchange.outcome == "skipped"]
+            lost.append(f"Whether {unproven.text}: {unproven.missing}")
+    skipped = [query for query in facts.monitor.asked if query.exchange.outcome == "skipped"]
     if skipped:
-        questions = ", ".join(dict.fromkeys(each.exchange.question for each in skipped))
+        questions = ", ".join(dict.fromkeys(query.exchange.question for query in skipped))
         lost.append(f"What QEMU itself would have answered to {questions}")
     return tuple(dict.fromkeys(lost))[:12]

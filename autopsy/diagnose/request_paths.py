@@ -38,12 +38,12 @@ class _Ends:
         """Tell whether this server does not answer: the one that is named, or the only one."""
         if self.where != "peer":
             return False
-        others = [each.server for line in lines.every for each in line if each.server]
+        others = [member.server for line in lines.every for member in line if member.server]
         return node.server in self.servers or (not self.servers & set(others) and len(others) == 1)
 
     def at_file(self, node: Node, lines: BlockLines) -> bool:
         """Tell whether the requests end at this local file, or what is below it."""
-        local = [each for line in lines.every for each in line if each.driver in LOCAL]
+        local = [member for line in lines.every for member in line if member.driver in LOCAL]
         if len(local) == 1:
             return True
         names = (node.filename, node.opened)
@@ -59,8 +59,8 @@ def paths(facts: Facts, where: Where, objects: frozenset[Subject]) -> tuple[Disk
         owners = disks_of(facts, coroutine)
         if len(owners) == 1 and coroutine.park in REQUESTS:
             requests.setdefault(owners[0].name, []).append(coroutine)
-    servers = frozenset(each.address for each in objects if isinstance(each, subjects.Server))
-    files = tuple(each.path for each in objects if isinstance(each, subjects.File | subjects.FileSystem))
+    servers = frozenset(server.address for server in objects if isinstance(server, subjects.Server))
+    files = tuple(file.path for file in objects if isinstance(file, subjects.File | subjects.FileSystem))
     drawn = [
         _path(
             disk,
@@ -80,17 +80,17 @@ def _path_of_job(facts: Facts, job: JobFact, where: Where, servers: Sequence[str
     """Return the path of a job's own requests: from the job to the server that it waits for, as far as that is told."""
     done = f"{job.kind}, {job.status}, {job.current:,} of {job.total:,} bytes"
     waiting = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
-    at_server = [each for each in waiting if each.park in SERVED and where == "peer"]
+    at_server = [coroutine for coroutine in waiting if coroutine.park in SERVED and where == "peer"]
     hops = [Hop(kind="job", name=job.id, detail=done, stuck=where == "job", cites=(job.cite,))]
     for server in servers[:1] if where == "peer" else ():
         nodes = [node for node in facts.nodes if node.server == server]
         hops += [Hop(kind="node", name=node.name, detail=node.driver, cites=(node.cite,)) for node in nodes[:1]]
-        cites = tuple(each.cite for each in at_server[:4])
+        cites = tuple(coroutine.cite for coroutine in at_server[:4])
         hops.append(Hop(kind="peer", name=server, in_flight=len(at_server) or None, stuck=True, cites=cites))
     stuck = next((index for index, hop in enumerate(hops) if hop.stuck), None)
-    told = f"stuck at {hops[stuck].name} ({hops[stuck].kind})" if stuck is not None else "not seen to be stuck"
+    end = f"stuck at {hops[stuck].name} ({hops[stuck].kind})" if stuck is not None else "not seen to be stuck"
     return DiskPath(
-        disk=job.id, owner="job", hops=tuple(hops), stuck_at=stuck, sentence=f"The requests of job {job.id} are {told}."
+        disk=job.id, owner="job", hops=tuple(hops), stuck_at=stuck, sentence=f"The requests of job {job.id} are {end}."
     )
 
 
@@ -152,7 +152,7 @@ def _line(
             here = ends.at_file(node, lines)
             yield _hop("aio", engine, "", requests if top else [], ENGINE, stuck=here and ends.where == "aio")
             yield Hop(kind="host", name="host", detail=node.filename, stuck=here and ends.where == "host")
-            served = any(each.server for line in lines.every for each in line)
+            served = any(member.server for line in lines.every for member in line)
             if here and ends.where == "peer" and not served:
                 yield Hop(kind="peer", name="server", detail="behind the host's file system", stuck=True)
             return
@@ -165,8 +165,8 @@ def _line(
 def _hop(
     kind: str, name: str, detail: str, requests: list[CoroutineFact], parks: frozenset[Park], *, stuck: bool
 ) -> Hop:
-    here = [each for each in requests if each.park in parks] if parks else []
-    cites: tuple[Cite, ...] = tuple(each.cite for each in here[:4])
+    here = [request for request in requests if request.park in parks] if parks else []
+    cites: tuple[Cite, ...] = tuple(request.cite for request in here[:4])
     return Hop(kind=kind, name=name, detail=detail, in_flight=len(here) or None, stuck=stuck, cites=cites)  # type: ignore[arg-type]  # a literal of ours
 
 

@@ -44,7 +44,7 @@ def advice(signature: str) -> RunbookSteps:
 
 def cure(diagnosis: Diagnosis) -> str:
     """Return what to do instead of a kill: the command for this VM, else the runbook's own words."""
-    first = next((each for each in diagnosis.advice if each.when == "now"), None)
+    first = next((step for step in diagnosis.advice if step.when == "now"), None)
     if first is not None:
         return f"`{first.command}` ({first.why})"
     return next(iter(lines(written_for(diagnosis.signature), RELIEVE)), "")

@@ -51,14 +51,14 @@ def seen_stall(facts: Facts) -> SeenStall | None:
 
 def since_seen(facts: Facts, *, well: bool) -> str:
     """Say what a watch saw of the stall's beginning, or of one that is over where all is well; empty where of none."""
-    found = seen_stall(facts)
-    if found is None:
+    stall = seen_stall(facts)
+    if stall is None:
         return _over(facts) if well else ""
-    ago = seconds(facts.times.began_ns - found.began_ns)
-    after = f"; it had moved at {_clock(facts.times, found.moving_ns)}" if found.moving_ns is not None else ""
+    ago = seconds(facts.times.began_ns - stall.began_ns)
+    after = f"; it had moved at {_clock(facts.times, stall.moving_ns)}" if stall.moving_ns is not None else ""
     over = f"; {OVER}" if well else ""
-    since = _clock(facts.times, found.began_ns)
-    return f"a watch saw it: {found.what} since {since}, {ago} before this capture{after}{over}"
+    since = _clock(facts.times, stall.began_ns)
+    return f"a watch saw it: {stall.what} since {since}, {ago} before this capture{after}{over}"
 
 
 def stood_before(facts: Facts) -> Claim | None:
@@ -68,19 +68,19 @@ def stood_before(facts: Facts) -> Claim | None:
     """
     if isinstance(facts.before, Unknown) or _last(facts) is None:
         return None
-    found = seen_stall(facts)
-    for_ms = (facts.times.began_ns - found.began_ns) // 1_000_000 if found is not None else 0
+    stall = seen_stall(facts)
+    for_ms = (facts.times.began_ns - stall.began_ns) // 1_000_000 if stall is not None else 0
     longest = max((sample.oldest_unmoved_ms for sample in facts.before.value.samples), default=0)
     if max(for_ms, longest) < STOOD_MS:
         return None
-    return claim(f"{sentence(since_seen(facts, well=True))}.", found.cite if found else Cite(facts.before.cite.file, 1))
+    return claim(f"{sentence(since_seen(facts, well=True))}.", stall.cite if stall else Cite(facts.before.cite.file, 1))
 
 
 def _over(facts: Facts) -> str:
     """Say of a VM that is well that it was not, within the minute before."""
     if isinstance(facts.before, Unknown) or _last(facts) is None:
         return ""
-    longest = max((each.oldest_unmoved_ms for each in facts.before.value.samples), default=0)
+    longest = max((sample.oldest_unmoved_ms for sample in facts.before.value.samples), default=0)
     if longest < LONG_MS:
         return ""
     return f"a watch saw a request stand still for {longest / 1000:.1f} s within the minute before; {OVER}"

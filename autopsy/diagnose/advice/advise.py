@@ -36,9 +36,9 @@ class Template:
 @cache
 def templates(signature: str) -> tuple[Template, ...]:
     """Return the commands of a signature's runbook."""
-    found = map(LINE.fullmatch, runbooks.lines(runbooks.written_for(signature), runbooks.COMMANDS))
+    matches = map(LINE.fullmatch, runbooks.lines(runbooks.written_for(signature), runbooks.COMMANDS))
     kinds: dict[str, When] = {when: when for when in WHENS}
-    return tuple(Template(kinds[each[1]], each[2], each[3]) for each in found if each)
+    return tuple(Template(kinds[match[1]], match[2], match[3]) for match in matches if match)
 
 
 def advise(
@@ -57,29 +57,31 @@ def advise(
     if facts.origin is not Origin.CAPTURE:
         runbook = imported.runbook(facts, signature)
         more = templates(runbook) if runbook != signature else ()
-        rest = (Advice(when=each.when, command=each.command, why=each.why) for each in more)
+        rest = (Advice(when=template.when, command=template.command, why=template.why) for template in more)
         return (*rest, *imported.commands(facts), *_upgrades(Hand(facts.vm).verbs()["upgrade"], known_bugs))
     hand = Hand(facts.vm)
     verbs = hand.verbs().beside(disks.verbs(facts, objects, hand))
     words = slots.words(facts, objects, hand)
-    found = [
+    advised = [
         Advice(when=template.when, command=command, why=template.why)
         for template in templates(signature)
         for command in filled(template.command, verbs, words)[:MOST]
     ]
     calm = kill == "unknown" and nothing_looks_stuck(facts)
     if kill == "futile" or (kill == "needless" and proven) or calm:
-        found = [each for each in found if each.when == "never" or not each.command.startswith(verbs["end"])]
-    if not any(each.when in {"now", "if-not"} for each in found):
+        advised = [
+            advice for advice in advised if advice.when == "never" or not advice.command.startswith(verbs["end"])
+        ]
+    if not any(advice.when in {"now", "if-not"} for advice in advised):
         asked = f"cat /proc/{facts.vm.pid}/cgroup"
-        found.append(
+        advised.append(
             Advice(when="now", command=asked, why="no manager of this host speaks for it: who owns its group does")
         )
     if isinstance(facts.vm.end, Unknown):  # what has ended needs no warning
-        found += _never(verbs["end"], kill, proven=proven)
-    found += _upgrades(verbs["upgrade"], known_bugs)
-    unique = tuple({(each.when, each.command): each for each in found}.values())
-    return tuple(one for when in WHENS for one in [each for each in unique if each.when == when][:MOST])
+        advised += _never(verbs["end"], kill, proven=proven)
+    advised += _upgrades(verbs["upgrade"], known_bugs)
+    unique = tuple({(advice.when, advice.command): advice for advice in advised}.values())
+    return tuple(one for when in WHENS for one in [advice for advice in unique if advice.when == when][:MOST])
 
 
 def filled(command: str, verbs: Mapping[str, str], words: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -90,8 +92,10 @@ def filled(command: str, verbs: Mapping[str, str], words: Mapping[str, tuple[str
     names = [name for _, slots_in, _ in _words_of(command) for name in slots_in if name not in verbs]
     several = next((name for name in names if len(words.get(name, ())) > 1), "")
     chosen = [{**words, several: (value,)} for value in words[several]] if several else [words]
-    told = (_filled(command, verbs, {name: values[0] for name, values in each.items() if values}) for each in chosen)
-    return tuple(filter(None, told))
+    commands = (
+        _filled(command, verbs, {name: values[0] for name, values in choice.items() if values}) for choice in chosen
+    )
+    return tuple(filter(None, commands))
 
 
 @cache

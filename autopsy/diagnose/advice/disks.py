@@ -28,8 +28,8 @@ def verbs(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Mapping[str, 
     """Return what makes the commands about the disks and jobs that a diagnosis names."""
     objects = tuple(objects)
     named = [disk for disk in _disks(facts) if subjects.disk(disk) in objects][:MOST]
-    groups = {each.name for each in objects if isinstance(each, subjects.ThrottleGroup)}
-    jobs = [each.id for each in objects if isinstance(each, subjects.Job)][:1]
+    groups = {group.name for group in objects if isinstance(group, subjects.ThrottleGroup)}
+    jobs = [job.id for job in objects if isinstance(job, subjects.Job)][:1]
     if not jobs and isinstance(facts.jobs, Known) and len(facts.jobs.value) == 1:
         jobs = [facts.jobs.value[0].id]
     return {
@@ -52,11 +52,11 @@ def _disks(facts: Facts) -> tuple[DiskFact, ...]:
 
 def _group(facts: Facts, disk: DiskFact, names: set[str]) -> ThrottleGroupFact | None:
     """Return the throttle-group object that a filter node above the disk's image is in."""
-    found = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
+    groups = facts.throttle_groups.value if isinstance(facts.throttle_groups, Known) else ()
     filters = {node.throttle_group for node in disk.nodes if node.throttle_group} & (
-        names or {group.name for group in found}
+        names or {group.name for group in groups}
     )
-    return next((group for group in found if group.name in filters), None)
+    return next((group for group in groups if group.name in filters), None)
 
 
 def _lift(hand: Hand, disk: DiskFact, group: ThrottleGroupFact | None) -> str:
@@ -88,7 +88,7 @@ def _own_iothread(hand: Hand, disk: DiskFact) -> str:
     if configured is None:
         return ""
     if hand.vmid and shell.sayable(configured.options):
-        kept = [each for each in configured.options.split(",") if not each.startswith(("iothread=", "aio="))]
+        kept = [option for option in configured.options.split(",") if not option.startswith(("iothread=", "aio="))]
         options = ",".join((*kept, "iothread=1", "aio=threads"))
         return hand.qm("set", "--scsihw", "virtio-scsi-single", f"--{configured.name}", options)
     if hand.domain:
@@ -102,7 +102,7 @@ def _of_jobs(hand: Hand, verb: str, jobs: Iterable[str], disks: list[DiskFact]) 
 
 
 def _job(hand: Hand, verb: str, job: str, disks: list[DiskFact]) -> str:
-    configured = next((found for disk in disks if (found := _configured(hand, disk))), None)
+    configured = next((candidate for disk in disks if (candidate := _configured(hand, disk))), None)
     if hand.domain and configured is not None:
         how = {"cancel-job": ("--abort",), "finish-job": ("--pivot",), "speed-job": ("--bandwidth", "0")}[verb]
         return hand.virsh("blockjob", configured.name, *how)
@@ -117,5 +117,10 @@ def _job(hand: Hand, verb: str, job: str, disks: list[DiskFact]) -> str:
 
 def _configured(hand: Hand, disk: DiskFact) -> ConfiguredDisk | None:
     return next(
-        (each for each in hand.vm.configured_disks if each.device == disk.name and shell.sayable(each.name)), None
+        (
+            configured
+            for configured in hand.vm.configured_disks
+            if configured.device == disk.name and shell.sayable(configured.name)
+        ),
+        None,
     )

@@ -74,7 +74,7 @@ class Hand:
     def qmp(self, *questions: str) -> str:
         """Return what says these to its monitor, through libvirt where that holds it."""
         if self.domain:
-            return shell.both(*(self.virsh("qemu-monitor-command", each) for each in questions))
+            return shell.both(*(self.virsh("qemu-monitor-command", message) for message in questions))
         if self.vm.manager == "libvirt" or not shell.sayable(self.vm.monitor):
             return ""
         return shell.spoken(self.vm.monitor, questions)

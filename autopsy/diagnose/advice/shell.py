@@ -37,8 +37,8 @@ def _bare(command: str) -> str:
     return _json({"execute": command})
 
 
-def _json(told: dict[str, object]) -> str:
-    return json.dumps(told, separators=(",", ":"))
+def _json(message: dict[str, object]) -> str:
+    return json.dumps(message, separators=(",", ":"))
 
 
 def spoken(monitor: str, questions: Iterable[str]) -> str:

@@ -21,11 +21,11 @@ FREEZER = re.compile(r"(/\S[^:]{0,400}/)(?:cgroup\.events|freezer\.state): ")
 def words(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Mapping[str, tuple[str, ...]]:
     """Return for each slot the words that may fill it; a command is told once for each of them."""
     objects = tuple(objects)
-    peers = [each.pid for each in objects if isinstance(each, subjects.Peer)]
+    peers = [peer.pid for peer in objects if isinstance(peer, subjects.Peer)]
     stopped = {peer.pid for peer in _programs(facts) if peer.state[:1] in STOPPED}
-    addresses = [ADDRESS.fullmatch(each.address) for each in objects if isinstance(each, subjects.Server)]
+    addresses = [ADDRESS.fullmatch(server.address) for server in objects if isinstance(server, subjects.Server)]
     servers = [address for address in addresses if address]
-    found: dict[str, list[str]] = {
+    by_slot: dict[str, list[str]] = {
         "pid": [str(facts.vm.pid)],
         "domain": [hand.domain],
         "vmid": [hand.vmid],
@@ -35,23 +35,23 @@ def words(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Mapping[str, 
         "monitor": [facts.vm.monitor],
         "peer": [str(pid) for pid in peers],
         "stopped-peer": [str(pid) for pid in peers if pid in stopped],
-        "tracer": [str(each.pid) for each in objects if isinstance(each, subjects.Tracer)],
-        "thread": [str(each.tid) for each in objects if isinstance(each, subjects.Thread)][:1],
-        "mount": [each.path for each in objects if isinstance(each, subjects.FileSystem)],
-        "device": [each.name for each in objects if isinstance(each, subjects.HostDevice)],
-        "file": [each.path for each in objects if isinstance(each, subjects.File)],
+        "tracer": [str(tracer.pid) for tracer in objects if isinstance(tracer, subjects.Tracer)],
+        "thread": [str(thread.tid) for thread in objects if isinstance(thread, subjects.Thread)][:1],
+        "mount": [mount.path for mount in objects if isinstance(mount, subjects.FileSystem)],
+        "device": [device.name for device in objects if isinstance(device, subjects.HostDevice)],
+        "file": [file.path for file in objects if isinstance(file, subjects.File)],
         "image": list(disks.images(facts, objects))[:1],
-        "host": [each[1].strip("[]") for each in servers][:1],
-        "port": [each[2] for each in servers][:1],
+        "host": [address[1].strip("[]") for address in servers][:1],
+        "port": [address[2] for address in servers][:1],
         **_freezer(facts, objects),
     }
-    return {slot: tuple(dict.fromkeys(filter(sayable, values))) for slot, values in found.items()}
+    return {slot: tuple(dict.fromkeys(filter(sayable, values))) for slot, values in by_slot.items()}
 
 
 def _programs(facts: Facts) -> Iterable[PeerFact]:
     """Return every program of this host that the VM depends on, as /proc told of it."""
-    for each in facts.sockets.value if isinstance(facts.sockets, Known) else ():
-        yield from each.peers
+    for socket in facts.sockets.value if isinstance(facts.sockets, Known) else ():
+        yield from socket.peers
     for mount in facts.fuse.value if isinstance(facts.fuse, Known) else ():
         yield from mount.daemons
 
@@ -59,7 +59,7 @@ def _programs(facts: Facts) -> Iterable[PeerFact]:
 def _freezer(facts: Facts, objects: Iterable[Subject]) -> Mapping[str, list[str]]:
     """Return the file that thaws the frozen control group: the one beside what told that it is frozen."""
     frozen = facts.host.frozen
-    if not any(isinstance(each, subjects.ControlGroup) for each in objects) or not isinstance(frozen, Known):
+    if not any(isinstance(subject, subjects.ControlGroup) for subject in objects) or not isinstance(frozen, Known):
         return {}
     folder = FREEZER.match(frozen.cite.text)
     if folder is None:

@@ -49,16 +49,16 @@ def called(stack: NamedStack) -> str:
     return naming.name(subjects.thread(stack.thread))
 
 
-def match(headline: str, *found: NamedStack, claims: tuple[str, ...] = (), where: object = None) -> Match:
+def match(headline: str, *cited: NamedStack, claims: tuple[str, ...] = (), where: object = None) -> Match:
     """Return a match about some stacks: each is cited, with a sentence of its own."""
     words = claims or tuple(
-        f"{sentence(called(each))} is in {', under '.join(dict.fromkeys(shown(each)))}." for each in found
+        f"{sentence(called(stack))} is in {', under '.join(dict.fromkeys(shown(stack)))}." for stack in cited
     )
     return Match(
         headline=headline,
-        objects=tuple(subjects.thread(each.thread) for each in found),
+        objects=tuple(subjects.thread(stack.thread) for stack in cited),
         confidence="likely",
-        claims=tuple(claim(text, each.cite) for text, each in zip(words, found, strict=False)),
+        claims=tuple(claim(text, stack.cite) for text, stack in zip(words, cited, strict=False)),
         implied=True,
         weight=1,
         where=where,  # type: ignore[arg-type]  # one of the closed vocabulary, from the callers below
@@ -73,16 +73,18 @@ def shown(stack: NamedStack) -> tuple[str, ...]:
     return tuple(named[:1]) + polls + tuple(outside) if named else ("a function without a name",)
 
 
-def nothing(why: str, found: tuple[NamedStack, ...]) -> Judgement:
+def nothing(why: str, known_stacks: tuple[NamedStack, ...]) -> Judgement:
     """Say that the stacks that there are do not show it; there may be others."""
-    return CannotTell(f"{why}: all threads' frames, and the parked coroutines" if found else "the threads' frames")
+    return CannotTell(
+        f"{why}: all threads' frames, and the parked coroutines" if known_stacks else "the threads' frames"
+    )
 
 
 def _graph(facts: Facts) -> Judgement:
     """Somebody wants the graph for himself, and whom he waits for needs what he holds."""
-    found = stacks(facts)
-    writers = [each for each in found if each.has(*GRAPH) and each.wait in {WaitKind.POLL, WaitKind.LOCK}]
-    drainers = [each for each in found if each.wait is WaitKind.POLL and (each.is_main or each.holds_bql)]
+    known_stacks = stacks(facts)
+    writers = [stack for stack in known_stacks if stack.has(*GRAPH) and stack.wait in {WaitKind.POLL, WaitKind.LOCK}]
+    drainers = [stack for stack in known_stacks if stack.wait is WaitKind.POLL and (stack.is_main or stack.holds_bql)]
     readers = _parked(facts, Park.GRAPH_LOCK)
     if drainers and readers:
         parked = f"a request is parked in bdrv_graph_co_rdlock ({len(readers)} in what was pasted)"
@@ -92,7 +94,11 @@ def _graph(facts: Facts) -> Judgement:
             claims=(f"{sentence(called(drainers[0]))} polls in {drainers[0].polls_for[0]}, and {parked}.",),
         )
     for writer in writers:
-        others = [each for each in found if each is not writer and (each.wants_context or each.wait is WaitKind.POLL)]
+        others = [
+            stack
+            for stack in known_stacks
+            if stack is not writer and (stack.wants_context or stack.wait is WaitKind.POLL)
+        ]
         if others:
             other = others[0]
             words = "waits for an AioContext" if other.wants_context else f"polls in {other.polls_for[0]}"
@@ -111,18 +117,18 @@ def _graph(facts: Facts) -> Judgement:
         return match(
             f"{sentence(called(writers[0]))} waits in {writers[0].has(*GRAPH)} for readers that do not end", writers[0]
         )
-    return nothing("no thread changes the block graph", found)
+    return nothing("no thread changes the block graph", known_stacks)
 
 
 def _parked(facts: Facts, *parks: Park) -> tuple[CoroutineFact, ...]:
-    found = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
-    return tuple(each for each in found if each.park in parks)
+    coroutines = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    return tuple(coroutine for coroutine in coroutines if coroutine.park in parks)
 
 
 def _nested(facts: Facts) -> Judgement:
     """A poll inside another one's call: the outer cannot end before the inner, and the inner may wait for the outer."""
-    found = stacks(facts)
-    for stack in found:
+    known_stacks = stacks(facts)
+    for stack in known_stacks:
         polls = stack.polls_for
         if stack.wait is WaitKind.POLL and len(polls) > 1:
             return match(
@@ -131,35 +137,35 @@ def _nested(facts: Facts) -> Judgement:
                 stack,
                 claims=(f"{sentence(called(stack))} polls in {', inside of '.join(polls[:4])}.",),
             )
-    for stack in found:
+    for stack in known_stacks:
         if stack.wait is WaitKind.POLL and stack.thread.role in {Role.MIGRATION, Role.OTHER} and stack.holds_bql:
             return match(
                 f"{sentence(called(stack))} holds the BQL and polls in {stack.polls_for[0]} for what only the main "
                 "loop can run",
                 stack,
             )
-    return nothing("no thread polls inside of another poll", found)
+    return nothing("no thread polls inside of another poll", known_stacks)
 
 
 def _context(facts: Facts) -> Judgement:
     """One polls, and another waits for an AioContext: only an AioContext's owner polls for what lies in it."""
-    found = stacks(facts)
-    wanting = [each for each in found if each.wants_context]
-    for stack in (each for each in found if each.wait is WaitKind.POLL and wanting):
+    known_stacks = stacks(facts)
+    wanting = [stack for stack in known_stacks if stack.wants_context]
+    for stack in (poller for poller in known_stacks if poller.wait is WaitKind.POLL and wanting):
         return match(
             f"{sentence(called(wanting[0]))} waits for an AioContext, and {called(stack)} polls in "
             f"{stack.polls_for[0]} for what only that one can end",
             wanting[0],
             stack,
         )
-    return nothing("no thread waits for an AioContext while another one polls", found)
+    return nothing("no thread waits for an AioContext while another one polls", known_stacks)
 
 
 def _job_end(facts: Facts) -> Judgement:
     """The end of a job drains: it holds what the requests need to end, or their end is queued behind it."""
-    found = stacks(facts)
-    working = any(each.thread.role is Role.WORKER and each.wait is WaitKind.CALL for each in found)
-    for stack in found:
+    known_stacks = stacks(facts)
+    working = any(stack.thread.role is Role.WORKER and stack.wait is WaitKind.CALL for stack in known_stacks)
+    for stack in known_stacks:
         if stack.wait is not WaitKind.POLL or not (stack.is_main or stack.holds_bql) or working:
             continue
         job = stack.begins(*JOB_ENDS)
@@ -171,25 +177,25 @@ def _job_end(facts: Facts) -> Judgement:
             stack,
             claims=(f"{sentence(called(stack))} polls in {stack.polls_for[0]}, under {job}.",),
         )
-    return nothing("no thread waits at the end of a job", found)
+    return nothing("no thread waits at the end of a job", known_stacks)
 
 
 def _ide(facts: Facts) -> Judgement:
-    found = stacks(facts)
-    for stack in found:
+    known_stacks = stacks(facts)
+    for stack in known_stacks:
         cancel = stack.has("ide_cancel_dma_sync", "ide_bus_reset", "ide_reset", "ahci_reset_port", "bmdma_cmd_writeb")
         if cancel and stack.wait is WaitKind.POLL:
             return match(
                 f"{sentence(called(stack))} cancels an IDE or AHCI request ({cancel}) and drains for it", stack
             )
-    return nothing("no thread cancels an IDE request", found)
+    return nothing("no thread cancels an IDE request", known_stacks)
 
 
 def _negotiation(facts: Facts) -> Judgement:
     """A drain waits for an NBD client that negotiates, and nobody lets the negotiation go on."""
-    found = stacks(facts)
-    waiting = [each for each in _parked(facts, Park.NBD_CONNECT) if _negotiates(each)]
-    drains = [each for each in found if each.wait is WaitKind.POLL]
+    known_stacks = stacks(facts)
+    waiting = [coroutine for coroutine in _parked(facts, Park.NBD_CONNECT) if _negotiates(coroutine)]
+    drains = [stack for stack in known_stacks if stack.wait is WaitKind.POLL]
     for stack in drains:
         if waiting or stack.begins("nbd_receive_negotiate", "nbd_start_negotiate", "nbd_client_connect"):
             return match(
@@ -197,13 +203,13 @@ def _negotiation(facts: Facts) -> Judgement:
                 "server",
                 stack,
             )
-    return nothing("no drain waits for an NBD negotiation", found)
+    return nothing("no drain waits for an NBD negotiation", known_stacks)
 
 
 def _negotiates(coroutine: CoroutineFact) -> bool:
     return any(
-        each.function.startswith(("nbd_receive_negotiate", "nbd_start_negotiate", "nbd_opt_"))
-        for each in coroutine.frames
+        frame.function.startswith(("nbd_receive_negotiate", "nbd_start_negotiate", "nbd_opt_"))
+        for frame in coroutine.frames
     )
 
 

@@ -72,32 +72,32 @@ def _blocks_others(stack: NamedStack) -> bool:
 
 
 def _vhost_user(facts: Facts) -> Judgement:
-    found = stacks(facts)
-    for stack in found:
+    known_stacks = stacks(facts)
+    for stack in known_stacks:
         place = stack.begins("vhost_user_")
         if place and (stack.wait is WaitKind.CALL or stack.begins("qemu_chr_fe_read_all", "tcp_chr_", "qio_channel_")):
             held = " and holds the BQL" if stack.holds_bql else ""
             return match(
                 f"{sentence(called(stack))} asks a vhost-user back end ({place}) and waits for its answer{held}", stack
             )
-    return nothing("no thread asks a vhost-user back end", found)
+    return nothing("no thread asks a vhost-user back end", known_stacks)
 
 
 def _chardev(facts: Facts) -> Judgement:
-    found = stacks(facts)
-    for stack in found:
+    known_stacks = stacks(facts)
+    for stack in known_stacks:
         place = stack.has(*CHARDEV)
         if place and stack.wait in {WaitKind.CALL, WaitKind.LOCK, WaitKind.RESTS}:
             return match(
                 f"{sentence(called(stack))} writes to a character device ({place}) whose reader does not read", stack
             )
-    return nothing("no thread writes to a character device", found)
+    return nothing("no thread writes to a character device", known_stacks)
 
 
 def _peer(facts: Facts) -> Judgement:
     """A thread that others need asks a program at the other end of a connection, and waits there."""
-    found = stacks(facts)
-    for stack in found:
+    known_stacks = stacks(facts)
+    for stack in known_stacks:
         if not _blocks_others(stack) or stack.wait not in {
             WaitKind.CALL,
             WaitKind.CONDITION,
@@ -116,28 +116,28 @@ def _peer(facts: Facts) -> Judgement:
             return match(
                 f"{sentence(called(stack))} waits in {place or stack.call} for a program at the other end", stack
             )
-    return nothing("no thread that others need waits for a peer", found)
+    return nothing("no thread that others need waits for a peer", known_stacks)
 
 
 def _host(facts: Facts) -> Judgement:
     """A thread that others need is in a system call on a file, or every request is in one."""
-    found = stacks(facts)
-    for stack in found:
+    known_stacks = stacks(facts)
+    for stack in known_stacks:
         on_storage = stack.call in {"read", "write", "ioctl"} and stack.begins(*ON_HOST)
         asks = stack.call in FILE_CALLS or on_storage
         if _blocks_others(stack) and stack.wait is WaitKind.CALL and asks:
             return match(
                 f"{sentence(called(stack))} is in {stack.call} on the host's storage, and others wait for it", stack
             )
-    working = [each for each in found if each.thread.role is Role.WORKER and each.call in FILE_CALLS]
-    drained = any(each.wait is WaitKind.POLL for each in found)
+    working = [stack for stack in known_stacks if stack.thread.role is Role.WORKER and stack.call in FILE_CALLS]
+    drained = any(stack.wait is WaitKind.POLL for stack in known_stacks)
     if working and (drained or len(working) >= MANY):
         return match(
             f"{len(working)} of QEMU's worker threads are in {working[0].call} on the host's storage"
             f"{', and a drain waits for them' if drained else ''}",
             *working[:4],
         )
-    return nothing("no thread that others need is in a call on the host's storage", found)
+    return nothing("no thread that others need is in a call on the host's storage", known_stacks)
 
 
 WORK = frozenset(
@@ -150,15 +150,15 @@ WORK = frozenset(
 
 def _busy(facts: Facts) -> Judgement:
     """The main thread, or a vCPU that holds the BQL, works on and on."""
-    found = stacks(facts)
-    waiting = [each for each in found if each.wants_bql]
-    for stack in found:
+    known_stacks = stacks(facts)
+    waiting = [stack for stack in known_stacks if stack.wants_bql]
+    for stack in known_stacks:
         if stack.wait is not WaitKind.RUNS or not stack.holds_bql:
             continue
         if not waiting and not (stack.is_main and _is_work(stack)):
             continue
         return _works(stack)
-    return nothing("no thread that holds the BQL runs", found)
+    return nothing("no thread that holds the BQL runs", known_stacks)
 
 
 def _is_work(stack: NamedStack) -> bool:

@@ -65,14 +65,14 @@ class NamedStack:
     @property
     def polls_for(self) -> tuple[str, ...]:
         """Return the functions that poll, innermost first: those around each aio_poll that is no thread's own loop."""
-        found = []
+        functions = []
         for place, name in enumerate(self.names):
             around = self.names[place + 1 : place + 2]
             if name in words.POLLS and around and around[0] not in words.OWN_LOOPS:
-                found.append(around[0])
+                functions.append(around[0])
             elif name in words.OLD_POLLS and not place:
-                found.append(name)
-        return tuple(found)
+                functions.append(name)
+        return tuple(functions)
 
     @property
     def is_main(self) -> bool:
@@ -83,22 +83,22 @@ class NamedStack:
 def stacks(facts: Facts) -> tuple[NamedStack, ...]:
     """Return every thread that has frames, but those that moved from one look to the next."""
     again = _again(facts)
-    found = []
+    known_stacks = []
     for thread in threads(facts):
         if not isinstance(thread.frames, Known):
             continue
         names = tuple(_plain(frame.function) for frame in thread.frames.value)
         if thread.tid in again and again[thread.tid] != names:
             continue
-        found.append(_stack(thread, names, thread.frames.cite))
-    return tuple(found)
+        known_stacks.append(_stack(thread, names, thread.frames.cite))
+    return tuple(known_stacks)
 
 
 def _again(facts: Facts) -> Mapping[int, tuple[str, ...]]:
     later = facts.frames_again
     if not isinstance(later, Known):
         return {}
-    return {each.tid: tuple(_plain(frame.function) for frame in each.frames) for each in later.value}
+    return {stack.tid: tuple(_plain(frame.function) for frame in stack.frames) for stack in later.value}
 
 
 def _plain(name: str) -> str:
@@ -109,7 +109,7 @@ def _stack(thread: ThreadFact, names: tuple[str, ...], cite: Cite) -> NamedStack
     place = next((at for at, name in enumerate(names) if name and name not in words.WAITING), len(names))
     inner, outer = names[:place], names[place:]
     under = outer[0] if outer else ""
-    call = next((found for name in names[:4] if (found := words.system_call(name))), "")
+    call = next((system_call for name in names[:4] if (system_call := words.system_call(name))), "")
     wait = _wait(inner, outer, call, names)
     stack = NamedStack(thread, names, wait, under, outer, call, holds_bql=False, cite=cite)
     return NamedStack(thread, names, wait, under, outer, call, holds_bql=_holds_bql(stack), cite=cite)
@@ -151,7 +151,9 @@ def _polls(names: tuple[str, ...]) -> bool:
             return True
         if name in words.POLLS:
             around = names[place + 1] if place + 1 < len(names) else ""
-            quiet = all(each in words.POLLING or words.system_call(each) in words.POLL_CALLS for each in names[:place])
+            quiet = all(
+                inner in words.POLLING or words.system_call(inner) in words.POLL_CALLS for inner in names[:place]
+            )
             return quiet and around not in words.OWN_LOOPS and around != ""
     return False
 
@@ -165,6 +167,6 @@ def _holds_bql(stack: NamedStack) -> bool:
     return bool(names & words.DISPATCH or names & words.UNDER_BQL)
 
 
-def of_role(found: Iterable[NamedStack], *roles: Role) -> tuple[NamedStack, ...]:
+def of_role(known_stacks: Iterable[NamedStack], *roles: Role) -> tuple[NamedStack, ...]:
     """Return the stacks of threads of some roles."""
-    return tuple(each for each in found if each.thread.role in roles)
+    return tuple(stack for stack in known_stacks if stack.thread.role in roles)

@@ -59,18 +59,18 @@ PAUSES = (
 RECEIVES = ("qemu_fill_buffer", "qio_channel_", "qemu_rdma_", "gnutls_", "recvmsg", "readv", "read")
 
 
-def _migrates(*found: NamedStack) -> bool:
-    return any(each.thread.role is Role.MIGRATION or each.begins(*MIGRATION) for each in found)
+def _migrates(*waiting: NamedStack) -> bool:
+    return any(stack.thread.role is Role.MIGRATION or stack.begins(*MIGRATION) for stack in waiting)
 
 
-def _where(*found: NamedStack) -> Where:
-    return "migration" if _migrates(*found) else "control"
+def _where(*waiting: NamedStack) -> Where:
+    return "migration" if _migrates(*waiting) else "control"
 
 
 def _twice(facts: Facts) -> Judgement:
     """A thread takes a lock that a function further out on its own stack holds."""
-    found = stacks(facts)
-    for stack in (each for each in found if each.wait is WaitKind.LOCK and not each.wants_context):
+    known_stacks = stacks(facts)
+    for stack in (waiter for waiter in known_stacks if waiter.wait is WaitKind.LOCK and not waiter.wants_context):
         taker = stack.under
         if stack.has("<signal handler called>") and taker:
             place = stack.names.index("<signal handler called>")
@@ -83,7 +83,7 @@ def _twice(facts: Facts) -> Judgement:
                 return _own(stack, f"{lock} in {taker}, under {holder}", where)
         if taker and taker in stack.outer[1:] and not stack.wants_bql:
             return _own(stack, f"a lock in {taker}, which lies a second time further out on its stack")
-    return nothing("no stack takes a lock twice", found)
+    return nothing("no stack takes a lock twice", known_stacks)
 
 
 def _own(stack: NamedStack, words: str, where: Where = "control") -> Match:
@@ -98,8 +98,8 @@ def may_be_call_rcu(stack: NamedStack) -> bool:
 
 def _rcu(facts: Facts) -> Judgement:
     """A thread waits for RCU's readers, and is one, or waits inside of a loop that one of them needs."""
-    found = stacks(facts)
-    for stack in found:
+    known_stacks = stacks(facts)
+    for stack in known_stacks:
         rcu = stack.has(*RCU)
         if (
             not rcu
@@ -113,20 +113,24 @@ def _rcu(facts: Facts) -> Judgement:
             return match(
                 f"{sentence(called(stack))} waits in {rcu} for RCU's readers, and is one of them (in {reader})", stack
             )
-        if any(each.wait is WaitKind.CALL and _in_migration(each) for each in found):
+        if any(other.wait is WaitKind.CALL and _in_migration(other) for other in known_stacks):
             continue  # it walks guest memory as a reader, and its own wait is the cause
         return match(
             f"{sentence(called(stack))} waits in {rcu} for RCU's readers, and holds up all that needs it", stack
         )
-    return nothing("no thread waits for RCU", found)
+    return nothing("no thread waits for RCU", known_stacks)
 
 
 def _join(facts: Facts) -> Judgement:
     """A thread waits for another one's end, which needs what the first holds, or was never told to end."""
-    found = stacks(facts)
-    for stack in (each for each in found if each.wait is WaitKind.JOIN):
+    known_stacks = stacks(facts)
+    for stack in (waiter for waiter in known_stacks if waiter.wait is WaitKind.JOIN):
         joined = stack.begins("")
-        others = [each for each in found if each is not stack and each.wants_bql and each.thread.role is not Role.VCPU]
+        others = [
+            other
+            for other in known_stacks
+            if other is not stack and other.wants_bql and other.thread.role is not Role.VCPU
+        ]
         if others and stack.holds_bql:
             return match(
                 f"{sentence(called(stack))} waits in {joined} for the end of a thread that waits for the BQL: "
@@ -140,12 +144,12 @@ def _join(facts: Facts) -> Judgement:
             stack,
             where=_where(stack),
         )
-    return nothing("no thread waits for another one's end", found)
+    return nothing("no thread waits for another one's end", known_stacks)
 
 
 def _migration(facts: Facts) -> Judgement:
     """A thread of the migration waits for another part of it, or for the other side."""
-    found = stacks(facts)
+    known_stacks = stacks(facts)
     waits = {
         WaitKind.SEMAPHORE,
         WaitKind.EVENT,
@@ -156,13 +160,13 @@ def _migration(facts: Facts) -> Judgement:
         WaitKind.LOCK,
     }
     ranked = sorted(
-        (each for each in found if each.wait in waits and not each.wants_bql and _in_migration(each)),
-        key=lambda each: (not each.is_main, not each.holds_bql, each.thread.role is not Role.MIGRATION),
+        (stack for stack in known_stacks if stack.wait in waits and not stack.wants_bql and _in_migration(stack)),
+        key=lambda stack: (not stack.is_main, not stack.holds_bql, stack.thread.role is not Role.MIGRATION),
     )
-    main = next((each for each in found if each.is_main), None)
+    main = next((stack for stack in known_stacks if stack.is_main), None)
     elsewhere = main is not None and main.wait not in {WaitKind.RESTS, WaitKind.NAMELESS} and not main.wants_bql
     if elsewhere and main is not None and not _in_migration(main):  # what goes on beside it is no wedge
-        ranked = [each for each in ranked if each.holds_bql]
+        ranked = [stack for stack in ranked if stack.holds_bql]
     for stack in ranked:
         place = stack.begins(*MIGRATION)
         held = " and holds the BQL" if stack.holds_bql else ""
@@ -173,7 +177,7 @@ def _migration(facts: Facts) -> Judgement:
             else ""
         )
         return match(f"{sentence(called(stack))} {how} in {place}{side}{held}", stack)
-    return nothing("no thread waits in a migration", found)
+    return nothing("no thread waits in a migration", known_stacks)
 
 
 def _in_migration(stack: NamedStack) -> bool:
@@ -184,23 +188,25 @@ def _in_migration(stack: NamedStack) -> bool:
 
 def _order(facts: Facts) -> Judgement:
     """One waits with the BQL held, for a lock or for what another one is to do, and that one waits for the BQL."""
-    found = stacks(facts)
+    known_stacks = stacks(facts)
     waits = {WaitKind.LOCK, WaitKind.CONDITION, WaitKind.SEMAPHORE, WaitKind.EVENT}
     holders = [
-        each
-        for each in found
-        if each.holds_bql
-        and not each.has(*PAUSES)  # it lets go of the BQL meanwhile
-        and (each.wait in waits or (each.wait is WaitKind.CALL and each.begins("dispatcher_")))
+        holder
+        for holder in known_stacks
+        if holder.holds_bql
+        and not holder.has(*PAUSES)  # it lets go of the BQL meanwhile
+        and (holder.wait in waits or (holder.wait is WaitKind.CALL and holder.begins("dispatcher_")))
     ]
     wanting = [
-        each for each in found if each.wants_bql and each.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.OTHER}
+        waiter
+        for waiter in known_stacks
+        if waiter.wants_bql and waiter.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.OTHER}
     ]
     pairs = [(holder, other) for holder in holders for other in wanting if other is not holder]
     # What is polled for lies in an iothread, which ends nothing before it has the BQL.
     pairs += [
         (holder, other)
-        for holder in found
+        for holder in known_stacks
         for other in wanting
         if holder.wait is WaitKind.POLL and holder.holds_bql and other.thread.role is Role.IOTHREAD
     ]
@@ -212,16 +218,16 @@ def _order(facts: Facts) -> Judgement:
             other,
             where=_where(holder, other),
         )
-    return nothing("no thread that holds the BQL waits for a lock", found)
+    return nothing("no thread that holds the BQL waits for a lock", known_stacks)
 
 
 def _pauses(facts: Facts) -> Judgement:
-    found = stacks(facts)
-    for stack in found:
+    known_stacks = stacks(facts)
+    for stack in known_stacks:
         place = stack.has(*PAUSES)
         if place and stack.wait in {WaitKind.CONDITION, WaitKind.SEMAPHORE}:
             return match(f"{sentence(called(stack))} waits in {place} for vCPUs that do not answer", stack)
-    return nothing("no thread waits for a vCPU", found)
+    return nothing("no thread waits for a vCPU", known_stacks)
 
 
 SIGNATURES = (
