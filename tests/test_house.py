@@ -217,6 +217,8 @@ SAYS_WHAT_IT_HOLDS = (
     "autopsy/capture/",
     "autopsy/cli/",
     "autopsy/commands/",
+    "autopsy/diagnose/advice/",
+    "autopsy/diagnose/frames/",
     "autopsy/diagnose/queries/",
     "autopsy/diagnose/waits/",
     "autopsy/drill/",
