@@ -222,6 +222,7 @@ SAYS_WHAT_IT_HOLDS = (
     "autopsy/diagnose/queries/",
     "autopsy/diagnose/waits/",
     "autopsy/drill/",
+    "autopsy/examine/",
     "autopsy/facts/",
     "autopsy/files/",
     "autopsy/fleet/",

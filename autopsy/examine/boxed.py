@@ -80,8 +80,8 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
         table = SandboxFiles(scratch)
         given = replace(
             frozen,
-            mapped=tuple(replace(each, path=path) for each in frozen.mapped if (path := table.lay(each.path))),
-            debug_files=tuple(path for each in frozen.debug_files if (path := table.lay(each))),
+            mapped=tuple(replace(mapping, path=path) for mapping in frozen.mapped if (path := table.lay(mapping.path))),
+            debug_files=tuple(path for debug_file in frozen.debug_files if (path := table.lay(debug_file))),
         )
         load()
         if not heap.has_drgn():
@@ -101,8 +101,8 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
                 core=core,
                 second_core=second_core,
                 scratch=inside.scratch,
-                mapped=tuple(replace(each, path=table.inside(each.path, inside)) for each in given.mapped),
-                debug_files=tuple(table.inside(each, inside) for each in given.debug_files),
+                mapped=tuple(replace(mapping, path=table.inside(mapping.path, inside)) for mapping in given.mapped),
+                debug_files=tuple(table.inside(debug_file, inside) for debug_file in given.debug_files),
                 read=lambda path: line.ask(f"read/{path}"),
                 write=lambda file, data: line.tell(f"write/{file}", data),
                 fetch=lambda kind, build_id: _path(line.ask(f"fetch/{kind}", build_id.encode()), inside),
@@ -142,8 +142,8 @@ class SandboxFiles:
         try:
             facts = os.fstat(descriptor)
             identity = facts.st_dev, facts.st_ino
-            if identity not in self.laid and (found := self._own_path(descriptor) or self._copy(descriptor)):
-                self.laid[identity] = found
+            if identity not in self.laid and (laid_path := self._own_path(descriptor) or self._copy(descriptor)):
+                self.laid[identity] = laid_path
             return self.laid.get(identity)
         except OSError:
             return None
@@ -242,7 +242,7 @@ def _in_words(error: BaseException) -> bytes:
 
 def _as_raised(error: WorkRaised) -> ExaminationFailed:
     try:
-        thing, cause, remedy = msgspec.json.decode(error.data, type=tuple[str, str, str])
+        part, cause, remedy = msgspec.json.decode(error.data, type=tuple[str, str, str])
     except msgspec.DecodeError:
         return ExaminationFailed("examination", str(error), remedy=REMEDY)
-    return ExaminationFailed(thing, cause, remedy=remedy)
+    return ExaminationFailed(part, cause, remedy=remedy)

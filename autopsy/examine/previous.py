@@ -45,37 +45,37 @@ class Earlier:
         new_blocks = {block.lwp: block.lines for block in blocks(text)}
         lines: list[str] = []
         stacks: list[ThreadStack] = []
-        for each in now:
-            old = known.get(each.tid)
-            keeps = old is not None and _stands_alike(old, each) and _worth(old.frames) > _worth(each.frames)
-            best, printed = (old, old_blocks) if keeps and old is not None else (each, new_blocks)
-            if not (block := printed.get(each.tid)):
+        for new in now:
+            old = known.get(new.tid)
+            keeps = old is not None and _stands_alike(old, new) and _worth(old.frames) > _worth(new.frames)
+            best, printed = (old, old_blocks) if keeps and old is not None else (new, new_blocks)
+            if not (block := printed.get(new.tid)):
                 stacks.append(msgspec.structs.replace(best, line=0))
                 continue
             if lines:
                 lines.append("")
-            stacks.append(msgspec.structs.replace(best, comm=each.comm or best.comm, line=len(lines) + 1))
+            stacks.append(msgspec.structs.replace(best, comm=new.comm or best.comm, line=len(lines) + 1))
             lines += block
         return tuple(stacks), "\n".join([*lines, ""])
 
     def best_coroutines(self, now: Iterable[Coroutine], *, blind: bool) -> tuple[Coroutine, ...]:
         """Return each coroutine's better record; `blind` when the binary is not at hand, so that some may be missed."""
         known = {coroutine.address: coroutine for coroutine in self.coroutines}
-        coroutines = tuple(_better(known.get(each.address), each) for each in now)
+        coroutines = tuple(_better(known.get(coroutine.address), coroutine) for coroutine in now)
         if not blind:
             return coroutines
-        there = {each.address for each in coroutines}
-        return (*coroutines, *(each for address, each in known.items() if address not in there))
+        there = {coroutine.address for coroutine in coroutines}
+        return (*coroutines, *(coroutine for address, coroutine in known.items() if address not in there))
 
     def best_modules(self, now: Iterable[Module]) -> tuple[Module, ...]:
         """Return each module as whoever had the better names described it."""
-        known = {(each.path, each.base, each.build_id): each for each in self.modules}
+        known = {(module.path, module.base, module.build_id): module for module in self.modules}
 
         def better(module: Module) -> Module:
             old = known.get((module.path, module.base, module.build_id), module)
             return old if _knows(old) > _knows(module) else module
 
-        return tuple(better(each) for each in now)
+        return tuple(better(module) for module in now)
 
     def best_graph(self, now: LockGraph) -> LockGraph:
         """Return the graph with the BQL and the mutexes' names that only the binary tells."""

@@ -103,19 +103,19 @@ class Opened:
     def find_coroutines(self) -> None:
         """Find the coroutines, and what became of each until the second snapshot."""
         self.saved = coroutines.find_coroutines(self.core, self.symbols, self.left_out)
-        found = [Parked(self.core, saved) for saved in self.saved]
+        current = [Parked(self.core, saved) for saved in self.saved]
         if self.second is not None:
             later = coroutines.find_coroutines(self.second, self.symbols)
-            compared = compare.compare(self.core, [each.saved for each in found], self.second, later)
-            found = [Parked(self.core, saved) for saved in compared.first]
-            found += [Parked(self.second, saved) for saved in compared.new]
-        self.parked = [each for each in found if each.saved.coroutine.state == "parked"]
-        self.show(_standing(each.saved.coroutine, self.symbols) for each in found)
+            compared = compare.compare(self.core, [located.saved for located in current], self.second, later)
+            current = [Parked(self.core, saved) for saved in compared.first]
+            current += [Parked(self.second, saved) for saved in compared.new]
+        self.parked = [located for located in current if located.saved.coroutine.state == "parked"]
+        self.show(_standing(located.saved.coroutine, self.symbols) for located in current)
 
-    def show(self, found: Iterable[Coroutine]) -> None:
+    def show(self, current: Iterable[Coroutine]) -> None:
         """Write the coroutines, for the analyzer and for eyes."""
         main = self.symbols.main
-        best = self.earlier.best_coroutines(found, blind=main is None or main.file is None)
+        best = self.earlier.best_coroutines(current, blind=main is None or main.file is None)
         text, self.coroutines = listing.render(best, self.graph.comutexes if self.graph else ())
         self.frozen.write(layout.COROUTINES, stored.as_text(self.coroutines))
         self.frozen.write(layout.COROUTINES_TEXT, text.encode("utf-8", "backslashreplace"))

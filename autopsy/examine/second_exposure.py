@@ -47,9 +47,9 @@ def examine_again(frozen: Frozen) -> str:
     compared = compare.compare(core, find.find_coroutines(core, symbols), second, find.find_coroutines(second, symbols))
     unwound = _unwound(frozen)
     known = previous.read_previous(frozen.read, layout.SECOND_EXPOSURE)
-    found = [_with_frames(saved.coroutine, unwound) for saved in compared.first]
-    found += _newcomers(frozen, second, symbols, compared.new)
-    coroutines = known.best_coroutines(found, blind=symbols.main is None or symbols.main.file is None)
+    current = [_with_frames(saved.coroutine, unwound) for saved in compared.first]
+    current += _newcomers(frozen, second, symbols, compared.new)
+    coroutines = known.best_coroutines(current, blind=symbols.main is None or symbols.main.file is None)
     frozen.write(layout.COROUTINES, stored.as_text(coroutines))
     poll_sets.write(frozen)
     with suppress(CoreError, OSError):  # the coroutines are written already
@@ -57,7 +57,7 @@ def examine_again(frozen: Frozen) -> str:
     if walking.child is not None:  # without debug information there is nothing to compare
         with suppress(OSError):  # the coroutines are written already
             run.finish(walking, earlier=known)
-    counts = Counter(each.since_first for each in coroutines if each.state == "parked")
+    counts = Counter(coroutine.since_first for coroutine in coroutines if coroutine.state == "parked")
     # The monitor's own stands still on every healthy VM: it is the analyzer that says "stuck".
     return ", ".join(f"{count} {IN_WORDS.get(word, word)}" for word, count in sorted(counts.items()))
 
@@ -67,13 +67,13 @@ def _newcomers(frozen: Frozen, second: Core, symbols: Symbols, new: tuple[Saved,
     if not new:
         return []
     parked = [Parked(second, saved) for saved in new]
-    found: Mapping[int, tuple[Frame, ...]] = {}
+    frames: Mapping[int, tuple[Frame, ...]] = {}
     with TemporaryDirectory(dir=frozen.scratch) as scratch, suppress(ExaminationFailed):
         ends_at = time.monotonic() + min(GDB_SECONDS, frozen.seconds)
-        found = unwind(
+        frames = unwind(
             second, symbols, parked, comms={}, scratch=Path(scratch), ends_at=ends_at, with_threads=False
         ).coroutines
-    return [with_frames(saved.coroutine, found, symbols) for saved in new]
+    return [with_frames(saved.coroutine, frames, symbols) for saved in new]
 
 
 def _unwound(frozen: Frozen) -> dict[int, Coroutine]:
@@ -81,7 +81,7 @@ def _unwound(frozen: Frozen) -> dict[int, Coroutine]:
         known = stored.read_back(frozen.read(layout.evidence(layout.GDB_THREADS, layout.COROUTINES)))
     except msgspec.DecodeError:
         return {}
-    return {each.address: each for each in known}
+    return {coroutine.address: coroutine for coroutine in known}
 
 
 def _with_frames(now: Coroutine, unwound: dict[int, Coroutine]) -> Coroutine:

@@ -74,18 +74,18 @@ def _first_open(answers: list[Answer | None]) -> int | None:
 
 
 def _one_child(
-    questions: Sequence[Callable[[], bytes]], answers: list[Answer | None], first: int, each: float, overall: float
+    questions: Sequence[Callable[[], bytes]], answers: list[Answer | None], first: int, seconds: float, overall: float
 ) -> Unanswered | None:
     """Let one child go through the questions from `first` on; return why it did not reach the end, if it did not."""
     with mmap.mmap(-1, BOARD_BYTES) as board:
         END.pack_into(board, 0, END.size)
-        watch = _Watch(board, each)
+        watch = _Watch(board, seconds)
         trouble = None
         try:
             left = [number for number in range(first, len(questions)) if answers[number] is None]
             collect(spawn(lambda: _work(board, questions, left)), overall, watch.tick)
         except (ChildTimedOut, _Stalled):
-            trouble = Unanswered(f"no answer in {each:.1f} s", hung=True)
+            trouble = Unanswered(f"no answer in {seconds:.1f} s", hung=True)
         except ChildFailed as error:
             trouble = Unanswered(str(error), trouble=error.trouble)
         _read_board(board, answers)
@@ -95,9 +95,9 @@ def _one_child(
 class _Watch:
     """Notices that the child has written nothing new for too long."""
 
-    def __init__(self, board: mmap.mmap, each: float) -> None:
+    def __init__(self, board: mmap.mmap, seconds: float) -> None:
         self.board = board
-        self.each = each
+        self.seconds = seconds
         self.written = 0
         self.since = time.monotonic()
 
@@ -106,7 +106,7 @@ class _Watch:
         if written != self.written:
             self.written = written
             self.since = time.monotonic()
-        elif time.monotonic() - self.since >= self.each:
+        elif time.monotonic() - self.since >= self.seconds:
             raise _Stalled
 
 

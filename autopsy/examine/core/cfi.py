@@ -137,8 +137,8 @@ class DwarfReader:
         end = self.data.find(b"\0", self.at)
         if end < 0:
             raise NoRule("an entry ends too early")
-        found, self.at = self.data[self.at : end], end + 1
-        return found
+        text, self.at = self.data[self.at : end], end + 1
+        return text
 
 
 class UnwindTables:

@@ -116,15 +116,15 @@ class SymbolTable:
     def named(self, name: str) -> tuple[Symbol, ...]:
         """Return every symbol of that name."""
         wanted = name.encode() + b"\0"
-        found: list[Symbol] = []
+        symbols: list[Symbol] = []
         position = self._strings.find(wanted)
         for _ in range(MOST_PLACES):
             if position < 0:
                 break
             # A string table may keep a name as the tail of a longer one: only a symbol that begins here bears it.
-            found += [self._symbol(index) for index in self._by_place.get(position, ())]
+            symbols += [self._symbol(index) for index in self._by_place.get(position, ())]
             position = self._strings.find(wanted, position + 1)
-        return tuple(found)
+        return tuple(symbols)
 
     @cached_property
     def _by_place(self) -> dict[int, list[int]]:
@@ -317,12 +317,12 @@ def _sections(data: mmap.mmap | bytes, *, at: int, count: int, names_in: int) ->
     if names_in >= len(rows):
         return {}
     names = data[rows[names_in][4] : rows[names_in][4] + min(rows[names_in][5], 1 << 20)]
-    found: dict[str, ElfSection] = {}
+    sections: dict[str, ElfSection] = {}
     for index, (name_at, kind, _, address, offset, size, link, _, _, _) in enumerate(rows):
         name = names[name_at : name_at + 64].split(b"\0", 1)[0].decode("ascii", "replace")
         stored = 0 if kind == SHT_NOBITS else max(0, min(size, len(data) - offset))
-        found.setdefault(name, ElfSection(name, index, kind, address, offset, stored, link))
-    return found
+        sections.setdefault(name, ElfSection(name, index, kind, address, offset, stored, link))
+    return sections
 
 
 def _symbols(

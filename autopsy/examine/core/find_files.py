@@ -36,18 +36,18 @@ class Files:
 
     def __init__(self, frozen: Frozen) -> None:
         self._frozen = frozen
-        self._given = [found for path in frozen.debug_files if (found := _opened(path, "given"))]
+        self._given = [file for path in frozen.debug_files if (file := _opened(path, "given"))]
         self._stored: FoundFile | None = None
         self._unpacked = False
 
     def mapped(self, part: MappedFile, build_id: str) -> FoundFile | None:
         """Return the file of a mapping: the process's own while it lives, else one with the same build-id."""
         for path, source in self._places(part):
-            if (found := _opened(path, source)) and _same(found.elf, build_id, trusted=source == "process"):
-                return found
-        for found in self._given:
-            if build_id and found.elf.build_id == build_id and _has_code(found.elf):
-                return found
+            if (file := _opened(path, source)) and _same(file.elf, build_id, trusted=source == "process"):
+                return file
+        for file in self._given:
+            if build_id and file.elf.build_id == build_id and _has_code(file.elf):
+                return file
         if build_id and (stored := self._bundled()) and stored.elf.build_id == build_id:
             return stored
         here = Path(os.path.normpath(part.path.removesuffix(DELETED)))
@@ -60,9 +60,9 @@ class Files:
         """Return the separate debug file of a build-id, if one is at hand or this machine has it installed."""
         if not build_id:
             return None
-        for found in self._given:
-            if found.elf.build_id == build_id and (found.elf.has_dwarf or found.elf.has_symtab):
-                return found
+        for file in self._given:
+            if file.elf.build_id == build_id and (file.elf.has_dwarf or file.elf.has_symtab):
+                return file
         for folder in installed_debug_files():
             installed = _opened(folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug", "installed debug file")
             if installed and installed.elf.build_id == build_id:
@@ -72,11 +72,11 @@ class Files:
     def fetched(self, kind: str, build_id: str) -> FoundFile | None:
         """Return what a debuginfod server has, if the operator named one. `kind` is "debuginfo" or "executable"."""
         path = self._frozen.fetch(kind, build_id) if build_id else None
-        found = _opened(path, "debuginfod") if path else None
-        return found if found and found.elf.build_id == build_id else None
+        file = _opened(path, "debuginfod") if path else None
+        return file if file and file.elf.build_id == build_id else None
 
     def _places(self, part: MappedFile) -> Iterator[tuple[Path, str]]:
-        yield from ((each.path, each.source) for each in self._frozen.mapped if each.start == part.start)
+        yield from ((mapping.path, mapping.source) for mapping in self._frozen.mapped if mapping.start == part.start)
 
     def _bundled(self) -> FoundFile | None:
         """Return the binary that was stored beside the core, unpacked once."""

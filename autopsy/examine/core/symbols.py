@@ -55,9 +55,9 @@ class ElfImage:
         """Return what modules.json says of it."""
         symbols: Literal["dwarf", "symtab", "dynsym", "none"] = "none"
         best = self.debug or self.file
-        for found in (self.debug, self.file):
-            if found and found.elf.has_dwarf:
-                symbols, best = "dwarf", found
+        for file in (self.debug, self.file):
+            if file and file.elf.has_dwarf:
+                symbols, best = "dwarf", file
                 break
         else:
             if best and best.elf.has_symtab:
@@ -82,7 +82,7 @@ class Symbols:
         self.core = self._core = core
         self._files = Files(frozen)
         deleted = _deleted_paths(frozen)
-        self._known_ids = {each.base: each.build_id for each in _told_before(frozen)[:MOST_IMAGES]}
+        self._known_ids = {module.base: module.build_id for module in _told_before(frozen)[:MOST_IMAGES]}
         parts = self._parts(core)
         self.beyond = max(0, len(parts) - MOST_IMAGES)  # programs and libraries that are left out
         self.images = tuple(
@@ -234,7 +234,7 @@ class Symbols:
                 debug = self._files.fetched("debuginfo", build_id)
         lowest = min((segment.address for segment in segments), default=0) & -PAGE
         bias = first.start - lowest
-        end = max([part.end for part in parts] + [bias + each.address + each.size for each in segments])
+        end = max([part.end for part in parts] + [bias + segment.address + segment.size for segment in segments])
         path = first.path.removesuffix(DELETED)
         return ElfImage(
             path=path,
@@ -243,11 +243,15 @@ class Symbols:
             bias=bias,
             build_id=build_id,
             deleted=first.path.endswith(DELETED) or path in deleted,
-            code=tuple((bias + each.address, bias + each.address + each.size) for each in segments if each.executable),
+            code=tuple(
+                (bias + segment.address, bias + segment.address + segment.size)
+                for segment in segments
+                if segment.executable
+            ),
             zeroed=tuple(
-                (bias + each.address + each.stored, bias + each.address + each.size)
-                for each in segments
-                if each.writable and each.stored < each.size
+                (bias + segment.address + segment.stored, bias + segment.address + segment.size)
+                for segment in segments
+                if segment.writable and segment.stored < segment.size
             ),
             file=file,
             debug=debug,
@@ -280,11 +284,11 @@ def _header(core: Core, base: int) -> tuple[tuple[LoadSegment, ...], str]:
     lowest = min((segment.address for segment in segments), default=0) & -PAGE
     for address, _, size in notes:
         try:
-            found = build_id_in(core.read(base - lowest + address, min(size, PAGE)))
+            build_id = build_id_in(core.read(base - lowest + address, min(size, PAGE)))
         except CoreError:
             continue
-        if found:
-            return segments, found
+        if build_id:
+            return segments, build_id
     return segments, ""
 
 

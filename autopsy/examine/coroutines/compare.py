@@ -39,7 +39,11 @@ def compare(core: Core, first: Iterable[Saved], second: Core, later: Iterable[Sa
         if saved.coroutine.state == "parked" and (address not in was or was[address].coroutine.state != "parked")
     )
     return Compared(
-        tuple(saved for saved in compared if saved.coroutine.address not in {each.coroutine.address for each in new}),
+        tuple(
+            saved
+            for saved in compared
+            if saved.coroutine.address not in {newcomer.coroutine.address for newcomer in new}
+        ),
         new,
     )
 

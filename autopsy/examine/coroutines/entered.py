@@ -18,9 +18,9 @@ MOST_NESTED = 64  # coroutines that enter coroutines; QEMU's nest a few deep
 
 def chains(core: Core, saved: Sequence[Saved]) -> dict[int, tuple[Saved, ...]]:
     """Return, for each thread that is in a coroutine, that coroutine, the one that entered it, and so on."""
-    by_address = {each.coroutine.address: each for each in saved}
-    running = sorted((each for each in saved if each.coroutine.state == "running"), key=_stack)
-    found: dict[int, tuple[Saved, ...]] = {}
+    by_address = {record.coroutine.address: record for record in saved}
+    running = sorted((record for record in saved if record.coroutine.state == "running"), key=_stack)
+    by_tid: dict[int, tuple[Saved, ...]] = {}
     for thread in core.threads:
         index = bisect_right(running, thread.registers.rsp, key=_stack) - 1
         inner = running[index] if index >= 0 and thread.registers.rsp < running[index].top else None
@@ -29,17 +29,17 @@ def chains(core: Core, saved: Sequence[Saved]) -> dict[int, tuple[Saved, ...]]:
             chain[inner.coroutine.address] = inner
             inner = by_address.get(inner.coroutine.caller)  # a leader has no such stack
         if chain:
-            found[thread.tid] = tuple(chain.values())
-    return found
+            by_tid[thread.tid] = tuple(chain.values())
+    return by_tid
 
 
 def contexts(core: Core, symbols: Symbols, saved: Sequence[Saved]) -> dict[int, tuple[Registers, ...]]:
     """Return, for each thread that is in a coroutine, the registers of what it came through, innermost first."""
-    found: dict[int, tuple[Registers, ...]] = {}
+    by_tid: dict[int, tuple[Registers, ...]] = {}
     for tid, chain in chains(core, saved).items():
         leader = context_of(core, symbols, chain[-1].coroutine.caller)
-        found[tid] = (*(each.registers for each in chain[1:]), *((leader,) if leader else ()))
-    return found
+        by_tid[tid] = (*(outer.registers for outer in chain[1:]), *((leader,) if leader else ()))
+    return by_tid
 
 
 def _stack(saved: Saved) -> int:

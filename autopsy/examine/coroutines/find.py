@@ -78,8 +78,8 @@ def find_coroutines(core: Core, symbols: Symbols, left_out: list[LeftOut] | None
         if len(by_stack) >= MOST_COROUTINES:
             limits.append(_more(f"{MOST_COROUTINES} were read"))
             break
-    found = (_settled(core, symbols, saved, occupied, sigaltstack=sigaltstack) for saved in by_stack.values())
-    return tuple(sorted(found, key=lambda saved: saved.coroutine.address))
+    settled = (_settled(core, symbols, saved, occupied, sigaltstack=sigaltstack) for saved in by_stack.values())
+    return tuple(sorted(settled, key=lambda saved: saved.coroutine.address))
 
 
 def switches_by_signal(imports: bytes) -> bool:

@@ -17,17 +17,17 @@ def render(coroutines: Iterable[Coroutine], comutexes: Iterable[CoMutex] = ()) -
     waits_for = {waiter: mutex for mutex in comutexes for waiter in mutex.waiters}
     everyone = tuple(coroutines)
     groups: dict[tuple[object, ...], list[Coroutine]] = {}
-    for each in everyone:
-        if each.state in ("parked", "unclear"):
-            groups.setdefault((each.state, each.since_first, each.frames), []).append(each)
-    counts = Counter(each.state for each in everyone)
+    for coroutine in everyone:
+        if coroutine.state in ("parked", "unclear"):
+            groups.setdefault((coroutine.state, coroutine.since_first, coroutine.frames), []).append(coroutine)
+    counts = Counter(coroutine.state for coroutine in everyone)
     lines = [", ".join(f"{counts[state]} {state}" for state in ("parked", "running", "pooled", "unclear")), ""]
     begins: dict[int, int] = {}
     for group in sorted(groups.values(), key=len, reverse=True):
-        for each in group:
-            begins[each.address] = len(lines) + 1
+        for coroutine in group:
+            begins[coroutine.address] = len(lines) + 1
         lines += [*_group(group, waits_for), ""]
-    placed = tuple(msgspec.structs.replace(each, line=begins.get(each.address, 0)) for each in everyone)
+    placed = tuple(msgspec.structs.replace(coroutine, line=begins.get(coroutine.address, 0)) for coroutine in everyone)
     return "\n".join(lines), placed
 
 
@@ -51,17 +51,21 @@ def _group(group: list[Coroutine], waits_for: Mapping[int, CoMutex]) -> list[str
     lines = [
         f"{len(group)} {noun} {first.state} alike{since}:" if len(group) > 1 else f"1 {noun} {first.state}{since}:"
     ]
-    addresses = [f"{each.address:#x}" for each in group]
+    addresses = [f"{coroutine.address:#x}" for coroutine in group]
     rows = range(0, len(addresses), ADDRESSES_PER_LINE)
     lines += ["  " + " ".join(addresses[start : start + ADDRESSES_PER_LINE]) for start in rows]
-    holders = [each for each in group if each.locks_held]
+    holders = [coroutine for coroutine in group if coroutine.locks_held]
     lines += [f"  {holder.address:#x} holds {holder.locks_held} CoMutexes" for holder in holders]
-    mutexes = Counter(waits_for[each.address] for each in group if each.address in waits_for)
+    mutexes = Counter(waits_for[coroutine.address] for coroutine in group if coroutine.address in waits_for)
     lines += [
-        f"  {number} of them wait for CoMutex {each.address:#x}, {_held(each)}" for each, number in mutexes.items()
+        f"  {number} of them wait for CoMutex {mutex.address:#x}, {_held(mutex)}" for mutex, number in mutexes.items()
     ]
-    lines += [f"  {each.address:#x} was scheduled by {each.scheduled_by}" for each in group if each.scheduled_by]
-    lines += [f"  {each.address:#x}: {each.why_unclear}" for each in group if each.why_unclear]
+    lines += [
+        f"  {coroutine.address:#x} was scheduled by {coroutine.scheduled_by}"
+        for coroutine in group
+        if coroutine.scheduled_by
+    ]
+    lines += [f"  {coroutine.address:#x}: {coroutine.why_unclear}" for coroutine in group if coroutine.why_unclear]
     return lines + [frame_line(level, frame) for level, frame in enumerate(first.frames)]
 
 

@@ -34,7 +34,7 @@ class _Stacks:
             (coroutine for coroutine in coroutines if coroutine.state == "parked"),
             key=lambda coroutine: coroutine.stack,
         )
-        self._starts = [each.stack for each in parked]
+        self._starts = [coroutine.stack for coroutine in parked]
         self._parked = parked
         self.steps_left = MOST_STEPS
 
@@ -49,13 +49,13 @@ class _Stacks:
 
 def find_mutexes(core: Core, symbols: Symbols, saved: Sequence[Saved], left_out: list[LeftOut]) -> tuple[CoMutex, ...]:
     """Return every CoMutex that a parked coroutine waits for, by address."""
-    stacks = _Stacks(each.coroutine for each in saved)
-    known = {each.coroutine.address for each in saved}
+    stacks = _Stacks(owner.coroutine for owner in saved)
+    known = {owner.coroutine.address for owner in saved}
     tried: dict[int, CoMutex | None] = {}
-    for each in saved:
-        if each.coroutine.state != "parked":
+    for waiter in saved:
+        if waiter.coroutine.state != "parked":
             continue
-        for pointer in _pointers(core, each):
+        for pointer in _pointers(core, waiter):
             if pointer in tried:
                 continue
             if len(tried) == MOST_TRIED or stacks.steps_left < 0:
@@ -104,7 +104,7 @@ def _mutex(core: Core, symbols: Symbols, address: int, stacks: _Stacks, known: s
 
 def _waiters(core: Core, record: int, stacks: _Stacks) -> list[int] | None:
     """Return the coroutines of a list of wait records, None if it is no such list."""
-    found: list[int] = []
+    waiters: list[int] = []
     while record:
         owner = stacks.owner(record)
         try:
@@ -112,7 +112,7 @@ def _waiters(core: Core, record: int, stacks: _Stacks) -> list[int] | None:
         except CoreError:
             return None
         stacks.steps_left -= 1
-        if owner is None or owner.address != coroutine or len(found) >= MOST_WAITERS or stacks.steps_left < 0:
+        if owner is None or owner.address != coroutine or len(waiters) >= MOST_WAITERS or stacks.steps_left < 0:
             return None
-        found.append(coroutine)
-    return found
+        waiters.append(coroutine)
+    return waiters

@@ -73,16 +73,20 @@ def frames(block: Block, symbols: Symbols) -> tuple[tuple[Frame, ...], str]:
     """
     named: list[Frame] = []
     called = False
-    for index, each in enumerate(block.frames):
+    for index, printed in enumerate(block.frames):
         outer = block.frames[index + 1] if index + 1 < len(block.frames) else None
-        frame = symbols.frame(each.pc, called=called, function=each.function, file=each.file, line=each.line)
-        inlined = outer is not None and bool(each.file) and outer.pc == each.pc and outer.function != each.function
+        frame = symbols.frame(
+            printed.pc, called=called, function=printed.function, file=printed.file, line=printed.line
+        )
+        inlined = (
+            outer is not None and bool(printed.file) and outer.pc == printed.pc and outer.function != printed.function
+        )
         named.append(msgspec.structs.replace(frame, inlined=True) if inlined else frame)
-        if outer is not None and not symbols.can_unwind(each.pc):
-            return tuple(named), f"no unwind information at {each.pc:#x}: gdb's outer frames are guesses"
+        if outer is not None and not symbols.can_unwind(printed.pc):
+            return tuple(named), f"no unwind information at {printed.pc:#x}: gdb's outer frames are guesses"
         # The pc behind a signal's trampoline is where the signal came, not a return address; an inlined frame's is
         # the same as its caller's.
-        called = called if inlined else not each.function.startswith("<signal")
+        called = called if inlined else not printed.function.startswith("<signal")
     return tuple(named), ""
 
 

@@ -45,8 +45,8 @@ class Lines:
                     answer = gdb.run(f"info line *{place - image.bias:#x}")
                     if not answer.whole:
                         break
-                    if told := LINE.match(answer.text):
-                        self._places[place] = told[2], int(told[1])
+                    if matched := LINE.match(answer.text):
+                        self._places[place] = matched[2], int(matched[1])
             except (GdbError, ExaminationFailed):
                 return  # what it has told is true
 

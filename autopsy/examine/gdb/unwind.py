@@ -80,10 +80,10 @@ def unwind(
     `saved` are all coroutines: the stack of a thread that is in one goes on where it entered it.
     """
     standing = core.threads if with_threads else ()
-    left = [(tid, each) for tid, several in contexts(core, symbols, saved).items() for each in several]
+    left = [(tid, registers) for tid, several in contexts(core, symbols, saved).items() for registers in several]
     groups: dict[tuple[object, ...], list[Parked]] = {}
-    for each in parked:
-        groups.setdefault(_signature(symbols, each), []).append(each)
+    for member in parked:
+        groups.setdefault(_signature(symbols, member), []).append(member)
     alike = list(groups.values())
     pieces = [_stack(core, thread.registers.rsp, MOST_STACK) for thread in standing]
     pieces += [_stack(group[0].core, group[0].saved.registers.rsp, group[0].saved.top) for group in alike]
@@ -113,12 +113,12 @@ def unwind(
         if block := by_lwp.get(FIRST_LWP + len(alike) + index):
             before.setdefault(tid, []).append(block)
     backtrace, stacks = _threads(standing, symbols, by_lwp, comms, note, before=before)
-    found: dict[int, tuple[Frame, ...]] = {}
+    coroutine_frames: dict[int, tuple[Frame, ...]] = {}
     for index, group in enumerate(alike):
         if block := by_lwp.get(FIRST_LWP + index):
             shared = _inside(frames(block, symbols)[0], symbols)
-            found.update((each.saved.coroutine.address, shared) for each in group)
-    return Unwound(backtrace=backtrace, threads=stacks, coroutines=found, log=log, note=note)
+            coroutine_frames.update((member.saved.coroutine.address, shared) for member in group)
+    return Unwound(backtrace=backtrace, threads=stacks, coroutines=coroutine_frames, log=log, note=note)
 
 
 def led_into(symbols: Symbols, extents: Iterable[CoreExtent], threads: Iterable[CoreThread]) -> list[ElfImage]:
@@ -149,7 +149,9 @@ def link(images: Iterable[ElfImage], scratch: Path) -> dict[str, Path]:
         if image.file is None:
             continue
         letters = [
-            each for each in image.path.rsplit("/", 1)[-1] if each.isascii() and (each.isalnum() or each in "-_.+")
+            letter
+            for letter in image.path.rsplit("/", 1)[-1]
+            if letter.isascii() and (letter.isalnum() or letter in "-_.+")
         ]
         names[image.path] = folder / str(number) / ("".join(letters) or "module")
         _symlink(names[image.path], image.file.path)
@@ -276,14 +278,14 @@ def bare(thread: CoreThread, symbols: Symbols, comms: Mapping[int, str], why: st
     return ThreadStack(tid=thread.tid, comm=comms.get(thread.tid, ""), frames=(frame,), cut_short=why)
 
 
-def with_frames(coroutine: Coroutine, found: Mapping[int, tuple[Frame, ...]], symbols: Symbols) -> Coroutine:
+def with_frames(coroutine: Coroutine, by_address: Mapping[int, tuple[Frame, ...]], symbols: Symbols) -> Coroutine:
     """Return the coroutine with the frames that were found for it, if any were.
 
     One in which coroutine_trampoline() itself switches away has ended, and waits in the pool.
     """
-    if coroutine.address not in found or coroutine.state == "pooled":
+    if coroutine.address not in by_address or coroutine.state == "pooled":
         return coroutine
-    stack = found[coroutine.address]
+    stack = by_address[coroutine.address]
     in_qemu = {frame.pc for frame in stack if symbols.main and frame.module == symbols.main.path}
     whole = symbols.main is not None and symbols.main.file is not None
     if whole and len(in_qemu) == len({frame.pc for frame in stack}) == ENDED_FRAMES and not coroutine.scheduled_by:
@@ -305,10 +307,10 @@ def _inside(all_frames: tuple[Frame, ...], symbols: Symbols) -> tuple[Frame, ...
     return all_frames[: last + 1]
 
 
-def _signature(symbols: Symbols, each: Parked) -> tuple[object, ...]:
+def _signature(symbols: Symbols, parked: Parked) -> tuple[object, ...]:
     """Return what decides how a stack unwinds: coroutines that share it share their frames."""
-    saved = each.saved
-    return (saved.coroutine.pc, saved.top - saved.coroutine.sp, returns(each.core, symbols, saved))
+    saved = parked.saved
+    return (saved.coroutine.pc, saved.top - saved.coroutine.sp, returns(parked.core, symbols, saved))
 
 
 def _stack(core: Core, sp: int, end: int) -> list[CoreExtent]:

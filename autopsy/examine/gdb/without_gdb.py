@@ -63,8 +63,8 @@ class _Unwinder:
 
     def lines(self, registers: Registers) -> Iterator[str]:
         """Yield one line a frame, and why there are no more if the outermost was not reached."""
-        told = registers._asdict()
-        values = {number: told[name] for number, name in enumerate(NUMBERS)}
+        by_name = registers._asdict()
+        values = {number: by_name[name] for number, name in enumerate(NUMBERS)}
         called = False
         for number in range(MOST_FRAMES):
             pc = values.get(RETURN_ADDRESS, 0)

@@ -12,30 +12,30 @@ from autopsy.examine.heap.shape import Walk, cast, co_lock, flag, member, number
 
 def nodes(walk: Walk) -> tuple[BlockNode, ...]:
     """Return every BlockDriverState."""
-    found: list[BlockNode] = []
+    block_nodes: list[BlockNode] = []
     for state in block_states(walk):
         with walk.reading(f"block node at {pointer(state):#x}"):
-            found.append(_node(walk, state))
-    return tuple(found)
+            block_nodes.append(_node(walk, state))
+    return tuple(block_nodes)
 
 
 def backends(walk: Walk) -> tuple[BlockBackend, ...]:
     """Return every BlockBackend."""
-    found: list[BlockBackend] = []
+    back_ends: list[BlockBackend] = []
     for backend in block_backends(walk):
         with walk.reading(f"block back end at {pointer(backend):#x}"):
-            found.append(_backend(walk, backend))
-    return tuple(found)
+            back_ends.append(_backend(walk, backend))
+    return tuple(back_ends)
 
 
 def nbd_clients(walk: Walk) -> tuple[NbdClient, ...]:
     """Return the connection of every node whose driver is nbd."""
-    found: list[NbdClient] = []
+    clients: list[NbdClient] = []
     for state in block_states(walk):
         with walk.reading(f"NBD client of the node at {pointer(state):#x}"):
             if driver(walk, state) == "nbd":
-                found.append(_nbd(walk, state))
-    return tuple(found)
+                clients.append(_nbd(walk, state))
+    return tuple(clients)
 
 
 def graph_lock(walk: Walk) -> GraphLock | None:

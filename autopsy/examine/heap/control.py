@@ -51,21 +51,21 @@ def dispatcher_busy(walk: Walk) -> bool | None:
 def jobs(walk: Walk) -> tuple[HeapJob, ...]:
     """Return every job."""
     head = walk.variable("jobs")
-    found: list[HeapJob] = []
+    heap_jobs: list[HeapJob] = []
     for element in () if head is None else walk.chain("jobs", head, "job_list"):
         with walk.reading(f"job at {pointer(element):#x}"):
-            found.append(_job(walk, element))
-    return tuple(found)
+            heap_jobs.append(_job(walk, element))
+    return tuple(heap_jobs)
 
 
 def monitors(walk: Walk) -> tuple[MonitorState, ...]:
     """Return every monitor."""
     head = walk.variable("mon_list")
-    found: list[MonitorState] = []
+    monitor_states: list[MonitorState] = []
     for element in () if head is None else walk.chain("monitors", head, "entry"):
         with walk.reading(f"monitor at {pointer(element):#x}"):
-            found.append(_monitor(walk, element))
-    return tuple(found)
+            monitor_states.append(_monitor(walk, element))
+    return tuple(monitor_states)
 
 
 def _job(walk: Walk, job: drgn.Object) -> HeapJob:

@@ -37,49 +37,49 @@ REENTRANCY = ("reentrancy_level", *(f"reentrancy_level.{number}" for number in r
 
 def disk_devices(walk: Walk) -> dict[int, tuple[str, ...]]:
     """Return the QOM types of every device on the way from a disk to its controller, by address."""
-    found: dict[int, tuple[str, ...]] = {}
+    types_by_address: dict[int, tuple[str, ...]] = {}
     for backend in block_backends(walk):
         with walk.reading(f"device of the back end at {pointer(backend):#x}"):
             device = cast(walk.program, "DeviceState", pointer(backend.dev))
             for _ in range(DEEPEST_BUS):
                 if not pointer(device):
                     break
-                if pointer(device) not in found:
-                    found[pointer(device)] = object_type(cast(walk.program, "Object", pointer(device)))
+                if pointer(device) not in types_by_address:
+                    types_by_address[pointer(device)] = object_type(cast(walk.program, "Object", pointer(device)))
                 bus = device.parent_bus
                 device = bus.parent if pointer(bus) else cast(walk.program, "DeviceState", 0)
-    return found
+    return types_by_address
 
 
 def virtqueues(walk: Walk, devices: dict[int, tuple[str, ...]]) -> tuple[VirtQueue, ...]:
     """Return the queues of every virtio disk and virtio SCSI controller."""
-    found: list[VirtQueue] = []
+    queues: list[VirtQueue] = []
     for address, types in devices.items():
         if "virtio-device" in types:
             with walk.reading(f"virtqueues of the device at {address:#x}"):
-                found.extend(_queues(walk, cast(walk.program, "VirtIODevice", address), types[0]))
+                queues.extend(_queues(walk, cast(walk.program, "VirtIODevice", address), types[0]))
                 _know_locks(walk, address, types[0])
-    return tuple(found)
+    return tuple(queues)
 
 
 def scsi_devices(walk: Walk, devices: dict[int, tuple[str, ...]]) -> tuple[ScsiDevice, ...]:
     """Return every SCSI disk with its requests."""
-    found: list[ScsiDevice] = []
+    disks: list[ScsiDevice] = []
     for address, types in devices.items():
         if "scsi-device" in types:
             with walk.reading(f"SCSI device at {address:#x}"):
-                found.append(_scsi(walk, cast(walk.program, "SCSIDevice", address), types[0]))
-    return tuple(found)
+                disks.append(_scsi(walk, cast(walk.program, "SCSIDevice", address), types[0]))
+    return tuple(disks)
 
 
 def lsi(walk: Walk, devices: dict[int, tuple[str, ...]]) -> tuple[Lsi, ...]:
     """Return every LSI 53C8xx controller."""
-    found: list[Lsi] = []
+    controllers: list[Lsi] = []
     for address, types in devices.items():
         if types[0].startswith("lsi53c8"):
             with walk.reading(f"LSI controller at {address:#x}"):
-                found.append(_lsi(walk, cast(walk.program, "LSIState", address)))
-    return tuple(found)
+                controllers.append(_lsi(walk, cast(walk.program, "LSIState", address)))
+    return tuple(controllers)
 
 
 def _queues(walk: Walk, device: drgn.Object, kind: str) -> Iterator[VirtQueue]:

@@ -186,10 +186,10 @@ class Program:
         """Return a type by its name in C."""
         bare = name.removesuffix("*").rstrip()
         try:
-            found = gdb.lookup_type(bare)
+            bare_type = gdb.lookup_type(bare)
         except gdb.error as error:
             raise LookupError(bare) from error
-        return Type(found.pointer() if name.endswith("*") else found)
+        return Type(bare_type.pointer() if name.endswith("*") else bare_type)
 
     def int_type(self, name: str, _size: int, *, is_signed: bool) -> Type:
         """Return an integer's type."""
@@ -198,10 +198,10 @@ class Program:
     def symbol(self, key: str | int) -> GdbSymbol:
         """Return the function of that name, or the one that begins at that address."""
         if isinstance(key, str):
-            found = gdb.lookup_global_symbol(key) or gdb.lookup_static_symbol(key)
-            if found is None:
+            function = gdb.lookup_global_symbol(key) or gdb.lookup_static_symbol(key)
+            if function is None:
                 raise LookupError(key)
-            return GdbSymbol(key, int(found.value().address))
+            return GdbSymbol(key, int(function.value().address))
         words = gdb.execute(f"info symbol {key:#x}", to_string=True).split()
         if len(words) < 3 or words[1] != "in":  # "NAME in section .text", "NAME + 4 in …", "No symbol matches …"
             raise LookupError(hex(key))

@@ -15,14 +15,17 @@ BH_FLAGS = ("pending", "scheduled", "deleted", "oneshot", "idle")  # BH_* of uti
 
 def contexts(walk: Walk, runners: dict[int, int]) -> tuple[Context, ...]:
     """Return every AioContext; `runners` says which thread runs which."""
-    found: list[Context] = []
+    aio_contexts: list[Context] = []
     addresses = _addresses(walk)
-    main = next((runners[each] for each in addresses if walk.context_names.get(each) == "main" and each in runners), 0)
+    main = next(
+        (runners[address] for address in addresses if walk.context_names.get(address) == "main" and address in runners),
+        0,
+    )
     for address in addresses:
         runner = main if walk.context_names.get(address) == "iohandler" else runners.get(address, 0)
         with walk.reading(f"AioContext at {address:#x}"):
-            found.append(_context(walk, cast(walk.program, "AioContext", address), runner))
-    return tuple(found)
+            aio_contexts.append(_context(walk, cast(walk.program, "AioContext", address), runner))
+    return tuple(aio_contexts)
 
 
 def main_timers(walk: Walk) -> tuple[Timer, ...]:
@@ -33,11 +36,11 @@ def main_timers(walk: Walk) -> tuple[Timer, ...]:
 
 def _addresses(walk: Walk) -> list[int]:
     """Return the address of every AioContext: each has timer lists that tell of it, whether it has a disk or not."""
-    found: dict[int, None] = {}
+    addresses: dict[int, None] = {}
     for name, label in (("qemu_aio_context", "main"), ("iohandler_ctx", "iohandler")):
         context = walk.variable(name)
         if context is not None and pointer(context):
-            found[pointer(context)] = None
+            addresses[pointer(context)] = None
             walk.context_names[pointer(context)] = label
     with walk.reading("the clocks' timer lists"):
         notify = walk.program.symbol("aio_timerlist_notify").address
@@ -45,13 +48,13 @@ def _addresses(walk: Walk) -> list[int]:
         for clock in () if clocks is None else clocks:
             for timers in walk.chain("timer lists", clock.timerlists, "list"):
                 if pointer(timers.notify_cb) == notify and pointer(timers.notify_opaque):
-                    found[pointer(timers.notify_opaque)] = None
+                    addresses[pointer(timers.notify_opaque)] = None
     for user, name in ((block_backends(walk), "ctx"), (block_states(walk), "aio_context")):
         for element in user:
             with walk.reading("the AioContext of a disk"):
                 if pointer(element.member_(name)):
-                    found[pointer(element.member_(name))] = None
-    return list(found)
+                    addresses[pointer(element.member_(name))] = None
+    return list(addresses)
 
 
 def _context(walk: Walk, context: drgn.Object, runner: int) -> Context:

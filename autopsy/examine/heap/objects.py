@@ -43,13 +43,13 @@ def thread_locals(walk: Walk, core: Core) -> tuple[ThreadLocals, ...]:
     # Coroutine TLS was wrapped in functions in v7.1; before that, the variables bore plain names.
     coroutine_at = _tls_offset(walk, bias, "co_tls_current", "current")
     bql_at = _tls_offset(walk, bias, "co_tls_bql_locked", "co_tls_iothread_locked", "iothread_locked")
-    found: list[ThreadLocals] = []
+    variables: list[ThreadLocals] = []
     for thread in core.threads:
         block = thread.registers.fs_base - size
         if block <= 0 or not thread.registers.rsp:  # a kernel thread has none of its own
             continue
         with walk.reading(f"variables of thread {thread.tid}"):
-            found.append(
+            variables.append(
                 ThreadLocals(
                     tid=thread.tid,
                     context=0 if context_at is None else walk.program.read_u64(block + context_at),
@@ -57,7 +57,7 @@ def thread_locals(walk: Walk, core: Core) -> tuple[ThreadLocals, ...]:
                     has_bql=None if bql_at is None else bool(walk.program.read_u8(block + bql_at)),
                 )
             )
-    return tuple(found)
+    return tuple(variables)
 
 
 def _tls_size(program: drgn.Program, base: int) -> int:

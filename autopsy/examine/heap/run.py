@@ -48,10 +48,10 @@ WITHOUT_DRGN = (
 
 @dataclass(frozen=True, slots=True)
 class Walking:
-    """A walk that may be under way. `found` are the symbols, `why` tells why there is no walk."""
+    """A walk that may be under way. `debug_file` has the symbols, `why` tells why there is no walk."""
 
     frozen: Frozen
-    found: FoundFile | None
+    debug_file: FoundFile | None
     why: str
     child: subprocess.Popen[bytes] | Forked | None
     answer: Path
@@ -66,23 +66,23 @@ def examine_heap(view: View) -> Heap:
 
 def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
     """Begin a walk that ends by itself, or `seconds` from now: it runs beside whatever else is examined."""
-    found = _debug_information(symbols)
+    debug_file = _debug_information(symbols)
     seconds = min(MOST_SECONDS, seconds)
     answer, errors = frozen.scratch / "heap-walk.answer", frozen.scratch / "heap-walk.log"
     child: subprocess.Popen[bytes] | Forked | None = None
     why = "" if has_drgn() else WITHOUT_DRGN
     try:
-        if found is None:
+        if debug_file is None:
             why = "no debug information (DWARF) for the QEMU binary is at hand"
         elif has_drgn():
-            child = _fork(_request(frozen, symbols, found, seconds, frozen.core), answer, errors)
+            child = _fork(_request(frozen, symbols, debug_file, seconds, frozen.core), answer, errors)
         else:
             core = _plain_core(frozen, symbols)
-            request = _request(frozen, symbols, found, seconds, core)
-            child = _spawn(_command(frozen, symbols, found, core), request, answer, errors)
+            request = _request(frozen, symbols, debug_file, seconds, core)
+            child = _spawn(_command(frozen, symbols, debug_file, core), request, answer, errors)
     except OSError as error:
         why = f"the heap walk could not be started: {error.strerror}"
-    return Walking(frozen, found, why, child, answer, errors, time.monotonic() + seconds)
+    return Walking(frozen, debug_file, why, child, answer, errors, time.monotonic() + seconds)
 
 
 def finish(walking: Walking, threads: Iterable[ThreadStack] = (), earlier: Earlier = NOTHING) -> Heap:
@@ -94,7 +94,7 @@ def finish(walking: Walking, threads: Iterable[ThreadStack] = (), earlier: Earli
     comms |= {tid: task.comm for tid, task in tasks(walking.frozen.read).items()}
     heap = msgspec.structs.replace(
         heap,
-        symbols=walking.found.source if walking.found else "",
+        symbols=walking.debug_file.source if walking.debug_file else "",
         first=_named(heap.first, comms),
         second=_named(heap.second, comms),
     )
@@ -103,12 +103,12 @@ def finish(walking: Walking, threads: Iterable[ThreadStack] = (), earlier: Earli
     return heap
 
 
-def _request(frozen: Frozen, symbols: Symbols, found: FoundFile, seconds: float, core: Path | int) -> bytes:
+def _request(frozen: Frozen, symbols: Symbols, debug_file: FoundFile, seconds: float, core: Path | int) -> bytes:
     fds = polled(frozen.read)
     return msgspec.json.encode(
         {
             "core": _name(core),
-            "debug": str(found.path),
+            "debug": str(debug_file.path),
             "images": [{"path": str(image.file.path), "bias": image.bias} for image in symbols.images if image.file],
             "frozen_at_ns": freeze_record(frozen.read).frozen_at_ns,
             "seconds": seconds,
@@ -160,7 +160,7 @@ def _plain_core(frozen: Frozen, symbols: Symbols) -> Path:
     return path
 
 
-def _command(frozen: Frozen, symbols: Symbols, found: FoundFile, core: Path) -> list[str]:
+def _command(frozen: Frozen, symbols: Symbols, debug_file: FoundFile, core: Path) -> list[str]:
     """Return a gdb whose own Python walks."""
     lay_out(frozen.scratch)
     binary = symbols.main.file if symbols.main else None
@@ -171,16 +171,16 @@ def _command(frozen: Frozen, symbols: Symbols, found: FoundFile, core: Path) -> 
     command = ["gdb", "-nx", "-q", "-batch"]
     for rail in RAILS:
         command += ["-iex", rail]
-    command += ["-e", str((binary or found).path), "-s", str(found.path), "-c", str(core)]
+    command += ["-e", str((binary or debug_file).path), "-s", str(debug_file.path), "-c", str(core)]
     return [*command, "-ex", f"python {walk}"]
 
 
 def _fork(request: bytes, answer: Path, errors: Path) -> Forked:
     """Start drgn's walk as a copy of this process: nothing has to be found, or read, to start a program."""
-    with tempfile.TemporaryFile(dir=answer.parent) as asked, open(answer, "wb") as told, open(errors, "wb") as log:
+    with tempfile.TemporaryFile(dir=answer.parent) as asked, open(answer, "wb") as answered, open(errors, "wb") as log:
         asked.write(request)
         asked.seek(0)
-        return Forked.start(_walk, (asked.fileno(), told.fileno(), log.fileno()))
+        return Forked.start(_walk, (asked.fileno(), answered.fileno(), log.fileno()))
 
 
 def _walk() -> None:
@@ -193,13 +193,13 @@ def _walk() -> None:
 
 def _spawn(command: list[str], request: bytes, answer: Path, errors: Path) -> subprocess.Popen[bytes]:
     """Start the walk with files for its ends, so that neither side ever waits for the other's pipe."""
-    with tempfile.TemporaryFile(dir=answer.parent) as asked, open(answer, "wb") as told, open(errors, "wb") as log:
+    with tempfile.TemporaryFile(dir=answer.parent) as asked, open(answer, "wb") as answered, open(errors, "wb") as log:
         asked.write(request)
         asked.seek(0)
         return subprocess.Popen(
             command,
             stdin=asked,
-            stdout=told,
+            stdout=answered,
             stderr=log,
             cwd=answer.parent,
             env=environment.ours(PYTHONDONTWRITEBYTECODE="1"),
@@ -226,7 +226,7 @@ def _collect(walking: Walking) -> Heap:
             words = walking.errors.read_bytes()[-MOST_WORDS:].decode("utf-8", "replace").strip().rpartition("\n")[2]
             why = f"the heap walk ended with {code}: {words}"
     lines = walking.answer.read_bytes().split(b"\n")
-    for line in reversed([each for each in lines if each]):
+    for line in reversed([text for text in lines if text]):
         try:
             return msgspec.structs.replace(msgspec.json.decode(line, type=Heap), why=why)
         except msgspec.DecodeError:
@@ -236,9 +236,9 @@ def _collect(walking: Walking) -> Heap:
 
 def _debug_information(symbols: Symbols) -> FoundFile | None:
     main = symbols.main
-    for found in (main.debug, main.file) if main else ():
-        if found and found.elf.has_dwarf:
-            return found
+    for file in (main.debug, main.file) if main else ():
+        if file and file.elf.has_dwarf:
+            return file
     return None
 
 
@@ -252,4 +252,4 @@ def _named(snapshot: HeapSnapshot | None, comms: Mapping[int, str]) -> HeapSnaps
             return context
         return msgspec.structs.replace(context, name=comms[context.tid].removeprefix("IO "))
 
-    return msgspec.structs.replace(snapshot, contexts=tuple(named(each) for each in snapshot.contexts))
+    return msgspec.structs.replace(snapshot, contexts=tuple(named(context) for context in snapshot.contexts))

@@ -75,13 +75,15 @@ class Walk:
 
     def knows(self, name: str, owner: drgn.Object, *members: str) -> None:
         """Remember the mutexes that an object has under these names, newest layouts and older ones alike."""
-        for each in members:
-            mutex = member(owner, each)
+        for lock_name in members:
+            mutex = member(owner, lock_name)
             if mutex is None or member(mutex, "locked") is not None:  # a CoMutex, as BlockDriverState's was until v8.1
                 continue
-            with self.reading(f"{each} of {name}"):
+            with self.reading(f"{lock_name} of {name}"):
                 held = lock(mutex)
-                self.locks[held.address] = NamedLock(name=f"{each} of {name}", address=held.address, owner=held.owner)
+                self.locks[held.address] = NamedLock(
+                    name=f"{lock_name} of {name}", address=held.address, owner=held.owner
+                )
 
     def variable(self, *names: str) -> drgn.Object | None:
         """Return the first global or static variable of these names that this QEMU has."""
@@ -161,14 +163,14 @@ def member(value: drgn.Object, *names: str) -> drgn.Object | None:
 
 def number(value: drgn.Object, *names: str) -> int | None:
     """Return the first of these members as a number, None if this layout has none of them."""
-    found = member(value, *names)
-    return None if found is None else int(found)
+    first = member(value, *names)
+    return None if first is None else int(first)
 
 
 def flag(value: drgn.Object, *names: str) -> bool | None:
     """Return the first of these members as a truth, None if this layout has none of them."""
-    found = number(value, *names)
-    return None if found is None else bool(found)
+    first = number(value, *names)
+    return None if first is None else bool(first)
 
 
 def string(value: drgn.Object) -> str:
@@ -190,9 +192,9 @@ def enumerator(kind: drgn.Type, number: int, prefix: str) -> str:
     """Return the name of an enumeration's number, without its prefix; the number itself if it has no name."""
     while kind.kind == drgn.TypeKind.TYPEDEF:
         kind = kind.type
-    for each in (kind.enumerators if kind.kind == drgn.TypeKind.ENUM else None) or ():
-        if each.value == number:
-            name: str = each.name
+    for constant in (kind.enumerators if kind.kind == drgn.TypeKind.ENUM else None) or ():
+        if constant.value == number:
+            name: str = constant.name
             return name.removeprefix(prefix).lower().replace("_", "-")
     return str(number)
 
@@ -230,7 +232,7 @@ def cast(program: drgn.Program, kind: str, address: int) -> drgn.Object:
 
 
 def _one_of(value: drgn.Object, names: tuple[str, ...]) -> drgn.Object:
-    found = member(value, *names)
-    if found is None:
+    element = member(value, *names)
+    if element is None:
         raise LookupError(f"{value.type_.type_name()} is no list that is known")
-    return found
+    return element

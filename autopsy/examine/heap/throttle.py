@@ -18,11 +18,11 @@ def throttle_groups(walk: Walk) -> tuple[HeapThrottleGroup, ...]:
         walk.note("throttle groups: this QEMU has no throttle_groups")
         return ()
     owners = _owners(walk)
-    found: list[HeapThrottleGroup] = []
+    groups: list[HeapThrottleGroup] = []
     for group in walk.chain("throttle groups", head, "list"):
         with walk.reading(f"throttle group at {pointer(group):#x}"):
-            found.append(_group(walk, group, owners))
-    return tuple(found)
+            groups.append(_group(walk, group, owners))
+    return tuple(groups)
 
 
 def _owners(walk: Walk) -> dict[int, tuple[str, int]]:

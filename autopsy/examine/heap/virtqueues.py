@@ -123,18 +123,18 @@ def write(
     began = time.monotonic()
     notes: list[str] = []
     eventfds = _eventfds(read)
-    found: list[tuple[QueueArray, VirtioDevice]] = []
+    devices: list[tuple[QueueArray, VirtioDevice]] = []
     for place in _places(core, notes):
         device = _attempt(core, symbols, place, eventfds, notes)
         if device is not None:
-            found.append((place, device))
+            devices.append((place, device))
     again = None
     if second is not None:
         # A device does not move: what is plugged in between the snapshots is in neither's evidence.
-        later = (_attempt(second, symbols, place, {}, notes) for place, _ in found)
+        later = (_attempt(second, symbols, place, {}, notes) for place, _ in devices)
         again = tuple(device for device in later if device is not None)
     shapes = VirtioShapes(
-        first=tuple(device for _, device in found),
+        first=tuple(device for _, device in devices),
         second=again,
         notes=tuple(notes[:MOST_NOTES]),
         ms=(time.monotonic() - began) * 1e3,
@@ -246,8 +246,8 @@ def _rings(core: Core, array: bytes) -> Iterator[RingPlace]:
         if not queue.size:
             return
         addresses = queue.descriptors, queue.available, queue.used
-        if found := vrings.place(core, queue.number, queue.size, queue.caches, addresses):
-            yield found
+        if ring := vrings.place(core, queue.number, queue.size, queue.caches, addresses):
+            yield ring
 
 
 def _type(symbols: Symbols, cls: int) -> str:
@@ -267,20 +267,20 @@ def _flags(core: Core, words: tuple[int, ...], array_at: int, kind: str) -> tupl
     if wanted is None:
         return None
     data = DEVICE.pack(*words)
-    found = []
+    flags = []
     for at in range((array_at + 1) * 8, DEVICE.size - FLAGS.size + 1, 8):
         number, running, broken, *others, vhost, entry = FLAGS.unpack_from(data, at)
         if number == wanted and max(running, broken, *others, vhost) <= 1 and entry and core.holds(entry, WORD.size):
-            found.append((bool(broken), bool(vhost)))
-    return found[0] if len(found) == 1 else None
+            flags.append((bool(broken), bool(vhost)))
+    return flags[0] if len(flags) == 1 else None
 
 
 def _eventfds(read: Callable[[str], bytes]) -> dict[int, bool]:
     """Return of each descriptor that was listed whether it is an eventfd."""
-    found: dict[int, bool] = {}
+    is_eventfd: dict[int, bool] = {}
     for step in (layout.PROC_FDS, layout.WITNESS):  # the look before the freeze is nearer to the core
         for section in sections.parse(read(layout.evidence(step, layout.FDS))):
             kind, _, number = section.name.partition("/")
             if kind == "fd" and number.isascii() and number.isdigit() and len(number) < 10:
-                found[int(number)] = section.data.strip() == EVENTFD
-    return found
+                is_eventfd[int(number)] = section.data.strip() == EVENTFD
+    return is_eventfd

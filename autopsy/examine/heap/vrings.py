@@ -33,19 +33,20 @@ def place(core: Core, index: int, size: int, caches: int, addresses: tuple[int, 
     except CoreError:
         return None
     descriptors = CACHE.unpack_from(data, FIRST_AT)
-    found = []
+    layouts = []
     for apart in APART:
         available, used = (CACHE.unpack_from(data, FIRST_AT + number * apart) for number in (1, 2))
         lengths = (descriptors[2], available[2], used[2])
         if lengths in {(16 * size, 4 + 2 * size + event, 4 + 8 * size + event) for event in EVENT}:
-            found.append((descriptors, available, used))
-    if len(found) != 1:
+            layouts.append((descriptors, available, used))
+    if len(layouts) != 1:
         return None
     # All three in one piece of RAM, and as far from one another there as in the guest's addresses.
     bases = {
-        (pointer - offset, offset - address) for (pointer, offset, _), address in zip(found[0], addresses, strict=True)
+        (pointer - offset, offset - address)
+        for (pointer, offset, _), address in zip(layouts[0], addresses, strict=True)
     }
-    available_at, used_at = found[0][1][0], found[0][2][0]
+    available_at, used_at = layouts[0][1][0], layouts[0][2][0]
     if len(bases) != 1 or not available_at or not used_at or core.holds(available_at) or core.holds(used_at):
         return None
     return RingPlace(index=index, avail=available_at + INDEX_AT, used=used_at + INDEX_AT)

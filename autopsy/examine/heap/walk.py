@@ -211,8 +211,8 @@ def _runners(threads: tuple[ThreadLocals, ...]) -> dict[int, int]:
 
 
 def _tell(heap: Heap) -> None:
-    with open(1, "wb", closefd=False) as told:
-        told.write(msgspec.json.encode(heap) + b"\n")
+    with open(1, "wb", closefd=False) as output:
+        output.write(msgspec.json.encode(heap) + b"\n")
 
 
 def _since(began: float) -> float:

@@ -25,11 +25,11 @@ MAPPED = re.compile(rb"^([0-9a-f]{1,16})-[0-9a-f]+ .* /\[aio\]", re.MULTILINE)
 def examine_aio_rings(view: View) -> Rings:
     """Write rings.json, and return what it says. io_uring's rings are the kernel's, and in no core."""
     maps = view.frozen.read(layout.evidence(layout.WITNESS, layout.MAPS))
-    found = tuple(islice(find_aio_rings(view.core, maps), MOST_RINGS + 1))
-    if len(found) > MOST_RINGS:
+    aio_rings = tuple(islice(find_aio_rings(view.core, maps), MOST_RINGS + 1))
+    if len(aio_rings) > MOST_RINGS:
         view.left_out.append(LeftOut(what="there are more AIO rings than are told", why=f"{MOST_RINGS} were read"))
     rings = Rings(
-        aio=found[:MOST_RINGS],
+        aio=aio_rings[:MOST_RINGS],
         uring=(),
         taken_ns=freeze_record(view.frozen.read).frozen_at_ns,
     )

@@ -23,9 +23,9 @@ WORK = re.compile(r"handle_aiocb_\w+|aio_worker|qcow2_\w+|.*_pool_func")
 
 def examine_aio_workers(view: View) -> tuple[WorkerThread, ...]:
     """Write workers.json, and return what it says."""
-    found = tuple(census(view, lock_owners.of(view)))
-    view.frozen.write(layout.WORKERS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-    return found
+    workers = tuple(census(view, lock_owners.of(view)))
+    view.frozen.write(layout.WORKERS, msgspec.json.format(msgspec.json.encode(workers), indent=1) + b"\n")
+    return workers
 
 
 def census(view: View, graph: LockGraph) -> Iterator[WorkerThread]:

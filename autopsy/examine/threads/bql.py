@@ -46,8 +46,8 @@ def find_bql(symbols: Symbols, waits: Iterable[FutexWait], comms: dict[int, str]
         for address in symbols.find(name):
             if _is_data(symbols, address):
                 return Bql(address, f"symbol {name}")
-    if found := _by_code(symbols):
-        return found
+    if bql := _by_code(symbols):
+        return bql
     return _by_waiters(symbols, waits, comms)
 
 

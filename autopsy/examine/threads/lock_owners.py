@@ -138,15 +138,15 @@ def _stopped(view: View, step: str, core: Core) -> frozenset[int]:
 
 def core_waits(core: Core, trusted: AbstractSet[int]) -> dict[int, FutexWait]:
     """Return the futex sleeps that a core's registers tell of, for threads whose registers are all there."""
-    found: dict[int, FutexWait] = {}
+    waits: dict[int, FutexWait] = {}
     for thread in core.threads:
         registers = thread.registers
         if registers.orig_rax != FUTEX or thread.tid not in trusted:
             continue
         words = _bytes(core, registers.rdi)
         operation, value = registers.rsi & 0xFFFFFFFF, registers.rdx & 0xFFFFFFFF
-        found[thread.tid] = futex_wait(thread.tid, registers.rdi, operation, value, words)
-    return found
+        waits[thread.tid] = futex_wait(thread.tid, registers.rdi, operation, value, words)
+    return waits
 
 
 def witness_waits(read: Callable[[str], bytes]) -> dict[int, FutexWait] | None:

@@ -60,8 +60,8 @@ def examine_main_loop(view: View) -> MainLoop:
     """Write main-loop.json, and return what it says."""
     graph = lock_owners.of(view)
     tid = main_tid(view.core)
-    frames = next((each.frames for each in view.threads if each.tid == tid), ())
-    thread = next((each for each in view.core.threads if each.tid == tid), None)
+    frames = next((stack.frames for stack in view.threads if stack.tid == tid), ())
+    thread = next((thread for thread in view.core.threads if thread.tid == tid), None)
     doing = what_it_does(thread, tasks(view.frozen.read).get(tid), frames, graph)
     record = MainLoop(
         tid=tid,
@@ -183,8 +183,8 @@ def command_in(frames: Sequence[Frame]) -> str:
     for frame in frames:
         if NO_COMMAND.fullmatch(frame.function):
             continue
-        if found := COMMAND.fullmatch(frame.function):
-            name = found[1]
+        if command := COMMAND.fullmatch(frame.function):
+            name = command[1]
             return name if name.startswith(("qmp_", "hmp_")) else f"qmp_{name}"
     return ""
 

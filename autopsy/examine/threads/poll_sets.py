@@ -34,10 +34,10 @@ def polled(read: Callable[[str], bytes], *steps: str) -> frozenset[int] | None:
     """
     steps = steps or FIRST
     sets = sleeps(read, steps[0])
-    if not sets or any(each.truncated for each in sets):
+    if not sets or any(poll_set.truncated for poll_set in sets):
         return None
-    fds = {fd.fd for each in sets for fd in each.fds}
-    waited = {each.epoll_fd for each in sets if each.epoll_fd is not None}
+    fds = {fd.fd for poll_set in sets for fd in poll_set.fds}
+    waited = {poll_set.epoll_fd for poll_set in sets if poll_set.epoll_fd is not None}
     inside = epoll_sets(read, *steps)
     if not waited <= inside.keys():
         return None
@@ -48,12 +48,12 @@ def polled(read: Callable[[str], bytes], *steps: str) -> frozenset[int] | None:
 
 def epoll_sets(read: Callable[[str], bytes], *steps: str) -> dict[int, frozenset[int]]:
     """Return the fds inside each epoll fd, as /proc/PID/fdinfo printed them."""
-    found: dict[int, frozenset[int]] = {}
+    targets: dict[int, frozenset[int]] = {}
     for step in steps or FIRST:
         for fd, data in _infos(read, step):
             if b"\ntfd:" in b"\n" + data:
-                found.setdefault(fd, _targets(data))
-    return found
+                targets.setdefault(fd, _targets(data))
+    return targets
 
 
 def rings_poll(read: Callable[[str], bytes], *steps: str) -> bool:
@@ -99,18 +99,18 @@ def examine_poll_sets(view: View) -> tuple[EventFd, ...]:
 
 def write(frozen: Frozen) -> tuple[EventFd, ...]:
     """Write eventfds.json for what is at hand, without a core."""
-    found = eventfds(frozen.read)
-    frozen.write(layout.EVENTFDS, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-    return found
+    counters = eventfds(frozen.read)
+    frozen.write(layout.EVENTFDS, msgspec.json.format(msgspec.json.encode(counters), indent=1) + b"\n")
+    return counters
 
 
 def _counts(read: Callable[[str], bytes], *steps: str) -> dict[int, int]:
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for step in steps:
         for fd, data in _infos(read, step):
             if count := COUNT.search(data):
-                found.setdefault(fd, int(count[1], 16))
-    return found
+                counts.setdefault(fd, int(count[1], 16))
+    return counts
 
 
 def _infos(read: Callable[[str], bytes], step: str) -> Iterator[tuple[int, bytes]]:

@@ -23,19 +23,19 @@ class ThreadState:
 
 def tasks(read: Callable[[str], bytes]) -> dict[int, ThreadState]:
     """Return every thread that the witness or the freeze saw."""
-    found: dict[int, ThreadState] = {}
+    states: dict[int, ThreadState] = {}
     for thread in freeze_record(read).threads:
-        found[thread.tid] = ThreadState(thread.tid, comm=thread.comm)
+        states[thread.tid] = ThreadState(thread.tid, comm=thread.comm)
     seen: dict[int, dict[str, str]] = {}
     for section in sections.parse(read(layout.evidence(layout.WITNESS, layout.TASKS))):
         match section.name.split("/"):
             case ["task", tid, ("comm" | "stat" | "wchan") as kind] if tid.isdecimal() and not section.error:
                 seen.setdefault(int(tid), {})[kind] = section.data.decode("utf-8", "backslashreplace").rstrip("\n")
     for number, files in seen.items():
-        comm = files.get("comm", "") or (found[number].comm if number in found else "")
+        comm = files.get("comm", "") or (states[number].comm if number in states else "")
         state = proc_stat.parse(files.get("stat", "").encode()).state
-        found[number] = ThreadState(number, comm, state, files.get("wchan", ""))
-    return found
+        states[number] = ThreadState(number, comm, state, files.get("wchan", ""))
+    return states
 
 
 def freeze_record(read: Callable[[str], bytes], step: str = layout.FREEZE) -> FreezeRecord:

@@ -32,13 +32,13 @@ def with_coroutines(
 
 def entered(core: Core, saved: Sequence[Saved]) -> tuple[Entered, ...]:
     """Return which thread each running coroutine is on: by the stack in use, and by who entered whom."""
-    found = {each.coroutine.address: tid for tid, chain in chains(core, saved).items() for each in chain}
-    return tuple(Entered(coroutine=address, tid=tid) for address, tid in sorted(found.items()))
+    tids = {record.coroutine.address: tid for tid, chain in chains(core, saved).items() for record in chain}
+    return tuple(Entered(coroutine=address, tid=tid) for address, tid in sorted(tids.items()))
 
 
 def cycles(waits_for: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
     """Return every cycle of a graph in which each waits for at most one, from its smallest tid."""
-    found: list[tuple[int, ...]] = []
+    rings: list[tuple[int, ...]] = []
     done: set[int] = set()
     for start in sorted(waits_for):
         path: dict[int, int] = {}
@@ -49,6 +49,6 @@ def cycles(waits_for: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
         if tid in path:
             ring = list(path)[path[tid] :]
             smallest = ring.index(min(ring))
-            found.append(tuple(ring[smallest:] + ring[:smallest]))
+            rings.append(tuple(ring[smallest:] + ring[:smallest]))
         done |= path.keys()
-    return tuple(sorted(found))
+    return tuple(sorted(rings))

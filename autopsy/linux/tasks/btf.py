@@ -131,10 +131,10 @@ class Types:
     def _records(self) -> Iterator[int]:
         """Yield where each type's record begins, in the order of their numbers."""
         words, end = self._words, len(self._words)
-        once, each = [3 + ONCE.get(kind, 0) for kind in range(32)], [EACH.get(kind, 0) for kind in range(32)]
+        once, per_member = [3 + ONCE.get(kind, 0) for kind in range(32)], [EACH.get(kind, 0) for kind in range(32)]
         at = 0
         while at < end - 1:
             yield at
             info = words[at + 1]
             kind = info >> 24 & 31
-            at += once[kind] + each[kind] * (info & 0xFFFF)
+            at += once[kind] + per_member[kind] * (info & 0xFFFF)
