@@ -220,6 +220,7 @@ SAYS_WHAT_IT_HOLDS = (
     "autopsy/diagnose/advice/",
     "autopsy/diagnose/frames/",
     "autopsy/diagnose/queries/",
+    "autopsy/diagnose/signatures/",
     "autopsy/diagnose/waits/",
     "autopsy/drill/",
     "autopsy/examine/",

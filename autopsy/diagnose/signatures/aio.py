@@ -41,7 +41,7 @@ def _io_submit(facts: Facts) -> Judgement:
         return RuledOut(words, tuple(looks(thread)[0].cite for thread in inside[:3]) or (facts.threads.cite,))
     tids = [thread.tid for thread in blocked]
     whole = ", with the main loop behind it" if blocks_main_loop(facts, tids) else ""
-    told = [thread for thread in blocked if looks(thread)[0].kernel_stack]
+    with_stack = [thread for thread in blocked if looks(thread)[0].kernel_stack]
     frames = [thread.frames.cite for thread in blocked if isinstance(thread.frames, Known)]
     return Match(
         headline=f"io_submit blocks in {named(blocked[0])}{whole}: aio=native submits in the caller's thread",
@@ -59,7 +59,7 @@ def _io_submit(facts: Facts) -> Judgement:
             ),
             *((claim("Its frames go through QEMU's Linux AIO engine.", *frames[:2]),) if frames else ()),
         ),
-        effect=not told,
+        effect=not with_stack,
         weight=len(blocked),
     )
 
@@ -93,7 +93,7 @@ def _not_reaped(facts: Facts) -> Judgement:
                 (f"{count(number, 'completion')} lay in the ring at both looks, and its head did not move."), rings.cite
             ),
             *(
-                (claim(f"{counted(facts, waiting)} wait for them.", *(each.cite for each in waiting[:4])),)
+                (claim(f"{counted(facts, waiting)} wait for them.", *(request.cite for request in waiting[:4])),)
                 if waiting
                 else ()
             ),
@@ -114,14 +114,14 @@ def _in_kernel(facts: Facts) -> Judgement:
         words = (
             "the requests that wait for Linux AIO or io_uring go on" if waiting.moving else ("no request waits for it")
         )
-        return RuledOut(words, tuple(each.cite for each in waiting.moving[:4]) or cites)
+        return RuledOut(words, tuple(request.cite for request in waiting.moving[:4]) or cites)
     if isinstance(facts.rings, Unknown):
         return CannotTell(f"whether the kernel has completed them: {missing(facts.rings)}")
     rings = facts.rings.value
     if why := _elsewhere(facts, rings):
         return RuledOut(why, (rings.cite,))
     disks = their_disks(facts, waiting.requests)
-    uring = any(each.park is Park.IO_URING for each in waiting.requests)
+    uring = any(request.park is Park.IO_URING for request in waiting.requests)
     busy = [device for device in _devices(facts) if device[1] > 0]
     claims = [
         claim(f"{waiting.counted()} {of_disks(disks)} wait for the kernel.", *waiting.cites),
@@ -163,7 +163,9 @@ def _elsewhere(facts: Facts, rings: RingsFact) -> str:
 
 def _devices(facts: Facts) -> list[tuple[str, int, Cite]]:
     devices = facts.host.block_devices
-    return [(each.name, each.in_flight, each.cite) for each in devices.value] if isinstance(devices, Known) else []
+    return (
+        [(device.name, device.in_flight, device.cite) for device in devices.value] if isinstance(devices, Known) else []
+    )
 
 
 def _heap_counts(facts: Facts) -> bool:
@@ -211,7 +213,7 @@ def _pool_exhausted(facts: Facts) -> Judgement:
         full = any(pool.cur_threads >= pool.max_threads and pool.queued and not pool.idle_threads for pool in pools)
         cites = (facts.heap.cite,)
     elif isinstance(facts.threads, Known):
-        full = len([each for each in sleepers(facts) if each.thread.role is Role.WORKER]) >= MOST_WORKERS
+        full = len([sleeper for sleeper in sleepers(facts) if sleeper.thread.role is Role.WORKER]) >= MOST_WORKERS
         cites = (facts.threads.cite,)
     else:
         return CannotTell("the worker threads (evidence/witness/tasks.txt)")
@@ -236,7 +238,7 @@ def _done_not_completed(facts: Facts) -> Judgement:
     if not waiting.requests:
         cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
         return RuledOut(
-            ("no request waits for a worker thread"), tuple(each.cite for each in waiting.moving[:3]) or cites
+            ("no request waits for a worker thread"), tuple(request.cite for request in waiting.moving[:3]) or cites
         )
     if isinstance(facts.threads, Unknown):
         return CannotTell("what the worker threads do (evidence/witness/tasks.txt)")

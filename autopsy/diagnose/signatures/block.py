@@ -49,7 +49,9 @@ class Behind:
             return CannotTell(f"the parked coroutines: {missing(waiting)}")
         if not waiting.requests:
             cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
-            return RuledOut(f"no request stands {self.words}", tuple(each.cite for each in waiting.moving[:3]) or cites)
+            return RuledOut(
+                f"no request stands {self.words}", tuple(request.cite for request in waiting.moving[:3]) or cites
+            )
         mutexes = held(facts, waiting)
         endless = mutexes.orphaned or mutexes.knotted
         leaves = () if endless else still(facts, *LEAVES)
@@ -76,7 +78,7 @@ def _whom(facts: Facts, waiting: Standing) -> list[Claim]:
     if isinstance(facts.heap, Unknown):
         return []
     requests = {request.address: (node, request) for node in facts.heap.value.nodes for request in node.requests}
-    ours = {each.address for each in waiting.requests}
+    ours = {request.address for request in waiting.requests}
     claims = []
     for node, request in requests.values():
         if request.coroutine in ours and request.waiting_for in requests:
@@ -134,7 +136,7 @@ def _blkdebug(facts: Facts) -> Judgement:
         return CannotTell(f"the parked coroutines: {missing(waiting)}")
     # A suspended request waits for an operator's word: others of its disk may well go on.
     requests = waiting.requests or tuple(
-        each for each in waiting.moving if isinstance(each.stuck, Known) and each.stuck.value
+        request for request in waiting.moving if isinstance(request.stuck, Known) and request.stuck.value
     )
     if not requests:
         cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
@@ -150,7 +152,7 @@ def _blkdebug(facts: Facts) -> Judgement:
         claims=(
             claim(
                 "They are parked in blkdebug's suspend_request: only `qemu-io … resume` sets them free.",
-                *(each.cite for each in requests[:6]),
+                *(request.cite for request in requests[:6]),
             ),
         ),
         stands=stand((Park.BLKDEBUG,), requests, _nodes_of(facts, requests)),
@@ -168,7 +170,11 @@ def _nested_poll(facts: Facts) -> Judgement:
         return CannotTell(f"what the main thread does: {missing(facts.main_loop)}")
     loop = facts.main_loop.value
     holder = next(
-        (each for each in by_role(facts, Role.VCPU, Role.IOTHREAD, Role.MIGRATION) if _polls_with_bql(facts, each.tid)),
+        (
+            thread
+            for thread in by_role(facts, Role.VCPU, Role.IOTHREAD, Role.MIGRATION)
+            if _polls_with_bql(facts, thread.tid)
+        ),
         None,
     )
     if loop.state != "nested poll" and holder is None:
@@ -200,7 +206,7 @@ def _nested_poll(facts: Facts) -> Judgement:
 
 
 def _polls_with_bql(facts: Facts, tid: int) -> bool:
-    thread = next(each for each in threads(facts) if each.tid == tid)
+    thread = next(thread for thread in threads(facts) if thread.tid == tid)
     polls = any(look.syscall.name in POLL_CALLS for look in looks(thread)[:1])
     return polls and owns_bql(facts, tid)
 
@@ -309,10 +315,10 @@ def _driver(facts: Facts) -> Judgement:
     if not waiting.requests:
         cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
         return RuledOut(
-            "no request stands in a nameless driver", tuple(each.cite for each in waiting.moving[:3]) or cites
+            "no request stands in a nameless driver", tuple(request.cite for request in waiting.moving[:3]) or cites
         )
     disks = their_disks(facts, waiting.requests)
-    at_its_end = [last_driver(facts, each) for each in waiting.requests]
+    at_its_end = [last_driver(facts, request) for request in waiting.requests]
     ends = tuple(dict.fromkeys(subjects.Driver(node.name, node.driver) for node in at_its_end if node is not None))
     known_to_hold = None not in at_its_end
     number = waiting.counted()
@@ -341,7 +347,7 @@ def _driver(facts: Facts) -> Judgement:
 SIGNATURES = (
     Signature("block-driver-wait", "block", "requests stand inside a nameless block driver", _driver),
     Signature("blkdebug-suspended", "block", "blkdebug has suspended requests", _blkdebug),
-    *(Signature(each.id, "block", each.title, each.judge) for each in BEHINDS),
+    *(Signature(behind.id, "block", behind.title, behind.judge) for behind in BEHINDS),
     Signature("graph-lock-deadlock", "block", "the block graph's lock and a drain wait for each other", _graph_lock),
     Signature("quiesce-leak", "block", "requests are queued behind a drain", _quiesce_leak),
     Signature(

@@ -37,34 +37,38 @@ def _judge(facts: Facts) -> Judgement:
     if isinstance(facts.sockets, Unknown):
         return CannotTell(f"which sockets there are: {missing(facts.sockets)}")
     waiting = [
-        (each, ends) for each in threads(facts) if _must_not_wait(facts, each) and (ends := ends_of(facts, each))
+        (thread, ends)
+        for thread in threads(facts)
+        if _must_not_wait(facts, thread) and (ends := ends_of(facts, thread))
     ]
-    waiting = [(each, ends) for each, ends in waiting if not (of_a_helper(facts, each) or sends_state(each))]
-    silent = [(each, ends) for each, ends in waiting if slept_through(each) is not False or _comes_back(facts, each)]
+    waiting = [(thread, ends) for thread, ends in waiting if not (of_a_helper(facts, thread) or sends_state(thread))]
+    silent = [
+        (thread, ends) for thread, ends in waiting if slept_through(thread) is not False or _comes_back(facts, thread)
+    ]
     if not silent:
         if waiting:
             return RuledOut(f"{named(waiting[0][0])} waited for a peer, and went on", (facts.threads.cite,))
         return RuledOut("no thread that must not wait is in a blocking call on a socket", (facts.threads.cite,))
     thread, sockets = silent[0]
-    remotes = tuple(dict.fromkeys(each.remote for each in sockets if each.remote)) or _asked_for(facts, thread)
+    remotes = tuple(dict.fromkeys(socket.remote for socket in sockets if socket.remote)) or _asked_for(facts, thread)
     whom = ", ".join(remotes[:2]) or "another program"
     asked = () if peers_of(sockets) else _listeners(facts, remotes)
     disks = _disks(facts, remotes)
-    whose = f", the server of {' and '.join(title(each) for each in disks)}," if disks else ""
+    whose = f", the server of {' and '.join(title(disk) for disk in disks)}," if disks else ""
     claims = [
         claim(
-            f"{sentence(named(each))} waits in {looks(each)[0].syscall.name} on fd "
-            f"{', '.join(str(end.fd) for end in ends[:3])}{_under(each)}, and serves nothing else meanwhile.",
-            looks(each)[0].cite,
-            *((each.frames.cite,) if isinstance(each.frames, Known) else ()),
+            f"{sentence(named(waiter))} waits in {looks(waiter)[0].syscall.name} on fd "
+            f"{', '.join(str(end.fd) for end in ends[:3])}{_under(waiter)}, and serves nothing else meanwhile.",
+            looks(waiter)[0].cite,
+            *((waiter.frames.cite,) if isinstance(waiter.frames, Known) else ()),
         )
-        for each, ends in silent[:3]
+        for waiter, ends in silent[:3]
     ]
     return Match(
         headline=f"{sentence(named(thread))} waits for {whom}{whose} in a blocking call{state(sockets)}"
         f"{f' ({naming.name(subjects.Peer(asked[0].pid, asked[0].comm))})' if asked else ''}",
         objects=(
-            *(subjects.disk(each) for each in disks),
+            *(subjects.disk(disk) for disk in disks),
             subjects.thread(thread),
             *map(subjects.Server, remotes[:2]),
             *peers_of(sockets),
@@ -84,8 +88,8 @@ def _asked_for(facts: Facts, thread: ThreadFact) -> tuple[str, ...]:
 
 def _listeners(facts: Facts, paths: tuple[str, ...]) -> tuple[ListenerFact, ...]:
     """Return who listens there, where one program alone does: in another mount namespace a path is another file."""
-    found = tuple(listener for listener in facts.listeners if listener.path in paths)
-    return found if len(found) == 1 else ()
+    listening = tuple(listener for listener in facts.listeners if listener.path in paths)
+    return listening if len(listening) == 1 else ()
 
 
 def _about_listener(listener: ListenerFact) -> Claim:

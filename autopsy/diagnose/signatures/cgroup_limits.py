@@ -36,26 +36,29 @@ def _io_limited(facts: Facts) -> Judgement:
     slow = binding(facts)
     if not slow:
         words = f"its control group's limits ({_words(limits.value[0])}) let requests go within the time of watching"
-        return RuledOut(words, tuple(each.cite for each in limits.value[:3]))
+        return RuledOut(words, tuple(limit.cite for limit in limits.value[:3]))
     requests = still(facts, Park.THREADS, Park.LINUX_AIO, Park.IO_URING)
     waiting = sleepers(facts)
-    if any(each.family.id != BLOCK_LAYER for each in waiting) or not (requests or waiting):
-        return RuledOut("no request waits in the host's block layer", tuple(each.cite for each in slow[:3]))
+    if any(sleeper.family.id != BLOCK_LAYER for sleeper in waiting) or not (requests or waiting):
+        return RuledOut("no request waits in the host's block layer", tuple(limit.cite for limit in slow[:3]))
     devices = devices_below(facts, requests)
     on_it = [limit for limit in slow if any(is_on_one_disk(limit.device, device) for device in devices)]
     near = [limit for limit in slow if any(is_by_one_driver(limit.device, device) for device in devices)]
     if devices and not near:
-        return RuledOut(f"it limits other devices: {_words(slow[0])}", tuple(each.cite for each in slow[:3]))
-    told = on_it or near or slow
+        return RuledOut(f"it limits other devices: {_words(slow[0])}", tuple(limit.cite for limit in slow[:3]))
+    holding = on_it or near or slow
     disks = their_disks(facts, requests)
     number = len(requests) or len(waiting)
     who = f"{counted(facts, requests)} {of_disks(disks)}" if requests else f"{count(number, 'thread')} of QEMU"
     return Match(
-        headline=(f"{who} {'waits' if number == 1 else 'wait'} for the host's own limit: {_words(told[0])}"),
-        objects=(*disks, subjects.ControlGroup(told[0].group), subjects.HostDevice(told[0].device)),
+        headline=(f"{who} {'waits' if number == 1 else 'wait'} for the host's own limit: {_words(holding[0])}"),
+        objects=(*disks, subjects.ControlGroup(holding[0].group), subjects.HostDevice(holding[0].device)),
         confidence="likely" if on_it else "possible",
         claims=(
-            *(claim(f"The host lets the VM do no more than this: {_words(each)}.", each.cite) for each in told[:4]),
+            *(
+                claim(f"The host lets the VM do no more than this: {_words(limit)}.", limit.cite)
+                for limit in holding[:4]
+            ),
             *_waiting(requests, counted(facts, requests), waiting, disks),
         ),
         stands=stand((Park.THREADS, Park.LINUX_AIO, Park.IO_URING), requests, _asleep(facts, waiting)),
@@ -67,7 +70,7 @@ def _asleep(facts: Facts, waiting: tuple[Sleeper, ...]) -> Iterator[subjects.Sub
     """Yield where the graph of waits has these threads: in the block layer, for the file systems of what they do."""
     yield subjects.Kernel(BLOCK_LAYER)
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
-    files = [file.target for each in waiting if (file := file_of(facts, each.look)) is not None]
+    files = [file.target for sleeper in waiting if (file := file_of(facts, sleeper.look)) is not None]
     for path in filter(None, dict.fromkeys((*files, *(image_of(facts, disk) for disk in disks)))):
         if (mount := mount_of(facts, path)) is not None:
             yield from (subjects.Kernel(BLOCK_LAYER, mount.path), subjects.file_system(mount))
@@ -88,10 +91,10 @@ def _waiting(
 ) -> Iterator[Claim]:
     if requests:
         words = f"{how_many} {of_disks(disks)} went to the host's kernel, and did not come back"
-        yield claim(f"{words}.", *(each.cite for each in requests[:4]))
+        yield claim(f"{words}.", *(request.cite for request in requests[:4]))
     if threads:
         words = f"{count(len(threads), 'thread')} of QEMU sleep in its block layer"
-        yield claim(f"{words}.", *(each.look.cite for each in threads[:4]))
+        yield claim(f"{words}.", *(sleeper.look.cite for sleeper in threads[:4]))
 
 
 SIGNATURES = (Signature("cgroup-io-limited", "host", "a control group limits the VM's disk I/O", _io_limited),)

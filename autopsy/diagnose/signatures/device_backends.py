@@ -33,26 +33,28 @@ class Talk:
         """Judge by a thread that waits for the helper on its socket, else by what state the helper is in."""
         if isinstance(facts.threads, Unknown):
             return CannotTell("the threads (evidence/witness/tasks.txt)")
-        helpers = [each for each in facts.helpers if each.kind == self.kind]
-        talking = [each for each in threads(facts) if self.talks(facts, each, helpers)]
-        silent = [each for each in talking if slept_through(each) is not False]
+        helpers = [helper for helper in facts.helpers if helper.kind == self.kind]
+        talking = [thread for thread in threads(facts) if self.talks(facts, thread, helpers)]
+        silent = [thread for thread in talking if slept_through(thread) is not False]
         if silent:
             return self._match(facts, silent, helpers)
-        if gone := [each for each in helpers if _gone(each)]:
+        if gone := [helper for helper in helpers if _gone(helper)]:
             return self._left(gone[0])
-        if stopped := [each for each in helpers if _stands(each)]:
+        if stopped := [helper for helper in helpers if _stands(helper)]:
             return self._stopped(stopped[0])
         if talking:
             return RuledOut(f"the conversation with {self.words} goes on", (facts.threads.cite,))
         return self._not_seen(facts, facts.threads.cite, helpers)
 
     def _not_seen(self, facts: Facts, seen: Cite, helpers: list[Helper]) -> Judgement:
-        if self.carries_disks and (unseen := [each for each in helpers if not _peers(each)]):
+        if self.carries_disks and (unseen := [helper for helper in helpers if not _peers(helper)]):
             return CannotTell(f"what {self.words} of {unseen[0].device} does: the program behind {unseen[0].address}")
         if helpers:
-            cites = tuple(peer.cite for each in helpers for peer in _peers(each))
+            cites = tuple(peer.cite for helper in helpers for peer in _peers(helper))
             return RuledOut(f"no thread waits for {self.words}, and none is stopped", cites[:3] or (helpers[0].cite,))
-        if all(isinstance(each.frames, Unknown) for each in threads(facts)) and isinstance(facts.vm.arguments, Unknown):
+        if all(isinstance(thread.frames, Unknown) for thread in threads(facts)) and isinstance(
+            facts.vm.arguments, Unknown
+        ):
             return CannotTell("the threads' frames (evidence/gdb.threads/threads.json)")
         return RuledOut(f"no thread is in a conversation with {self.words}", (seen,))
 
@@ -60,27 +62,27 @@ class Talk:
         """Tell whether a thread is in a call on the helper's socket, or under the helper's functions in any."""
         if not any(look.syscall.name in PEER_CALLS for look in looks(thread)[:1]):
             return False
-        inodes = {each.inode for helper in helpers for each in helper.sockets}
-        return bool(self._frames_of(thread)) or any(each.inode in inodes for each in socket_of(facts, thread))
+        inodes = {socket.inode for helper in helpers for socket in helper.sockets}
+        return bool(self._frames_of(thread)) or any(socket.inode in inodes for socket in socket_of(facts, thread))
 
     def _match(self, facts: Facts, silent: list[ThreadFact], helpers: list[Helper]) -> Match:
-        proven = any(slept_through(each) for each in silent)
-        sockets = tuple(socket for each in silent for socket in socket_of(facts, each))
-        inodes = {each.inode for each in sockets}
+        proven = any(slept_through(thread) for thread in silent)
+        sockets = tuple(socket for thread in silent for socket in socket_of(facts, thread))
+        inodes = {socket.inode for socket in sockets}
         devices = [
-            subjects.Device(each.device) for each in helpers if inodes & {socket.inode for socket in each.sockets}
+            subjects.Device(helper.device) for helper in helpers if inodes & {socket.inode for socket in helper.sockets}
         ]
         claims = [
             claim(
-                f"{sentence(named(each))} waits in {looks(each)[0].syscall.name}{self._under(each)}.",
-                looks(each)[0].cite,
-                *((each.frames.cite,) if isinstance(each.frames, Known) else ()),
+                f"{sentence(named(thread))} waits in {looks(thread)[0].syscall.name}{self._under(thread)}.",
+                looks(thread)[0].cite,
+                *((thread.frames.cite,) if isinstance(thread.frames, Known) else ()),
             )
-            for each in silent[:3]
+            for thread in silent[:3]
         ]
         return Match(
             headline=f"{sentence(named(silent[0]))} waits for {self.words}{state(sockets)}",
-            objects=(*devices, *peers_of(sockets), *(subjects.thread(each) for each in silent[:3])),
+            objects=(*devices, *peers_of(sockets), *(subjects.thread(thread) for thread in silent[:3])),
             confidence=confidence(proven=proven),
             claims=(*claims, *about_sockets(sockets)),
             weight=len(silent),
@@ -127,12 +129,12 @@ class Talk:
         return [name for name in functions(thread) if name.startswith(self.frames)]
 
     def _under(self, thread: ThreadFact) -> str:
-        found = self._frames_of(thread)
-        return f" under {found[0]}" if found else ""
+        names = self._frames_of(thread)
+        return f" under {names[0]}" if names else ""
 
 
 def _peers(helper: Helper) -> tuple[PeerFact, ...]:
-    return tuple(peer for each in helper.sockets for peer in each.peers)
+    return tuple(peer for socket in helper.sockets for peer in socket.peers)
 
 
 def _gone(helper: Helper) -> bool:
@@ -142,7 +144,7 @@ def _gone(helper: Helper) -> bool:
 
 def _stands(helper: Helper) -> bool:
     """Tell whether a helper is known not to move: it is stopped, or a thread of it waits for what does not end."""
-    return any(map(cannot_move, _peers(helper))) or any(each.for_good for each in asleep(helper.sockets))
+    return any(map(cannot_move, _peers(helper))) or any(sleeper.for_good for sleeper in asleep(helper.sockets))
 
 
 TALKS = (
@@ -167,7 +169,9 @@ TALKS = (
 
 def of_a_helper(facts: Facts, thread: ThreadFact) -> bool:
     """Tell whether a thread talks to a program that serves a device."""
-    return any(talk.talks(facts, thread, [each for each in facts.helpers if each.kind == talk.kind]) for talk in TALKS)
+    return any(
+        talk.talks(facts, thread, [helper for helper in facts.helpers if helper.kind == talk.kind]) for talk in TALKS
+    )
 
 
 SIGNATURES = tuple(Signature(talk.id, "peer", talk.title, talk.judge) for talk in TALKS)

@@ -62,7 +62,7 @@ def _notify_off(facts: Facts) -> Judgement:
     queue = silent[0]
     return Match(
         headline=f"Queue {queue.index} of {queue.device} has the guest's kicks switched off, and nobody polls it",
-        objects=tuple(dict.fromkeys(subjects.Device(each.device) for each in silent)),
+        objects=tuple(dict.fromkeys(subjects.Device(virtqueue.device) for virtqueue in silent)),
         confidence="likely",
         claims=(
             claim(
@@ -107,7 +107,7 @@ def _unheard(polls: Cite, lost: tuple[tuple[devices.VirtQueue, Descriptor], ...]
     queue, fd = lost[0]
     return Match(
         headline=f"The guest kicked queue {queue.index} of {queue.device}, and no thread listens",
-        objects=tuple(dict.fromkeys(subjects.Device(each.device) for each, _ in lost)),
+        objects=tuple(dict.fromkeys(subjects.Device(virtqueue.device) for virtqueue, _ in lost)),
         confidence="likely",
         claims=(
             claim(
@@ -127,7 +127,7 @@ def _never_told(queues: Queues, waiting: tuple[Untaken, ...]) -> Match:
             f"{count(requests, 'request waits', 'requests wait')} in queue {queue.index} of {queue.device}, and no "
             "kick tells QEMU of it"
         ),
-        objects=tuple(dict.fromkeys(subjects.Device(each.queue.device) for each in waiting)),
+        objects=tuple(dict.fromkeys(subjects.Device(ring.queue.device) for ring in waiting)),
         confidence="likely",
         claims=(
             claim(
@@ -141,7 +141,7 @@ def _never_told(queues: Queues, waiting: tuple[Untaken, ...]) -> Match:
                 queues.cite,
             ),
         ),
-        weight=sum(each.requests for each in waiting),
+        weight=sum(ring.requests for ring in waiting),
     )
 
 
@@ -162,7 +162,7 @@ def _interrupt(facts: Facts) -> Judgement:
         headline=(
             f"QEMU ended the requests of queue {queue.index} of {queue.device}; the guest has not taken the interrupt"
         ),
-        objects=tuple(dict.fromkeys(subjects.Device(each.device) for each, _ in pending)),
+        objects=tuple(dict.fromkeys(subjects.Device(virtqueue.device) for virtqueue, _ in pending)),
         confidence="likely",
         claims=(
             claim(f"Eventfd {fd.fd} counts {fd.counter} interrupts that KVM has not delivered.", fd.cite),
@@ -176,25 +176,25 @@ def _lsi_leak(facts: Facts) -> Judgement:
     if isinstance(facts.heap, Unknown):
         return CannotTell(f"the LSI controller's state: {HEAP_MISSING}")
     controllers = facts.heap.value.lsi
-    leaked = [each for each in controllers if each.reentrancy_level]
+    leaked = [controller for controller in controllers if controller.reentrancy_level]
     inside = any("lsi_execute_script" in functions(thread) for thread in threads(facts))
     if not leaked or inside:
         words = "there is no LSI controller" if not controllers else "its reentrancy counter is at rest"
         return RuledOut(words, (facts.heap.cite,))
-    each = leaked[0]
+    controller = leaked[0]
     return Match(
-        headline=f"LSI controller {each.device} has lost count of its own reentrancy ({each.reentrancy_level})",
-        objects=(subjects.Device(each.device),),
-        confidence="likely" if (each.reentrancy_level or 0) <= 8 else "proven",
+        headline=f"LSI controller {controller.device} has lost count of its own reentrancy "
+        f"({controller.reentrancy_level})",
+        objects=(subjects.Device(controller.device),),
+        confidence="likely" if (controller.reentrancy_level or 0) <= 8 else "proven",
         claims=(
             claim(
-                f"lsi_execute_script's counter is {each.reentrancy_level} and no thread is inside of it: above 8 the "
-                "controller "
-                "runs no script any more.",
+                f"lsi_execute_script's counter is {controller.reentrancy_level} and no thread is inside of it: above 8 "
+                "the controller runs no script any more.",
                 facts.heap.cite,
             ),
         ),
-        beside=(each.reentrancy_level or 0) <= 8,
+        beside=(controller.reentrancy_level or 0) <= 8,
         weight=1,
     )
 
@@ -205,41 +205,57 @@ def _lsi_waits(facts: Facts) -> Judgement:
     if not facts.heap.value.lsi:
         return RuledOut("there is no LSI controller", (facts.heap.cite,))
     idle = {backend.device for backend in facts.heap.value.backends if backend.in_flight == 0}
-    stuck = [each for each in facts.heap.value.lsi if each.current is None and any(one.pending for one in each.queue)]
+    stuck = [
+        controller
+        for controller in facts.heap.value.lsi
+        if controller.current is None and any(one.pending for one in controller.queue)
+    ]
     if not stuck or not idle:
         return RuledOut("no request of the LSI controller waits for a reselection", (facts.heap.cite,))
-    later = {each.device: each for each in facts.heap_again.value.lsi} if isinstance(facts.heap_again, Known) else {}
-    still_there = [each for each in stuck if each.device in later and later[each.device].queue == each.queue]
+    later = (
+        {controller.device: controller for controller in facts.heap_again.value.lsi}
+        if isinstance(facts.heap_again, Known)
+        else {}
+    )
+    still_there = [
+        controller
+        for controller in stuck
+        if controller.device in later and later[controller.device].queue == controller.queue
+    ]
     if not still_there:
         return (
             CannotTell("a second snapshot with the heap: whether the controller goes on")
             if not later
             else RuledOut("the LSI controller's queue moved between the snapshots", (facts.heap.cite,))
         )
-    each = still_there[0]
+    controller = still_there[0]
     return Match(
         headline=(
-            f"LSI controller {each.device} has ended requests whose reselection never comes (it waits for "
-            f"{each.waiting})"
+            f"LSI controller {controller.device} has ended requests whose reselection never comes (it waits for "
+            f"{controller.waiting})"
         ),
-        objects=(subjects.Device(each.device),),
+        objects=(subjects.Device(controller.device),),
         confidence="likely",
         claims=(
             claim(
-                f"{len([one for one in each.queue if one.pending])} requests are pending in its queue, none is "
+                f"{len([one for one in controller.queue if one.pending])} requests are pending in its queue, none is "
                 "current, and the "
                 "block layer holds none: the device model or the guest's driver owes the next step.",
                 facts.heap.cite,
             ),
         ),
-        weight=len(each.queue),
+        weight=len(controller.queue),
     )
 
 
 def _ide_trim(facts: Facts) -> Judgement:
     if isinstance(facts.coroutines, Unknown):
         return CannotTell(f"the parked coroutines: {missing(facts.coroutines)}")
-    drained = [each for each in still(facts, Park.DRAINED) if any(f.function == "blk_co_pdiscard" for f in each.frames)]
+    drained = [
+        request
+        for request in still(facts, Park.DRAINED)
+        if any(f.function == "blk_co_pdiscard" for f in request.frames)
+    ]
     if not drained:
         return RuledOut("no discard is queued behind a drain", (facts.coroutines.cite,))
     if isinstance(facts.main_loop, Unknown):
@@ -251,7 +267,7 @@ def _ide_trim(facts: Facts) -> Judgement:
         objects=their_disks(facts, drained),
         confidence="likely",
         claims=(
-            claim("A discard is parked in blk_wait_while_drained.", *(each.cite for each in drained[:3])),
+            claim("A discard is parked in blk_wait_while_drained.", *(request.cite for request in drained[:3])),
             claim("The main thread drains.", facts.main_loop.value.cite),
         ),
         weight=len(drained) + 1,

@@ -13,20 +13,20 @@ from autopsy.facts.model.facts import EndFact, Facts
 
 
 def _ended(facts: Facts) -> Judgement:
-    found = facts.vm.end
-    if isinstance(found, Unknown):
-        return RuledOut(found.why)
+    ending = facts.vm.end
+    if isinstance(ending, Unknown):
+        return RuledOut(ending.why)
     return Match(
-        headline=f"The VM ended while it was captured: {in_words(found.value.end)}",
+        headline=f"The VM ended while it was captured: {in_words(ending.value.end)}",
         objects=(subjects.Process(facts.vm.pid),),
         confidence="proven",
-        claims=tuple(_claims(found.value, found.cite)),
+        claims=tuple(_claims(ending.value, ending.cite)),
         weight=len(threads(facts)),
     )
 
 
-def _claims(found: EndFact, cite: Cite) -> list[Claim]:
-    end = found.end
+def _claims(ending: EndFact, cite: Cite) -> list[Claim]:
+    end = ending.end
     if end.how == "dumping core":
         claims = [claim("The kernel was writing the core of the process when the capture ended.", cite)]
     else:
@@ -38,12 +38,12 @@ def _claims(found: EndFact, cite: Cite) -> list[Claim]:
         )
     else:
         claims.append(claim(f"The step under way was {end.step}. That is an order in time, no cause.", cite))
-    if found.last_words:
-        last = found.last_words[-1]
-        claims.append(claim(f"QEMU's log ends: {last.text}", *(line.cite for line in found.last_words)))
-    if found.left:
-        told = ", ".join(line.text for line in found.left[:4])
-        claims.append(claim(f"It left {count(len(found.left), 'file')} behind: {told}", found.left[0].cite))
+    if ending.last_words:
+        last = ending.last_words[-1]
+        claims.append(claim(f"QEMU's log ends: {last.text}", *(line.cite for line in ending.last_words)))
+    if ending.left:
+        files = ", ".join(line.text for line in ending.left[:4])
+        claims.append(claim(f"It left {count(len(ending.left), 'file')} behind: {files}", ending.left[0].cite))
     return claims
 
 

@@ -25,7 +25,7 @@ def _fail(facts: Facts) -> Judgement:
     disks = tuple(subjects.disk(disk) for disk, _ in grown)
     total = sum(number for _, number in grown)
     servers = tuple(dict.fromkeys(node.server for disk, _ in grown for node in disk.nodes if node.server))
-    unconnected = tuple(found for disk, _ in grown for found in no_connection(facts, disk))
+    unconnected = tuple(reason for disk, _ in grown for reason in no_connection(facts, disk))
     flows = all(isinstance(disk.completed, Known) and disk.completed.value > 0 for disk, _ in grown)
     why = f": QEMU is not connected to {servers[0]}" if unconnected and servers else ""
     return Match(

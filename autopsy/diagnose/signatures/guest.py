@@ -32,7 +32,9 @@ def _spins(facts: Facts) -> Judgement:  # noqa: PLR0911 - one reason a line
     if isinstance(facts.coroutines, Unknown):
         return CannotTell(f"the parked coroutines: {missing(facts.coroutines)}")
     if stuck := still(facts, *DISK_PARKS):
-        return RuledOut(f"QEMU holds {counted(facts, stuck)} of the guest", tuple(each.cite for each in stuck[:3]))
+        return RuledOut(
+            f"QEMU holds {counted(facts, stuck)} of the guest", tuple(request.cite for request in stuck[:3])
+        )
     if not all_counted(facts):
         return CannotTell("whether QEMU owes the guest a request: not all of its memory was taken")
     vcpus = by_role(facts, Role.VCPU)
@@ -40,7 +42,7 @@ def _spins(facts: Facts) -> Judgement:  # noqa: PLR0911 - one reason a line
     return Match(
         headline=f"QEMU owes the guest nothing: {thread.comm} ran, or was ready to, all of {moves.seconds:.0f} s, and "
         "asked no disk for anything",
-        objects=tuple(subjects.thread(each) for each, _, _ in spinning[:8]),
+        objects=tuple(subjects.thread(vcpu) for vcpu, _, _ in spinning[:8]),
         confidence="possible",
         claims=(
             claim(
@@ -55,7 +57,7 @@ def _spins(facts: Facts) -> Judgement:  # noqa: PLR0911 - one reason a line
                 *(disk.cite for disk in completed[:3]),
                 cite,
             ),
-            *(claim(f"Not accounted for: {each.text}", *each.cites) for each in left_over(facts)),
+            *(claim(f"Not accounted for: {doubt.text}", *doubt.cites) for doubt in left_over(facts)),
         ),
         weight=len(spinning),
     )
@@ -68,10 +70,10 @@ def _disks(facts: Facts) -> tuple[DiskFact, ...]:
 def _burning(facts: Facts) -> list[tuple[ThreadFact, Movement, Cite]] | RuledOut | CannotTell:
     """Return the vCPUs that ran nearly all of the time between two looks that are far enough apart."""
     vcpus = by_role(facts, Role.VCPU)
-    moved = [(each, each.movement.value, each.movement.cite) for each in vcpus if isinstance(each.movement, Known)]
+    moved = [(vcpu, vcpu.movement.value, vcpu.movement.cite) for vcpu in vcpus if isinstance(vcpu.movement, Known)]
     if not moved:
         return CannotTell("how much CPU the vCPUs used: a second snapshot (evidence/second-exposure/tasks.txt)")
-    if max(each.seconds for _, each, _ in moved) < LONG_ENOUGH:
+    if max(moves.seconds for _, moves, _ in moved) < LONG_ENOUGH:
         return CannotTell(f"a gap of at least {LONG_ENOUGH:.0f} s between the snapshots: capture without --fast")
     # On a host without CPU to spare a spinning vCPU runs only part of the time, and is ready to run for all of it.
     spinning = [
@@ -87,7 +89,11 @@ def _starved(facts: Facts) -> Judgement:
     if isinstance(facts.threads, Unknown):
         return CannotTell("how long the threads waited for a CPU (evidence/witness/tasks.txt)")
     watched = by_role(facts, Role.MAIN, Role.IOTHREAD, Role.VCPU)
-    moved = [(each, each.movement.value, each.movement.cite) for each in watched if isinstance(each.movement, Known)]
+    moved = [
+        (thread, thread.movement.value, thread.movement.cite)
+        for thread in watched
+        if isinstance(thread.movement, Known)
+    ]
     if not moved:
         return CannotTell("how long the threads waited for a CPU: a second snapshot")
     starved = [
@@ -104,18 +110,18 @@ def _starved(facts: Facts) -> Judgement:
     return Match(
         headline=f"{count(len(starved), 'thread')} of QEMU waited for a CPU of the host most of the time"
         f"{': the control group is capped (cpu.max)' if capped else ''}",
-        objects=tuple(subjects.thread(each) for each, _, _ in starved[:6]),
+        objects=tuple(subjects.thread(thread) for thread, _, _ in starved[:6]),
         confidence="likely" if capped or kept else "possible",
         claims=(
             *(
                 claim(
                     (
-                        f"{each.comm} was ready to run and waited {moves.waited_ns / 1e9:.1f} of {moves.seconds:.1f} s "
-                        "for a CPU."
+                        f"{thread.comm} was ready to run and waited {moves.waited_ns / 1e9:.1f} of "
+                        f"{moves.seconds:.1f} s for a CPU."
                     ),
                     cite,
                 )
-                for each, moves, cite in starved[:4]
+                for thread, moves, cite in starved[:4]
             ),
             *(
                 (claim(("The control group was throttled."), limited.cite),)

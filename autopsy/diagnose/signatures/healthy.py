@@ -36,7 +36,7 @@ def _healthy(facts: Facts) -> Judgement:
             *_claims(facts),
             *as_sentences(tuple(slow(facts))),
             *as_sentences(tuple(idle_peers(facts))),
-            *(claim(f"Not accounted for: {each.text}", *each.cites) for each in _unaccounted(facts)),
+            *(claim(f"Not accounted for: {doubt.text}", *doubt.cites) for doubt in _unaccounted(facts)),
         ),
     )
 
@@ -72,9 +72,9 @@ def _lacking_the_other_half(facts: Facts) -> Iterator[str]:
             yield f"what the back end of {helper.device} does: {missing(facts.sockets)}"
     for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
         counted = (disk.stats, disk.stats_again)
-        if unknown := next((each for each in counted if isinstance(each, Unknown)), None):
-            for found in no_connection(facts, disk):
-                yield f"whether requests of {called(disk)} fail at once: {missing(unknown)}. {found.text}"
+        if unknown := next((stats for stats in counted if isinstance(stats, Unknown)), None):
+            for reason in no_connection(facts, disk):
+                yield f"whether requests of {called(disk)} fail at once: {missing(unknown)}. {reason.text}"
 
 
 def _lacking_an_answer(facts: Facts) -> Iterator[str]:
@@ -96,12 +96,12 @@ def _in_the_guest(thread: ThreadFact) -> bool:
 
 def _nameless(facts: Facts) -> int:
     """Count the coroutines that stand still where nobody can say: any of them can be a request."""
-    found = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
     return sum(
-        each.park is Park.OTHER
-        and not (isinstance(each.stuck, Known) and not each.stuck.value)
-        and not any(frame.function and frame.function not in SWITCHING for frame in each.frames)
-        for each in found
+        coroutine.park is Park.OTHER
+        and not (isinstance(coroutine.stuck, Known) and not coroutine.stuck.value)
+        and not any(frame.function and frame.function not in SWITCHING for frame in coroutine.frames)
+        for coroutine in parked
     )
 
 
@@ -109,8 +109,10 @@ def _against(facts: Facts) -> Iterator[RuledOut]:
     """Yield whatever speaks against a healthy VM."""
     stuck = standing(facts, WATCHED)
     copies = copies_held(facts)
-    if isinstance(stuck, Standing) and (requests := [each for each in stuck.requests if each not in copies]):
-        yield RuledOut(f"{counted(facts, tuple(requests))} stand still", tuple(each.cite for each in requests[:6]))
+    if isinstance(stuck, Standing) and (requests := [request for request in stuck.requests if request not in copies]):
+        yield RuledOut(
+            f"{counted(facts, tuple(requests))} stand still", tuple(request.cite for request in requests[:6])
+        )
     for alive, when in ((facts.monitor.alive, ""), (facts.monitor.alive_again, " at the second snapshot")):
         if isinstance(alive, Known) and not alive.value:
             yield RuledOut(f"QEMU's monitor did not answer{when}", (alive.cite,))
@@ -119,8 +121,10 @@ def _against(facts: Facts) -> Iterator[RuledOut]:
         yield RuledOut(f"the run state is {last.value.status}", (last.cite,))
     if isinstance(facts.locks, Known) and facts.locks.value.cycles:
         yield RuledOut("threads wait for mutexes in a ring", (facts.locks.cite,))
-    if found := sleepers(facts):
-        yield RuledOut(f"{count(len(found), 'thread')} wait in the kernel", tuple(each.look.cite for each in found[:4]))
+    if asleep := sleepers(facts):
+        yield RuledOut(
+            f"{count(len(asleep), 'thread')} wait in the kernel", tuple(sleeper.look.cite for sleeper in asleep[:4])
+        )
 
 
 def _sure(facts: Facts) -> Confidence:
@@ -162,7 +166,9 @@ def _headline(facts: Facts) -> str:
         seconds = f" in {facts.times.gap_seconds:.1f} s" if facts.times.gap_seconds else ""
         return f"Nothing is stuck: QEMU answers, and its disks completed {count(done, 'request')}{seconds}"
     parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
-    moved = "its requests go on" if any(each.park in DISK_PARKS for each in parked) else "no request is in flight"
+    moved = (
+        "its requests go on" if any(coroutine.park in DISK_PARKS for coroutine in parked) else "no request is in flight"
+    )
     return f"Nothing is stuck: QEMU answers, {moved}, no thread waits in the kernel"
 
 
@@ -174,7 +180,7 @@ def _claims(facts: Facts) -> list[Claim]:
     elif isinstance(facts.main_loop, Known):
         claims.append(claim(f"The main loop is {facts.main_loop.value.state}.", facts.main_loop.value.cite))
     if isinstance(facts.coroutines, Known):
-        total = len([each for each in facts.coroutines.value if each.park in DISK_PARKS])
+        total = len([coroutine for coroutine in facts.coroutines.value if coroutine.park in DISK_PARKS])
         held = len(copies_held(facts))
         moved = count(total - held, "request was in flight", "requests were in flight")
         words = f"{moved}, and all moved on" if total > held else NOTHING_IN_FLIGHT

@@ -42,37 +42,37 @@ from autopsy.facts.model.yield_points import DISK_PARKS
 def _judge(kind: Family, facts: Facts) -> Judgement:
     if isinstance(facts.threads, Unknown):
         return CannotTell("the kernel stacks of QEMU's threads (evidence/witness/tasks.txt)")
-    found = [each for each in sleepers(facts) if each.family.id == kind.id]
-    if not found:
+    asleep = [sleeper for sleeper in sleepers(facts) if sleeper.family.id == kind.id]
+    if not asleep:
         return _not_seen(kind, facts)
-    if kind.passes and all(each.through is None for each in found) and not _stands(facts):
-        return CannotTell(f"a second look: {count(len(found), 'thread')} waited for {kind.words} at the only one")
-    files = {each.thread.tid: file_of(facts, each.look) for each in found}
-    paths = frozenset(file.target for file in files.values() if file is not None) | _opening(facts, found)
-    ram = frozenset(filter(None, (ram_file(facts, each.look) for each in found)))
-    disks = disks_on(facts, paths) or disks_parked(facts) if paths else () if ram else disks_behind(facts, found)
+    if kind.passes and all(sleeper.through is None for sleeper in asleep) and not _stands(facts):
+        return CannotTell(f"a second look: {count(len(asleep), 'thread')} waited for {kind.words} at the only one")
+    files = {sleeper.thread.tid: file_of(facts, sleeper.look) for sleeper in asleep}
+    paths = frozenset(file.target for file in files.values() if file is not None) | _opening(facts, asleep)
+    ram = frozenset(filter(None, (ram_file(facts, sleeper.look) for sleeper in asleep)))
+    disks = disks_on(facts, paths) or disks_parked(facts) if paths else () if ram else disks_behind(facts, asleep)
     paths = paths | ram or frozenset(path for disk in disks if (path := image_of(facts, disk)))
     devices = tuple(dict.fromkeys(device for path in sorted(paths) if (device := device_of(facts, path)) is not None))
     mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
-    through = any(each.through for each in found)
+    through = any(sleeper.through for sleeper in asleep)
     answers = _answers(facts, kind, disks) if kind.passes else ()
     daemons = _daemons(facts, frozenset(mounts)) if kind.id == "fuse-daemon-silent" else ()
     where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()]
     where = [*where, *map(naming.name, devices)] or sorted(paths)
     where += [f"the guest's RAM in {path}" for path in sorted(ram)]
     return Match(
-        headline=_headline(kind, found, where, tuple(title(disk) for disk in disks), answers),
+        headline=_headline(kind, asleep, where, tuple(title(disk) for disk in disks), answers),
         objects=(
             *(subjects.disk(disk) for disk in disks),
             *(subjects.file_system(mount) for mount in mounts.values()),
             *devices,
             *(subjects.File(path) for path in sorted(ram)),
             *(subjects.peer(daemon) for daemon in daemons),
-            *(subjects.thread(each.thread) for each in found[:MOST_NAMED]),
+            *(subjects.thread(sleeper.thread) for sleeper in asleep[:MOST_NAMED]),
         ),
         confidence="proven" if through and not answers else "likely",
         claims=(
-            *_claims(kind, found, files, through=through),
+            *_claims(kind, asleep, files, through=through),
             *answers,
             *about_devices(facts, devices),
             *(claim(f"The host's log says: {line.text}", line.cite) for line in lines_about(facts, mounts.values())),
@@ -87,9 +87,9 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         ),
         stands=(
             subjects.Kernel(kind.id),
-            *(subjects.Kernel(kind.id, name) for name in (*mounts, *(each.name for each in devices))),
+            *(subjects.Kernel(kind.id, name) for name in (*mounts, *(host_device.name for host_device in devices))),
         ),
-        weight=len(found),
+        weight=len(asleep),
     )
 
 
@@ -98,7 +98,7 @@ def _answers(facts: Facts, kind: Family, disks: tuple[DiskFact, ...]) -> tuple[C
     claims = []
     if moved := went_on(facts, kind):
         words = f"{count(len(moved), 'thread')} that waited for {kind.words}, too, went on meanwhile"
-        claims.append(claim(f"{words}: it is slow, and not dead.", *(looks(each)[-1].cite for each in moved[:4])))
+        claims.append(claim(f"{words}: it is slow, and not dead.", *(looks(thread)[-1].cite for thread in moved[:4])))
     claims += [
         claim(f"Disk {title(disk)} completed {count(disk.completed.value, 'request')} meanwhile.", disk.completed.cite)
         for disk in disks[:MOST_NAMED]
@@ -107,9 +107,9 @@ def _answers(facts: Facts, kind: Family, disks: tuple[DiskFact, ...]) -> tuple[C
     return tuple(claims)
 
 
-def _opening(facts: Facts, found: list[Sleeper]) -> frozenset[str]:
+def _opening(facts: Facts, asleep: list[Sleeper]) -> frozenset[str]:
     """Return the file that the main thread is about to open, where it is one of those that wait."""
-    if isinstance(facts.main_loop, Unknown) or all(each.thread.role is not Role.MAIN for each in found):
+    if isinstance(facts.main_loop, Unknown) or all(sleeper.thread.role is not Role.MAIN for sleeper in asleep):
         return frozenset()
     return frozenset(filter(None, [facts.main_loop.value.path]))
 
@@ -129,35 +129,35 @@ def _stands(facts: Facts) -> bool:
 
 
 def _headline(
-    kind: Family, found: list[Sleeper], where: list[str], disks: tuple[str, ...], answers: tuple[Claim, ...]
+    kind: Family, asleep: list[Sleeper], where: list[str], disks: tuple[str, ...], answers: tuple[Claim, ...]
 ) -> str:
     place = f": {', '.join(where[:2])}" if where else ""
     whose = f" ({', '.join(disks[:3])})" if disks else ""
-    verb = "waits" if len(found) == 1 else "wait"
+    verb = "waits" if len(asleep) == 1 else "wait"
     slow = ", and others go on: it is slow" if answers else ""
-    return f"{count(len(found), 'thread')} of QEMU {verb} for {kind.words}{place}{whose}{slow}"
+    return f"{count(len(asleep), 'thread')} of QEMU {verb} for {kind.words}{place}{whose}{slow}"
 
 
-def _claims(kind: Family, found: list[Sleeper], files: dict[int, Descriptor | None], *, through: bool) -> list[Claim]:
+def _claims(kind: Family, asleep: list[Sleeper], files: dict[int, Descriptor | None], *, through: bool) -> list[Claim]:
     claims = []
-    for each in found[:MOST_NAMED]:
-        file = files[each.thread.tid]
+    for sleeper in asleep[:MOST_NAMED]:
+        file = files[sleeper.thread.tid]
         on = f" on {file.target}" if file else ""
-        cites = [each.look.cite, each.look.stack_cite] + ([file.cite] if file else [])
+        cites = [sleeper.look.cite, sleeper.look.stack_cite] + ([file.cite] if file else [])
         claims.append(
             claim(
-                f"{named(each.thread)} is in {each.look.syscall.name or 'the kernel'}{on}, State {each.look.state}, "
-                f"under {kernel_stacks.deepest(each.look, kind)}.",
+                f"{named(sleeper.thread)} is in {sleeper.look.syscall.name or 'the kernel'}{on}, "
+                f"State {sleeper.look.state}, under {kernel_stacks.deepest(sleeper.look, kind)}.",
                 *cites,
             )
         )
-    if len(found) > MOST_NAMED:
+    if len(asleep) > MOST_NAMED:
         claims.append(
-            claim(f"{len(found) - MOST_NAMED} more threads sleep there too.", *(f.look.cite for f in found[4:8]))
+            claim(f"{len(asleep) - MOST_NAMED} more threads sleep there too.", *(f.look.cite for f in asleep[4:8]))
         )
     if through:
-        slept = [each for each in found if each.through]
-        again = [each.thread.again.value.cite for each in slept if isinstance(each.thread.again, Known)]
+        slept = [sleeper for sleeper in asleep if sleeper.through]
+        again = [sleeper.thread.again.value.cite for sleeper in slept if isinstance(sleeper.thread.again, Known)]
         claims.append(
             claim(f"{count(len(slept), 'thread')} slept through from the first look to the last.", *again[:4])
         )
@@ -178,7 +178,7 @@ def _not_seen(kind: Family, facts: Facts) -> Judgement:
     if blind:
         return CannotTell("the kernel stacks of the threads in State D (reading them needs root)")
     cites: tuple[Cite, ...] = (facts.threads.cite,) if isinstance(facts.threads, Known) else ()
-    if moved := [look for _, look, found in first_families(facts) if found.id == kind.id]:
+    if moved := [look for _, look, family in first_families(facts) if family.id == kind.id]:
         words = f"{count(len(moved), 'thread')} waited for {kind.words}, and went on"
         return RuledOut(words, tuple(look.cite for look in moved[:4]))
     return RuledOut(f"none of {count(seen, 'thread')} waits for {kind.words}", cites)
@@ -188,9 +188,9 @@ def _below(facts: Facts) -> Judgement:
     if isinstance(facts.threads, Unknown):
         return CannotTell("the kernel stacks of QEMU's threads (evidence/witness/tasks.txt)")
     silent = [
-        (each, way, served)
-        for each in sleepers(facts)
-        if (file := file_of(facts, each.look)) is not None
+        (sleeper, way, served)
+        for sleeper in sleepers(facts)
+        if (file := file_of(facts, sleeper.look)) is not None
         and (mount := mount_of(facts, file.target)) is not None
         and (way := below(facts, mount)).holds
         and (served := way.served) is not None
@@ -198,12 +198,12 @@ def _below(facts: Facts) -> Judgement:
     if not silent:
         why = "no thread waits for a file system that lies on another one that a program serves"
         return RuledOut(why, (facts.threads.cite,))
-    return _below_match(facts, [each for each, _, _ in silent], silent[0][1], silent[0][2])
+    return _below_match(facts, [sleeper for sleeper, _, _ in silent], silent[0][1], silent[0][2])
 
 
 def _below_match(facts: Facts, asleep: list[Sleeper], way: Below, served: FuseMount) -> Match:
     daemons = own_daemons(served)
-    paths = frozenset(file.target for each in asleep if (file := file_of(facts, each.look)) is not None)
+    paths = frozenset(file.target for sleeper in asleep if (file := file_of(facts, sleeper.look)) is not None)
     disks = disks_on(facts, paths)
     stopped = is_stopped(served)
     who = f", which {daemons[0].comm} {daemons[0].pid} serves" if daemons else ""
@@ -218,7 +218,7 @@ def _below_match(facts: Facts, asleep: list[Sleeper], way: Below, served: FuseMo
             subjects.file_system(way.layers[-1].mount),
             *(subjects.HostDevice(layer.loop) for layer in way.layers),
         ),
-        confidence=confidence(proven=stopped and any(each.through for each in asleep)),
+        confidence=confidence(proven=stopped and any(sleeper.through for sleeper in asleep)),
         claims=(
             claim(f"{named(asleep[0].thread)} waits for {asleep[0].family.words}.", asleep[0].look.stack_cite),
             *(
@@ -234,7 +234,10 @@ def _below_match(facts: Facts, asleep: list[Sleeper], way: Below, served: FuseMo
                 if served.waiting
                 else ()
             ),
-            *(claim(f"Its daemon is {each.comm} {each.pid}, State {each.state}.", each.cite) for each in daemons[:3]),
+            *(
+                claim(f"Its daemon is {daemon.comm} {daemon.pid}, State {daemon.state}.", daemon.cite)
+                for daemon in daemons[:3]
+            ),
         ),
         weight=len(asleep),
     )

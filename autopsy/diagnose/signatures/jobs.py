@@ -50,15 +50,18 @@ def _stalled(facts: Facts) -> Judgement:
     later = (job.progressed.cite,) if isinstance(job.progressed, Known) else ()
     return Match(
         headline=f"Job {job.id} ({job.kind}) does not go on: {job.current} of {job.total}",
-        objects=tuple(subjects.Job(each.id) for each in stalled),
+        objects=tuple(subjects.Job(stalled_job.id) for stalled_job in stalled),
         confidence="likely",
         claims=tuple(
             claim(
-                (f"Job {each.id} ({each.kind}) stood at {each.current} of {each.total} in both snapshots."),
-                each.cite,
+                (
+                    f"Job {stalled_job.id} ({stalled_job.kind}) stood at {stalled_job.current} "
+                    f"of {stalled_job.total} in both snapshots."
+                ),
+                stalled_job.cite,
                 *later,
             )
-            for each in stalled[:4]
+            for stalled_job in stalled[:4]
         ),
         effect=isinstance(requests, Unknown),
         beside=not isinstance(requests, Unknown) and not requests.requests,
@@ -71,7 +74,7 @@ def _at_limit(facts: Facts, jobs: tuple[JobFact, ...]) -> RuledOut | None:
     copies = copies_held(facts)
     if not copies or len(job_of(facts, copies)) != len(jobs):
         return None
-    return RuledOut("the job's copies wait for QEMU's own I/O limit", tuple(each.cite for each in copies[:4]))
+    return RuledOut("the job's copies wait for QEMU's own I/O limit", tuple(copy.cite for copy in copies[:4]))
 
 
 def _jobs(facts: Facts) -> tuple[JobFact, ...]:
@@ -87,9 +90,11 @@ def _waits_for_manager(facts: Facts) -> Judgement:
     job = held[0]
     return Match(
         headline=f"Job {job.id} ({job.kind}) is {job.status or 'paused'} and waits for whoever started it",
-        objects=tuple(subjects.Job(each.id) for each in held),
+        objects=tuple(subjects.Job(held_job.id) for held_job in held),
         confidence="likely",
-        claims=tuple(claim(f"Job {each.id} ({each.kind}): {each.status}.", each.cite) for each in held[:4]),
+        claims=tuple(
+            claim(f"Job {held_job.id} ({held_job.kind}): {held_job.status}.", held_job.cite) for held_job in held[:4]
+        ),
         harmless=True,
         weight=0,
     )
@@ -101,7 +106,9 @@ def _copy_before_write(facts: Facts) -> Judgement:
         return CannotTell(f"the parked coroutines: {missing(waiting)}")
     if not waiting.requests:
         cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
-        return RuledOut("no guest write waits for a backup", tuple(each.cite for each in waiting.moving[:3]) or cites)
+        return RuledOut(
+            "no guest write waits for a backup", tuple(request.cite for request in waiting.moving[:3]) or cites
+        )
     disks = their_disks(facts, waiting.requests)
     return Match(
         headline=(f"{waiting.counted('guest write')} {of_disks(disks)} wait until a backup has copied the old data"),
@@ -136,7 +143,7 @@ def _mirror(facts: Facts) -> Judgement:
     if not waiting.requests:
         return RuledOut("no coroutine waits inside a mirror")
     if copies := copies_held(facts):
-        return RuledOut("its copies wait for QEMU's own I/O limit", tuple(each.cite for each in copies[:4]))
+        return RuledOut("its copies wait for QEMU's own I/O limit", tuple(copy.cite for copy in copies[:4]))
     return Match(
         headline="A mirror waits for its own requests to its source or target",
         objects=tuple(subjects.Job(job.id) for job in _jobs(facts) if job.kind == "mirror"),
@@ -155,7 +162,7 @@ def _migration(facts: Facts) -> Judgement:
     blocked = [thread for thread in sending if slept_through(thread) is not False]
     status = facts.migration.value if isinstance(facts.migration, Known) else ""
     if not blocked:
-        if not by_role(facts, Role.MIGRATION) and all(isinstance(each.frames, Unknown) for each in threads(facts)):
+        if not by_role(facts, Role.MIGRATION) and all(isinstance(thread.frames, Unknown) for thread in threads(facts)):
             return CannotTell("the threads' frames (evidence/gdb.threads/threads.json)")
         return RuledOut(
             (f"no thread is blocked while it sends the VM's state{f' (status {status})' if status else ''}"),
@@ -169,7 +176,7 @@ def _migration(facts: Facts) -> Judgement:
         headline=f"{sentence(named(blocked[0]))} is blocked {doing} the VM's state{to}"
         f"{state(sockets) if stands(sockets) else other}",
         objects=(
-            *(subjects.Server(each.remote) for each in sockets[:3] if each.remote),
+            *(subjects.Server(socket.remote) for socket in sockets[:3] if socket.remote),
             *peers_of(sockets),
             *(subjects.thread(thread) for thread in blocked[:3]),
         ),
@@ -194,12 +201,12 @@ def _savevm(facts: Facts) -> Judgement:
     loop = facts.main_loop.value
     main = next(iter(by_role(facts, Role.MAIN)), None)
     names = functions(main) if main else ()
-    found = [
+    saving = [
         name
         for name in (*names, loop.under, loop.command)
         if name.startswith(SAVING) or "vmstate" in name or "savevm" in name
     ]
-    if not found:
+    if not saving:
         if main is None or isinstance(main.frames, Unknown):
             return CannotTell("the main thread's frames (evidence/gdb.threads/threads.json)")
         return RuledOut("the main thread does not save the VM's state", (loop.cite,))
@@ -207,10 +214,10 @@ def _savevm(facts: Facts) -> Judgement:
     if isinstance(alive, Known) and alive.value:
         return RuledOut("the main thread saved the VM's state, and then answered its monitor", (loop.cite, alive.cite))
     return Match(
-        headline=f"The main loop is dead while it saves the VM's state ({found[0]})",
-        objects=tuple(subjects.thread(each) for each in by_role(facts, Role.MAIN)),
+        headline=f"The main loop is dead while it saves the VM's state ({saving[0]})",
+        objects=tuple(subjects.thread(thread) for thread in by_role(facts, Role.MAIN)),
         confidence=confidence(proven=loop.state in {"nested poll", "blocked in a system call"}),
-        claims=(claim(f"The main thread is inside {found[0]}: {loop.state}.", loop.cite),),
+        claims=(claim(f"The main thread is inside {saving[0]}: {loop.state}.", loop.cite),),
         weight=1,
     )
 

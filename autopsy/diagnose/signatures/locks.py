@@ -22,7 +22,7 @@ LOCK_FAMILIES = (
 
 
 def _thread(facts: Facts, tid: int) -> ThreadFact | None:
-    return next((each for each in threads(facts) if each.tid == tid), None)
+    return next((thread for thread in threads(facts) if thread.tid == tid), None)
 
 
 def _subject(facts: Facts, tid: int) -> subjects.Thread:
@@ -147,7 +147,7 @@ def _bql_holder(facts: Facts) -> Judgement:
     waiters = tuple(tid for mutex in bql for tid in mutex.waiters)
     call = seen[0].syscall.name or "the kernel"
     why = f", {words}," if (words := waits_for(seen[0])) else ""
-    mutex = next((each for each in facts.locks.value.mutexes if holder.tid in each.waiters), None)
+    mutex = next((mutex for mutex in facts.locks.value.mutexes if holder.tid in mutex.waiters), None)
     return Match(
         headline=f"{sentence(named(holder))} sleeps in {call}{why} and holds the BQL, which "
         f"{count(len(waiters), 'thread waits', 'threads wait')} for",
@@ -156,7 +156,7 @@ def _bql_holder(facts: Facts) -> Judgement:
         claims=(
             claim(f"The BQL's owner is {named(holder)}.", owner.cite),
             claim(f"It sleeps in {call}, State {seen[0].state}, {seen[0].wchan or 'wchan unknown'}.", seen[0].cite),
-            claim(f"{count(len(waiters), 'thread')} wait for the BQL.", *(each.cite for each in bql)),
+            claim(f"{count(len(waiters), 'thread')} wait for the BQL.", *(lock.cite for lock in bql)),
         ),
         effect=mutex is not None or seen[0].state == "D" or call in PEER_CALLS or _is_blocked_main(facts, holder),
         weight=len(waiters),
@@ -185,7 +185,9 @@ def _chardev(facts: Facts) -> Judgement:
     dead = monitor_is_dead(facts)
     # One in State D has its room, and waits for whatever takes the bytes: a file's storage.
     deep = {thread.tid for thread in inside for look in looks(thread) if look.state == "D"}
-    waiting = waiting or [each for each in inside if dead and owns_bql(facts, each.tid) and each.tid not in deep]
+    waiting = waiting or [
+        thread for thread in inside if dead and owns_bql(facts, thread.tid) and thread.tid not in deep
+    ]
     if not waiting:
         return RuledOut(
             f"{named(inside[0])} writes to a character device, and was not seen to wait for room",
@@ -216,10 +218,10 @@ def _chardev(facts: Facts) -> Judgement:
 def _unread(facts: Facts) -> tuple[SocketFact, ...]:
     """Return the connection whose other end does not read, where only one can be meant."""
     sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
-    found = tuple(each for each in sockets if each.state == "ESTAB" and each.send_queue)
-    found = found or tuple(each for each in sockets if each.family == "pipe" and stands((each,)))
+    unread = tuple(socket for socket in sockets if socket.state == "ESTAB" and socket.send_queue)
+    unread = unread or tuple(socket for socket in sockets if socket.family == "pipe" and stands((socket,)))
     # Both FIFOs of a chardev lead to one program.
-    return found[:1] if len({each.peers for each in found}) == 1 else ()
+    return unread[:1] if len({socket.peers for socket in unread}) == 1 else ()
 
 
 def _monitor_held(facts: Facts) -> Judgement:
@@ -245,9 +247,9 @@ def _manager(facts: Facts) -> Judgement:
     if isinstance(facts.sockets, Unknown):
         return CannotTell(f"who holds the monitor: {missing(facts.sockets)}")
     holding = of_monitor(facts)
-    silent = tuple(each for each in holding if stands((each,)) and each.peers)
+    silent = tuple(socket for socket in holding if stands((socket,)) and socket.peers)
     if not silent:
-        return RuledOut("no program that holds the monitor stands still", tuple(each.cite for each in holding[:3]))
+        return RuledOut("no program that holds the monitor stands still", tuple(socket.cite for socket in holding[:3]))
     return Match(
         headline=f"{called(silent[0].peers[0])}, which holds the monitor, does not do its work{state(silent)}",
         objects=peers_of(silent),
@@ -303,8 +305,14 @@ def _dispatcher(facts: Facts) -> Judgement:
             f"A QMP command is under way{f' ({command})' if command else ''}, and QMP answers nothing before it ends"
         ),
         objects=(subjects.Monitor(facts.vm.name),),
-        confidence=confidence(proven=any(isinstance(each.stuck, Known) and each.stuck.value for each in running)),
-        claims=(claim("The dispatcher's coroutine is parked inside a command.", *(each.cite for each in running[:3])),),
+        confidence=confidence(
+            proven=any(isinstance(coroutine.stuck, Known) and coroutine.stuck.value for coroutine in running)
+        ),
+        claims=(
+            claim(
+                "The dispatcher's coroutine is parked inside a command.", *(coroutine.cite for coroutine in running[:3])
+            ),
+        ),
         effect=facts.main_loop.value.state != "idle",
         weight=len(running),
     )

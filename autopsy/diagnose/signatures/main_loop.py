@@ -76,7 +76,7 @@ def _why_not(facts: Facts, main: ThreadFact, loop: MainLoopFact) -> str:
         return "QEMU's main loop answered its monitor"
     if slept_through(main) is False:
         return f"{named(main)} went on"
-    known = any(family(each) for each in looks(main)[:1]) or sends_state(main) or of_a_helper(facts, main)
+    known = any(family(look) for look in looks(main)[:1]) or sends_state(main) or of_a_helper(facts, main)
     return "another signature tells what the main thread waits for" if known or ends_of(facts, main) else ""
 
 
@@ -96,9 +96,9 @@ def _unseen(facts: Facts, main: ThreadFact) -> str:
     elif look.syscall.name in POLL_CALLS:
         if isinstance(facts.polls, Unknown):
             return f"what the main thread polls: {missing(facts.polls)}"
-        polled = [fd.fd for each in facts.polls.value if each.tid == main.tid for fd in each.fds]
+        polled = [fd.fd for poll in facts.polls.value if poll.tid == main.tid for fd in poll.fds]
         on = [descriptor(facts, fd) for fd in polled] or [None]
-    if any(each is None or each.kind == "socket" for each in on):
+    if any(fd is None or fd.kind == "socket" for fd in on):
         return "what the descriptors are that the main thread waits for (evidence/proc.fds)"
     return ""
 
@@ -162,7 +162,7 @@ def _rcu(facts: Facts) -> Judgement:
         return RuledOut("no thread waits for RCU", cites)
     alive = facts.monitor.alive
     answered = isinstance(alive, Known) and alive.value
-    waiting = [each for each in inside if slept_through(each) is not False and not (answered and each is main)]
+    waiting = [thread for thread in inside if slept_through(thread) is not False and not (answered and thread is main)]
     if not waiting:
         return RuledOut(
             f"{named(inside[0])} waited for RCU, and went on", tuple(look.cite for look in looks(inside[0]))
@@ -181,26 +181,26 @@ def _rcu(facts: Facts) -> Judgement:
 def _asleep(facts: Facts) -> Judgement:
     if isinstance(facts.threads, Unknown):
         return CannotTell("the threads' system calls (evidence/witness/tasks.txt)")
-    found = [thread for thread in unexplained(facts) if thread.role in WORKING and not _told_elsewhere(facts, thread)]
-    if not found:
+    asleep = [thread for thread in unexplained(facts) if thread.role in WORKING and not _told_elsewhere(facts, thread)]
+    if not asleep:
         watched = [thread for thread in threads(facts) if thread.role in WORKING]
         if watched and all(slept_through(thread) is None for thread in watched):
             return CannotTell("a second look at the threads (evidence/second-exposure/tasks.txt)")
         return RuledOut("no iothread, worker or vCPU sleeps in a call that nobody explains", (facts.threads.cite,))
-    thread = found[0]
+    thread = asleep[0]
     look = looks(thread)[0]
     what = waits_for(look)
     sockets = socket_of(facts, thread)
-    more = f", and {count(len(found) - 1, 'more thread')}" if len(found) > 1 else ""
+    more = f", and {count(len(asleep) - 1, 'more thread')}" if len(asleep) > 1 else ""
     return Match(
         headline=f"{sentence(named(thread))} sleeps in {look.syscall.name}{f', {what}' if what else ''}"
         f"{state(sockets) if stands(sockets) else ''}{more}",
-        objects=(*(subjects.thread(each) for each in found[:4]), *peers_of(sockets)),
+        objects=(*(subjects.thread(sleeper) for sleeper in asleep[:4]), *peers_of(sockets)),
         confidence="likely",
-        claims=tuple(about(facts, each) for each in found[:4]),
+        claims=tuple(about(facts, sleeper) for sleeper in asleep[:4]),
         where=_where(facts, thread),
         beside=True,
-        weight=len(found),
+        weight=len(asleep),
     )
 
 

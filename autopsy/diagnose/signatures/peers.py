@@ -64,7 +64,7 @@ class Service:
             return CannotTell(f"the parked coroutines: {missing(waiting)}")
         if not waiting.requests:
             if waiting.moving:
-                cites = tuple(each.cite for each in waiting.moving[:4])
+                cites = tuple(request.cite for request in waiting.moving[:4])
                 return RuledOut(f"requests waited for {self.words}; {went_on(waiting)}", cites)
             cites = (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ()
             return RuledOut(f"no parked request waits for {self.words}", cites)
@@ -74,7 +74,7 @@ class Service:
         servers = _servers(facts, waiting.requests, self.drivers)
         sockets = self._sockets(facts, servers)
         # The server of a node that came while the VM ran is told by the connection alone.
-        others = () if servers else tuple(dict.fromkeys(each.remote for each in sockets if each.remote))
+        others = () if servers else tuple(dict.fromkeys(socket.remote for socket in sockets if socket.remote))
         who = next(iter((*servers, *others)), "") if servers or len(others) == 1 else ""
         role = "its backup's target, " if who and _is_a_backups_target(facts, waiting.requests, who) else ""
         number = waiting.counted()
@@ -121,9 +121,9 @@ class Service:
         wanted = bool(self.only_with)
         mine = waiting.requests
         if others:
-            mine = tuple(each for each in mine if bool(disk_subjects(facts, (each,)) & others) is wanted)
+            mine = tuple(request for request in mine if bool(disk_subjects(facts, (request,)) & others) is wanted)
         if self.only_with and not others:
-            mine = tuple(each for each in waiting.requests if each.park in self.only_with)
+            mine = tuple(request for request in waiting.requests if request.park in self.only_with)
         if self.not_with and not others and still(facts, *self.not_with):
             mine = ()
         return Standing(mine, waiting.moving, waiting.proven, waiting.whole)
@@ -132,20 +132,22 @@ class Service:
         """Return the sockets that lead to the server: by the address of the node, else by the port."""
         if isinstance(facts.sockets, Unknown):
             return ()
-        connected = [each for each in facts.sockets.value if each.state not in {"LISTEN", "UNCONN"}]
-        found = tuple(
-            each for each in connected if each.remote and any(leads_to(each.remote, server) for server in servers)
+        connected = [socket for socket in facts.sockets.value if socket.state not in {"LISTEN", "UNCONN"}]
+        leading = tuple(
+            socket
+            for socket in connected
+            if socket.remote and any(leads_to(socket.remote, server) for server in servers)
         )
-        found = found or tuple(each for each in connected if each.remote.endswith(self.ports) and self.ports)
-        return found or (() if servers else self._only_one(facts, connected))
+        leading = leading or tuple(socket for socket in connected if socket.remote.endswith(self.ports) and self.ports)
+        return leading or (() if servers else self._only_one(facts, connected))
 
     def _only_one(self, facts: Facts, connected: list[SocketFact]) -> tuple[SocketFact, ...]:
         """Return the only connection that QEMU has made, where no node tells of a server: it may be the one."""
-        came = {each.fd for each in taken(facts)}
+        came = {socket.fd for socket in taken(facts)}
         made = tuple(
-            each
-            for each in connected
-            if each.remote and each.fd not in came and (not each.local or each.local != facts.vm.monitor)
+            socket
+            for socket in connected
+            if socket.remote and socket.fd not in came and (not socket.local or socket.local != facts.vm.monitor)
         )
         return made if len(made) == 1 and self.drivers == NBD else ()
 
@@ -158,7 +160,7 @@ def _is_a_backups_target(facts: Facts, requests: Iterable[CoroutineFact], server
 
 
 def _places(requests: tuple[CoroutineFact, ...]) -> str:
-    return ", ".join(sorted({each.park.words for each in requests}))
+    return ", ".join(sorted({request.park.words for request in requests}))
 
 
 def _servers(facts: Facts, requests: Iterable[CoroutineFact], drivers: frozenset[str]) -> tuple[str, ...]:
@@ -237,7 +239,7 @@ def _export_client(facts: Facts) -> Judgement:
     waiting = unsent(facts)
     if not waiting:
         return RuledOut("no answer to an export's client waits to be sent", (facts.coroutines.cite,))
-    cites = tuple(each.cite for each in waiting[:4])
+    cites = tuple(answer.cite for answer in waiting[:4])
     if isinstance(facts.main_loop, Unknown) or facts.main_loop.value.state == "unknown":
         return CannotTell("whether a drain waits for an export's client (evidence/gdb.threads/main-loop.json)")
     loop = facts.main_loop.value
@@ -247,7 +249,7 @@ def _export_client(facts: Facts) -> Judgement:
     if isinstance(facts.sockets, Unknown):
         return CannotTell(f"which client has not taken its answer: {missing(facts.sockets)}")
     sockets = clients(facts)
-    stood = all(isinstance(each.stuck, Known) for each in waiting)
+    stood = all(isinstance(answer.stuck, Known) for answer in waiting)
     answers = count(len(waiting), "answer")
     return Match(
         headline=f"A drain waits for a client of an export that does not take what it asked for{state(sockets)}",

@@ -95,12 +95,12 @@ def _frozen(facts: Facts) -> Judgement:
     trapped = [(thread, look) for thread, look in seen if FREEZER & {look.wchan, *look.kernel_stack}]
     frozen, group = facts.host.frozen, facts.host.cgroup.value if isinstance(facts.host.cgroup, Known) else "unknown"
     says_frozen = isinstance(frozen, Known) and frozen.value
-    told: list[Cite] = [frozen.cite] if isinstance(frozen, Known) else []
-    if says_frozen and told:
+    group_cites: list[Cite] = [frozen.cite] if isinstance(frozen, Known) else []
+    if says_frozen and group_cites:
         # The frozen group may be one above the VM's own: its file's folder names it.
-        group = told[0].text.partition(": ")[0].rpartition("/")[0] or group
+        group = group_cites[0].text.partition(": ")[0].rpartition("/")[0] or group
     if says_frozen or len(trapped) * 2 > len(seen):
-        cites = (*(told if says_frozen else ()), *(look.cite for _, look in trapped[:4]))
+        cites = (*(group_cites if says_frozen else ()), *(look.cite for _, look in trapped[:4]))
         return Match(
             headline=f"The control group of the VM is frozen: {group}",
             objects=(subjects.ControlGroup(group), subjects.Process(facts.vm.pid)),
@@ -114,8 +114,8 @@ def _frozen(facts: Facts) -> Judgement:
         )
     if isinstance(frozen, Unknown) and not seen:
         return CannotTell(missing(frozen))
-    words = " and cgroup.events says frozen 0" if told else ""
-    return RuledOut(f"no thread sleeps in the freezer{words}", tuple(told) or (seen[0][1].cite,))
+    words = " and cgroup.events says frozen 0" if group_cites else ""
+    return RuledOut(f"no thread sleeps in the freezer{words}", tuple(group_cites) or (seen[0][1].cite,))
 
 
 def _dumping(facts: Facts) -> Judgement:

@@ -43,8 +43,8 @@ class Paused:
         failed = _failed(facts) if "io-error" in self.statuses else ()
         objects[:0] = [subjects.disk(disk) for disk, _ in reversed(failed)]
         claims += [
-            claim(f"Disk {title(disk)} {_of_disk(told.value)} (io-status {told.value}).", told.cite)
-            for disk, told in failed
+            claim(f"Disk {title(disk)} {_of_disk(io_status.value)} (io-status {io_status.value}).", io_status.cite)
+            for disk, io_status in failed
         ]
         sender = _stopped_sender(facts) if INCOMING in self.statuses else ()
         alive = facts.monitor.alive
@@ -64,17 +64,17 @@ class Paused:
 def _failed(facts: Facts) -> tuple[tuple[DiskFact, Known[str]], ...]:
     """Return the disks that say of themselves that a request failed, with what they say."""
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
-    told = ((disk, disk.io_status) for disk in disks if isinstance(disk.io_status, Known))
-    return tuple((disk, status) for disk, status in told if status.value not in {"", "ok"})
+    statuses = ((disk, disk.io_status) for disk in disks if isinstance(disk.io_status, Known))
+    return tuple((disk, status) for disk, status in statuses if status.value not in {"", "ok"})
 
 
 def _headline(failed: tuple[tuple[DiskFact, Known[str]], ...]) -> str:
     """Name the disk, if one does, and what befell it."""
     if not failed:
         return ""
-    disk, told = failed[0]
+    disk, io_status = failed[0]
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    return f"Disk {title(disk)} {_of_disk(told.value)}{more}: QEMU paused the VM"
+    return f"Disk {title(disk)} {_of_disk(io_status.value)}{more}: QEMU paused the VM"
 
 
 def _of_disk(io_status: str) -> str:
@@ -83,11 +83,11 @@ def _of_disk(io_status: str) -> str:
 
 def _stopped_sender(facts: Facts) -> tuple[SocketFact, ...]:
     """Return the connection to whoever sends the VM, if it is a program of this host that is stopped."""
-    return tuple(each for each in taken(facts) if any(peer.state in {"T", "t"} for peer in each.peers))[:1]
+    return tuple(socket for socket in taken(facts) if any(peer.state in {"T", "t"} for peer in socket.peers))[:1]
 
 
 def _about(sender: tuple[SocketFact, ...]) -> str:
-    who = ", ".join(called(peer) for each in sender for peer in each.peers)
+    who = ", ".join(called(peer) for socket in sender for peer in socket.peers)
     return f": the other end of its connection, {who}, is stopped" if who else ""
 
 

@@ -48,10 +48,10 @@ def _groups(facts: Facts) -> tuple[ThrottleGroupFact, ...]:
         return ()
     names = {known(disk.throttle_group) for request in parked.requests for disk in disks_of(facts, request)} - {""}
     groups = facts.throttle_groups.value
-    found = tuple(group for group in groups if group.name in names) or (groups if len(groups) == 1 else ())
+    possible = tuple(group for group in groups if group.name in names) or (groups if len(groups) == 1 else ())
     # Whose limit would have let them go is not the one that they wait for, as long as another one explains it.
-    low = tuple(group for group in found if not _why_overdue(facts, (group,)))
-    return low or found
+    low = tuple(group for group in possible if not _why_overdue(facts, (group,)))
+    return low or possible
 
 
 def _stand(facts: Facts, parked: Standing) -> tuple[Subject, ...]:
@@ -86,7 +86,7 @@ def _parked(facts: Facts) -> Standing | RuledOut | CannotTell:
                 f"requests are throttled, but they go on: {count(len(parked.moving), 'request')} of those parked there "
                 "moved on"
             ),
-            tuple(each.cite for each in parked.moving[:4]),
+            tuple(request.cite for request in parked.moving[:4]),
         )
     return RuledOut(NOT_PARKED, (facts.coroutines.cite,) if isinstance(facts.coroutines, Known) else ())
 
@@ -195,13 +195,13 @@ def _timer_wait(facts: Facts) -> Judgement:
     group = groups[0] if groups else None
     limits = f" (group {group.name}: {_limits(group)})" if group else ""
     # Of an export nobody counts what passes its limit meanwhile.
-    slow = _is_export(facts, parked) and not any(_holds_all(each, PATIENCE) for each in groups)
+    slow = _is_export(facts, parked) and not any(_holds_all(throttle_group, PATIENCE) for throttle_group in groups)
     copies = copies_held(facts)
     return Match(
         headline=f"{parked.counted()} {of_owners(facts, parked.requests, disks)} "
         f"{'waits' if len(parked.requests) == 1 else 'wait'} for QEMU's own I/O limit{limits}"
         f"{_how_long(group, len(parked.requests))}",
-        objects=(*disks, *jobs, *(subjects.ThrottleGroup(each.name) for each in groups)),
+        objects=(*disks, *jobs, *(subjects.ThrottleGroup(throttle_group.name) for throttle_group in groups)),
         confidence=confidence(proven=parked.proven and not slow, otherwise="likely" if group else "possible"),
         claims=_chain(facts, parked, groups),
         stands=_stand(facts, parked),
