@@ -39,10 +39,10 @@ def program() -> bytes:
     return (start + loads).ljust(PAGE, b"\0")
 
 
-def whole(heap: bytes, stack: bytes = b"") -> bytes:
+def whole(heap: bytes, stack: bytes = b"", *, lock: int = HEAP, program_name: bytes = b"/q") -> bytes:
     """Return a core with two threads, a heap and a coroutine's stack."""
-    mapped = struct.pack("<QQ", 1, PAGE) + struct.pack("<QQQ", CODE, CODE + PAGE, 0) + b"/q\0"
-    notes = snapshot.thread_note(1, orig_rax=202, rdi=HEAP, rsi=0x80, rdx=2, fs_base=HEAP)
+    mapped = struct.pack("<QQ", 1, PAGE) + struct.pack("<QQQ", CODE, CODE + PAGE, 0) + program_name + b"\0"
+    notes = snapshot.thread_note(1, orig_rax=202, rdi=lock, rsi=0x80, rdx=2, fs_base=HEAP)
     notes += snapshot.thread_note(2, orig_rax=-1, rip=CODE + PAGE, rsp=STACK + STACK_SIZE - 0x200)
     for kind, data in ((0x46494C45, mapped), (6, struct.pack("<QQQQ", 25, RANDOM, 9, CODE))):
         notes += struct.pack("<III", 5, len(data), kind) + b"CORE\0\0\0\0" + data + b"\0" * (-len(data) % 4)
@@ -116,6 +116,12 @@ def test_a_core_damaged_anywhere_is_examined_or_refused(data: st.DataObject) -> 
             at = data.draw(st.integers(6, len(damaged) - 8))
             damaged[at : at + 8] = data.draw(st.binary(min_size=8, max_size=8))
     examine(bytes(cores[0]), bytes(cores[1]), b"")
+
+
+def test_a_mapped_file_may_have_any_bytes_in_its_name() -> None:
+    """A lock's address is told by the name of what it lies in, as JSON."""
+    odd = whole(one_coroutine(), lock=CODE + 0x80, program_name=b"/\x80")
+    examine(odd, odd, b"")
 
 
 @given(

@@ -15,6 +15,7 @@ from autopsy.examine.core.elf import Elf, LoadSegment, Symbol, build_id_in, prog
 from autopsy.examine.core.find_files import DELETED, Files, FoundFile
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import PAGE, Core, CoreError, MappedFile
+from autopsy.linux.mappings import printable
 
 AT_PHDR = 3
 AT_ENTRY = 9
@@ -237,7 +238,7 @@ class Symbols:
         end = max([part.end for part in parts] + [bias + segment.address + segment.size for segment in segments])
         path = first.path.removesuffix(DELETED)
         return ElfImage(
-            path=path,
+            path=printable(path),
             start=first.start,
             end=min(end, first.start + (1 << 40)),
             bias=bias,

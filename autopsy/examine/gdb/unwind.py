@@ -28,6 +28,7 @@ from autopsy.examine.coroutines.find import Saved, returns
 from autopsy.examine.gdb import without_gdb
 from autopsy.examine.gdb.backtrace import Block, blocks, frames
 from autopsy.examine.gdb.mi import Gdb, GdbError, GdbOutput, NoGdb
+from autopsy.linux.mappings import printable
 
 AT_SYSINFO_EHDR = 33
 RED_ZONE = 256
@@ -170,9 +171,10 @@ def commands(images: Iterable[ElfImage], links: Mapping[str, Path], scratch: Pat
 
 def notes(core: Core, links: Mapping[str, Path]) -> list[tuple[int, bytes]]:
     """Return the auxiliary vector and the mapped files, by their names in scratch, for a core of our making."""
-    parts = [part for part in core.files if part.path.removesuffix(DELETED) in links]
-    ranges = [struct.pack("<QQQ", part.start, part.end, part.offset // PAGE) for part in parts]
-    paths = [os.fsencode(links[part.path.removesuffix(DELETED)]) + b"\0" for part in parts]
+    linked = [(part, links.get(printable(part.path.removesuffix(DELETED)))) for part in core.files]
+    parts = [(part, link) for part, link in linked if link is not None]
+    ranges = [struct.pack("<QQQ", part.start, part.end, part.offset // PAGE) for part, _ in parts]
+    paths = [os.fsencode(link) + b"\0" for _, link in parts]
     mapped = struct.pack("<QQ", len(parts), PAGE) + b"".join(ranges) + b"".join(paths)
     return [*[note for note in core.note_bytes if note[0] == NT_AUXV][:1], (NT_FILE, mapped)]
 
