@@ -131,7 +131,7 @@ def lay_out(scratch: Path) -> None:
     if house.exists():
         return
     package, codec = Path(autopsy.__file__).parent, Path(msgspec.__file__).parent
-    ours = ["__init__.py", "errors.py", *(f"{part}/**/*.py" for part in ("bundle", "examine", "linux"))]
+    ours = ["__init__.py", "dataclass.py", "errors.py", *(f"{part}/**/*.py" for part in ("bundle", "examine", "linux"))]
     for folder, patterns in ((package, ours), (codec, ["*.py", "*.so"])):
         for file in (file for pattern in patterns for file in folder.glob(pattern)):
             copy = house / folder.name / file.relative_to(folder)
