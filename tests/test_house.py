@@ -113,6 +113,16 @@ def test_nothing_big_is_committed() -> None:
     assert big == {}
 
 
+AT_THE_TOP = {
+    *(".ci", ".gitignore", "autopsy", "docs", "fixtures", "monitoring", "packaging", "runbooks", "templates", "tests"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "pyproject.toml", "tools"),
+}
+
+
+def test_nothing_else_lies_at_the_top() -> None:
+    assert {path.relative_to(HOUSE).parts[0] for path in tracked()} == AT_THE_TOP
+
+
 def test_no_folder_of_code_holds_more_than_20_files() -> None:
     folders = Counter(name(path.parent) for path in sources())
     assert {folder: count for folder, count in folders.items() if count > MOST_FILES} == {}

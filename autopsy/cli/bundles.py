@@ -58,7 +58,7 @@ def report(
     from autopsy.report.render import render, store
 
     text = render(bundle, format, seen_before(bundle, seen) if seen else "")
-    if output is None:
+    if output is None or output == Path("-"):  # as other programs write to stdout
         show(text.rstrip("\n"))
     else:
         store(text, output)

@@ -277,6 +277,14 @@ def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path: Path) -> Non
         store("report", tmp_path / "nowhere" / "report")
 
 
+def test_a_dash_as_the_reports_file_is_stdout(tmp_path: Path) -> None:
+    bundle = str(reports.STORED[0] / "bundle.tar.zst")
+    command = [sys.executable, "-m", "autopsy", "report", bundle, "--format", "md", "-o", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.startswith("# ")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("words", [("analyze",), ("analyze", "--json"), ("report",), ("verify",)])
 def test_a_result_that_cannot_be_written_is_told_in_two_lines_and_one_that_is_not_wanted_in_none(
     words: tuple[str, ...],
