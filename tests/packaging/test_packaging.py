@@ -93,7 +93,7 @@ def test_an_install_finds_its_templates_and_runbooks(
     home = checkout if install is editable else place
     assert Path(told[0]) == home / "autopsy" / "__init__.py"
     for line, folder in zip(told[1:], ("templates", "runbooks"), strict=True):
-        assert line.split()[1:] == sorted(path.name for path in (HOUSE / folder).iterdir())
+        assert line.split()[1:] == sorted(path.name for path in (HOUSE / folder).iterdir() if path.is_file())
 
 
 def test_the_wheel_carries_the_package_only(checkout: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from autopsy.report.units import milliseconds
 
 WIDTH = 960
 LEFT = 168
-RIGHT = 24
+RIGHT = 40  # room for half of a time with hundredths, below the last tick
 TOP = 46
 ROW = 24
 LEAST = 3  # so that what took microseconds can be seen
