@@ -6,7 +6,6 @@ import errno
 import gc
 import os
 import sys
-from copy import copy
 from typing import Annotated
 
 import typer
@@ -64,7 +63,7 @@ def main() -> None:
     os.umask(0o077)  # nobody else is let into what we make, from the start
     gc.set_threshold(GARBAGE)
     try:
-        sys.exit(_as_said(sys.argv[1:])(standalone_mode=False) or ExitCode.DONE)  # typer returns the code of an Exit
+        sys.exit(app(standalone_mode=False) or ExitCode.DONE)  # typer returns the code of an Exit
     except AutopsyError as error:
         from autopsy.text import plain
 
@@ -96,20 +95,6 @@ def main() -> None:
         raise
     finally:
         gc.freeze()  # it all ends with us: to look through it for cycles first took a twentieth of a capture
-
-
-def _as_said(words: list[str]) -> typer.Typer:
-    """Return the app with the one command that is called: to build them all takes longer than most of them do."""
-    named = [
-        command
-        for command in app.registered_commands
-        if [command.name or getattr(command.callback, "__name__", "")] == words[:1]
-    ]
-    if not named:
-        return app
-    smaller = copy(app)
-    smaller.registered_commands, smaller.registered_groups = named, []
-    return smaller
 
 
 def tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value

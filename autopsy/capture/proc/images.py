@@ -31,7 +31,8 @@ def collect_images(scene: Scene, process: ProcDirectory, table: Mapping[str, Sec
     paths = [path for path in dict.fromkeys(_named(scene)) if os.fsencode(path) not in targets]
     reads = [
         SectionRead(
-            *(f"image/{number}", partial(_identity, path, status)),
+            f"image/{number}",
+            partial(_identity, path, status),
             fate=os.path.dirname(path),
             seconds=SECONDS,
             alters=True,

@@ -384,9 +384,7 @@ def _answer(reads: Sequence[SectionRead], sending: int) -> None:
         except Exception as error:  # noqa: BLE001 - one read's error must not cost the others their answers
             kind, why = _Kind.ERROR, f"{type(error).__name__}: {error}"
         words = _fits_a_header(why).encode("utf-8", "replace")
-        view = memoryview(FRAME.pack(kind, len(words), len(data)) + words + data)
-        while view:
-            view = view[os.write(sending, view) :]
+        send(sending, FRAME.pack(kind, len(words), len(data)) + words + data)
 
 
 def _fits_a_header(why: str) -> str:
