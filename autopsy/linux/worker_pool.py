@@ -15,7 +15,7 @@ from pathlib import Path
 
 from autopsy.dataclass import dataclass
 from autopsy.linux.confine.sandbox import stay
-from autopsy.linux.tasks.forking import Child, PipeEnds, end, fork, send
+from autopsy.linux.tasks.forking import LENGTH, Child, PipeEnds, end, fork, framed, send
 
 WORK_SECONDS = 30.0  # for one piece: decompressing a gigabyte of core takes 2
 MEMORY = 1 << 30  # of address space, beyond what the worker starts with
@@ -24,7 +24,6 @@ MOST_ANSWER = 16 << 20
 ENDED_SECONDS = 5.0
 
 INDEX = struct.Struct("<I")
-LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ def _serve(work: Callable[[int], bytes], ends: PipeEnds) -> int:
             good, data = False, b"it wants more memory than a case may have"
         except Exception as error:  # noqa: BLE001 - whatever it is, its words are the piece's answer
             good, data = False, f"{type(error).__name__}: {error}"[:4096].encode("utf-8", "replace")
-        send(ends.tells, LENGTH.pack(len(data) + 1) + bytes([good]) + data)
+        send(ends.tells, framed(bytes([good]) + data))
     return 0
 
 

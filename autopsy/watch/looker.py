@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import struct
 import time
 from collections.abc import Callable, Iterable
 
@@ -17,7 +16,18 @@ from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
 from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
-from autopsy.linux.tasks.forking import Child, Overdue, PipeEnds, end, fork, has_ended, receive, send
+from autopsy.linux.tasks.forking import (
+    LENGTH,
+    Child,
+    Overdue,
+    PipeEnds,
+    end,
+    fork,
+    framed,
+    has_ended,
+    receive,
+    send,
+)
 from autopsy.watch import coroutine_look
 from autopsy.watch.coroutine_look import AnotherProcess, CoroutineLook, WatchedStacks
 
@@ -26,7 +36,6 @@ OVERALL = 4.0  # for all of one round, after which none is asked of whom another
 MOST_PATIENCE = 12.0  # for all of one round where the child hangs at none: it is given no processor
 MOST_STUCK = 8  # processes of ours that hang in the kernel, before no further one is started
 MOST_ANSWER = 8 << 20
-LENGTH = struct.Struct("<I")
 END_SECONDS = 0.1
 SMALL = 1024
 
@@ -125,7 +134,7 @@ class Looker:
 
 
 def _send(descriptor: int, data: bytes) -> None:
-    send(descriptor, LENGTH.pack(len(data)) + data)
+    send(descriptor, framed(data))
 
 
 class _Hangs(Exception):

@@ -23,7 +23,7 @@ from autopsy.capture.step import Collected, Deadline, Outcome, Scene, TimedOut
 from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.linux.child import spawn
-from autopsy.linux.tasks.forking import end, send
+from autopsy.linux.tasks.forking import LENGTH, end, framed, send
 
 ANSWER_SECONDS = 1.0  # a file of /proc or /sys that answers at all answers in a few milliseconds
 MARGIN_SECONDS = 0.25  # kept back from a step's deadline, to end the reader and to say what became of it
@@ -35,7 +35,6 @@ MANY = 256  # reads to come: then we let the pipe fill, for waking up for each o
 GATHER_SECONDS = 0.004
 
 FRAME = struct.Struct("<BHI")  # what kind, bytes of why, bytes of data
-LENGTH = struct.Struct("<I")  # of what is asked
 
 
 class _Kind(IntEnum):
@@ -287,8 +286,7 @@ class _Reader:
     def ask(self, reads: Sequence[SectionRead]) -> bool:
         """Have it read some more, and return whether it can: not what lives in this process alone."""
         try:
-            words = pickle.dumps(reads)
-            send(self._questions, LENGTH.pack(len(words)) + words)
+            send(self._questions, framed(pickle.dumps(reads)))
         except (pickle.PicklingError, AttributeError, TypeError, OSError):
             return False
         self._owed = len(reads)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import signal
-import struct
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -15,12 +14,22 @@ import msgspec
 
 from autopsy.dataclass import dataclass
 from autopsy.linux.confine.sandbox import Confined, Sandbox, enter
-from autopsy.linux.tasks.forking import A_POLL_SECONDS, Child, Overdue, end, ended, fork, receive, send
+from autopsy.linux.tasks.forking import (
+    A_POLL_SECONDS,
+    LENGTH,
+    Child,
+    Overdue,
+    end,
+    ended,
+    fork,
+    framed,
+    receive,
+    send,
+)
 
 MOST_MESSAGE = 128 << 20
 MOST_ALTOGETHER = 512 << 20
 REAP_SECONDS = 1.0
-LENGTH = struct.Struct("<I")
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -70,7 +79,7 @@ class AnswerPipe:
 
     def _send(self, message: Message) -> None:
         packed = msgspec.msgpack.encode(message)
-        send(self.told, LENGTH.pack(len(packed)) + packed)
+        send(self.told, framed(packed))
 
 
 def run(
@@ -132,7 +141,7 @@ class _Conversation:
                     self.hear(message.name, message.data)
                 case "ask":
                     answer = self.hear(message.name, message.data)
-                    self._send(LENGTH.pack(len(answer)) + answer)
+                    self._send(framed(answer))
                 case "done":
                     return message.data
                 case "failed":

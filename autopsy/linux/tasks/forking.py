@@ -25,6 +25,7 @@ TICK_SECONDS = 0.1
 A_POLL_SECONDS = 1e6  # that a poll can wait
 
 _PID = struct.Struct("<I")
+LENGTH = struct.Struct("<I")  # ahead of each message: its bytes
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Children that were killed and not gone in time: on a starved host they end later, and are to stay no zombies.
@@ -292,6 +293,11 @@ def receive(descriptor: int, size: int, until: float, tick: Callable[[], None] |
             raise EOFError
         data += part
     return bytes(data)
+
+
+def framed(data: bytes) -> bytes:
+    """Return a message with its LENGTH ahead of it."""
+    return LENGTH.pack(len(data)) + data
 
 
 def send(descriptor: int, data: bytes) -> None:
