@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,24 +12,11 @@ from support.verdicts import captured
 from support.wedged import export_clients, qtest, stacked
 from support.wedged import wedges_apart as apart
 from support.wedged import wedges_beyond as beyond
-from support.wedged.wedges import Stuck
+from support.wedged.trials import Trial, on_each_qemu
 
 pytestmark = pytest.mark.live
 
 OLD, NEW = "7.2", "10.0.2"
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """`signature` is the verdict's, `sure` the most that it may claim; `says` is in its headline."""
-
-    name: str
-    where: str
-    signature: str
-    set_up: Callable[[lab.Build], AbstractContextManager[Stuck]]
-    labels: tuple[str, ...]
-    sure: tuple[str, ...] = ("proven", "likely", "possible")
-    says: str = ""
 
 
 TRIALS = (
@@ -175,18 +159,12 @@ TRIALS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("trial", "label"),
-    [(trial, label) for trial in TRIALS for label in trial.labels],
-    ids=[f"{trial.name}, {label}".replace(" ", "_") for trial in TRIALS for label in trial.labels],
-)
+@on_each_qemu(TRIALS)
 def test_it_is_told_for_what_it_is(trial: Trial, label: str, tmp_path: Path) -> None:
     with trial.set_up(lab.build(label)) as it:
         verdict = captured(it.vm.pid, tmp_path)
-        assert (verdict.where, verdict.signature) == (trial.where, trial.signature), verdict
-        assert verdict.confidence in trial.sure, verdict
+        trial.assert_told(verdict)
         assert all(name in verdict.objects for name in it.names), verdict
-        assert trial.says in verdict.answer["verdict"]["headline"], verdict
 
 
 @pytest.mark.parametrize("label", [NEW])

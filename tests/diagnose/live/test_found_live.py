@@ -10,7 +10,7 @@ import pytest
 from support import lab
 from support.verdicts import captured
 from support.wedged import wedges_found as found
-from tests.diagnose.live.test_beyond_live import Trial
+from support.wedged.trials import Trial, on_each_qemu
 
 pytestmark = [pytest.mark.live, pytest.mark.soak]  # stored cases say the same in the gate
 
@@ -61,15 +61,9 @@ TRIALS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("trial", "label"),
-    [(trial, label) for trial in TRIALS for label in trial.labels],
-    ids=[f"{trial.name}, {label}".replace(" ", "_") for trial in TRIALS for label in trial.labels],
-)
+@on_each_qemu(TRIALS)
 def test_what_is_behind_it_is_told(trial: Trial, label: str, tmp_path: Path) -> None:
     with trial.set_up(lab.build(label)) as it:
         verdict = captured(it.vm.pid, tmp_path)
-        assert (verdict.where, verdict.signature) == (trial.where, trial.signature), verdict
-        assert verdict.confidence in trial.sure, verdict
+        trial.assert_told(verdict)
         assert all(name in verdict.objects for name in it.names if trial.where != "none"), verdict
-        assert trial.says in verdict.answer["verdict"]["headline"], verdict

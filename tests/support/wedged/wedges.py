@@ -134,17 +134,18 @@ def console_unread(build: lab.Build) -> Iterator[Stuck]:
 
 
 @contextmanager
-def vhost_user(build: lab.Build, image: Path | None = None) -> Iterator[tuple[Machine, DrillProcess]]:
-    """A guest that writes for ever to a vhost-user-blk back end."""
-    with lab.folder() as place, site() as there:
-        image = boot_sector(lab.disk(image or place / "d", mebibytes=32), WRITE_NOW_AND_THEN)
+def behind_a_back_end(
+    build: lab.Build, place: Path, blockdev: str, image: Path
+) -> Iterator[tuple[Machine, DrillProcess]]:
+    """A guest that writes for ever to a vhost-user-blk back end of one node, through which its writes reach `image`."""
+    with site() as there:
         path = place / "vhost"
         back_end = start(
             there,
             [
-                *(tool("qemu-storage-daemon"), "--blockdev", f"driver=file,node-name=file0,filename={image}"),
+                *(tool("qemu-storage-daemon"), "--blockdev", f"{blockdev},node-name=node0"),
                 "--export",
-                f"type=vhost-user-blk,id=export0,node-name=file0,addr.type=unix,addr.path={path},writable=on",
+                f"type=vhost-user-blk,id=export0,node-name=node0,addr.type=unix,addr.path={path},writable=on",
             ],
             log="daemon.log",
         )
@@ -159,6 +160,15 @@ def vhost_user(build: lab.Build, image: Path | None = None) -> Iterator[tuple[Ma
             began = image.stat().st_mtime_ns
             lab.until("its guest wrote", lambda: image.stat().st_mtime_ns > began, seconds=BOOT_SECONDS)
             yield vm, back_end
+
+
+@contextmanager
+def vhost_user(build: lab.Build, image: Path | None = None) -> Iterator[tuple[Machine, DrillProcess]]:
+    """A guest that writes for ever to a vhost-user-blk back end."""
+    with lab.folder() as place:
+        image = boot_sector(lab.disk(image or place / "d", mebibytes=32), WRITE_NOW_AND_THEN)
+        with behind_a_back_end(build, place, f"driver=file,filename={image}", image) as both:
+            yield both
 
 
 @contextmanager

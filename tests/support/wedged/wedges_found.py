@@ -12,11 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autopsy.drill.machine import of_device
-from autopsy.drill.process import run, start, tool
-from autopsy.drill.site import site
+from autopsy.drill.process import run
 from support import lab
 from support.wedged.small_guests import WRITE_NOW_AND_THEN, boot_sector
-from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, TALK, Stuck, in_flight, running
+from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, TALK, Stuck, behind_a_back_end, in_flight, running
 
 LISTENS = "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind({path!r}); s.listen(); print(1, flush=True)"
 READS = "import os; fd = os.open({path!r}, os.O_RDWR); print(1, flush=True)\nwhile os.read(fd, 65536): pass"
@@ -25,35 +24,18 @@ READS = "import os; fd = os.open({path!r}, os.O_RDWR); print(1, flush=True)\nwhi
 @contextmanager
 def back_end_over_a_server(build: lab.Build, *, stops: bool = True) -> Iterator[Stuck]:
     """A vhost-user-blk back end that runs, and whose own image lies at an NBD server that is stopped."""
-    with lab.folder() as place, site() as there:
+    with lab.folder() as place:
         image = boot_sector(lab.disk(place / "d", mebibytes=32), WRITE_NOW_AND_THEN)
-        path = place / "vhost"
-        with lab.nbd(image) as server:
-            back_end = start(
-                there,
-                [
-                    *(tool("qemu-storage-daemon"), "--blockdev", f"driver=nbd,node-name=nbd0,{server.server}"),
-                    "--export",
-                    f"type=vhost-user-blk,id=export0,node-name=nbd0,addr.type=unix,addr.path={path},writable=on",
-                ],
-                log="daemon.log",
-            )
-            back_end.wait_until("it listened", path.exists)
-            with lab.qemu(
-                build,
-                *("-object", "memory-backend-memfd,id=m0,size=64M,share=on", "-machine", "memory-backend=m0"),
-                *("-chardev", f"socket,id=vhost0,path={path}", "-device", "vhost-user-blk-pci,id=vd0,chardev=vhost0"),
-                accelerate=lab.TO_BOOT,
-                boots=True,
-            ) as vm:
-                began = image.stat().st_mtime_ns
-                lab.until("its guest wrote", lambda: image.stat().st_mtime_ns > began, seconds=BOOT_SECONDS)
-                if not stops:
-                    yield Stuck(vm)
-                    return
-                with lab.stopped(server.process):
-                    time.sleep(2 * A_MOMENT)
-                    yield Stuck(vm, ("vd0",), server.process.resume)
+        with (
+            lab.nbd(image) as server,
+            behind_a_back_end(build, place, f"driver=nbd,{server.server}", image) as (vm, _),
+        ):
+            if not stops:
+                yield Stuck(vm)
+                return
+            with lab.stopped(server.process):
+                time.sleep(2 * A_MOMENT)
+                yield Stuck(vm, ("vd0",), server.process.resume)
 
 
 @contextmanager
