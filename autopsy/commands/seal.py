@@ -37,15 +37,24 @@ def seal_leftover(folder: Path, place: Path | None) -> Sealed:
     _must_be_ours(folder)
     fuller = leftovers.twin(folder)
     for staged in filter(None, (folder, fuller)):
-        if staged.is_dir() and staged.name.endswith((layout.WORK, layout.PARTIAL)) and leftovers.at_work(staged):
-            raise UsageError(
-                str(folder), "its capture is still at work", remedy="wait for its end, or press Ctrl-C there"
-            )
+        if staged.is_dir() and staged.name.endswith((layout.WORK, layout.PARTIAL)):
+            _must_be_left(staged, folder)
     destinations = (place.absolute(),) if place else (*destination.read(fuller or folder), folder.parent)
     sealed = _seal_where_told(fuller or folder, destinations)
     for staged in filter(None, (folder, fuller)):
         _clear(staged)
     return sealed
+
+
+def _must_be_left(staged: Path, folder: Path) -> None:
+    try:
+        if leftovers.at_work(staged):
+            remedy = "wait for its end, or press Ctrl-C there"
+            raise UsageError(str(folder), "its capture is still at work", remedy=remedy)
+    except leftovers.CannotLook as error:
+        remedy = "try again; where its file system hangs, wait for that"
+        cause = f"whether its capture is still at work cannot be told: {error}"
+        raise UsageError(str(folder), cause, remedy=remedy) from error
 
 
 def _must_be_ours(folder: Path) -> None:

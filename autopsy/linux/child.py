@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from autopsy.bundle.manifest import LeftBehind
 from autopsy.linux.tasks.forking import Child, Overdue, PipeEnds, end, fork, in_words, receive, send
+from autopsy.linux.tasks.patience import Hangs, Patience
 from autopsy.linux.trouble import FailureKind, trouble_of
 
 MOST_BYTES = 256 << 20  # of one child's answer: a bound on our memory, not on any evidence we know of
@@ -98,3 +99,20 @@ def in_child(work: Callable[[], bytes], seconds: float) -> bytes:
         ChildFailed: it raised; the message is the error's own words.
     """
     return collect(spawn(work), seconds)
+
+
+def in_patient_child(work: Callable[[], bytes], asleep_seconds: float, seconds: float) -> bytes:
+    """Run `work` as `in_child` does, but give it up early only where it sleeps: a busy host makes any child late.
+
+    Raises:
+        ChildTimedOut: it slept for `asleep_seconds`, or did not answer in `seconds`.
+        ChildFailed: it raised; the message is the error's own words.
+    """
+    child = spawn(work)
+    patience = Patience(child.pid, asleep_seconds)
+    try:
+        return collect(child, seconds, patience)
+    except Hangs:
+        raise ChildTimedOut(asleep_seconds, None) from None
+    except OSError as error:
+        raise ChildFailed(f"it is gone: {error.strerror}", trouble_of(error)) from error

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
 from autopsy.dataclass import dataclass
-from autopsy.linux.files import read_kernel
 from autopsy.linux.tasks.forking import (
     LENGTH,
     Child,
@@ -28,6 +26,7 @@ from autopsy.linux.tasks.forking import (
     receive,
     send,
 )
+from autopsy.linux.tasks.patience import Hangs, Patience
 from autopsy.watch import coroutine_look
 from autopsy.watch.coroutine_look import AnotherProcess, CoroutineLook, WatchedStacks
 
@@ -37,7 +36,6 @@ MOST_PATIENCE = 12.0  # for all of one round where the child hangs at none: it i
 MOST_STUCK = 8  # processes of ours that hang in the kernel, before no further one is started
 MOST_ANSWER = 8 << 20
 END_SECONDS = 0.1
-SMALL = 1024
 
 
 class LookQuestion(msgspec.Struct, frozen=True, array_like=True):
@@ -105,13 +103,13 @@ class Looker:
         try:
             _send(child.questions, msgspec.msgpack.encode(left))
             for question in left:
-                data = _receive(child.answers, until, _Patience(child.pid))
+                data = _receive(child.answers, until, Patience(child.pid, EACH))
                 look = msgspec.msgpack.decode(data, type=_LookAnswer).look
                 looks[question.pid] = NoLook(hung=False) if look is None else look
         except Overdue:
             self._abandon(child)
             raise _TooSlow(looks) from None
-        except (_Hangs, EOFError, OSError, msgspec.MsgspecError):
+        except (Hangs, EOFError, OSError, msgspec.MsgspecError):
             hanging = next(question for question in left if question.pid not in looks)
             looks[hanging.pid] = NoLook(hung=True)
             self._abandon(child)
@@ -137,39 +135,12 @@ def _send(descriptor: int, data: bytes) -> None:
     send(descriptor, framed(data))
 
 
-class _Hangs(Exception):
-    """The child sleeps in the kernel, and does not run."""
-
-
 class _TooSlow(Exception):
     """The child is given too little of a processor: these looks are all that there are."""
 
     def __init__(self, looks: dict[int, Looked]) -> None:
         super().__init__()
         self.looks = looks
-
-
-class _Patience:
-    """Waits for a child as long as it runs, or would: what sleeps for so long has hung."""
-
-    def __init__(self, pid: int) -> None:
-        self._folder = f"/proc/{pid}"
-        self._until = time.monotonic() + EACH
-        self._ran = b""
-
-    def __call__(self) -> None:
-        """Look at the child.
-
-        Raises:
-            _Hangs: its time has passed, and it has not run since the last look, nor would it.
-            OSError: it is gone.
-        """
-        if time.monotonic() < self._until:
-            return
-        ran = read_kernel(f"{self._folder}/schedstat", SMALL)
-        if ran == self._ran and proc_stat.parse(read_kernel(f"{self._folder}/stat", SMALL)).state != "R":
-            raise _Hangs
-        self._ran = ran
 
 
 def _receive(descriptor: int, until: float = math.inf, tick: Callable[[], None] | None = None) -> bytes:

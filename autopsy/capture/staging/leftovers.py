@@ -19,12 +19,13 @@ from pathlib import Path
 from autopsy.bundle import layout
 from autopsy.capture.staging.places import memory_places
 from autopsy.files import private
-from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_patient_child
 
 YOUNG_SECONDS = 60.0  # a folder without a README may be a capture that is only beginning
-LOOK_SECONDS = 2.0
+ASLEEP_SECONDS = 2.0  # that whoever looks at a folder may sleep at it, before it is said to hang
+LOOK_SECONDS = 20.0  # on a host that gives it no processor
 
-
+LOCK_KIND = struct.Struct("h")  # the first field of what follows
 WHOLE_FILE = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock: fcntl(2)
 
 
@@ -65,20 +66,33 @@ def claim(folder: Path) -> int | None:
     return descriptor
 
 
+class CannotLook(Exception):
+    """Nobody can tell whether a capture still fills a folder. The message says why."""
+
+
 def at_work(folder: Path) -> bool:
-    """Return whether a capture still fills this folder. Looks in a child: see `claim`."""
+    """Return whether a capture still fills this folder. Looks in a child, which a file system that hangs may keep.
 
-    def look() -> bytes:
-        if not (folder / layout.README).is_file():
-            return b"yes" if time.time() - os.lstat(folder).st_mtime < YOUNG_SECONDS else b""
-        return b"yes" if claim(folder) is None else b""
-
+    Raises:
+        CannotLook: the folder does not let itself be looked at.
+    """
     try:
-        return bool(in_child(look, LOOK_SECONDS))
-    except ChildTimedOut:
-        return True  # nobody can tell: leave it alone
-    except ChildFailed:
-        return False
+        return bool(in_patient_child(lambda: b"yes" if _is_filled(folder) else b"", ASLEEP_SECONDS, LOOK_SECONDS))
+    except (ChildTimedOut, ChildFailed) as error:
+        raise CannotLook(str(error)) from error
+
+
+def _is_filled(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder / layout.README, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return folder.is_dir() and time.time() - os.lstat(folder).st_mtime < YOUNG_SECONDS
+    try:
+        # Asked, not taken: two that look at once must not take each other for a capture.
+        (kind,) = LOCK_KIND.unpack_from(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, WHOLE_FILE))
+    finally:
+        os.close(descriptor)
+    return bool(kind != fcntl.F_UNLCK)
 
 
 def leftovers() -> tuple[Path, ...]:
@@ -88,7 +102,14 @@ def leftovers() -> tuple[Path, ...]:
         with contextlib.suppress(OSError):
             folders += [path for path in place.iterdir() if path.name.endswith(layout.WORK) and is_ours(path)]
     by_age = sorted(folders, key=lambda path: layout.of_folder(path.name)[-16:])
-    return tuple(path for path in by_age if not at_work(path))
+    return tuple(path for path in by_age if _is_left(path))
+
+
+def _is_left(folder: Path) -> bool:
+    try:
+        return not at_work(folder)
+    except CannotLook:
+        return False  # it is left alone
 
 
 def twin(folder: Path) -> Path | None:
