@@ -210,7 +210,10 @@ def test_a_qemu_that_somebody_ends_in_the_middle_of_a_step_is_told_with_how(
     assert how in answer["verdict"]["headline"]
     if step is layout.SECOND_EXPOSURE:
         assert waited < 8, "it waited for a VM that had ended"
-        assert answer["vm"]["ended_after"] == step
+        end = open_bundle(done.bundle).manifest.end
+        assert end is not None
+        assert end.step == step
+        assert end.question or end.after == step  # a busy host comes late to this look, and then asks at once
 
 
 def test_an_end_long_after_the_last_question_is_told_with_the_step(tmp_path: Path) -> None:
