@@ -14,6 +14,7 @@ from autopsy.errors import AutopsyError, DamagedBundle, NewerBundle, UsageError
 from autopsy.linux.confine import confined
 from autopsy.linux.confine.confined import AnswerPipe, Died, TooSlow, WorkRaised
 from autopsy.linux.confine.sandbox import Confined, Sandbox, python_tree
+from autopsy.report.html import environment
 from autopsy.resources import texts
 
 SECONDS = 300.0  # decompressing 4 GiB of cores takes some 10
@@ -74,6 +75,7 @@ def load() -> None:
         import_module(name)
     for folder in ("templates", "runbooks"):
         texts(folder)
+    environment()
 
 
 def _in_words(error: BaseException) -> bytes:

@@ -14,7 +14,7 @@ from autopsy.files import private
 from autopsy.files.plain import NotPlain, open_plain
 from autopsy.report.boxed import read_boxed
 from autopsy.report.bug_report import bug_report
-from autopsy.report.html import html
+from autopsy.report.html import compile_templates, html
 from autopsy.report.json_document import document, schema
 from autopsy.report.post_mortem import post_mortem
 
@@ -34,6 +34,8 @@ def render(path: Path, format: str, seen: str = "") -> str:  # noqa: A002 - the 
         raise UsageError(format, "there is no such format", remedy=f"one of {', '.join(FORMATS)}")
     if format == "schema":
         return schema()
+    if format == "html":
+        compile_templates()  # what is kept of them, the sandbox may not be able to read
     kill = killed(path)
     return read_boxed((path,), lambda opened: _rendered(opened[0], path, format, kill, seen).encode()).decode()
 
