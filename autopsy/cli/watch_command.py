@@ -34,7 +34,7 @@ def watch(
 ) -> None:
     """Notice VMs that stall, from outside, and capture them by itself.
 
-    It asks no VM, stops none and kills none.
+    It stops no VM and kills none, and asks none but where the configuration says so.
     """
     from autopsy.cli.json_output import watch_json
     from autopsy.commands import watch as watching
@@ -83,15 +83,22 @@ class _Teller:
 
     def __init__(self) -> None:
         self.stalled: dict[tuple[int, int], str] = {}
+        self.silent: dict[tuple[int, int], bool] = {}
         self.captures: dict[str, int] = {}
 
     def tell(self, last: Round) -> None:
         """Tell of each VM that has begun or ceased to stall, and of each capture that has ended."""
+        from autopsy.watch.listed import silence
+
         for vm in last.vms:
             key, now = (vm.pid, vm.start_ticks), vm.stalled.value if vm.stalled else ""
             if now != self.stalled.get(key, ""):
                 say(f"{vm.name} ({vm.target}): {f'stalled: {now}' if now else 'moves again'}")
             self.stalled[key] = now
+            if bool(vm.silent_disks) != self.silent.get(key, False):
+                self.silent[key] = bool(vm.silent_disks)
+                words = f"suspect: {silence(vm.silent_disks)}" if vm.silent_disks else "no disk is suspect any more"
+                say(f"{vm.name} ({vm.target}): {words}")
             if (done := sum(vm.captures.values())) != self.captures.get(vm.name, 0):
                 self.captures[vm.name] = done
                 words = ", ".join(f"{count} {result.value}" for result, count in vm.captures.items())

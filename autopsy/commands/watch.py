@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import msgspec
 
+from autopsy.dataclass import dataclass
 from autopsy.errors import UsageError
 from autopsy.files.private import NotPrivate
 from autopsy.fleet.places.opening import is_bucket
@@ -25,11 +28,13 @@ from autopsy.watch.discovery import Discovery
 from autopsy.watch.launch import CaptureLauncher
 from autopsy.watch.loop import Publish, Watch
 from autopsy.watch.model import Round
+from autopsy.watch.signs.monitor_asker import CountCompleted, MonitorAnswer
 from autopsy.watch.state import left_round
 
 ONCE_SECONDS = 4.0  # what stands for that long is told as stalled: longer than any request of a disk that is well
 ONCE_EVERY = 1.0
 MOST_DESCRIPTORS = 1 << 16
+DISK_COUNTS = "autopsy.capture.qmp.disk_counts"
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -84,6 +89,7 @@ def watch_on(
         launcher=launcher,
         captures=captures,
         sealed=partial(leave_to_be_sent, config.sending, say),
+        count_completed=CompletedCounter().count,
         left=left_round(),
     )
     try:
@@ -93,6 +99,20 @@ def watch_on(
         watch.close()
         if held is not None:
             os.close(held)
+
+
+@dataclass(slots=True)
+class CompletedCounter:
+    """Asks VMs what their disks have completed; what that takes is loaded by the process alone that does so."""
+
+    ask: CountCompleted | None = None
+
+    def count(self, pid: int, start_ticks: int) -> MonitorAnswer:
+        """Ask one VM."""
+        if self.ask is None:
+            counter = import_module(DISK_COUNTS).counter()
+            self.ask = cast("CountCompleted", counter.count)
+        return self.ask(pid, start_ticks)
 
 
 def leave_to_be_sent(where: Sending, say: Callable[[str], None], bundle: Path) -> None:

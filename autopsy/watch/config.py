@@ -15,6 +15,7 @@ from autopsy.files import private
 from autopsy.files.plain import NotPlain
 from autopsy.linux.files import read_plain
 from autopsy.watch.limits import CaptureLimits, Seconds
+from autopsy.watch.signs.monitors import MonitorAsking
 
 PLACE = Path("/etc/autopsy/watch.toml")
 MOST_BYTES = 1 << 20
@@ -59,6 +60,7 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     stages: Stages = Stages()
     captures: CaptureLimits = CaptureLimits()
+    monitor: MonitorAsking = MonitorAsking()
     metrics: MetricsOutput = MetricsOutput()
     sending: Sending = Sending()
 

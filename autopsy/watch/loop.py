@@ -32,6 +32,8 @@ from autopsy.watch.looker import Looker, LookQuestion, NoLook
 from autopsy.watch.model import CaptureResult, EndedCapture, Round, StallKind, WatchedVm, WatchState
 from autopsy.watch.sampler import VmFiles
 from autopsy.watch.signs.host_devices import HostDevices
+from autopsy.watch.signs.monitor_asker import CountCompleted
+from autopsy.watch.signs.monitors import AskedVm, Monitors, monitors_of
 from autopsy.watch.stages import StallEpisode, VmCounts, VmStages, Wish, of_the_host
 from autopsy.watch.tokens import SECOND
 from autopsy.watch.watched import SampledVm
@@ -81,6 +83,7 @@ class Watch:
     run_folder: int | None = None
     captures: bool = True
     sealed: Callable[[Path], object] = field(default=lambda _: None)  # told of each bundle; must not raise
+    count_completed: CountCompleted | None = None  # asks a VM's monitor, where the configuration has that asked
     vms: dict[Key, SampledVm] = field(default_factory=dict)
     counts: defaultdict[str, VmCounts] = field(default_factory=lambda: defaultdict(VmCounts))
     results: defaultdict[str, Counter[CaptureResult]] = field(default_factory=lambda: defaultdict(Counter))
@@ -93,13 +96,15 @@ class Watch:
     store: StoreRoom = field(default_factory=StoreRoom)
     boot_id: str = field(default_factory=lambda: host().boot_id)
     gate: CaptureGate = field(init=False)
+    monitors: Monitors | None = field(init=False)
     left: Round | None = None
     found_at: float = -1e9
     rings_at: dict[Key, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Take the limits from the configuration."""
+        """Take the limits from the configuration, and whether monitors are asked."""
         limits = self.config.captures
+        self.monitors = monitors_of(self.config.monitor, self.count_completed)
         self.gate = CaptureGate(limits if self.captures else msgspec.structs.replace(limits, enabled=False))
         for vm in self.left.vms if self.left else ():
             age = time.time() - vm.last_bundle_at if vm.last_bundle_at is not None else -1.0
@@ -113,6 +118,8 @@ class Watch:
             sampled.files.close()
         self.vms = {}
         self.looker.close()
+        if self.monitors is not None:
+            self.monitors.close()
 
     def round(self, *, closely: bool = False) -> Round:
         """Sample every VM that is due, act on what stands, and return what is known now.
@@ -137,6 +144,8 @@ class Watch:
             sampled.take_look(looks.get(sampled.vm.pid), now_ns)
         self._look_again([sampled for sampled in due if sampled.judged.stands is not None and sampled.vm.pid in looks])
         self._act(due, time.monotonic())
+        if self.monitors is not None:
+            self.monitors.follow([sampled.askable for sampled in self.vms.values() if not sampled.vm.domain], now_ns)
         return self._told(time.monotonic() - began)
 
     def run(self, publish: Sequence[Publish], stopped: Callable[[float], bool]) -> None:
@@ -178,6 +187,8 @@ class Watch:
         self.discovery.vms.pop(gone.vm.key, None)
         gone.files.close()
         self.host_devices.forget(gone.vm.pid)
+        if self.monitors is not None:
+            self.monitors.forget(gone.vm.key)
         self.looker.look([LookQuestion(gone.vm.pid, gone.vm.start_ticks, 0, gone=True)])
         if (episode := gone.stages.episode) is not None and episode.stalled:
             self._ended(episode)
@@ -305,6 +316,7 @@ class Watch:
     def _vm(self, sampled: SampledVm) -> WatchedVm:
         vm, judged, episode = sampled.vm, sampled.judged, sampled.stages.episode
         counts = self.counts[vm.target]
+        asked = self.monitors.of(vm.key) if self.monitors is not None else AskedVm()
         return WatchedVm(
             name=vm.name,
             target=vm.target,
@@ -316,7 +328,7 @@ class Watch:
             uuid=vm.uuid,
             qemu_version=vm.qemu_version,
             state=WatchState.UNREADABLE if sampled.refused else judged.state,
-            suspect=episode is not None and episode.stalled is None,
+            suspect=episode.stalled is None if episode is not None else bool(asked.silent),
             stalled=episode.stalled if episode else None,
             oldest_unmoved_seconds=judged.oldest_ns / SECOND,
             requests_in_flight=judged.requests,
@@ -325,6 +337,8 @@ class Watch:
             stall_seconds=dict(counts.seconds),
             captures=dict(self.results[vm.target]),
             last_bundle_at=self.bundles.get(vm.target),
+            silent_disks=asked.silent,
+            monitor_asks=dict(asked.outcomes),
         )
 
 

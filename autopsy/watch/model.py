@@ -64,12 +64,40 @@ class Suppression(StrEnum):
     DISABLED = "disabled"  # --no-capture
 
 
+class MonitorOutcome(StrEnum):
+    """What came of asking a VM's monitor what its disks have completed."""
+
+    COUNTED = "counted"
+    TAKEN = "taken"  # another client is connected, waits to be, or is its owner: it was not touched
+    NONE = "none"  # the VM has no QMP monitor that can be asked
+    UNSEEN = "unseen"  # whether it is free cannot be told from here: it was not touched
+    LOCKS = "locks"  # the question could block this QEMU: it was not put
+    SILENT = "silent"  # no greeting, or no answer
+    REFUSED = "refused"  # the connection, or the question
+    HUNG = "hung"  # the process of ours that asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SilentDisk:
+    """A disk that used to complete requests and has completed none for so long, while the guest goes on.
+
+    `name` is the device's path, or what else QEMU calls it by. The shares are of a processor, what all vCPUs took since
+    then, and while it completed requests. A guest that computes looks the same.
+    """
+
+    name: str
+    seconds: float
+    vcpu_share: float
+    vcpu_share_before: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedVm:
     """One VM as the last round left it; what it counts lives as long as the watch does, not as long as the process.
 
     `name` is the word that the metrics call it by: its VMID or its name, never a PID. `suspect` is a stall that is
-    too young to be called one, or one that only the guest's own silence shows.
+    too young to be called one, or one that only a disk's silence shows (`silent_disks`), which is never called one.
+    `monitor_asks` counts what came of asking its monitor, where the configuration has it asked.
     """
 
     name: str
@@ -92,6 +120,8 @@ class WatchedVm:
     stall_seconds: Mapping[StallKind, float] = field(default_factory=dict)
     captures: Mapping[CaptureResult, int] = field(default_factory=dict)
     last_bundle_at: float | None = None  # seconds since the epoch
+    silent_disks: tuple[SilentDisk, ...] = ()
+    monitor_asks: Mapping[MonitorOutcome, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

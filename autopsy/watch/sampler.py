@@ -82,6 +82,12 @@ class VmFiles:
                 os.close(descriptor)
         self.threads = {}
 
+    @property
+    def vcpu_ns(self) -> int | None:
+        """Return what the vCPUs' threads have run so far, None where threads have no names."""
+        vcpus = [thread for thread in self.threads.values() if thread.is_vcpu]
+        return sum(thread.run_ns for thread in vcpus) if vcpus else None
+
     def sample(self, now_ns: int, *, closely: bool) -> VmSample | None:
         """Return what is to be seen now, None when the process has ended.
 

@@ -123,4 +123,5 @@ def _clean(vm: WatchedVm) -> WatchedVm:
         uuid=bounded(vm.uuid),
         namespace=bounded(vm.namespace),
         qemu_version=bounded(vm.qemu_version),
+        silent_disks=tuple(replace(disk, name=bounded(disk.name)) for disk in vm.silent_disks),
     )

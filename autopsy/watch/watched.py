@@ -8,13 +8,14 @@ from dataclasses import field, replace
 from autopsy.bundle.ring import RingSample
 from autopsy.dataclass import dataclass
 from autopsy.watch.discovery import FoundVm
-from autopsy.watch.judge import JudgedSample, VmJudge
+from autopsy.watch.judge import IN_POLL, JudgedSample, VmJudge
 from autopsy.watch.looker import Looked, LookQuestion, NoLook
 from autopsy.watch.model import WatchState
 from autopsy.watch.ring import trimmed
 from autopsy.watch.sample import VmSample
 from autopsy.watch.sampler import VmFiles
 from autopsy.watch.signs.host_devices import HostDevices
+from autopsy.watch.signs.monitors import AskableVm
 from autopsy.watch.stages import VmStages
 from autopsy.watch.tokens import SECOND
 
@@ -23,6 +24,7 @@ CLOSE_NS = SECOND  # between two looks at what is suspected
 FIRST_BACKOFF_NS, MOST_BACKOFF_NS = 5 * SECOND, 60 * SECOND
 SOON_NS = 2 * SECOND
 SLACK_NS = SECOND // 5  # a round may come a little early
+RUNS = frozenset({WatchState.WATCHED, WatchState.UNCLEAR})  # its guest, as far as can be told
 
 
 @dataclass(slots=True)
@@ -47,6 +49,16 @@ class SampledVm:
     def suspect(self) -> bool:
         """Return whether something of it stands for too long already."""
         return self.stages.episode is not None
+
+    @property
+    def askable(self) -> AskableVm:
+        """Return whether its monitor may be asked now, and what its vCPUs have run so far."""
+        comes_round = self.sample is not None and (
+            self.sample.main is None or self.sample.main.wchan.startswith(IN_POLL)
+        )
+        runs = self.judged.state in RUNS
+        calm = runs and comes_round and not self.suspect and not self.judge.wants_look and not self.judged.threads_in_d
+        return AskableVm(self.vm.key, calm=calm, runs=runs, vcpu_ns=self.files.vcpu_ns)
 
     @property
     def ring(self) -> deque[RingSample]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from autopsy.watch.model import StallKind, WatchState
+from autopsy.watch.model import MonitorOutcome, StallKind, WatchState
 from support import lab
 from support.watching import rounds
 
@@ -86,7 +86,8 @@ def served() -> set[str]:
     from autopsy.watch.serving.metrics import Exposition  # noqa: PLC0415 - likewise
     from autopsy.watch.state import WatchSnapshot  # noqa: PLC0415 - likewise
 
-    last = rounds.of(rounds.vm(requests_in_flight=1, last_bundle_at=1.0), hung_tasks=1)
+    asked = {MonitorOutcome.COUNTED: 1}
+    last = rounds.of(rounds.vm(requests_in_flight=1, last_bundle_at=1.0, monitor_asks=asked), hung_tasks=1)
     text = Exposition().text(WatchSnapshot(round=last)).decode()
     return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 

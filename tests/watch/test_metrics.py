@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autopsy.watch.model import CaptureResult, Round, StallKind, Suppression, WatchedVm, WatchState
+from autopsy.watch.model import (
+    CaptureResult,
+    MonitorOutcome,
+    Round,
+    SilentDisk,
+    StallKind,
+    Suppression,
+    WatchedVm,
+    WatchState,
+)
 from autopsy.watch.serving.labels import VmLabels
 from autopsy.watch.state import MOST_WORDS, WatchSnapshot, bounded, decode, encode, own_figures
 from support import lab
@@ -37,6 +46,8 @@ NAMES = {
     "autopsy_vm_stall_seconds_total": {"vm", "kind"},
     "autopsy_stall_duration_seconds": {"le"},
     "autopsy_vm_uninterruptible_threads": {"vm"},
+    "autopsy_vm_silent_disk_seconds": {"vm"},
+    "autopsy_vm_monitor_asks_total": {"vm", "outcome"},
     "autopsy_host_hung_tasks_total": set(),
     "autopsy_captures_total": {"vm", "result"},
     "autopsy_captures_suppressed_total": {"reason"},
@@ -49,7 +60,11 @@ NAMES = {
 }
 COUNTERS = {name for name in NAMES if name.endswith("_total")}
 
-WELL = rounds.vm("web1", requests_in_flight=0, uuid="u-1", qemu_version="10.0.2")
+SILENT = SilentDisk(name="sd0", seconds=240.0, vcpu_share=0.5, vcpu_share_before=0.25)
+ASKED = {MonitorOutcome.COUNTED: 9, MonitorOutcome.TAKEN: 1}
+WELL = rounds.vm(
+    "web1", requests_in_flight=0, uuid="u-1", qemu_version="10.0.2", silent_disks=(SILENT,), monitor_asks=ASKED
+)
 STUCK = rounds.vm(
     "102",
     manager="proxmox",
@@ -126,6 +141,15 @@ def test_a_stall_shows_as_a_state_a_counter_and_its_length() -> None:
     assert value(found, "autopsy_captures_suppressed_total", reason="storm") == 0
     assert value(found, "autopsy_capture_stop_seconds_sum") == pytest.approx(0.004)
     assert value(found, "autopsy_capture_stop_seconds_count") == 2
+
+
+def test_a_disk_that_is_silent_is_told_beside_the_stalls_and_only_of_a_vm_whose_monitor_is_asked() -> None:
+    found = series(text_of(FULL))
+    assert value(found, "autopsy_vm_silent_disk_seconds", vm="web1") == 240
+    assert value(found, "autopsy_vm_stalled", vm="web1", kind="disk") == 0
+    assert value(found, "autopsy_vm_monitor_asks_total", vm="web1", outcome="counted") == 9
+    assert value(found, "autopsy_vm_monitor_asks_total", vm="web1", outcome="hung") == 0
+    assert not {name for name, labels in found if ("vm", "102") in labels and "silent" in name}
 
 
 def test_a_vm_that_cannot_be_read_keeps_its_series_and_its_counters() -> None:

@@ -17,7 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 
 from autopsy import __version__
-from autopsy.watch.model import CaptureResult, Round, StallKind, Suppression, WatchedVm, WatchState
+from autopsy.watch.model import CaptureResult, MonitorOutcome, Round, StallKind, Suppression, WatchedVm, WatchState
 from autopsy.watch.serving.labels import VmLabels
 from autopsy.watch.state import OwnFigures, WatchSnapshot
 
@@ -40,6 +40,7 @@ class RoundCollector:
         last = self.snapshot.round
         vms = tuple(zip(self._labels.of(last.vms), last.vms, strict=True))
         yield from _of_vms(vms)
+        yield from _of_monitors(tuple((label, vm) for label, vm in vms if vm.monitor_asks))
         yield from _of_captures(vms, last)
         yield from _of_the_host(last)
         yield from _of_the_watch(last)
@@ -118,6 +119,22 @@ def _of_vms(vms: Vms) -> Iterator[Metric]:
         vms,
         lambda vm: vm.stall_seconds,
         by=("kind", StallKind),
+    )
+
+
+def _of_monitors(vms: Vms) -> Iterator[Metric]:
+    """Yield what came of asking monitors; nothing of VMs that were not asked."""
+    yield _gauge(
+        "autopsy_vm_silent_disk_seconds",
+        "For how long a disk that used to complete requests has completed none while the guest goes on: a suspicion.",
+        ((label, max((disk.seconds for disk in vm.silent_disks), default=0.0)) for label, vm in vms),
+    )
+    yield _count_of(
+        "autopsy_vm_monitor_asks",
+        "Times that the VM's monitor was to be asked, by what came of it.",
+        vms,
+        lambda vm: vm.monitor_asks,
+        by=("outcome", MonitorOutcome),
     )
 
 
