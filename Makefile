@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 FOR_DRILL := qemu-system-x86 qemu-utils gdb
-FOR_TESTS := $(FOR_DRILL) qemu-block-extra e2fsprogs xfsprogs zstd xz-utils iproute2 libvirt-daemon-system \
+FOR_TESTS := $(FOR_DRILL) qemu-block-extra e2fsprogs xfsprogs zstd xz-utils lz4 iproute2 libvirt-daemon-system \
   libvirt-clients gcc libc6-dev chromium fonts-dejavu-core npm binutils debuginfod strace rpm prometheus
 FOR_PACKAGES := binutils
 FOR_PORTABLE := binutils autoconf automake libtool libltdl-dev patch zstd xz-utils

@@ -67,7 +67,7 @@ def qemu_builds() -> tuple[Build, ...]:
             "AUTOPSY_QEMU_10",
             backport / "usr/bin/qemu-system-x86_64",
             backport / "usr/share",
-            "`make lab` unpacks it from this distribution's backports",
+            "`make lab` unpacks it, on Debian 12 and 13",
         ),
         _build(
             "10.0.2-debug",
@@ -105,9 +105,14 @@ def build(label: str) -> Build:
 
 def need_older_than(major: int) -> None:
     """Skip this test where the distribution's own QEMU, 7.2 on Debian 12, is newer."""
-    told = subprocess.run([*build("7.2").command, "--version"], capture_output=True, text=True, check=True).stdout
-    if int(told.split("version ")[1].split(".")[0]) >= major:
+    if int(version(build("7.2")).split(".")[0]) >= major:
         pytest.skip(f"the distribution's QEMU is no older than {major}")
+
+
+def version(of: Build) -> str:
+    """Return what a QEMU says of itself, such as 7.2.17."""
+    told = subprocess.run([*of.command, "--version"], capture_output=True, text=True, check=True).stdout
+    return told.split("version ")[1].split()[0]
 
 
 def missing(what: str) -> None:
