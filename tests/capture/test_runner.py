@@ -25,13 +25,21 @@ from autopsy.target.target import Target
 
 
 class Quiet:
-    def __init__(self, tick: Callable[[], None] = lambda: None, *, curious: bool = False) -> None:
+    def __init__(
+        self,
+        tick: Callable[[], None] = lambda: None,
+        *,
+        curious: bool = False,
+        heard: Callable[[], None] = lambda: None,
+    ) -> None:
         self.tick = tick
         self.curious = curious
+        self.heard = heard
         self.told: list[str] = []
 
     def tell(self, words: str) -> None:
         self.told.append(words)
+        self.heard()
 
     def began(self, step: Step) -> None:
         pass
@@ -183,12 +191,15 @@ def test_without_memory_to_work_in_the_disk_serves(tmp_path: Path, monkeypatch: 
     made.clear()
 
 
-def curious(stage: Staging, judge: Callable[[], bytes], seconds: float = 2.0, gap: float = 5.0) -> list[str]:
-    """Return what is told of the evidence so far while the second look waits."""
-    watcher = Quiet(curious=True)
+def curious(stage: Staging, judge: Callable[[], bytes], seconds: float, gap: float = 5.0) -> list[str]:
+    """Return what is told of the evidence so far while the second look waits, for so long or until it is."""
+    was_told = stage.work / "told"
+    watcher = Quiet(curious=True, heard=was_told.touch)
 
     def wait(_: Scene) -> Outcome:
-        time.sleep(seconds)
+        give_up = time.monotonic() + seconds
+        while time.monotonic() < give_up and not was_told.exists():
+            time.sleep(0.02)
         return Collected()
 
     it = around(stage, watcher=watcher)
@@ -197,7 +208,7 @@ def curious(stage: Staging, judge: Callable[[], bytes], seconds: float = 2.0, ga
 
 
 def test_while_the_second_look_waits_it_is_told_what_is_known_so_far(stage: Staging) -> None:
-    assert curious(stage, lambda: b"8 requests wait") == ["so far: 8 requests wait"]
+    assert curious(stage, lambda: b"8 requests wait", seconds=30) == ["so far: 8 requests wait"]
 
 
 def test_a_first_judgement_that_hangs_or_dies_costs_nothing(stage: Staging) -> None:
