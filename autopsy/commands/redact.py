@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from autopsy import __version__
 from autopsy.bundle import layout
 from autopsy.bundle.archive import safe_name
 from autopsy.bundle.manifest import Manifest
-from autopsy.bundle.reader import Bundle, hold
+from autopsy.bundle.reader import Bundle, OpenedBundle, hold
 from autopsy.bundle.readme import readme
 from autopsy.bundle.seal import Sealed, encode_manifest, seal
 from autopsy.dataclass import dataclass
@@ -25,13 +26,13 @@ from autopsy.facts.gather import gather_facts
 from autopsy.facts.host import STORAGE_WORDS, VM_WORDS
 from autopsy.files import private
 from autopsy.linux.confine.confined import AnswerPipe
-from autopsy.redact.files import left_out, manifest, redacted
+from autopsy.redact.files import left_out, look, look_again, manifest
 from autopsy.redact.pseudonyms import Pseudonyms
-from autopsy.report.boxed import SECONDS, in_box
+from autopsy.report.boxed import SECONDS, begun_in_box, in_box
 from autopsy.report.store import write_answers
 
 # What is said of the whole, by names that no file of a bundle can have.
-MANIFEST_TOLD, DIAGNOSIS_BEFORE, TABLE = "*manifest", "*diagnosis", "*table"
+MANIFEST_TOLD, TABLE = "*manifest", "*table"
 NOTE = (
     "redacted: pseudonyms stand for hosts, VMs, users, paths and addresses; secrets, cores, the binary and the lines "
     "of logs that no verdict rests on were left out"
@@ -56,67 +57,83 @@ def redact(path: Path, output: Path | None) -> Redacted:
         DamagedBundle: it is no bundle, or only part of one.
         NotStored: the copy or its map could not be written, or is there already.
     """
-    files: dict[str, bytes] = {}
-
-    def hear(name: str, data: bytes) -> bytes:
-        files[name] = data
-        return b""
-
-    _boxed(path, hear)
-    hidden = msgspec.json.decode(files.pop(MANIFEST_TOLD), type=Manifest)
-    before = msgspec.json.decode(files.pop(DIAGNOSIS_BEFORE), type=Diagnosis)
-    table = files.pop(TABLE)
-    destination = (output or path.absolute().with_name(_name(hidden))).absolute()
-    staging = Path(tempfile.mkdtemp(prefix=".redacting-", dir=destination.parent))
+    held = hold(path)
+    staging = Path(tempfile.mkdtemp(prefix=".redacting-", dir=(output or path).absolute().parent))
     try:
-        for name, data in files.items():
-            private.store_below(staging, safe_name(name), data)
-        private.store(staging / layout.MANIFEST, encode_manifest(hidden))
-        private.store(staging / layout.README, readme(__version__, hidden.target, hidden.began).encode())
-        diagnosis = write_answers(staging).diagnosis
-        sealed = seal(staging, destination, hidden)
+        with _diagnosed(path) as before:
+            hidden, table = _staged(held, staging)
+            diagnosis = write_answers(staging).diagnosis
+            destination = (output or path.absolute().with_name(_name(hidden))).absolute()
+            sealed = seal(staging, destination, hidden)
+            same = _gist(diagnosis) == _gist(before())
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Redacted(sealed, _store_map(path.absolute(), table), same=_gist(diagnosis) == _gist(before))
+        _let_go(held)
+    return Redacted(sealed, _store_map(path.absolute(), table), same)
 
 
-def _boxed(path: Path, hear: Callable[[str, bytes], bytes]) -> None:
-    """Read and redact in the sandbox; `hear` is given each file, and what is to be known of the whole."""
-    held = hold(path)
+def _staged(held: OpenedBundle, staging: Path) -> tuple[Manifest, bytes]:
+    """Read and redact in the sandbox, and store each file; return the manifest that it has now, and the table."""
+    last: dict[str, bytes] = {}
+
+    def hear(name: str, data: bytes) -> bytes:
+        if name in {MANIFEST_TOLD, TABLE}:
+            last[name] = data
+        else:
+            private.store_below(staging, safe_name(name), data)
+        return b""
+
+    in_box(
+        lambda _box, line: _redact(held.read(), line),
+        source=str(held.path),
+        seconds=SECONDS,
+        keep=_kept_open(held),
+        hear=hear,
+    )
+    hidden = msgspec.json.decode(last[MANIFEST_TOLD], type=Manifest)
+    private.store(staging / layout.MANIFEST, encode_manifest(hidden))
+    private.store(staging / layout.README, readme(__version__, hidden.target, hidden.began).encode())
+    return hidden, last[TABLE]
+
+
+@contextmanager
+def _diagnosed(path: Path) -> Iterator[Callable[[], Diagnosis]]:
+    """Have the original diagnosed meanwhile, in a sandbox of its own; what is yielded waits for the diagnosis."""
+    held = hold(path)  # once more: two processes that read by one descriptor would take turns at one file
     try:
-        in_box(
-            lambda _box, line: _redact(held.read(), line),
+        with begun_in_box(
+            lambda _box, _line: msgspec.json.encode(diagnose(gather_facts(held.read()))),
             source=str(path),
             seconds=SECONDS,
-            keep=() if held.descriptor is None else (held.descriptor,),
-            hear=hear,
-        )
+            keep=_kept_open(held),
+        ) as answer:
+            yield lambda: msgspec.json.decode(answer(), type=Diagnosis)
     finally:
-        if held.descriptor is not None:
-            os.close(held.descriptor)
+        _let_go(held)
+
+
+def _kept_open(held: OpenedBundle) -> tuple[int, ...]:
+    return () if held.descriptor is None else (held.descriptor,)
+
+
+def _let_go(held: OpenedBundle) -> None:
+    if held.descriptor is not None:
+        os.close(held.descriptor)
 
 
 def _redact(bundle: Bundle, line: AnswerPipe) -> bytes:
     hide = Pseudonyms(kept=_kept(bundle))
     names = [name for name in sorted(bundle.names()) if not left_out(name)]
     manifest(bundle.manifest, hide)
-    plain = {name for name in names if _file(bundle, name, hide) == bundle.read(name)}
+    looked = {name: look(name, bundle.read(name), hide, _of_interest) for name in names}
     hide.learned()
     hidden = manifest(bundle.manifest, hide)
     hidden = msgspec.structs.replace(hidden, notes=(*hidden.notes, NOTE), files=())
-    files = {name: _file(bundle, name, hide, plain=name in plain) for name in names}
-    for name, data in files.items():
-        line.tell(name, data)
+    for name in names:
+        line.tell(name, look_again(name, looked[name], hide, _of_interest))
     line.tell(MANIFEST_TOLD, encode_manifest(hidden))
-    line.tell(DIAGNOSIS_BEFORE, msgspec.json.encode(diagnose(gather_facts(bundle))))
     line.tell(TABLE, msgspec.json.format(msgspec.json.encode(hide.table()), indent=1) + b"\n")
     return b""
-
-
-def _file(bundle: Bundle, name: str, hide: Pseudonyms, *, plain: bool = False) -> bytes:
-    """Return a file redacted; one that is `plain` had nothing to be hidden before all names were known."""
-    data = bundle.read(name)
-    return data if plain and not hide.names_stand_in(data) else redacted(name, data, hide, _of_interest)
 
 
 def _kept(bundle: Bundle) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from functools import partial
 
 import msgspec
 from msgspec.structs import replace
@@ -13,11 +13,16 @@ from msgspec.structs import replace
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import Imported, Manifest
 from autopsy.bundle.sections import Section, parse, render
+from autopsy.dataclass import dataclass
 from autopsy.redact import patterns as words
 from autopsy.redact import secrets
+from autopsy.redact.command_line import command_line, redacted_word, words_anew
+from autopsy.redact.json_pairs import by_pairs
+from autopsy.redact.json_values import JSON_KEPT, redacted_json, redacted_line, walk
+from autopsy.redact.maps import redacted_maps
 from autopsy.redact.pseudonyms import Pseudonyms
+from autopsy.redact.runs import DESCRIPTORS, THREADS, ManySections, OneSection, cut
 from autopsy.redact.secrets import REMOVED
-from autopsy.redact.unchanged import is_of_a_task, json_is_plain, tasks_are_plain
 
 # What is known, and so can be taken apart: the rest may hold anything.
 KNOWN = frozenset(
@@ -68,19 +73,16 @@ KNOWN = frozenset(
     }
 )
 LOGS = frozenset({layout.DMESG, layout.JOURNAL, layout.VM_LOG})
-# Words of a closed vocabulary, and names of functions.
-JSON_KEPT = frozenset(
-    """
-    words build_id function near symbol outcome kind how state doing call since_first family symbols driver drv type
-    status main_state main_wchan io-status execute question wchan qom-type under transport protocol architecture
-    """.split()  # noqa: SIM905 - words read best as words
-)
 MAPS_LINE = re.compile(r"^([0-9a-f]+-[0-9a-f]+ [rwxsp-]{4} [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ \d+ +)(/.*)$", re.MULTILINE)
 STORAGE_LINE = re.compile(r"^(\s+)([\w-]+)(\s+)(\S.*)$", re.MULTILINE)
 CONFIG_LINE = re.compile(r"^(\s*[\w-]+)(\s*:\s*)(.*)$", re.MULTILINE)
+MANY = {layout.TASKS: THREADS, layout.FDS: DESCRIPTORS}
+# How a section is called that any process has: there are thousands of them.
+PLAIN_NAME = re.compile(r"task/\d{1,10}/[a-z]{4,9}|fd(?:info)?/\d{1,10}", re.ASCII)
 COMMENT = re.compile(r"^(\s*#).+$", re.MULTILINE)
 
 Keep = Callable[[str], bool]
+Anew = Callable[[], bytes]
 
 
 def left_out(name: str) -> bool:
@@ -88,22 +90,70 @@ def left_out(name: str) -> bool:
     return name.rpartition("/")[2] not in KNOWN or not name.startswith("evidence/")
 
 
-def redacted(name: str, data: bytes, hide: Pseudonyms, keep: Keep) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A file that was gone through once, before all names were known.
+
+    `parts` are what had nothing to be hidden, and what makes anew what had; none where the whole file is to be gone
+    through again. `texts` is all in which a name may stand that such a part has to lose.
+    """
+
+    data: bytes
+    parts: tuple[bytes | Anew, ...] = ()
+    texts: bytes = b""
+
+
+def look(name: str, data: bytes, hide: Pseudonyms, keep: Keep) -> Looked:
+    """Go through a file for the first time, so that all names in it are known."""
+    file = name.rpartition("/")[2]
+    if (parts := _cut(file, data)) is not None:
+        return _look_at_sections(file, data, parts, hide, keep)
+    if file.endswith(".json") and (large := by_pairs(data, hide, JSON_KEPT)) is not None:
+        return Looked(data, (data,), _encoded(large.texts)) if large.made == data else Looked(data)
+    if file.endswith(".jsonl"):
+        return _look_at(data, b"\n", ((line, partial(redacted_line, line, hide)) for line in data.split(b"\n")))
+    if file == layout.CMDLINE:
+        return _look_at(data, b"\0", words_anew(data, hide))
+    return Looked(data, (data,), data) if redacted(name, data, hide, keep) == data else Looked(data)
+
+
+def _look_at(data: bytes, between: bytes, pairs: Iterable[tuple[bytes, Anew]]) -> Looked:
+    """Go through the parts of a file, each with what makes it anew."""
+    parts: list[bytes | Anew] = []
+    plain: list[bytes] = []
+    for part, anew in pairs:
+        same = anew() == part
+        parts += (between, part if same else anew)
+        if same:
+            plain.append(part)
+    return Looked(data, tuple(parts[1:]), between.join(plain))
+
+
+def look_again(name: str, looked: Looked, hide: Pseudonyms, keep: Keep) -> bytes:
+    """Return a file's bytes without whose they were, now that all names are known."""
+    if not looked.parts or hide.names_stand_in(looked.texts):
+        return redacted(name, looked.data, hide, keep)
+    return b"".join(part if isinstance(part, bytes) else part() for part in looked.parts)
+
+
+def redacted(name: str, data: bytes, hide: Pseudonyms, keep: Keep) -> bytes:  # noqa: PLR0911 - one case a line
     """Return a file's bytes without whose they were, with as many lines as before.
 
     `keep` says of a line of a log whether a diagnosis could rest on it: the others are emptied.
     """
     file = name.rpartition("/")[2]
     if file.endswith(".json"):
-        return data if json_is_plain(data, hide, JSON_KEPT) else _json(data, hide)
+        return redacted_json(data, hide)
     if file.endswith(".jsonl"):
-        return b"\n".join(_json(line, hide) for line in data.split(b"\n"))
-    if data.startswith(b"==> ") and render(sections := tuple(parse(data))) == data:
-        return render(_sections(file, sections, hide, keep))
+        return b"\n".join(redacted_line(line, hide) for line in data.split(b"\n"))
+    if (parts := _cut(file, data)) is not None:
+        return _sections(file, parts, hide, keep)
     if file in LOGS:
         return _encoded(_log(_decoded(data), hide, keep))
     if file == layout.CMDLINE:
         return command_line(data, hide)
+    if file == layout.MAPS:
+        return _encoded(redacted_maps(_decoded(data), lambda text: _text(text, hide)))
     return _encoded(_text(_decoded(data), hide))
 
 
@@ -162,15 +212,72 @@ def _log(text: str, hide: Pseudonyms, keep: Keep) -> str:
     return "\n".join(lines)
 
 
-def _sections(file: str, sections: Sequence[Section], hide: Pseudonyms, keep: Keep) -> Iterable[Section]:
-    plain = file == layout.TASKS and tasks_are_plain(sections, hide)
-    for section in sections:
-        if plain and is_of_a_task(section):
-            yield section
-            continue
-        name = hide.whole(section.name)
-        data = _section(file, section, hide, keep)
-        yield Section(name, data, hide.text(section.error) if section.error else "")
+def _cut(file: str, data: bytes) -> tuple[ManySections | OneSection, ...] | None:
+    """Return the sections of a file, None where it is no file of sections."""
+    if file.endswith((".json", ".jsonl")) or not data.startswith(b"==> "):
+        return None
+    return cut(data, MANY.get(file))
+
+
+def _look_at_sections(
+    file: str, data: bytes, parts: Sequence[ManySections | OneSection], hide: Pseudonyms, keep: Keep
+) -> Looked:
+    lines = _distinct_lines(parts)
+    if lines is None or not hide.is_plain(lines):
+        _sections(file, parts, hide, keep, runs_are_plain=False)
+        return Looked(data)
+    anew = [
+        part if isinstance(part, ManySections) else partial(_section_anew, file, part.section, hide, keep)
+        for part in parts
+    ]
+    looked: list[bytes | Anew] = []
+    texts = [lines.encode()]
+    for part, made in zip(parts, anew, strict=True):
+        if isinstance(made, ManySections):
+            looked.append(made.data)
+        elif made() == part.data:
+            looked.append(part.data)
+            texts.append(part.data)
+        else:
+            looked.append(made)
+    return Looked(data, tuple(looked), b"\n".join(texts))
+
+
+def _sections(
+    file: str,
+    parts: Sequence[ManySections | OneSection],
+    hide: Pseudonyms,
+    keep: Keep,
+    *,
+    runs_are_plain: bool | None = None,
+) -> bytes:
+    if runs_are_plain is None:
+        lines = _distinct_lines(parts)
+        runs_are_plain = lines is not None and hide.is_plain(lines)
+    made: list[bytes] = []
+    for part in parts:
+        if isinstance(part, OneSection):
+            made.append(_section_anew(file, part.section, hide, keep))
+        elif runs_are_plain:
+            made.append(part.data)
+        else:
+            made += (_section_anew(file, section, hide, keep) for section in parse(part.data))
+    return b"".join(made)
+
+
+def _distinct_lines(parts: Sequence[ManySections | OneSection]) -> str | None:
+    """Return each line of what the kernel told in runs once: they are much alike. None where it is no text."""
+    whole = b"\n".join(text for part in parts if isinstance(part, ManySections) for text in part.contents)
+    try:
+        return "\n".join(dict.fromkeys(whole.decode().split("\n")))
+    except UnicodeDecodeError:
+        return None
+
+
+def _section_anew(file: str, section: Section, hide: Pseudonyms, keep: Keep) -> bytes:
+    name = section.name if PLAIN_NAME.fullmatch(section.name) else hide.whole(section.name)
+    data = _section(file, section, hide, keep)
+    return render((Section(name, data, hide.text(section.error) if section.error else ""),))
 
 
 def _section(file: str, section: Section, hide: Pseudonyms, keep: Keep) -> bytes:  # noqa: PLR0911 - one case a line
@@ -203,43 +310,6 @@ def _hex_address(digits: str, hide: Pseudonyms) -> str:
     return f"{int(made.rpartition('-')[2]):0{len(digits)}X}" if made.startswith("hexaddress-") else made
 
 
-def command_line(data: bytes, hide: Pseudonyms) -> bytes:
-    """Return NUL-separated words of a command line, without secrets."""
-    kept: list[bytes] = []
-    before = b""
-    for word in data.split(b"\0"):
-        if before in words.DROPPED_OPTIONS:
-            kept.append(REMOVED.encode())
-        else:
-            kept.append(_encoded(_word(_decoded(word), _decoded(before), hide)))
-        before = word
-    return b"\0".join(kept)
-
-
-def _word(word: str, before: str, hide: Pseudonyms) -> str:
-    if word.startswith("{"):
-        try:
-            return msgspec.json.encode(_walk(msgspec.json.decode(word), "", hide)).decode()
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            return hide.text(word)
-    if secrets.KEY.search(before.lstrip("-")) and before.startswith("-"):
-        return REMOVED
-    word = secrets.without_secrets(word)
-    secret = before == "-object" and "secret" in word.partition(",")[0]
-    parts = []
-    for place, part in enumerate(re.split(r"(?<!,),(?!,)", word)):
-        key, equals, value = part.partition("=")
-        if not equals:
-            parts.append(hide.name("vm", part) if before == "-name" and not place else hide.whole(part))
-        elif secret and key == "data":
-            parts.append(f"{key}={REMOVED}")
-        elif before == "-name" and key == "guest":
-            parts.append(f"{key}={hide.name('vm', value)}")
-        else:
-            parts.append(f"{key}={hide.value(key, value)}")
-    return ",".join(parts)
-
-
 def _configuration(text: str, hide: Pseudonyms) -> str:
     """Return a domain's XML, VMID.conf or storage.cfg without secrets, descriptions and names."""
     if text.lstrip().startswith("<"):
@@ -261,7 +331,7 @@ def _configuration(text: str, hide: Pseudonyms) -> str:
         text = STORAGE_LINE.sub(lambda match: f"{match[1]}{match[2]}{match[3]}{hide.value(match[2], match[4])}", text)
         return hide.text(text)
     try:
-        return msgspec.json.encode(_walk(msgspec.json.decode(text), "", hide)).decode() + "\n" * text.count("\n")
+        return msgspec.json.encode(walk(msgspec.json.decode(text), "", hide)).decode() + "\n" * text.count("\n")
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return hide.text(text)
 
@@ -290,41 +360,5 @@ def _setting(key: str, value: str, hide: Pseudonyms) -> str:  # noqa: PLR0911 - 
     if key.startswith("smbios"):
         return REMOVED
     if "," in value or "=" in value:
-        return _word(value, "", hide)
-    return hide.value(key, value)
-
-
-def _json(data: bytes, hide: Pseudonyms) -> bytes:
-    if not data.strip():
-        return data
-    try:
-        whole = _walk(msgspec.json.decode(data), "", hide)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return _encoded(hide.text(_decoded(data)))
-    made = msgspec.json.encode(whole)
-    if b"\n" in data.strip():
-        made = msgspec.json.format(made, indent=1)
-    return made + (b"\n" if data.endswith(b"\n") else b"")
-
-
-def _walk(value: Any, key: str, hide: Pseudonyms) -> Any:  # noqa: ANN401 - JSON is whatever it is
-    if isinstance(value, str):
-        return value if key in JSON_KEPT else _string(value, key, hide)
-    if isinstance(value, list):
-        return [_walk(member, key, hide) for member in value]
-    if isinstance(value, dict):
-        secret = str(value.get("qom-type", value.get("qom_type", ""))).startswith("secret")
-        return {
-            hide.key(name): REMOVED if secret and name == "data" else _walk(member, name, hide)
-            for name, member in value.items()
-        }
-    return value
-
-
-def _string(value: str, key: str, hide: Pseudonyms) -> str:
-    if value.startswith("json:"):
-        try:
-            return "json:" + msgspec.json.encode(_walk(msgspec.json.decode(value[5:]), "", hide)).decode()
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            return hide.text(value)
+        return redacted_word(value, "", hide)
     return hide.value(key, value)

@@ -36,6 +36,7 @@ URL = re.compile(
     r"(?P<port>:\d{1,5})?(?P<path>/[^\s,'\")#?;]*)?(?P<query>\?[^\s,'\")]*)?"
 )
 MAC = re.compile(r"(?<![\w:-])[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}(?![\w:-])")
+LENGTH_OF_MAC, LENGTH_OF_UUID = 17, 36
 UUID = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(?![0-9a-fA-F])")
 IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])")
 IPV6 = re.compile(r"(?<![\w:.])[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,7}(?![\w:])")
@@ -75,6 +76,8 @@ CIFS = re.compile(r"(?<![\w:/])//(?P<host>[\w.-]+)(?=/)")
 SHORTEST_OPAQUE, SHORTEST_HEX = 20, 32
 OPAQUE = re.compile(r"(?<![\w+/=-])(?=[\w+/=-]*[A-Z])(?=[\w+/=-]*[a-z])(?=[\w+/=-]*\d)[A-Za-z0-9+/=-]{20,}(?![\w+/=-])")
 LONG_HEX = re.compile(r"(?<![0-9A-Za-z_])[0-9a-f]{32,64}(?![0-9A-Za-z_])")
+# One of these has every line without a key in which any of the patterns finds anything, here and among the secrets.
+UNUSUAL = re.compile(r"[./@]|[A-Za-z]-|:.*:|gh[pousr]_|(?<!\S)(?!\d{15,31}(?!\S))\S{15}")
 
 # Of these places every machine has the same files: their paths stay.
 PUBLIC = (

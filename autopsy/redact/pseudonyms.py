@@ -38,6 +38,7 @@ class Pseudonyms:
     _made: set[str] = field(default_factory=set)
     _texts: dict[str, str] = field(default_factory=dict)
     _unchanged: frozenset[str] = frozenset()
+    _plain_lines: set[str] = field(default_factory=set)
     _keys: dict[str, str] = field(default_factory=dict)
     _values: dict[tuple[str, str], str] = field(default_factory=dict)
 
@@ -65,6 +66,7 @@ class Pseudonyms:
         self._unchanged = frozenset(text for text, made in self._texts.items() if text == made)
         for remembered in (self._texts, self._keys, self._values):
             remembered.clear()
+        self._plain_lines.clear()
         self._pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{_trie(list(self._names))})(?![A-Za-z0-9])", re.IGNORECASE)
 
     def names_stand_in(self, data: bytes) -> bool:
@@ -99,9 +101,15 @@ class Pseudonyms:
 
     def is_plain(self, text: str) -> bool:
         """Return whether no line of a text has anything to be hidden; "no" where one may reach over several."""
-        return not has_keys(text) and all(
-            self._remembered(line, keys=False) == line for line in dict.fromkeys(text.split("\n"))
-        )
+        lines = [line for line in text.split("\n") if line not in self._plain_lines]
+        if has_keys("\n".join(lines)):
+            return False
+        unusual = lines if self._pattern is not None else filter(words.UNUSUAL.search, lines)
+        if any(self._remembered(line, keys=False) != line for line in unusual):
+            return False
+        if len(self._plain_lines) < MOST_REMEMBERED:
+            self._plain_lines.update(lines)
+        return True
 
     def _remembered(self, text: str, *, keys: bool = True) -> str:
         if len(text) > LONGEST_REMEMBERED:
@@ -124,13 +132,13 @@ class Pseudonyms:
             text = secrets.EMAIL.sub(lambda match: self.of("user", match[0]), text)
         if secrets.holds(letters, secrets.OF_IQN):
             text = secrets.IQN.sub(lambda match: self.name("iqn", match[0]), text)
-        if ":" in text:
+        if ":" in text and _has_a_word_of(secrets.LENGTH_OF_WWN, text):
             text = secrets.WWN.sub(lambda match: self.of("wwn", match[0].lower()), text)
         if keys and secrets.holds(letters, IDENTITIES):
             text = words.IDENTITY_WORD.sub(self._identity, text)
-        if "-" in text:
+        if "-" in text and _has_a_word_of(words.LENGTH_OF_UUID, text):
             text = words.UUID.sub(lambda match: self.of("uuid", match[0].lower()), text)
-        if ":" in text or "-" in text:
+        if (":" in text or "-" in text) and _has_a_word_of(words.LENGTH_OF_MAC, text):
             text = words.MAC.sub(lambda match: self.of("mac", match[0].lower()), text)
         if ":/" in text:
             text = words.NFS.sub(lambda match: f"{self.host(match['host'])}:", text)
@@ -138,17 +146,17 @@ class Pseudonyms:
             text = words.CIFS.sub(lambda match: f"//{self.host(match['host'])}", text)
         if "." in text:
             text = words.IPV4.sub(lambda match: self._ip("ipv4", match[0]), text)
-        if ":" in text:
+        if text.count(":") > 1:
             text = words.IPV6.sub(lambda match: self._ip("ipv6", match[0]), text)
         if "/" in text:
             text = words.PATH.sub(lambda match: self.path(match[0]), text)
         if "." in text:
             text = words.FQDN.sub(lambda match: self.host(match[0]), text)
-        if len(text) >= words.SHORTEST_HEX:
+        if _has_a_word_of(words.SHORTEST_HEX, text):
             text = words.LONG_HEX.sub(
                 lambda match: match[0] if match[0] in self.kept else self.of("hex", match[0]), text
             )
-        if len(text) >= words.SHORTEST_OPAQUE:
+        if _has_a_word_of(words.SHORTEST_OPAQUE, text):
             text = words.OPAQUE.sub(self._opaque, text)
         return self._known_by_name(text)
 
@@ -259,6 +267,11 @@ class Pseudonyms:
         if match[0].startswith("_Z") or match[0] in self.kept:
             return match[0]
         return self.of("opaque", match[0])
+
+
+def _has_a_word_of(length: int, text: str) -> bool:
+    """Return whether so many characters stand in a text without a space: a line of numbers has no such word."""
+    return len(text) >= length and max(map(len, text.split()), default=0) >= length
 
 
 def _stands_in(name: str, letters: str) -> bool:

@@ -49,6 +49,7 @@ SCHEMES = ("bearer", "basic", "negotiate")
 EMAIL = re.compile(r"[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 OF_IQN = ("0x5", "iqn.", "eui.", "naa.", "wwn-0x")  # one of which each has
 IQN = re.compile(r"\b0x5[0-9a-f]{15}\b|\b(?:iqn\.\d{4}-\d\d\.|eui\.|naa\.|wwn-0x)[\w.:-]{4,}", re.IGNORECASE)
+LENGTH_OF_WWN = 23
 WWN = re.compile(r"(?<![\w:])[0-9a-f]{2}(?::[0-9a-f]{2}){7}(?![\w:])", re.IGNORECASE)
 
 

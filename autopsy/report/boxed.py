@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -57,16 +58,34 @@ def in_box(
     Raises:
         AutopsyError: as `work` raises it; DamagedBundle, where anything else became of the process.
     """
+    with begun_in_box(work, source=source, seconds=seconds, keep=keep) as answer:
+        return answer(hear, most)
+
+
+@contextmanager
+def begun_in_box(
+    work: Callable[[Confined, AnswerPipe], bytes], *, source: str, seconds: float, keep: tuple[int, ...] = ()
+) -> Iterator[Callable[..., bytes]]:
+    """Have `work` run in the sandbox meanwhile; what is yielded waits for its answer, and raises as `in_box` does."""
     load()
     box = Sandbox(readable=python_tree(), keep=keep, memory=MEMORY)
-    try:
-        return confined.run(work, box, seconds=seconds, hear=hear, words=_in_words, most=most)
-    except TooSlow:
-        raise DamagedBundle(source, f"could not be read within {seconds:.0f} s", remedy="do not trust it") from None
-    except Died as error:
-        raise DamagedBundle(source, f"what read it ended: {error}", remedy="do not trust it") from None
-    except WorkRaised as error:
-        raise _as_raised(source, error) from None
+
+    def waited(hear: Callable[[str, bytes], bytes] = _unheard, most: int = confined.MOST_ALTOGETHER) -> bytes:
+        try:
+            return answer(seconds, hear, most)
+        except TooSlow:
+            raise DamagedBundle(source, f"could not be read within {seconds:.0f} s", remedy="do not trust it") from None
+        except Died as error:
+            raise DamagedBundle(source, f"what read it ended: {error}", remedy="do not trust it") from None
+        except WorkRaised as error:
+            raise _as_raised(source, error) from None
+
+    with confined.begun(work, box, words=_in_words) as answer:
+        yield waited
+
+
+def _unheard(_name: str, _data: bytes) -> bytes:
+    return b""
 
 
 def load() -> None:

@@ -21,7 +21,8 @@ from autopsy.bundle.sections import Section, parse, render
 from autopsy.bundle.verify import verify
 from autopsy.commands.redact import redact
 from autopsy.errors import NotStored
-from autopsy.redact.files import command_line, redacted
+from autopsy.redact.command_line import command_line
+from autopsy.redact.files import redacted
 from autopsy.redact.pseudonyms import Pseudonyms
 from support import lab
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 from autopsy.capture.host import vm_files
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.gather import gather_facts
-from autopsy.redact.files import command_line
+from autopsy.redact.command_line import command_line
 from autopsy.redact.pseudonyms import Pseudonyms
 from autopsy.redact.secrets import without_secrets
 from autopsy.report.bug_report import bug_report

@@ -7,7 +7,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
@@ -104,19 +105,45 @@ def run(
 
     Concurrency: call it only from a process with one thread.
     """
+    with begun(work, box, words=words, own_input=own_input) as answer:
+        return answer(seconds, hear, most)
+
+
+Answer = Callable[[float, Callable[[str, bytes], bytes], int], bytes]
+
+
+@contextmanager
+def begun(
+    work: Callable[[Confined, AnswerPipe], bytes],
+    box: Sandbox,
+    *,
+    words: Callable[[BaseException], bytes],
+    own_input: bool = False,
+) -> Iterator[Answer]:
+    """Have `work` run in a confined child meanwhile; what is yielded waits for its answer, and raises as `run` does.
+
+    The child is dead once this is left. Nobody hears what it says before it is waited for.
+
+    Concurrency: call it only from a process with one thread.
+    """
     child = fork(
         lambda ends: _live(work, box, AnswerPipe(ends.tells, ends.hears), words, own_input=own_input),
         own_namespace=True,
     )
     os.set_blocking(child.questions, False)
+
+    def answer(seconds: float, hear: Callable[[str, bytes], bytes], most: int) -> bytes:
+        try:
+            return _Conversation(child, time.monotonic() + seconds, hear, most).hold()
+        except Overdue:
+            raise TooSlow from None
+        except EOFError:
+            raise Died(_in_words(_exit_code(child))) from None
+        except msgspec.DecodeError as error:
+            raise Died(f"it spoke what no process of ours speaks: {error}") from None
+
     try:
-        return _Conversation(child, time.monotonic() + seconds, hear, most).hold()
-    except Overdue:
-        raise TooSlow from None
-    except EOFError:
-        raise Died(_in_words(_exit_code(child))) from None
-    except msgspec.DecodeError as error:
-        raise Died(f"it spoke what no process of ours speaks: {error}") from None
+        yield answer
     finally:
         end(child, seconds=REAP_SECONDS)
 
