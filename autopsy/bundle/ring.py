@@ -35,7 +35,8 @@ class RingSample(msgspec.Struct, frozen=True, kw_only=True):
     counted; `unmoved` of them stood where they had stood before, the oldest for `oldest_unmoved_ms`; `moved` counts
     those that went on or ended between the last two looks. `eventfds` is the sum of what was written to the
     process's eventfds and not yet read, absent where it was not looked at. `host_requests` are in flight at the host's
-    block devices below the process's files, of whoever, absent where there are none.
+    block devices below the process's files, of whoever, absent where there are none; for `host_unmoved_ms` one of those
+    devices had some and completed none.
     """
 
     monotonic_ns: int
@@ -55,6 +56,7 @@ class RingSample(msgspec.Struct, frozen=True, kw_only=True):
     oldest_unmoved_ms: int = 0
     eventfds: int | None = None
     host_requests: int | None = None
+    host_unmoved_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

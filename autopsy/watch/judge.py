@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import field
+from dataclasses import field, replace
 
 from autopsy.bundle.ring import RingSample
 from autopsy.dataclass import dataclass
 from autopsy.watch.coroutine_look import CoroutineLook
 from autopsy.watch.model import StallKind, WatchState
 from autopsy.watch.sample import Halted, StillThread, VmSample
-from autopsy.watch.tokens import SECOND, RequestsInFlight, RequestTokens
+from autopsy.watch.tokens import MOST_LAG_NS, SECOND, RequestsInFlight, RequestTokens
 
 SUSPECT_NS = 3 * SECOND
 EXPECTED_NS = 2 * SECOND  # between two samples
@@ -19,6 +19,7 @@ PAUSED_NS = 3 * SECOND
 IN_POLL = ("do_sys_poll", "do_poll", "poll_schedule_timeout", "do_epoll_wait", "ep_poll", "do_select", "sigtimedwait")
 WAITS_FOR_CLIENT = ("inet_csk_accept", "unix_accept", "skb_wait_for_more_packets", "__skb_wait_for_more_packets")
 VCPU_WAITS = ("kvm", "mshv", "futex_", "do_signal_stop", "ptrace_stop", "do_exit")
+OF_REQUESTS = frozenset({StallKind.DISK, StallKind.REQUEST})
 BY_SIGNAL = ("do_signal_stop", "ptrace_stop", "do_exit", "do_group_exit")
 
 
@@ -110,8 +111,23 @@ class VmJudge:
             self._requests(now),
             self._vcpus(sample, now),
             self._asleep(sample, now),
+            self._uncounted(sample),
         )
-        return next((stall for stall in candidates if stall is not None and stall.age_ns >= SUSPECT_NS), None)
+        gravest = next((stall for stall in candidates if stall is not None and stall.age_ns >= SUSPECT_NS), None)
+        return gravest if gravest is None else self._of_the_host(gravest, sample)
+
+    def _uncounted(self, sample: VmSample) -> StandStill | None:
+        """Return for how long a device below its disks has completed nothing, where its requests cannot be counted."""
+        if self.clear and not sample.hung:
+            return None
+        began = sample.at_ns - sample.host.unmoved_ns
+        return StandStill(StallKind.HOST, sample.host.unmoved_ns, began, began)
+
+    def _of_the_host(self, stall: StandStill, sample: VmSample) -> StandStill:
+        """Call requests the host's that have stood since a device below its disks ceased to complete any, or later."""
+        since = sample.at_ns - sample.host.unmoved_ns
+        held = sample.host.unmoved_ns >= SUSPECT_NS and since <= stall.began_ns + MOST_LAG_NS
+        return replace(stall, kind=StallKind.HOST) if held and stall.kind in OF_REQUESTS else stall
 
     def _main_loop(self, sample: VmSample, now: int) -> StandStill | None:
         """Return for how long the main loop has been somewhere where it is not while it waits for events."""
@@ -208,6 +224,7 @@ class VmJudge:
                 unmoved=judged.unmoved,
                 oldest_unmoved_ms=judged.oldest_ns // 1_000_000,
                 eventfds=sample.eventfds,
-                host_requests=sample.host_requests,
+                host_requests=sample.host.in_flight,
+                host_unmoved_ms=sample.host.unmoved_ns // 1_000_000,
             )
         )

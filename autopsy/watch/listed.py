@@ -15,7 +15,7 @@ SIGNS = {
     StallKind.REQUEST: "a block request does not move",
     StallKind.MAIN_LOOP: "its main loop does not come round",
     StallKind.VCPUS: "its vCPUs do not run",
-    StallKind.HOST: "it stands still with other VMs",
+    StallKind.HOST: "it stands still with other VMs, or with a device of the host's",
 }
 
 

@@ -337,6 +337,7 @@ class Watch:
             stall_seconds=dict(counts.seconds),
             captures=dict(self.results[vm.target]),
             last_bundle_at=self.bundles.get(vm.target),
+            host_unmoved_seconds=sampled.host_unmoved_seconds,
             silent_disks=asked.silent,
             monitor_asks=dict(asked.outcomes),
         )

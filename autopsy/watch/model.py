@@ -17,7 +17,7 @@ class StallKind(StrEnum):
     REQUEST = "request"  # one request or more, while others move
     MAIN_LOOP = "mainloop"  # it does not come round
     VCPUS = "vcpus"  # kept from running by the BQL
-    HOST = "host"  # several VMs within seconds
+    HOST = "host"  # several VMs within seconds, or requests above a device of the host's that completes none
 
 
 class WatchState(StrEnum):
@@ -97,7 +97,9 @@ class WatchedVm:
 
     `name` is the word that the metrics call it by: its VMID or its name, never a PID. `suspect` is a stall that is
     too young to be called one, or one that only a disk's silence shows (`silent_disks`), which is never called one.
-    `monitor_asks` counts what came of asking its monitor, where the configuration has it asked.
+    `host_unmoved_seconds` is for how long a device of the host's below its disks has had requests in flight, of
+    whoever, and completed none; absent where there is no such device. `monitor_asks` counts what came of asking its
+    monitor, where the configuration has it asked.
     """
 
     name: str
@@ -120,6 +122,7 @@ class WatchedVm:
     stall_seconds: Mapping[StallKind, float] = field(default_factory=dict)
     captures: Mapping[CaptureResult, int] = field(default_factory=dict)
     last_bundle_at: float | None = None  # seconds since the epoch
+    host_unmoved_seconds: float | None = None
     silent_disks: tuple[SilentDisk, ...] = ()
     monitor_asks: Mapping[MonitorOutcome, int] = field(default_factory=dict)
 

@@ -6,6 +6,7 @@ from enum import Enum
 
 from autopsy.dataclass import dataclass
 from autopsy.watch.coroutine_look import CoroutineLook
+from autopsy.watch.signs.host_devices import HostRequests
 
 
 class Halted(Enum):
@@ -57,6 +58,6 @@ class VmSample:
     read_bytes: int | None = None
     write_bytes: int | None = None
     eventfds: int | None = None
-    host_requests: int | None = None
+    host: HostRequests = HostRequests()
     look: CoroutineLook | None = None
     hung: bool = False

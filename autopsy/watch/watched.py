@@ -14,7 +14,7 @@ from autopsy.watch.model import WatchState
 from autopsy.watch.ring import trimmed
 from autopsy.watch.sample import VmSample
 from autopsy.watch.sampler import VmFiles
-from autopsy.watch.signs.host_devices import HostDevices
+from autopsy.watch.signs.host_devices import HostDevices, HostRequests
 from autopsy.watch.signs.monitors import AskableVm
 from autopsy.watch.stages import VmStages
 from autopsy.watch.tokens import SECOND
@@ -51,6 +51,12 @@ class SampledVm:
         return self.stages.episode is not None
 
     @property
+    def host_unmoved_seconds(self) -> float | None:
+        """Return for how long a device of the host's below its disks has completed nothing, None without one."""
+        host = self.sample.host if self.sample is not None else HostRequests()
+        return None if host.in_flight is None else host.unmoved_ns / SECOND
+
+    @property
     def askable(self) -> AskableVm:
         """Return whether its monitor may be asked now, and what its vCPUs have run so far."""
         comes_round = self.sample is not None and (
@@ -69,8 +75,7 @@ class SampledVm:
     def take_sample(self, now_ns: int, devices: HostDevices, *, closely: bool) -> bool:
         """Take the cheap signs; return whether the process is still there."""
         sample = self.files.sample(now_ns, closely=closely or self.suspect or self.judge.wants_look)
-        in_flight = devices.in_flight(self.vm.pid, now_ns) if sample is not None else None
-        self.sample = None if sample is None else replace(sample, host_requests=in_flight)
+        self.sample = None if sample is None else replace(sample, host=devices.of(self.vm.pid, now_ns))
         return self.sample is not None
 
     def question(self, now_ns: int, *, closely: bool) -> LookQuestion | None:

@@ -11,6 +11,7 @@ from autopsy.watch.judge import JudgedSample, VmJudge
 from autopsy.watch.model import StallKind, WatchState
 from autopsy.watch.request_shape import Shape
 from autopsy.watch.sample import Halted, StillThread, VmSample
+from autopsy.watch.signs.host_devices import HostRequests
 from autopsy.watch.tokens import SECOND
 
 STUCK = ParkedCoroutine(5, b"s", Shape.TRACKED, 3)
@@ -125,6 +126,31 @@ def test_a_vm_that_is_stopped_does_not_stall(halted: Halted) -> None:
 def test_a_stop_counts_for_nothing_once_it_is_over() -> None:
     stopped = [sample(each, STUCK, halted=Halted.SIGNAL) for each in range(1, 40)]
     assert kind(judged(sample(0, STUCK), *stopped, sample(40, STUCK))) is None
+
+
+def host(second: float) -> HostRequests:
+    """Return what a device has in flight that has completed nothing since our first sample."""
+    return HostRequests(3, int(second * SECOND))
+
+
+def test_requests_above_a_device_of_the_hosts_that_completes_none_are_the_hosts() -> None:
+    assert kind(judged(sample(-1), *[sample(each, STUCK, host=host(each)) for each in range(10)])) is StallKind.HOST
+    late = [sample(each, STUCK, host=host(max(0, each - 4))) for each in range(10)]
+    assert kind(judged(sample(-1), *late)) is StallKind.DISK  # it completed others when these stood already
+    flows = [sample(each, STUCK, host=HostRequests(3)) for each in range(10)]
+    assert kind(judged(sample(-1), *flows)) is StallKind.DISK
+
+
+def test_a_device_that_completes_none_is_no_stall_of_a_vm_whose_requests_can_be_counted() -> None:
+    well = [sample(each, host=host(each)) for each in range(30)]
+    assert kind(judged(*well)) is None
+    uncounted = CoroutineLook(clear=False)
+    unclear = [sample(each, host=host(each), look=uncounted) for each in range(9)]
+    assert (kind(judged(*unclear)), seconds(judged(*unclear)), judged(*unclear).state) == (
+        StallKind.HOST,
+        8,
+        WatchState.UNCLEAR,
+    )
 
 
 def test_a_vm_that_is_given_no_processor_is_starved_not_stuck() -> None:

@@ -46,6 +46,7 @@ NAMES = {
     "autopsy_vm_stall_seconds_total": {"vm", "kind"},
     "autopsy_stall_duration_seconds": {"le"},
     "autopsy_vm_uninterruptible_threads": {"vm"},
+    "autopsy_vm_host_device_unmoved_seconds": {"vm"},
     "autopsy_vm_silent_disk_seconds": {"vm"},
     "autopsy_vm_monitor_asks_total": {"vm", "outcome"},
     "autopsy_host_hung_tasks_total": set(),

@@ -17,7 +17,7 @@ from autopsy.drill.machine import Machine
 from autopsy.watch.model import WatchState
 from support import lab, verdicts
 from support.watching.noticing import rounds, watching
-from support.wedged import wedges, wedges_beyond, wedges_disks
+from support.wedged import wedges, wedges_beyond, wedges_disks, wedges_found
 from support.wedged.wedges import Stuck
 
 pytestmark = pytest.mark.live
@@ -39,6 +39,7 @@ def test_a_single_look_tells_what_stands_from_what_is_slow_or_waits_to_be_asked(
             for name, begin in {
                 "limit": wedges_disks.throttled(stock),
                 "server": wedges_disks.nbd_stopped(stock),
+                "device": wedges_found.loop_device(stock),
                 "slow": wedges_beyond.at_its_limit(stock),
                 "export": wedges_beyond.pulled_backup(stock),
                 "main loop": wedges.connecting(stock),
@@ -52,6 +53,7 @@ def test_a_single_look_tells_what_stands_from_what_is_slow_or_waits_to_be_asked(
     assert {name: each["kind"] for name, each in seen.items()} == {
         "limit": "disk",
         "server": "disk",
+        "device": "host",
         "slow": "",
         "made up for": "",
         "export": "",

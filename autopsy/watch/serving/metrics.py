@@ -110,6 +110,11 @@ def _of_vms(vms: Vms) -> Iterator[Metric]:
         "Threads in state D.",
         ((label, vm.threads_in_d) for label, vm in vms),
     )
+    yield _gauge(
+        "autopsy_vm_host_device_unmoved_seconds",
+        "For how long a host's device below the VM's disks has had requests in flight, of whoever, and completed none.",
+        ((label, vm.host_unmoved_seconds) for label, vm in vms if vm.host_unmoved_seconds is not None),
+    )
     yield _count_of(
         "autopsy_vm_stalls", "Stalls that were seen, short ones too.", vms, lambda vm: vm.stalls, by=("kind", StallKind)
     )

@@ -1,7 +1,7 @@
-"""How many requests the host's devices below a VM's disks have in flight, from sysfs: no file of the VM's is touched.
+"""What the host's devices below a VM's disks have in flight, and whether they complete any, by sysfs.
 
-A file's device is told by its mount, as stat(2) of a file may hang; a file system without a device of its own, as
-those of a network, has none.
+No file of the VM's is touched. A file's device is told by its mount, as stat(2) of a file may hang; a file system
+without a device of its own, as those of a network, has none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
 from autopsy.linux.mounts import MNT_ID, mounts_of
 
-SYSFS = "/sys/dev/block/{}/inflight"
+SYSFS = "/sys/dev/block/{}/stat"
+IN_FLIGHT = 8  # its field, of Documentation/block/stat.rst
+COMPLETED = (0, 4, 11, 15)  # reads, writes, discards, flushes; older kernels have not all of them
 AGAIN_SECONDS = 60.0  # between two looks at which files a VM has open
 MOST_DESCRIPTORS = 256
 MOST_MOUNTINFO = 4 << 20
@@ -26,26 +28,50 @@ DEVICE = re.compile(r"(?!0:)\d+:\d+")  # 0:N has no device below it
 NO_DISK = ("/dev/null", "/dev/kvm", "/dev/net/", "/dev/vhost", "/dev/pts/", "/dev/urandom", "/memfd:")
 
 
+@dataclass(frozen=True, slots=True)
+class HostRequests:
+    """What the devices below one VM's files have in flight, None where none is known.
+
+    `unmoved_ns` is for how long one of them has had some in flight and completed none, the one that stands for longest.
+    """
+
+    in_flight: int | None = None
+    unmoved_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCount:
+    """One device at one moment; `since_ns` is since when it has had requests in flight and completed none."""
+
+    in_flight: int
+    completed: int
+    since_ns: int
+
+
 @dataclass(slots=True)
 class HostDevices:
     """The devices of every VM, and what each had in flight at one moment: those that VMs share are read once."""
 
     devices: dict[int, tuple[float, frozenset[str]]] = field(default_factory=dict)
-    counts: dict[str, int | None] = field(default_factory=dict)
+    counts: dict[str, DeviceCount | None] = field(default_factory=dict)
+    # What was in flight then and has not been completed since is in flight still, however long ago that was.
+    before: dict[str, DeviceCount | None] = field(default_factory=dict)
     counted_ns: int = 0
 
-    def in_flight(self, pid: int, now_ns: int) -> int | None:
-        """Return how many requests the devices below a VM's files have in flight, None where none is known."""
+    def of(self, pid: int, now_ns: int) -> HostRequests:
+        """Return what the devices below a VM's files have in flight."""
         if now_ns != self.counted_ns:
-            self.counts, self.counted_ns = {}, now_ns
+            self.before, self.counts, self.counted_ns = self.before | self.counts, {}, now_ns
         at, devices = self.devices.get(pid, (-AGAIN_SECONDS, frozenset()))
         if monotonic() - at >= AGAIN_SECONDS:
             devices = devices_of(pid)
             self.devices[pid] = (monotonic(), devices)
         for device in devices - self.counts.keys():
-            self.counts[device] = _in_flight(device)
+            self.counts[device] = _count(device, self.before.get(device), now_ns)
         known = [count for device in devices if (count := self.counts[device]) is not None]
-        return sum(known) if known else None
+        if not known:
+            return HostRequests()
+        return HostRequests(sum(count.in_flight for count in known), max(now_ns - count.since_ns for count in known))
 
     def forget(self, pid: int) -> None:
         """Let go of a VM."""
@@ -75,8 +101,11 @@ def devices_of(pid: int) -> frozenset[str]:
     return frozenset(filter(DEVICE.fullmatch, devices))
 
 
-def _in_flight(device: str) -> int | None:
+def _count(device: str, before: DeviceCount | None, now_ns: int) -> DeviceCount | None:
     try:
-        return sum(map(int, read_kernel(SYSFS.format(device), SMALL).split()))
-    except (OSError, ValueError):
+        numbers = [int(word) for word in read_kernel(SYSFS.format(device), SMALL).split()]
+        in_flight, completed = numbers[IN_FLIGHT], sum(numbers[place] for place in COMPLETED if place < len(numbers))
+    except (OSError, ValueError, IndexError):
         return None
+    stands = before is not None and before.in_flight > 0 and in_flight > 0 and completed == before.completed
+    return DeviceCount(in_flight, completed, before.since_ns if before is not None and stands else now_ns)

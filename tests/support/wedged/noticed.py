@@ -8,12 +8,13 @@ from functools import partial
 
 from autopsy.watch.model import StallKind
 from support import lab
-from support.wedged import stacked, wedges, wedges_apart, wedges_beyond, wedges_disks
+from support.wedged import stacked, wedges, wedges_apart, wedges_beyond, wedges_disks, wedges_found
 from support.wedged.wedges import Stuck
 
 Wedge = Callable[[lab.Build], AbstractContextManager[Stuck]]
 REQUESTS = {StallKind.DISK, StallKind.REQUEST}
 LOOP = {StallKind.MAIN_LOOP}
+HOST = {StallKind.HOST}
 
 # Where QEMU drains for one that stands, either shows: the requests, or a main loop that waits for them alone.
 WEDGES: tuple[tuple[str, Wedge, set[StallKind]], ...] = (
@@ -29,7 +30,8 @@ WEDGES: tuple[tuple[str, Wedge, set[StallKind]], ...] = (
     ("frozen-uring", partial(wedges_disks.frozen, engine="aio=io_uring"), REQUESTS),
     ("frozen-iothread", partial(wedges_disks.frozen, engine="aio=threads", iothread=True), REQUESTS),
     ("frozen-behind-links", wedges_beyond.frozen_behind_links, REQUESTS),
-    ("loop-on-fuse", stacked.ext4_on_loop_on_fuse, REQUESTS),
+    ("loop-on-fuse", stacked.ext4_on_loop_on_fuse, HOST),
+    ("loop-device", wedges_found.loop_device, HOST),
     ("fuse", wedges_disks.fuse_stopped, REQUESTS),
     ("fuse-added", wedges_disks.added_from_stopped_fuse, LOOP),
     ("blkdebug-drain", wedges_disks.stop_over_blkdebug, REQUESTS | LOOP),
