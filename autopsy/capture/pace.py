@@ -76,7 +76,8 @@ class Pace:
         return (self.ran_ns + self.waited_ns) / self.ran_ns if self.ran_ns else 1.0
 
     def look(self) -> None:
-        """Take in what this process met since the last look."""
+        """Take in what this process met since the last look; where it starves by a low priority, give that up."""
+        behind.come_forward()
         now = spent()
         self.take(now[0] - self.at[0], now[1] - self.at[1])
         self.at = now

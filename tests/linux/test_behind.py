@@ -115,3 +115,47 @@ class _Starved:
 
     def look(self) -> None:
         pass
+
+
+@pytest.mark.parametrize(
+    ("met", "came", "nice"),
+    [((30_000_000, 900_000_000), True, 0), ((300_000_000, 400_000_000), False, 13), (None, False, 13)],
+    ids=["it starves", "it is only slower", "nobody tells"],
+)
+def test_a_low_priority_is_given_up_only_where_we_starve_by_it(
+    met: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch, nice: int, *, came: bool
+) -> None:
+    lab.need_root()
+    monkeypatch.setattr(behind, "spent", lambda _: met)
+
+    def work() -> bytes:
+        os.setpriority(os.PRIO_PROCESS, 0, 13)
+        forward = behind.come_forward()
+        return f"{forward} {os.getpriority(os.PRIO_PROCESS, 0)}".encode()
+
+    assert in_child(work, 5).decode() == f"{came} {nice}"
+
+
+def test_a_capture_that_was_started_behind_others_comes_forward_before_its_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab.need_root()
+    monkeypatch.setattr(behind, "spent", lambda _: (30_000_000, 900_000_000))
+
+    def work() -> bytes:
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
+        Pace().look()
+        return f"{os.getpriority(os.PRIO_PROCESS, 0)} {os.sched_getscheduler(0)}".encode()
+
+    assert in_child(work, 5).decode() == f"0 {ORDINARY}"
+
+
+def test_an_ordinary_priority_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.need_root()
+    monkeypatch.setattr(behind, "spent", lambda _: (1, 1 << 40))
+
+    def work() -> bytes:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+        return str(behind.come_forward()).encode()
+
+    assert in_child(work, 5) == b"False"

@@ -12,6 +12,7 @@ from autopsy.capture.freeze.chunk import Chunk
 from autopsy.capture.freeze.memory_copy import read_pages
 from autopsy.capture.freeze.tracer import RED_ZONE
 from autopsy.capture.freeze.tracer_memory import STACK_CAP
+from autopsy.capture.step import Deadline
 from autopsy.dataclass import dataclass
 from autopsy.linux import ptrace
 from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, runs
@@ -19,6 +20,7 @@ from autopsy.linux.tasks.priority import Unpreempted
 
 TRIES = 5
 BETWEEN_SECONDS = 0.001
+LEAST_SECONDS = 1.0  # that are left of the step: the memory that was copied is still to be stored
 USER_CS, USER_SS = 0x33, 0x2B  # of every 64-bit process
 
 # `NR ARG… SP PC` in a system call, `-1 SP PC` asleep elsewhere (a page fault), or the word `running`.
@@ -40,8 +42,12 @@ class NeedsStop:
     why: str
 
 
-def read_sleeping_thread(process: MappedProcess, tid: int, stacks: Sequence[Mapping]) -> SleepingThread | NeedsStop:
+def read_sleeping_thread(
+    process: MappedProcess, tid: int, stacks: Sequence[Mapping], deadline: Deadline
+) -> SleepingThread | NeedsStop:
     """Read a thread that sleeps; one that is on a CPU is tried a few times. `stacks` are in order of address."""
+    if deadline.left() < LEAST_SECONDS:
+        return NeedsStop("the time of the step was nearly up")
     why = ""
     for _ in range(TRIES):
         try:

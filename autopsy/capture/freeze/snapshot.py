@@ -164,7 +164,7 @@ def take_snapshot(
     comms = {task.tid: task.comm for task in known}
     if any(caught.tid not in comms for caught in cut.threads):
         comms = {task.tid: task.comm for task in tasks(process.pid, process.path)} | comms
-    threads, frozen, read_after = _threads(process, cut, stacks, comms, ram_sizes=ram_sizes, not_stopped=why)
+    threads, frozen, read_after = _threads(process, cut, stacks, deadline, comms, ram_sizes=ram_sizes, not_stopped=why)
     walked, walked_frozen, their_stacks = _walked(stood, comms)
     threads = sorted(threads + walked, key=lambda thread: (thread.tid != process.pid, thread.tid))
     frozen = sorted(frozen + walked_frozen, key=lambda thread: (thread.tid != process.pid, thread.tid))
@@ -298,6 +298,7 @@ def _threads(
     process: MappedProcess,
     cut: TracedStop,
     stacks: tuple[Mapping, ...],
+    deadline: Deadline,
     comms: dict[int, str],
     *,
     ram_sizes: tuple[int, ...],
@@ -320,7 +321,7 @@ def _threads(
         if caught.fate is Fate.STANDING and not _within(stacks, _sp(caught.registers)):
             with contextlib.suppress(OSError):  # the thread is younger than the maps that we have
                 stacks = _stacks(choose(*address_space(process.path, ram_sizes), process.pagemap, process.memory))
-        match running_threads.read_sleeping_thread(process, caught.tid, stacks):
+        match running_threads.read_sleeping_thread(process, caught.tid, stacks, deadline):
             case running_threads.SleepingThread(registers=registers, stack=stack):
                 threads.append(ThreadRegisters(caught.tid, registers))
                 pieces += stack

@@ -18,6 +18,9 @@ from autopsy.linux.ptrace import RSP
 from autopsy.linux.tasks.walk import NoWalk, WalkedThread, Walker
 
 ROUNDS = 5  # what runs in user mode is looked at again a few times
+SHARE = (
+    0.5  # of the step's time: on a starved host those that were reached by then are worth more than a step that ended
+)
 FEW, TRIES = 32, 16  # threads that are looked at alone, and how often each
 
 
@@ -41,30 +44,43 @@ def stood_still(process: MappedProcess, stacks: Sequence[Mapping], deadline: Dea
     except NoWalk as error:
         return (), f"threads are stopped for their registers, for the kernel lets none be walked: {error}"
     proven: dict[int, Stood] = {}
+    until = Deadline(SHARE * deadline.left())
     try:
         before = walker.walk()
         unproven, alone_is_quicker = list(before), False
         for _ in range(ROUNDS):
             left = [seen for tid, seen in before.items() if tid not in proven and (not seen.on_cpu or seen.in_ioctl)]
-            copied = {seen.tid: copy_stack(process, _sp(seen), stacks) for seen in left}
+            copied = _copied(process, left, stacks, until)
             after = walker.walk()
             for seen in left:
-                later = after.get(seen.tid)
-                if later is not None and seen.same(later) and copied[seen.tid]:
-                    proven[seen.tid] = Stood(seen.tid, seen.registers, copied[seen.tid])
+                later, stack = after.get(seen.tid), copied.get(seen.tid)
+                if later is not None and seen.same(later) and stack:
+                    proven[seen.tid] = Stood(seen.tid, seen.registers, stack)
             unproven = [tid for tid in after if tid not in proven]
             alone_is_quicker = walker.looks_at_one and len(unproven) <= FEW
-            if not unproven or alone_is_quicker or deadline.expired():
+            if not unproven or alone_is_quicker or until.expired():
                 break
             before = after
         for tid in unproven if alone_is_quicker else ():
-            if (alone := _stood_alone(walker, tid, process, stacks, deadline)) is not None:
+            if (alone := _stood_alone(walker, tid, process, stacks, until)) is not None:
                 proven[tid] = alone
     except NoWalk as error:
         return tuple(proven.values()), f"the walk over the threads ended early: {error}"
     finally:
         walker.close()
     return tuple(proven.values()), ""
+
+
+def _copied(
+    process: MappedProcess, threads: Sequence[WalkedThread], stacks: Sequence[Mapping], until: Deadline
+) -> dict[int, tuple[Chunk, ...]]:
+    """Return the stacks of as many threads as there is time for."""
+    copied = {}
+    for seen in threads:
+        if until.expired():
+            break
+        copied[seen.tid] = copy_stack(process, _sp(seen), stacks)
+    return copied
 
 
 def _stood_alone(

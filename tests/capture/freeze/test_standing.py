@@ -10,18 +10,23 @@ import resource
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from autopsy.capture.freeze import standing_threads
-from autopsy.capture.step import Collected
+from autopsy.capture.freeze.choose_pages import address_space, choose
+from autopsy.capture.freeze.chunk import Chunk
+from autopsy.capture.freeze.snapshot import _stacks
+from autopsy.capture.step import Collected, Deadline
 from autopsy.drill.machine import Machine
 from autopsy.linux.child import in_child
+from autopsy.linux.mappings import MappedProcess, Mapping
 from autopsy.linux.tasks import walk
 from autopsy.linux.tasks.btf import OddTypes, Types
+from autopsy.linux.tasks.present_memory import opened_memory
 from autopsy.linux.tasks.walk import NoWalk, WalkedThread, Walker
 from support import lab
 from support.freezing import FAST, frames, gdb, quiet_vm, take, untouched, victim, workers_asleep
@@ -139,6 +144,33 @@ def test_a_thread_that_wakes_all_the_time_is_looked_at_alone_and_not_stopped(
         others = {each.how for each in taken.record.threads if each.tid != pid}
     assert others == {"walked"}
     assert taken.thread(pid).how == ("walked" if looks_at_one else "stopped")
+
+
+CROWD = """
+for _ in range(60): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_where_time_is_short_those_that_were_walked_by_then_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = standing_threads.copy_stack
+
+    def slowly(process: MappedProcess, sp: int, stacks: Sequence[Mapping]) -> tuple[Chunk, ...]:
+        time.sleep(0.02)  # as where others have the CPU in between
+        return plain(process, sp, stacks)
+
+    monkeypatch.setattr(standing_threads, "copy_stack", slowly)
+    with victim(tmp_path, CROWD) as pid, opened_memory(pid, f"/proc/{pid}") as process:
+        choice = choose(*address_space(process.path, ()), process.pagemap, process.memory)
+        began = time.monotonic()
+        stood, why = standing_threads.stood_still(process, _stacks(choice), Deadline(0.8))
+        took = time.monotonic() - began
+    assert why == ""
+    assert 0 < len(stood) < 61
+    assert took < 0.8 + 0.3
 
 
 def test_a_thread_is_looked_at_alone_as_it_is_walked_and_another_process_has_none_of_ours() -> None:
