@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from autopsy.bundle.failing_file import FailingFile
+
 
 class FutexWait(msgspec.Struct, frozen=True, kw_only=True):
     """A thread that sleeps in futex(2), with the words it sleeps on.
@@ -142,12 +144,14 @@ class MainGlance(msgspec.Struct, frozen=True, kw_only=True):
 class GuardLook(msgspec.Struct, frozen=True, kw_only=True):
     """What the guard saw just before a question that can block; `moved` have run since the witness looked.
 
-    `reasons` are why it refused; there are none when it let the question pass.
+    `reasons` are why it refused; there are none when it let the question pass. `failing` are files of the VM whose
+    storage answered with an error.
     """
 
     moved: tuple[int, ...]
     main: tuple[MainGlance, ...]
     reasons: tuple[str, ...] = ()
+    failing: tuple[FailingFile, ...] = ()
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

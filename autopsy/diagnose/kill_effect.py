@@ -54,6 +54,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "memory-reclaim": "needless",
     "mmap-lock-held": "unknown",
     "postcopy-page-wait": "needless",
+    "snapshot-page-wait": "needless",  # it goes on with the snapshot, or without it once that is cancelled
     "host-writeback-throttled": "needless",
     "host-dm-suspended": "futile",
     "host-block-wait": "futile",
@@ -152,7 +153,7 @@ def of_kill(causes: Iterable[tuple[str, tuple[Subject, ...]]], facts: Facts) -> 
 
     Every cause has its say: a kill that one of them makes futile is futile, and one that helps against any helps.
     """
-    effects = [_of_cause(signature, objects) for signature, objects in causes] or ["unknown"]
+    effects = [_of_cause(signature, objects, facts.vm.pid) for signature, objects in causes] or ["unknown"]
     asleep = out_of_reach(facts)
     if "futile" in effects or (asleep and set(effects) != {"needless"}):
         return Effect("futile", _why_futile(asleep))
@@ -168,7 +169,9 @@ def out_of_reach(facts: Facts) -> tuple[ThreadFact, ...]:
     return tuple(thread for thread in threads(facts) if slept_through(thread) and _is_out_of_reach(thread))
 
 
-def _of_cause(signature: str, objects: tuple[Subject, ...]) -> KillEffect:
+def _of_cause(signature: str, objects: tuple[Subject, ...], own_pid: int) -> KillEffect:
+    if any(isinstance(subject, Peer) and subject.pid == own_pid for subject in objects):
+        return "helps"  # it waits for itself, and the kernel gives up what it serves when it ends
     if signature in ONLY_WITH_A_PEER and not any(isinstance(subject, Peer) for subject in objects):
         return "unknown"
     return BY_SIGNATURE.get(signature, "unknown")

@@ -107,6 +107,8 @@ def gather_facts(evidence: Evidence) -> Facts:
         fuse=sockets.fuse(evidence),
         layers=layers.gather_layers(evidence),
         listeners=sockets.gather_listeners(evidence),
+        fifo_openings=sockets.gather_fifo_openings(evidence),
+        failing_files=images.gather_failing_files(evidence),
         helpers=device_backends.gather_back_ends(line, found_sockets, monitor.answer(talk, "query-chardev")),
         rings=rings.gather_rings(evidence),
         host=host.gather_host(evidence),

@@ -6,15 +6,17 @@ import re
 from collections.abc import Iterator, Mapping
 
 from autopsy.bundle import layout, proc_stat, records
+from autopsy.bundle.fifo_opening import FifoOpening
 from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import FuseMount, ListenerFact, PeerFact, PeerThread, SocketFact
+from autopsy.facts.model.facts import FifoOpeningFact, FuseMount, ListenerFact, PeerFact, PeerThread, SocketFact
 from autopsy.facts.threads import STACK_LINE, field, int_of, syscall
 
 TEXT = layout.evidence(layout.PROC_FDS, layout.SOCKETS)
 ENDS = layout.evidence(layout.PROC_FDS, layout.SOCKET_ENDS)
+OPENINGS = layout.evidence(layout.PROC_FDS, layout.FIFO_OPENINGS)
 FUSE = re.compile(r"fuse/(\d+)/mount")
 # The columns of ss: family, state, connections not accepted, and how many there may be, path, inode, …, users.
 LISTENING = re.compile(
@@ -135,3 +137,20 @@ def gather_listeners(evidence: Evidence) -> tuple[ListenerFact, ...]:
                 )
             )
     return tuple(listeners)
+
+
+def gather_fifo_openings(evidence: Evidence) -> tuple[FifoOpeningFact, ...]:
+    """Return the FIFOs that threads wait in open(2) of, with the programs that open the other ends."""
+    openings = decode(evidence, layout.PROC_FDS, layout.FIFO_OPENINGS, tuple[FifoOpening, ...])
+    if not isinstance(openings, Known):
+        return ()
+    files = section_map(evidence, layout.PROC_FDS, layout.SOCKETS)
+    return tuple(
+        FifoOpeningFact(
+            tid=opening.tid,
+            path=opening.path,
+            peers=tuple(peer(pid, files) for pid in opening.peer_pids),
+            cite=Cite(OPENINGS, 0, f"thread {opening.tid} opens {opening.path}"),
+        )
+        for opening in openings.value
+    )

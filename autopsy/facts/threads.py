@@ -21,7 +21,7 @@ STOP_SIGNAL = 19
 STACK_LINE = re.compile(r"\[<[0-9a-fx]*>\]\s+([A-Za-z0-9_.]+)")
 
 KERNEL_NAMES = ("kvm-nx-lpage-re", "kvm-pit", "iou-wrk-", "iou-sqp-", "vhost-")
-MIGRATION_NAMES = ("live_migration", "multifd", "mig/", "migration", "postcopy")
+MIGRATION_NAMES = ("live_migration", "multifd", "mig/", "migration", "postcopy", "bg_snapshot")
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ KNOWN = frozenset(
         layout.RING,
         *(
             layout.SOCKET_ENDS,
+            layout.FIFO_OPENINGS,
             layout.AIO,
             layout.RINGS,
             layout.HOST_FILES,

@@ -38,14 +38,14 @@ def collect_fuse(
     mounts = list(own.values())
     if not mounts:
         return frozenset()
-    search = SectionRead("daemons", partial(_daemons, process.pid), seconds=SEARCH_SECONDS + 1)
+    search = SectionRead("daemons", _daemons, seconds=SEARCH_SECONDS + 1)
     answer = take([search], scene.deadline, trouble)["daemons"]
     daemons = _pairs(answer.data)
     suspects: set[int] = set()
     for mount in mounts:
         minor = mount.device.partition(":")[2]
         sure = [pid for pid, connection in daemons if connection == minor]
-        named = sure or [pid for pid, connection in daemons if not connection]
+        named = sure or [pid for pid, connection in daemons if not connection and pid != process.pid]
         suspects.update(named)
         stored.append(
             [
@@ -85,9 +85,12 @@ def _told(pids: list[int], *, sure: bool) -> bytes:
     return doubt + b"".join(b"%d\n" % pid for pid in pids)
 
 
-def _daemons(but: int) -> bytes:
-    """Return a line `PID CONNECTION` for each process that holds /dev/fuse; the connection only where it is told."""
-    held, _ = holders([DEVICE], seconds=SEARCH_SECONDS, but=but)
+def _daemons() -> bytes:
+    """Return a line `PID CONNECTION` for each process that holds /dev/fuse; the connection only where it is told.
+
+    The target is among them: it can have an export of its own, and wait for that.
+    """
+    held, _ = holders([DEVICE], seconds=SEARCH_SECONDS, but=0)
     pairs = [(pid, connection) for pid in held.get(DEVICE, ()) for connection in _connections(pid) or [b""]]
     return b"".join(b"%d %b\n" % pair for pair in pairs)
 

@@ -12,9 +12,10 @@ from functools import partial
 import msgspec
 
 from autopsy.bundle import layout
+from autopsy.bundle.fifo_opening import FifoOpening
 from autopsy.bundle.records import SocketEnd
 from autopsy.bundle.sections import REST, Section
-from autopsy.capture.proc import fuse
+from autopsy.capture.proc import fifo_openers, fuse
 from autopsy.capture.proc.fifos import ends_of_fifos, own_fifos
 from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.programs import output
@@ -84,12 +85,24 @@ def collect_sockets(
         ends = msgspec.json.decode(asked["ends"].data or b"[]", type=list[SocketEnd])
         scene.write_json(layout.SOCKET_ENDS, ends)
         daemons = fuse.collect_fuse(scene, process, descriptors, stored, trouble)
-        peers = sorted({pid for end in ends for pid in end.peer_pids} | daemons)
+        openers = _fifo_openers(scene, process, trouble)
+        peers = sorted({pid for end in ends for pid in end.peer_pids} | daemons | openers)
         if (left := len(peers) - MOST_PEERS) > 0:
             trouble.notes.append(f"{left} of {len(peers)} peers were not looked at")
             stored.append([Section(f"peer{REST}", b"", error=f"{left} more were not looked at")])
         for batch in sections(_peers(peers[:MOST_PEERS]), scene.deadline, trouble):
             stored.append(batch)
+
+
+def _fifo_openers(scene: Scene, process: ProcDirectory, trouble: ReadFailures) -> frozenset[int]:
+    """Store fifo-openings.json where a thread waited in open(2) of a FIFO; return who opens the other ends."""
+    if fifo_openers.WAITS not in scene.earlier(layout.PROC_STACKS, layout.TASKS):
+        return frozenset()
+    search = SectionRead("openings", partial(fifo_openers.openings, process), seconds=fifo_openers.SEARCH_SECONDS + 1)
+    answer = take([search], scene.deadline, trouble)["openings"]
+    openings = msgspec.json.decode(answer.data or b"[]", type=tuple[FifoOpening, ...])
+    scene.write_json(layout.FIFO_OPENINGS, openings)
+    return frozenset(pid for opening in openings for pid in opening.peer_pids)
 
 
 def own_sockets(descriptors: Mapping[str, Section]) -> dict[int, int]:
@@ -168,7 +181,12 @@ def _ends(process: ProcDirectory, own: Mapping[int, int], descriptors: Mapping[s
     links |= {b"pipe:[%d]" % inode for inode in pipes} | {fifo.link for fifo in fifos}
     held, complete = holders(links, seconds=SEARCH_SECONDS, but=process.pid)
     sockets = [
-        msgspec.structs.replace(end, peer_pids=held.get(b"socket:[%d]" % (end.peer_inode or 0), ())) for end in ends
+        msgspec.structs.replace(
+            end,
+            peer_pids=held.get(b"socket:[%d]" % (end.peer_inode or 0), ())
+            or ((process.pid,) if end.peer_inode in own else ()),  # it can be connected to itself, and wait for that
+        )
+        for end in ends
     ]
     shared = [
         SocketEnd(fd=fd, inode=inode, family="pipe", peer_pids=pids)

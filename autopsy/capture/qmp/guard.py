@@ -101,8 +101,10 @@ def judge_monitor(scene: Scene) -> Permit | Unanswerable:
     except (ChildTimedOut, ChildFailed, msgspec.DecodeError) as error:
         return Unanswerable((f"what the witness saw could not be looked at again: {text.printable(str(error))}",))
     verdict = may_ask(seen, now)
-    if isinstance(verdict, Permit) and (silent := file_answers.unanswered(scene.target)):
-        verdict = Unanswerable((silent,))
+    if isinstance(verdict, Permit):
+        silent, failing = file_answers.unanswered(scene.target)
+        now = msgspec.structs.replace(now, failing=failing)
+        verdict = Unanswerable((silent,)) if silent else verdict
     if isinstance(verdict, Unanswerable):
         now = msgspec.structs.replace(now, reasons=verdict.reasons)
     scene.write_json(layout.GUARD, now)

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from autopsy.diagnose.advice import disks
 from autopsy.diagnose.advice.managers import Hand
 from autopsy.diagnose.advice.shell import sayable
+from autopsy.diagnose.queries.socket_peers import programs
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
-from autopsy.facts.model.facts import Facts, PeerFact
+from autopsy.facts.model.facts import Facts
 from autopsy.facts.subjects import Subject
 
 ADDRESS = re.compile(r"(?:[a-z+]{1,12}://)?(\[[0-9a-fA-F:.]{2,40}\]|[A-Za-z0-9._-]{1,200}):(\d{1,5})(?:/.*)?")
@@ -22,7 +23,7 @@ def words(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Mapping[str, 
     """Return for each slot the words that may fill it; a command is told once for each of them."""
     objects = tuple(objects)
     peers = [peer.pid for peer in objects if isinstance(peer, subjects.Peer)]
-    stopped = {peer.pid for peer in _programs(facts) if peer.state[:1] in STOPPED}
+    stopped = {peer.pid for peer in programs(facts) if peer.state[:1] in STOPPED}
     addresses = [ADDRESS.fullmatch(server.address) for server in objects if isinstance(server, subjects.Server)]
     servers = [address for address in addresses if address]
     by_slot: dict[str, list[str]] = {
@@ -46,14 +47,6 @@ def words(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Mapping[str, 
         **_freezer(facts, objects),
     }
     return {slot: tuple(dict.fromkeys(filter(sayable, values))) for slot, values in by_slot.items()}
-
-
-def _programs(facts: Facts) -> Iterable[PeerFact]:
-    """Return every program of this host that the VM depends on, as /proc told of it."""
-    for socket in facts.sockets.value if isinstance(facts.sockets, Known) else ():
-        yield from socket.peers
-    for mount in facts.fuse.value if isinstance(facts.fuse, Known) else ():
-        yield from mount.daemons
 
 
 def _freezer(facts: Facts, objects: Iterable[Subject]) -> Mapping[str, list[str]]:

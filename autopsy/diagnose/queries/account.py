@@ -7,13 +7,24 @@ from collections.abc import Iterator
 from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.once import once
+from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.below import is_stopped, own_daemons
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
 from autopsy.diagnose.queries.requests import called, title
-from autopsy.diagnose.queries.socket_peers import about_thread, asleep, leads_to, socket_of, stands, state
+from autopsy.diagnose.queries.socket_peers import (
+    about_thread,
+    asleep,
+    cannot_move,
+    leads_to,
+    of_monitor,
+    socket_of,
+    stands,
+    state,
+)
 from autopsy.diagnose.queries.threads import descriptor, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, sentence
 from autopsy.diagnose.signature import claim
+from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Asked, DiskFact, Facts, Role, SocketFact, ThreadFact, ThreadSnapshot
 
@@ -83,6 +94,7 @@ def left_over(facts: Facts) -> tuple[Claim, ...]:
     return (
         *_threads(facts),
         *_devices(facts),
+        *_other_ends(facts),
         *_disks(facts),
         *_not_asked(facts),
         *_left_out(facts),
@@ -123,6 +135,26 @@ def _devices(facts: Facts) -> Iterator[Claim]:
             yield claim(f"{words} passes QEMU by: nobody saw whether it answers them.", helper.cite)
     for helper in facts.helpers:
         yield from (about_thread(sleeper) for sleeper in asleep(helper.sockets))
+
+
+def _other_ends(facts: Facts) -> Iterator[Claim]:
+    """Yield that a program at the other end of a connection stands still, where nothing else tells of it.
+
+    A network's, a console's: the guest may wait for it. The monitor's client is the manager, of which its own
+    signature tells.
+    """
+    known = {socket.fd for helper in facts.helpers for socket in helper.sockets}
+    known |= {socket.fd for socket in of_monitor(facts)}
+    servers = tuple(node.server for node in facts.nodes if node.server)
+    for socket in facts.sockets.value if isinstance(facts.sockets, Known) else ():
+        still = [peer for peer in socket.peers if cannot_move(peer)]
+        is_server = any(leads_to(socket.remote, server) for server in servers) if socket.remote else False
+        if still and socket.fd not in known and not is_server and socket.state != "LISTEN":
+            known.add(socket.fd)
+            words = f"{naming.name(subjects.peer(still[0]))}, at the other end of fd {socket.fd}, stands still"
+            yield claim(
+                f"{sentence(words)}{f' ({socket.remote})' if socket.remote else ''}.", socket.cite, still[0].cite
+            )
 
 
 def _disks(facts: Facts) -> Iterator[Claim]:

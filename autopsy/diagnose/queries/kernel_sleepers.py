@@ -21,6 +21,8 @@ from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, MountFact, Pa
 from autopsy.facts.subjects import HostDevice
 
 MOST_NAMED = 4
+# The thread of a background snapshot; `mig/snapshot` since QEMU 9.1 ("migration: Rename thread debug names").
+SAVES_PAGES = frozenset({"bg_snapshot", "mig/snapshot"})
 FAULTS = frozenset({"handle_mm_fault", "__handle_mm_fault", "do_page_mkwrite", "filemap_fault", "exc_page_fault"})
 
 
@@ -91,12 +93,18 @@ def is_in(facts: Facts, kind: Family, look: ThreadSnapshot) -> bool:
 def family(facts: Facts, look: ThreadSnapshot) -> Family | None:
     """Return what a thread waits for: the page cache's waits name no file system, and the file's mount does."""
     by_stack = kernel_stacks.family(look)
+    if by_stack is not None and by_stack.id == kernel_stacks.POSTCOPY and any(_saves_pages(t) for t in threads(facts)):
+        return kernel_stacks.family_called(kernel_stacks.SNAPSHOT)
     if by_stack is None or by_stack.id not in kernel_stacks.OF_ANY_STORAGE:
         return by_stack
     file = file_of(facts, look)
     path = file.target if file is not None else ram_file(facts, look)
     mount = mount_of(facts, path) if path else None
     return kernel_stacks.family_of_mount(mount.fstype) or by_stack if mount is not None else by_stack
+
+
+def _saves_pages(thread: ThreadFact) -> bool:
+    return thread.comm in SAVES_PAGES
 
 
 def file_of(facts: Facts, look: ThreadSnapshot) -> Descriptor | None:

@@ -17,6 +17,7 @@ IDLE = re.compile(
 
 
 POSTCOPY = "postcopy-page-wait"
+SNAPSHOT = "snapshot-page-wait"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,15 @@ FAMILIES = (
         re.compile(r"handle_userfault"),
         only_requests=False,
     ),
+    # Its kernel stack is that of postcopy: what write-protects the pages tells the two apart, and is looked for first.
+    Family(
+        SNAPSHOT,
+        "migration",
+        "threads wait for guest pages that a background snapshot has not saved",
+        "a guest page that a background snapshot has not saved yet (userfaultfd)",
+        re.compile(r"handle_userfault"),
+        only_requests=False,
+    ),
     Family(
         "host-writeback-throttled",
         "host",
@@ -159,10 +169,15 @@ SERVED = {
 }
 
 
+def family_called(identity: str) -> Family | None:
+    """Return the family of that name."""
+    return next((known for known in FAMILIES if known.id == identity), None)
+
+
 def family_of_mount(fstype: str) -> Family | None:
     """Return what whoever waits for a file's pages there waits for, None where the host's block layer has them."""
     wanted = next((kind for name, kind in SERVED.items() if fstype.startswith(name)), "")
-    return next((known for known in FAMILIES if known.id == wanted), None)
+    return family_called(wanted)
 
 
 # What a thread waits for that no storage is behind, by where it sleeps.

@@ -9,7 +9,8 @@ from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import Family, family_of
-from autopsy.diagnose.queries.threads import descriptor, looks
+from autopsy.diagnose.queries.requests import monitor_is_dead
+from autopsy.diagnose.queries.threads import blocks_main_loop, descriptor, looks
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
@@ -87,10 +88,8 @@ def state(sockets: tuple[SocketFact, ...]) -> str:
 
 def _of_processes(sockets: tuple[SocketFact, ...], peers: list[PeerFact]) -> str:
     """Say why one of these programs does not answer, empty where nothing tells."""
-    if stopped := next((peer for peer in peers if peer.state in STOPPED), None):
-        return f"its process {stopped.pid} ({stopped.comm}) is stopped"
-    if frozen := next((peer for peer in peers if is_frozen(peer)), None):
-        return f"its process {frozen.pid} ({frozen.comm}) is in a frozen control group"
+    if cannot := _of_stopped(peers):
+        return cannot
     if held := next((sleeper for sleeper in asleep(sockets) if sleeper.for_good and sleeper.family), None):
         words = held.family.words if held.family else ""
         return f"a thread of its process {held.peer.pid} ({held.peer.comm}) waits for {words}"
@@ -98,6 +97,14 @@ def _of_processes(sockets: tuple[SocketFact, ...], peers: list[PeerFact]) -> str
         return (
             f"its process {stuck.pid} ({stuck.comm}) sleeps in the kernel (State D, {stuck.wchan or 'wchan unknown'})"
         )
+    return ""
+
+
+def _of_stopped(peers: list[PeerFact]) -> str:
+    if stopped := next((peer for peer in peers if peer.state in STOPPED), None):
+        return f"its process {stopped.pid} ({stopped.comm}) is stopped"
+    if frozen := next((peer for peer in peers if is_frozen(peer)), None):
+        return f"its process {frozen.pid} ({frozen.comm}) is in a frozen control group"
     return ""
 
 
@@ -109,6 +116,35 @@ def stands(sockets: tuple[SocketFact, ...]) -> bool:
         or any(sleeper.for_good for sleeper in asleep(sockets))
         or any(socket.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"} for socket in sockets)
     )
+
+
+def programs(facts: Facts) -> Iterator[PeerFact]:
+    """Yield every program of this host that the VM depends on, as /proc told of it; it can be QEMU itself."""
+    for socket in facts.sockets.value if isinstance(facts.sockets, Known) else ():
+        yield from socket.peers
+    for mount in facts.fuse.value if isinstance(facts.fuse, Known) else ():
+        yield from mount.daemons
+
+
+def about_itself(facts: Facts, peers: Iterable[PeerFact]) -> str:
+    """Say that QEMU waits for an export of its own: its main loop waits, and one of these programs is itself."""
+    loop = facts.main_loop
+    if isinstance(loop, Unknown) or loop.value.state not in {"nested poll", "blocked in a system call"}:
+        return ""
+    return ", which this QEMU itself serves: it waits for itself" if any(p.pid == facts.vm.pid for p in peers) else ""
+
+
+def openers_of(facts: Facts, thread: ThreadFact) -> tuple[PeerFact, ...]:
+    """Return the programs that open the other end of the FIFO that a thread waits in open(2) of."""
+    return tuple(peer for opening in facts.fifo_openings if opening.tid == thread.tid for peer in opening.peers)
+
+
+def about_openers(peers: tuple[PeerFact, ...]) -> str:
+    """Say in a clause why whoever opens the other end of a FIFO does not come to it; empty where nobody does."""
+    if not peers:
+        return ""
+    why = "stands still" if any(map(cannot_move, peers)) else "has not come to it"
+    return f": {called(peers[0])} opens its other end, and {why}"
 
 
 def peers_of(sockets: tuple[SocketFact, ...]) -> tuple[subjects.Peer, ...]:
@@ -177,6 +213,16 @@ def ends_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
     else:
         return ()
     return () if any(socket.state == "LISTEN" or socket.family == "pipe" for socket in ends) else ends
+
+
+def comes_back(facts: Facts, thread: ThreadFact) -> bool:
+    """Tell whether a thread that woke between the looks was at the same call again, and QEMU answered nobody meanwhile.
+
+    libiscsi and libnfs poll with a timeout of their own, again and again.
+    """
+    seen = looks(thread)
+    same = len(seen) > 1 and seen[0].syscall.is_like(seen[-1].syscall)
+    return same and monitor_is_dead(facts) and blocks_main_loop(facts, (thread.tid,))
 
 
 def awaited_client(facts: Facts) -> SocketFact | None:

@@ -9,11 +9,10 @@ from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.migration import sends_state
-from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, title
+from autopsy.diagnose.queries.requests import confidence, title
 from autopsy.diagnose.queries.silence import beyond_their_past
-from autopsy.diagnose.queries.socket_peers import about_sockets, ends_of, leads_to, peers_of, stands, state
+from autopsy.diagnose.queries.socket_peers import about_sockets, comes_back, ends_of, leads_to, peers_of, stands, state
 from autopsy.diagnose.queries.threads import (
-    blocks_main_loop,
     functions,
     looks,
     named,
@@ -43,7 +42,7 @@ def _judge(facts: Facts) -> Judgement:
     ]
     waiting = [(thread, ends) for thread, ends in waiting if not (of_a_helper(facts, thread) or sends_state(thread))]
     silent = [
-        (thread, ends) for thread, ends in waiting if slept_through(thread) is not False or _comes_back(facts, thread)
+        (thread, ends) for thread, ends in waiting if slept_through(thread) is not False or comes_back(facts, thread)
     ]
     if not silent:
         if waiting:
@@ -96,16 +95,6 @@ def _about_listener(listener: ListenerFact) -> Claim:
     held = count(listener.waiting, "connection")
     words = f"{naming.name(subjects.Peer(listener.pid, listener.comm))} listens at {listener.path}"
     return claim(f"{words}, and has not accepted {held}; it holds {listener.room} besides the first.", listener.cite)
-
-
-def _comes_back(facts: Facts, thread: ThreadFact) -> bool:
-    """Tell whether a thread that woke between the looks was at the same call again, and QEMU answered nobody meanwhile.
-
-    libiscsi and libnfs poll with a timeout of their own, again and again.
-    """
-    seen = looks(thread)
-    same = len(seen) > 1 and seen[0].syscall.is_like(seen[-1].syscall)
-    return same and monitor_is_dead(facts) and blocks_main_loop(facts, (thread.tid,))
 
 
 def _must_not_wait(facts: Facts, thread: ThreadFact) -> bool:

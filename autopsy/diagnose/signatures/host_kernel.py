@@ -30,6 +30,7 @@ from autopsy.diagnose.queries.requests import (
     standing,
     title,
 )
+from autopsy.diagnose.queries.socket_peers import about_itself
 from autopsy.diagnose.queries.threads import looks, named, threads
 from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -61,7 +62,8 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     where = [*where, *map(naming.name, devices)] or sorted(paths)
     where += [f"the guest's RAM in {path}" for path in sorted(ram)]
     return Match(
-        headline=_headline(kind, asleep, where, tuple(title(disk) for disk in disks), answers),
+        headline=_headline(kind, asleep, where, tuple(title(disk) for disk in disks), answers)
+        + about_itself(facts, daemons),
         objects=(
             *(subjects.disk(disk) for disk in disks),
             *(subjects.file_system(mount) for mount in mounts.values()),

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
-from autopsy.diagnose.diagnosis import Where
+from autopsy.diagnose.diagnosis import Claim, Where
 from autopsy.diagnose.queries.account import about, unexplained
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
 from autopsy.diagnose.queries.migration import sends_state
-from autopsy.diagnose.queries.socket_peers import about_sockets, ends_of, peers_of, socket_of, stands, state
+from autopsy.diagnose.queries.requests import title
+from autopsy.diagnose.queries.socket_peers import (
+    about_openers,
+    about_sockets,
+    called,
+    ends_of,
+    openers_of,
+    peers_of,
+    socket_of,
+    stands,
+    state,
+)
 from autopsy.diagnose.queries.threads import by_role, descriptor, functions, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.signatures.device_backends import of_a_helper
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Descriptor, Facts, MainLoopFact, Origin, Role, ThreadFact, ThreadSnapshot
+from autopsy.facts.model.facts import (
+    Descriptor,
+    DiskFact,
+    Facts,
+    MainLoopFact,
+    Origin,
+    PeerFact,
+    Role,
+    ThreadFact,
+    ThreadSnapshot,
+)
 
 # A library's threads may rest in any call; these are QEMU's own, and rest in theirs.
 WORKING = frozenset({Role.IOTHREAD, Role.WORKER, Role.VCPU})
 BUSY_SHARE = 0.85
+MOST_OPENERS = 3
 OF_A_DESCRIPTOR = frozenset(
     {"read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "fsync", "fdatasync", "ioctl"}
     | {"sendmsg", "recvmsg", "sendto", "recvfrom", "connect", "fstat", "ftruncate", "fallocate"}
@@ -43,13 +67,19 @@ def _blocked(facts: Facts) -> Judgement:
     file = on.target if on else loop.path
     call = f"{loop.under}{f' of {file}' if file else ''}"
     ends = socket_of(facts, main) if on else ()
-    who = state(ends) if stands(ends) else ""
+    openers = openers_of(facts, main)
+    who = about_openers(openers) or (state(ends) if stands(ends) else "")
     place = f"{call}{f', {what},' if what else ''}"
     names = [name for name in dict.fromkeys(functions(main)) if name][:4]
     frames = (main.frames.cite,) if isinstance(main.frames, Known) else ()
     return Match(
         headline=f"The main thread sleeps in {place} and its loop does not come round{who}",
-        objects=(subjects.thread(main), *((subjects.File(file),) if file else ()), *peers_of(ends)),
+        objects=(
+            subjects.thread(main),
+            *((subjects.File(file),) if file else ()),
+            *peers_of(ends),
+            *map(subjects.peer, openers[:MOST_OPENERS]),
+        ),
         confidence="proven" if slept_through(main) and what else "likely",
         claims=(
             claim(
@@ -61,11 +91,20 @@ def _blocked(facts: Facts) -> Judgement:
             *((claim(f"It works on {loop.command}.", loop.cite),) if loop.command else ()),
             claim(f"State {look.state}, {look.wchan or 'wchan unknown'}: it waits {what or 'there'}.", look.cite),
             *about_sockets(ends),
+            *_about(facts, openers),
         ),
         where="host" if look.state == "D" else None,
         beside=True,
         weight=1,
     )
+
+
+def _about(facts: Facts, openers: tuple[PeerFact, ...]) -> Iterator[Claim]:
+    """Yield that each of them opens the other end, and what it does."""
+    cites = tuple(opening.cite for opening in facts.fifo_openings)
+    for peer in openers[:MOST_OPENERS]:
+        words = f"{called(peer)} is in open(2) of its other end, State {peer.state or 'unknown'}."
+        yield claim(words, *cites[:1], peer.cite)
 
 
 def _why_not(facts: Facts, main: ThreadFact, loop: MainLoopFact) -> str:
@@ -127,21 +166,46 @@ def _spins(facts: Facts) -> Judgement:
             busy.append((thread, moved, thread.movement.cite))
     if not busy or _tcg(facts):
         return RuledOut("neither the main thread nor an iothread used a whole CPU", (facts.threads.cite,))
-    thread, moved, cite = busy[0]
+    thread, moved, cite = next((one for one in busy if not _polls_at_work(facts, one[0])), busy[0])
+    polls = _polls_at_work(facts, thread)
     place = next((name for name in functions(thread) if name), "")
     return Match(
         headline=f"{named(thread)} runs without a pause: {moved.cpu_ns / 1e9 / moved.seconds:.0%} of a CPU",
         objects=(subjects.thread(thread),),
-        confidence="likely",
+        confidence="possible" if polls else "likely",
         claims=(
             claim(
                 f"{named(thread)} used {moved.cpu_ns / 1e9:.1f} s of CPU in {moved.seconds:.1f} s and hardly slept"
                 f"{f'; it was in {place}' if place else ''}.",
                 cite,
             ),
+            *polls[:1],
         ),
+        beside=bool(polls),
         weight=1,
     )
+
+
+def _polls_at_work(facts: Facts, thread: ThreadFact) -> tuple[Claim, ...]:
+    """Say that disks went on while an iothread spun: it polls for what comes next, as poll-max-ns lets it.
+
+    One that spins for another reason serves none of its disks meanwhile.
+    """
+    if thread.role is not Role.IOTHREAD or isinstance(facts.disks, Unknown):
+        return ()
+    name = thread.comm.removeprefix("IO ").strip()
+    served = [disk for disk in facts.disks.value if not isinstance(disk.iothread, Known) or disk.iothread.value == name]
+    counted = [(disk, disk.completed) for disk in served if isinstance(disk.completed, Known)]
+    done = [(disk, completed) for disk, completed in counted if completed.value > 0]
+    if not done or any(not completed.value and _owes(disk) for disk, completed in counted):
+        return ()
+    disk, completed = done[0]
+    words = f"Disk {title(disk)} completed {count(completed.value, 'request')} meanwhile: it polls, as it may."
+    return (claim(words, completed.cite),)
+
+
+def _owes(disk: DiskFact) -> bool:
+    return isinstance(disk.in_flight, Known) and disk.in_flight.value > 0
 
 
 def _tcg(facts: Facts) -> bool:

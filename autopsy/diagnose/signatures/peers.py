@@ -22,6 +22,7 @@ from autopsy.diagnose.queries.requests import (
 )
 from autopsy.diagnose.queries.silence import about_silence, beyond_their_past, silence_of
 from autopsy.diagnose.queries.socket_peers import (
+    about_itself,
     about_sockets,
     clients,
     leads_to,
@@ -71,11 +72,11 @@ class Service:
         disks = their_disks(facts, waiting.requests)
         jobs = job_of(facts, waiting.requests)
         whose = of_owners(facts, waiting.requests, disks)
-        servers = _servers(facts, waiting.requests, self.drivers)
+        servers = _servers(facts, waiting.requests, self.drivers) or self._all_still(facts)
         sockets = self._sockets(facts, servers)
         # The server of a node that came while the VM ran is told by the connection alone.
         others = () if servers else tuple(dict.fromkeys(socket.remote for socket in sockets if socket.remote))
-        who = next(iter((*servers, *others)), "") if servers or len(others) == 1 else ""
+        who = ", ".join((*servers, *others)[:3]) if servers or len(others) == 1 else ""
         role = "its backup's target, " if who and _is_a_backups_target(facts, waiting.requests, who) else ""
         number = waiting.counted()
         verb = "waits" if len(waiting.requests) == 1 else "wait"
@@ -96,15 +97,24 @@ class Service:
         # QEMU itself says that it has no connection; of one that is silent, or may yet be accepted, it says nothing.
         unconnected = bool(self.only_with) and all(socket.accepted for socket in sockets)
         dead = unconnected or (stands(sockets) and bool(servers)) or beyond_their_past(owners.values())
+        # One that was accepted is served by whatever its export waits for.
+        itself = about_itself(facts, (peer for socket in sockets if not socket.accepted for peer in socket.peers))
         claims += about_sockets(sockets)
+        server = f"{self.words} {who}" if who else self.words
         return Match(
-            headline=f"{number} {whose} {verb} for {role}{self.words}{f' {who}' if who else ''}{state(sockets)}",
-            objects=(*disks, *jobs, *((subjects.Server(who),) if who else ()), *peers_of(sockets)),
-            confidence=confidence(proven=waiting.proven and dead),
+            headline=f"{number} {whose} {verb} for {role}{server}{itself or state(sockets)}",
+            objects=(*disks, *jobs, *map(subjects.Server, servers or ((who,) if who else ())), *peers_of(sockets)),
+            confidence=confidence(proven=waiting.proven and (dead or bool(itself))),
             claims=tuple(claims),
             stands=stand(self.parks, waiting.requests, self._ends(facts)),
             weight=len(waiting.requests),
         )
+
+    def _all_still(self, facts: Facts) -> tuple[str, ...]:
+        """Return every server of such a driver where none moves: whichever of them it is, it does not answer."""
+        servers = dict.fromkeys(node.server for node in facts.nodes if node.server and node.driver in self.drivers)
+        still = all((ends := self._sockets(facts, (server,))) and stands(ends) for server in servers)
+        return tuple(servers) if still else ()
 
     def _ends(self, facts: Facts) -> tuple[subjects.Subject, ...]:
         """Return every server of such a driver, and its program: which of several it is, may not be known."""

@@ -27,7 +27,7 @@ from autopsy.diagnose.queries.requests import (
     standing,
 )
 from autopsy.diagnose.queries.threads import functions, threads
-from autopsy.diagnose.queries.wording import count, known, missing
+from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
@@ -46,7 +46,7 @@ def _groups(facts: Facts) -> tuple[ThrottleGroupFact, ...]:
     parked = _parked(facts)
     if isinstance(facts.throttle_groups, Unknown) or not isinstance(parked, Standing):
         return ()
-    names = {known(disk.throttle_group) for request in parked.requests for disk in disks_of(facts, request)} - {""}
+    names = {name for request in parked.requests for disk in disks_of(facts, request) for name in disk.on_its_way}
     groups = facts.throttle_groups.value
     possible = tuple(group for group in groups if group.name in names) or (groups if len(groups) == 1 else ())
     # Whose limit would have let them go is not the one that they wait for, as long as another one explains it.
@@ -56,7 +56,7 @@ def _groups(facts: Facts) -> tuple[ThrottleGroupFact, ...]:
 
 def _stand(facts: Facts, parked: Standing) -> tuple[Subject, ...]:
     """Return what the graph of waits knows of them: their groups too, whether or not anything is known of those."""
-    groups = {known(disk.throttle_group) for request in parked.requests for disk in disks_of(facts, request)} - {""}
+    groups = {name for request in parked.requests for disk in disks_of(facts, request) for name in disk.on_its_way}
     return stand((Park.THROTTLE,), parked.requests, map(subjects.ThrottleGroup, sorted(groups)))
 
 

@@ -11,6 +11,7 @@ from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.queries.threads import by_role
 from autopsy.diagnose.waits import (
     behind,
+    calls,
     frames,
     jobs,
     kernel,
@@ -38,6 +39,8 @@ BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
     ("behind", behind.behind_waits),
     ("limits", limits.limit_waits),
     ("loops", loops.loop_waits),
+    ("calls", calls.call_waits),
+    ("openings", calls.opening_waits),
     ("jobs", jobs.job_waits),
     ("polls", polls.poll_waits),
     ("migration", migration.migration_waits),

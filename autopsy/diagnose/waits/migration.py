@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autopsy.diagnose.queries.kernel_stacks import POSTCOPY
+from autopsy.diagnose.queries.kernel_sleepers import SAVES_PAGES
+from autopsy.diagnose.queries.kernel_stacks import POSTCOPY, SNAPSHOT
 from autopsy.diagnose.queries.migration import sends_state
 from autopsy.diagnose.queries.socket_peers import socket_of
 from autopsy.diagnose.queries.threads import looks, slept_through, threads
@@ -25,6 +26,8 @@ def migration_waits(facts: Facts) -> Iterator[Wait]:
                 yield Wait(subjects.thread(thread), subjects.peer(peer), How.OTHER_END, sure, (cite, socket.cite))
         if thread.role is Role.MIGRATION and thread.comm.endswith(TAKES_PAGES):
             yield Wait(subjects.Kernel(POSTCOPY), subjects.thread(thread), How.SERVED_BY, sure, (cite,))
+        if thread.comm in SAVES_PAGES:
+            yield Wait(subjects.Kernel(SNAPSHOT), subjects.thread(thread), How.SERVED_BY, sure, (cite,))
 
 
 # `postcopy/listen` before QEMU 9.0 ("migration: Rename thread debug names"), `mig/dst/listen` since.

@@ -76,8 +76,8 @@ def _ends(
     facts: Facts, request: CoroutineFact, owners: tuple[DiskFact, ...], workers: list[subjects.Thread]
 ) -> Iterator[Subject]:
     if request.park in THROTTLED:
-        groups = {disk.throttle_group.value for disk in owners if isinstance(disk.throttle_group, Known)}
-        yield from (subjects.ThrottleGroup(group) for group in sorted(groups) if group)
+        groups = {group for disk in owners for group in disk.on_its_way}
+        yield from map(subjects.ThrottleGroup, sorted(groups))
     elif request.park in BY_ENGINE:
         owed = held_loops(facts) if request.park in owed_by_loops(facts) else ()
         yield from map(subjects.thread, owed) if owed else workers or loops_below(facts, owners)

@@ -17,6 +17,8 @@ from autopsy.facts.model.host import (
     BlockDevice,
     ConfiguredDisk,
     Descriptor,
+    FailingFileFact,
+    FifoOpeningFact,
     FuseMount,
     Helper,
     HostFacts,
@@ -55,6 +57,8 @@ __all__ = [
     "DiskFact",
     "EndFact",
     "Facts",
+    "FailingFileFact",
+    "FifoOpeningFact",
     "FuseMount",
     "Helper",
     "HostFacts",
@@ -377,3 +381,5 @@ class Facts:
     frames_again: Fact[tuple[ThreadStack, ...]] = NOT_AGAIN
     left_out: tuple[LeftOutFact, ...] = ()
     listeners: tuple[ListenerFact, ...] = ()
+    fifo_openings: tuple[FifoOpeningFact, ...] = ()
+    failing_files: tuple[FailingFileFact, ...] = ()

@@ -113,6 +113,25 @@ class ListenerFact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FifoOpeningFact:
+    """A FIFO that a thread of the VM is in open(2) of, and the programs that are in open(2) of its other end."""
+
+    tid: int
+    path: str
+    peers: tuple[PeerFact, ...]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailingFileFact:
+    """A file that the VM has open, and that answers with an error at once: ENOTCONN where its server is gone."""
+
+    path: str
+    error: str
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFact:
     """A loop device below the file system of that number (`above`), the file of the host's that it keeps its data in.
 

@@ -6,7 +6,7 @@ from autopsy.bundle.heap.devices import VirtQueue
 from autopsy.bundle.heap.virtio import RingWords
 from autopsy.bundle.records import EventFd, Frame
 from autopsy.dataclass import dataclass
-from autopsy.facts.cite import Cite, Fact
+from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.model.yield_points import Park as Park  # noqa: PLC0414 - facts.py passes it on
 
 
@@ -104,6 +104,12 @@ class DiskFact:
     inserted: bool
     cite: Cite
     is_export: bool = False
+
+    @property
+    def on_its_way(self) -> tuple[str, ...]:
+        """Return the throttle groups that its requests pass: its own, and that of each filter below it."""
+        own = self.throttle_group.value if isinstance(self.throttle_group, Known) else ""
+        return tuple(dict.fromkeys(filter(None, (own, *(node.throttle_group for node in self.nodes)))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

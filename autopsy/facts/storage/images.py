@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 from autopsy.bundle import layout
-from autopsy.facts.cite import Fact, Known
+from autopsy.bundle.records import GuardLook
+from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.command_line import CommandLine, pairs, parse, string
 from autopsy.facts.evidence import Evidence, section_map, text
-from autopsy.facts.model.facts import Descriptor
+from autopsy.facts.evidence import records as decode
+from autopsy.facts.model.facts import Descriptor, FailingFileFact
 from autopsy.facts.threads import int_of
 
 IDENTITY = re.compile(r"(\d+:\d+) (\d+) (/.*)", re.DOTALL)
@@ -44,3 +46,16 @@ def _by_set(line: CommandLine, files: list[Descriptor]) -> dict[str, str]:
                 sets.setdefault(f"/dev/fdset/{string(options, 'set')}", []).append(targets[fd])
     # The same file twice, to read and to write, is one.
     return {path: paths[0] for path, paths in sets.items() if len(set(paths)) == 1}
+
+
+def gather_failing_files(evidence: Evidence) -> tuple[FailingFileFact, ...]:
+    """Return the files whose storage answered the guard's question with an error."""
+    look = decode(evidence, layout.QUERY_BLOCK, layout.GUARD, GuardLook)
+    if not isinstance(look, Known):
+        return ()
+    return tuple(
+        FailingFileFact(
+            path=file.path, error=file.error, cite=Cite(look.cite.file, 0, f"a stat of {file.path}: {file.error}")
+        )
+        for file in look.value.failing
+    )

@@ -74,3 +74,27 @@ def test_a_vm_that_waits_for_a_stopped_source_names_it() -> None:
 def test_a_vm_whose_source_runs_only_waits() -> None:
     found = diagnose(gather_facts(incoming("S (sleeping)").bundle()))
     assert (found.signature, found.objects) == ("vm-inmigrate", ("VM devvm",))
+
+
+def snapshot(state: str) -> e.Case:
+    """Return a background snapshot whose reader is in that state, and a vCPU that wants to write to a page."""
+    case = e.Case(version="7.2.22")
+    case.idle_threads(vcpus=2)
+    for task in case.tasks:
+        if task.comm.startswith("CPU "):
+            task.state, task.stack, task.switches, task.cpu_ns = "D", FAULT, 0, 0
+    sending = RECEIVING.replace("47 ", "46 ", 1)
+    where = ("sock_alloc_send_pskb", "unix_stream_sendmsg", "sock_sendmsg", "do_syscall_64")
+    case.thread(e.PID + 70, "bg_snapshot", syscall=sending, stack=where, frames=("sendmsg", "qemu_fflush"))
+    case.monitor()
+    case.disks(e.disk("d0"))
+    return other_end(case, state)
+
+
+def test_a_page_of_a_background_snapshot_waits_for_its_reader_and_for_no_source() -> None:
+    found = diagnose(gather_facts(snapshot("T (stopped)").bundle()))
+    assert found.signature == "migration-send-blocked"
+    assert "qemu-system-x86 900" in found.objects
+    assert [(each.signature, each.because_of) for each in found.secondary if "page" in each.signature] == [
+        ("snapshot-page-wait", "migration-send-blocked")
+    ]
