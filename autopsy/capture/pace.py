@@ -77,7 +77,9 @@ class Pace:
 
     def look(self) -> None:
         """Take in what this process met since the last look; where it starves by a low priority, give that up."""
-        behind.come_forward()
+        if behind.come_forward():
+            self.at = (0, 0)
+            self.ran_ns = self.waited_ns = 0.0
         now = spent()
         self.take(now[0] - self.at[0], now[1] - self.at[1])
         self.at = now
@@ -128,7 +130,7 @@ def in_child_behind(work: Callable[[], bytes], seconds: float, pace: Pace) -> by
 
 def spent() -> tuple[int, int]:
     """Return for how many ns this process's main thread ran so far, and waited to run; zeros where nobody tells."""
-    return behind.spent("self") or (0, 0)
+    return behind.met_since()
 
 
 def thin_out(steps: Iterable[Step], pace: Pace, seconds: float, begun: Collection[str] = ()) -> Thinned:

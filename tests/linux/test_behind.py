@@ -136,18 +136,24 @@ def test_a_low_priority_is_given_up_only_where_we_starve_by_it(
     assert in_child(work, 5).decode() == f"{came} {nice}"
 
 
-def test_a_capture_that_was_started_behind_others_comes_forward_before_its_first_step(
+def test_a_capture_that_was_started_behind_others_comes_forward_and_is_judged_by_its_pace_since_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lab.need_root()
-    monkeypatch.setattr(behind, "spent", lambda _: (30_000_000, 900_000_000))
+    met = [(30_000_000, 9_000_000_000)]
+    monkeypatch.setattr(behind, "spent", lambda _: met[0])
 
     def work() -> bytes:
         os.setpriority(os.PRIO_PROCESS, 0, 19)
-        Pace().look()
-        return f"{os.getpriority(os.PRIO_PROCESS, 0)} {os.sched_getscheduler(0)}".encode()
+        judged = Pace()
+        judged.look()
+        told = f"{os.getpriority(os.PRIO_PROCESS, 0)} {os.sched_getscheduler(0)} {judged.slowness:.0f}"
+        met[0] = (130_000_000, 9_100_000_000)
+        judged.look()
+        theirs = in_child(lambda: repr(pace.spent()).encode(), 5).decode()  # of another process, which met it all so
+        return f"{told} {judged.slowness:.0f} {theirs}".encode()
 
-    assert in_child(work, 5).decode() == f"0 {ORDINARY}"
+    assert in_child(work, 10).decode() == f"0 {ORDINARY} 1 2 (130000000, 9100000000)"
 
 
 def test_an_ordinary_priority_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ WAITED_NS = 150_000_000  # since the last look, by all of its processes together
 SHARE = 2.0  # times as long as it ran
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_came_forward: dict[int, tuple[int, int]] = {}  # by process: what it had met by then
 
 
 def may_return() -> bool:
@@ -79,7 +80,18 @@ def come_forward() -> bool:
     except OSError:  # not root's
         return False
     _place(os.getpid(), os.SCHED_OTHER, ORDINARY, NO_CLASS)
+    _came_forward[os.getpid()] = met
     return True
+
+
+def met_since() -> tuple[int, int]:
+    """Return what `spent` does of this process since it came forward, else since its start; zeros where nobody tells.
+
+    How slow it was before says nothing of how slow it will be.
+    """
+    ran, waited = spent("self") or (0, 0)
+    ran_before, waited_before = _came_forward.get(os.getpid(), (0, 0))
+    return max(0, ran - ran_before), max(0, waited - waited_before)
 
 
 def _place(pid: int, policy: int, group: bytes, disk: int) -> None:
