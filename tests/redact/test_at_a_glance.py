@@ -159,3 +159,29 @@ def test_the_second_look_at_a_file_makes_of_it_what_a_whole_one_makes(
         hide.learned()
     for name, data in contents.items():
         assert files.look_again(name, looked[name], quick, everything) == files.redacted(name, data, slow, everything)
+
+
+def test_a_line_that_was_plain_is_looked_at_again_once_all_names_are_known() -> None:
+    hide = Pseudonyms()
+    assert hide.is_plain("Name:\tweb1")
+    hide.name("vm", "web1")
+    hide.learned()
+    assert not hide.is_plain("Name:\tweb1")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [b"==> stack (007 bytes) <==\nabcdefg\n", b"==> stack (unreadable: \xff) <==\n", b"==> stack (9 bytes) <==\nab\n"],
+    ids=["a length with zeros", "an error that is no text", "cut short"],
+)
+def test_a_section_that_we_would_not_write_like_that_is_taken_for_text(odd: bytes) -> None:
+    plain = b"==> task/7/stat (2 bytes) <==\nx\n"
+    assert runs.cut(plain + odd, runs.THREADS) is None
+
+
+def test_a_brace_within_a_text_does_not_part_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_pairs, "LARGE", 0)
+    data = msgspec.json.encode([{"path": "p{q"}, {"path": "p{q", "user": "alice9"}])
+    large = by_pairs(data, Pseudonyms(), JSON_KEPT)
+    assert large is not None
+    assert msgspec.json.decode(large.made)[1] == {"path": "p{q", "user": "user-1"}
