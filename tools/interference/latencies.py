@@ -1,12 +1,14 @@
 """Measures what a guest's I/O feels of a capture: p99 beside one, beside none and beside any program of as much CPU.
 
-python tools/interference/latencies.py [--pairs 20] [--accelerate kvm|tcg] [--fast]
+python tools/interference/latencies.py [--minutes 9] [--accelerate kvm|tcg] [--fast]
 
 Under TCG a Linux guest writes, reads back and times without a pause. Where KVM is emulated itself no Linux boots under
 it: there a boot sector writes without a pause, and QEMU's own histogram tells how long each write took.
 
-The slices take turns; each is told by its ratio to the one without anything beside it, for what else runs on the
-machine changes slowly and is the same for both.
+The slices take turns, in an order drawn anew for each round, for what else runs on the machine changes slowly and is
+the same for all. Told is the percentile of all that the slices of a kind have seen together, by that of those without
+anything beside them, and between what that ratio lies in 90 of 100 draws of as many rounds out of these: it tells
+something only as far as it is clear of "nothing again".
 """
 
 from __future__ import annotations
@@ -16,13 +18,12 @@ import gzip
 import os
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from support.wedged.small_guests import ENOUGH, boot_sector
 PERIODS = 5  # a second, after each of which the guest tells its latencies
 BUCKETS = 96  # as the guest has them: one begins at 2^(bucket/4) us
 SPIN = "import sys, time\nwhile time.process_time() < float(sys.argv[1]): pass"
+DRAWS = 400
 LEAST = 100  # operations in a slice, of which one is the slowest hundredth
 
 
@@ -138,7 +140,7 @@ def slice_of(latencies: OfQemu | OfTheGuest, during: Callable[[], object]) -> Co
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--pairs", type=int, default=20)
+    words.add_argument("--minutes", type=float, default=9)
     words.add_argument("--accelerate", choices=("kvm", "tcg"), default="tcg")
     words.add_argument("--fast", action="store_true")
     asked = words.parse_args()
@@ -164,23 +166,40 @@ def main() -> None:
         }
         captures()
         latencies = told_by(machine)
-        p99: dict[str, list[float]] = {kind: [] for kind in kinds}
-        p50: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for _ in range(asked.pairs):
+        rounds: list[dict[str, Counter[int]]] = []
+        ends = time.monotonic() + 60 * asked.minutes
+        while time.monotonic() < ends:
             slices = {kind: slice_of(latencies, kinds[kind]) for kind in random.sample(list(kinds), len(kinds))}
-            if min(sum(found.values()) for found in slices.values()) < LEAST:
-                continue
-            for kind, found in slices.items():
-                p99[kind].append(percentile(found, 0.99))
-                p50[kind].append(percentile(found, 0.5))
-        told = f"{len(p99['nothing'])} rounds, {asked.accelerate}, load {os.getloadavg()[0]:.1f}"
+            if min(sum(found.values()) for found in slices.values()) >= LEAST:
+                rounds.append(slices)
+        told = f"{len(rounds)} rounds, {asked.accelerate}, load {os.getloadavg()[0]:.1f}"
         print(f"{told}; a capture {'--fast ' if asked.fast else ''}took {cpu:.1f} s of CPU in {took:.1f} s")
-        print(f"{'beside':<14} {'p50 ms':>7} {'p99 ms':>7}  p99 by that of nothing: quartiles")
+        print(
+            f"{'beside':<14} {'writes':>8} {'p50 ms':>7} {'p99 ms':>7}  p50 by that of nothing  p99 by that of nothing"
+        )
         for kind in kinds:
-            ratios = [one / other for one, other in zip(p99[kind], p99["nothing"], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            medians = f"{statistics.median(p50[kind]):>7.2f} {statistics.median(p99[kind]):>7.2f}"
-            print(f"{kind:<14} {medians}  {low:.2f} {middle:.2f} {high:.2f}")
+            whole = pooled(rounds, kind)
+            shares = "  ".join(f"{ratio(rounds, kind, share):<22}" for share in (0.5, 0.99))
+            times = " ".join(f"{percentile(whole, share):>7.2f}" for share in (0.5, 0.99))
+            print(f"{kind:<14} {sum(whole.values()):>8} {times}  {shares}")
+
+
+def pooled(rounds: Sequence[dict[str, Counter[int]]], kind: str) -> Counter[int]:
+    """Return the latencies of all slices of a kind together."""
+    whole: Counter[int] = Counter()
+    for slices in rounds:
+        whole.update(slices[kind])
+    return whole
+
+
+def ratio(rounds: Sequence[dict[str, Counter[int]]], kind: str, share: float) -> str:
+    """Return a percentile by that without anything beside it, and where it lies in most draws of as many rounds."""
+
+    def of(drawn: Sequence[dict[str, Counter[int]]]) -> float:
+        return percentile(pooled(drawn, kind), share) / percentile(pooled(drawn, "nothing"), share)
+
+    draws = sorted(of(random.choices(rounds, k=len(rounds))) for _ in range(DRAWS))  # noqa: S311 - statistics
+    return f"{of(rounds):.3f} ({draws[DRAWS // 20]:.3f}-{draws[-DRAWS // 20]:.3f})"
 
 
 if __name__ == "__main__":
