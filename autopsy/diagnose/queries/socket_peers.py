@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import Family, family_of
 from autopsy.diagnose.queries.requests import monitor_is_dead
@@ -207,7 +208,7 @@ def ends_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
     if name in PEER_CALLS:
         ends = socket_of(facts, thread)
     elif name in POLL_CALLS and isinstance(facts.polls, Known) and isinstance(facts.sockets, Known):
-        wanted = {fd.fd for poll in facts.polls.value if poll.tid == thread.tid for fd in poll.fds}
+        wanted = _polled(facts).get(thread.tid, set())
         ends = tuple(socket for socket in facts.sockets.value if socket.fd in wanted)
         ends = ends if {socket.fd for socket in ends} == wanted else ()
     else:
@@ -223,6 +224,15 @@ def comes_back(facts: Facts, thread: ThreadFact) -> bool:
     seen = looks(thread)
     same = len(seen) > 1 and seen[0].syscall.is_like(seen[-1].syscall)
     return same and monitor_is_dead(facts) and blocks_main_loop(facts, (thread.tid,))
+
+
+@once
+def _polled(facts: Facts) -> dict[int, set[int]]:
+    """Return the descriptors that each thread polls, by its tid: of thousands of threads each is asked about."""
+    polled: dict[int, set[int]] = {}
+    for poll in facts.polls.value if isinstance(facts.polls, Known) else ():
+        polled.setdefault(poll.tid, set()).update(fd.fd for fd in poll.fds)
+    return polled
 
 
 def awaited_client(facts: Facts) -> SocketFact | None:
