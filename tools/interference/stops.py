@@ -50,6 +50,7 @@ while os.getppid() != 1 and not os.path.exists(os.environ["STOPWATCH_ENDS"]):
 print(max(stopped) * 1000, flush=True)
 """
 SPIN = b"\\xfa\\xeb\\xfe"  # cli; jmp here
+GDB = ("gdb", "-nx", "-batch", "-ex", "thread apply all bt", "-p")
 OTHERS = 8  # threads beside the main thread and the vCPUs
 OWN = 6  # threads that a QEMU has without any iothread, about
 REQUESTS = 16
@@ -134,8 +135,8 @@ def looked_at(pid: int) -> list[str]:
     return [f"/proc/{pid}/task/{tid}/stat" for tid in chosen]
 
 
-def measured(pid: int, out: Path) -> tuple[float, float, str]:
-    """Capture once; return the ms that the stopwatch saw and those that the capture tells, and what the freeze says."""
+def seen_during(pid: int, out: Path, command: list[str]) -> tuple[float, bytes]:
+    """Run a command; return the ms for which the stopwatch saw the worst thread stopped, and what the command said."""
     ends = out / "ends"
     watch = subprocess.Popen(
         [sys.executable, "-c", WATCH, *looked_at(pid)],
@@ -145,14 +146,20 @@ def measured(pid: int, out: Path) -> tuple[float, float, str]:
     )
     assert watch.stdout is not None
     watch.stdout.readline()
-    command = [sys.executable, "-m", "autopsy", "capture", f"pid:{pid}", "--fast", "--json", "--out", str(out)]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    said = subprocess.run(command, check=True, capture_output=True).stdout
     ends.touch()
     seen = float(watch.stdout.readline())
     watch.wait()
     ends.unlink()
-    why = next(step["why"] for step in answer["steps"] if step["name"] == "freeze")
-    return seen, float(answer["stop_ms"]), why
+    return seen, said
+
+
+def captured(pid: int, out: Path) -> tuple[float, float, str]:
+    """Capture once; return the ms that the stopwatch saw and those that the capture tells, and what the freeze says."""
+    command = [sys.executable, "-m", "autopsy", "capture", f"pid:{pid}", "--fast", "--json", "--out", str(out)]
+    seen, said = seen_during(pid, out, command)
+    answer = json.loads(said)
+    return seen, float(answer["stop_ms"]), next(step["why"] for step in answer["steps"] if step["name"] == "freeze")
 
 
 def main() -> None:
@@ -162,17 +169,20 @@ def main() -> None:
     words.add_argument("--threads", default="16,100,500,2000")
     words.add_argument("--captures", type=int, default=5)
     asked = words.parse_args()
-    print(f"{'VM':<10} {'threads':>7}  {'seen ms: median':>15} {'worst':>6}  {'told: median':>12} {'worst':>6}  load")
+    print("ms; gdb: the same stopwatch beside `gdb -p`, once; load; what the last capture told")
+    print(f"{'VM':<10} {'threads':>7}  {'seen: median':>12} {'worst':>6}  {'told: median':>12} {'worst':>6} {'gdb':>6}")
     for kind in asked.kinds.split(","):
         for threads in map(int, asked.threads.split(",")):
             with KINDS[kind](threads) as machine, tempfile.TemporaryDirectory(prefix="stops-") as out:
                 time.sleep(1)
                 count = len(list(Path(f"/proc/{machine.pid}/task").iterdir()))
-                rounds = [measured(machine.pid, Path(out)) for _ in range(asked.captures)]
+                rounds = [captured(machine.pid, Path(out)) for _ in range(asked.captures)]
+                gdb = seen_during(machine.pid, Path(out), [*GDB, str(machine.pid)])[0]
             seen, told = [each[0] for each in rounds], [each[1] for each in rounds]
+            load = os.getloadavg()[0]
             print(
-                f"{kind:<10} {count:>7}  {statistics.median(seen):>15.2f} {max(seen):>6.2f}  "
-                f"{statistics.median(told):>12.2f} {max(told):>6.2f}  {os.getloadavg()[0]:.0f}  {rounds[-1][2]}",
+                f"{kind:<10} {count:>7}  {statistics.median(seen):>12.2f} {max(seen):>6.2f}  "
+                f"{statistics.median(told):>12.2f} {max(told):>6.2f} {gdb:>6.0f}  {load:.0f}  {rounds[-1][2]}",
                 flush=True,
             )
 
