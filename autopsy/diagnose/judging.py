@@ -9,7 +9,7 @@ from autopsy.diagnose import imported
 from autopsy.diagnose.causes import MatchedSignature
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature
-from autopsy.facts.model.facts import Facts
+from autopsy.facts.model.facts import Facts, Origin
 
 OF_A_MACHINE: frozenset[Where] = frozenset({"guest", "vm-state", "device", "migration"})
 OF_EVERY_START = frozenset({"vm-awaits-client"})
@@ -24,6 +24,8 @@ class Judged(NamedTuple):
 
 def judge(facts: Facts, signatures: Iterable[Signature]) -> tuple[Judged, ...]:
     """Return every signature's answer, in their order."""
+    if facts.origin is Origin.CAPTURE and not facts.vm.is_storage_daemon:
+        return tuple(Judged(signature, _of_signature(signature, facts)) for signature in signatures)
     return tuple(Judged(signature, _answer(signature, facts)) for signature in signatures)
 
 
@@ -41,7 +43,11 @@ def _answer(signature: Signature, facts: Facts) -> Judgement:
         return RuledOut(
             "a storage daemon has no guest, no device and no run state: clients of its exports are its guests"
         )
+    return imported.held_to(facts, signature, _of_signature(signature, facts))
+
+
+def _of_signature(signature: Signature, facts: Facts) -> Judgement:
     try:
-        return imported.held_to(facts, signature, signature.judge(facts))
+        return signature.judge(facts)
     except Exception as error:  # noqa: BLE001 - a bug in one signature must not cost the other sixty their say
         return CannotTell(f"nothing: this signature failed on the evidence ({type(error).__name__}: {error})")

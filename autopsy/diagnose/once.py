@@ -27,10 +27,8 @@ def once(question: Callable[Concatenate[Facts, P], Answer]) -> Callable[Concaten
             answers = {}
             remembered = (facts, answers)
         key = (more, *named.items()) if named else more
-        try:
+        if key in answers:
             return answers[key]
-        except KeyError:
-            pass
         answer = answers[key] = question(facts, *more, **named)
         return answer
 

@@ -62,7 +62,11 @@ def standing(facts: Facts, parks: Iterable[Park]) -> Standing | Unknown:
 def _standing(facts: Facts, wanted: frozenset[Park]) -> Standing | Unknown:
     if isinstance(facts.coroutines, Unknown):
         return facts.coroutines
-    goes_on = [entry for park in _parked_at(facts).keys() & wanted for entry in _parked_at(facts)[park]]
+    by_park = _parked_at(facts)
+    here = by_park.keys() & wanted
+    if not here:
+        return Standing((), (), proven=False, whole=all_counted(facts))
+    goes_on = [entry for park in here for entry in by_park[park]]
     goes_on.sort(key=lambda entry: entry[2])
     moving = tuple(request for request, on, _ in goes_on if on)
     waiting = tuple(request for request, on, _ in goes_on if not on)
@@ -185,12 +189,10 @@ def their_disks(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjec
 
     Where a request could be of several disks and nothing tells which, none is named.
     """
-    counted: Counter[subjects.Volume] = Counter()
-    for request in requests:
-        disks = disks_of(facts, request)
-        if len(disks) == 1:
-            counted[subjects.disk(disks[0])] += 1
-    return tuple(disk for disk, _ in counted.most_common())
+    alone = [disks[0] for request in requests if len(disks := disks_of(facts, request)) == 1]
+    by_identity = {id(disk): disk for disk in alone}  # to make a name for each of hundreds costs more than to count
+    counted = Counter(map(id, alone))
+    return tuple(dict.fromkeys(subjects.disk(by_identity[known]) for known, _ in counted.most_common()))
 
 
 def title(disk: DiskFact) -> str:

@@ -73,7 +73,7 @@ def ends_of(graph: Numbered, roots: Iterable[Subject]) -> Ends:
     named = graph.subjects
     wanted = dict.fromkeys(place for root in roots if (place := graph.number.get(root)) is not None)
     reached = _reached(graph.onward, wanted)
-    rings = [ring for ring in _components(graph.onward, reached) if len(ring) > 1 or _is_loop(graph.onward, ring)]
+    rings = [ring for ring in _components(graph.onward, _in_rings(graph, reached)) if _is_ring(graph.onward, ring)]
     sinks = [place for place in reached if not graph.onward[place]]
 
     def waiting(these: Iterable[int]) -> frozenset[Subject]:
@@ -96,8 +96,21 @@ def _reached(onward: Sequence[Mapping[int, None]], roots: Iterable[int]) -> dict
     return reached
 
 
-def _is_loop(onward: Sequence[Mapping[int, None]], ring: frozenset[int]) -> bool:
-    return all(place in onward[place] for place in ring)
+def _is_ring(onward: Sequence[Mapping[int, None]], ring: frozenset[int]) -> bool:
+    return len(ring) > 1 or all(place in onward[place] for place in ring)
+
+
+def _in_rings(graph: Numbered, reached: Iterable[int]) -> list[int]:
+    """Leave out those whose every way ends: most graphs have no ring, and to look for one costs more than this."""
+    left = {place: len(graph.onward[place]) for place in reached}
+    ended = [place for place, ways in left.items() if not ways]
+    while ended:
+        for waiter in graph.back[ended.pop()]:
+            if waiter in left:
+                left[waiter] -= 1
+                if not left[waiter]:
+                    ended.append(waiter)
+    return [place for place, ways in left.items() if ways]
 
 
 def _components(onward: Sequence[Mapping[int, None]], reached: Iterable[int]) -> list[frozenset[int]]:
