@@ -15,6 +15,7 @@ from support import lab
 from support.wedged import export_clients, idle_disks, qtest, stacked
 from support.wedged import wedges_apart as apart
 from support.wedged import wedges_beyond as beyond
+from support.wedged import wedges_followed as followed
 from support.wedged import wedges_found as found
 from support.wedged.wedges import Stuck
 
@@ -267,5 +268,58 @@ BEYOND: tuple[Shape, ...] = (
         where="control",
         signature="chardev-blocked",
         not_these=("healthy",),
+    ),
+    *on(
+        (OLD,),
+        "fifo-opener-stopped",
+        machine_of(followed.fifo_opener),
+        where="control",
+        signature="main-loop-blocked",
+        why="whoever opens the FIFO's other end is stopped in that very call, and has no descriptor of it",
+        not_these=("healthy", "process-stopped"),
+    ),
+    *on(
+        (OLD,),
+        "own-export",
+        machine_of(followed.served_by_itself),
+        where="peer",
+        signature="fuse-daemon-silent",
+        why="the daemon is this QEMU itself: its main loop waits for its main loop, and a kill helps",
+        not_these=("healthy", "process-stopped"),
+    ),
+    *on(
+        (NEW,),
+        "snapshot-unread",
+        machine_of(followed.snapshot_unread),
+        where="migration",
+        signature="migration-send-blocked",
+        why="the guest's page waits for the snapshot, and that for its reader",
+        not_these=("healthy", "postcopy-page-wait"),
+    ),
+    *on(
+        (OLD,),
+        "server-left",
+        machine_of(followed.server_left),
+        where="peer",
+        signature="requests-fail",
+        why="nothing waits, and whatever is asked fails at once",
+        not_these=("fuse-daemon-silent",),
+    ),
+    *on(
+        (NEW,),
+        "iothread-polls",
+        machine_of(followed.polling),
+        where="none",
+        signature="healthy",
+        why="an iothread that polls uses a processor, and its disk works",
+    ),
+    *on(
+        (NEW,),
+        "limit-below-a-limit",
+        machine_of(followed.limit_below_a_limit),
+        where="throttle",
+        signature="throttle-timer-wait",
+        why="the lower filter's group, and not the upper's",
+        not_these=("healthy", "throttle-stale-timer"),
     ),
 )

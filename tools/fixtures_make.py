@@ -64,7 +64,8 @@ DMESG_LINE = re.compile(rb"<\d+>\[ *(\d+)\.\d+\].*\n?")
 # Ours, then whatever else lived on the machine: other programs' sockets, mounts and control groups.
 ELSEWHERE = (
     (re.compile(rb"/var/tmp/(?:[A-Za-z0-9_.-]+/)*?autopsy-[a-z0-9_]{8}"), b"/var/lib/vm"),
-    (re.compile(rb"^\d+ \d+ \d+:\d+ \S+ /(?:mnt|tmp|var/tmp|root|home)/.*\n", re.MULTILINE), b""),
+    (re.compile(rb"^\d+ \d+ \d+:\d+ \S+ /(?:mnt|tmp|var/tmp|root|home|work)/.*\n", re.MULTILINE), b""),
+    (re.compile(rb"(?<=[\s>])/[\w./-]+(?=/sys/fs/cgroup/)"), b""),  # another root's mount of them
     (re.compile(rb"/tmp/[^\s\0\"]*/(?=qemu-\d+\.\d+\.\d+/)"), b"/usr/src/"),
     (re.compile(rb"/process_api(?:/[0-9a-f]{32})?"), b"/machine"),
     (re.compile(rb"(?<![\w.])(/tmp|/var/tmp|/mnt)/[^\s\0\"'\\,;:<>()]+"), rb"\1/other"),

@@ -121,6 +121,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "graph-lock-against-context": "helps",
     "nbd-negotiation-drained": "helps",
     "ide-cancel-drains": "helps",
+    "job-end-nested": "helps",
     "poll-inside-poll": "helps",
     "context-held-over-poll": "helps",
     "qemu-crashed": "needless",  # it has ended by itself

@@ -98,6 +98,14 @@ class Lock:
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """A condition variable, a semaphore or an event; `within` is the function of QEMU's that waits for it."""
+
+    address: int
+    within: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """QEMU's process."""
 
@@ -195,6 +203,7 @@ Subject = (
     | Job
     | Thread
     | Lock
+    | Condition
     | Process
     | Tracer
     | Peer

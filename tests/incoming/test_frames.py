@@ -24,6 +24,8 @@ IDLE = ("qemu-system-x86", pastes.IDLE_MAIN)
 SEM = ("__futex_abstimed_wait_common64", "___pthread_cond_wait", "qemu_cond_wait_impl", "qemu_sem_wait")
 EVENT = ("syscall", "qemu_futex_wait", "qemu_event_wait")
 
+MIRROR_ENDS = ("nbd_teardown_connection", "bdrv_close", "block_job_remove_all_bdrv", "mirror_exit")
+
 WEDGES: tuple[tuple[str, str, tuple[Stack, ...]], ...] = (
     (
         "graph-lock-against-context",
@@ -41,6 +43,7 @@ WEDGES: tuple[tuple[str, str, tuple[Stack, ...]], ...] = (
             ("kvm", (*CONTEXT, "bdrv_drain_all_end", "bdrv_graph_wrlock", *JOB)),
         ),
     ),
+    ("job-end-nested", "block", (("kvm", (*POLL, *MIRROR_ENDS, "aio_bh_call", "aio_poll", *MIRROR_ENDS, *DISPATCH)),)),
     (
         "poll-inside-poll",
         "block",

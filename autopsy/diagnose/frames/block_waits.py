@@ -147,6 +147,32 @@ def _nested(facts: Facts) -> Judgement:
     return nothing("no thread polls inside of another poll", known_stacks)
 
 
+def _nested_end(facts: Facts) -> Judgement:
+    """The end of a job polls, and what its poll ran is the end of a job again: the outer cannot go on meanwhile."""
+    known_stacks = stacks(facts)
+    for stack in known_stacks:
+        polls = stack.polls_for
+        if stack.wait is not WaitKind.POLL or len(polls) < 2:
+            continue
+        if end := ended_twice(stack.names, polls):
+            return match(
+                f"{sentence(called(stack))} ends a job inside of a job's end ({end}): it waits in {polls[0]}, inside "
+                f"of its wait in {polls[-1]}, and the outer end goes on after the inner one only",
+                stack,
+                claims=(
+                    f"{sentence(called(stack))} is in {end} twice, and polls in {polls[0]} inside of {polls[-1]}.",
+                ),
+            )
+    return nothing("no thread ends a job inside of a job's end", known_stacks)
+
+
+def ended_twice(names: tuple[str, ...], polls: tuple[str, ...]) -> str:
+    """Return the function of a job's end that a stack is in on both sides of its outermost poll, empty for none."""
+    outer = len(names) - 1 - names[::-1].index(polls[-1])
+    inside = {name for name in names[:outer] if name.startswith(JOB_ENDS)}
+    return next((name for name in names[outer:] if name in inside), "")
+
+
 def _context(facts: Facts) -> Judgement:
     """One polls, and another waits for an AioContext: only an AioContext's owner polls for what lies in it."""
     known_stacks = stacks(facts)
@@ -219,6 +245,7 @@ SIGNATURES = (
     ),
     Signature("nbd-negotiation-drained", "block", "a drain waits for an NBD negotiation", _negotiation),
     Signature("ide-cancel-drains", "device", "a cancelled IDE request is drained", _ide),
+    Signature("job-end-nested", "block", "a job ends inside of a job's end", _nested_end),
     Signature("poll-inside-poll", "block", "a wait lies inside of another one", _nested),
     Signature("context-held-over-poll", "block", "an AioContext is held over a poll that needs it", _context),
     Signature("job-end-drains", "block", "the end of a block job drains", _job_end),

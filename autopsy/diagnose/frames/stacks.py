@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 
 from autopsy.dataclass import dataclass
-from autopsy.diagnose.frames import words
+from autopsy.diagnose import function_names as words
 from autopsy.diagnose.queries.threads import threads
 from autopsy.facts.cite import Cite, Known
 from autopsy.facts.model.facts import Facts, Role, ThreadFact

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.frames.block_waits import called, match, nothing
 from autopsy.diagnose.frames.stacks import NamedStack, WaitKind, stacks
-from autopsy.diagnose.frames.words import READS_RCU, WAITING
+from autopsy.diagnose.function_names import READS_RCU, WAITING
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import Judgement, Match, Signature
 from autopsy.facts.model.facts import Facts, Role

@@ -21,7 +21,7 @@ from autopsy.diagnose.queries.socket_peers import (
     stands,
     state,
 )
-from autopsy.diagnose.queries.threads import descriptor, looks, named, slept_through, threads
+from autopsy.diagnose.queries.threads import condition_of, descriptor, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, sentence
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
@@ -65,13 +65,15 @@ def _is_unexplained(thread: ThreadFact) -> bool:
         return False
     if look.state not in {"S", "D"} or not look.syscall.name or family(look) is not None:
         return False
-    return look.syscall.name not in (INTERRUPTIBLE if look.state == "D" else IDLE[thread.role])
+    if look.syscall.name not in (INTERRUPTIBLE if look.state == "D" else IDLE[thread.role]):
+        return True
+    return thread.role is not Role.OTHER and condition_of(thread) != ""  # a library's own threads rest so
 
 
 def about(facts: Facts, thread: ThreadFact) -> Claim:
     """Say where a thread sleeps: which call, on what, and what for as far as its kernel stack tells."""
     look = looks(thread)[0]
-    what = waits_for(look)
+    what = f"for a condition in {function}" if (function := condition_of(thread)) else waits_for(look)
     return claim(
         f"{sentence(named(thread))} sleeps in {look.syscall.name}{_on(facts, thread, look)}, State {look.state}, "
         f"{look.wchan or 'wchan unknown'}{f': it waits {what}' if what else ''}.",

@@ -36,6 +36,8 @@ def name(subject: Subject) -> str:  # noqa: C901, PLR0911, PLR0912 - one return 
             return _thread(subject)
         case subjects.Lock(address, within):
             return within or f"the mutex at {address:#x}"
+        case subjects.Condition(address, within):
+            return f"the condition at {address:#x}, in {within}"
         case subjects.Process(pid):
             return f"process {pid}"
         case subjects.Tracer(pid):

@@ -11,7 +11,7 @@ from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import Family, family_of
 from autopsy.diagnose.queries.requests import monitor_is_dead
-from autopsy.diagnose.queries.threads import blocks_main_loop, descriptor, looks
+from autopsy.diagnose.queries.threads import blocks_main_loop, condition_of, descriptor, looks
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
@@ -214,6 +214,27 @@ def ends_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
     else:
         return ()
     return () if any(socket.state == "LISTEN" or socket.family == "pipe" for socket in ends) else ends
+
+
+def awaited(facts: Facts, thread: ThreadFact) -> tuple[subjects.Subject, ...]:
+    """Return what the graph of waits knows that a thread's call is for: a condition, another program, a file."""
+    look = next(iter(looks(thread)), None)
+    if look is None or not look.syscall.arguments:
+        return ()
+    if function := condition_of(thread):
+        return (subjects.Condition(look.syscall.arguments[0], function),)
+    ends = ends_of(facts, thread) or socket_of(facts, thread)
+    file = descriptor(facts, look.syscall.arguments[0]) if look.syscall.name in PEER_CALLS else None
+    return (
+        *(place_of(end) for end in ends if end.remote),
+        *(subjects.peer(peer) for end in ends for peer in end.peers),
+        *((subjects.File(file.target),) if file is not None and file.kind == "file" else ()),
+    )
+
+
+def place_of(end: SocketFact) -> subjects.File | subjects.Server:
+    """Return where a connection leads: a FIFO is a file."""
+    return subjects.File(end.remote) if end.family == "pipe" else subjects.Server(end.remote)
 
 
 def comes_back(facts: Facts, thread: ThreadFact) -> bool:

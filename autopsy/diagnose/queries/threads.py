@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from autopsy.diagnose import function_names as words
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
 from autopsy.facts import subjects
@@ -96,6 +97,31 @@ def main_tid(facts: Facts) -> int:
 def blocks_main_loop(facts: Facts, tids: Iterable[int]) -> bool:
     """Tell whether one of these threads is the main thread, or holds the BQL that it needs."""
     return any(tid == main_tid(facts) or owns_bql(facts, tid) for tid in tids)
+
+
+def condition_of(thread: ThreadFact) -> str:
+    """Return the function that waits for a condition, a semaphore or an event in a futex, empty where a thread rests.
+
+    Only a function with a name tells: QEMU's own loops rest so, too, and most of them have none in a stripped binary.
+    """
+    if not any(look.syscall.name == "futex" for look in looks(thread)[:1]):
+        return ""
+    names = [_plain(name) for name in functions(thread)]
+    outside = next((place for place, name in enumerate(names) if name and name not in words.WAITING), len(names))
+    inside = [place for place in range(outside) if names[place]]
+    # A name right outside of the wait: one that is further out says nothing of what a nameless one between them does.
+    if not inside or outside != inside[-1] + 1 or outside == len(names):
+        return ""
+    waits = [kind for kind, wanted in words.CONDITION_KINDS.items() if wanted.intersection(names[:outside])]
+    idle = any(names[outside] in words.IDLE_UNDER.get(kind, ()) for kind in waits)
+    return "" if not waits or idle or names[outside] in words.RESTING else names[outside]
+
+
+def _plain(name: str) -> str:
+    """Return a function's name without its version, its clone's number, and what the C library puts around it."""
+    bare = name.partition("@")[0].partition(".")[0]
+    inner = bare.lstrip("_").removesuffix("64")
+    return inner if inner in words.WAITING else bare
 
 
 def functions(thread: ThreadFact) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import waits_for
 from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, still
-from autopsy.diagnose.queries.socket_peers import about_sockets, called, of_monitor, peers_of, stands, state
+from autopsy.diagnose.queries.socket_peers import about_sockets, awaited, called, of_monitor, peers_of, stands, state
 from autopsy.diagnose.queries.threads import functions, looks, named, owns_bql, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -159,6 +159,7 @@ def _bql_holder(facts: Facts) -> Judgement:
             claim(f"{count(len(waiters), 'thread')} wait for the BQL.", *(lock.cite for lock in bql)),
         ),
         effect=mutex is not None or seen[0].state == "D" or call in PEER_CALLS or _is_blocked_main(facts, holder),
+        stands=awaited(facts, holder),
         weight=len(waiters),
     )
 
@@ -211,6 +212,7 @@ def _chardev(facts: Facts) -> Judgement:
                 *(look.cite for look in looks(thread)),
             ),
         ),
+        stands=awaited(facts, thread),
         weight=1,
     )
 

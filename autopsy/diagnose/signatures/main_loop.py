@@ -13,6 +13,7 @@ from autopsy.diagnose.queries.requests import title
 from autopsy.diagnose.queries.socket_peers import (
     about_openers,
     about_sockets,
+    awaited,
     called,
     ends_of,
     openers_of,
@@ -262,6 +263,7 @@ def _asleep(facts: Facts) -> Judgement:
         objects=(*(subjects.thread(sleeper) for sleeper in asleep[:4]), *peers_of(sockets)),
         confidence="likely",
         claims=tuple(about(facts, sleeper) for sleeper in asleep[:4]),
+        stands=tuple(subject for sleeper in asleep for subject in awaited(facts, sleeper)),
         where=_where(facts, thread),
         beside=True,
         weight=len(asleep),

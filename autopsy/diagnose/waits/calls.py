@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autopsy.bundle.syscalls import PEER_CALLS
 from autopsy.diagnose.queries.kernel_stacks import family
-from autopsy.diagnose.queries.socket_peers import comes_back, ends_of, socket_of
+from autopsy.diagnose.queries.socket_peers import comes_back, ends_of, place_of, socket_of
 from autopsy.diagnose.queries.threads import descriptor, looks, slept_through, threads
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
@@ -31,9 +31,9 @@ def call_waits(facts: Facts) -> Iterator[Wait]:
         for end in ends:
             cites = (look.cite, end.cite)
             if end.remote:
-                yield Wait(subjects.thread(thread), _place(end), How.OTHER_END, sure, cites)
+                yield Wait(subjects.thread(thread), place_of(end), How.OTHER_END, sure, cites)
             for peer in end.peers:
-                waiter = _place(end) if end.remote else subjects.thread(thread)
+                waiter = place_of(end) if end.remote else subjects.thread(thread)
                 yield Wait(waiter, subjects.peer(peer), How.SERVED_BY, Certainty.ONCE, (*cites, peer.cite))
         for file in () if ends else _files(facts, thread):
             yield Wait(subjects.thread(thread), file, How.SLEEPS_IN, sure, (look.cite,))
@@ -68,7 +68,3 @@ def _files(facts: Facts, thread: ThreadFact) -> Iterator[subjects.File]:
         file = descriptor(facts, call.arguments[0])
         if file is not None and file.kind == "file":
             yield subjects.File(file.target)
-
-
-def _place(end: SocketFact) -> subjects.File | subjects.Server:
-    return subjects.File(end.remote) if end.family == "pipe" else subjects.Server(end.remote)

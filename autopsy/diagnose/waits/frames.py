@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from autopsy.diagnose.frames.stacks import NamedStack, stacks
 from autopsy.diagnose.frames.stacks import WaitKind as Doing
 from autopsy.diagnose.frames.thread_waits import MIGRATION, RCU, may_be_call_rcu
-from autopsy.diagnose.frames.words import READS_RCU
+from autopsy.diagnose.function_names import READS_RCU
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known

@@ -12,6 +12,7 @@ from autopsy.diagnose.queries.threads import by_role
 from autopsy.diagnose.waits import (
     behind,
     calls,
+    conditions,
     frames,
     jobs,
     kernel,
@@ -34,6 +35,7 @@ from autopsy.facts.subjects import Subject
 BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
     ("locks", locks.lock_waits),
     ("threads", threads.thread_waits),
+    ("conditions", conditions.condition_waits),
     ("kernel", kernel.kernel_waits),
     ("requests", requests.request_waits),
     ("behind", behind.behind_waits),
@@ -118,7 +120,9 @@ def where(sink: Subject) -> Where:  # noqa: C901, PLR0911 - one return for each 
             return "migration"
         case subjects.Process() | subjects.Tracer():
             return "process"
-        case subjects.Thread() | subjects.Lock() | subjects.Monitor() | subjects.MonitorClient() | subjects.File():
+        case subjects.Thread() | subjects.Lock() | subjects.Condition() | subjects.File():
+            return "control"
+        case subjects.Monitor() | subjects.MonitorClient():
             return "control"
         case subjects.VirtualMachine():
             return "vm-state"

@@ -29,6 +29,8 @@ BESIDE = {
     "throttle-deadlock-10.0.2-debug": ("control", "a lock that was just being handed over has no owner"),
     "dumping-into-frozen-7.2": ("host", "the writing of its core waits, and that is not why it crashed"),
     "fifo-unread-7.2": ("peer", "what a dead main loop waits for is told with it: the program that does not read"),
+    "fifo-opener-stopped-7.2": ("peer", "likewise: the program that is stopped in open"),
+    "snapshot-unread-10.0.2": ("peer", "whoever reads the VM's state is told with the migration that waits for it"),
     "vm-ended-10.0.2": ("aio", "its writes were met at the only look, as on any busy VM"),
     "throttle-deadlock-10.0.2": ("control", "without debug information a lock does not tell which group's it is"),
 }

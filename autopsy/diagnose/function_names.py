@@ -45,8 +45,19 @@ CONDITIONS = _set(
     """
     pthread_cond_wait __pthread_cond_wait ___pthread_cond_wait __pthread_cond_wait_common pthread_cond_timedwait
     __pthread_cond_timedwait ___pthread_cond_timedwait pthread_cond_clockwait qemu_cond_wait qemu_cond_wait_impl
-    qemu_cond_timedwait qemu_cond_timedwait_impl qemu_cond_timedwait_iothread qemu_cond_wait_iothread
-    qemu_cond_wait_bql g_cond_wait g_cond_wait_until
+    qemu_cond_timedwait qemu_cond_timedwait_ts qemu_cond_timedwait_impl qemu_cond_timedwait_iothread
+    qemu_cond_wait_iothread qemu_cond_wait_bql g_cond_wait g_cond_wait_until
+    """
+)
+CONDITION_KINDS = MappingProxyType({"SEMAPHORE": SEMAPHORES, "EVENT": EVENTS, "CONDITION": CONDITIONS})
+# Loops that wait for work so, beside those of IDLE_UNDER (qemu_process_cpu_events since QEMU 10.2), RCU's own thread,
+# and what the graph knows an edge of by itself.
+RESTING = _set(
+    """
+    qemu_thread_start start_thread qemu_process_cpu_events rr_wait_io_event kvm_dirty_ring_reaper_thread
+    edu_fact_thread handle_apdu_thread event_thread migration_rate_limit colo_compare_thread worker_thread
+    call_rcu_thread vnc_worker_thread_loop mttcg_cpu_thread_fn rr_cpu_thread_fn
+    synchronize_rcu wait_for_readers pause_all_vcpus
     """
 )
 FUTEXES = _set(

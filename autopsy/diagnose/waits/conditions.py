@@ -1,0 +1,64 @@
+"""Edges of condition variables, semaphores and events: to the threads that signal each, or to the condition itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopsy.diagnose.queries.threads import condition_of, looks, slept_through, threads
+from autopsy.diagnose.waits.wait import Certainty, How, Wait
+from autopsy.facts import subjects
+from autopsy.facts.model.facts import Facts, Origin, Role, ThreadFact
+
+# Who ends the wait of each function of QEMU's: by their roles, or by how their names begin. What is not here is told
+# as what it is, a condition with its address.
+BY_ROLE = {
+    "run_on_cpu": Role.VCPU,
+    "do_run_on_cpu": Role.VCPU,
+    "start_exclusive": Role.VCPU,
+    "cpu_exec_start": Role.VCPU,
+    "qemu_init_vcpu": Role.VCPU,
+    "iothread_complete": Role.IOTHREAD,
+    "drain_call_rcu": Role.CALL_RCU,
+}
+BY_NAME = {
+    "vnc_jobs_join": ("vnc_worker",),
+    "multifd_send_pages": ("multifdsend", "mig/src/send"),
+    "multifd_send": ("multifdsend", "mig/src/send"),
+    "multifd_send_sync_main": ("multifdsend", "mig/src/send"),
+    "multifd_send_zero_page_detect": ("multifdsend", "mig/src/send"),
+    "multifd_recv_sync_main": ("multifdrecv", "mig/dst/recv"),
+    "ram_flush_compressed_data": ("compress",),
+    "wait_for_decompress_done": ("decompress",),
+    "decompress_data_with_multi_threads": ("decompress",),
+    "colo_notify_compares_event": ("colo-compare",),
+    "qemu_prealloc_mem": ("touch_pages", "memset"),
+}
+AT_REST = frozenset({"futex"})  # where a vCPU sleeps that has done what it was asked for, or that its guest has halted
+
+
+def condition_waits(facts: Facts) -> Iterator[Wait]:
+    """Yield them for the threads that slept through; of stacks that others printed, their frames tell more."""
+    if facts.origin is not Origin.CAPTURE:
+        return
+    for thread in threads(facts):
+        function = condition_of(thread)
+        if not function or slept_through(thread) is False:
+            continue
+        look = looks(thread)[0]
+        sure = Certainty.SEEN if slept_through(thread) else Certainty.ONCE
+        signallers = [other for other in threads(facts) if other is not thread and _signals(other, function)]
+        for other in signallers:
+            cites = (look.cite, *(seen.cite for seen in looks(other)[:1]))
+            yield Wait(subjects.thread(thread), subjects.thread(other), How.SIGNALLED_BY, sure, cites)
+        if not signallers:
+            address = look.syscall.arguments[0] if look.syscall.arguments else 0
+            condition = subjects.Condition(address, function)
+            yield Wait(subjects.thread(thread), condition, How.SIGNALLED_BY, sure, (look.cite,))
+
+
+def _signals(thread: ThreadFact, function: str) -> bool:
+    """Tell whether a thread is one of those that end the wait in a function, and has not rested since."""
+    role = BY_ROLE.get(function)
+    if role is not None and thread.role is role:
+        return role is not Role.VCPU or any(look.syscall.name not in AT_REST for look in looks(thread)[:1])
+    return thread.comm.startswith(BY_NAME.get(function, ()) or ("\0",))

@@ -1,0 +1,58 @@
+"""Whom a QEMU waits for is told where nobody sees it at once, and their healthy twins are told as healthy."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from support import lab
+from support.verdicts import captured
+from support.wedged import wedges_followed as followed
+from support.wedged.trials import Trial, on_each_qemu
+
+pytestmark = [pytest.mark.live, pytest.mark.soak]  # stored cases say the same in the gate
+
+OLD, NEW, DEBUG, NEWEST = "7.2", "10.0.2", "10.0.2-debug", "11"
+GAP = ("--gap", "4")
+TRIALS = (
+    Trial(
+        "a FIFO whose opener is stopped",
+        "control",
+        "main-loop-blocked",
+        followed.fifo_opener,
+        (OLD, NEWEST),
+        says="opens its other end, and stands still",
+    ),
+    Trial("a FIFO whose opener comes", "none", "healthy", partial(followed.fifo_opener, stops=False), (NEW,)),
+    Trial(
+        "an export of its own",
+        "peer",
+        "fuse-daemon-silent",
+        followed.served_by_itself,
+        (OLD, NEWEST),
+        says="waits for itself",
+    ),
+    Trial("a snapshot that nobody reads", "migration", "migration-send-blocked", followed.snapshot_unread, (OLD, NEW)),
+    Trial("a snapshot that is read", "none", "healthy", partial(followed.snapshot_unread, reads=True), (NEW,)),
+    Trial("a server that has left", "peer", "requests-fail", followed.server_left, (OLD, NEW), says="ENOTCONN"),
+    Trial("a server that serves", "none", "healthy", partial(followed.server_left, leaves=False), (NEW,), ("proven",)),
+    Trial("an iothread that polls", "none", "healthy", followed.polling, (OLD, NEW)),
+    Trial("a limit below a limit", "throttle", "throttle-timer-wait", followed.limit_below_a_limit, (NEW, DEBUG)),
+    Trial(
+        "two limits that let all through",
+        "none",
+        "healthy",
+        partial(followed.limit_below_a_limit, lower="x-iops-total=1000"),
+        (NEW,),
+    ),
+)
+
+
+@on_each_qemu(TRIALS)
+def test_whom_it_waits_for_is_told(trial: Trial, label: str, tmp_path: Path) -> None:
+    with trial.set_up(lab.build(label)) as it:
+        verdict = captured(it.vm.pid, tmp_path, *GAP)
+        trial.assert_told(verdict)
+        assert all(name in verdict.objects for name in it.names if trial.where != "none"), verdict
