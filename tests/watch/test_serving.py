@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,16 +102,13 @@ def test_figures_of_a_watch_that_does_not_come_round_are_not_shown(monkeypatch: 
 def test_scrapers_that_say_nothing_or_read_nothing_keep_no_other_from_its_answer() -> None:
     port = free_port()
     many = rounds.of(*(rounds.vm(f"vm{number}", start_ticks=number) for number in range(80)))
-    with outlets.opened(listen=f"127.0.0.1:{port}") as opened:
+    with outlets.opened(listen=f"127.0.0.1:{port}") as opened, ExitStack() as scrapers:
         opened.publish(many)
-        silent = [connected(port) for _ in range(40)]
-        deaf = [connected(port) for _ in range(40)]
+        _silent, deaf = ([scrapers.enter_context(connected(port)) for _ in range(40)] for _ in range(2))
         for each in deaf:
             each.sendall(ASK)
         for _ in range(3):
             assert scrape(port).count(b"autopsy_vm_info{") == 80
-        for each in silent + deaf:
-            each.close()
 
 
 def test_a_scraper_that_dawdles_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,9 +212,9 @@ def test_a_socket_with_a_path_is_for_its_group_alone_and_replaces_none_that_is_s
     path = tmp_path / "metrics.sock"
 
     def ask() -> bytes:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(path))
-        return answer(connection)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            return answer(connection)
 
     with outlets.opened(listen=f"unix:{path}") as opened:
         opened.publish(WELL)
@@ -289,10 +288,20 @@ def test_without_the_client_whoever_wants_metrics_is_told_what_to_install_and_ot
 
 
 def test_the_kernel_keeps_connections_until_we_come_round() -> None:
-    with address.bind(TcpAddress("127.0.0.1", 0)) as listener:
+    with address.bind(TcpAddress("127.0.0.1", 0)) as listener, ExitStack() as scrapers:
         port = listener.getsockname()[1]
-        for each in [connected(port) for _ in range(address.WAITING)]:
-            each.close()
+        for _ in range(address.WAITING):
+            scrapers.enter_context(connected(port))
+
+
+def test_an_address_that_cannot_be_taken_leaves_no_socket_behind() -> None:
+    with address.bind(TcpAddress("127.0.0.1", 0)) as listener:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with pytest.raises(OSError, match="in use"):
+                address.bind(TcpAddress("127.0.0.1", listener.getsockname()[1]))
+        gc.collect()  # one that was not closed warns then
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_last_round_is_there_for_ps_while_the_watch_is_and_only_if_its_folder_is_ours(run_folder: Path) -> None:

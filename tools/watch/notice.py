@@ -1,7 +1,8 @@
 """Wedges VMs in every way that the tests know, beside a watch that runs all the while; tells when it noticed each.
 
 The clock of each begins when its last request is in flight. All of one QEMU are wedged at once. VMs are looked for each
-second here, not each ten: elsewhere one is known for long before it stalls.
+second here, not each ten: elsewhere one is known for long before it stalls. With --known each runs for some seconds
+before it is wedged, so that the watch has seen it well.
 """
 
 from __future__ import annotations
@@ -14,18 +15,24 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
+from autopsy.drill.machine import Machine
 from autopsy.watch.config import Sampling, WatchConfig
 from autopsy.watch.loop import Watch
 from autopsy.watch.model import Round
+from support import lab
 from support.builds import build
 from support.wedged.noticed import WEDGES
 
 PATIENCE = 30.0
+KNOWN_SECONDS = 5.0  # in which a VM is found and looked at twice
+UNKNOWN = lab.qemu
 NICE = -5  # as the unit has it
 
 
@@ -51,6 +58,14 @@ def watch_process(notes: Path) -> int:
         Watch(config=config, captures=False).run((note,), lambda seconds: bool(time.sleep(seconds)))
     finally:
         os._exit(0)
+
+
+@contextmanager
+def known_first(*words: Any, **settings: Any) -> Iterator[Machine]:
+    """Run a QEMU for a while before anything is done to it."""
+    with UNKNOWN(*words, **settings) as vm:
+        time.sleep(KNOWN_SECONDS)
+        yield vm
 
 
 def noticed(label: str, only: frozenset[str], notes: Path) -> dict[str, tuple[float, str] | None]:
@@ -81,7 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--builds", default="7.2,10.0.2,11")
     parser.add_argument("--only", default="", help="wedges, by comma")
+    parser.add_argument("--known", action="store_true", help="wedge what the watch has known for a while")
     given = parser.parse_args()
+    if given.known:
+        lab.qemu = known_first
     with tempfile.TemporaryDirectory(prefix="at-", dir="/var/tmp") as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = folder  # a QEMU of another system sees what is mounted there
         notes = Path(folder) / "notes"

@@ -73,22 +73,26 @@ def bind(address: Address) -> socket.socket:
     Raises:
         OSError: as socket(2), bind(2) and listen(2) give it; NotPrivate, where the socket's folder is not ours.
     """
-    match address:
-        case TcpAddress(host=host, port=port):
-            listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-            return _listening(listener)
-        case UnixAddress(path=path):
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            _bind_below(listener, path)
-            return _listening(listener)
-
-
-def _listening(listener: socket.socket) -> socket.socket:
-    listener.listen(WAITING)
-    listener.settimeout(0)
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(socket.socket(_family(address), socket.SOCK_STREAM))
+        match address:
+            case TcpAddress(host=host, port=port):
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((host, port))
+            case UnixAddress(path=path):
+                _bind_below(listener, path)
+        listener.listen(WAITING)
+        listener.settimeout(0)
+        opened.pop_all()
     return listener
+
+
+def _family(address: Address) -> socket.AddressFamily:
+    match address:
+        case TcpAddress(host=host):
+            return socket.AF_INET6 if ":" in host else socket.AF_INET
+        case UnixAddress():
+            return socket.AF_UNIX
 
 
 def _bind_below(listener: socket.socket, path: Path) -> None:

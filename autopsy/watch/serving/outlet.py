@@ -101,14 +101,17 @@ class Outlet:
                 self.work(RoundFeed(theirs))
                 return b""
 
+            self._feed = ours
             try:
                 self._child = child.spawn(run)
             except ChildFailed as error:
-                ours.close()
+                self.close()
                 raise NotOpened(str(error)) from error
-        self._feed = ours
         came = readable(ours.fileno(), seconds=READY_SECONDS)
-        said = ours.recv(MOST_WORDS) if came else b"it did not begin in time"
+        try:
+            said = ours.recv(MOST_WORDS) if came else b"it did not begin in time"
+        except OSError:  # it has ended, and left unread what it was sent
+            said = b""
         if said != READY:
             self.close()
             raise NotOpened(said.decode("utf-8", "replace") or "its process ended at once")
