@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import field
 
 from autopsy.bundle import proc_stat
@@ -127,6 +128,7 @@ class VmFiles:
             cpu_ns=cpu,
             delay_ns=delay,
             starved_ns=starved if self.sampled_ns else 0,
+            suspended_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns(),
             read_bytes=read,
             write_bytes=written,
             eventfds=self._unread() if closely else None,

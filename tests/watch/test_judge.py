@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -161,6 +162,21 @@ def test_a_vm_that_is_given_no_processor_is_starved_not_stuck() -> None:
 def test_a_watch_that_did_not_come_round_counts_nothing_meanwhile() -> None:
     assert kind(judged(sample(0, STUCK), sample(1, STUCK), sample(61, STUCK))) is StallKind.DISK
     assert seconds(judged(sample(0, STUCK), sample(1, STUCK), sample(61, STUCK))) == 5
+
+
+def test_a_host_that_was_suspended_counts_nothing_of_the_time_around_it_and_a_stall_after_it_counts() -> None:
+    before = [sample(each, STUCK) for each in range(2)]
+    slept = {"suspended_ns": 60 * SECOND}
+    woken = sample(9, STUCK, **slept)  # CLOCK_MONOTONIC has gone on for as long as devices and tasks took to stop
+    assert kind(judged(sample(-1), *before, woken)) is None
+    assert kind(judged(sample(-1), *before, replace(woken, suspended_ns=0))) is StallKind.DISK
+    after = [sample(9 + each, STUCK, **slept) for each in range(1, 9)]
+    found = judged(sample(-1), *before, woken, *after)
+    assert (kind(found), seconds(found)) == (StallKind.DISK, 10)  # 2 before it, 8 after
+
+
+def test_the_clock_of_the_watch_stands_while_the_host_is_suspended() -> None:
+    assert time.get_clock_info("monotonic").implementation == "clock_gettime(CLOCK_MONOTONIC)"
 
 
 def test_a_look_that_hangs_leaves_the_vm_unreadable_and_its_threads_seen() -> None:
