@@ -57,7 +57,7 @@ def _fail(facts: Facts) -> Judgement:
 
 def _broken(facts: Facts) -> Match | None:
     """Return that a disk's storage fails whatever is asked of it, though nothing was asked meanwhile; None for none."""
-    for failing in facts.failing_files:
+    for failing in facts.failing_files.value if isinstance(facts.failing_files, Known) else ():
         disks = disks_on(facts, frozenset({failing.path}))
         if not disks:
             continue

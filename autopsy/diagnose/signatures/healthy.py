@@ -57,6 +57,11 @@ def _lacking(facts: Facts) -> Iterator[str]:
     if unseen := unseen_notifiers(facts):
         yield f"the descriptors {', '.join(map(str, unseen))} of the disks' queues"
     yield from _lacking_the_other_half(facts)
+    for disk in facts.disks.value if isinstance(facts.disks, Known) else ():
+        done = isinstance(disk.completed, Known) and disk.completed.value > 0
+        failed = isinstance(disk.stats, Known) and disk.stats.value.failed
+        if failed and not done and isinstance(facts.failing_files, Unknown):
+            yield f"whether the storage of {called(disk)} still fails: {missing(facts.failing_files)}"
     for job in facts.jobs.value if isinstance(facts.jobs, Known) else ():
         if job.status == "running" and isinstance(job.progressed, Unknown):
             yield f"whether job {job.id} goes on: {missing(job.progressed)}"

@@ -169,6 +169,8 @@ def _spins(facts: Facts) -> Judgement:
         return RuledOut("neither the main thread nor an iothread used a whole CPU", (facts.threads.cite,))
     thread, moved, cite = next((one for one in busy if not _polls_at_work(facts, one[0])), busy[0])
     polls = _polls_at_work(facts, thread)
+    if thread.role is Role.IOTHREAD and not polls and not _counted(facts, thread):
+        return CannotTell(f"whether {named(thread)} polls, and its disks go on (query-blockstats, twice)")
     place = next((name for name in functions(thread) if name), "")
     return Match(
         headline=f"{named(thread)} runs without a pause: {moved.cpu_ns / 1e9 / moved.seconds:.0%} of a CPU",
@@ -194,15 +196,21 @@ def _polls_at_work(facts: Facts, thread: ThreadFact) -> tuple[Claim, ...]:
     """
     if thread.role is not Role.IOTHREAD or isinstance(facts.disks, Unknown):
         return ()
-    name = thread.comm.removeprefix("IO ").strip()
-    served = [disk for disk in facts.disks.value if not isinstance(disk.iothread, Known) or disk.iothread.value == name]
-    counted = [(disk, disk.completed) for disk in served if isinstance(disk.completed, Known)]
+    counted = _counted(facts, thread)
     done = [(disk, completed) for disk, completed in counted if completed.value > 0]
     if not done or any(not completed.value and _owes(disk) for disk, completed in counted):
         return ()
     disk, completed = done[0]
     words = f"Disk {title(disk)} completed {count(completed.value, 'request')} meanwhile: it polls, as it may."
     return (claim(words, completed.cite),)
+
+
+def _counted(facts: Facts, thread: ThreadFact) -> list[tuple[DiskFact, Known[int]]]:
+    """Return the disks that an iothread may serve, those of which it is known how many requests they completed."""
+    name = thread.comm.removeprefix("IO ").strip()
+    disks = facts.disks.value if isinstance(facts.disks, Known) else ()
+    served = [disk for disk in disks if not isinstance(disk.iothread, Known) or disk.iothread.value == name]
+    return [(disk, disk.completed) for disk in served if isinstance(disk.completed, Known)]
 
 
 def _owes(disk: DiskFact) -> bool:

@@ -335,6 +335,7 @@ class VmFact:
 
 
 NOT_BEFORE = Unknown("evidence/watch/ring.jsonl", "no watch had an eye on this VM before")
+NOT_ASKED = Unknown("evidence/qmp.query-block/guard.json", "no file of the VM's was asked whether it answers")
 NOT_AGAIN = Unknown("evidence/second-exposure/threads.json", "no second look was pasted")
 
 
@@ -382,4 +383,4 @@ class Facts:
     left_out: tuple[LeftOutFact, ...] = ()
     listeners: tuple[ListenerFact, ...] = ()
     fifo_openings: tuple[FifoOpeningFact, ...] = ()
-    failing_files: tuple[FailingFileFact, ...] = ()
+    failing_files: Fact[tuple[FailingFileFact, ...]] = NOT_ASKED

@@ -48,14 +48,15 @@ def _by_set(line: CommandLine, files: list[Descriptor]) -> dict[str, str]:
     return {path: paths[0] for path, paths in sets.items() if len(set(paths)) == 1}
 
 
-def gather_failing_files(evidence: Evidence) -> tuple[FailingFileFact, ...]:
+def gather_failing_files(evidence: Evidence) -> Fact[tuple[FailingFileFact, ...]]:
     """Return the files whose storage answered the guard's question with an error."""
     look = decode(evidence, layout.QUERY_BLOCK, layout.GUARD, GuardLook)
     if not isinstance(look, Known):
-        return ()
-    return tuple(
+        return look
+    files = tuple(
         FailingFileFact(
             path=file.path, error=file.error, cite=Cite(look.cite.file, 0, f"a stat of {file.path}: {file.error}")
         )
         for file in look.value.failing
     )
+    return Known(files, look.cite)

@@ -201,6 +201,8 @@ class Case:
         put(names.PROC_FDS, names.SOCKETS, render([Section("ss", self.ss.encode()), *self.peer_sections]))
         for step, exchanges in self.exchanges.items():
             put(step, names.QMP, b"".join(msgspec.json.encode(each) + b"\n" for each in exchanges))
+        if names.QUERY_BLOCK in self.exchanges:  # it was let through
+            put(names.QUERY_BLOCK, names.GUARD, msgspec.json.encode(records.GuardLook(moved=(), main=())))
         put(names.GDB_THREADS, names.THREADS, msgspec.json.encode([stack(task) for task in self.tasks]))
         first = [msgspec.structs.replace(each, since_first="unknown") for each in self.coroutines]
         put(names.GDB_THREADS, names.COROUTINES, msgspec.json.encode(first))
