@@ -62,7 +62,7 @@ def test_to_diagnose_it(bundle: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_to_redact_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redact, "redacted", falls)
+    monkeypatch.setattr(redact, "_redact", falls)
     with pytest.raises(DamagedBundle, match="SIGSEGV"):
         redact.redact(bundle, None)
     assert not list(bundle.parent.glob(".redacting-*"))
