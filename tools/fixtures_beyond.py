@@ -26,7 +26,7 @@ WATCHED_SECONDS = 12  # some samples of a watch
 @contextmanager
 def broken_disk(build: lab.Build) -> Iterator[Stuck]:
     """A virtio disk whose driver claims more requests than its queue holds: QEMU marks it broken."""
-    with qtest.disk_with_an_index(build, 1000) as it:
+    with qtest.disk_whose_driver_claims(build, 500) as it:
         yield it
 
 

@@ -96,7 +96,8 @@ def test_every_parked_request_is_in_a_core_that_has_no_room_for_their_data(
             assert [each.requests for each in limits] == [True]
     assert not whole.record.beyond_cap
     assert "[heap]" in [each.path for each in cut.record.beyond_cap]
-    assert cut.record.coroutine_stacks >= REQUESTS - 1
+    # Counted by their mappings: one that another of the process's touches is one with it.
+    assert cut.record.coroutine_stacks >= REQUESTS * 0.9
 
 
 class Stored:
