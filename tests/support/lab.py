@@ -17,7 +17,7 @@ from autopsy.drill.machine import of_device as of_device  # noqa: PLC0414 - test
 from autopsy.drill.process import DrillProcess, states
 from autopsy.drill.site import Site, site
 from autopsy.drill.storage import FuseExport, LoopFileSystem, NbdServer
-from support.builds import LAB, Build, build, missing
+from support.builds import LAB, Build, build, missing, version
 from support.builds import need_older_than as need_older_than  # noqa: PLC0414 - tests read it from here
 from support.builds import qemu_builds as qemu_builds  # noqa: PLC0414 - tests read it from here
 
@@ -30,6 +30,7 @@ SOAK = os.environ.get("AUTOPSY_SOAK") == "1"
 TO_BOOT = KVM if SOAK else TCG
 GUEST_SECONDS = 90.0
 DEADLOCK_TRIES, DEADLOCK_SECONDS = 8, 15.0
+DEADLOCKS = "10.0.2"  # which has the fault; the stable releases after it have it no more
 
 
 def guest_files() -> tuple[Path, Path]:
@@ -286,7 +287,9 @@ def throttle_deadlock(which: Build | str = "10.0.2") -> Iterator[Machine]:
                 if _deadlocks(running.pid, DEADLOCK_SECONDS):
                     break
             else:
-                pytest.fail(f"no thread waits for a mutex that is its own, after {DEADLOCK_TRIES} tries")
+                words = f"no thread waits for a mutex that is its own, after {DEADLOCK_TRIES} tries"
+                told = version(build(which) if isinstance(which, str) else which)
+                (pytest.fail if told == DEADLOCKS else pytest.skip)(f"{words}: QEMU {told}")
             yield running
 
 

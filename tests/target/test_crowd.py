@@ -51,5 +51,8 @@ def test_a_vm_is_found_among_ten_slow_processes_of_a_stranger_that_are_named_lik
             listed = subprocess.run(
                 [sys.executable, "-m", "autopsy", "ps", "--json"], capture_output=True, text=True, check=True
             )
-            known = {each["pid"]: (each["name"], each["qemu_version"].split()[0]) for each in json.loads(listed.stdout)}
+            known = {
+                each["pid"]: (each["name"], each["qemu_version"].partition(" ")[0])
+                for each in json.loads(listed.stdout)
+            }
             assert known[vm.pid] == ("web1-in-a-crowd", version(build("7.2")))

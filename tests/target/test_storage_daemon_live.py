@@ -16,6 +16,7 @@ import pytest
 from autopsy.bundle import layout
 from autopsy.bundle.archive import members
 from support import lab
+from support.builds import version
 from support.verdicts import Verdict, captured
 from support.wedged import daemons
 from support.wedged.wedges import Stuck
@@ -114,7 +115,7 @@ def test_ps_shows_it_as_a_storage_daemon() -> None:
         rows = json.loads(subprocess.run([*words, "--json"], capture_output=True, text=True, check=True).stdout)
     (row,) = (row for row in rows if row["pid"] == it.vm.pid)
     assert row["program"] == "qemu-storage-daemon"
-    assert row["qemu_version"].startswith("7.2.")
+    assert row["qemu_version"].startswith(version(lab.build("7.2")))
     assert [monitor["address"] for monitor in row["monitors"]] == [str(it.vm.monitor)]
     (line,) = (line for line in table.splitlines() if str(it.vm.pid) in line.split())
     assert "(storage daemon)" in line
