@@ -49,7 +49,7 @@ def as_nobody(capabilities: tuple[str, ...], out: Path, *words: str) -> subproce
         timeout=120,
         check=False,
         cwd=out,
-        env={**os.environ, "TMPDIR": str(out), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "TMPDIR": str(out), "XDG_STATE_HOME": str(out), "PYTHONPATH": str(ROOT)},
     )
 
 
