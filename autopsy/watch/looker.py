@@ -6,16 +6,14 @@ To read another process's memory is to take the lock of its memory map, which a 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import msgspec
 
 from autopsy.bundle.manifest import LeftBehind
 from autopsy.dataclass import dataclass
 from autopsy.linux.tasks.forking import (
-    LENGTH,
     Child,
     Overdue,
     PipeEnds,
@@ -23,7 +21,7 @@ from autopsy.linux.tasks.forking import (
     fork,
     framed,
     has_ended,
-    receive,
+    receive_framed,
     send,
 )
 from autopsy.linux.tasks.patience import Hangs, Patience
@@ -103,7 +101,7 @@ class Looker:
         try:
             _send(child.questions, msgspec.msgpack.encode(left))
             for question in left:
-                data = _receive(child.answers, until, Patience(child.pid, EACH))
+                data = receive_framed(child.answers, MOST_ANSWER, until, Patience(child.pid, EACH))
                 look = msgspec.msgpack.decode(data, type=_LookAnswer).look
                 looks[question.pid] = NoLook(hung=False) if look is None else look
         except Overdue:
@@ -143,22 +141,11 @@ class _TooSlow(Exception):
         self.looks = looks
 
 
-def _receive(descriptor: int, until: float = math.inf, tick: Callable[[], None] | None = None) -> bytes:
-    """Return one message.
-
-    Raises:
-        Overdue: it does not come in time.
-        EOFError: whoever would send it is gone.
-    """
-    (length,) = LENGTH.unpack(receive(descriptor, LENGTH.size, until, tick))
-    return receive(descriptor, min(length, MOST_ANSWER), until, tick)
-
-
 def _answer(ends: PipeEnds) -> int:
     """Be the looker: answer until nobody asks any more."""
     known: dict[tuple[int, int], WatchedStacks] = {}
     while True:
-        for question in msgspec.msgpack.decode(_receive(ends.hears), type=list[LookQuestion]):
+        for question in msgspec.msgpack.decode(receive_framed(ends.hears, MOST_ANSWER), type=list[LookQuestion]):
             _send(ends.tells, msgspec.msgpack.encode(_LookAnswer(question.pid, _look(known, question))))
 
 

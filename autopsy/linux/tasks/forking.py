@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import math
 import os
 import select
 import signal
@@ -293,6 +294,19 @@ def receive(descriptor: int, size: int, until: float, tick: Callable[[], None] |
             raise EOFError
         data += part
     return bytes(data)
+
+
+def receive_framed(
+    descriptor: int, most: int, until: float = math.inf, tick: Callable[[], None] | None = None
+) -> bytes:
+    """Read one message with its LENGTH ahead of it, of which `most` bytes are taken; else as `receive`.
+
+    Raises:
+        Overdue: it is not there in time.
+        EOFError: whoever would send it is gone.
+    """
+    (length,) = LENGTH.unpack(receive(descriptor, LENGTH.size, until, tick))
+    return receive(descriptor, min(length, most), until, tick)
 
 
 def framed(data: bytes) -> bytes:

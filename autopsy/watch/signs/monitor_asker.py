@@ -14,8 +14,6 @@ import msgspec
 from autopsy.bundle.manifest import LeftBehind
 from autopsy.dataclass import dataclass
 from autopsy.linux.tasks.forking import (
-    A_POLL_SECONDS,
-    LENGTH,
     Child,
     Overdue,
     PipeEnds,
@@ -23,7 +21,7 @@ from autopsy.linux.tasks.forking import (
     fork,
     framed,
     has_ended,
-    receive,
+    receive_framed,
     send,
 )
 from autopsy.watch.model import MonitorOutcome
@@ -95,7 +93,7 @@ class MonitorAsker:
                         self._abandon()
                     break
                 answer = msgspec.msgpack.decode(
-                    _receive(self.child.answers, time.monotonic() + AT_ONCE), type=MonitorAnswer
+                    receive_framed(self.child.answers, MOST_ANSWER, time.monotonic() + AT_ONCE), type=MonitorAnswer
                 )
             except (Overdue, EOFError, OSError, msgspec.MsgspecError):
                 heard.append((self.asked[0], MonitorAnswer(MonitorOutcome.HUNG)))
@@ -118,7 +116,7 @@ class MonitorAsker:
     def _answer(self, ends: PipeEnds) -> int:
         """Be the child: answer until nobody asks any more."""
         while True:
-            message = _receive(ends.hears, time.monotonic() + A_POLL_SECONDS)
+            message = receive_framed(ends.hears, MOST_ANSWER)
             for pid, start_ticks in msgspec.msgpack.decode(message, type=list[Process]):
                 send(ends.tells, framed(msgspec.msgpack.encode(self.count(pid, start_ticks))))
 
@@ -127,8 +125,3 @@ def _is_there(descriptor: int) -> bool:
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     return bool(poller.poll(0))
-
-
-def _receive(descriptor: int, until: float) -> bytes:
-    (length,) = LENGTH.unpack(receive(descriptor, LENGTH.size, until))
-    return receive(descriptor, min(length, MOST_ANSWER), until)
