@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -21,6 +22,7 @@ from autopsy.linux.tasks.priority import Unpreempted
 SCRATCH_BYTES = 1 << 20
 SWAP_SECONDS = 1.0
 STEP_BYTES = 4 << 20  # that are copied, and compared with the core over which they are laid, before the next
+POPULATE_WRITE = 23  # linux/mman.h: MADV_POPULATE_WRITE, since 5.14
 BATCH_BYTES = 4 << 20  # what process_vm_readv takes the lock of the memory map for at once, and only to find the pages
 
 
@@ -45,7 +47,8 @@ class CopiedExtent:
 class Snapshot:
     """The first copy of the evidence; with a `base`, as far as it differs from that core.
 
-    The buffer is shared, so that a fork copies neither it nor its page tables. What has gone from it takes no memory.
+    The buffer is shared, so that a fork copies neither it nor its page tables. What has gone from it takes no memory,
+    and what is as in the base never comes there.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Snapshot:
         self._base = base
         self._warm: list[CopiedExtent] = []
         self._same: list[CopiedExtent] = []
+        self._passing = memoryview(bytearray(STEP_BYTES if base is not None else 0))
         self.extents: list[CopiedExtent] = []
         offset = 0
         for address, size in warm:
@@ -84,24 +88,34 @@ class Snapshot:
 
     def _copy_step(self, address: int, size: int, offset: int) -> None:
         """Copy a part of a run, and keep what the base does not hold like that."""
-        before = len(self._warm)
+        moved = offset - address  # from an address to its place in the buffer
+        if self._base is None:
+            target = self._view[offset : offset + size]
+            with contextlib.suppress(OSError):  # on an older kernel each page is made when it is first written
+                self._buffer.madvise(POPULATE_WRITE, offset, size)
+        else:
+            target = self._passing[:size]
         with Unpreempted() as ahead:
-            self._copy(address, size, offset, ahead)
-        for extent in self._warm[before:]:
+            copied = list(_copied(self._process, address, target, ahead))
+        for start, length in copied:
+            extent = CopiedExtent(start, length, moved + start)
+            self._warm.append(extent)
             if self._base is None:
                 self.extents.append(extent)
-                continue
-            alike = list(alike_in(self._base, extent.address, self._view[extent.offset : extent.offset + extent.size]))
-            self._base.let_go(extent.address, extent.end)
-            moved = extent.offset - extent.address  # from an address to its place in the buffer
-            position = extent.address
-            for start, length in (*alike, (extent.end, 0)):
-                if start > position:
-                    self.extents.append(CopiedExtent(position, start - position, moved + position))
-                if length:
-                    self._buffer.madvise(mmap.MADV_REMOVE, moved + start, length)
-                    self._same.append(CopiedExtent(start, length, moved + start))
-                position = start + length
+            else:
+                self._keep_what_differs(self._base, extent, target[start - address : start - address + length])
+
+    def _keep_what_differs(self, base: Core, extent: CopiedExtent, data: memoryview) -> None:
+        moved = extent.offset - extent.address
+        position = extent.address
+        for start, length in (*alike_in(base, extent.address, data), (extent.end, 0)):
+            if start > position:
+                self._view[moved + position : moved + start] = data[position - extent.address : start - extent.address]
+                self.extents.append(CopiedExtent(position, start - position, moved + position))
+            if length:
+                self._same.append(CopiedExtent(start, length, moved + start))
+            position = start + length
+        base.let_go(extent.address, extent.end)
 
     def release(self, address: int, size: int) -> None:
         """Give the memory of a part back that is stored elsewhere by now."""
@@ -131,17 +145,7 @@ class Snapshot:
                 parts.append(self._buffer[offset + position - address : offset + last - address])
             position = last
         self._base.let_go(address, end)
-        return b"".join(parts)
-
-    def _copy(self, address: int, size: int, offset: int, ahead: Unpreempted) -> None:
-        """Copy a run; a page that has gone meanwhile (or is a guard page) splits it and is not in the copy."""
-        end = address + size
-        while address < end:
-            copied = read_in_batches(self._process, address, self._view[offset : offset + end - address], ahead)
-            if copied:
-                self._warm.append(CopiedExtent(address, copied, offset))
-            address += copied + PAGE
-            offset += copied + PAGE
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _copy_swapped(self, pid: int, cold: list[Run], offset: int, seconds: float) -> list[CopiedExtent]:
         """Copy what is swapped out, as far as the swap device answers in time, in a child that may be abandoned."""
@@ -185,7 +189,8 @@ class Snapshot:
                     offset = extent.offset + start
                     copied = read_in_batches(self._process, extent.address + start, view[:size], ahead)
                     before = self._as_copied(extent.address + start, size, offset)
-                    if copied == size and view[:size].tobytes() == before:
+                    # As bytes: to compare views goes byte by byte.
+                    if copied == size and (scratch if size == SCRATCH_BYTES else scratch[:size]) == before:
                         continue
                     torn += [
                         address
@@ -222,6 +227,16 @@ class Snapshot:
         return [
             Chunk(extent.address, self._view[extent.offset : extent.offset + extent.size]) for extent in self.extents
         ]
+
+
+def _copied(process: MappedProcess, address: int, target: memoryview, ahead: Unpreempted) -> Iterator[Run]:
+    """Copy a run and yield what was; a page that has gone meanwhile (or is a guard page) splits it and is left out."""
+    done = 0
+    while done < len(target):
+        size = read_in_batches(process, address + done, target[done:], ahead)
+        if size:
+            yield address + done, size
+        done += size + PAGE
 
 
 def read_pages(memory: int, address: int, target: memoryview) -> int:
