@@ -8,7 +8,7 @@ from typing import Any
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import LeftOut, QmpExchange
-from autopsy.capture.qmp import commands, connect, guard, session
+from autopsy.capture.qmp import commands, connect, guard, session, stability
 from autopsy.capture.qmp.client import NoAnswer, NotAsked
 from autopsy.capture.qmp.session import Interview
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped, TimedOut
@@ -28,7 +28,8 @@ def query_status(scene: Scene) -> Outcome:
         for question in first:
             await ask.ask(question, why_not=lacks(question, qemu))
             qemu = session.qemu_of(session.earlier(scene, scene.step))
-        await ask.ask(schema, why_not=lacks(schema, qemu), keep=commands.marks)
+        known = stability.known_unmarked(qemu)
+        await ask.ask(schema, why_not=lacks(schema, qemu) or known, keep=commands.marks)
         ask.qemu = qemu = session.qemu_of(session.earlier(scene, scene.step))
         for question in commands.COUNTERS:
             lock = commands.takes_lock(question, qemu)

@@ -26,6 +26,7 @@ from support.asking import DISKS, Capture, a_monitor, capture_of, capture_of_fak
 from tests.capture.qmp.test_virsh import STAND_IN
 from tests.capture.test_capture import capture
 
+NEWER = (stability.LAST_UNMARKED.major + 1, 0, 0)
 DEFAULT_STEPS = (layout.QUERY_STATUS, layout.QUERY_BLOCK, layout.THROTTLE_GROUPS, layout.SECOND_EXPOSURE)
 
 
@@ -48,6 +49,12 @@ def exchanges(bundle: Path, step: str) -> list[QmpExchange]:
     return [msgspec.json.decode(line, type=QmpExchange) for line in raw.splitlines()]
 
 
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the fakes be of a version whose schema nobody knows."""
+    monkeypatch.setitem(fake_qmp.GREETING["QMP"]["version"]["qemu"], "major", NEWER[0])
+
+
 # None of them by default.
 
 
@@ -67,10 +74,29 @@ def test_a_capture_asks_a_real_qemu_only_what_its_own_schema_calls_stable(label:
     assert [each for each in named if each.startswith("x-") or each == "human-monitor-command"] == []
     read = {each.arguments["property"] for each in asked if each.question == questions.QOM_GET}
     assert read == {"limits"}
-    assert {each.outcome for each in asked if each.question == questions.SCHEMA} == {"answered"}
+    assert {each.outcome for each in asked if each.question == questions.SCHEMA} == {"skipped"}
+    assert questions.marks(schema)["unstable"] == []
     assert layout.UNSTABLE not in {step["name"] for step in answer["steps"]}
 
 
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [
+        (Version(4, 2, 1), True),
+        (Version(7, 2, 22), True),
+        (Version(11, 1, 3), True),
+        (Version(11, 0, 92), False),
+        (Version(11, 2, 0), False),
+        (Version(12, 0, 0), False),
+        (Version(), False),
+    ],
+    ids=str,
+)
+def test_a_schema_is_asked_for_wherever_it_may_mark_a_question(version: Version, *, known: bool) -> None:
+    assert bool(stability.known_unmarked(Qemu(version))) is known
+
+
+@pytest.mark.usefixtures("newer")
 def test_a_plainly_named_question_that_the_schema_marks_is_not_asked(short: Path) -> None:
     heard: list[str] = []
     answers: dict[str, object] = {
@@ -104,6 +130,7 @@ def test_without_a_schema_names_alone_decide(short: Path) -> None:
     assert set(heard) == questions.STABLE - {questions.SCHEMA, questions.QOM_GET}
 
 
+@pytest.mark.usefixtures("newer")
 def test_a_qemu_that_is_silent_at_its_schema_is_asked_no_more(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     impatient(monkeypatch)
     with capture_of_fake(short, fake_qmp.hangs_at(questions.SCHEMA)) as capture:
@@ -129,6 +156,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.usefixtures("newer")
 @pytest.mark.parametrize("schema", HOSTILE, ids=lambda schema: f"{schema[:30]!r} {len(schema)}")
 def test_a_hostile_schema_costs_bounded_time_and_memory_and_no_other_question(short: Path, schema: bytes) -> None:
     heard: list[str] = []
@@ -218,6 +246,7 @@ def test_qemu_11_lives_on_after_whatever_may_be_asked_and_dies_of_what_may_not(t
         lab.until("QEMU has aborted", lambda: not Path(f"/proc/{machine.pid}/maps").read_bytes(), seconds=60)
 
 
+@pytest.mark.usefixtures("newer")
 def test_what_the_schema_kept_from_being_asked_is_asked_then(short: Path) -> None:
     heard: list[str] = []
     answers: dict[str, object] = {
@@ -323,7 +352,7 @@ def test_virsh_is_told_to_ask_nothing_unstable_either_with_stand_in(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[str] = []
-    script = at_version({questions.SCHEMA: marking("query-name")}, heard, (11, 1, 3))
+    script = at_version({questions.SCHEMA: marking("query-name")}, heard, NEWER)
     with through_virsh(short, script, monkeypatch) as capture:
         assert isinstance(capture.query_status(seconds=100), Collected)
         assert capture.of("query-name").outcome == "skipped"
@@ -342,7 +371,7 @@ def test_virsh_is_told_to_ask_nothing_unstable_either_with_stand_in(
 def test_a_schema_of_10_mb_through_virsh_costs_only_itself_with_stand_in(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = at_version({questions.SCHEMA: [{"name": "x" * (10 << 20)}]}, [], (11, 1, 3))
+    script = at_version({questions.SCHEMA: [{"name": "x" * (10 << 20)}]}, [], NEWER)
     with through_virsh(short, script, monkeypatch) as capture:
         assert isinstance(capture.query_status(seconds=100), Collected)
         assert capture.of(questions.SCHEMA).answer["class"] == "TooBig"
