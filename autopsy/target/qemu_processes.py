@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -24,9 +24,10 @@ EACH = 1.0  # seconds for one question about one process
 OVERALL = 4.0  # seconds for all of them
 
 
-def suspects() -> tuple[int, ...]:
-    """Return the processes that are named like a QEMU: to be verified, for anybody may take such a name."""
-    return tuple(pid for pid in psutil.pids() if _looks_like(pid) or _is_behind_a_loader(pid))
+def suspects(pids: Iterable[int] | None = None) -> tuple[int, ...]:
+    """Return the processes that are named like a QEMU, of these or of all: anybody may take such a name."""
+    among = psutil.pids() if pids is None else pids
+    return tuple(pid for pid in among if _looks_like(pid) or _is_behind_a_loader(pid))
 
 
 def _is_behind_a_loader(pid: int) -> bool:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import field
+
+import psutil
 
 from autopsy.bundle.manifest import Manager
 from autopsy.dataclass import dataclass
@@ -17,6 +23,10 @@ from autopsy.target.qemu_process import QemuProcess, is_qemu
 from autopsy.target.resolve import all_claims, is_true
 
 MOST_ASKED = 3  # times that a process is asked who it is, where it does not answer
+YOUNGEST = 1.0  # seconds, of which a QEMU that is only asked for its version or devices lives less
+CLAIMED_BY = 20.0  # seconds after its start, in which its manager may still be writing down that it is its
+SLOW = 1.0  # seconds for asking, after which nobody new is asked before the next look at all processes
+TICKS = os.sysconf("SC_CLK_TCK")
 KTHREADD = 2
 UNNAMED = "unnamed"
 Key = tuple[int, int]
@@ -46,32 +56,52 @@ class FoundVm:
 class Discovery:
     """The VMs that are known, and the processes that are none though they are named so.
 
-    Where `only` names processes, no other is looked at.
+    Where `only` names processes, no other is looked at. `older` were there at the look at all of them before the last,
+    `newer` at the last; `unclaimed` are young and no manager's yet.
     """
 
     roots: Roots = ROOTS
     only: frozenset[int] = frozenset()
     vms: dict[Key, FoundVm] = field(default_factory=dict)
     asked: dict[Key, int] = field(default_factory=dict)
+    older: frozenset[int] = frozenset()
+    newer: frozenset[int] = frozenset()
+    unclaimed: set[Key] = field(default_factory=set)
+    slow: bool = False
 
     def refresh(self) -> None:
-        """Look for VMs that have begun or ended since.
+        """Look for VMs that have begun or ended since, among all processes.
 
         Concurrency: it forks where a process is new, so it is for a process with one thread.
         """
-        present = {}
-        for pid in self.only or qemu_processes.suspects():
-            try:
-                stat = identity.stat_of(f"/proc/{pid}")
-            except (OSError, ValueError, IndexError):
-                continue
-            if stat.ppid != KTHREADD:  # as of kvm's own threads
-                present[(pid, stat.start_ticks)] = stat
+        pids = self.only or frozenset(psutil.pids())
+        self.older, self.newer, self.slow = self.newer, pids, False
+        present = _present(self.only or qemu_processes.suspects(pids))
         self.vms = {key: vm for key, vm in self.vms.items() if key in present}
-        self.asked = {key: times for key, times in self.asked.items() if key in present}
+        again, self.unclaimed = self.unclaimed, set()
+        self.asked = {
+            key: times - (key in again and times == MOST_ASKED) for key, times in self.asked.items() if key in present
+        }
+        self._ask(present)
+
+    def refresh_young(self) -> None:
+        """Look for VMs among the processes that have begun of late: where there are none, a list of numbers is read.
+
+        Those of before the last look at all are among them, for what begins as another program may become a QEMU.
+
+        Concurrency: as `refresh`.
+        """
+        if self.only or self.slow:
+            return
+        young = _present(qemu_processes.suspects(frozenset(psutil.pids()) - self.older))
+        self._ask([key for key in young if _age(key) >= YOUNGEST])
+
+    def _ask(self, present: Iterable[Key]) -> None:
+        """Ask who they are those that have not said so yet."""
         new = [key for key in present if self.asked.get(key, 0) < MOST_ASKED]
         if not new:
             return
+        began = time.monotonic()
         processes = qemu_processes.tell([pid for pid, _ in new])
         claims = all_claims([pid for pid, _ in new], self.roots)
         for key in new:
@@ -81,6 +111,24 @@ class Discovery:
             if is_qemu(process):
                 claim = next((claim for claim in claims if claim.pid == key[0] and is_true(claim, process)), None)
                 self.vms[key] = _found(key, process, claim)
+                if claim is None and _age(key) < CLAIMED_BY:
+                    self.unclaimed.add(key)
+        self.slow = time.monotonic() - began > SLOW
+
+
+def _present(pids: Iterable[int]) -> tuple[Key, ...]:
+    """Return these processes with their starts, but for what has ended, and the kernel's own threads, as kvm's are."""
+    keys = []
+    for pid in pids:
+        with suppress(OSError, ValueError, IndexError):
+            stat = identity.stat_of(f"/proc/{pid}")
+            if stat.ppid != KTHREADD:
+                keys.append((pid, stat.start_ticks))
+    return tuple(keys)
+
+
+def _age(key: Key) -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - key[1] / TICKS
 
 
 def _found(key: Key, process: QemuProcess, claim: VmClaim | None) -> FoundVm:

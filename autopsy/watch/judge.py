@@ -28,19 +28,24 @@ BY_SIGNAL = ("do_signal_stop", "ptrace_stop", "do_exit", "do_group_exit")
 class StandStill:
     """Something that stands.
 
-    `age_ns` is for how long; `began_ns` and `moving_ns` are the CLOCK_MONOTONIC of its first sight, and of the last
-    one without it.
+    `age_ns` is for how long, as far as was seen; between the two samples of which the latter showed it first it may
+    have stood already, which makes `most_ns`. `began_ns` and `moving_ns` are the CLOCK_MONOTONIC of its first sight,
+    and of the last one without it.
     """
 
     kind: StallKind
     age_ns: int
+    most_ns: int
     began_ns: int
     moving_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedSample:
-    """What one sample adds up to. `stands` is the gravest of what stands for as long as is suspicious."""
+    """What one sample adds up to.
+
+    `stands` is the gravest of what stands for as long as is suspicious; its `most_ns` is that of all.
+    """
 
     state: WatchState
     stands: StandStill | None = None
@@ -118,15 +123,20 @@ class VmJudge:
             self._asleep(sample, now),
             self._uncounted(sample),
         )
-        gravest = next((stall for stall in candidates if stall is not None and stall.age_ns >= SUSPECT_NS), None)
-        return gravest if gravest is None else self._of_the_host(gravest, sample)
+        standing = [stall for stall in candidates if stall is not None and stall.age_ns >= SUSPECT_NS]
+        if not standing:
+            return None
+        # A main loop that comes to wait for a request that stands already is one stall, and as old as that.
+        most_ns = max(stall.most_ns for stall in standing)
+        return self._of_the_host(replace(standing[0], most_ns=most_ns), sample)
 
     def _uncounted(self, sample: VmSample) -> StandStill | None:
         """Return for how long a device below its disks has completed nothing, where its requests cannot be counted."""
         if self.clear and not sample.hung:
             return None
         began = sample.at_ns - sample.host.unmoved_ns
-        return StandStill(StallKind.HOST, sample.host.unmoved_ns, began, began)
+        age = sample.host.unmoved_ns
+        return StandStill(StallKind.HOST, age, age + EXPECTED_NS, began, began)
 
     def _of_the_host(self, stall: StandStill, sample: VmSample) -> StandStill:
         """Call requests the host's that have stood since a device below its disks ceased to complete any, or later."""
@@ -169,7 +179,8 @@ class VmJudge:
         standing = sum(age >= SUSPECT_NS for age in self.requests.unmoved)
         others_move = self.requests.in_flight > standing or now - self.requests.moved_at < SUSPECT_NS
         kind = StallKind.REQUEST if others_move else StallKind.DISK
-        return StandStill(kind, age, self.requests.since + self.lost_ns, self.requests.before + self.lost_ns)
+        most = max(age, now - self.requests.earliest)
+        return StandStill(kind, age, most, self.requests.since + self.lost_ns, self.requests.before + self.lost_ns)
 
     def _since(
         self, what: str, kind: StallKind, sample: VmSample, now: int, thread: StillThread | None
@@ -183,7 +194,8 @@ class VmJudge:
         if before is None or before[:2] != (thread.tid, ran_at):
             before = (thread.tid, ran_at, now - thread.still_ns)
         self.stood[what] = before
-        return StandStill(kind, now - before[2], ran_at, ran_at)
+        age = now - before[2]
+        return StandStill(kind, age, age + thread.lag_ns, ran_at, ran_at)
 
     def _state(self, sample: VmSample, *, starved: bool) -> WatchState:
         known = (

@@ -46,6 +46,7 @@ AGAIN_SECONDS = 0.02
 AGAIN_MOST_NS = SECOND // 100
 ENOUGH = 0.9  # of the time between two rounds: a later one is late
 MOST_DURATIONS = 10_000
+SUSPECT_SECONDS = 1.0  # between two samples of what is suspected
 
 Publish = Callable[[Round], object]
 
@@ -158,23 +159,26 @@ class Watch:
             last = self.round()
             for tell in publish:
                 tell(last)
-            pause = min(every, 1.0) if any(sampled.suspect for sampled in self.vms.values()) else every
-            planned = max(planned + pause, time.monotonic())
+            planned = max(planned + self._pause(), time.monotonic())
             if stopped(max(0.0, planned - time.monotonic())):
                 return
 
     def _discover(self, now: float) -> None:
+        """Bring the VMs up to date: what has begun of late is looked for in each round, all others now and then."""
         if now - self.found_at < self.config.sampling.vms_every_seconds:
-            return
-        self.found_at = now
-        self.discovery.refresh()
+            self.discovery.refresh_young()
+        else:
+            self.found_at = now
+            self.discovery.refresh()
+            self.store.refresh()
         for key, vm in self.discovery.vms.items():
-            if key not in self.vms:
-                with suppress(OSError):
-                    self.vms[key] = self._watched(vm)
+            if key in self.vms:
+                self.vms[key].vm = vm  # its manager may have written down since whose it is
+                continue
+            with suppress(OSError):
+                self.vms[key] = self._watched(vm)
         for key in self.vms.keys() - self.discovery.vms.keys():
             self._forget(self.vms[key])
-        self.store.refresh()
 
     def _watched(self, vm: FoundVm) -> SampledVm:
         stages = VmStages(self.config.stages)
@@ -196,9 +200,16 @@ class Watch:
             with suppress(OSError):
                 os.unlink(ring.file_name(*gone.vm.key), dir_fd=self.run_folder)
 
+    def _pause(self) -> float:
+        """Return the seconds between two rounds as things stand."""
+        every = self.config.sampling.every_seconds
+        return min(every, SUSPECT_SECONDS) if any(sampled.suspect for sampled in self.vms.values()) else every
+
     def _is_due(self, sampled: SampledVm, now_ns: int) -> bool:
-        every = min(self.config.sampling.every_seconds, 1.0) if sampled.suspect else self.config.sampling.every_seconds
-        return now_ns - sampled.files.sampled_ns >= every * 0.9 * SECOND
+        """Return whether this round is nearer to its time than the next one is: a late round must not cost the next."""
+        every = self.config.sampling.every_seconds
+        every = min(every, SUSPECT_SECONDS) if sampled.suspect else every
+        return now_ns - sampled.files.sampled_ns >= (every - self._pause() / 2) * SECOND
 
     def _look_again(self, standing: Iterable[SampledVm]) -> None:
         """Look at what stands several times more, at moments that no guest can be in step with."""

@@ -21,7 +21,8 @@ class Halted(Enum):
 class StillThread:
     """A thread that has not run since an earlier sample.
 
-    `still_ns` is how long at least. `wchan` is where it sleeps, empty where the kernel does not tell; `mutex` is the
+    `still_ns` is how long at least, `lag_ns` how much longer it may be: from the sample before the last one for which
+    it had run. `wchan` is where it sleeps, empty where the kernel does not tell; `mutex` is the
     futex word of the lock that it waits for, 0 where it waits for none, or where that was not looked at.
     """
 
@@ -31,6 +32,7 @@ class StillThread:
     still_ns: int
     wchan: str = ""
     mutex: int = 0
+    lag_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
 from autopsy.target.vital_signs import FREEZER
 from autopsy.watch.sample import Halted, StillThread, VmSample
+from autopsy.watch.tokens import MOST_LAG_NS
 
 SMALL = 128
 STAT = 1024
@@ -40,6 +41,7 @@ class ThreadFiles:
     comm: str = ""
     counters: bytes = b""
     changed_ns: int = 0
+    before_ns: int = 0  # the sample before that one
     run_ns: int = 0
     delay_ns: int = 0
     times: int = 0
@@ -160,13 +162,8 @@ class VmFiles:
                 # Who is given a processor every now and then does his work, late as it is.
                 if not thread.is_vcpu and times - thread.times < OFTEN:
                     longest = max(longest, waited)
-            thread.counters, thread.run_ns, thread.delay_ns, thread.times, thread.changed_ns = (
-                counters,
-                run_ns,
-                delay_ns,
-                times,
-                now_ns,
-            )
+            thread.counters, thread.run_ns, thread.delay_ns, thread.times = counters, run_ns, delay_ns, times
+            thread.changed_ns, thread.before_ns = now_ns, self.sampled_ns
         if ended:
             self._list(now_ns)
         return ran, cpu, delay, longest
@@ -185,7 +182,7 @@ class VmFiles:
                 schedstat = os.open(f"{folder}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 continue  # it has ended since
-            thread = ThreadFiles(tid, folder, schedstat, changed_ns=now_ns)
+            thread = ThreadFiles(tid, folder, schedstat, changed_ns=now_ns, before_ns=self.sampled_ns)
             thread.comm = _read(f"{folder}/comm", 64).decode("utf-8", "replace").rstrip("\n")
             with contextlib.suppress(OSError):
                 thread.counters = os.pread(schedstat, SMALL, 0)
@@ -232,7 +229,8 @@ def _see(thread: ThreadFiles) -> None:
 
 def _still(thread: ThreadFiles, now_ns: int, *, at_lock: bool = False) -> StillThread:
     mutex = _mutex(thread.folder) if at_lock and thread.wchan.startswith("futex_") else 0
-    return StillThread(thread.tid, thread.comm, thread.state, now_ns - thread.changed_ns, thread.wchan, mutex)
+    lag_ns = min(MOST_LAG_NS, thread.changed_ns - thread.before_ns)
+    return StillThread(thread.tid, thread.comm, thread.state, now_ns - thread.changed_ns, thread.wchan, mutex, lag_ns)
 
 
 def _mutex(folder: str) -> int:

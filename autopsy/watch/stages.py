@@ -13,8 +13,7 @@ from autopsy.watch.judge import JudgedSample
 from autopsy.watch.model import StallKind, WatchState
 
 ROUND_SECONDS = 1.0  # to the next sample of what is suspected: a stage is entered by then at the latest, not after
-# A stall is told of in time also by a host that is busy, as hosts of VMs that stall are: a round comes late there, and
-# what stands was there before the first look that shows it.
+# A stall is told of in time also by a host that is busy, as hosts of VMs that stall are: a round comes late there.
 BUSY_ROUND_SECONDS = 2.0
 QUIET_SAMPLES = 2  # without a sign of it, and a stall is over
 BLIND = frozenset({WatchState.STARVED, WatchState.STOPPED, WatchState.UNREADABLE})  # who says nothing of a stall
@@ -29,11 +28,16 @@ class Wish(Enum):
 
 @dataclass(slots=True)
 class StallEpisode:
-    """One stall from its first suspicion on. `at` is CLOCK_MONOTONIC in seconds, when it began."""
+    """One stall from its first suspicion on. `at` is CLOCK_MONOTONIC in seconds, when it began.
+
+    It has lasted `seconds` as far as was seen, and no more than `most`: by that its stages come, so that none is late
+    by the time between two samples.
+    """
 
     kind: StallKind
     at: float
     seconds: float = 0.0
+    most: float = 0.0
     light: bool = False
     stalled: StallKind | None = None
     accounted: float = 0.0
@@ -64,6 +68,7 @@ class VmStages:
         self.episode.quiet = 0
         self.episode.kind = stands.kind
         self.episode.seconds = max(self.episode.seconds, seconds)
+        self.episode.most = max(self.episode.most, stands.most_ns / 1e9)
         return None
 
     def is_called_stalled(self) -> bool:
@@ -72,7 +77,7 @@ class VmStages:
         if (
             episode is None
             or episode.stalled
-            or not _has_come(episode.seconds, self.stages.stalled_seconds, BUSY_ROUND_SECONDS)
+            or not _has_come(episode.most, self.stages.stalled_seconds, BUSY_ROUND_SECONDS)
         ):
             return False
         episode.stalled = episode.kind
@@ -83,9 +88,9 @@ class VmStages:
         episode = self.episode
         if episode is None or episode.quiet:
             return None
-        if _has_come(episode.seconds, self.stages.capture_seconds):
+        if _has_come(episode.most, self.stages.capture_seconds):
             return Wish.CAPTURE
-        if _has_come(episode.seconds, self.stages.light_seconds) and not episode.light:
+        if _has_come(episode.most, self.stages.light_seconds) and not episode.light:
             episode.light = True
             return Wish.LIGHT
         return None

@@ -27,11 +27,13 @@ Token = tuple[int, bytes]
 class SeenRequest:
     """A request that is in flight. `since` is the last look without it, `first` the first one with it.
 
-    `due` is when a limit's timer lets it, or one before it, go on.
+    It was there no earlier than `earliest`, as far as is accounted for. `due` is when a limit's timer lets it, or one
+    before it, go on.
     """
 
     first: int
     since: int
+    earliest: int
     shape: Shape = Shape.UNKNOWN
     kin: int = 0
     due: int | None = None
@@ -43,7 +45,7 @@ class RequestsInFlight:
 
     `unmoved` are the ages of those that stand, the oldest first; `moved` counts those that ended or went on between
     the last two looks, `moved_at` is when that was seen last. `since` and `before` are when the oldest was first
-    there, and last not.
+    there, and last not; `earliest` is when it may have begun to stand, between two looks of which the latter showed it.
     """
 
     in_flight: int = 0
@@ -52,6 +54,16 @@ class RequestsInFlight:
     moved_at: int = 0
     since: int = 0
     before: int = 0
+    earliest: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """A request that went on or ended between two looks, `after` the former and `by` the latter; `first` as of it."""
+
+    after: int
+    by: int
+    first: int
 
 
 @dataclass(slots=True)
@@ -59,7 +71,7 @@ class RequestTokens:
     """The requests of one VM over time; `update` takes one look after the other."""
 
     seen: dict[Token, SeenRequest] = field(default_factory=dict)
-    departures: dict[int, deque[tuple[int, int]]] = field(default_factory=dict)
+    departures: dict[int, deque[Departure]] = field(default_factory=dict)
     askable: set[int] = field(default_factory=set)
     looked_at: int = 0
     moved_at: int = 0
@@ -69,17 +81,18 @@ class RequestTokens:
         tokens = {(coroutine.top, coroutine.digest): coroutine for coroutine in look.parked}
         gone = [token for token in self.seen if token not in tokens]
         moved = 0
+        earliest = max(self.looked_at, now - MOST_LAG_NS)
         for token in gone:
             request = self.seen.pop(token)
             if request.shape is not Shape.OTHER:
                 kin = ANY if request.shape is Shape.UNKNOWN else request.kin
-                self.departures.setdefault(kin, deque()).append((now, request.first))
+                self.departures.setdefault(kin, deque()).append(Departure(after=earliest, by=now, first=request.first))
             moved += not self._waits_to_be_asked(token, request)
         if moved:
             self.moved_at = now
-        start = max(self.looked_at, now - MOST_LAG_NS) if self.looked_at else now
+        start = earliest if self.looked_at else now
         for token, parked in tokens.items():
-            request = self.seen.setdefault(token, SeenRequest(first=now, since=start))
+            request = self.seen.setdefault(token, SeenRequest(now, start, earliest))
             request.shape, request.kin = parked.shape, parked.kin
             request.due = None if parked.due_in_ns is None else now + parked.due_in_ns
         self._forget(now)
@@ -94,44 +107,48 @@ class RequestTokens:
             for token, request in self.seen.items()
         )
         standing = sorted(
-            (since, request.first)
+            (since, request.first, earliest)
             for request in held
-            if request.first < now and not _is_let_go(request, since := self._stands_since(request), now)
+            for since, earliest in (self._stands_since(request),)
+            if request.first < now and not _is_let_go(request, since, now)
         )
         return RequestsInFlight(
             in_flight=len(held) + max(0, unknown - first_look),  # the monitor's dispatcher is not known yet
-            unmoved=tuple(now - since for since, _ in standing),
+            unmoved=tuple(now - since for since, _, _ in standing),
             moved=moved,
             moved_at=self.moved_at,
             since=standing[0][1] if standing else 0,
             before=standing[0][0] if standing else 0,
+            earliest=standing[0][2] if standing else 0,
         )
-
-    def postpone(self, by: int) -> None:
-        """Take no time for passed that lasted `by`: nobody could have moved in it."""
-        for request in self.seen.values():
-            request.since += by
-            request.first += by
 
     def _waits_to_be_asked(self, token: Token, request: SeenRequest) -> bool:
         """Return whether that is no request, or on the stack of what was none, as the monitor's dispatcher at work."""
         return request.shape is Shape.OTHER or (request.shape is Shape.UNKNOWN and token[0] in self.askable)
 
-    def _stands_since(self, request: SeenRequest) -> int:
+    def _stands_since(self, request: SeenRequest) -> tuple[int, int]:
         """Return since when a request stands, and no other that waits for the same and came no later has gone on.
+
+        First by when that was so, then after when.
 
         A slow server or a limit lets the first in the queue go, and those behind stand: that is slow, not stuck. One
         that younger ones overtake is not excused by them.
         """
         left = [
-            at for kin in (request.kin, ANY) for at, first in self.departures.get(kin, ()) if first <= request.first
+            departure
+            for kin in (request.kin, ANY)
+            for departure in self.departures.get(kin, ())
+            if departure.first <= request.first
         ]
-        return max(request.since, *left) if left else request.since
+        return (
+            max(request.since, *(departure.by for departure in left)) if left else request.since,
+            max(request.earliest, *(departure.after for departure in left)) if left else request.earliest,
+        )
 
     def _forget(self, now: int) -> None:
         for kin in list(self.departures):
             queue = self.departures[kin]
-            while queue and now - queue[0][0] > REMEMBERED_NS:
+            while queue and now - queue[0].by > REMEMBERED_NS:
                 queue.popleft()
             while len(queue) > 256:
                 queue.popleft()

@@ -23,7 +23,7 @@ COST_SHARE = 30  # times what it took last passes before the next look at a VM o
 CLOSE_NS = SECOND  # between two looks at what is suspected
 FIRST_BACKOFF_NS, MOST_BACKOFF_NS = 5 * SECOND, 60 * SECOND
 SOON_NS = 2 * SECOND
-SLACK_NS = SECOND // 5  # a round may come a little early
+SLACK_NS = SECOND // 2  # a round may come a little early, after one that came late
 RUNS = frozenset({WatchState.WATCHED, WatchState.UNCLEAR})  # its guest, as far as can be told
 
 

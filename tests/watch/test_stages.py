@@ -9,8 +9,8 @@ from autopsy.watch.stages import StallEpisode, VmStages, Wish, of_the_host
 WELL = JudgedSample(WatchState.WATCHED)
 
 
-def standing(seconds: float, kind: StallKind = StallKind.DISK) -> JudgedSample:
-    return JudgedSample(WatchState.WATCHED, StandStill(kind, int(seconds * 1e9), 0, 0))
+def standing(seconds: float, kind: StallKind = StallKind.DISK, *, lag: float = 0.0) -> JudgedSample:
+    return JudgedSample(WatchState.WATCHED, StandStill(kind, int(seconds * 1e9), int((seconds + lag) * 1e9), 0, 0))
 
 
 def followed(*samples: JudgedSample) -> tuple[VmStages, list[tuple[int, Wish]], list[StallEpisode], int]:
@@ -31,6 +31,15 @@ def test_a_stall_is_called_one_before_its_time_has_passed_though_a_round_comes_l
     assert not stages.is_called_stalled()
     stages.follow(standing(8.1), 0.2)  # the next sample may come after 10 s
     assert stages.is_called_stalled()
+
+
+def test_what_may_have_stood_between_two_samples_is_called_so_as_if_it_had() -> None:
+    stages = VmStages()
+    stages.follow(standing(6.1, lag=2), 0)
+    assert stages.is_called_stalled()
+    stages = VmStages()
+    stages.follow(standing(2.9, lag=6), 0)  # but a moment is none
+    assert (stages.episode, stages.is_called_stalled()) == (None, False)
 
 
 def test_the_longer_a_stall_lasts_the_more_is_done() -> None:

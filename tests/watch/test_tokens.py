@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from autopsy.watch.coroutine_look import CoroutineLook, ParkedCoroutine
 from autopsy.watch.request_shape import Shape
-from autopsy.watch.tokens import SECOND, RequestsInFlight, RequestTokens
+from autopsy.watch.tokens import MOST_LAG_NS, SECOND, RequestsInFlight, RequestTokens
 
 DISPATCHER = ParkedCoroutine(1, b"d", Shape.OTHER)
 
@@ -52,10 +52,17 @@ def test_a_queue_that_moves_is_slow_not_stuck() -> None:
     assert max(found.unmoved) <= SECOND
 
 
-def test_a_queue_that_has_ceased_to_move_stands_since_then() -> None:
+def test_a_queue_that_has_ceased_to_move_stands_since_then_and_may_since_the_look_before() -> None:
     queue = [request(top) for top in range(2, 40)]
     found = looks(*[tuple(queue[number:]) for number in range(5)], *[tuple(queue[4:])] * 10)
     assert found.unmoved[0] == 10 * SECOND
+    assert found.earliest == found.before - SECOND
+
+
+def test_what_the_first_look_shows_may_have_stood_before_but_is_not_said_to() -> None:
+    found = looks(*[(request(2),)] * 4, every=2 * SECOND)
+    assert found.unmoved == (6 * SECOND,)
+    assert found.earliest == found.before - MOST_LAG_NS
 
 
 def test_a_limit_that_has_set_a_time_within_a_guests_patience_is_slow_not_stuck() -> None:
