@@ -22,7 +22,7 @@ from autopsy.capture.runner import Run, Watcher, run
 from autopsy.capture.staging.staging import SETTLE_SECONDS, prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers
-from autopsy.commands.sealing import put_beside, seal_staged
+from autopsy.commands.sealing import begin_to_pack, put_beside, seal_staged
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.model.around import Around
@@ -142,12 +142,14 @@ def capture(
 
             aftermath.take_what_is_left(vm, options, staging)
         note(steps)
+        packer = begin_to_pack(staging, manifest, options, pace)
         judged = answers.diagnose(staging, budget, pace)
         if watch.conclude(staging.work) == known:  # it did not end while it was diagnosed
             break
+        packer.give_up()
     staging.settled(min(SETTLE_SECONDS, budget.left() * LAST_COPYS_SHARE))  # the seal makes all of it durable
     note(steps)
-    sealed = seal_staged(staging, manifest, budget, options, pace)
+    sealed = seal_staged(staging, manifest, budget, options, pace, packer=packer)
     page = _bytes(staging.work / layout.REPORT)
     report = put_beside(page, report_path(sealed.path), budget, staging.notes)
     end = watch.conclude(staging.work)

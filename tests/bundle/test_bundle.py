@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopsy.bundle import layout, sections
+from autopsy.bundle import seal as sealing
 from autopsy.bundle.manifest import SCHEMA, Clocks, Host, Manifest, TargetRecord
 from autopsy.bundle.reader import open_bundle
-from autopsy.bundle.seal import encode_manifest, seal
+from autopsy.bundle.seal import AHEAD, encode_manifest, pack_ahead, seal
 from autopsy.bundle.verify import verify
 from autopsy.errors import DamagedBundle, NewerBundle, NotStored, UsageError
 
@@ -108,6 +109,84 @@ def test_a_full_disk_leaves_nothing_that_looks_like_a_bundle(tmp_path: Path) -> 
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+# Packed ahead.
+
+
+def frames(bundle: Path) -> int:
+    """Return how many frames a bundle has."""
+    return bundle.read_bytes().count(zstandard.FRAME_HEADER)
+
+
+def test_what_was_packed_ahead_is_not_packed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = staged(tmp_path / "staging")
+    ahead = pack_ahead(folder, MANIFEST, frozenset())
+    assert {file.record.path for file in ahead.files} == {
+        "core",
+        "evidence/witness/empty",
+        "evidence/witness/tasks.txt",
+    }
+    (folder / "diagnosis.json").write_bytes(b"{}")
+    recorded: list[str] = []
+    record = sealing._record
+    monkeypatch.setattr(sealing, "_record", lambda at, name: recorded.append(name) or record(at, name))
+    bundle = seal(folder, tmp_path / "a.tar.zst", MANIFEST, ahead=ahead).path
+    assert recorded == ["README.txt", "diagnosis.json"]
+    whole = seal(folder, tmp_path / "b.tar.zst", MANIFEST).path
+    assert (frames(bundle), frames(whole)) == (2, 1)
+    assert open_bundle(bundle).manifest == open_bundle(whole).manifest
+    listed = subprocess.run(["tar", "--zstd", "-tf", bundle], capture_output=True, text=True, check=True)
+    assert listed.stdout.split()[:3] == ["manifest.json", "README.txt", "diagnosis.json"]
+    assert (listed.stdout.split()[-1], listed.stderr) == ("core", "")
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "--zstd", "-xf", bundle, "-C", tmp_path / "out"], check=True)
+    assert verify(tmp_path / "out").files == verify(bundle).files == 5
+
+
+@pytest.mark.parametrize("change", ["written", "replaced", "gone", "what was packed is gone", "it is cut"])
+def test_what_has_changed_since_it_was_packed_ahead_is_packed_as_it_is(tmp_path: Path, change: str) -> None:
+    folder = staged(tmp_path / "staging")
+    ahead = pack_ahead(folder, MANIFEST, frozenset())
+    tasks, late = folder / "evidence/witness/tasks.txt", folder / "evidence/witness/late"
+    late.write_bytes(b"late\n")
+    match change:
+        case "written":
+            tasks.write_bytes(b"more tasks\n")
+        case "replaced":
+            late.write_bytes(b"TASKS\n")
+            late.replace(tasks)
+            late.write_bytes(b"late\n")
+        case "gone":
+            tasks.unlink()
+        case "it is cut":
+            os.truncate(folder / AHEAD, (folder / AHEAD).stat().st_size // 2)
+        case _:
+            (folder / AHEAD).unlink()
+    expected = tasks.read_bytes() if tasks.exists() else b""
+    bundle = seal(folder, tmp_path / "a.tar.zst", MANIFEST, ahead=ahead).path
+    assert frames(bundle) == 1
+    verify(bundle)
+    opened = open_bundle(bundle)
+    assert opened.read("evidence/witness/tasks.txt") == expected
+    assert opened.read("evidence/witness/late") == b"late\n"
+    assert AHEAD not in opened.names()
+
+
+def test_a_bundle_that_ends_before_what_was_packed_ahead_is_refused(tmp_path: Path) -> None:
+    folder = staged(tmp_path / "staging")
+    bundle = seal(folder, tmp_path / "a.tar.zst", MANIFEST, ahead=pack_ahead(folder, MANIFEST, frozenset())).path
+    data = bundle.read_bytes()
+    bundle.write_bytes(data[: data.rindex(zstandard.FRAME_HEADER)])
+    with pytest.raises(DamagedBundle):
+        verify(bundle)
+
+
+def test_what_is_left_out_is_not_packed_ahead_either(tmp_path: Path) -> None:
+    folder, without = staged(tmp_path / "staging"), frozenset({layout.CORE})
+    ahead = pack_ahead(folder, MANIFEST, without)
+    bundle = seal(folder, tmp_path / "a.tar.zst", MANIFEST, leave_out=without, ahead=ahead).path
+    assert (frames(bundle), layout.CORE in open_bundle(bundle).names()) == (2, False)
 
 
 @pytest.mark.parametrize("part", [0.01, 0.3, 0.7, 0.99, 0.999])
