@@ -33,7 +33,7 @@ from autopsy.examine.view import View
 
 __all__ = ["ExaminationFailed", "examine_core"]
 
-GDB_SHARE = 0.6  # of the time that is given: locks, rings and the heap come after it
+STACKS_SHARE = 0.8  # of the time that is given: locks, rings and the heap come after them
 
 # What is read out of the opened process once its stacks and its locks are known, in this order.
 PARTS: tuple[tuple[str, Callable[[View], object]], ...] = (
@@ -138,7 +138,7 @@ class Opened:
             comms=self.comms,
             saved=self.saved,
             scratch=self.frozen.scratch,
-            ends_at=time.monotonic() + self.frozen.seconds * GDB_SHARE,
+            ends_at=time.monotonic() + self.frozen.seconds * STACKS_SHARE,
             without=self.frozen.without_gdb,
         )
         self.frozen.write(layout.GDB_LOG, unwound.log)
@@ -150,7 +150,7 @@ class Opened:
         """Name what an earlier examination unwound, where only a debug file is at hand."""
         lines = Lines(self.symbols)
         stacks = [*(thread.frames for thread in self.threads), *(coroutine.frames for coroutine in self.coroutines)]
-        lines.look_up(stacks, self.frozen.scratch, time.monotonic() + self.frozen.seconds * GDB_SHARE)
+        lines.look_up(stacks, self.frozen.scratch, time.monotonic() + self.frozen.seconds * STACKS_SHARE)
         self.threads = tuple(
             msgspec.structs.replace(thread, frames=lines.named(thread.frames)) for thread in self.threads
         )

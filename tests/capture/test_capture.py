@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from autopsy.drill.scenarios import SCENARIOS, Scenario, wedged
 from autopsy.examine.gdb import without_gdb
 from support import lab
 from support.copies import copied
+from tests.examine.gdb import stand_ins
 
 pytestmark = pytest.mark.live
 
@@ -201,6 +203,38 @@ def test_without_gdb_the_threads_are_unwound_all_the_same_and_marked_so(quiet: l
     assert backtrace.count(without_gdb.MARK) == backtrace.count("Thread ")
     assert "#3 " in backtrace
     assert done.answer["verdict"]["where"] == "none"
+
+
+@pytest.mark.parametrize("stand_in", ["ENDS", "CRASHES_IN_THE_MIDDLE", "HANGS"])
+def test_no_verdict_changes_where_gdb_ends_by_itself(stand_in: str, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="at-") as place, wedged("drain") as it:
+        os.chmod(place, 0o755)  # noqa: S103 - for the sandbox's user
+        folder = stand_ins.lay(Path(place, "bin"), getattr(stand_ins, stand_in))
+        elsewhere = f"from autopsy.linux import environment; environment.PATH = '{folder}:' + environment.PATH; "
+        inside = "from pathlib import Path; from autopsy.linux.confine import sandbox; "
+        inside += f"sandbox.SYSTEM += (Path({str(folder)!r}),); "
+        program = f"{elsewhere}{inside}from autopsy.cli.app import main; main()"
+        words = ("capture", f"pid:{it.pid}", "--fast", "--json", "--out", str(tmp_path))
+        done = started([sys.executable, "-c", program, *words])
+        with_gdb = capture(it.pid, tmp_path)
+        unharmed(it.pid)
+    assert done.code == 0, done.err
+    outcome, why = done.outcome(layout.GDB_THREADS)
+    assert outcome == "Collected"
+    assert without_gdb.NOTE in why
+    assert without_gdb.NOTE not in with_gdb.outcome(layout.GDB_THREADS)[1]
+    for part in ("where", "signature", "confidence", "objects"):
+        assert done.answer["verdict"][part] == with_gdb.answer["verdict"][part]
+    assert done.answer["verdict"]["where"] == "peer"
+    held = open_bundle(Path(done.answer["bundle"]))
+    backtrace = held.read(layout.evidence(layout.GDB_THREADS, layout.BACKTRACE)).decode()
+    assert without_gdb.MARK in backtrace
+    assert backtrace.count("Thread ") == with_gdb_threads(with_gdb)
+
+
+def with_gdb_threads(done: Done) -> int:
+    held = open_bundle(Path(done.answer["bundle"]))
+    return held.read(layout.evidence(layout.GDB_THREADS, layout.BACKTRACE)).decode().count("Thread ")
 
 
 def test_without_permission_it_says_how_to_get_it(quiet: lab.Machine) -> None:

@@ -39,6 +39,7 @@ ENTERED_FROM = "(it is in a coroutine, which it entered from here:)"
 ENDED_FRAMES = 2  # qemu_coroutine_switch() and the trampoline
 
 THREAD = re.compile(r"^Thread (\d+) \(", re.MULTILINE)
+GDB_SHARE = 0.75  # of the time; without it all of 2,000 stacks take a second
 MOST_DEATHS = 4  # of gdb in one examination: each costs a tenth of a second and one stack
 
 
@@ -61,6 +62,17 @@ class Unwound:
     note: str
 
 
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """What gdb printed of the stacks, and its log; of those in `cut`, by thread, it may not have come to the end."""
+
+    text: str = ""
+    log: bytes = b""
+    trouble: str = ""
+    remedy: str = ""
+    cut: frozenset[int] = frozenset()
+
+
 def unwind(
     core: Core,
     symbols: Symbols,
@@ -73,13 +85,16 @@ def unwind(
     with_threads: bool = True,
     without: str = "",
 ) -> Unwound:
-    """Return the frames of every thread and coroutine. Raises ExaminationFailed when gdb dies of everything.
+    """Return the frames of every thread and coroutine.
 
-    Where there is no gdb they are unwound all the same, by the unwind tables alone, and marked so; `without` says why
-    it is spared where there is one.
+    What gdb does not print, for there is none, or it ends by itself, refuses, or takes longer than its share of the
+    time, is unwound all the same, by the unwind tables alone, and marked so. `without` says why gdb is spared where
+    there is one.
 
     `saved` are all coroutines: the stack of a thread that is in one goes on where it entered it.
     """
+    began = time.monotonic()
+    gdb_ends_at = began + (ends_at - began) * GDB_SHARE
     standing = core.threads if with_threads else ()
     left = [(tid, registers) for tid, several in contexts(core, symbols, saved).items() for registers in several]
     groups: dict[tuple[object, ...], list[Parked]] = {}
@@ -104,11 +119,17 @@ def unwind(
     fewer = [image for image in images if any(image.start <= pc < image.end for pc in at_hand)]
     loads = tuple((f"core-file {path}", *commands(some, links, scratch)) for some in (images, fewer))
     try:
-        text, log, note = _run(loads, scratch, ends_at, len(threads), without)
+        printed = _run(loads, scratch, gdb_ends_at, len(threads), without)
     except NoGdb as error:
-        text, log = without_gdb.backtrace(threads, extents, symbols, ends_at), b""
-        note = f"gdb {error.cause}: {without_gdb.NOTE}; `{error.remedy}` mends it"
-    by_lwp = {block.lwp: block for block in blocks(text)}
+        printed = Printed(trouble=f"gdb {error.cause}", remedy=error.remedy)
+    by_lwp = {block.lwp: block for block in blocks(printed.text)}
+    note = printed.trouble
+    doubtful = [thread.tid for thread in threads if thread.tid not in by_lwp or thread.tid in printed.cut]
+    if doubtful:
+        text = without_gdb.backtrace(threads, extents, symbols, ends_at, only=frozenset(doubtful))
+        ours = {block.lwp: block for block in blocks(text) if _tells_more(block, by_lwp.get(block.lwp))}
+        by_lwp |= ours
+        note = _in_words(printed, sum(tid in ours for tid in doubtful), len(threads))
     before: dict[int, list[Block]] = {}
     for index, (tid, _) in enumerate(left):
         if block := by_lwp.get(FIRST_LWP + len(alike) + index):
@@ -119,7 +140,20 @@ def unwind(
         if block := by_lwp.get(FIRST_LWP + index):
             shared = _inside(frames(block, symbols)[0], symbols)
             coroutine_frames.update((member.saved.coroutine.address, shared) for member in group)
-    return Unwound(backtrace=backtrace, threads=stacks, coroutines=coroutine_frames, log=log, note=note)
+    return Unwound(backtrace=backtrace, threads=stacks, coroutines=coroutine_frames, log=printed.log, note=note)
+
+
+def _tells_more(ours: Block, by_gdb: Block | None) -> bool:
+    return by_gdb is None or len({frame.pc for frame in ours.frames}) > len({frame.pc for frame in by_gdb.frames})
+
+
+def _in_words(printed: Printed, ours: int, stacks: int) -> str:
+    """Return what became of gdb, and how many of the stacks are our own."""
+    note = printed.trouble
+    if ours:
+        which = "" if ours == stacks else f"{ours} of {stacks} stacks "
+        note = f"{note or 'gdb printed nothing for some'}: {which}{without_gdb.NOTE}"
+    return f"{note}; `{printed.remedy}` mends it" if printed.remedy else note
 
 
 def led_into(symbols: Symbols, extents: Iterable[CoreExtent], threads: Iterable[CoreThread]) -> list[ElfImage]:
@@ -185,32 +219,38 @@ def _symlink(name: Path, target: Path) -> None:
     name.symlink_to(target.absolute())
 
 
-def _run(
-    loads: Sequence[Sequence[str]], scratch: Path, ends_at: float, threads: int, without: str
-) -> tuple[str, bytes, str]:
-    """Return what gdb printed of every stack, its log, and what went wrong in words.
+def _run(loads: Sequence[Sequence[str]], scratch: Path, ends_at: float, threads: int, without: str) -> Printed:
+    """Return what gdb printed of every stack, and what went wrong.
 
     gdb dies of some libraries: another one is given less to load (the next of `loads`). A stack that it dies of all the
     same costs itself: the next gdb goes on with the thread after it, a few times.
 
     Raises:
         NoGdb: there is none, or it is to be spared.
-        ExaminationFailed: gdb cannot be had at all, or printed nothing before it died.
     """
     if without:
         raise NoGdb("gdb", f"was spared, {without}", remedy="autopsy examine BUNDLE")
     printed: list[str] = []
     trouble: list[str] = []
+    cut: set[int] = set()
     log = b""
-    first, cause = 1, ""
+    first = 1
     for attempt in range(MOST_DEATHS):
         which = "all -ascending" if first == 1 else f"{first}-{threads}"
-        with Gdb(scratch, ends_at=ends_at) as gdb:
-            answer, cause = _stacks(gdb, loads[min(attempt, len(loads) - 1)], f"thread apply {which} -c bt", trouble)
-            log += gdb.log()
+        try:
+            with Gdb(scratch, ends_at=ends_at) as gdb:
+                load = loads[min(attempt, len(loads) - 1)]
+                answer, cause = _stacks(gdb, load, f"thread apply {which} -c bt", trouble)
+                log += gdb.log()
+        except NoGdb:
+            raise
+        except ExaminationFailed as error:  # whatever is installed by that name, it is no program
+            trouble.append(f"gdb {error.cause}")
+            break
         printed.append(answer.text)
         if answer.whole:
             break
+        cut.update(block.lwp for block in list(blocks(answer.text))[-1:])
         if not cause:
             late = time.monotonic() >= ends_at
             trouble.append("gdb was ended at its deadline" if late else "gdb printed more than it may")
@@ -220,10 +260,7 @@ def _run(
         first = max(first, last + 1) if attempt + 1 < len(loads) else max(first, last) + 1
         if first > threads:
             break
-    text = "".join(printed)
-    if not text and cause:
-        raise ExaminationFailed("gdb", trouble[-1].removeprefix("gdb "), remedy="see gdb.log")
-    return text, log, "; ".join(dict.fromkeys(trouble))
+    return Printed("".join(printed), log, "; ".join(dict.fromkeys(trouble)), cut=frozenset(cut))
 
 
 def _stacks(gdb: Gdb, preparation: Iterable[str], command: str, trouble: list[str]) -> tuple[GdbOutput, str]:
@@ -236,6 +273,9 @@ def _stacks(gdb: Gdb, preparation: Iterable[str], command: str, trouble: list[st
             except GdbError as error:
                 trouble.append(f"gdb: {error}")
         answer = gdb.run(command)
+    except GdbError as error:
+        trouble.append(f"gdb: {error}")
+        return GdbOutput("", whole=True), ""
     except ExaminationFailed as error:
         return GdbOutput("", whole=False), error.cause
     return answer, gdb.how_it_ended() if gdb.gone else ""

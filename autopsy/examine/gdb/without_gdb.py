@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from autopsy.examine.core.cfi import RETURN_ADDRESS, NoRule, RegisterRule, UnwindRow, UnwindTables, WhereSaved
 from autopsy.examine.core.dwarf_expression import ALL, work_out
@@ -42,11 +42,20 @@ class FrozenStacks:
         return int.from_bytes(extent.source[place : place + 8], "little")
 
 
-def backtrace(threads: Iterable[CoreThread], extents: Sequence[CoreExtent], symbols: Symbols, ends_at: float) -> str:
-    """Return what gdb would print of `thread apply all bt`; who comes after the deadline is left out."""
+def backtrace(
+    threads: Iterable[CoreThread],
+    extents: Sequence[CoreExtent],
+    symbols: Symbols,
+    ends_at: float,
+    *,
+    only: Container[int],
+) -> str:
+    """Return what gdb would print of these threads for `thread apply all bt`; who comes after the deadline is not."""
     unwinder = _Unwinder(symbols, FrozenStacks(extents), ends_at)
     lines: list[str] = []
     for number, thread in enumerate(threads, 1):
+        if thread.tid not in only:
+            continue
         if time.monotonic() > ends_at:
             break
         lines += [f"Thread {number} (LWP {thread.tid}) ({MARK}):", *unwinder.lines(thread.registers), ""]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from autopsy.bundle import layout
 from autopsy.bundle.records import Coroutine, Module, ThreadStack
 from autopsy.drill.machine import Machine
-from autopsy.errors import ExaminationFailed
 from autopsy.examine import run
 from autopsy.examine.gdb import interactive
 from autopsy.examine.gdb.backtrace import blocks
@@ -86,34 +84,6 @@ def test_without_gdb_the_stacks_are_there_without_their_lines(
         assert "ppoll" in [frame.function for frame in main.frames[:4]]
         assert len(main.frames) > 4
         assert main_module(found).symbols == "dynsym"
-
-
-def test_a_gdb_that_never_answers_is_ended_at_its_deadline(
-    stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = short / "bin" / "gdb"
-    fake.parent.mkdir()
-    fake.write_text(f"#!/bin/sh\necho $$ > {short}/pid\nexec sleep 600\n")
-    fake.chmod(0o755)
-    with lab.qemu(stock) as machine, snapshot.exposed(machine) as found:
-        monkeypatch.setattr(environment, "PATH", f"{fake.parent}:{environment.PATH}")
-        assert "gdb was ended at its deadline" in run.examine_core(replace(found.frozen, seconds=1.0))
-        assert not Path(f"/proc/{(short / 'pid').read_text().strip()}").exists()
-        assert {each.cut_short for each in threads(found).values()} == {"gdb was ended at its deadline"}
-
-
-def test_a_gdb_that_dies_is_told_by_its_last_words(
-    stock: lab.Build, short: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = short / "bin" / "gdb"
-    fake.parent.mkdir()
-    fake.write_text("#!/bin/sh\necho out of memory >&2\nexit 1\n")
-    fake.chmod(0o755)
-    with lab.qemu(stock) as machine, snapshot.exposed(machine) as found:
-        monkeypatch.setattr(environment, "PATH", f"{fake.parent}:{environment.PATH}")
-        with pytest.raises(ExaminationFailed, match="out of memory"):
-            run.examine_core(found.frozen)
-        assert found.record(layout.COROUTINES, list[Coroutine])
 
 
 def test_a_deleted_binary_is_read_from_the_process(
