@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ from autopsy.bundle.archive import safe_name
 from autopsy.bundle.manifest import Manifest
 from autopsy.bundle.reader import Bundle, OpenedBundle, hold
 from autopsy.bundle.readme import readme
-from autopsy.bundle.seal import Sealed, encode_manifest, seal
+from autopsy.bundle.seal import PackedAhead, Sealed, encode_manifest, pack_ahead, seal
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
@@ -25,7 +25,9 @@ from autopsy.errors import NotStored
 from autopsy.facts.gather import gather_facts
 from autopsy.facts.host import STORAGE_WORDS, VM_WORDS
 from autopsy.files import private
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
 from autopsy.linux.confine.confined import AnswerPipe
+from autopsy.linux.tasks.forking import end
 from autopsy.redact.files import left_out, look, look_again, manifest
 from autopsy.redact.pseudonyms import Pseudonyms
 from autopsy.report.boxed import SECONDS, begun_in_box, in_box
@@ -62,9 +64,10 @@ def redact(path: Path, output: Path | None) -> Redacted:
     try:
         with _diagnosed(path) as before:
             hidden, table = _staged(held, staging)
-            diagnosis = write_answers(staging).diagnosis
-            destination = (output or path.absolute().with_name(_name(hidden))).absolute()
-            sealed = seal(staging, destination, hidden)
+            with _packing(staging, hidden) as packed:
+                diagnosis = write_answers(staging).diagnosis
+                destination = (output or path.absolute().with_name(_name(hidden))).absolute()
+                sealed = seal(staging, destination, hidden, ahead=packed())
             same = _gist(diagnosis) == _gist(before())
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -94,6 +97,22 @@ def _staged(held: OpenedBundle, staging: Path) -> tuple[Manifest, bytes]:
     private.store(staging / layout.MANIFEST, encode_manifest(hidden))
     private.store(staging / layout.README, readme(__version__, hidden.target, hidden.began).encode())
     return hidden, last[TABLE]
+
+
+@contextmanager
+def _packing(staging: Path, hidden: Manifest) -> Iterator[Callable[[], PackedAhead | None]]:
+    """Have what is redacted packed while it is diagnosed; what is yielded waits for that, None where it went wrong."""
+    with ExitStack() as stack:
+        child = spawn(lambda: msgspec.json.encode(pack_ahead(staging, hidden, frozenset())))
+        stack.callback(end, child)
+
+        def packed() -> PackedAhead | None:
+            stack.pop_all()  # it is ended once it is waited for
+            with suppress(ChildTimedOut, ChildFailed, msgspec.DecodeError):
+                return msgspec.json.decode(collect(child, SECONDS), type=PackedAhead)
+            return None
+
+        yield packed
 
 
 @contextmanager

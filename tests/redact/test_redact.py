@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,19 @@ def test_the_same_bundle_gives_the_same_copy(tmp_path: Path) -> None:
     first = redact(copied(case, tmp_path / "a"), tmp_path / "a.tar.zst")
     second = redact(copied(case, tmp_path / "b"), tmp_path / "b.tar.zst")
     assert first.sealed.sha256 == second.sealed.sha256
+
+
+def test_a_copy_whose_files_could_not_be_packed_ahead_holds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    case = UNPACKED[0]
+    ahead = redact(copied(case, tmp_path / "a"), tmp_path / "a.tar.zst")
+    monkeypatch.setattr("autopsy.commands.redact.pack_ahead", refuses)
+    at_once = redact(copied(case, tmp_path / "b"), tmp_path / "b.tar.zst")
+    assert verify(at_once.sealed.path).manifest == verify(ahead.sealed.path).manifest
 
 
 def test_only_its_owner_may_read_copy_and_map(tmp_path: Path) -> None:
