@@ -16,10 +16,9 @@ from autopsy.bundle.failing_file import FailingFile
 class FutexWait(msgspec.Struct, frozen=True, kw_only=True):
     """A thread that sleeps in futex(2), with the words it sleeps on.
 
-    `operation` and `value` are the system call's second and third arguments as they were; `words` is up to 40 bytes at
-    `address`, little endian, hex; `lock`, `count`, `owner`, `users`, `kind` are those bytes read as glibc's
-    pthread_mutex_t {int lock; unsigned count; int owner; unsigned nusers; int kind}, which they are only if
-    operation is FUTEX_WAIT_PRIVATE (0x80) and value 2.
+    `operation` and `value` are the call's second and third arguments; `words` is up to 40 bytes at `address`, little
+    endian, hex; `lock`, `count`, `owner`, `users`, `kind` are those as glibc's pthread_mutex_t {int lock; unsigned
+    count; int owner; unsigned nusers; int kind}: only where operation is FUTEX_WAIT_PRIVATE (0x80) and value 2.
     """
 
     tid: int
@@ -188,7 +187,7 @@ class Coroutine(msgspec.Struct, frozen=True, kw_only=True):
 
     `state`: `running` (entered: its frames belong to a thread), `parked`, `pooled` (ended, kept for reuse), `unclear`.
     `since_first`: `stuck` (same address, pc, sp and saved registers in both snapshots), `moved`, `new`, `gone`,
-    `unknown` (there was one snapshot).
+    `unknown` (there was one snapshot). `same_request` of one that moved: the request on its stack is as it was.
     """
 
     address: int
@@ -208,6 +207,7 @@ class Coroutine(msgspec.Struct, frozen=True, kw_only=True):
     since_first: Literal["stuck", "moved", "new", "gone", "unknown"] = "unknown"
     line: int = 0
     why_unclear: str = ""
+    same_request: bool = False
 
 
 class Mutex(msgspec.Struct, frozen=True, kw_only=True):

@@ -149,7 +149,8 @@ def _better(old: Coroutine | None, now: Coroutine) -> Coroutine:
     if _worth(old.frames) <= _worth(now.frames) and (unwound or old.state == now.state):
         return now
     since = old.since_first if now.since_first == "unknown" else now.since_first
-    return msgspec.structs.replace(old, since_first=since)
+    same = old.same_request or now.same_request
+    return msgspec.structs.replace(old, since_first=since, same_request=same)
 
 
 def _stands_alike(one: ThreadStack, other: ThreadStack) -> bool:

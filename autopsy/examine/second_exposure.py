@@ -47,7 +47,7 @@ def examine_again(frozen: Frozen) -> str:
     compared = compare.compare(core, find.find_coroutines(core, symbols), second, find.find_coroutines(second, symbols))
     unwound = _unwound(frozen)
     known = previous.read_previous(frozen.read, layout.SECOND_EXPOSURE)
-    current = [_with_frames(saved.coroutine, unwound) for saved in compared.first]
+    current = [_with_frames(_with_request(core, second, saved, unwound), unwound) for saved in compared.first]
     current += _newcomers(frozen, second, symbols, compared.new)
     coroutines = known.best_coroutines(current, blind=symbols.main is None or symbols.main.file is None)
     frozen.write(layout.COROUTINES, stored.as_text(coroutines))
@@ -90,3 +90,12 @@ def _with_frames(now: Coroutine, unwound: dict[int, Coroutine]) -> Coroutine:
     if known is None or (known.pc, known.sp) != (now.pc, now.sp):
         return now
     return msgspec.structs.replace(now, frames=known.frames, line=known.line)
+
+
+def _with_request(core: Core, second: Core, saved: Saved, unwound: Mapping[int, Coroutine]) -> Coroutine:
+    """Return a coroutine that moved with whether its request is still the same, as far as its frames tell."""
+    now = saved.coroutine
+    known = unwound.get(now.address)
+    if known is None or now.since_first != "moved" or not compare.is_same_request(core, second, saved, known.frames):
+        return now
+    return msgspec.structs.replace(now, same_request=True)

@@ -44,6 +44,7 @@ def gather_coroutines(evidence: Evidence, heap: Fact[heap_records.HeapSnapshot])
                 node=_by_address(nodes, coroutine.address, heap),
                 disk=_by_address(disks, coroutine.address, heap),
                 cite=cite,
+                same_request=_has_same_request(coroutine, later),
             )
         )
     return Known(tuple(facts), stored.cite)
@@ -72,6 +73,11 @@ def _stuck(coroutine: records.Coroutine, cite: Cite, later: Fact[dict[int, recor
             return Known(value=False, cite=cite)
         case "unknown":
             return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), "there was one snapshot only")
+
+
+def _has_same_request(coroutine: records.Coroutine, later: Fact[dict[int, records.Coroutine]]) -> bool:
+    other = later.value.get(coroutine.address) if isinstance(later, Known) else None
+    return other is not None and other.state == "parked" and other.same_request
 
 
 def _by_address(nodes: Mapping[int, str], address: int, heap: Fact[heap_records.HeapSnapshot]) -> Fact[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from autopsy.bundle import records
+from autopsy.bundle import layout, records
 from autopsy.diagnose.verdict import diagnose
+from autopsy.facts.cite import Known
 from autopsy.facts.gather import gather_facts
 from support.built import evidence as e
 
@@ -29,3 +30,30 @@ def test_a_drain_over_a_node_that_no_disk_uses_is_behind_that_node_s_driver() ->
 def test_where_two_drivers_could_hold_it_none_is_named() -> None:
     both = ("driver=blkdebug,node-name=debug0,image=file0", "driver=nbd,node-name=nbd0,server.type=unix,server.path=/n")
     assert diagnose(gather_facts(drained(*both).bundle())).signature not in {"blkdebug-suspended", "nbd-silent"}
+
+
+def test_a_disk_waits_for_its_data_file_and_a_server_s_image_is_no_node() -> None:
+    case = drained(
+        "driver=file,node-name=file0,filename=/i.qcow2",
+        "driver=nbd,node-name=data0,server.type=unix,server.path=/run/nbd.sock",
+        "driver=qcow2,node-name=top0,file=file0,data-file=data0",
+        "driver=rbd,node-name=rbd0,pool=p,image=data0",
+    )
+    case.command_line += ("-device", "virtio-blk-pci,id=vd0,drive=top0", "-device", "virtio-blk-pci,id=vd1,drive=rbd0")
+    disks = gather_facts(case.bundle()).disks
+    assert isinstance(disks, Known)
+    nodes = {disk.name: [node.name for node in disk.nodes] for disk in disks.value}
+    assert nodes["vd0"] == ["top0", "file0", "data0"]
+    assert nodes["vd1"] == ["rbd0"]
+
+
+def test_extents_are_known_by_their_files_where_qemu_does_not_tell_its_nodes_children() -> None:
+    case = drained()
+    case.monitor()
+    extents = [{"filename": f"/i-f00{number}.vmdk", "format": "FLAT"} for number in (1, 2)]
+    image = {"filename": "/i.vmdk", "format-specific": {"type": "vmdk", "data": {"extents": extents}}}
+    nodes = [{"node-name": "top0", "drv": "vmdk", "file": "/i.vmdk", "image": image}]
+    nodes += [{"node-name": f"end{n}", "drv": "file", "file": f"/i-f00{n}.vmdk"} for n in (1, 2, 3)]
+    case.asked("query-named-block-nodes", nodes, step=layout.QUERY_BLOCK)
+    told = {node.name: node.children for node in gather_facts(case.bundle()).nodes}
+    assert told["top0"] == ("end1", "end2")

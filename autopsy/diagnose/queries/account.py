@@ -10,7 +10,8 @@ from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.below import is_stopped, own_daemons
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
-from autopsy.diagnose.queries.requests import called, title
+from autopsy.diagnose.queries.requests import called, passed, title
+from autopsy.diagnose.queries.silence import overtaken
 from autopsy.diagnose.queries.socket_peers import (
     about_thread,
     asleep,
@@ -27,6 +28,7 @@ from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Asked, DiskFact, Facts, Role, SocketFact, ThreadFact, ThreadSnapshot
+from autopsy.facts.model.yield_points import DISK_PARKS, THROTTLED
 
 # What each kind of thread sleeps in where nobody has work for it. A worker is woken by a futex, or by its own timeout.
 TIMEOUTS = frozenset({"nanosleep", "clock_nanosleep"})
@@ -45,6 +47,7 @@ IDLE = {
 }
 PAST_QEMU = ("vhost-user-blk", "vhost-user-scsi", "vhost-user-fs")  # devices whose back end answers the guest itself
 ASK_STORAGE = frozenset({"query-block", "query-named-block-nodes"})
+PASSING_BY = DISK_PARKS - THROTTLED  # the limit itself explains why one stands in its queue
 CONNECTED_FOR_GOOD = frozenset({"nbd"})  # the other network drivers may connect when there is work
 
 
@@ -98,6 +101,7 @@ def left_over(facts: Facts) -> tuple[Claim, ...]:
         *_devices(facts),
         *_other_ends(facts),
         *_disks(facts),
+        *_passed(facts),
         *_not_asked(facts),
         *_left_out(facts),
     )
@@ -173,6 +177,19 @@ def _disks(facts: Facts) -> Iterator[Claim]:
                 f"{sentence(called(disk))} holds {held}, and completed none.", disk.in_flight.cite, disk.completed.cite
             )
         yield from no_connection(facts, disk)
+
+
+def _passed(facts: Facts) -> Iterator[Claim]:
+    """Yield a busy disk's requests that nobody saw leave their place: one after another was there, or one for good."""
+    parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    doubtful = [request for request in parked if request.park in PASSING_BY and passed(facts, request)]
+    for request in overtaken(facts):
+        yield claim(f"{sentence(request.text)}: whether it goes on was not seen.", *request.cites)
+    if doubtful:
+        words = "was not seen to go on: only others such as it ended meanwhile"
+        if len(doubtful) > 1:
+            words = "were not seen to go on: only others such as they ended meanwhile"
+        yield claim(f"{count(len(doubtful), 'request')} {words}.", *(request.cite for request in doubtful[:4]))
 
 
 def no_connection(facts: Facts, disk: DiskFact) -> Iterator[Claim]:

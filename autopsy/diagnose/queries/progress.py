@@ -23,6 +23,9 @@ LIMITED: dict[str, set[Kind]] = {"total": {"reads", "writes"}, "read": {"reads"}
 # Some of a disk's requests wait at these while others never come there: for a server that only a part of the disk lies
 # on (a backing file, a child of a quorum), or until a backup has copied what they are about to overwrite.
 APART = (SERVED & BY_DRIVER) | {Park.COPY_BEFORE_WRITE}
+# Two looks meet two passing requests at one place by chance in one of a hundred times, where no more than this many
+# are in flight on the average.
+SELDOM = 0.1
 
 
 def speaks_for(facts: Facts, disk: DiskFact, coroutine: CoroutineFact) -> bool | None:
@@ -45,6 +48,17 @@ def speaks_for(facts: Facts, disk: DiskFact, coroutine: CoroutineFact) -> bool |
     if alike := {kind} if kind is not None else _limited_together(facts, disk):
         return True if alike & moved else otherwise
     return True if {"reads", "writes"} <= moved else None
+
+
+def is_seldom_busy(facts: Facts, disk: DiskFact) -> bool:
+    """Tell whether hardly a request of a disk was in flight on the average, by what those that ended took together.
+
+    What stood there at both looks was then no other request that just came by (Little's law).
+    """
+    before, after, seconds = disk.stats, disk.stats_again, facts.times.gap_seconds
+    if not isinstance(before, Known) or not isinstance(after, Known) or seconds <= 0:
+        return False
+    return 0 < after.value.total_ns - before.value.total_ns < SELDOM * seconds * 1e9
 
 
 def _goes_elsewhere_too(disk: DiskFact, park: Park) -> bool:

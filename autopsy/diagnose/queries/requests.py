@@ -71,7 +71,7 @@ def _standing(facts: Facts, wanted: frozenset[Park]) -> Standing | Unknown:
     moving = tuple(request for request, on, _ in goes_on if on)
     waiting = tuple(request for request, on, _ in goes_on if not on)
     undecided = {request.address for request, on, _ in goes_on if on is None}
-    proven = any(isinstance(request.stuck, Known) and request.stuck.value for request in waiting)
+    proven = any(_stood(request) and not passed(facts, request) for request in waiting)
     proven &= all_counted(facts)  # a number that is one at least proves nothing
     sure = tuple(
         request
@@ -126,14 +126,34 @@ def moves(facts: Facts, coroutine: CoroutineFact) -> bool | None:
     """Tell whether a request goes on: it left its place, or its disk completed such as it while it was looked at.
 
     On a busy disk a new request stands where the last one stood, at the same address with the same registers: only
-    the counters tell the two apart. None where they could, and too little of them is known.
+    the counters tell the two apart. None where they could, and too little of them is known. A disk that is hardly ever
+    busy excuses none that was met twice.
     """
     if isinstance(coroutine.stuck, Known) and not coroutine.stuck.value:
         return True
-    said = [progress.speaks_for(facts, disk, coroutine) for disk in disks_of(facts, coroutine)]
+    disks = disks_of(facts, coroutine)
+    said = [progress.speaks_for(facts, disk, coroutine) for disk in disks]
     if not said or False in said:
         return False
-    return None if None in said else True
+    if None in said:
+        return None
+    return not (_stood(coroutine) and all(progress.is_seldom_busy(facts, disk) for disk in disks))
+
+
+def passed(facts: Facts, coroutine: CoroutineFact) -> bool:
+    """Tell whether only its disk's counters say that a request goes on: nobody saw it leave its place.
+
+    Where it stood at both looks, with all that is on its stack, it is one that was forgotten if its disk is hardly ever
+    busy, and may be one after another on any other.
+    """
+    if isinstance(coroutine.stuck, Known) and not coroutine.stuck.value:
+        return False
+    disks = disks_of(facts, coroutine)
+    return bool(disks) and all(progress.speaks_for(facts, disk, coroutine) for disk in disks)
+
+
+def _stood(coroutine: CoroutineFact) -> bool:
+    return isinstance(coroutine.stuck, Known) and coroutine.stuck.value
 
 
 def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:

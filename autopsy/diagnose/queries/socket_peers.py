@@ -19,6 +19,7 @@ from autopsy.facts.model.facts import CoroutineFact, Facts, Park, PeerFact, Peer
 
 FREEZER = frozenset({"do_freezer_trap", "__refrigerator", "refrigerator"})
 STOPPED = frozenset("Tt")
+SILENT = ": it is connected, and silent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def state(sockets: tuple[SocketFact, ...]) -> str:
     if asked := next((socket for socket in sockets if not socket.accepted), None):
         who = f", {', '.join(map(called, asked.peers[:2]))}," if asked.peers else ""
         return f": whoever listens there{who} has not accepted the connection"
-    return ": it is connected, and silent" if any(socket.family != "pipe" for socket in sockets) else ""
+    return SILENT if any(socket.family != "pipe" for socket in sockets) else ""
 
 
 def _of_processes(sockets: tuple[SocketFact, ...], peers: list[PeerFact]) -> str:

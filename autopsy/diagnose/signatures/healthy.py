@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from autopsy.diagnose.diagnosis import Claim, Confidence
 from autopsy.diagnose.queries.account import about_idle, as_sentences, idle_peers, left_over, no_connection
@@ -10,7 +11,7 @@ from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.limits.at_limits import copies_held
 from autopsy.diagnose.queries.notifiers import unseen_notifiers
 from autopsy.diagnose.queries.requests import Standing, called, counted, standing
-from autopsy.diagnose.queries.silence import slow
+from autopsy.diagnose.queries.silence import overtaken, slow
 from autopsy.diagnose.queries.threads import by_role, looks, same_sleep, threads
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.seen_before import stood_before
@@ -165,8 +166,8 @@ def _headline(facts: Facts) -> str:
         return f"Nothing is stuck now, but {stood.text[:1].lower()}{stood.text[1:].removesuffix('.')}"
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
     done = sum(disk.completed.value for disk in disks if isinstance(disk.completed, Known))
-    if slowest := next(slow(facts), None):
-        return f"Nothing is stuck, but {slowest.text}"
+    if notable := next(chain(overtaken(facts), slow(facts)), None):
+        return f"Nothing is stuck, but {notable.text}"
     if done:
         seconds = f" in {facts.times.gap_seconds:.1f} s" if facts.times.gap_seconds else ""
         return f"Nothing is stuck: QEMU answers, and its disks completed {count(done, 'request')}{seconds}"
@@ -188,7 +189,8 @@ def _claims(facts: Facts) -> list[Claim]:
         total = len([coroutine for coroutine in facts.coroutines.value if coroutine.park in DISK_PARKS])
         held = len(copies_held(facts))
         moved = count(total - held, "request was in flight", "requests were in flight")
-        words = f"{moved}, and all moved on" if total > held else NOTHING_IN_FLIGHT
+        on = ", and all moved on" if not any(overtaken(facts)) else ""
+        words = f"{moved}{on}" if total > held else NOTHING_IN_FLIGHT
         claims.append(claim(f"{words}.", facts.coroutines.cite, *(c.cite for c in facts.coroutines.value[:2])))
     if isinstance(facts.threads, Known):
         claims.append(

@@ -13,6 +13,7 @@ from autopsy.diagnose.queries.requests import (
     disks_of,
     job_of,
     of_owners,
+    passed,
     stand,
     standing,
     still,
@@ -22,6 +23,7 @@ from autopsy.diagnose.queries.requests import (
 )
 from autopsy.diagnose.queries.silence import about_silence, beyond_their_past, silence_of
 from autopsy.diagnose.queries.socket_peers import (
+    SILENT,
     about_itself,
     about_sockets,
     clients,
@@ -102,7 +104,7 @@ class Service:
         claims += about_sockets(sockets)
         server = f"{self.words} {who}" if who else self.words
         return Match(
-            headline=f"{number} {whose} {verb} for {role}{server}{itself or state(sockets)}",
+            headline=f"{number} {whose} {verb} for {role}{server}{itself or _state(facts, waiting, sockets)}",
             objects=(*disks, *jobs, *map(subjects.Server, servers or ((who,) if who else ())), *peers_of(sockets)),
             confidence=confidence(proven=waiting.proven and (dead or bool(itself))),
             claims=tuple(claims),
@@ -160,6 +162,13 @@ class Service:
             if socket.remote and socket.fd not in came and (not socket.local or socket.local != facts.vm.monitor)
         )
         return made if len(made) == 1 and self.drivers == NBD else ()
+
+
+def _state(facts: Facts, waiting: Standing, sockets: tuple[SocketFact, ...]) -> str:
+    """Say what is seen of a server; one that answered others meanwhile is not silent, and has forgotten these."""
+    words = state(sockets)
+    forgotten = all(passed(facts, request) for request in waiting.requests)
+    return ": others such as these were answered meanwhile" if forgotten and words == SILENT else words
 
 
 def _is_a_backups_target(facts: Facts, requests: Iterable[CoroutineFact], server: str) -> bool:

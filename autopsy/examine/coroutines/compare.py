@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Literal
 
 import msgspec
 
+from autopsy.bundle.records import Frame
 from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import PAGE, Core, CoreError
 from autopsy.examine.coroutines.find import Saved
@@ -18,6 +19,8 @@ SinceFirst = Literal["stuck", "moved", "new", "gone", "unknown"]
 # A waiting request's stack does change a little: its tracked request is a link in its node's list, and neighbours come
 # and go. Such a word is a pointer before and after; what a request is about (offset, bytes, flags) is none.
 MOST_LINKS = 8
+# What puts its tracked request (offset, bytes, who waits for it) on the stack. A flush says nothing that is its own.
+TRACKS = frozenset({"bdrv_co_preadv_part", "bdrv_co_pwritev_part", "bdrv_co_pdiscard"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,30 @@ def _since(core: Core, saved: Saved, second: Core, later: Saved | None) -> Since
     return "stuck" if _same_stack(core, second, saved) else "moved"
 
 
-def _same_stack(core: Core, second: Core, saved: Saved) -> bool:
-    """Return whether the used part of the stack is the same but for links of lists."""
+def is_same_request(core: Core, second: Core, saved: Saved, frames: Sequence[Frame]) -> bool:
+    """Return whether a coroutine's outermost request is the same in both snapshots, whatever it did inside of it.
+
+    `frames` are those of the first. Whoever reads an NBD server's answers for all others moves, and its own request
+    does not.
+    """
+    begins = next((frame.pc for frame in reversed(frames) if frame.function in TRACKS), None)
+    if begins is None:
+        return False
+    return _same_stack(core, second, saved, begins.to_bytes(8, "little"))
+
+
+def _same_stack(core: Core, second: Core, saved: Saved, outside_of: bytes = b"") -> bool:
+    """Return whether the used part of the stack is the same but for links of lists, from a return address outward."""
     start = saved.coroutine.sp & -8
     try:
         before = core.read(start, saved.top - start)
         after = second.read(start, saved.top - start)
     except CoreError:
         return False
+    inner = before.rfind(outside_of) if outside_of else 0
+    if inner < 0:
+        return False
+    before, after = before[inner & -8 :], after[inner & -8 :]
     changed = tuple(islice(_changes(before, after), MOST_LINKS + 1))
     return len(changed) <= MOST_LINKS and all(_is_link(core, old) and _is_link(second, new) for old, new in changed)
 

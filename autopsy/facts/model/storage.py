@@ -14,6 +14,7 @@ from autopsy.facts.model.yield_points import Park as Park  # noqa: PLC0414 - fac
 class CoroutineFact:
     """One parked coroutine. `stuck` says whether it stood at the same place in both snapshots.
 
+    `same_request` of one that moved: the request that it carries is as it was, by every word of it on its stack.
     `of_job` says that it carries a request of a block job's own, and so none of a disk's.
     """
 
@@ -29,6 +30,7 @@ class CoroutineFact:
     disk: Fact[str]
     cite: Cite
     of_job: bool = False
+    same_request: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,8 @@ MOST_NODES = 4096
 MORE = "there are more nodes in the block graph than are told"
 NOTHING: Mapping[str, str] = {}
 LOCAL = frozenset({"file", "host_device", "host_cdrom"})
+# What -blockdev calls a node below another: the path that a request takes first is first, the backing file last.
+CHILDREN = ("file", "image", "data-file", "raw", "test", "log", "target", "backing")
 
 
 @dataclass(slots=True)
@@ -51,6 +53,15 @@ class BlockGraph:
             throttle_group=known.throttle_group or node.throttle_group,
             server=known.server or node.server,
         )
+
+    def hang_below(self, name: str, files: frozenset[str]) -> None:
+        """Add the nodes of files to a node's children, but for those that are below it already."""
+        node = self.nodes.get(name)
+        if node is None:
+            return
+        known = {below.filename for below in self.below(name)}
+        more = (end.name for end in self.nodes.values() if end.filename in files - known and not end.children)
+        self.nodes[name] = replace(node, children=(*node.children, *more))
 
     def below(self, top: str) -> tuple[Node, ...]:
         """Return a node and everything under it, from the top, each once."""
@@ -90,6 +101,8 @@ def gather_nodes(
         graph.add(node)
     for node in _from_file_names(graph):
         graph.add(node)
+    for name, files in _files_of_formats(talk):
+        graph.hang_below(name, files)
     return graph
 
 
@@ -156,6 +169,19 @@ def _from_nodes_question(talk: MonitorFact) -> Iterator[Node]:
             )
 
 
+def _files_of_formats(talk: MonitorFact) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield the nodes whose format keeps data in further files, with these files: qcow2's data file, vmdk's extents.
+
+    Before QEMU 10.1 only the names of the files tell which nodes these are.
+    """
+    listed = monitor.answer(talk, "query-named-block-nodes")
+    for entry in map(mapping, sequence(listed.value) if isinstance(listed, Known) else ()):
+        data = mapping(mapping(mapping(entry.get("image")).get("format-specific")).get("data"))
+        extents = (text(mapping(extent).get("filename")) for extent in sequence(data.get("extents")))
+        if files := frozenset((text(data.get("data-file")), *extents)) - {""}:
+            yield text(entry.get("node-name")), files
+
+
 def _children(node: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the children that a node names. Since QEMU 10.1 it does ("block/qapi: include child references …")."""
     # "file" before "backing": the path that a request takes first.
@@ -204,7 +230,8 @@ def from_options(options: Options, cite: Cite, depth: int = 0) -> Iterator[Node]
     driver = string(options, "driver")
     children: list[str] = []
     inner: list[Options] = []
-    for key in ("file", "backing", "image"):
+    answerer = server(options)
+    for key in () if answerer else CHILDREN:  # a server's `image` or `target` is a name of its own
         child = options.get(key)
         if isinstance(child, Mapping) and child and depth < 16:
             inner_name = string(child, "node-name") or f"{name}.{key}"
@@ -219,7 +246,7 @@ def from_options(options: Options, cite: Cite, depth: int = 0) -> Iterator[Node]
         children=tuple(children),
         aio=string(options, "aio") or ("threads" if driver in LOCAL else ""),
         throttle_group=string(options, "throttle-group"),
-        server=server(options),
+        server=answerer,
         cite=Cite(cite.file, cite.line, f"node-name={name}"),
     )
     for child_options in inner:

@@ -17,7 +17,7 @@ HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
 NOT_ASKED = Unknown(layout.evidence(layout.QUERY_STATUS, layout.QMP), "nobody asked for the jobs")
 
 # They have more children than the one that query-blockstats follows.
-BRANCHING = frozenset({"copy-before-write", "backup-top", "quorum", "replication", "blkverify", "blklogwrites"})
+BRANCHING = frozenset({"copy-before-write", "backup-top", "quorum", "replication", "blkverify", "blklogwrites", "vmdk"})
 
 
 # A request that stands in a driver without a name stands in the one of its disk's drivers that can make it wait.

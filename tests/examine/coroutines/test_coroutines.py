@@ -195,8 +195,7 @@ def process(coroutine: bytes, *, stack: bytes = b"") -> Core:
 
 
 def found_in(core: Core, place: Path) -> list[Coroutine]:
-    frozen = Frozen(core=place, read=lambda _path: b"", write=lambda _file, _data: None, scratch=place)
-    return [saved.coroutine for saved in find_coroutines(core, Symbols(core, frozen))]
+    return [saved.coroutine for saved in find_coroutines(core, Symbols(core, frozen_at(place)))]
 
 
 def context(*, sp: int, pc: int = CODE + PAGE + 8, caller: int = 0, between: bytes = b"", scheduled: int = 0) -> bytes:
@@ -237,9 +236,33 @@ def test_another_request_on_the_same_stack_has_moved_and_another_neighbour_has_n
     assert fate_of(tmp_path, then, now) == fate
 
 
+ENTRY = CODE + PAGE + 77  # where the outermost request of the block layer goes on
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "same"),
+    [((1, 2), (OFFSET, OFFSET), True), ((1, 2), (OFFSET, OFFSET + 4096), False), ((1, 2), (LINK, LINK + 64), True)],
+    ids=["the same", "another offset", "another neighbour"],
+)
+def test_a_request_is_the_same_by_what_lies_outside_of_its_entry(
+    tmp_path: Path, inner: tuple[int, int], outer: tuple[int, int], *, same: bool
+) -> None:
+    then, now = (
+        process(context(sp=DEEP), stack=struct.pack("<QQQ", word, ENTRY, about).ljust(64, b"\0"))
+        for word, about in zip(inner, outer, strict=True)
+    )
+    (saved,) = find_coroutines(then, Symbols(then, frozen_at(tmp_path)))
+    frames = tuple(Frame(pc=pc, function=name, module="") for pc, name in ((CODE, ""), (ENTRY, "bdrv_co_preadv_part")))
+    assert compare.is_same_request(then, now, saved, frames) is same
+    assert not compare.is_same_request(then, now, saved, frames[:1])
+
+
+def frozen_at(place: Path) -> Frozen:
+    return Frozen(core=place, read=lambda _path: b"", write=lambda _file, _data: None, scratch=place)
+
+
 def fate_of(place: Path, then: Core, now: Core) -> str:
-    frozen = Frozen(core=place, read=lambda _path: b"", write=lambda _file, _data: None, scratch=place)
-    symbols = Symbols(then, frozen)
+    symbols = Symbols(then, frozen_at(place))
     (told,) = compare.compare(then, find_coroutines(then, symbols), now, find_coroutines(now, symbols)).first
     return told.coroutine.since_first
 
