@@ -129,20 +129,17 @@ class RequestTokens:
     def _stands_since(self, request: SeenRequest) -> tuple[int, int]:
         """Return since when a request stands, and no other that waits for the same and came no later has gone on.
 
-        First by when that was so, then after when.
+        First by when that was so, then after when it may have been: what was seen once alone may have waited for
+        something else, and excuses nobody that came with it from that.
 
         A slow server or a limit lets the first in the queue go, and those behind stand: that is slow, not stuck. One
         that younger ones overtake is not excused by them.
         """
-        left = [
-            departure
-            for kin in (request.kin, ANY)
-            for departure in self.departures.get(kin, ())
-            if departure.first <= request.first
-        ]
+        like = [one for one in self.departures.get(request.kin, ()) if one.first <= request.first]
+        left = like + [one for one in self.departures.get(ANY, ()) if one.first <= request.first]
         return (
             max(request.since, *(departure.by for departure in left)) if left else request.since,
-            max(request.earliest, *(departure.after for departure in left)) if left else request.earliest,
+            max(request.earliest, *(departure.after for departure in like)) if like else request.earliest,
         )
 
     def _forget(self, now: int) -> None:

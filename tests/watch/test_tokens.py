@@ -59,6 +59,14 @@ def test_a_queue_that_has_ceased_to_move_stands_since_then_and_may_since_the_loo
     assert found.earliest == found.before - SECOND
 
 
+def test_what_was_seen_but_once_excuses_nobody_that_came_with_it_from_having_stood_before() -> None:
+    """A read that another disk let through while the writes of this one had ceased to move."""
+    new = [request(top, shape=Shape.UNKNOWN) for top in (2, 3)]
+    found = looks((), tuple(new), *[(request(3),)] * 3, every=2 * SECOND)
+    assert found.unmoved == (4 * SECOND,)
+    assert found.earliest == found.before - 4 * SECOND
+
+
 def test_what_the_first_look_shows_may_have_stood_before_but_is_not_said_to() -> None:
     found = looks(*[(request(2),)] * 4, every=2 * SECOND)
     assert found.unmoved == (6 * SECOND,)
