@@ -15,7 +15,7 @@ from autopsy.watch.tokens import MOST_LAG_NS, SECOND, RequestsInFlight, RequestT
 SUSPECT_NS = 3 * SECOND
 EXPECTED_NS = 2 * SECOND  # between two samples
 STARVED_PART = 0.5  # of the time between two samples
-SUSPENDED_NS = SECOND // 2  # by which BOOTTIME runs ahead of MONOTONIC between two samples, and the host has slept
+SUSPENDED_NS = SECOND // 2  # in which the host was suspended between two samples, and has slept
 PAUSED_NS = 3 * SECOND
 IN_POLL = ("do_sys_poll", "do_poll", "poll_schedule_timeout", "do_epoll_wait", "ep_poll", "do_select", "sigtimedwait")
 WAITS_FOR_CLIENT = ("inet_csk_accept", "unix_accept", "skb_wait_for_more_packets", "__skb_wait_for_more_packets")
@@ -77,7 +77,7 @@ class VmJudge:
         """Return what a sample means beside those before it."""
         passed = sample.at_ns - self.last_ns if self.last_ns else 0
         starved = passed > 0 and sample.starved_ns >= STARVED_PART * passed
-        # CLOCK_MONOTONIC stands while the host is suspended; what lies around that, as disks wake up, is not counted.
+        # Neither the time in which the host is suspended is counted nor what lies around that, as disks wake up.
         woken = sample.suspended_ns - self.suspended_ns > SUSPENDED_NS
         self.suspended_ns = sample.suspended_ns
         lost = passed if sample.halted or starved or woken else max(0, passed - 2 * EXPECTED_NS)

@@ -31,6 +31,7 @@ from autopsy.watch.limits import CaptureGate, Go
 from autopsy.watch.looker import Looker, LookQuestion, NoLook
 from autopsy.watch.model import CaptureResult, EndedCapture, Round, StallKind, WatchedVm, WatchState
 from autopsy.watch.sampler import VmFiles
+from autopsy.watch.signs.held import HeldTime
 from autopsy.watch.signs.host_devices import HostDevices
 from autopsy.watch.signs.monitor_asker import CountCompleted
 from autopsy.watch.signs.monitors import AskedVm, Monitors, monitors_of
@@ -94,6 +95,7 @@ class Watch:
     late: int = 0
     looker: Looker = field(default_factory=Looker)
     host_devices: HostDevices = field(default_factory=HostDevices)
+    held: HeldTime = field(default_factory=HeldTime)
     store: StoreRoom = field(default_factory=StoreRoom)
     boot_id: str = field(default_factory=lambda: host().boot_id)
     gate: CaptureGate = field(init=False)
@@ -132,7 +134,7 @@ class Watch:
         now_ns = time.monotonic_ns()
         due = [sampled for sampled in self.vms.values() if closely or self._is_due(sampled, now_ns)]
         for sampled in due:
-            if not sampled.take_sample(now_ns, self.host_devices, closely=closely):
+            if not sampled.take_sample(now_ns, self.host_devices, self.held.total_ns, closely=closely):
                 self._forget(sampled)
         due = [sampled for sampled in due if sampled.sample is not None]
         questions = {
@@ -160,7 +162,7 @@ class Watch:
             for tell in publish:
                 tell(last)
             planned = max(planned + self._pause(), time.monotonic())
-            if stopped(max(0.0, planned - time.monotonic())):
+            if self.held.wait(stopped, max(0.0, planned - time.monotonic())):
                 return
 
     def _discover(self, now: float) -> None:

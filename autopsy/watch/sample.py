@@ -42,7 +42,7 @@ class VmSample:
     `main` is absent while the main thread runs now and then. `asleep` are the threads in D that have not run since an
     earlier sample, `vcpus` the vCPUs' that have not; `vcpu_count` is how many are named so, 0 where threads have no
     names. `starved_ns` is for how long since the sample before a thread of QEMU's own would have run and could not.
-    `suspended_ns` is for how long the host has been suspended since it was booted.
+    `suspended_ns` is for how long the host has been suspended since it was booted, and the watch held since it began.
     """
 
     at_ns: int

@@ -72,11 +72,18 @@ class SampledVm:
         trimmed(self.judge.ring, self.judge.last_ns)
         return self.judge.ring
 
-    def take_sample(self, now_ns: int, devices: HostDevices, *, closely: bool) -> bool:
-        """Take the cheap signs; return whether the process is still there."""
+    def take_sample(self, now_ns: int, devices: HostDevices, held_ns: int, *, closely: bool) -> bool:
+        """Take the cheap signs; return whether the process is still there.
+
+        `held_ns` is for how long the watch itself has been held since it began.
+        """
         sample = self.files.sample(now_ns, closely=closely or self.suspect or self.judge.wants_look)
-        self.sample = None if sample is None else replace(sample, host=devices.of(self.vm.pid, now_ns))
-        return self.sample is not None
+        if sample is None:
+            self.sample = None
+            return False
+        host = devices.of(self.vm.pid, now_ns)
+        self.sample = replace(sample, host=host, suspended_ns=sample.suspended_ns + held_ns)
+        return True
 
     def question(self, now_ns: int, *, closely: bool) -> LookQuestion | None:
         """Return the question to ask of its coroutines now, None where it need not be looked at yet."""
