@@ -25,7 +25,7 @@ from autopsy.target.resolve import all_claims, is_true
 MOST_ASKED = 3  # times that a process is asked who it is, where it does not answer
 YOUNGEST = 1.0  # seconds, of which a QEMU that is only asked for its version or devices lives less
 CLAIMED_BY = 20.0  # seconds after its start, in which its manager may still be writing down that it is its
-SLOW = 1.0  # seconds for asking, after which nobody new is asked before the next look at all processes
+REST = 3.0  # times what asking took last, before the young are asked again: who is slow to tell holds up all others
 TICKS = os.sysconf("SC_CLK_TCK")
 KTHREADD = 2
 UNNAMED = "unnamed"
@@ -67,7 +67,7 @@ class Discovery:
     older: frozenset[int] = frozenset()
     newer: frozenset[int] = frozenset()
     unclaimed: set[Key] = field(default_factory=set)
-    slow: bool = False
+    rests_until: float = 0.0
 
     def refresh(self) -> None:
         """Look for VMs that have begun or ended since, among all processes.
@@ -75,7 +75,7 @@ class Discovery:
         Concurrency: it forks where a process is new, so it is for a process with one thread.
         """
         pids = self.only or frozenset(psutil.pids())
-        self.older, self.newer, self.slow = self.newer, pids, False
+        self.older, self.newer = self.newer, pids
         present = _present(self.only or qemu_processes.suspects(pids))
         self.vms = {key: vm for key, vm in self.vms.items() if key in present}
         again, self.unclaimed = self.unclaimed, set()
@@ -91,7 +91,7 @@ class Discovery:
 
         Concurrency: as `refresh`.
         """
-        if self.only or self.slow:
+        if self.only or time.monotonic() < self.rests_until:
             return
         young = _present(qemu_processes.suspects(frozenset(psutil.pids()) - self.older))
         self._ask([key for key in young if _age(key) >= YOUNGEST])
@@ -113,7 +113,8 @@ class Discovery:
                 self.vms[key] = _found(key, process, claim)
                 if claim is None and _age(key) < CLAIMED_BY:
                     self.unclaimed.add(key)
-        self.slow = time.monotonic() - began > SLOW
+        ended = time.monotonic()
+        self.rests_until = ended + REST * (ended - began)
 
 
 def _present(pids: Iterable[int]) -> tuple[Key, ...]:

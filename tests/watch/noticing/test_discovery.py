@@ -41,17 +41,20 @@ def test_what_lives_for_a_moment_alone_is_not_asked_who_it_is(monkeypatch: pytes
         assert any(pid == vm.pid for pid, _ in found.vms)
 
 
-def test_processes_that_are_slow_to_tell_who_they_are_wait_for_the_next_look_at_all(
+def test_after_asking_for_long_none_that_is_new_is_asked_for_a_multiple_of_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = Discovery(slow=True)
+    found = Discovery()
     monkeypatch.setattr(discovery, "YOUNGEST", 0.0)
-    with lab.qemu("7.2") as vm:
+    monkeypatch.setattr(discovery, "REST", 1000.0)
+    with lab.qemu("7.2") as first:
         found.refresh_young()
-        assert found.vms == {}
-        found.refresh()
-        assert any(pid == vm.pid for pid, _ in found.vms)
-        assert not found.slow
+        assert any(pid == first.pid for pid, _ in found.vms)
+        with lab.qemu("7.2") as second:
+            found.refresh_young()
+            assert not any(pid == second.pid for pid, _ in found.vms)
+            found.refresh()
+            assert any(pid == second.pid for pid, _ in found.vms)
 
 
 def test_a_vm_whose_manager_says_only_later_that_it_is_its_is_called_as_that_calls_it(
