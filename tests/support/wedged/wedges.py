@@ -11,6 +11,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from autopsy.drill.machine import Machine
 from autopsy.drill.process import DrillProcess, start, states, tool
 from autopsy.drill.site import site
@@ -138,6 +140,8 @@ def behind_a_back_end(
     build: lab.Build, place: Path, blockdev: str, image: Path
 ) -> Iterator[tuple[Machine, DrillProcess]]:
     """A guest that writes for ever to a vhost-user-blk back end of one node, through which its writes reach `image`."""
+    if not build.has_device("vhost-user-blk-pci"):
+        pytest.skip("this QEMU was built without vhost-user-blk")
     with site() as there:
         path = place / "vhost"
         back_end = start(
