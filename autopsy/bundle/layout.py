@@ -84,6 +84,7 @@ GDB_LOG = "gdb.log"
 SOCKETS = "sockets.txt"  # sections net/unix, net/tcp, net/tcp6, ss, peer/<pid>/{status,wchan,stack,…}, fuse/<minor>/…
 SOCKET_ENDS = "sockets.json"  # records.SocketEnd[]
 FIFO_OPENINGS = "fifo-openings.json"  # fifo_opening.FifoOpening[]; only where a thread waits in open(2) of one
+PROCESS_WAITS = "process-waits.json"  # process_wait.ProcessWait[]; only where a thread waits for a process
 AIO = "aio.txt"  # sections sys/fs/aio-nr, sys/fs/aio-max-nr, io, status, and fdinfo/<n> of each io_uring
 RINGS = "rings.json"  # records.Rings
 HOST_FILES = "host.txt"  # sections named by their absolute path, and block-devices, statvfs <mount point>, dmsetup …

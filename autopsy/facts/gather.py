@@ -108,6 +108,7 @@ def gather_facts(evidence: Evidence) -> Facts:
         layers=layers.gather_layers(evidence),
         listeners=sockets.gather_listeners(evidence),
         fifo_openings=sockets.gather_fifo_openings(evidence),
+        process_waits=sockets.gather_process_waits(evidence),
         failing_files=images.gather_failing_files(evidence),
         helpers=device_backends.gather_back_ends(line, found_sockets, monitor.answer(talk, "query-chardev")),
         rings=rings.gather_rings(evidence),

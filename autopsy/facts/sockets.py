@@ -7,15 +7,25 @@ from collections.abc import Iterator, Mapping
 
 from autopsy.bundle import layout, proc_stat, records
 from autopsy.bundle.fifo_opening import FifoOpening
+from autopsy.bundle.process_wait import ProcessWait
 from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import FifoOpeningFact, FuseMount, ListenerFact, PeerFact, PeerThread, SocketFact
+from autopsy.facts.model.facts import (
+    FifoOpeningFact,
+    FuseMount,
+    ListenerFact,
+    PeerFact,
+    PeerThread,
+    ProcessWaitFact,
+    SocketFact,
+)
 from autopsy.facts.threads import STACK_LINE, field, int_of, syscall
 
 TEXT = layout.evidence(layout.PROC_FDS, layout.SOCKETS)
 ENDS = layout.evidence(layout.PROC_FDS, layout.SOCKET_ENDS)
+PROCESS_WAITS = layout.evidence(layout.PROC_FDS, layout.PROCESS_WAITS)
 OPENINGS = layout.evidence(layout.PROC_FDS, layout.FIFO_OPENINGS)
 FUSE = re.compile(r"fuse/(\d+)/mount")
 # The columns of ss: family, state, connections not accepted, and how many there may be, path, inode, …, users.
@@ -153,4 +163,21 @@ def gather_fifo_openings(evidence: Evidence) -> tuple[FifoOpeningFact, ...]:
             cite=Cite(OPENINGS, 0, f"thread {opening.tid} opens {opening.path}"),
         )
         for opening in openings.value
+    )
+
+
+def gather_process_waits(evidence: Evidence) -> tuple[ProcessWaitFact, ...]:
+    """Return the threads that wait in the kernel for another process, with those that it can be."""
+    waits = decode(evidence, layout.PROC_FDS, layout.PROCESS_WAITS, tuple[ProcessWait, ...])
+    if not isinstance(waits, Known):
+        return ()
+    files = section_map(evidence, layout.PROC_FDS, layout.SOCKETS)
+    return tuple(
+        ProcessWaitFact(
+            tid=wait.tid,
+            kind=wait.kind,
+            peers=tuple(peer(pid, files) for pid in wait.peer_pids),
+            cite=Cite(PROCESS_WAITS, 0, f"thread {wait.tid} waits for a {wait.kind}"),
+        )
+        for wait in waits.value
     )

@@ -63,6 +63,7 @@ KNOWN = frozenset(
         *(
             layout.SOCKET_ENDS,
             layout.FIFO_OPENINGS,
+            layout.PROCESS_WAITS,
             layout.AIO,
             layout.RINGS,
             layout.HOST_FILES,

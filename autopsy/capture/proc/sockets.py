@@ -13,9 +13,10 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.fifo_opening import FifoOpening
+from autopsy.bundle.process_wait import ProcessWait
 from autopsy.bundle.records import SocketEnd
 from autopsy.bundle.sections import REST, Section
-from autopsy.capture.proc import fifo_openers, fuse
+from autopsy.capture.proc import fifo_openers, fuse, process_waits
 from autopsy.capture.proc.fifos import ends_of_fifos, own_fifos
 from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.programs import output
@@ -85,8 +86,8 @@ def collect_sockets(
         ends = msgspec.json.decode(asked["ends"].data or b"[]", type=list[SocketEnd])
         scene.write_json(layout.SOCKET_ENDS, ends)
         daemons = fuse.collect_fuse(scene, process, descriptors, stored, trouble)
-        openers = _fifo_openers(scene, process, trouble)
-        peers = sorted({pid for end in ends for pid in end.peer_pids} | daemons | openers)
+        others = _fifo_openers(scene, process, trouble) | _process_waits(scene, process, trouble)
+        peers = sorted({pid for end in ends for pid in end.peer_pids} | daemons | others)
         if (left := len(peers) - MOST_PEERS) > 0:
             trouble.notes.append(f"{left} of {len(peers)} peers were not looked at")
             stored.append([Section(f"peer{REST}", b"", error=f"{left} more were not looked at")])
@@ -103,6 +104,18 @@ def _fifo_openers(scene: Scene, process: ProcDirectory, trouble: ReadFailures) -
     openings = msgspec.json.decode(answer.data or b"[]", type=tuple[FifoOpening, ...])
     scene.write_json(layout.FIFO_OPENINGS, openings)
     return frozenset(pid for opening in openings for pid in opening.peer_pids)
+
+
+def _process_waits(scene: Scene, process: ProcDirectory, trouble: ReadFailures) -> frozenset[int]:
+    """Store process-waits.json where a thread waited for another process; return those that it can be."""
+    seen = scene.earlier(layout.PROC_STACKS, layout.TASKS)
+    if not any(function in seen for function in process_waits.WAITS):
+        return frozenset()
+    search = SectionRead("waits", partial(process_waits.waits, process), seconds=process_waits.SEARCH_SECONDS + 2)
+    answer = take([search], scene.deadline, trouble)["waits"]
+    waits = msgspec.json.decode(answer.data or b"[]", type=tuple[ProcessWait, ...])
+    scene.write_json(layout.PROCESS_WAITS, waits)
+    return frozenset(pid for wait in waits for pid in wait.peer_pids)
 
 
 def own_sockets(descriptors: Mapping[str, Section]) -> dict[int, int]:

@@ -188,6 +188,8 @@ SLEEPS = (
     ("__break_lease", "for the holder of a lease on the file to give it back"),
     (r"(?:locks|posix|flock)_lock_inode_wait|fcntl_setlk|do_lock_file_wait", "for a lock on the file"),
     (r"do_wait\w*|kernel_wait\w*", "for a child process to end"),
+    (r"fanotify_\w+", "for a program that watches files (fanotify), such as a virus scanner, to let it"),
+    ("seccomp_do_user_notification", "for the supervisor of its system calls (seccomp) to let it"),
     (r"(?:n_tty|tty)_\w+", "for a terminal"),
     ("unix_wait_for_peer|sock_alloc_send_pskb|sk_stream_wait_memory", "for the other end of a socket to read"),
     (r"__skb_wait_for_more_packets|unix_stream_\w+|sk_wait_data", "for the other end of a socket to write"),

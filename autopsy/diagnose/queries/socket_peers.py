@@ -149,6 +149,21 @@ def about_openers(peers: tuple[PeerFact, ...]) -> str:
     return f": {called(peers[0])} opens its other end, and {why}"
 
 
+def processes_of(facts: Facts, thread: ThreadFact) -> tuple[PeerFact, ...]:
+    """Return the processes that a thread can be waiting for in the kernel: its children, or who may let its call go."""
+    return tuple(peer for wait in facts.process_waits if wait.tid == thread.tid for peer in wait.peers)
+
+
+def about_processes(peers: tuple[PeerFact, ...]) -> str:
+    """Say in a clause which process a thread waits for, and whether it stands still; empty where none was found."""
+    if not peers:
+        return ""
+    still = [peer for peer in peers if cannot_move(peer)]
+    if len(peers) == 1 or len(still) == 1:
+        return f": {called((still or peers)[0])}{', which stands still' if still else ''}"
+    return f": one of {', '.join(map(called, peers[:3]))}{' and others' if len(peers) > 3 else ''}"
+
+
 def peers_of(sockets: tuple[SocketFact, ...]) -> tuple[subjects.Peer, ...]:
     """Return the programs at the other end."""
     return tuple(dict.fromkeys(subjects.peer(peer) for socket in sockets for peer in socket.peers))[:3]
@@ -230,6 +245,7 @@ def awaited(facts: Facts, thread: ThreadFact) -> tuple[subjects.Subject, ...]:
         *(place_of(end) for end in ends if end.remote),
         *(subjects.peer(peer) for end in ends for peer in end.peers),
         *((subjects.File(file.target),) if file is not None and file.kind == "file" else ()),
+        *map(subjects.peer, processes_of(facts, thread)),
     )
 
 

@@ -16,6 +16,7 @@ FEW_SWITCHES = 2
 
 
 LITTLE_NS = 1_000_000
+RESOLVES = frozenset({"getaddrinfo", "__GI_getaddrinfo", "__res_context_send", "__res_context_query"})
 
 
 def threads(facts: Facts) -> tuple[ThreadFact, ...]:
@@ -122,6 +123,14 @@ def _plain(name: str) -> str:
     bare = name.partition("@")[0].partition(".")[0]
     inner = bare.lstrip("_").removesuffix("64")
     return inner if inner in words.WAITING else bare
+
+
+def looking_up(facts: Facts) -> ThreadFact | None:
+    """Return a thread that asked a name server for an address at both looks, None where none did."""
+    return next(
+        (thread for thread in threads(facts) if slept_through(thread) and RESOLVES.intersection(functions(thread))),
+        None,
+    )
 
 
 def functions(thread: ThreadFact) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
+from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS, REQUEST_CALLS
 from autopsy.diagnose.diagnosis import Claim, Where
 from autopsy.diagnose.queries.account import about, unexplained
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
@@ -12,12 +12,14 @@ from autopsy.diagnose.queries.migration import sends_state
 from autopsy.diagnose.queries.requests import title
 from autopsy.diagnose.queries.socket_peers import (
     about_openers,
+    about_processes,
     about_sockets,
     awaited,
     called,
     ends_of,
     openers_of,
     peers_of,
+    processes_of,
     socket_of,
     stands,
     state,
@@ -42,6 +44,7 @@ from autopsy.facts.model.facts import (
 
 # A library's threads may rest in any call; these are QEMU's own, and rest in theirs.
 WORKING = frozenset({Role.IOTHREAD, Role.WORKER, Role.VCPU})
+WORK = REQUEST_CALLS - PEER_CALLS - {"ioctl"}  # what no thread rests in, whoever's it is
 BUSY_SHARE = 0.85
 MOST_OPENERS = 3
 OF_A_DESCRIPTOR = frozenset(
@@ -69,7 +72,8 @@ def _blocked(facts: Facts) -> Judgement:
     call = f"{loop.under}{f' of {file}' if file else ''}"
     ends = socket_of(facts, main) if on else ()
     openers = openers_of(facts, main)
-    who = about_openers(openers) or (state(ends) if stands(ends) else "")
+    processes = processes_of(facts, main)
+    who = about_openers(openers) or about_processes(processes) or (state(ends) if stands(ends) else "")
     place = f"{call}{f', {what},' if what else ''}"
     names = [name for name in dict.fromkeys(functions(main)) if name][:4]
     frames = (main.frames.cite,) if isinstance(main.frames, Known) else ()
@@ -79,7 +83,7 @@ def _blocked(facts: Facts) -> Judgement:
             subjects.thread(main),
             *((subjects.File(file),) if file else ()),
             *peers_of(ends),
-            *map(subjects.peer, openers[:MOST_OPENERS]),
+            *map(subjects.peer, (*openers, *processes)[:MOST_OPENERS]),
         ),
         confidence="proven" if slept_through(main) and what else "likely",
         claims=(
@@ -93,6 +97,7 @@ def _blocked(facts: Facts) -> Judgement:
             claim(f"State {look.state}, {look.wchan or 'wchan unknown'}: it waits {what or 'there'}.", look.cite),
             *about_sockets(ends),
             *_about(facts, openers),
+            *(claim(f"{called(peer)} is in State {peer.state or 'unknown'}.", peer.cite) for peer in processes[:3]),
         ),
         where="host" if look.state == "D" else None,
         beside=True,
@@ -254,7 +259,7 @@ def _rcu(facts: Facts) -> Judgement:
 def _asleep(facts: Facts) -> Judgement:
     if isinstance(facts.threads, Unknown):
         return CannotTell("the threads' system calls (evidence/witness/tasks.txt)")
-    asleep = [thread for thread in unexplained(facts) if thread.role in WORKING and not _told_elsewhere(facts, thread)]
+    asleep = [thread for thread in unexplained(facts) if _works(thread) and not _told_elsewhere(facts, thread)]
     if not asleep:
         watched = [thread for thread in threads(facts) if thread.role in WORKING]
         if watched and all(slept_through(thread) is None for thread in watched):
@@ -264,11 +269,16 @@ def _asleep(facts: Facts) -> Judgement:
     look = looks(thread)[0]
     what = waits_for(look)
     sockets = socket_of(facts, thread)
+    processes = processes_of(facts, thread)
     more = f", and {count(len(asleep) - 1, 'more thread')}" if len(asleep) > 1 else ""
     return Match(
         headline=f"{sentence(named(thread))} sleeps in {look.syscall.name}{f', {what}' if what else ''}"
-        f"{state(sockets) if stands(sockets) else ''}{more}",
-        objects=(*(subjects.thread(sleeper) for sleeper in asleep[:4]), *peers_of(sockets)),
+        f"{about_processes(processes) or (state(sockets) if stands(sockets) else '')}{more}",
+        objects=(
+            *(subjects.thread(sleeper) for sleeper in asleep[:4]),
+            *peers_of(sockets),
+            *map(subjects.peer, processes[:MOST_OPENERS]),
+        ),
         confidence="likely",
         claims=tuple(about(facts, sleeper) for sleeper in asleep[:4]),
         stands=tuple(subject for sleeper in asleep for subject in awaited(facts, sleeper)),
@@ -276,6 +286,11 @@ def _asleep(facts: Facts) -> Judgement:
         beside=True,
         weight=len(asleep),
     )
+
+
+def _works(thread: ThreadFact) -> bool:
+    """Tell whether a thread is at work: by its role, or, where QEMU names none of its threads, by its call."""
+    return thread.role in WORKING or (thread.role is Role.OTHER and looks(thread)[0].syscall.name in WORK)
 
 
 def _told_elsewhere(facts: Facts, thread: ThreadFact) -> bool:

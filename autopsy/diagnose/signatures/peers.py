@@ -34,6 +34,7 @@ from autopsy.diagnose.queries.socket_peers import (
     taken,
     unsent,
 )
+from autopsy.diagnose.queries.threads import looking_up, named
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -42,6 +43,7 @@ from autopsy.facts.model.facts import CoroutineFact, Facts, Park, SocketFact
 from autopsy.facts.storage.requests import is_whole
 
 NBD = frozenset({"nbd"})
+CONNECTING = frozenset({Park.NBD_CONNECT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,12 @@ class Service:
 def _state(facts: Facts, waiting: Standing, sockets: tuple[SocketFact, ...]) -> str:
     """Say what is seen of a server; one that answered others meanwhile is not silent, and has forgotten these."""
     words = state(sockets)
+    if (
+        not sockets
+        and (resolver := looking_up(facts))
+        and any(request.park in CONNECTING for request in waiting.requests)
+    ):
+        return f": {named(resolver)} asks a name server for its address, and has no answer"
     forgotten = all(passed(facts, request) for request in waiting.requests)
     return ": others such as these were answered meanwhile" if forgotten and words == SILENT else words
 

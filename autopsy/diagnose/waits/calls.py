@@ -52,6 +52,18 @@ def opening_waits(facts: Facts) -> Iterator[Wait]:
             yield Wait(fifo, subjects.peer(peer), How.OTHER_END, Certainty.ONCE, (opening.cite, peer.cite))
 
 
+def process_waits(facts: Facts) -> Iterator[Wait]:
+    """Yield the way from each thread that waits in the kernel for another process to those that it can be."""
+    asleep = {thread.tid: slept_through(thread) for thread in threads(facts)} if facts.process_waits else {}
+    for wait in facts.process_waits:
+        if asleep.get(wait.tid) is False:
+            continue
+        how = How.JOINS if wait.kind == "child" else How.SIGNALLED_BY
+        for peer in wait.peers:
+            sure = Certainty.ONCE if len(wait.peers) == 1 else Certainty.CONSISTENT
+            yield Wait(subjects.Thread(wait.tid), subjects.peer(peer), how, sure, (wait.cite, peer.cite))
+
+
 def _pipes(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
     """Return the pipe that a thread reads or writes."""
     if looks(thread)[0].syscall.name not in PEER_CALLS:

@@ -43,6 +43,7 @@ BUILDERS: tuple[tuple[str, Callable[[Facts], Iterator[Wait]]], ...] = (
     ("loops", loops.loop_waits),
     ("calls", calls.call_waits),
     ("openings", calls.opening_waits),
+    ("processes", calls.process_waits),
     ("jobs", jobs.job_waits),
     ("polls", polls.poll_waits),
     ("migration", migration.migration_waits),

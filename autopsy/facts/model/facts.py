@@ -30,6 +30,7 @@ from autopsy.facts.model.host import (
     PeerFact,
     PeerThread,
     Pressure,
+    ProcessWaitFact,
     RingsFact,
     SocketFact,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "PeerFact",
     "PeerThread",
     "Pressure",
+    "ProcessWaitFact",
     "Queues",
     "RingsFact",
     "Role",
@@ -383,4 +385,5 @@ class Facts:
     left_out: tuple[LeftOutFact, ...] = ()
     listeners: tuple[ListenerFact, ...] = ()
     fifo_openings: tuple[FifoOpeningFact, ...] = ()
+    process_waits: tuple[ProcessWaitFact, ...] = ()
     failing_files: Fact[tuple[FailingFileFact, ...]] = NOT_ASKED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from autopsy.bundle.process_wait import Kind
 from autopsy.bundle.records import AioRing, UringState
 from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite, Fact
@@ -118,6 +119,16 @@ class FifoOpeningFact:
 
     tid: int
     path: str
+    peers: tuple[PeerFact, ...]
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessWaitFact:
+    """A thread of the VM that waits in the kernel for another process, and those that it can be waiting for."""
+
+    tid: int
+    kind: Kind
     peers: tuple[PeerFact, ...]
     cite: Cite
 

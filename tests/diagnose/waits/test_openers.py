@@ -1,4 +1,4 @@
-"""A thread in open(2) of a FIFO, and whoever is in open(2) of its other end."""
+"""A thread in open(2) of a FIFO, or in wait4(2), and the processes that it waits for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import msgspec
 
 from autopsy.bundle import layout, records
 from autopsy.bundle.fifo_opening import FifoOpening
+from autopsy.bundle.process_wait import ProcessWait
 from autopsy.bundle.sections import Section
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
@@ -50,3 +51,42 @@ def test_where_nobody_opens_it_the_fifo_is_named() -> None:
     found = opening(peers=())
     assert "/run/f" in found.objects
     assert found.headline.endswith("its loop does not come round")
+
+
+WAIT4 = "61 0x384 0x7f0000000000 0x0 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000"
+
+
+def waiting(*peers: int, still: tuple[int, ...] = ()) -> Diagnosis:
+    """Return what is said of a main thread that waits for a child; `still` are stopped."""
+    case = e.Case()
+    case.idle_threads()
+    main = case.tasks[0]
+    main.syscall, main.stack, main.cpu_ns, main.switches = WAIT4, ("do_wait", "kernel_wait4"), 0, 0
+    case.main_loop = records.MainLoop(tid=e.PID, state="blocked in a system call", under="wait4")
+    case.asked("(greeting)", {"QMP": {}}, outcome="greeted")
+    case.asked("qmp_capabilities", None, outcome="no answer")
+    for pid in peers:
+        state = "T (stopped)" if pid in still else "S (sleeping)"
+        case.peer_sections.append(Section(f"peer/{pid}/comm", b"script\n"))
+        case.peer_sections.append(Section(f"peer/{pid}/status", f"Name:\tscript\nState:\t{state}\n".encode()))
+    fake = case.bundle()
+    told = msgspec.json.encode([ProcessWait(tid=e.PID, kind="child", peer_pids=peers)])
+    path = layout.evidence(layout.PROC_FDS, layout.PROCESS_WAITS)
+    return diagnose(gather_facts(e.Fake(fake.manifest, {**fake.files, path: told})))
+
+
+def test_a_child_that_is_waited_for_is_where_the_waiting_ends() -> None:
+    found = waiting(900)
+    assert (found.signature, found.confidence) == ("main-loop-blocked", "proven")
+    assert found.headline.endswith("its loop does not come round: script 900")
+    assert "script 900" in found.objects
+    assert [node.label for node in found.waits.nodes if node.end] == ["script 900"]
+
+
+def test_of_several_the_one_that_is_stopped_is_named() -> None:
+    assert waiting(900, 901, still=(901,)).headline.endswith(": script 901, which stands still")
+    assert waiting(900, 901).headline.endswith(": one of script 900, script 901")
+
+
+def test_without_any_no_more_is_said_than_that_a_child_has_to_end() -> None:
+    assert waiting().headline.endswith("for a child process to end, and its loop does not come round")

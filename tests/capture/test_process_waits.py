@@ -1,0 +1,89 @@
+"""Which other process a thread waits for in the kernel: a child, or a program that watches files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+
+import pytest
+
+from autopsy.bundle import layout
+from autopsy.bundle.process_wait import ProcessWait
+from autopsy.capture.proc import step as proc
+from support import lab, looking
+
+READY = "print('ready', flush=True)\n"
+SLEEPS = f"{READY}time.sleep(600)\n"
+IN_A_THREAD = "import threading, time\nthreading.Thread(target=lambda: {call}, daemon=True).start()\n"
+# fanotify_init(FAN_CLASS_CONTENT), fanotify_mark(FAN_MARK_ADD, mask, AT_FDCWD, path): linux/fanotify.h
+WATCHES = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+group = libc.fanotify_init(4, os.O_RDONLY)
+done = libc.fanotify_mark(group, 1, ctypes.c_uint64({mask:#x}), -100, {path!r}.encode())
+print(group, done, flush=True)
+time.sleep(600)
+"""
+OPEN, OPEN_PERM = 0x20, 0x10000
+
+
+def waits(pid: int, place: Path) -> tuple[tuple[ProcessWait, ...], dict[str, object]]:
+    with looking.scene(pid, place, layout.PROC_STACKS) as at:
+        proc.stacks(at)
+    with looking.scene(pid, place, layout.PROC_FDS) as at:
+        proc.fds(at)
+        if not (at.folder / layout.PROCESS_WAITS).exists():
+            return (), {}
+        told = looking.decoded(at, layout.PROCESS_WAITS, tuple[ProcessWait, ...])
+        return told, dict(looking.found(at, layout.SOCKETS))
+
+
+def watcher(stack: ExitStack, path: Path, mask: int) -> int:
+    """Start a program that watches a file, and answers no question about it."""
+    program = stack.enter_context(
+        Popen([sys.executable, "-c", WATCHES.format(mask=mask, path=str(path))], stdin=DEVNULL, stdout=PIPE, text=True)
+    )
+    stack.callback(program.kill)
+    assert program.stdout
+    group, done = map(int, program.stdout.readline().split())
+    if group < 0 or done < 0:
+        pytest.skip("this kernel does not let us watch a file (fanotify)")
+    return program.pid
+
+
+def test_a_child_that_is_waited_for_is_named(tmp_path: Path) -> None:
+    code = f"import os, subprocess\nchild = subprocess.Popen(['sleep', '600'])\n{READY}os.waitpid(child.pid, 0)\n"
+    with looking.python(code) as pid:
+        lab.until("it waits for its child", lambda: lab.waits_in(pid, "do_wait"))
+        (child,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        try:
+            (wait,), sections = waits(pid, tmp_path)
+            assert (wait.tid, wait.kind, wait.peer_pids) == (pid, "child", (child,))
+            assert f"peer/{child}/status" in sections
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_whoever_is_asked_before_a_file_is_opened_is_named_and_who_only_hears_of_it_is_not(tmp_path: Path) -> None:
+    lab.need_root()
+    image, other = tmp_path / "image", tmp_path / "other"
+    image.touch()
+    other.touch()
+    with ExitStack() as stack:
+        asked = watcher(stack, image, OPEN_PERM)
+        watcher(stack, other, OPEN)
+        pid = stack.enter_context(looking.python(IN_A_THREAD.format(call=f"open({str(image)!r})") + SLEEPS))
+        lab.until("it waits for the watcher", lambda: lab.waits_in(pid, "fanotify_"))
+        (wait,), sections = waits(pid, tmp_path / "bundle")
+        assert (wait.kind, wait.peer_pids) == ("watcher", (asked,))
+        assert wait.tid != pid
+        assert f"peer/{asked}/status" in sections
+
+
+def test_where_no_thread_waits_for_a_process_nobody_is_asked(tmp_path: Path) -> None:
+    with looking.python("import time\n" + SLEEPS) as pid:
+        assert waits(pid, tmp_path) == ((), {})
