@@ -6,6 +6,6 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.argv[0] = "autopsy"
 
-from autopsy.cli.app import main  # noqa: E402 - found only now
+from autopsy.__main__ import main  # noqa: E402 - found only now
 
 main()

@@ -13,7 +13,6 @@ import typer
 from autopsy.cli.help_text import GroupedApp
 from autopsy.cli.printing import say, show
 from autopsy.errors import AutopsyError, ExitCode
-from autopsy.linux.tasks.behind import come_forward
 
 COMMANDS = {
     "capture": "autopsy.cli.capture_command:capture",
@@ -63,8 +62,6 @@ def main() -> None:
     """Run the command line; an error that a person can act on is told in three short lines."""
     os.umask(0o077)  # nobody else is let into what we make, from the start
     gc.set_threshold(GARBAGE)
-    if sys.argv[1:2] == ["capture"]:  # its budget counts from when it was started
-        come_forward()
     try:
         sys.exit(app(standalone_mode=False) or ExitCode.DONE)  # typer returns the code of an Exit
     except AutopsyError as error:

@@ -18,6 +18,7 @@ from autopsy.linux.tasks import behind
 from autopsy.linux.tasks.behind import BackgroundChild, behind_others, may_return, step_back
 from support import lab
 
+TELLS = f"import sys; sys.path[:] = {sys.path}; from autopsy.linux.tasks import behind; print(behind.may_return())"
 ORDINARY, IDLE = str(os.SCHED_OTHER), str(os.SCHED_IDLE)
 
 
@@ -51,11 +52,23 @@ def test_it_stays_as_it_is_where_that_is_not_wanted() -> None:
 
 
 def test_nobody_steps_back_who_could_not_come_forward_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(behind, "_may_rank", lambda: False)
     monkeypatch.setattr("resource.getrlimit", lambda _: (0, 0))
     assert not may_return()
     assert not Pace().may_wait()
     monkeypatch.setattr("resource.getrlimit", lambda _: (behind.RETURNS, behind.RETURNS))
+    monkeypatch.setattr(os, "getpriority", lambda *_: 0)
+    assert may_return()
+    monkeypatch.setattr(os, "getpriority", lambda *_: -5)
+    assert not may_return()
+
+
+def test_a_root_that_may_not_rank_processes_does_not_step_back() -> None:
+    """As a unit's that keeps few capabilities, or a container's: it could never come forward again."""
+    lab.need_root()
+    program = ["prlimit", "--nice=0", "setpriv", "--bounding-set", "-sys_nice", sys.executable, "-c", TELLS]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip() == "False"
     assert may_return()
 
 
@@ -165,3 +178,17 @@ def test_an_ordinary_priority_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) 
         return str(behind.come_forward()).encode()
 
     assert in_child(work, 5) == b"False"
+
+
+@pytest.mark.parametrize(("command", "times"), [("capture", 1), ("ps", 0)])
+def test_a_capture_comes_forward_before_most_of_the_program_is_loaded(command: str, times: int) -> None:
+    program = (
+        f"import sys; sys.path[:] = {sys.path}; sys.argv = ['autopsy', {command!r}, '--help']\n"
+        "from autopsy.linux.tasks import behind\n"
+        "behind.come_forward = lambda: print('forward', 'typer' in sys.modules, file=sys.stderr)\n"
+        "from autopsy.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.count("forward False") == times
+    assert "forward True" not in done.stderr

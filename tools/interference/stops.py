@@ -1,6 +1,7 @@
 """Measures from outside for how long a capture stops the threads of a VM: of idle ones, busy ones, wedged ones.
 
 python tools/interference/stops.py [--kinds idle,spins,writes,throttled,frozen] [--threads 16,100,500] [--captures 5]
+    [--no-bpf]
 
 The stopwatch is a program of its own, ahead of all others, that looks ten thousand times a second at the state of the
 main thread, of each vCPU and of some others in /proc. Told is the worst of them, once for each capture; beside it what
@@ -154,9 +155,10 @@ def seen_during(pid: int, out: Path, command: list[str]) -> tuple[float, bytes]:
     return seen, said
 
 
-def captured(pid: int, out: Path) -> tuple[float, float, str]:
+def captured(pid: int, out: Path, *options: str) -> tuple[float, float, str]:
     """Capture once; return the ms that the stopwatch saw and those that the capture tells, and what the freeze says."""
     command = [sys.executable, "-m", "autopsy", "capture", f"pid:{pid}", "--fast", "--json", "--out", str(out)]
+    command += options
     seen, said = seen_during(pid, out, command)
     answer = json.loads(said)
     return seen, float(answer["stop_ms"]), next(step["why"] for step in answer["steps"] if step["name"] == "freeze")
@@ -168,7 +170,9 @@ def main() -> None:
     words.add_argument("--kinds", default=",".join(KINDS))
     words.add_argument("--threads", default="16,100,500,2000")
     words.add_argument("--captures", type=int, default=5)
+    words.add_argument("--no-bpf", action="store_true", help="stop all threads, as where none can be walked")
     asked = words.parse_args()
+    options = ["--no-bpf"] if asked.no_bpf else []
     print("ms; gdb: the same stopwatch beside `gdb -p`, once; load; what the last capture told")
     print(f"{'VM':<10} {'threads':>7}  {'seen: median':>12} {'worst':>6}  {'told: median':>12} {'worst':>6} {'gdb':>6}")
     for kind in asked.kinds.split(","):
@@ -176,13 +180,15 @@ def main() -> None:
             with KINDS[kind](threads) as machine, tempfile.TemporaryDirectory(prefix="stops-") as out:
                 time.sleep(1)
                 count = len(list(Path(f"/proc/{machine.pid}/task").iterdir()))
-                rounds = [captured(machine.pid, Path(out)) for _ in range(asked.captures)]
-                gdb = seen_during(machine.pid, Path(out), [*GDB, str(machine.pid)])[0]
+                rounds = [captured(machine.pid, Path(out), *options) for _ in range(asked.captures)]
+                gdb = ""
+                if kind != frozen.__name__:  # it would wait for a thread in state D for ever, and the VM with it
+                    gdb = f"{seen_during(machine.pid, Path(out), [*GDB, str(machine.pid)])[0]:.0f}"
             seen, told = [each[0] for each in rounds], [each[1] for each in rounds]
             load = os.getloadavg()[0]
             print(
                 f"{kind:<10} {count:>7}  {statistics.median(seen):>12.2f} {max(seen):>6.2f}  "
-                f"{statistics.median(told):>12.2f} {max(told):>6.2f} {gdb:>6.0f}  {load:.0f}  {rounds[-1][2]}",
+                f"{statistics.median(told):>12.2f} {max(told):>6.2f} {gdb:>6}  {load:.0f}  {rounds[-1][2]}",
                 flush=True,
             )
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-RETURNS = 20  # RLIMIT_NICE of whoever may come back from SCHED_IDLE to an ordinary priority: 20 less a nice of 0
+RETURNS = 20  # less its nice value: RLIMIT_NICE of whoever may come back from SCHED_IDLE to an ordinary priority
+CAP_SYS_NICE = 23
 AUTOGROUP = "/proc/{}/autogroup"
 LAST, ORDINARY = b"19", b"0"
 
@@ -35,12 +35,22 @@ _came_forward: dict[int, tuple[int, int]] = {}  # by process: what it had met by
 
 def may_return() -> bool:
     """Return whether this process could come forward again: nobody steps back for good."""
-    import resource  # noqa: PLC0415 - only who is not root needs it
+    import resource  # noqa: PLC0415 - only who has no right to it needs it
 
-    if os.geteuid() == 0:
+    if _may_rank():
         return True
     soft, _ = resource.getrlimit(resource.RLIMIT_NICE)
-    return soft == resource.RLIM_INFINITY or soft >= RETURNS
+    return soft == resource.RLIM_INFINITY or soft >= RETURNS - os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def _may_rank() -> bool:
+    """Return whether we have CAP_SYS_NICE: a unit's root, or a container's, may have none."""
+    try:
+        with open("/proc/self/status", "rb") as stream:
+            held = stream.read().partition(b"\nCapEff:")[2].split(maxsplit=1)[0]
+        return bool(int(held, 16) >> CAP_SYS_NICE & 1)
+    except (OSError, ValueError, IndexError):
+        return os.geteuid() == 0
 
 
 def step_back() -> None:
@@ -100,7 +110,7 @@ def _place(pid: int, policy: int, group: bytes, disk: int) -> None:
     # Where a session is a scheduling group of its own, its weight is the group's (sched(7), autogroup).
     with suppress(OSError), open(AUTOGROUP.format(pid), "wb", buffering=0) as stream:
         stream.write(group)
-    if (number := IOPRIO_SET.get(platform.machine())) is not None:
+    if (number := IOPRIO_SET.get(os.uname().machine)) is not None:
         _libc.syscall(number, IOPRIO_WHO_PROCESS, pid, disk)
 
 
