@@ -29,11 +29,17 @@ class CommandLine:
     chardevs: tuple[Options, ...] = ()
     tpmdevs: tuple[Options, ...] = ()
     exports: tuple[Options, ...] = ()
+    machines: tuple[Options, ...] = ()
     cite: Cite = field(default_factory=lambda: Cite(CMDLINE))
 
     def device_of(self, *drives: str) -> Options | None:
         """Return the device that uses one of these drives or nodes."""
         return next((device for device in self.devices if device.get("drive") in drives and device["drive"]), None)
+
+    def firmware_nodes(self) -> tuple[str, ...]:
+        """Return the nodes that a machine keeps its firmware and that one's variables in."""
+        names = (string(machine, key) for machine in self.machines for key in ("pflash0", "pflash1"))
+        return tuple(dict.fromkeys(filter(None, names)))
 
     def device(self, identity: str) -> Options | None:
         """Return the device with an id."""
@@ -54,6 +60,8 @@ def read_command_line(evidence: Evidence) -> CommandLine:
         "chardev": "backend",
         "tpmdev": "type",
         "export": "type",
+        "machine": "type",
+        "M": "type",
     }
     options: dict[str, list[Options]] = {name: [] for name in first}
     for name, value in pairs(arguments):
@@ -68,6 +76,7 @@ def read_command_line(evidence: Evidence) -> CommandLine:
         chardevs=tuple(options["chardev"]),
         tpmdevs=tuple(options["tpmdev"]),
         exports=tuple(options["export"]),
+        machines=(*options["machine"], *options["M"]),
     )
 
 

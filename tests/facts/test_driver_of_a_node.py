@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from autopsy.bundle import layout, records
+from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
 from autopsy.facts.cite import Known
 from autopsy.facts.gather import gather_facts
+from support.built import cases
 from support.built import evidence as e
 
 NAMELESS = (*e.YIELD, "", "", "bdrv_co_pwritev_part", "", "coroutine_trampoline")
@@ -57,3 +59,32 @@ def test_extents_are_known_by_their_files_where_qemu_does_not_tell_its_nodes_chi
     case.asked("query-named-block-nodes", nodes, step=layout.QUERY_BLOCK)
     told = {node.name: node.children for node in gather_facts(case.bundle()).nodes}
     assert told["top0"] == ("end1", "end2")
+
+
+def variables_on_a_frozen_file_system(machine: str) -> Diagnosis:
+    """Return what is said where the thread that waits works on a firmware's variables, and QEMU was not asked."""
+    case = cases.frozen_threads()
+    case.exchanges.clear()
+    case.asked("(greeting)", {}, outcome="greeted")
+    case.asked("qmp_capabilities", None, outcome="no answer")
+    case.descriptors[9] = "/mnt/vm/vars.fd"
+    case.command_line = (
+        "-machine",
+        f"q35{machine}",
+        "-blockdev",
+        "driver=file,node-name=vars0,filename=/mnt/vm/vars.fd",
+    )
+    case.command_line += ("-drive", "file=/d.raw,format=raw,if=none,id=d0", "-device", "virtio-blk-pci,id=vd0,drive=d0")
+    return diagnose(gather_facts(case.bundle()))
+
+
+def test_a_firmware_s_variables_are_a_disk() -> None:
+    found = variables_on_a_frozen_file_system(",pflash1=vars0")
+    assert (found.signature, "vars0" in found.objects) == ("host-fs-frozen", True)
+    assert not {"vd0", "d0", "vd0 (d0)"} & set(found.objects)
+
+
+def test_a_file_of_a_node_that_no_disk_has_is_not_called_the_only_disk_s() -> None:
+    found = variables_on_a_frozen_file_system("")
+    assert found.signature == "host-fs-frozen"
+    assert not {"vars0", "vd0", "d0", "vd0 (d0)"} & set(found.objects)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.diagnose import function_names as words
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
@@ -16,6 +17,8 @@ FEW_SWITCHES = 2
 
 
 LITTLE_NS = 1_000_000
+BLOCK_POLLS = POLL_CALLS | {"io_uring_enter"}  # since QEMU 11 a thread's own AioContext may wait in its ring
+GLIB_LOOPS = frozenset({"g_main_loop_run", "g_main_context_iteration"})
 RESOLVES = frozenset({"getaddrinfo", "__GI_getaddrinfo", "__res_context_send", "__res_context_query"})
 
 
@@ -88,6 +91,17 @@ def owns_bql(facts: Facts, tid: int) -> bool:
     """Tell whether a thread is known to hold the BQL."""
     owner = facts.locks.value.bql_owner if isinstance(facts.locks, Known) else None
     return isinstance(owner, Known) and owner.value == tid and tid != 0
+
+
+def polls_with_bql(facts: Facts, thread: ThreadFact) -> bool:
+    """Tell whether a thread waits for events of the block layer and keeps the BQL, as in a drain.
+
+    A loop of GLib's that runs inside of a call, as for an answer over D-Bus, waits for others.
+    """
+    names = functions(thread)
+    in_glib = "aio_poll" not in names and any(name in GLIB_LOOPS for name in names)
+    polls = any(look.syscall.name in BLOCK_POLLS for look in looks(thread)[:1])
+    return polls and not in_glib and owns_bql(facts, thread.tid)
 
 
 def main_tid(facts: Facts) -> int:

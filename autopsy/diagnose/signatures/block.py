@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim, Confidence
 from autopsy.diagnose.queries import naming
@@ -21,7 +20,7 @@ from autopsy.diagnose.queries.requests import (
     their_disks,
 )
 from autopsy.diagnose.queries.socket_peers import awaited_client
-from autopsy.diagnose.queries.threads import by_role, functions, looks, named, owns_bql, threads
+from autopsy.diagnose.queries.threads import by_role, functions, named, polls_with_bql
 from autopsy.diagnose.queries.wording import missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -173,7 +172,7 @@ def _nested_poll(facts: Facts) -> Judgement:
         (
             thread
             for thread in by_role(facts, Role.VCPU, Role.IOTHREAD, Role.MIGRATION)
-            if _polls_with_bql(facts, thread.tid)
+            if polls_with_bql(facts, thread)
         ),
         None,
     )
@@ -203,12 +202,6 @@ def _nested_poll(facts: Facts) -> Judgement:
         effect=True,
         weight=1,
     )
-
-
-def _polls_with_bql(facts: Facts, tid: int) -> bool:
-    thread = next(thread for thread in threads(facts) if thread.tid == tid)
-    polls = any(look.syscall.name in POLL_CALLS for look in looks(thread)[:1])
-    return polls and owns_bql(facts, tid)
 
 
 def _under(names: tuple[str, ...]) -> str:

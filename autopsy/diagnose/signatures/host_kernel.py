@@ -51,7 +51,9 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     files = {sleeper.thread.tid: file_of(facts, sleeper.look) for sleeper in asleep}
     paths = frozenset(file.target for file in files.values() if file is not None) | _opening(facts, asleep)
     ram = frozenset(filter(None, (ram_file(facts, sleeper.look) for sleeper in asleep)))
-    disks = disks_on(facts, paths) or disks_parked(facts) if paths else () if ram else disks_behind(facts, asleep)
+    disks = disks_on(facts, paths)
+    if not disks and not (ram or _of_another_node(facts, paths)):
+        disks = disks_parked(facts) if paths else disks_behind(facts, asleep)
     paths = paths | ram or frozenset(path for disk in disks if (path := image_of(facts, disk)))
     devices = tuple(dict.fromkeys(device for path in sorted(paths) if (device := device_of(facts, path)) is not None))
     mounts = {mount.path: mount for path in paths if (mount := mount_of(facts, path)) is not None}
@@ -93,6 +95,11 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         ),
         weight=len(asleep),
     )
+
+
+def _of_another_node(facts: Facts, paths: frozenset[str]) -> bool:
+    """Tell whether a node that no disk has is known by one of these files: a firmware's variables, a job's target."""
+    return any(path in paths for node in facts.nodes for path in (node.filename, node.opened) if path)
 
 
 def _answers(facts: Facts, kind: Family, disks: tuple[DiskFact, ...]) -> tuple[Claim, ...]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
+from autopsy.bundle.syscalls import PEER_CALLS
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import waits_for
 from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, still
 from autopsy.diagnose.queries.socket_peers import about_sockets, awaited, called, of_monitor, peers_of, stands, state
-from autopsy.diagnose.queries.threads import functions, looks, named, owns_bql, slept_through, threads
+from autopsy.diagnose.queries.threads import (
+    functions,
+    looks,
+    named,
+    owns_bql,
+    polls_with_bql,
+    slept_through,
+    threads,
+)
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -141,8 +149,8 @@ def _bql_holder(facts: Facts) -> Judgement:
     seen = looks(holder)
     if slept is False:
         return RuledOut(f"{named(holder)} holds the BQL and goes on", (owner.cite,))
-    if not seen or seen[0].state == "R" or seen[0].syscall.name in POLL_CALLS:
-        where = "polls" if seen and seen[0].syscall.name in POLL_CALLS else "runs"
+    if not seen or seen[0].state == "R" or polls_with_bql(facts, holder):
+        where = "polls" if seen and seen[0].state != "R" else "runs"
         return RuledOut(f"{named(holder)} holds the BQL, and {where}", (owner.cite,))
     waiters = tuple(tid for mutex in bql for tid in mutex.waiters)
     call = seen[0].syscall.name or "the kernel"

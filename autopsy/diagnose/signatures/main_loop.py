@@ -24,7 +24,16 @@ from autopsy.diagnose.queries.socket_peers import (
     stands,
     state,
 )
-from autopsy.diagnose.queries.threads import by_role, descriptor, functions, looks, named, slept_through, threads
+from autopsy.diagnose.queries.threads import (
+    by_role,
+    descriptor,
+    functions,
+    looks,
+    named,
+    polls_with_bql,
+    slept_through,
+    threads,
+)
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.diagnose.signatures.device_backends import of_a_helper
@@ -299,6 +308,7 @@ def _told_elsewhere(facts: Facts, thread: ThreadFact) -> bool:
     submits = looks(thread)[0].syscall.name == "io_submit"
     return (
         submits
+        or polls_with_bql(facts, thread)
         or any(thread.tid in mutex.waiters for mutex in locks)
         or sends_state(thread)
         or of_a_helper(facts, thread)

@@ -109,7 +109,8 @@ def _entries(talk: MonitorFact, heap: Fact[heap_records.HeapSnapshot], line: Com
         nodes = tuple(
             Entry("", string(line.device_of(name) or {}, "id"), name, {}, "", line.cite) for name in sorted(used)
         )
-        return Known(drives + nodes, line.cite)
+        firmware = tuple(Entry("", "", name, {}, "", line.cite) for name in line.firmware_nodes())
+        return Known(drives + nodes + firmware, line.cite)
     missing = monitor.answer(talk, "query-block")
     why = missing.why if isinstance(missing, Unknown) else "query-block told nothing"
     return Unknown(layout.evidence(layout.QUERY_BLOCK, layout.QMP), why)
