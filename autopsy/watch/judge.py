@@ -14,8 +14,8 @@ from autopsy.watch.tokens import MOST_LAG_NS, SECOND, RequestsInFlight, RequestT
 
 SUSPECT_NS = 3 * SECOND
 EXPECTED_NS = 2 * SECOND  # between two samples
-STARVED_PART = 0.5  # of the time between two samples
-SUSPENDED_NS = SECOND // 2  # in which the host was suspended between two samples, and has slept
+STARVED_PART = 0.5  # of the time between two samples, in which a VM was starved or the watch held: it is not counted
+SUSPENDED_NS = SECOND // 2  # by which BOOTTIME runs ahead of MONOTONIC between two samples, and the host has slept
 PAUSED_NS = 3 * SECOND
 IN_POLL = ("do_sys_poll", "do_poll", "poll_schedule_timeout", "do_epoll_wait", "ep_poll", "do_select", "sigtimedwait")
 WAITS_FOR_CLIENT = ("inet_csk_accept", "unix_accept", "skb_wait_for_more_packets", "__skb_wait_for_more_packets")
@@ -68,6 +68,7 @@ class VmJudge:
     last_ns: int = 0
     lost_ns: int = 0
     suspended_ns: int = 0
+    held_ns: int = 0
     stood: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     counted: bool = False
     clear: bool = True
@@ -77,10 +78,11 @@ class VmJudge:
         """Return what a sample means beside those before it."""
         passed = sample.at_ns - self.last_ns if self.last_ns else 0
         starved = passed > 0 and sample.starved_ns >= STARVED_PART * passed
-        # Neither the time in which the host is suspended is counted nor what lies around that, as disks wake up.
-        woken = sample.suspended_ns - self.suspended_ns > SUSPENDED_NS
-        self.suspended_ns = sample.suspended_ns
-        lost = passed if sample.halted or starved or woken else max(0, passed - 2 * EXPECTED_NS)
+        held = sample.held_ns - self.held_ns
+        # CLOCK_MONOTONIC stands while the host is suspended, mostly; nor is counted what lies around it, as disks wake.
+        woken = sample.suspended_ns - self.suspended_ns > SUSPENDED_NS or 0 < STARVED_PART * passed <= held
+        self.suspended_ns, self.held_ns = sample.suspended_ns, sample.held_ns
+        lost = passed if sample.halted or starved or woken else min(passed, max(held, passed - 2 * EXPECTED_NS))
         self.last_ns, self.lost_ns = sample.at_ns, self.lost_ns + lost
         now = sample.at_ns - self.lost_ns
         if sample.look is not None:

@@ -42,7 +42,8 @@ class VmSample:
     `main` is absent while the main thread runs now and then. `asleep` are the threads in D that have not run since an
     earlier sample, `vcpus` the vCPUs' that have not; `vcpu_count` is how many are named so, 0 where threads have no
     names. `starved_ns` is for how long since the sample before a thread of QEMU's own would have run and could not.
-    `suspended_ns` is for how long the host has been suspended since it was booted, and the watch held since it began.
+    `suspended_ns` is for how long the host has been suspended since it was booted, `held_ns` for how long the watch
+    itself has been held since it began.
     """
 
     at_ns: int
@@ -59,6 +60,7 @@ class VmSample:
     delay_ns: int = 0
     starved_ns: int = 0
     suspended_ns: int = 0
+    held_ns: int = 0
     read_bytes: int | None = None
     write_bytes: int | None = None
     eventfds: int | None = None

@@ -82,7 +82,7 @@ class SampledVm:
             self.sample = None
             return False
         host = devices.of(self.vm.pid, now_ns)
-        self.sample = replace(sample, host=host, suspended_ns=sample.suspended_ns + held_ns)
+        self.sample = replace(sample, host=host, held_ns=held_ns)
         return True
 
     def question(self, now_ns: int, *, closely: bool) -> LookQuestion | None:

@@ -62,5 +62,7 @@ def test_a_watch_knows_for_how_long_it_was_held_between_two_rounds(monkeypatch: 
 def test_what_stood_before_the_watch_was_held_is_no_older_after_it() -> None:
     judge = VmJudge()
     judge.judge(VmSample(at_ns=100 * SECOND, size=1, threads=1, ran=1))
-    judge.judge(VmSample(at_ns=130 * SECOND, size=1, threads=1, ran=1, suspended_ns=HELD_NS + 1))
-    assert judge.lost_ns == 30 * SECOND
+    judge.judge(VmSample(at_ns=102 * SECOND, size=1, threads=1, ran=1, held_ns=HELD_NS))
+    assert judge.lost_ns == HELD_NS, "the rest of the time counts: who is held all the while is not blind"
+    judge.judge(VmSample(at_ns=130 * SECOND, size=1, threads=1, ran=1, held_ns=HELD_NS + 27 * SECOND))
+    assert judge.lost_ns == HELD_NS + 28 * SECOND, "nor does what lies around a sleep"
