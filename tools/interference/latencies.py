@@ -1,9 +1,12 @@
 """Measures what a guest's I/O feels of a capture: p99 beside one, beside none and beside any program of as much CPU.
 
-python tools/interference/latencies.py [--minutes 9] [--accelerate kvm|tcg] [--fast]
+python tools/interference/latencies.py [--minutes 9] [--accelerate kvm|tcg] [--fast] [--groups]
 
 Under TCG a Linux guest writes, reads back and times without a pause. Where KVM is emulated itself no Linux boots under
 it: there a boot sector writes without a pause, and QEMU's own histogram tells how long each write took.
+
+With --groups the VM is in a control group of its own, as a hypervisor's is, the capture in another of the same weight,
+and once more in one of least weight. All of it comes before whatever else runs here (control groups of version 1).
 
 The slices take turns, in an order drawn anew for each round, for what else runs on the machine changes slowly and is
 the same for all. Told is the percentile of all that the slices of a kind have seen together, by that of those without
@@ -14,17 +17,19 @@ something only as far as it is clear of "nothing again".
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gzip
 import os
 import random
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -41,6 +46,12 @@ PERIODS = 5  # a second, after each of which the guest tells its latencies
 BUCKETS = 96  # as the guest has them: one begins at 2^(bucket/4) us
 SPIN = "import sys, time\nwhile time.process_time() < float(sys.argv[1]): pass"
 DRAWS = 400
+SCHED_SETATTR = 314  # of x86-64
+CPU = Path("/sys/fs/cgroup/cpu")
+WEIGHTS = {"vm": 1024, "ordinary": 1024, "least": 15}  # 15 is what a nice value of 19 is worth
+FIRST = 262_144  # the greatest weight
+REAL_TIME = 60_000  # us a second, of which a capture takes some while it holds a lock
+SLICE_NS = 100_000  # shorter than others': who wakes up takes their CPU at once (Linux 6.12)
 LEAST = 100  # operations in a slice, of which one is the slowest hundredth
 
 
@@ -79,6 +90,27 @@ def linux_guest(place: Path) -> Iterator[Machine]:
     ) as machine:
         lab.until("the guest verifies", lambda: "VERIFY " in lab.console(machine), seconds=60)
         yield machine
+
+
+@contextmanager
+def groups() -> Iterator[Path]:
+    """Make the control groups of WEIGHTS, in one that comes before all others; this process is of the ordinary one."""
+    whole = CPU / f"latencies-{os.getpid()}"
+    made = [whole, *(whole / name for name in WEIGHTS)]
+    try:
+        for group in made:
+            group.mkdir()
+            (group / "cpu.rt_runtime_us").write_text(str(REAL_TIME * (len(WEIGHTS) if group == whole else 1)))
+            (group / "cpu.shares").write_text(str(WEIGHTS.get(group.name, FIRST)))
+        (whole / "ordinary/cgroup.procs").write_text("0")
+        attributes = struct.pack("<IIQiIQQQ", 48, os.SCHED_OTHER, 0, 0, 0, SLICE_NS, 0, 0)
+        ctypes.CDLL(None).syscall(SCHED_SETATTR, 0, attributes, 0)
+        yield whole
+    finally:
+        (CPU / "cgroup.procs").write_text("0")
+        for group in reversed(made):
+            lab.until("its last process is gone", lambda group=group: not (group / "cgroup.procs").read_text())
+            group.rmdir()
 
 
 class OfQemu:
@@ -143,17 +175,23 @@ def main() -> None:
     words.add_argument("--minutes", type=float, default=9)
     words.add_argument("--accelerate", choices=("kvm", "tcg"), default="tcg")
     words.add_argument("--fast", action="store_true")
+    words.add_argument("--groups", action="store_true")
     asked = words.parse_args()
     guest, told_by = (linux_guest, OfTheGuest) if asked.accelerate == "tcg" else (boot_sector_guest, OfQemu)
-    with lab.folder() as place, guest(place) as machine, tempfile.TemporaryDirectory() as out:
+    with ExitStack() as stack:
+        place, whole = stack.enter_context(lab.folder()), stack.enter_context(groups()) if asked.groups else None
+        machine, out = stack.enter_context(guest(place)), stack.enter_context(tempfile.TemporaryDirectory())
+        if whole is not None:
+            (whole / "vm/cgroup.procs").write_text(str(machine.pid))
         capture = [sys.executable, "-m", "autopsy", "capture", f"pid:{machine.pid}", "--out", out]
         capture += ["--fast"] if asked.fast else []
         took, cpu = 2.0, 2.0
 
-        def captures() -> None:
+        def captures(group: Path | None = None) -> None:
             nonlocal took, cpu
             began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(capture, check=True, capture_output=True)
+            into = ["sh", "-c", 'echo 0 > "$0" && exec "$@"', str(group / "cgroup.procs")] if group else []
+            subprocess.run([*into, *capture], check=True, capture_output=True)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             took = time.monotonic() - began
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -164,6 +202,8 @@ def main() -> None:
             "any program": lambda: subprocess.run([sys.executable, "-c", SPIN, str(cpu)], check=True),
             "nothing again": lambda: time.sleep(took),
         }
+        if whole is not None:
+            kinds["of least weight"] = lambda: captures(whole / "least")
         captures()
         latencies = told_by(machine)
         rounds: list[dict[str, Counter[int]]] = []
@@ -175,13 +215,13 @@ def main() -> None:
         told = f"{len(rounds)} rounds, {asked.accelerate}, load {os.getloadavg()[0]:.1f}"
         print(f"{told}; a capture {'--fast ' if asked.fast else ''}took {cpu:.1f} s of CPU in {took:.1f} s")
         print(
-            f"{'beside':<14} {'writes':>8} {'p50 ms':>7} {'p99 ms':>7}  p50 by that of nothing  p99 by that of nothing"
+            f"{'beside':<16} {'writes':>8} {'p50 ms':>7} {'p99 ms':>7}  p50 by that of nothing  p99 by that of nothing"
         )
         for kind in kinds:
             whole = pooled(rounds, kind)
             shares = "  ".join(f"{ratio(rounds, kind, share):<22}" for share in (0.5, 0.99))
             times = " ".join(f"{percentile(whole, share):>7.2f}" for share in (0.5, 0.99))
-            print(f"{kind:<14} {sum(whole.values()):>8} {times}  {shares}")
+            print(f"{kind:<16} {sum(whole.values()):>8} {times}  {shares}")
 
 
 def pooled(rounds: Sequence[dict[str, Counter[int]]], kind: str) -> Counter[int]:
