@@ -18,6 +18,7 @@ from autopsy.facts.model.facts import Facts
 from autopsy.report import units
 from autopsy.report.clock_text import calendar
 from autopsy.report.page import compose, kill_badge, told_kill
+from autopsy.report.runbook import load_pages
 from autopsy.resources import resource, texts
 from autopsy.text import visible
 
@@ -47,9 +48,10 @@ def with_kill(page: bytes, kill: str, began: Clocks) -> bytes:
 
 
 def compile_templates() -> None:
-    """Make the templates ready: whoever is forked from here need not."""
+    """Make the templates and the runbooks ready: whoever is forked from here need not."""
     for name in environment().list_templates():
         environment().get_template(name)
+    load_pages()
 
 
 @cache

@@ -1,54 +1,61 @@
-"""A runbook's HTML is that of a whole CommonMark parser, and nothing in it is taken for HTML."""
+"""Runbooks inside the report: read by a Markdown parser once, kept, and nothing in them is taken for HTML or Jinja."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
-from markupsafe import Markup
 
+from autopsy.diagnose import runbooks
 from autopsy.report import runbook
 from autopsy.resources import resource
 
-
-def commonmark(text: str) -> str:
-    """Return what a whole parser makes of it, with headings as deep as the report has them."""
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = reader.parse(text)
-    for token in tokens:
-        if token.type in {"heading_open", "heading_close"}:
-            token.tag = f"h{min(runbook.LOWEST, int(token.tag[1]) + runbook.DEEPER)}"
-    return str(reader.renderer.render(tokens, reader.options, {}))
+WRITTEN = sorted(resource("runbooks").glob("*.md"))
 
 
-def same_quotes(html: Markup) -> str:
-    return str(html).replace("&#39;", "'").replace("&#34;", "&quot;")
-
-
-@pytest.mark.parametrize("file", sorted(resource("runbooks").glob("*.md")), ids=lambda file: file.stem)
-def test_every_runbook_is_read_as_commonmark_has_it(file: Path) -> None:
-    text = file.read_text("utf-8")
-    assert same_quotes(runbook.html(text)) == commonmark(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "# a\n\n`b`\n\nc\nd\n",
-        "## a\n- b\n- c `d *e*` f\n",
-        "a **b c** `**d**` e\n",
-        "1. a\n2. b\n",
-        "a\n\n    $ b <c>\n    d\n\ne\n",
-        "- a\n  b\n- c\n",
-        "a `b\n",
-        "<script>&amp;\"'</script>\n".replace("&amp;", "& "),
-    ],
-)
-def test_what_runbooks_are_written_in_is_read_as_commonmark_has_it(text: str) -> None:
-    assert same_quotes(runbook.html(text)) == commonmark(text)
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: file.stem)
+def test_every_runbook_has_its_page(file: Path) -> None:
+    page = str(runbook.runbook(file.stem))
+    assert page.startswith("<h3>")
+    assert page.count("<h4>") == runbooks.without_commands(file.read_text("utf-8")).count("\n## ")
+    assert "<script" not in page
 
 
 def test_a_signature_without_a_runbook_has_none() -> None:
     assert runbook.runbook("no-such-signature") is None
-    assert "<h3>" in str(runbook.runbook("aio-in-kernel"))
+
+
+def test_what_looks_like_html_or_a_template_is_shown_as_it_is() -> None:
+    page = runbook.Pages(runbook.load_pages().environment).preprocess(
+        json.dumps({"a-b": "# x\n\n<b> {{ y }} {% z %}\n"}), ""
+    )
+    template = runbook.load_pages().environment.from_string(json.dumps({"a-b": "# x\n\n<b> {{ y }} {% z %}\n"}))
+    assert page.startswith("{% block a_b %}")
+    assert template.render() == "<h3>x</h3>\n<p>&lt;b&gt; {{ y }} {% z %}</p>\n"
+
+
+def test_once_kept_the_parser_is_not_even_loaded(tmp_path: Path) -> None:
+    code = (
+        "import shutil, sys; from pathlib import Path; from autopsy import resources\n"
+        f"resources.PACKAGE = Path({str(tmp_path)!r})\n"
+        "from autopsy.report import runbook\n"
+        "print(len(runbook.runbook('healthy')), 'markdown_it' in sys.modules)"
+    )
+    folder = tmp_path / "runbooks"
+    folder.mkdir()
+    for file in WRITTEN:
+        (folder / file.name).write_bytes(file.read_bytes())
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONPATH": str(resource("runbooks").parent)},
+            capture_output=True,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert [loaded for _, loaded in said] == [b"True", b"False"]
+    assert said[0][0] == said[1][0]
