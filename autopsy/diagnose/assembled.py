@@ -10,9 +10,9 @@ from autopsy.diagnose import footprint, imported, kill_effect, known_bugs, lost_
 from autopsy.diagnose.advice.advise import advise
 from autopsy.diagnose.causes import CauseOrder, MatchedSignature, independent, is_pointer
 from autopsy.diagnose.diagnosis import Cause, Claim, Confidence, Diagnosis, RuledOutBy, Secondary, Unproven, Where
-from autopsy.diagnose.judging import Judged, matched
+from autopsy.diagnose.judging import Judged
 from autopsy.diagnose.queries import naming, never_started
-from autopsy.diagnose.signature import CannotTell, RuledOut
+from autopsy.diagnose.signature import CannotTell, Match, RuledOut
 from autopsy.diagnose.standstill import since
 from autopsy.diagnose.waits import drawn
 from autopsy.diagnose.waits.graph import Graph
@@ -76,14 +76,11 @@ def assemble(
         ),
         cites=_cites(chain)[:MOST_CITES],
         ruled_out=tuple(
-            RuledOutBy(
-                signature=signature.id,
-                text=signature.title,
-                why=answer.why,
-                cites=answer.cites,
-            )
-            for signature, answer in judged
-            if isinstance(answer, RuledOut)
+            [
+                RuledOutBy(signature=signature.id, text=signature.title, why=answer.why, cites=answer.cites)
+                for signature, answer in judged
+                if isinstance(answer, RuledOut)
+            ]
         ),
         cannot_tell=(*undecided, *_beyond_limits(facts)),
         chain=chain,
@@ -117,7 +114,8 @@ def _beyond_limits(facts: Facts) -> Iterator[Unproven]:
 
 def _remarks(judged: tuple[Judged, ...]) -> tuple[Claim, ...]:
     """Return what was seen that is no finding but may matter, such as a host without CPU to spare."""
-    return tuple(sentence for seen in matched(judged) if is_pointer(seen) for sentence in seen.match.claims)
+    pointers = [answer for _, answer in judged if isinstance(answer, Match) and is_pointer(answer)]
+    return tuple(sentence for match in pointers for sentence in match.claims)
 
 
 def _filled(text: str, facts: Facts) -> str:
@@ -125,7 +123,7 @@ def _filled(text: str, facts: Facts) -> str:
 
     The number that imported evidence tells is another process's here, if any's.
     """
-    return PID.sub(str(facts.vm.pid), text) if facts.origin is Origin.CAPTURE else text
+    return PID.sub(str(facts.vm.pid), text) if "PID" in text and facts.origin is Origin.CAPTURE else text
 
 
 def _cause(seen: MatchedSignature) -> Cause:

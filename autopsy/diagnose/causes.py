@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.signature import Match, Signature, spoken_of
-from autopsy.diagnose.waits.leads import NOWHERE, Leads
+from autopsy.diagnose.waits.leads import NOWHERE, Leads, Led
 
 # Among causes that do not wait for one another: whatever stops everything first, what pauses on purpose late.
 RANK: dict[Where, int] = {"process": 0, "vm-state": 2, "guest": 3, "none": 4, "unknown": 5}
@@ -39,12 +39,13 @@ class CauseOrder:
 def order(seen: Sequence[MatchedSignature], graph: Leads = NOWHERE) -> CauseOrder:
     """Find the cause: a match that waits for nothing that another one holds, by the graph of waits."""
     # A pointer is no finding, and a VM with a finding is not healthy.
-    seen = [finding for finding in seen if not is_pointer(finding)]
+    seen = [finding for finding in seen if not is_pointer(finding.match)]
     is_ill = any(finding.where != "none" and not finding.match.harmless for finding in seen)
     seen = [finding for finding in seen if finding.where != "none" or not is_ill]
-    causes = {finding.place: [other for other in seen if _holds(other, finding, graph)] for finding in seen}
+    led = {finding.place: graph.of(spoken_of(finding.match)) for finding in seen}
+    causes = {finding.place: [other for other in seen if _holds(other, finding, led)] for finding in seen}
     able = [finding for finding in seen if not finding.match.effect and not finding.match.harmless]
-    able = [finding for finding in able if not graph.only_waits(spoken_of(finding.match))]
+    able = [finding for finding in able if not graph.only_waits(led[finding.place])]
     roots = [finding for finding in able if not _is_behind(finding, causes)]
     # Two that wait for finding other are one deadlock: the more particular one, listed first, speaks for both.
     primary = min(roots or able, key=_importance, default=None)
@@ -69,9 +70,9 @@ def independent(ordered: CauseOrder) -> tuple[MatchedSignature, ...]:
     return (ordered.primary, *others)
 
 
-def is_pointer(finding: MatchedSignature) -> bool:
+def is_pointer(match: Match) -> bool:
     """Tell whether a match is only worth a remark: it holds nothing up, and is no more than possible."""
-    return finding.match.beside and finding.match.confidence == "possible"
+    return match.beside and match.confidence == "possible"
 
 
 def _is_behind(finding: MatchedSignature, causes: dict[int, list[MatchedSignature]]) -> bool:
@@ -79,10 +80,10 @@ def _is_behind(finding: MatchedSignature, causes: dict[int, list[MatchedSignatur
     return any(finding not in causes[other.place] for other in causes[finding.place])
 
 
-def _holds(holder: MatchedSignature, waiter: MatchedSignature, graph: Leads) -> bool:
+def _holds(holder: MatchedSignature, waiter: MatchedSignature, led: Mapping[int, Led]) -> bool:
     if holder is waiter:
         return False
-    if graph.is_held(spoken_of(waiter.match), spoken_of(holder.match)):
+    if led[waiter.place].is_held(led[holder.place]):
         return True
     if holder.match.stops_all:
         return waiter.where != "process"

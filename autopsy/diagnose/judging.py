@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from autopsy.diagnose import imported
 from autopsy.diagnose.causes import MatchedSignature
@@ -15,18 +14,14 @@ OF_A_MACHINE: frozenset[Where] = frozenset({"guest", "vm-state", "device", "migr
 OF_EVERY_START = frozenset({"vm-awaits-client"})
 
 
-class Judged(NamedTuple):
-    """A signature with its answer."""
-
-    signature: Signature
-    answer: Judgement
+Judged = tuple[Signature, Judgement]  # a signature with its answer
 
 
 def judge(facts: Facts, signatures: Iterable[Signature]) -> tuple[Judged, ...]:
     """Return every signature's answer, in their order."""
     if facts.origin is Origin.CAPTURE and not facts.vm.is_storage_daemon:
-        return tuple(Judged(signature, _of_signature(signature, facts)) for signature in signatures)
-    return tuple(Judged(signature, _answer(signature, facts)) for signature in signatures)
+        return tuple([(signature, _of_signature(signature, facts)) for signature in signatures])
+    return tuple([(signature, _answer(signature, facts)) for signature in signatures])
 
 
 def matched(judged: Iterable[Judged]) -> list[MatchedSignature]:

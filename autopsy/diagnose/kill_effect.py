@@ -167,7 +167,7 @@ def of_kill(causes: Iterable[tuple[str, tuple[Subject, ...]]], facts: Facts) -> 
 
 def out_of_reach(facts: Facts) -> tuple[ThreadFact, ...]:
     """Return the threads that slept through both looks where no signal reaches them."""
-    return tuple(thread for thread in threads(facts) if slept_through(thread) and _is_out_of_reach(thread))
+    return tuple(thread for thread in threads(facts) if _is_out_of_reach(thread) and slept_through(thread))
 
 
 def _of_cause(signature: str, objects: tuple[Subject, ...], own_pid: int) -> KillEffect:

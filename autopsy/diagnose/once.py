@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -13,23 +13,19 @@ Answer = TypeVar("Answer")
 
 
 def once(question: Callable[Concatenate[Facts, P], Answer]) -> Callable[Concatenate[Facts, P], Answer]:
-    """Remember the answers about the facts that were asked about last: facts do not change, and are told by identity.
+    """Keep the answers with the facts that they are about: facts do not change, and let go of them when they go.
 
-    What else is asked with must be hashable. Threads that diagnose side by side do not take one another's answers.
+    What else is asked with must be hashable. VMs that are diagnosed side by side do not take one another's answers.
     """
-    remembered: tuple[Facts | None, dict[Hashable, Answer]] = (None, {})
 
     @wraps(question)
     def asked(facts: Facts, /, *more: P.args, **named: P.kwargs) -> Answer:
-        nonlocal remembered
-        about, answers = remembered
-        if about is not facts:
-            answers = {}
-            remembered = (facts, answers)
-        key = (more, *named.items()) if named else more
-        if key in answers:
-            return answers[key]
-        answer = answers[key] = question(facts, *more, **named)
-        return answer
+        answers = facts.answers
+        key = (question, more, *named.items()) if named else (question, more) if more else question
+        try:
+            known: Answer = answers[key]
+        except KeyError:
+            known = answers[key] = question(facts, *more, **named)
+        return known
 
     return asked

@@ -89,13 +89,12 @@ def filled(command: str, verbs: Mapping[str, str], words: Mapping[str, tuple[str
 
     A slot that is a word of its own may stand for a whole command; what fills any other stays within its word.
     """
-    names = [name for _, slots_in, _ in _words_of(command) for name in slots_in if name not in verbs]
-    several = next((name for name in names if len(words.get(name, ())) > 1), "")
-    chosen = [{**words, several: (value,)} for value in words[several]] if several else [words]
-    commands = (
-        _filled(command, verbs, {name: values[0] for name, values in choice.items() if values}) for choice in chosen
-    )
-    return tuple(filter(None, commands))
+    names = dict.fromkeys(name for _, slots_in, _ in _words_of(command) for name in slots_in if name not in verbs)
+    choices = {name: values for name in names if (values := words.get(name))}
+    several = next((name for name, values in choices.items() if len(values) > 1), "")
+    first = {name: values[0] for name, values in choices.items()}
+    chosen = [{**first, several: value} for value in choices[several]] if several else [first]
+    return tuple(filter(None, (_filled(command, verbs, choice) for choice in chosen)))
 
 
 @cache

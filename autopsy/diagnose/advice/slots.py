@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from autopsy.diagnose.advice import disks
 from autopsy.diagnose.advice.managers import Hand
@@ -19,34 +19,70 @@ STOPPED = frozenset("Tt")
 FREEZER = re.compile(r"(/\S[^:]{0,400}/)(?:cgroup\.events|freezer\.state): ")
 
 
-def words(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Mapping[str, tuple[str, ...]]:
+class Words(Mapping[str, tuple[str, ...]]):
+    """For each slot the words that may fill it, found when it is asked for: a verdict's commands have two or three."""
+
+    __slots__ = ("_finders", "_words")
+
+    def __init__(self, finders: Mapping[str, Callable[[], Iterable[str]]]) -> None:
+        self._finders = finders
+        self._words: dict[str, tuple[str, ...]] = {}
+
+    def __getitem__(self, slot: str) -> tuple[str, ...]:
+        if slot not in self._words:
+            self._words[slot] = tuple(dict.fromkeys(filter(sayable, self._finders[slot]())))
+        return self._words[slot]
+
+    def __contains__(self, slot: object) -> bool:
+        return slot in self._finders
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._finders)
+
+    def __len__(self) -> int:
+        return len(self._finders)
+
+
+def words(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Words:
     """Return for each slot the words that may fill it; a command is told once for each of them."""
     objects = tuple(objects)
-    peers = [peer.pid for peer in objects if isinstance(peer, subjects.Peer)]
-    stopped = {peer.pid for peer in programs(facts) if peer.state[:1] in STOPPED}
-    addresses = [ADDRESS.fullmatch(server.address) for server in objects if isinstance(server, subjects.Server)]
-    servers = [address for address in addresses if address]
-    by_slot: dict[str, list[str]] = {
-        "pid": [str(facts.vm.pid)],
-        "domain": [hand.domain],
-        "vmid": [hand.vmid],
-        "target": [
-            f"pve:{hand.vmid}" if hand.vmid else f"libvirt:{hand.domain}" if hand.domain else f"pid:{facts.vm.pid}"
-        ],
-        "monitor": [facts.vm.monitor],
-        "peer": [str(pid) for pid in peers],
-        "stopped-peer": [str(pid) for pid in peers if pid in stopped],
-        "tracer": [str(tracer.pid) for tracer in objects if isinstance(tracer, subjects.Tracer)],
-        "thread": [str(thread.tid) for thread in objects if isinstance(thread, subjects.Thread)][:1],
-        "mount": [mount.path for mount in objects if isinstance(mount, subjects.FileSystem)],
-        "device": [device.name for device in objects if isinstance(device, subjects.HostDevice)],
-        "file": [file.path for file in objects if isinstance(file, subjects.File)],
-        "image": list(disks.images(facts, objects))[:1],
-        "host": [address[1].strip("[]") for address in servers][:1],
-        "port": [address[2] for address in servers][:1],
-        **_freezer(facts, objects),
-    }
-    return {slot: tuple(dict.fromkeys(filter(sayable, values))) for slot, values in by_slot.items()}
+
+    def peers() -> Iterator[int]:
+        return (peer.pid for peer in objects if isinstance(peer, subjects.Peer))
+
+    def stopped_peers() -> Iterator[str]:
+        stopped = {peer.pid for peer in programs(facts) if peer.state[:1] in STOPPED}
+        return (str(pid) for pid in peers() if pid in stopped)
+
+    def server(part: int) -> list[str]:
+        addresses = (ADDRESS.fullmatch(server.address) for server in objects if isinstance(server, subjects.Server))
+        return [address[part].strip("[]") for address in addresses if address][:1]
+
+    return Words(
+        {
+            "pid": lambda: (str(facts.vm.pid),),
+            "domain": lambda: (hand.domain,),
+            "vmid": lambda: (hand.vmid,),
+            "target": lambda: (_target(facts, hand),),
+            "monitor": lambda: (facts.vm.monitor,),
+            "peer": lambda: map(str, peers()),
+            "stopped-peer": stopped_peers,
+            "tracer": lambda: (str(tracer.pid) for tracer in objects if isinstance(tracer, subjects.Tracer)),
+            "thread": lambda: [str(thread.tid) for thread in objects if isinstance(thread, subjects.Thread)][:1],
+            "mount": lambda: (mount.path for mount in objects if isinstance(mount, subjects.FileSystem)),
+            "device": lambda: (device.name for device in objects if isinstance(device, subjects.HostDevice)),
+            "file": lambda: (file.path for file in objects if isinstance(file, subjects.File)),
+            "image": lambda: disks.images(facts, objects)[:1],
+            "host": lambda: server(1),
+            "port": lambda: server(2),
+            "v1-freezer": lambda: _freezer(facts, objects).get("v1-freezer", ()),
+            "v2-freezer": lambda: _freezer(facts, objects).get("v2-freezer", ()),
+        }
+    )
+
+
+def _target(facts: Facts, hand: Hand) -> str:
+    return f"pve:{hand.vmid}" if hand.vmid else f"libvirt:{hand.domain}" if hand.domain else f"pid:{facts.vm.pid}"
 
 
 def _freezer(facts: Facts, objects: Iterable[Subject]) -> Mapping[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from autopsy.diagnose.diagnosis import Named
 from autopsy.facts import subjects
@@ -62,7 +63,12 @@ def name(subject: Subject) -> str:  # noqa: C901, PLR0911, PLR0912 - one return 
 
 def record(subject: Subject) -> Named:
     """Return a subject as diagnosis.json holds it: its kind beside its name, for names of two kinds can be alike."""
-    return Named(kind=KIND.sub(" ", type(subject).__name__).lower(), name=name(subject))
+    return Named(kind=_kind(type(subject).__name__), name=name(subject))
+
+
+@cache
+def _kind(of_class: str) -> str:
+    return KIND.sub(" ", of_class).lower()
 
 
 def _thread(subject: subjects.Thread) -> str:

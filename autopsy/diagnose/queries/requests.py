@@ -65,7 +65,7 @@ def _standing(facts: Facts, wanted: frozenset[Park]) -> Standing | Unknown:
     by_park = _parked_at(facts)
     here = by_park.keys() & wanted
     if not here:
-        return Standing((), (), proven=False, whole=all_counted(facts))
+        return _none(facts)
     goes_on = [entry for park in here for entry in by_park[park]]
     goes_on.sort(key=lambda entry: entry[2])
     moving = tuple(request for request, on, _ in goes_on if on)
@@ -84,6 +84,11 @@ def _standing(facts: Facts, wanted: frozenset[Park]) -> Standing | Unknown:
             words = f"whether {count(len(waiting), 'request')} that stood there were passed by others like them"
         return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), words)
     return Standing(sure, moving, proven, all_counted(facts))
+
+
+@once
+def _none(facts: Facts) -> Standing:
+    return Standing((), (), proven=False, whole=all_counted(facts))
 
 
 @once
@@ -158,17 +163,23 @@ def _stood(coroutine: CoroutineFact) -> bool:
 
 def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
     """Return the disk whose request it is, or all those that it could be of."""
-    known = _owners(facts)
-    answer = known.get(id(coroutine))
-    if answer is None or answer[0] is not coroutine:
-        known[id(coroutine)] = answer = (coroutine, _disks_of(facts, coroutine))
-    return answer[1]
+    owners = _owners(facts).get(id(coroutine))
+    return _disks_of(facts, coroutine) if owners is None else owners
 
 
 @once
-def _owners(_: Facts) -> dict[int, tuple[CoroutineFact, tuple[DiskFact, ...]]]:
-    """Return the answers so far: dozens of signatures ask of each request, and to compare it costs more than to ask."""
-    return {}
+def _owners(facts: Facts) -> dict[int, tuple[DiskFact, ...]]:
+    """Return them by the identity of each request: dozens of signatures ask, and most are alike."""
+    alike: dict[tuple[Park, bool, bool, str | None], tuple[DiskFact, ...]] = {}
+    owners = {}
+    for coroutine in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
+        stands = isinstance(coroutine.stuck, Known) and coroutine.stuck.value
+        disk = coroutine.disk.value if isinstance(coroutine.disk, Known) else None
+        kind = (coroutine.park, coroutine.of_job, stands, disk)
+        if kind not in alike:
+            alike[kind] = _disks_of(facts, coroutine)
+        owners[id(coroutine)] = alike[kind]
+    return owners
 
 
 @once

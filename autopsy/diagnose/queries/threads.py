@@ -37,36 +37,47 @@ def looks(thread: ThreadFact) -> tuple[ThreadSnapshot, ...]:
 
 def same_sleep(thread: ThreadFact) -> Fact[bool]:
     """Tell whether a thread slept through from the first look to the last, in one and the same system call."""
-    if isinstance(thread.first, Unknown):
-        return thread.first
-    if isinstance(thread.again, Unknown):
-        return thread.again
-    if isinstance(thread.movement, Unknown):
-        return thread.movement
-    first, again = thread.first.value, thread.again.value
-    same = first.syscall.is_like(again.syscall) or not (first.syscall.name and again.syscall.name)
-    if first.kernel_stack and again.kernel_stack:
-        # A stop changes the way into the call, and not where the thread sleeps in it.
-        deep = 1 if first.syscall.restarted or again.syscall.restarted else None
-        same = same and first.kernel_stack[:deep] == again.kernel_stack[:deep]
-    elif first.wchan and again.wchan:
-        same = same and first.wchan == again.wchan
-    moved = thread.movement.value
-    switches = moved.voluntary_switches
-    same = same and (moved.cpu_ns < LITTLE_NS if switches is None else switches <= FEW_SWITCHES)
-    return Known(same, again.cite)
+    for side in (thread.first, thread.again, thread.movement):
+        if isinstance(side, Unknown):
+            return side
+    return Known(bool(slept_through(thread)), looks(thread)[-1].cite)
 
 
 def slept_through(thread: ThreadFact) -> bool | None:
     """Tell whether a thread slept through from the first look to the last; None where it cannot be told."""
-    same = same_sleep(thread)
-    return same.value if isinstance(same, Known) else None
+    if isinstance(thread.first, Unknown) or isinstance(thread.again, Unknown) or isinstance(thread.movement, Unknown):
+        return None
+    moved = thread.movement.value
+    switches = moved.voluntary_switches
+    if moved.cpu_ns >= LITTLE_NS if switches is None else switches > FEW_SWITCHES:
+        return False
+    first, again = thread.first.value, thread.again.value
+    if first.kernel_stack and again.kernel_stack:
+        # A stop changes the way into the call, and not where the thread sleeps in it.
+        deep = 1 if first.syscall.restarted or again.syscall.restarted else None
+        if first.kernel_stack[:deep] != again.kernel_stack[:deep]:
+            return False
+    elif first.wchan and again.wchan and first.wchan != again.wchan:
+        return False
+    return first.syscall.is_like(again.syscall) or not (first.syscall.name and again.syscall.name)
 
 
 @once
 def by_role(facts: Facts, *roles: Role) -> tuple[ThreadFact, ...]:
     """Return the threads of some roles."""
     return tuple(thread for thread in threads(facts) if thread.role in roles)
+
+
+@once
+def by_tid(facts: Facts) -> dict[int, ThreadFact]:
+    """Return the threads by their numbers."""
+    return {thread.tid: thread for thread in threads(facts)}
+
+
+@once
+def in_calls(facts: Facts, calls: frozenset[str]) -> tuple[ThreadFact, ...]:
+    """Return the threads that were in one of these system calls when they were first seen."""
+    return tuple(thread for thread in threads(facts) if any(look.syscall.name in calls for look in looks(thread)[:1]))
 
 
 def named(thread: ThreadFact) -> str:
@@ -119,17 +130,21 @@ def condition_of(thread: ThreadFact) -> str:
 
     Only a function with a name tells: QEMU's own loops rest so, too, and most of them have none in a stripped binary.
     """
-    if not any(look.syscall.name == "futex" for look in looks(thread)[:1]):
+    if isinstance(thread.frames, Unknown) or not any(look.syscall.name == "futex" for look in looks(thread)[:1]):
         return ""
-    names = [_plain(name) for name in functions(thread)]
-    outside = next((place for place, name in enumerate(names) if name and name not in words.WAITING), len(names))
-    inside = [place for place in range(outside) if names[place]]
-    # A name right outside of the wait: one that is further out says nothing of what a nameless one between them does.
-    if not inside or outside != inside[-1] + 1 or outside == len(names):
-        return ""
-    waits = [kind for kind, wanted in words.CONDITION_KINDS.items() if wanted.intersection(names[:outside])]
-    idle = any(names[outside] in words.IDLE_UNDER.get(kind, ()) for kind in waits)
-    return "" if not waits or idle or names[outside] in words.RESTING else names[outside]
+    inside: list[str] = []
+    for place, frame in enumerate(thread.frames.value):
+        name = _plain(frame.function)
+        if not name or name in words.WAITING:
+            inside.append(name)
+            continue
+        # A name right outside of the wait: one further out says nothing of what a nameless one between them does.
+        if not place or not inside[-1]:
+            return ""
+        waits = [kind for kind, wanted in words.CONDITION_KINDS.items() if wanted.intersection(inside)]
+        idle = any(name in words.IDLE_UNDER.get(kind, ()) for kind in waits)
+        return "" if not waits or idle or name in words.RESTING else name
+    return ""
 
 
 def _plain(name: str) -> str:
@@ -149,4 +164,4 @@ def looking_up(facts: Facts) -> ThreadFact | None:
 
 def functions(thread: ThreadFact) -> tuple[str, ...]:
     """Return the names of a thread's frames, innermost first."""
-    return tuple(frame.function for frame in thread.frames.value) if isinstance(thread.frames, Known) else ()
+    return tuple([frame.function for frame in thread.frames.value]) if isinstance(thread.frames, Known) else ()

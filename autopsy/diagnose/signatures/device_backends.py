@@ -7,7 +7,7 @@ from autopsy.dataclass import dataclass
 from autopsy.diagnose.queries.account import PAST_QEMU
 from autopsy.diagnose.queries.requests import confidence
 from autopsy.diagnose.queries.socket_peers import about_sockets, asleep, cannot_move, peers_of, socket_of, state
-from autopsy.diagnose.queries.threads import functions, looks, named, slept_through, threads
+from autopsy.diagnose.queries.threads import functions, in_calls, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -34,7 +34,7 @@ class Talk:
         if isinstance(facts.threads, Unknown):
             return CannotTell("the threads (evidence/witness/tasks.txt)")
         helpers = [helper for helper in facts.helpers if helper.kind == self.kind]
-        talking = [thread for thread in threads(facts) if self.talks(facts, thread, helpers)]
+        talking = [thread for thread in in_calls(facts, PEER_CALLS) if self.talks(facts, thread, helpers)]
         silent = [thread for thread in talking if slept_through(thread) is not False]
         if silent:
             return self._match(facts, silent, helpers)

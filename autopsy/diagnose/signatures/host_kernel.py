@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import kernel_stacks, naming
@@ -36,7 +37,7 @@ from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, FuseMount, PeerFact, Role
+from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, FuseMount, PeerFact, Role, ThreadSnapshot
 from autopsy.facts.model.yield_points import DISK_PARKS
 
 
@@ -173,24 +174,35 @@ def _claims(kind: Family, asleep: list[Sleeper], files: dict[int, Descriptor | N
     return claims
 
 
-@once
-def _told_of(facts: Facts) -> tuple[int, int]:
-    """Return how many threads something is known of, and how many of these sleep where nobody could see."""
-    seen = [look for thread in threads(facts) for look in looks(thread)[:1]]
-    return len(seen), sum(look.state == "D" and not look.kernel_stack and not look.wchan for look in seen)
-
-
 def _not_seen(kind: Family, facts: Facts) -> Judgement:
-    seen, blind = _told_of(facts)
-    if not seen:
-        return CannotTell("the kernel stacks of QEMU's threads (evidence/witness/tasks.txt)")
-    if blind:
-        return CannotTell("the kernel stacks of the threads in State D (reading them needs root)")
-    cites: tuple[Cite, ...] = (facts.threads.cite,) if isinstance(facts.threads, Known) else ()
-    if moved := [look for _, look, family in first_families(facts) if family.id == kind.id]:
+    if not isinstance(seen := _told_of(facts), _Told):
+        return seen
+    if moved := [look for look, its_kind in seen.moved if its_kind == kind.id]:
         words = f"{count(len(moved), 'thread')} waited for {kind.words}, and went on"
         return RuledOut(words, tuple(look.cite for look in moved[:4]))
-    return RuledOut(f"none of {count(seen, 'thread')} waits for {kind.words}", cites)
+    return RuledOut(f"none of {seen.threads} waits for {kind.words}", seen.cites)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Of how many threads something is known, and which of them waited at first, each with its family's name."""
+
+    threads: str
+    moved: tuple[tuple[ThreadSnapshot, str], ...]
+    cites: tuple[Cite, ...]
+
+
+@once
+def _told_of(facts: Facts) -> _Told | CannotTell:
+    """Return what is known of threads that do not wait: each family asks, and all but its name is the same."""
+    seen = [look for thread in threads(facts) for look in looks(thread)[:1]]
+    if not seen:
+        return CannotTell("the kernel stacks of QEMU's threads (evidence/witness/tasks.txt)")
+    if any(look.state == "D" and not look.kernel_stack and not look.wchan for look in seen):
+        return CannotTell("the kernel stacks of the threads in State D (reading them needs root)")
+    moved = tuple((look, family.id) for _, look, family in first_families(facts))
+    cites = (facts.threads.cite,) if isinstance(facts.threads, Known) else ()
+    return _Told(count(len(seen), "thread"), moved, cites)
 
 
 def _below(facts: Facts) -> Judgement:

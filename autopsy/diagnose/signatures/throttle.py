@@ -26,7 +26,7 @@ from autopsy.diagnose.queries.requests import (
     stand,
     standing,
 )
-from autopsy.diagnose.queries.threads import functions, threads
+from autopsy.diagnose.queries.threads import by_tid, functions
 from autopsy.diagnose.queries.wording import count, missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
@@ -288,14 +288,14 @@ def _lost_timer(facts: Facts) -> Judgement:
 def _self_deadlock(facts: Facts) -> Judgement:
     if isinstance(facts.locks, Unknown):
         return CannotTell(f"who holds which mutex: {missing(facts.locks)}")
-    by_tid = {thread.tid: thread for thread in threads(facts)}
     selves = self_owned(facts)
     if not selves:
         return RuledOut("no thread waits for a mutex that it holds itself", (facts.locks.cite,))
     parked = standing(facts, (Park.THROTTLE_LOCK,))
     if (lock := throttle_lock(facts)) is not None:
-        return _deadlock(facts, lock, by_tid.get(lock.mutex.owner), parked)
-    if isinstance(parked, Unknown) and all(not functions(by_tid[m.owner]) for m in selves if m.owner in by_tid):
+        return _deadlock(facts, lock, by_tid(facts).get(lock.mutex.owner), parked)
+    owners = [by_tid(facts)[mutex.owner] for mutex in selves if mutex.owner in by_tid(facts)]
+    if isinstance(parked, Unknown) and not any(map(functions, owners)):
         return CannotTell("the frames of the thread that waits for itself (threads.json)")
     return RuledOut("the mutex that its owner waits for is no throttle group's", tuple(mutex.cite for mutex in selves))
 

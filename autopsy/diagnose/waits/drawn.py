@@ -13,8 +13,8 @@ from autopsy.diagnose.diagnosis import WaitEdge, WaitGraph, WaitNode
 from autopsy.diagnose.queries import coroutine_mutexes, kernel_stacks, naming
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, sleepers
 from autopsy.diagnose.queries.requests import counted, disk_names, their_disks
-from autopsy.diagnose.queries.threads import looks, named, threads
-from autopsy.diagnose.waits.ends import ends_of
+from autopsy.diagnose.queries.threads import by_tid, looks, named
+from autopsy.diagnose.waits.ends import rings_of
 from autopsy.diagnose.waits.graph import Graph
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
@@ -51,6 +51,8 @@ class _Sheet:
 
 def draw(facts: Facts, graph: Graph) -> WaitGraph:
     """Return the graph without the idle, bounded, with its rings and ends marked."""
+    if not graph.waits:
+        return WaitGraph()
     sheet = _sheet(facts, graph.waits)
     rings = _rings(graph)
     holders: dict[Subject, Subject] = {
@@ -79,8 +81,7 @@ def _rings(graph: Graph) -> dict[Subject, frozenset[Subject]]:
     both = (subject for place, subject in enumerate(whole.subjects) if whole.onward[place] and whole.back[place])
     if not any(isinstance(subject, subjects.Lock | subjects.Thread) for subject in both):
         return {}  # no ring goes round without a lock or a thread
-    ends = ends_of(whole, whole.subjects)
-    return {subject: ring for ring in ends.rings for subject in ring}
+    return {subject: ring for ring in rings_of(whole) for subject in ring}
 
 
 def _sheet(facts: Facts, waits: Iterable[Wait]) -> _Sheet:
@@ -89,7 +90,7 @@ def _sheet(facts: Facts, waits: Iterable[Wait]) -> _Sheet:
         parked={coroutine.address: coroutine for coroutine in parked},
         places={wait.waiter: wait.on for wait in waits if isinstance(wait.on, subjects.Place)},
         asleep={sleeper.thread.tid: sleeper for sleeper in sleepers(facts)},
-        by_tid={thread.tid: thread for thread in threads(facts)},
+        by_tid=by_tid(facts),
         comutexes=frozenset(mutex.address for mutex in coroutine_mutexes.of(facts)),
     )
 
@@ -121,7 +122,8 @@ def _draw(sheet: _Sheet, facts: Facts, wait: Wait, *, circular: bool) -> None:
 
 def _words(wait: Wait) -> str:
     """Return what stands on an arrow. By frames alone nobody saw who holds a lock."""
-    return "must be held by" if (wait.how, wait.certainty) == (How.HELD_BY, Certainty.CONSISTENT) else wait.how.value
+    by_frames = wait.how is How.HELD_BY and wait.certainty is Certainty.CONSISTENT
+    return "must be held by" if by_frames else wait.how.value
 
 
 def _group(sheet: _Sheet, request: subjects.Request) -> str:
@@ -236,4 +238,6 @@ def _with_ends(nodes: Mapping[str, WaitNode], edges: Iterable[WaitEdge]) -> tupl
     """Mark each node that others wait for and that waits for nobody."""
     edges = tuple(edges)
     last = {edge.holder for edge in edges} - {edge.waiter for edge in edges}
-    return tuple(msgspec.structs.replace(node, end=identity in last) for identity, node in nodes.items())
+    return tuple(
+        msgspec.structs.replace(node, end=True) if identity in last else node for identity, node in nodes.items()
+    )

@@ -73,7 +73,7 @@ def ends_of(graph: Numbered, roots: Iterable[Subject]) -> Ends:
     named = graph.subjects
     wanted = dict.fromkeys(place for root in roots if (place := graph.number.get(root)) is not None)
     reached = _reached(graph.onward, wanted)
-    rings = [ring for ring in _components(graph.onward, _in_rings(graph, reached)) if _is_ring(graph.onward, ring)]
+    rings = _rings(graph, reached)
     sinks = [place for place in reached if not graph.onward[place]]
 
     def waiting(these: Iterable[int]) -> frozenset[Subject]:
@@ -83,6 +83,16 @@ def ends_of(graph: Numbered, roots: Iterable[Subject]) -> Ends:
         {named[sink]: waiting((sink,)) for sink in sinks[:MOST_ENDS]},
         {frozenset(named[place] for place in ring): waiting(ring) for ring in rings[:MOST_ENDS]},
     )
+
+
+def rings_of(graph: Numbered) -> list[frozenset[Subject]]:
+    """Return every ring of a graph, one that nobody is led to as well; the first of them only."""
+    rings = _rings(graph, range(len(graph.subjects)))[:MOST_ENDS]
+    return [frozenset(graph.subjects[place] for place in ring) for ring in rings]
+
+
+def _rings(graph: Numbered, reached: Iterable[int]) -> list[frozenset[int]]:
+    return [ring for ring in _components(graph.onward, _in_rings(graph, reached)) if _is_ring(graph.onward, ring)]
 
 
 def _reached(onward: Sequence[Mapping[int, None]], roots: Iterable[int]) -> dict[int, None]:

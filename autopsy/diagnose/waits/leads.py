@@ -11,6 +11,21 @@ from autopsy.facts.subjects import Subject, Thread
 
 
 @dataclass(frozen=True, slots=True)
+class Led:
+    """The ends that the waiting of several subjects leads to; `own` are those among these that are ends themselves.
+
+    Of such an end nothing is known that it would wait for, or it is in a ring.
+    """
+
+    own: frozenset[Subject]
+    ends: frozenset[Subject]
+
+    def is_held(self, holder: Led) -> bool:
+        """Tell whether this is no end itself, and leads to one of the holder's."""
+        return not self.own and not self.ends.isdisjoint(holder.own)
+
+
+@dataclass(frozen=True, slots=True)
 class Leads:
     """For each subject of the graph, the ends that its waiting leads to; an end leads to itself.
 
@@ -20,24 +35,23 @@ class Leads:
     ends: Mapping[Subject, frozenset[Subject]]
     implied: bool = False
 
-    def own(self, objects: Iterable[Subject]) -> frozenset[Subject]:
-        """Return those that are ends themselves: nothing is known that they would wait for, or they are in a ring."""
-        return frozenset(subject for subject in objects if subject in self.ends.get(subject, ()))
+    def of(self, objects: Iterable[Subject]) -> Led:
+        """Return where the waiting of what a finding speaks of ends."""
+        own: set[Subject] = set()
+        ends: set[Subject] = set()
+        for subject in objects:
+            if reached := self.ends.get(subject):
+                ends |= reached
+                if subject in reached:
+                    own.add(subject)
+        return Led(frozenset(own), frozenset(ends))
 
-    def is_held(self, waiter: Iterable[Subject], holder: Iterable[Subject]) -> bool:
-        """Tell whether the waiter is no end itself, and leads to one of the holder's."""
-        objects = tuple(waiter)
-        led = frozenset().union(*(self.ends.get(subject, frozenset()) for subject in objects))
-        return not self.own(objects) and bool(led & self.own(holder))
-
-    def only_waits(self, waiter: Iterable[Subject]) -> bool:
-        """Tell whether all that it speaks of waits for others: it is no cause, whoever names what it waits for.
+    def only_waits(self, led: Led) -> bool:
+        """Tell whether all that a finding speaks of waits for others: it is no cause, whoever names what it waits for.
 
         A thread at the end of a wait may work: nothing says that it never ends.
         """
-        objects = tuple(waiter)
-        led = frozenset().union(*(self.ends.get(subject, frozenset()) for subject in objects))
-        return not (self.implied or self.own(objects)) and any(not isinstance(end, Thread) for end in led)
+        return not (self.implied or led.own) and any(not isinstance(end, Thread) for end in led.ends)
 
 
 NOWHERE = Leads({})

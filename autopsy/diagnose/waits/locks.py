@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopsy.diagnose.queries.coroutine_mutexes import ENDED
-from autopsy.diagnose.queries.threads import slept_through, threads
+from autopsy.diagnose.queries.threads import by_tid, slept_through
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
@@ -16,12 +16,12 @@ def lock_waits(facts: Facts) -> Iterator[Wait]:
     """Yield what the futexes told of who waits and who owns, and of coroutine mutexes likewise."""
     if not isinstance(facts.locks, Known):
         return
-    asleep = {thread.tid: slept_through(thread) for thread in threads(facts)}
     for mutex in facts.locks.value.mutexes:
         lock = subjects.lock(mutex)
         for tid in mutex.waiters:
-            if asleep.get(tid) is not False:
-                sure = Certainty.SEEN if asleep.get(tid) else Certainty.ONCE
+            asleep = slept_through(by_tid(facts)[tid]) if tid in by_tid(facts) else None
+            if asleep is not False:
+                sure = Certainty.SEEN if asleep else Certainty.ONCE
                 yield Wait(subjects.Thread(tid), lock, How.WAITS_FOR_LOCK, sure, (mutex.cite,))
         if mutex.owner:
             yield Wait(lock, subjects.Thread(mutex.owner), How.HELD_BY, Certainty.ONCE, (mutex.cite,))

@@ -14,6 +14,8 @@ MOST_WAITS = 50_000  # of each kind of evidence: what is more is no VM's, but a 
 class How(Enum):
     """The kind of a wait; the value is the words between the two."""
 
+    __hash__ = object.__hash__  # an enum's own hashes the name anew each time
+
     HELD_BY = "held by"
     WAITS_FOR_LOCK = "waits for"
     POLLS_FOR = "polls for"
@@ -34,6 +36,8 @@ class How(Enum):
 
 class Certainty(Enum):
     """How surely an edge was seen, the surest first."""
+
+    __hash__ = object.__hash__
 
     SEEN = "at both looks"
     ONCE = "at one look"

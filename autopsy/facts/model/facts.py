@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import field
 from enum import Enum
 from typing import Any, Literal
 
@@ -348,6 +350,7 @@ class Facts:
     `crash` says how QEMU crashed before others took this, empty where nothing tells of a crash.
     `before` is what a watch had seen by then.
     `heap_walked` is known where a walk was tried: False says that there was no debug information for it.
+    `answers` keeps what was worked out of these facts already, by question: it goes when they go.
     """
 
     vm: VmFact
@@ -387,3 +390,4 @@ class Facts:
     fifo_openings: tuple[FifoOpeningFact, ...] = ()
     process_waits: tuple[ProcessWaitFact, ...] = ()
     failing_files: Fact[tuple[FailingFileFact, ...]] = NOT_ASKED
+    answers: dict[Hashable, Any] = field(default_factory=dict, init=False, compare=False, repr=False)

@@ -31,24 +31,24 @@ def graph(*pairs: tuple[int, int]) -> Graph:
 
 def test_who_waits_over_others_for_an_end_is_held_by_it_and_never_the_other_way_round() -> None:
     found = leads(graph((1, 5), (5, 9)))
-    assert found.is_held([thread(1)], [thread(9)])
-    assert found.is_held([thread(5)], [thread(9)])
-    assert not found.is_held([thread(9)], [thread(1)])
-    assert not found.is_held([thread(1)], [thread(5)])  # which is no end itself
+    assert found.of([thread(1)]).is_held(found.of([thread(9)]))
+    assert found.of([thread(5)]).is_held(found.of([thread(9)]))
+    assert not found.of([thread(9)]).is_held(found.of([thread(1)]))
+    assert not found.of([thread(1)]).is_held(found.of([thread(5)]))  # which is no end itself
 
 
 def test_two_ends_hold_each_other_s_waiters_and_not_each_other() -> None:
     found = leads(graph((1, 8), (2, 9)))
-    assert not found.is_held([thread(1)], [thread(9)])
-    assert not found.is_held([thread(8)], [thread(9)])
-    assert not found.is_held([thread(8), thread(2)], [thread(9)])  # that finding is of an end of its own
+    assert not found.of([thread(1)]).is_held(found.of([thread(9)]))
+    assert not found.of([thread(8)]).is_held(found.of([thread(9)]))
+    assert not found.of([thread(8), thread(2)]).is_held(found.of([thread(9)]))  # that finding is of an end of its own
 
 
 def test_a_ring_is_one_end() -> None:
     found = leads(graph((1, 5), (5, 6), (6, 5)))
-    assert found.own([thread(5)]) == {thread(5)}
-    assert found.is_held([thread(1)], [thread(6)])
-    assert not found.is_held([thread(5)], [thread(6)])
+    assert found.of([thread(5)]).own == {thread(5)}
+    assert found.of([thread(1)]).is_held(found.of([thread(6)]))
+    assert not found.of([thread(5)]).is_held(found.of([thread(6)]))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries.requests import still
-from autopsy.diagnose.queries.threads import functions, threads
+from autopsy.diagnose.queries.threads import by_tid, functions
 from autopsy.facts.cite import Unknown
 from autopsy.facts.model.facts import Facts, MutexFact, Park
 
@@ -31,10 +31,9 @@ def self_owned(facts: Facts) -> tuple[MutexFact, ...]:
 @once
 def throttle_lock(facts: Facts) -> ThrottleLock | None:
     """Return a throttle group's mutex whose owner waits for it: its place, its owner's frames or a coroutine tells."""
-    by_tid = {thread.tid: thread for thread in threads(facts)}
     waits = bool(still(facts, Park.THROTTLE_LOCK))
     for mutex in self_owned(facts):
-        owner = by_tid.get(mutex.owner)
+        owner = by_tid(facts).get(mutex.owner)
         by_frames = owner is not None and any(PREFIX.replace(" ", "_") in name for name in functions(owner))
         by_heap = mutex.in_object.startswith(PREFIX)
         if by_frames or by_heap or waits:
