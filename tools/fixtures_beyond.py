@@ -322,4 +322,13 @@ BEYOND: tuple[Shape, ...] = (
         why="the lower filter's group, and not the upper's",
         not_these=("healthy", "throttle-stale-timer"),
     ),
+    *on(
+        (NEW,),
+        "mirror-writes",
+        machine_of(followed.mirror_writes),
+        where="peer",
+        signature="nbd-silent",
+        why="the guest's own writes wait for the mirror's target, which is in no disk's chain; the job is ready",
+        not_these=("healthy",),
+    ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from autopsy.bundle import layout
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
@@ -22,14 +24,16 @@ def told(case: e.Case) -> Diagnosis:
     return diagnose(gather_facts(case.bundle()))
 
 
-def mirroring(frames: tuple[str, ...], *, done: int, kind: str = "mirror") -> e.Case:
+def mirroring(
+    frames: tuple[str, ...], *, done: int, kind: str = "mirror", disks: tuple[dict[str, Any], ...] = ()
+) -> e.Case:
     """Return a VM whose disk completed so much, with three requests under these frames at a limit."""
     case = e.Case()
     case.idle_threads()
     case.parked(frames, 3)
     case.parked(MIRROR_ITSELF)
     case.monitor()
-    case.disks(e.disk("d0", "vd0", before=100, after=100 + done))
+    case.disks(*disks or (e.disk("d0", "vd0", before=100, after=100 + done),))
     job = {"id": "m0", "type": kind, "status": "running", "current-progress": 5, "total-progress": 9}
     for step in (layout.QUERY_STATUS, layout.SECOND_EXPOSURE):
         case.asked("query-jobs", [job], step=step)
@@ -51,7 +55,27 @@ def test_a_mirror_behind_a_limit_is_the_finding_where_the_guest_s_disk_does_noth
 
 
 def test_a_guest_s_write_that_a_mirror_sends_on_is_no_copy_of_the_mirror_s() -> None:
-    assert told(mirroring(SENT_ON, done=900)).signature == "throttle-timer-wait"
+    found = told(mirroring(SENT_ON, done=0))
+    assert (found.signature, found.subjects[0].name) == ("throttle-timer-wait", "vd0 (d0)")
+    going_on = told(mirroring(SENT_ON, done=900))  # its disk's writes all go that way, and hundreds have ended
+    assert "of job m0 wait" not in going_on.headline
+
+
+def writes_on(*disks: dict[str, Any]) -> Diagnosis:
+    """Return what is said of a VM with these disks, where a mirror's server is silent that guest's writes wait for."""
+    return told(mirroring((*e.YIELD, "nbd_receive_reply", *SENT_ON[len(THROTTLE) :]), done=0, disks=disks))
+
+
+def test_a_guest_s_write_that_a_mirror_writes_to_its_target_is_the_disk_s_and_not_the_job_s() -> None:
+    found = writes_on(e.disk("d0", "vd0"))
+    assert (found.signature, found.subjects[0].name) == ("nbd-silent", "vd0 (d0)")
+    assert "3 requests of disk vd0 (d0) wait for" in found.headline
+
+
+def test_where_it_could_be_of_two_disks_neither_they_nor_the_job_are_named() -> None:
+    found = writes_on(e.disk("d0", "vd0"), e.disk("d1", "vd1"))
+    assert "3 requests of a disk that cannot be named wait for" in found.headline
+    assert not {"vd0 (d0)", "vd1 (d1)", "job m0"}.intersection(found.objects)
 
 
 def test_requests_are_no_job_s_where_no_job_copies() -> None:

@@ -16,7 +16,7 @@ from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
 from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Node, Origin, Park
 from autopsy.facts.model.yield_points import THROTTLED
-from autopsy.facts.storage.requests import can_wait
+from autopsy.facts.storage.requests import may_be_of
 from autopsy.facts.subjects import Subject
 
 LONG_IDLE_NS = 3_000_000_000
@@ -170,22 +170,16 @@ def disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
 @once
 def _owners(facts: Facts) -> dict[int, tuple[DiskFact, ...]]:
     """Return them by the identity of each request: dozens of signatures ask, and most are alike."""
-    alike: dict[tuple[Park, bool, bool, str | None], tuple[DiskFact, ...]] = {}
+    alike: dict[tuple[Park, bool, bool, bool, str | None], tuple[DiskFact, ...]] = {}
     owners = {}
     for coroutine in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
         stands = isinstance(coroutine.stuck, Known) and coroutine.stuck.value
         disk = coroutine.disk.value if isinstance(coroutine.disk, Known) else None
-        kind = (coroutine.park, coroutine.of_job, stands, disk)
+        kind = (coroutine.park, coroutine.of_job, coroutine.by_mirror, stands, disk)
         if kind not in alike:
             alike[kind] = _disks_of(facts, coroutine)
         owners[id(coroutine)] = alike[kind]
     return owners
-
-
-@once
-def _with_room_for(facts: Facts, park: Park) -> tuple[DiskFact, ...]:
-    disks = facts.disks.value if isinstance(facts.disks, Known) else ()
-    return tuple(disk for disk in disks if disk.inserted and can_wait(disk, park))
 
 
 def _disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
@@ -193,7 +187,7 @@ def _disks_of(facts: Facts, coroutine: CoroutineFact) -> tuple[DiskFact, ...]:
         return ()
     if isinstance(coroutine.disk, Known):
         return tuple(disk for disk in facts.disks.value if disk.name == coroutine.disk.value)
-    possible = list(_with_room_for(facts, coroutine.park))
+    possible = [disk for disk in facts.disks.value if disk.inserted and may_be_of(disk, coroutine)]
     if isinstance(coroutine.stuck, Known) and coroutine.stuck.value:
         # A queue at a limit lets one go now and then, and the others stand: only what went far past them tells.
         most = _parked_there(facts) if coroutine.park in THROTTLED else 0
@@ -260,7 +254,8 @@ def last_driver(facts: Facts, request: CoroutineFact) -> Node | None:
 
 def job_of(facts: Facts, requests: Iterable[CoroutineFact]) -> tuple[subjects.Job, ...]:
     """Return the job that requests belong to which are no disk's, where there is only one that it could be."""
-    if isinstance(facts.jobs, Unknown) or any(disks_of(facts, request) for request in requests):
+    requests = tuple(requests)
+    if isinstance(facts.jobs, Unknown) or any(request.by_mirror or disks_of(facts, request) for request in requests):
         return ()
     busy = [job for job in facts.jobs.value if not job.paused]
     return (subjects.Job(busy[0].id),) if len(busy) == 1 else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.block_lines import block_lines
@@ -81,7 +81,7 @@ class Service:
         # The server of a node that came while the VM ran is told by the connection alone.
         others = () if servers else tuple(dict.fromkeys(socket.remote for socket in sockets if socket.remote))
         who = ", ".join((*servers, *others)[:3]) if servers or len(others) == 1 else ""
-        role = "its backup's target, " if who and _is_a_backups_target(facts, waiting.requests, who) else ""
+        role = f"its {copy}'s target, " if who and (copy := _copied_by(facts, waiting.requests, who)) else ""
         number = waiting.counted()
         verb = "waits" if len(waiting.requests) == 1 else "wait"
         claims = [
@@ -179,11 +179,14 @@ def _state(facts: Facts, waiting: Standing, sockets: tuple[SocketFact, ...]) -> 
     return ": others such as these were answered meanwhile" if forgotten and words == SILENT else words
 
 
-def _is_a_backups_target(facts: Facts, requests: Iterable[CoroutineFact], server: str) -> bool:
-    """Tell whether the disks' writes wait for this server because a backup copies first what they overwrite."""
+def _copied_by(facts: Facts, requests: Sequence[CoroutineFact], server: str) -> str:
+    """Return what writes to this server before the disks' own writes end: a backup, a mirror, or nothing."""
+    if all(request.by_mirror for request in requests):
+        return "mirror"
     disks = {disk.name: disk for request in requests for disk in disks_of(facts, request)}
     branches = (branch for disk in disks.values() for branch in block_lines(disk).branches)
-    return any(branch.of_backup and any(node.server == server for node in branch.nodes) for branch in branches)
+    at_server = (branch for branch in branches if any(node.server == server for node in branch.nodes))
+    return "backup" if any(branch.of_backup for branch in at_server) else ""
 
 
 def _places(requests: tuple[CoroutineFact, ...]) -> str:

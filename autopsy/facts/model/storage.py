@@ -15,7 +15,8 @@ class CoroutineFact:
     """One parked coroutine. `stuck` says whether it stood at the same place in both snapshots.
 
     `same_request` of one that moved: the request that it carries is as it was, by every word of it on its stack.
-    `of_job` says that it carries a request of a block job's own, and so none of a disk's.
+    `of_job` says that it carries a request of a block job's own, and so none of a disk's; `by_mirror` that it carries
+    a guest's write which a mirror writes to its target, too, before the guest hears of it (copy-mode=write-blocking).
     """
 
     address: int
@@ -31,6 +32,7 @@ class CoroutineFact:
     cite: Cite
     of_job: bool = False
     same_request: bool = False
+    by_mirror: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

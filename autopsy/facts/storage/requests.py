@@ -40,7 +40,8 @@ WAITING_DRIVERS: Mapping[str, Park] = MappingProxyType(
 # A device's requests enter the block layer by blk_aio_*, whose coroutines begin in static functions. These jobs call
 # the exported ones, and so does the server of an export.
 JOB_ENTRY = "job_co_entry"
-COPYING = frozenset({"mirror", "commit", "stream"})
+MIRROR = "mirror"
+COPYING = frozenset({MIRROR, "commit", "stream"})
 ENTERED_BY_NAME = ("blk_co_pread", "blk_co_pwrite", "blk_co_pdiscard", "blk_co_copy_range", "blk_co_flush")
 OF_AN_EXPORT = ("nbd_", "vhost_user_", "vduse_", "virtio_blk_")
 
@@ -64,6 +65,9 @@ def link(
     if isinstance(jobs, Known) and any(job.kind in COPYING for job in jobs.value):
         requests = (replace(coroutine, of_job=_is_of_job(coroutine)) for coroutine in coroutines.value)
         coroutines = Known(tuple(requests), coroutines.cite)
+        if any(job.kind == MIRROR for job in jobs.value):
+            requests = (replace(coroutine, by_mirror=_is_by_mirror(coroutine)) for coroutine in coroutines.value)
+            coroutines = Known(tuple(requests), coroutines.cite)
     if isinstance(disks, Unknown):
         return coroutines
     named = (_driver(coroutine, disks.value, nodes) for coroutine in coroutines.value)
@@ -92,6 +96,16 @@ def _is_of_job(coroutine: CoroutineFact) -> bool:
     outside = [frame.function or frame.near for frame in coroutine.frames[entered[-1] + 1 :]] if entered else []
     # A guest's write that a mirror sends on comes from blk_aio_*, or from what lies beside it in a stripped build.
     return bool(entered) and not any(name.startswith(("blk_", *OF_AN_EXPORT)) for name in outside)
+
+
+def _is_by_mirror(coroutine: CoroutineFact) -> bool:
+    """Tell whether a request on its way through nodes enters the block layer anew: only a mirror's filter has that.
+
+    It writes to the mirror's target by a block back end of its own; a backup's filter goes by nodes alone.
+    """
+    names = [frame.function for frame in coroutine.frames]
+    within = next((place for place, name in enumerate(names) if name.startswith(ENTERED_BY_NAME)), len(names))
+    return not coroutine.of_job and any(name.startswith("bdrv_co_p") for name in names[within + 1 :])
 
 
 def _is_beside_jobs(frames: Sequence[Frame]) -> bool:
@@ -126,7 +140,7 @@ def _disk(coroutine: CoroutineFact, disks: tuple[DiskFact, ...]) -> Fact[str]:
         title = coroutine.disk.value
         named = [disk for disk in disks if title in {disk.backend, disk.device, disk.name, top(disk)}]
         return Known(named[0].name, coroutine.disk.cite) if named else coroutine.disk
-    possible = [disk for disk in disks if disk.inserted and can_wait(disk, coroutine.park)]
+    possible = [disk for disk in disks if disk.inserted and may_be_of(disk, coroutine)]
     if len(possible) > 1:
         # An exact count of nothing in flight is as good as a name.
         possible = [disk for disk in possible if not (isinstance(disk.in_flight, Known) and disk.in_flight.value == 0)]
@@ -154,6 +168,11 @@ def can_wait(disk: DiskFact, park: Park) -> bool:
         engines = {node.aio for node in disk.nodes if node.aio}
         return not engines or park.engine in engines or (park is Park.THREADS)
     return True
+
+
+def may_be_of(disk: DiskFact, coroutine: CoroutineFact) -> bool:
+    """Tell whether a parked request can be a disk's. A mirror's target is no part of its chain."""
+    return coroutine.by_mirror or can_wait(disk, coroutine.park)
 
 
 def is_whole(disk: DiskFact) -> bool:

@@ -47,6 +47,21 @@ TRIALS = (
         partial(followed.limit_below_a_limit, lower="x-iops-total=1000"),
         (NEW,),
     ),
+    Trial(
+        "a mirror that blocks writes",
+        "peer",
+        "nbd-silent",
+        followed.mirror_writes,
+        (OLD, NEW, DEBUG, NEWEST),
+        says="of disk vd0 waits for its mirror's target",
+    ),
+    Trial(
+        "a mirror that blocks writes and copies them",
+        "none",
+        "healthy",
+        partial(followed.mirror_writes, stops=False),
+        (OLD, NEW),
+    ),
 )
 
 

@@ -150,3 +150,29 @@ def limit_below_a_limit(build: lab.Build, lower: str = "x-bps-total=1") -> Itera
     ):
         in_flight(vm, lab.of_device("vd0"), 6, size="64k")
         yield Stuck(vm, ("vd0", "narrow"))
+
+
+@contextmanager
+def mirror_writes(build: lab.Build, *, stops: bool = True) -> Iterator[Stuck]:
+    """A guest whose writes a mirror writes to its target, too, before they end; the target's server is stopped."""
+    with lab.folder() as place, lab.nbd(lab.disk(place / "target")) as server:
+        image = boot_sector(lab.disk(place / "d"), WRITE_NOW_AND_THEN)
+        with lab.qemu(
+            build,
+            *("-blockdev", f"driver=file,node-name=file0,filename={image}", "-device", f"{NODE}=file0"),
+            *("-blockdev", f"driver=nbd,node-name=target0,{server.server}"),
+            *("-blockdev", "driver=null-co,node-name=other0,size=1048576,read-zeroes=on"),
+            *("-device", "virtio-blk-pci,id=vd1,drive=other0"),
+            accelerate=lab.TO_BOOT,
+            boots=True,
+        ) as vm:
+            until_it_works(vm, 1)
+            copies = {"device": "file0", "target": "target0", "sync": "full", "copy-mode": "write-blocking"}
+            vm.qmp("blockdev-mirror", **{"job-id": "mirror0", **copies})
+            lab.until("it has copied all", lambda: vm.qmp("query-jobs")[0]["status"] == "ready")
+            if not stops:
+                yield Stuck(vm)
+                return
+            with lab.stopped(server.process):
+                time.sleep(A_MOMENT)  # until the guest has written again
+                yield Stuck(vm, ("vd0", f"qemu-nbd {server.process.pid}"), server.process.resume)
