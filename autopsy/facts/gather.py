@@ -127,6 +127,7 @@ def gather_facts(evidence: Evidence) -> Facts:
         crash=evidence.manifest.imported.crash if evidence.manifest.imported else "",
         left_out=(*limits.gather_limits(evidence), *graph.left_out),
         before=gather_ring(evidence),
+        polls_again=decode(evidence, layout.SECOND_EXPOSURE, layout.POLLS, tuple[records.PollSet, ...]),
         frames_again=decode(evidence, layout.SECOND_EXPOSURE, layout.THREADS, tuple[records.ThreadStack, ...]),
     )
 

@@ -15,7 +15,16 @@ from autopsy.diagnose.queries.threads import blocks_main_loop, condition_of, des
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, Facts, Park, PeerFact, PeerThread, SocketFact, ThreadFact
+from autopsy.facts.model.facts import (
+    CoroutineFact,
+    Facts,
+    Park,
+    PeerFact,
+    PeerThread,
+    SocketFact,
+    ThreadFact,
+    ThreadSnapshot,
+)
 
 FREEZER = frozenset({"do_freezer_trap", "__refrigerator", "refrigerator"})
 STOPPED = frozenset("Tt")
@@ -212,6 +221,9 @@ def about_thread(sleeper: PeerAsleep) -> Claim:
 
 
 ASLEEP = frozenset({"S", "D"})
+AWAKE = "R"
+MOSTLY_AWAKE = 0.1  # of the time between the looks
+SECOND = 1e9
 
 
 def ends_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
@@ -219,12 +231,13 @@ def ends_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
 
     QEMU's own event loops always wait for an eventfd, too: what waits for sockets alone is no event loop.
     """
-    seen = [look for look in looks(thread)[:1] if look.state in ASLEEP]
-    name = seen[0].syscall.name if seen else ""
-    if name in PEER_CALLS:
-        ends = socket_of(facts, thread)
-    elif name in POLL_CALLS and isinstance(facts.polls, Known) and isinstance(facts.sockets, Known):
-        wanted = _polled(facts).get(thread.tid, set())
+    look = telling(facts, thread)
+    if look is None or look.state not in ASLEEP or isinstance(facts.sockets, Unknown):
+        return ()
+    if look.syscall.name in PEER_CALLS:
+        ends = tuple(socket for socket in facts.sockets.value if socket.fd in look.syscall.arguments[:1])
+    elif look.syscall.name in POLL_CALLS:
+        wanted = _polled(facts, again=look is not looks(thread)[0]).get(thread.tid, set())
         ends = tuple(socket for socket in facts.sockets.value if socket.fd in wanted)
         ends = ends if {socket.fd for socket in ends} == wanted else ()
     else:
@@ -257,18 +270,37 @@ def place_of(end: SocketFact) -> subjects.File | subjects.Server:
 def comes_back(facts: Facts, thread: ThreadFact) -> bool:
     """Tell whether a thread that woke between the looks was at the same call again, and QEMU answered nobody meanwhile.
 
-    libiscsi and libnfs poll with a timeout of their own, again and again.
+    libiscsi and libnfs poll with a timeout of their own, again and again. On a busy host such a thread is met awake now
+    and then: that it slept nearly all the time tells it from one that works.
     """
     seen = looks(thread)
-    same = len(seen) > 1 and seen[0].syscall.is_like(seen[-1].syscall)
-    return same and monitor_is_dead(facts) and blocks_main_loop(facts, (thread.tid,))
+    if len(seen) < 2 or not monitor_is_dead(facts) or not blocks_main_loop(facts, (thread.tid,)):
+        return False
+    awake = [look for look in seen if look.state == AWAKE]
+    return seen[0].syscall.is_like(seen[-1].syscall) or (len(awake) == 1 and _slept_mostly(thread))
+
+
+def _slept_mostly(thread: ThreadFact) -> bool:
+    if isinstance(thread.movement, Unknown):
+        return False
+    moved = thread.movement.value
+    return (moved.cpu_ns + moved.waited_ns) / SECOND < MOSTLY_AWAKE * moved.seconds
+
+
+def telling(facts: Facts, thread: ThreadFact) -> ThreadSnapshot | None:
+    """Return the look that tells what a thread sleeps in: the first, and of one that was met awake then the last."""
+    seen = looks(thread)
+    if len(seen) > 1 and seen[0].state == AWAKE and comes_back(facts, thread):
+        return seen[-1]
+    return seen[0] if seen else None
 
 
 @once
-def _polled(facts: Facts) -> dict[int, set[int]]:
+def _polled(facts: Facts, *, again: bool) -> dict[int, set[int]]:
     """Return the descriptors that each thread polls, by its tid: of thousands of threads each is asked about."""
     polled: dict[int, set[int]] = {}
-    for poll in facts.polls.value if isinstance(facts.polls, Known) else ():
+    sets = facts.polls_again if again else facts.polls
+    for poll in sets.value if isinstance(sets, Known) else ():
         polled.setdefault(poll.tid, set()).update(fd.fd for fd in poll.fds)
     return polled
 

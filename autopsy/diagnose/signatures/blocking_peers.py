@@ -11,10 +11,18 @@ from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.migration import sends_state
 from autopsy.diagnose.queries.requests import confidence, title
 from autopsy.diagnose.queries.silence import beyond_their_past
-from autopsy.diagnose.queries.socket_peers import about_sockets, comes_back, ends_of, leads_to, peers_of, stands, state
+from autopsy.diagnose.queries.socket_peers import (
+    about_sockets,
+    comes_back,
+    ends_of,
+    leads_to,
+    peers_of,
+    stands,
+    state,
+    telling,
+)
 from autopsy.diagnose.queries.threads import (
     functions,
-    looks,
     named,
     owns_bql,
     slept_through,
@@ -56,12 +64,13 @@ def _judge(facts: Facts) -> Judgement:
     whose = f", the server of {' and '.join(title(disk) for disk in disks)}," if disks else ""
     claims = [
         claim(
-            f"{sentence(named(waiter))} waits in {looks(waiter)[0].syscall.name} on fd "
+            f"{sentence(named(waiter))} waits in {look.syscall.name} on fd "
             f"{', '.join(str(end.fd) for end in ends[:3])}{_under(waiter)}, and serves nothing else meanwhile.",
-            looks(waiter)[0].cite,
+            look.cite,
             *((waiter.frames.cite,) if isinstance(waiter.frames, Known) else ()),
         )
         for waiter, ends in silent[:3]
+        if (look := telling(facts, waiter)) is not None
     ]
     return Match(
         headline=f"{sentence(named(thread))} waits for {whom}{whose} in a blocking call{state(sockets)}"

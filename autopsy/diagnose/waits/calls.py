@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autopsy.bundle.syscalls import PEER_CALLS
 from autopsy.diagnose.queries.kernel_stacks import family
-from autopsy.diagnose.queries.socket_peers import comes_back, ends_of, place_of, socket_of
+from autopsy.diagnose.queries.socket_peers import comes_back, ends_of, place_of, socket_of, telling
 from autopsy.diagnose.queries.threads import descriptor, looks, slept_through, threads
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
@@ -23,8 +23,8 @@ def call_waits(facts: Facts) -> Iterator[Wait]:
             continue
         if slept_through(thread) is False and not comes_back(facts, thread):
             continue
-        look = looks(thread)[0]
-        if look.state != "S" or family(look) is not None:
+        look = telling(facts, thread)
+        if look is None or look.state != "S" or family(look) is not None:
             continue
         sure = Certainty.SEEN if slept_through(thread) else Certainty.ONCE
         ends = ends_of(facts, thread) or _pipes(facts, thread)

@@ -385,6 +385,7 @@ class Facts:
     crash: str = ""
     before: Fact[Ring] = NOT_BEFORE
     frames_again: Fact[tuple[ThreadStack, ...]] = NOT_AGAIN
+    polls_again: Fact[tuple[PollSet, ...]] = NOT_AGAIN
     left_out: tuple[LeftOutFact, ...] = ()
     listeners: tuple[ListenerFact, ...] = ()
     fifo_openings: tuple[FifoOpeningFact, ...] = ()
