@@ -13,6 +13,7 @@ from autopsy.facts.model.facts import Asked, MigrationPace, MonitorFact, RunStat
 from autopsy.facts.untrusted import mapping, number
 
 GREETING = "(greeting)"
+SHORTEST_MS = 500.0  # of what has got no answer
 CAPABILITIES = "qmp_capabilities"
 STEPS = (layout.QUERY_STATUS, layout.QUERY_BLOCK, layout.THROTTLE_GROUPS, layout.SECOND_EXPOSURE, layout.UNSTABLE)
 
@@ -26,11 +27,15 @@ def gather_conversation(evidence: Evidence) -> MonitorFact:
             cite = Cite(path, line, f"{exchange.question}: {exchange.outcome}")
             asked.append(Asked(exchange=exchange, again=step == layout.SECOND_EXPOSURE, cite=cite))
     absent = missing(evidence, layout.QUERY_STATUS, layout.QMP)
-    greetings = [one for one in asked if one.exchange.question == GREETING and not one.again]
+    greetings = [
+        one for one in asked if one.exchange.question == GREETING and not one.again and not _is_cut_short(one.exchange)
+    ]
     # What a question did that QEMU promises nothing about says nothing of how the VM was before.
     asked_well = [one for one in asked if not one.cite.file.startswith(layout.evidence(layout.UNSTABLE, ""))]
     # Nor does what a QEMU that ended did not answer say anything of its main loop.
     asked_well = [one for one in asked_well if not vm_end.fell_silent(evidence, one)]
+    # What was cut short says as little, as on a host so busy that a question gets a twentieth of a second.
+    asked_well = [one for one in asked_well if not _is_cut_short(one.exchange)]
     silent = [one for one in asked_well if one.exchange.outcome == "no answer"]
     silent.sort(key=lambda one: one.exchange.asked_ns)
     return MonitorFact(
@@ -45,6 +50,11 @@ def gather_conversation(evidence: Evidence) -> MonitorFact:
         ),
         not_asked=_not_asked(evidence, asked),
     )
+
+
+def _is_cut_short(exchange: QmpExchange) -> bool:
+    """Tell whether QEMU was given less time for an answer than a main loop that comes round may need."""
+    return exchange.outcome in {"no answer", "silent"} and exchange.ms < SHORTEST_MS
 
 
 def _not_asked(evidence: Evidence, asked: list[Asked]) -> str:

@@ -18,6 +18,7 @@ from autopsy.bundle.sections import Section, render
 
 PID = 4242
 SECOND = 1_000_000_000
+MOST_MS = 1000.0  # for an answer
 Since = Literal["stuck", "moved", "new", "gone", "unknown"]
 
 YIELD = ("qemu_coroutine_switch", "qemu_coroutine_yield")
@@ -160,10 +161,12 @@ class Case:
                 question=question,
                 outcome=outcome,
                 asked_ns=11 * SECOND,
-                ms=1.0,
-                deadline_ms=1000.0,
-                answer=answer,
-                **more,
+                **{
+                    "ms": MOST_MS if outcome in {"no answer", "silent"} else 1.0,
+                    "deadline_ms": MOST_MS,
+                    "answer": answer,
+                    **more,
+                },
             )
         )
 

@@ -1,4 +1,4 @@
-"""A thread that polls for its peer with a timeout, and was met awake at one of the two looks, is told by the other."""
+"""What a busy host let be seen of a VM: a thread met awake between two polls, a monitor that got no time to answer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from autopsy.facts.cite import Fact, Known
 from autopsy.facts.gather import gather_facts
 from autopsy.facts.model.facts import Facts, Movement, Role, Syscall, ThreadFact, ThreadSnapshot
 from support import stored
+from support.built import evidence as e
 
 
 def silent_iscsi() -> Facts:
@@ -56,3 +57,18 @@ def test_one_that_works_meanwhile_or_got_no_processor_is_not_said_to_wait_for_it
 
 def test_one_that_nobody_saw_asleep_is_not_said_to_wait_for_its_peer() -> None:
     assert told("first", "again").signature != "peer-blocks-thread"
+
+
+@pytest.mark.parametrize(
+    ("ms", "signatures"), [(45.0, set()), (2000.0, {"monitor-unanswered"})], ids=["cut short", "waited for"]
+)
+@pytest.mark.parametrize(("question", "outcome"), [("(greeting)", "silent"), ("qmp_capabilities", "no answer")])
+def test_a_monitor_that_got_no_time_to_answer_is_not_said_to_be_silent(
+    question: str, outcome: str, ms: float, signatures: set[str]
+) -> None:
+    case = e.Case()
+    case.idle_threads()
+    case.asked(question, None, outcome=outcome, ms=ms)
+    verdict = diagnose(gather_facts(case.bundle()))
+    told_of = {verdict.signature, *(other.signature for other in verdict.secondary)}
+    assert told_of & {"monitor-unanswered", "monitor-held"} == signatures
