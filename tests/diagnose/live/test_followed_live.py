@@ -47,6 +47,14 @@ TRIALS = (
         partial(followed.limit_below_a_limit, lower="x-iops-total=1000"),
         (NEW,),
     ),
+    Trial(  # the guest only talks
+        "a console's file that is written",
+        "guest",
+        "guest-spins",
+        partial(followed.console_to_a_file, freezes=False),
+        (NEW,),
+        ("possible",),
+    ),
     Trial(
         "a mirror that blocks writes",
         "peer",
@@ -63,6 +71,15 @@ TRIALS = (
         (OLD, NEW),
     ),
 )
+
+
+@pytest.mark.parametrize("label", [OLD, NEW, DEBUG, NEWEST])
+def test_a_console_s_file_on_a_frozen_file_system_is_told_and_no_migration(label: str, tmp_path: Path) -> None:
+    with followed.console_to_a_file(lab.build(label)) as it:
+        verdict = captured(it.vm.pid, tmp_path, *GAP)
+        assert (verdict.where, verdict.signature) == ("host", "host-fs-frozen"), verdict
+        assert all(name in verdict.objects for name in it.names), verdict
+        assert "migration-send-blocked" not in verdict.secondary, verdict
 
 
 @on_each_qemu(TRIALS)

@@ -16,7 +16,7 @@ from autopsy.drill.process import states
 from autopsy.drill.site import site
 from support import lab
 from support.wedged.small_guests import WRITE_NOW_AND_THEN, boot_sector
-from support.wedged.wedges import A_MOMENT, DISK, NODE, Stuck, in_flight, until_it_works
+from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, TALK, Stuck, in_flight, running, until_it_works
 
 READS_ONCE = """
 import socket, time
@@ -176,3 +176,20 @@ def mirror_writes(build: lab.Build, *, stops: bool = True) -> Iterator[Stuck]:
             with lab.stopped(server.process):
                 time.sleep(A_MOMENT)  # until the guest has written again
                 yield Stuck(vm, ("vd0", f"qemu-nbd {server.process.pid}"), server.process.resume)
+
+
+@contextmanager
+def console_to_a_file(build: lab.Build, *, freezes: bool = True) -> Iterator[Stuck]:
+    """A guest that talks to a debug console, which goes to a file on a frozen file system: no migration is about."""
+    with lab.file_system() as mounted:
+        log = mounted.mount / "console.log"
+        chardev = ("-chardev", f"file,id=console0,path={log}", "-device", "isa-debugcon,iobase=0xe9,chardev=console0")
+        with running(build, TALK, chardev) as it:
+            lab.until("it has talked", lambda: log.stat().st_size > 0, seconds=BOOT_SECONDS)
+            if not freezes:
+                yield Stuck(it.vm)
+                return
+            with lab.frozen(mounted):
+                lab.until("a vCPU waits", lambda: lab.any_thread_in(it.vm.pid, "D"), seconds=BOOT_SECONDS)
+                time.sleep(A_MOMENT)
+                yield Stuck(it.vm, (str(mounted.mount), "CPU 0"), mounted.thaw)
