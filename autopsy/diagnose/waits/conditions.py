@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autopsy.diagnose.queries.engines import IDLE_CALLS
 from autopsy.diagnose.queries.threads import condition_of, looks, slept_through, threads
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
+from autopsy.facts.cite import Unknown
 from autopsy.facts.model.facts import Facts, Origin, Role, ThreadFact
 
 # Who ends the wait of each function of QEMU's: by their roles, or by how their names begin. What is not here is told
-# as what it is, a condition with its address.
+# as what it is, a condition with its address. Met on real QEMUs: run_on_cpu, drain_call_rcu, iothread_init, and
+# multifd_send with multifd_send_sync_main; the others are read from its source.
 BY_ROLE = {
     "run_on_cpu": Role.VCPU,
     "do_run_on_cpu": Role.VCPU,
@@ -18,6 +21,7 @@ BY_ROLE = {
     "cpu_exec_start": Role.VCPU,
     "qemu_init_vcpu": Role.VCPU,
     "iothread_complete": Role.IOTHREAD,
+    "iothread_init": Role.IOTHREAD,
     "drain_call_rcu": Role.CALL_RCU,
 }
 BY_NAME = {
@@ -31,9 +35,9 @@ BY_NAME = {
     "wait_for_decompress_done": ("decompress",),
     "decompress_data_with_multi_threads": ("decompress",),
     "colo_notify_compares_event": ("colo-compare",),
-    "qemu_prealloc_mem": ("touch_pages", "memset"),
 }
-AT_REST = frozenset({"futex"})  # where a vCPU sleeps that has done what it was asked for, or that its guest has halted
+# Where each sleeps that has done what it was asked for: a vCPU also where its guest halted, an iothread in its loop.
+AT_REST = {Role.VCPU: frozenset({"futex"}), Role.IOTHREAD: IDLE_CALLS - {""}}
 
 
 def condition_waits(facts: Facts) -> Iterator[Wait]:
@@ -46,7 +50,7 @@ def condition_waits(facts: Facts) -> Iterator[Wait]:
             continue
         look = looks(thread)[0]
         sure = Certainty.SEEN if slept_through(thread) else Certainty.ONCE
-        signallers = [other for other in threads(facts) if other is not thread and _signals(other, function)]
+        signallers = [other for other in threads(facts) if other is not thread and _signals(facts, other, function)]
         for other in signallers:
             cites = (look.cite, *(seen.cite for seen in looks(other)[:1]))
             yield Wait(subjects.thread(thread), subjects.thread(other), How.SIGNALLED_BY, sure, cites)
@@ -56,9 +60,18 @@ def condition_waits(facts: Facts) -> Iterator[Wait]:
             yield Wait(subjects.thread(thread), condition, How.SIGNALLED_BY, sure, (look.cite,))
 
 
-def _signals(thread: ThreadFact, function: str) -> bool:
-    """Tell whether a thread is one of those that end the wait in a function, and has not rested since."""
+def _signals(facts: Facts, thread: ThreadFact, function: str) -> bool:
+    """Tell whether a thread is one of those that end the wait in a function, and does not rest."""
     role = BY_ROLE.get(function)
     if role is not None and thread.role is role:
-        return role is not Role.VCPU or any(look.syscall.name not in AT_REST for look in looks(thread)[:1])
-    return thread.comm.startswith(BY_NAME.get(function, ()) or ("\0",))
+        rest = AT_REST.get(role)
+        return rest is None or any(look.syscall.name not in rest for look in looks(thread)[:1])
+    return thread.comm.startswith(BY_NAME.get(function, ()) or ("\0",)) and not _has_no_work(facts, thread)
+
+
+def _has_no_work(facts: Facts, thread: ThreadFact) -> bool:
+    """Tell whether one of several of a kind sleeps in a futex that is no mutex: it has done its part."""
+    if isinstance(facts.locks, Unknown):
+        return False
+    locked = any(thread.tid in mutex.waiters for mutex in facts.locks.value.mutexes)
+    return not locked and any(look.syscall.name == "futex" for look in looks(thread)[:1])

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from autopsy.bundle.reader import open_bundle
+from autopsy.diagnose.waits.graph import build
+from autopsy.diagnose.waits.wait import How
+from autopsy.facts.gather import gather_facts
+from autopsy.facts.model.facts import Role
+from autopsy.facts.subjects import Thread
 from support import lab
 from support.verdicts import captured
 from support.wedged import wedges_followed as followed
 from support.wedged.trials import Trial, on_each_qemu
+from support.wedged.wedges import Stuck
 
 pytestmark = [pytest.mark.live, pytest.mark.soak]  # stored cases say the same in the gate
 
+SetUp = Callable[[lab.Build], AbstractContextManager[Stuck]]
 OLD, NEW, DEBUG, NEWEST = "7.2", "10.0.2", "10.0.2-debug", "11"
 GAP = ("--gap", "4")
 TRIALS = (
@@ -80,6 +90,33 @@ def test_a_console_s_file_on_a_frozen_file_system_is_told_and_no_migration(label
         assert (verdict.where, verdict.signature) == ("host", "host-fs-frozen"), verdict
         assert all(name in verdict.objects for name in it.names), verdict
         assert "migration-send-blocked" not in verdict.secondary, verdict
+
+
+RCU = (followed.drains_rcu, Role.MAIN, ("call_rcu", "qemu-system"))
+CHANNELS = (followed.channels_unread, Role.MIGRATION, ("multifdsend", "mig/src/send"))
+
+
+@pytest.mark.parametrize(
+    ("set_up", "waiter", "signaller", "label"),
+    # RCU's thread begins before QEMU 7.2 knows that it is to name its threads, and its function has no name there.
+    [*((*RCU, label) for label in (DEBUG, NEWEST)), *((*CHANNELS, label) for label in (OLD, DEBUG, NEWEST))],
+)
+def test_a_condition_leads_to_the_threads_that_signal_it(
+    set_up: SetUp, waiter: Role, signaller: tuple[str, ...], label: str, tmp_path: Path
+) -> None:
+    with set_up(lab.build(label)) as it:
+        verdict = captured(it.vm.pid, tmp_path, *GAP)
+        assert all(name in verdict.objects or verdict.signature == "process-traced" for name in it.names), verdict
+    facts = gather_facts(open_bundle(Path(verdict.answer["bundle"])))
+    signalled = [wait for wait in build(facts).waits if wait.how is How.SIGNALLED_BY]
+    assert {wait.waiter.role for wait in signalled if isinstance(wait.waiter, Thread)} == {waiter}
+    assert all(isinstance(wait.on, Thread) and wait.on.comm.startswith(signaller) for wait in signalled)
+
+
+def test_a_device_that_cannot_be_added_is_refused_where_rcu_s_thread_works(tmp_path: Path) -> None:
+    with followed.drains_rcu(lab.build(NEW), stops=False) as it:
+        verdict = captured(it.vm.pid, tmp_path, *GAP)
+        assert (verdict.where, verdict.confidence) == ("none", "proven"), verdict
 
 
 @on_each_qemu(TRIALS)

@@ -56,3 +56,25 @@ def test_a_thread_that_rests_waits_for_nobody(frames: tuple[str, ...]) -> None:
     waits, case = waits_of(e.PID + 70, frames, comm="worker")
     assert waits == []
     assert diagnose(gather_facts(case.bundle())).signature == "healthy"
+
+
+SENDING = "46 0x1c 0x7f2000000100 0x0 0x0 0x0 0x0 0x7f2000000000 0x7f0000000000"
+
+
+def test_a_migration_waits_for_the_channels_that_send_and_not_for_one_that_has_no_work() -> None:
+    case = cases.healthy_idle()
+    case.thread(e.PID + 71, "mig/src/send_0", syscall=SENDING, stack=("sock_alloc_send_pskb",))
+    case.thread(e.PID + 72, "mig/src/send_1", syscall=WAITING, stack=e.IDLE_STACK)
+    case.thread(e.PID + 70, "mig/src/main", syscall=WAITING, stack=e.IDLE_STACK, frames=(*SEM, "multifd_send"))
+    waits = [wait for wait in graph.build(gather_facts(case.bundle())).waits if wait.how is How.SIGNALLED_BY]
+    assert [(wait.waiter, wait.on) for wait in waits] == [
+        (subjects.Thread(e.PID + 70), subjects.Thread(e.PID + 71)),
+    ]
+
+
+def test_what_waits_for_a_new_iothread_does_not_wait_for_one_that_is_in_its_loop() -> None:
+    case = cases.healthy_idle()
+    case.thread(e.PID + 71, "IO iothread0", syscall=e.POLL, stack=e.POLL_STACK)
+    case.thread(e.PID + 70, "mig/src/main", syscall=WAITING, stack=e.IDLE_STACK, frames=(*SEM, "iothread_init"))
+    (wait,) = [wait for wait in graph.build(gather_facts(case.bundle())).waits if wait.how is How.SIGNALLED_BY]
+    assert wait.on == subjects.Condition(0x55D000300000, "iothread_init")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from autopsy.drill import storage
 from autopsy.drill.machine import QmpRefused
 from autopsy.drill.process import states
 from autopsy.drill.site import site
+from autopsy.linux import ptrace
 from support import lab
 from support.wedged.small_guests import WRITE_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, TALK, Stuck, in_flight, running, until_it_works
@@ -193,3 +195,37 @@ def console_to_a_file(build: lab.Build, *, freezes: bool = True) -> Iterator[Stu
                 lab.until("a vCPU waits", lambda: lab.any_thread_in(it.vm.pid, "D"), seconds=BOOT_SECONDS)
                 time.sleep(A_MOMENT)
                 yield Stuck(it.vm, (str(mounted.mount), "CPU 0"), mounted.thaw)
+
+
+@contextmanager
+def drains_rcu(build: lab.Build, *, stops: bool = True) -> Iterator[Stuck]:
+    """A device that cannot be added: the main thread waits for RCU's own thread, which a tracer of ours keeps."""
+    with lab.qemu(build) as vm:
+        second = sorted(map(int, os.listdir(f"/proc/{vm.pid}/task")))[1]  # RCU's begins before all others
+        if stops:
+            assert ptrace.seize(second) == 0
+            ptrace.interrupt(second)
+            lab.until("it stands", lambda: not isinstance(ptrace.stop_state(second), ptrace.Moving))
+        try:
+            with suppress(TimeoutError, QmpRefused):
+                vm.qmp("device_add", driver="virtio-blk-pci", id="vd9", drive="nobody's", within=A_MOMENT)
+            yield Stuck(vm, (str(second),))
+        finally:
+            ptrace.detach(second, 0)
+
+
+@contextmanager
+def channels_unread(build: lab.Build) -> Iterator[Stuck]:
+    """A migration over several channels that nobody reads: its main thread waits for those that send."""
+    with lab.folder() as place, socket.socket(socket.AF_UNIX) as listener, ExitStack() as taken:
+        listener.bind(str(place / "migration"))
+        listener.listen()
+        listener.settimeout(BOOT_SECONDS)
+        with running(build, TALK) as it:
+            it.vm.qmp("migrate-set-capabilities", capabilities=[{"capability": "multifd", "state": True}])
+            it.vm.qmp("migrate-set-parameters", **{"max-bandwidth": 0, "multifd-channels": 2})
+            it.vm.qmp("migrate", uri=f"unix:{place}/migration")
+            for _ in range(3):
+                taken.enter_context(listener.accept()[0])
+            time.sleep(2 * A_MOMENT)
+            yield Stuck(it.vm, (f"{place}/migration",))
