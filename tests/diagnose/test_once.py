@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 from autopsy.diagnose.once import once
@@ -27,6 +28,22 @@ def test_each_question_is_put_once_for_one_vm_and_anew_for_the_next() -> None:
     question(second, "a")
     question(first, "a")
     assert asked == ["a", "b", "a"]  # of the first they are known still
+
+
+def test_what_was_answered_goes_when_the_facts_go() -> None:
+    class Answer:
+        pass
+
+    @once
+    def question(_: Facts) -> Answer:
+        return Answer()
+
+    facts = gather_facts(cases.healthy_idle().bundle())
+    diagnose(facts)
+    answer = weakref.ref(question(facts))
+    assert answer() is question(facts)
+    del facts
+    assert answer() is None
 
 
 def test_two_vms_in_turn_get_their_own_answers() -> None:
