@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from autopsy.dataclass import dataclass
-from autopsy.diagnose.block_lines import BlockLines, block_lines
+from autopsy.diagnose.block_lines import BlockLines, Branch, block_lines
 from autopsy.diagnose.diagnosis import DiskPath, Hop, PathBranch, Where
 from autopsy.diagnose.queries.requests import called, disks_of, title
 from autopsy.facts import subjects
@@ -66,6 +66,7 @@ def paths(facts: Facts, where: Where, objects: frozenset[Subject]) -> tuple[Disk
             disk,
             requests.get(disk.name, []),
             _Ends(where if subjects.disk(disk) in objects else None, servers, files),
+            [node for node in facts.nodes if node.server in servers],
         )
         for disk in facts.disks.value
         if disk.inserted
@@ -94,8 +95,11 @@ def _path_of_job(facts: Facts, job: JobFact, where: Where, servers: Sequence[str
     )
 
 
-def _path(disk: DiskFact, requests: list[CoroutineFact], ends: _Ends) -> DiskPath:
+def _path(disk: DiskFact, requests: list[CoroutineFact], ends: _Ends, served: Sequence[Node]) -> DiskPath:
     lines = block_lines(disk)
+    if any(request.by_mirror for request in requests):  # its target is no node of the disk's
+        targets = (Branch(0, "target of the mirror", (node,)) for node in served[:1])
+        lines = BlockLines(lines.trunk, (*lines.branches, *targets))
     hops = [*_above(disk, requests, ends.where)]
     first = len(hops)
     hops += _line(lines.trunk, lines, requests, ends, top=True)

@@ -189,3 +189,16 @@ def test_an_export_s_path_is_its_clients_and_is_called_no_disk() -> None:
     drawn = draw_path(told("export-frozen-11").paths[0], 1)
     assert drawn.whose == "export export0 (node node0)"
     assert drawn.stations[0].kind == "client"
+
+
+def test_a_mirror_s_target_is_drawn_beside_the_disk_whose_writes_wait_for_it() -> None:
+    paths = {path.disk: path for path in told("mirror-writes-10.0.2").paths}
+    waiting, other = paths["vd0"], paths["vd1"]
+    assert [hop.kind for hop in waiting.hops] == ["guest", "device", "node", "aio", "host"]
+    (branch,) = waiting.branches
+    assert (branch.words, [hop.kind for hop in branch.hops], branch.stuck_at) == (
+        "target of the mirror",
+        ["node", "peer"],
+        1,
+    )
+    assert not other.branches
