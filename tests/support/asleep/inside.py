@@ -77,6 +77,10 @@ class Told:
                 return
             time.sleep(0.3)
 
+    def until_called(self, name: str) -> None:
+        """Follow them until a VM is called stalled."""
+        self.follow(PATIENCE, lambda: self.last.get(name, "") not in {"", "suspect"})
+
     def until_all_is_well(self) -> None:
         """Follow them until none is told of."""
         self.follow(PATIENCE, lambda: not any(self.last.values()))
@@ -124,7 +128,8 @@ def slept_through(stuck: Machine, mode: str, follow: Told) -> None:
     write(stuck, 4)
     time.sleep(1)
     sleep(mode)
-    follow.follow(AFTER)
+    follow.follow(AFTER)  # for all of them, and
+    follow.until_called(mode)
     free = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
     stuck.qmp("block_set_io_throttle", device="disk0", within=PATIENCE, **free)
     follow.until_all_is_well()
@@ -140,7 +145,7 @@ def suspended(machine: Machine, follow: Told) -> None:
     try:
         say(suspended=MAPPED)
         write(machine, 4)
-        follow.follow(AFTER, lambda: follow.last.get("mapped", "") not in {"", "suspect"})
+        follow.until_called("mapped")
         say(in_flight=Path("/sys/block/dm-0/stat").read_text().split()[8])
     finally:
         mapper("resume", "below")

@@ -16,7 +16,8 @@ from support.asleep.inside import SLEEPS
 pytestmark = [pytest.mark.live, pytest.mark.soak, pytest.mark.timeout(1500)]
 
 SECONDS = 1400.0
-IN_TIME = 20.0  # after the host has woken, on a processor that is emulated
+IN_TIME = 60.0  # on a processor that is emulated, beside whatever runs here: nine seconds where it has one to itself
+REQUESTS = ("disk", "request")  # the latter where the writes came slowly one after the other
 BEFORE = 3.5  # seconds that a request may have stood before the host slept, as far as the watch can know
 
 
@@ -36,7 +37,7 @@ def test_a_host_that_sleeps_is_no_stall_and_what_stands_before_it_and_after_is_o
         assert woken["boottime"] - asleep["boottime"] >= SLEEPS - 3
         signs = [line for line in lines if line.get("vm") == mode]
         assert all(line["boottime"] >= woken["boottime"] + 1 for line in signs), "around the sleep nothing is told"
-        stalled = first(signs, "disk")
+        stalled = first(signs, *REQUESTS)
         awake = stalled["boottime"] - woken["boottime"]
         assert awake <= IN_TIME
         assert stalled["oldest"] <= awake + BEFORE, "the sleep counts for nothing"
@@ -44,7 +45,7 @@ def test_a_host_that_sleeps_is_no_stall_and_what_stands_before_it_and_after_is_o
     mapped = [line for line in lines if line.get("vm") == "mapped"]
     suspended = next(line for line in lines if "suspended" in line)
     # Of what waits above a suspended device the device itself counts nothing as in flight.
-    assert first(mapped, "disk")["boottime"] - suspended["boottime"] <= IN_TIME
+    assert first(mapped, *REQUESTS)["boottime"] - suspended["boottime"] <= IN_TIME
     assert mapped[-1]["sign"] == ""
 
 
