@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import time
@@ -17,6 +18,7 @@ MOST_BYTES = 256 << 20  # of one child's answer: a bound on our memory, not on a
 # Good or not, the kind of failure, then the length. The end of the pipe would not do: a grandchild that is stuck in the
 # kernel holds it open.
 HEADER = struct.Struct("<?BQ")
+AGAIN = b"\n"  # what a lasting child hears
 
 
 class ChildTimedOut(Exception):
@@ -49,10 +51,36 @@ def spawn(work: Callable[[], bytes]) -> Child:
         raise ChildFailed(f"no process could be started: {error.strerror}", trouble_of(error)) from error
 
 
+def spawn_lasting(work: Callable[[], bytes]) -> Child:
+    """Fork a child as `spawn` does, which runs `work` again, and answers again, whenever it is asked `again`.
+
+    Raises:
+        ChildFailed: as `spawn` raises it.
+    """
+
+    def answer(ends: PipeEnds) -> int:
+        while _answer(work, ends) == 0 and os.read(ends.hears, len(AGAIN)):
+            pass
+        return 0
+
+    try:
+        return fork(answer, own_session=True)
+    except OSError as error:
+        raise ChildFailed(f"no process could be started: {error.strerror}", trouble_of(error)) from error
+
+
+def again(child: Child) -> bool:
+    """Ask a lasting child that has answered for the next answer, and return whether it is still there to be asked."""
+    with contextlib.suppress(BrokenPipeError):
+        return os.write(child.questions, AGAIN) == len(AGAIN)
+    return False
+
+
 def _answer(work: Callable[[], bytes], ends: PipeEnds) -> int:
     null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
+    os.close(null)
     try:
         data = work()
         send(ends.tells, HEADER.pack(True, FailureKind.OTHER, len(data)) + data)  # noqa: FBT003 - a struct's fields
@@ -63,8 +91,10 @@ def _answer(work: Callable[[], bytes], ends: PipeEnds) -> int:
     return 0
 
 
-def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None) -> bytes:
+def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None, *, lasting: bool = False) -> bytes:
     """Wait for the child's answer at most `seconds`, calling `tick` ten times a second; then end it.
+
+    A `lasting` child is left alone once it has answered well.
 
     Raises:
         ChildTimedOut: no whole answer in time.
@@ -83,7 +113,7 @@ def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None
     except Overdue:
         pass  # told below, with what became of it
     finally:
-        left_behind = end(child, answered=answered)
+        left_behind = None if lasting and answered and good else end(child, answered=answered)
     if not answered:
         raise ChildTimedOut(seconds, left_behind)
     if good:

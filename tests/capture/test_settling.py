@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 
 from autopsy.capture.staging import staging
 from autopsy.capture.staging.copying import copy_new
+from autopsy.capture.staging.settling import Copier
 from autopsy.capture.staging.staging import Staging, prepare
+from support import lab
 
 Copy = Callable[[int, int], bytes]
 
@@ -50,6 +54,43 @@ def slowly(work: int, durable: int) -> bytes:
 def never(_work: int, _durable: int) -> bytes:
     time.sleep(600)
     return b""
+
+
+def test_one_process_makes_every_copy_and_ends_with_the_capture(tmp_path: Path) -> None:
+    stage = prepare(f"autopsy-settling-{os.getpid()}", (tmp_path,))
+    pids = set()
+    for name in ("one", "two", "three"):
+        stage.put(name, name.encode())
+        stage.settle()
+        assert stage.settling is not None
+        pids.add(stage.settling.child.pid)
+        stage.settled()
+        assert (stage.durable / name).read_bytes() == name.encode()
+    (pid,) = pids
+    assert Path(f"/proc/{pid}").exists()
+    stage.clear()
+    assert not Path(f"/proc/{pid}").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copier_that_was_killed_between_two_copies_is_replaced(stage: Staging) -> None:
+    stage.settle()
+    stage.settled()
+    assert stage.copier.child is not None
+    os.kill(stage.copier.child.pid, signal.SIGKILL)
+    lab.until("it is dead", lambda: ended(stage.copier))
+    stage.put("one", b"1")
+    stage.settle()
+    stage.settled()
+    assert (stage.durable / "one").read_bytes() == b"1"
+    assert stage.notes == []
+
+
+def ended(copier: Copier) -> bool:
+    assert copier.child is not None
+    poller = select.poll()
+    poller.register(copier.child.pidfd, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def test_a_copy_that_goes_on_is_let_go_on_and_what_is_new_goes_after_it(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import field
+from pathlib import Path
 
 from autopsy.bundle import proc_stat
 from autopsy.dataclass import dataclass
-from autopsy.linux.tasks.forking import Child
+from autopsy.linux.child import again, collect, spawn_lasting
+from autopsy.linux.tasks.forking import Child, end
 
 WRITTEN = b"wchar:"
 
@@ -49,3 +52,41 @@ class SettlingCopy:
         with suppress(OSError), open(f"/proc/{self.child.pid}/stat", "rb") as stream:
             return proc_stat.parse(stream.read()).state == "R"
         return False
+
+
+@dataclass(slots=True)
+class Copier:
+    """The process that copies to a durable folder, again and again: to fork one takes longer than most copies take."""
+
+    folder: Path = Path()
+    child: Child | None = None
+
+    def begin(self, folder: Path, work: Callable[[], bytes]) -> SettlingCopy:
+        """Begin a copy; `work` makes it, which is the same as long as the folder is.
+
+        Raises:
+            ChildFailed: no process could be started.
+        """
+        child, self.child = self.child, None
+        if child is not None and (folder != self.folder or not again(child)):
+            end(child)
+            child = None
+        self.folder, self.child = folder, child or spawn_lasting(work)
+        return SettlingCopy(self.child)
+
+    def collect(self, copy: SettlingCopy, seconds: float) -> bytes:
+        """Wait for a copy that has begun, and return what it answers.
+
+        Raises:
+            ChildTimedOut, ChildFailed: as child.collect() raises them; the process has been ended then.
+        """
+        self.child = None
+        data = collect(copy.child, seconds, copy.look, lasting=True)
+        self.child = copy.child
+        return data
+
+    def end(self) -> None:
+        """End it; a copy that goes on is cut short."""
+        if self.child is not None:
+            end(self.child)
+            self.child = None

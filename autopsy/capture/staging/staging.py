@@ -25,11 +25,11 @@ from autopsy.capture.staging import destination, places
 from autopsy.capture.staging.copying import FULL, copy_new, sync_tree
 from autopsy.capture.staging.leftovers import begin
 from autopsy.capture.staging.places import ScratchPlace, Unusable
-from autopsy.capture.staging.settling import SettlingCopy
+from autopsy.capture.staging.settling import Copier, SettlingCopy
 from autopsy.dataclass import dataclass
 from autopsy.errors import NotStored
 from autopsy.files import private
-from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_child, spawn
+from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.linux.handover import opened
 from autopsy.linux.spare_memory import lies_in_memory, spare_memory
 from autopsy.store.place import store_path
@@ -63,6 +63,7 @@ class Staging:
     ours: set[Path] = field(default_factory=set)
     copies: dict[Path, int] = field(default_factory=dict)
     settling: SettlingCopy | None = None
+    copier: Copier = field(default_factory=Copier)
     lagging: bool = False
     claimed: FileIO | None = None
 
@@ -192,7 +193,7 @@ class Staging:
             else:
                 work = partial(copy_new, self.held, copy)
             try:
-                self.settling = SettlingCopy(spawn(work))
+                self.settling = self.copier.begin(durable, work)
             except ChildFailed as error:
                 self._note(f"the evidence could not be made durable in time: {error}")
             return
@@ -231,7 +232,7 @@ class Staging:
         durable = self.durable
         place = durable.parent
         try:
-            if collect(copy.child, patience, copy.look) == FULL:
+            if self.copier.collect(copy, patience) == FULL:
                 self._note(f"{place}: too full to keep the evidence while it is gathered")
                 self.tight.add(place)
                 self._begin()
@@ -273,6 +274,7 @@ class Staging:
 
     def remove_copies(self) -> None:
         """Remove the durable folders, and the places that were made for them alone."""
+        self.copier.end()
         for folder in tuple(self.copies):
             self._remove(folder)
         for place in self.ours:
@@ -281,15 +283,15 @@ class Staging:
     def _remove(self, folder: Path) -> None:
         if (descriptor := self.copies.pop(folder, None)) is not None:
             os.close(descriptor)
-        if not attempt(_removal(folder), PROBE_SECONDS):
+        if not attempt(_removal(folder), PROBE_SECONDS, here=self.in_memory and folder == self.work):
             self._note(f"{folder} could not be removed")
 
 
-def attempt(work: Callable[[], bytes], seconds: float) -> bool:
-    """Run `work` in a child and return whether it went well."""
+def attempt(work: Callable[[], bytes], seconds: float, *, here: bool = False) -> bool:
+    """Run `work` in a child, or `here` where nothing hangs, and return whether it went well."""
     try:
-        in_child(work, seconds)
-    except (ChildTimedOut, ChildFailed):
+        work() if here else in_child(work, seconds)
+    except (OSError, ChildTimedOut, ChildFailed):
         return False
     return True
 
