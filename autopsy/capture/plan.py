@@ -23,9 +23,9 @@ PLAN = (
         after=layout.FREEZE,
         cpu=0.5,
     ),
-    Step(layout.PROC_STACKS, Impact.NONE, 5, Later(PROC, "stacks"), cpu=0.05),
+    Step(layout.PROC_STACKS, Impact.NONE, 5, Later(PROC, "stacks"), after=layout.THROTTLE_GROUPS, cpu=0.05),
     Step(layout.PROC_FDS, Impact.NONE, 6, Later(PROC, "fds"), cpu=0.1),
-    Step(layout.PROC_AIO, Impact.NONE, 4, Later(PROC, "aio"), cpu=0.05),
+    Step(layout.PROC_AIO, Impact.NONE, 4, Later(PROC, "aio"), after=layout.THROTTLE_GROUPS, cpu=0.05),
     Step(
         *(layout.HOST, Impact.NONE, 10, Later(OF_HOST, "collect_host")),
         without_vm=True,

@@ -149,9 +149,7 @@ def run(plan: tuple[Step, ...], capture: Run) -> tuple[StepRecord, ...]:
         end = capture.watch.conclude(capture.staging.work)
         thin = thin_out(plan[place - 1 :], capture.pace, capture.left(), (step.name,) if begun else early)
         if (refusal := _refusal(step, capture, end, thin, interrupted=interrupted)) is not None:
-            answer = refusal
-            if begun is not None:
-                end_child(begun.child)
+            answer = refusal if begun is None else _taken_already(begun, refusal)
         else:
             try:
                 answer = _run(
@@ -175,6 +173,24 @@ def run(plan: tuple[Step, ...], capture: Run) -> tuple[StepRecord, ...]:
         if not interrupted and len(os.sched_getaffinity(0)) > 1:
             early |= dict(_begin_early(step, plan[place:], capture, share))
     return tuple(records)
+
+
+def _has_answered(begun: _Begun) -> bool:
+    poller = select.poll()
+    poller.register(begun.child.answers, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def _taken_already(begun: _Begun, refusal: _Answer) -> _Answer:
+    """Return what a step that was begun beside others has taken, else why it is not waited for; it is ended."""
+    if not _has_answered(begun):
+        end_child(begun.child)
+        return refusal
+    with suppress(ChildTimedOut, ChildFailed):
+        wire = msgspec.json.decode(collect(begun.child, LEAST_SECONDS), type=_Wire)
+        if wire.kind == "Collected":
+            return _Answer(_from_wire(wire))
+    return refusal
 
 
 def _kept(later: tuple[Step, ...], capture: Run, share: float) -> float:
@@ -230,7 +246,7 @@ def _begin_early(ended: Step, later: tuple[Step, ...], capture: Run, share: floa
     for step in later:
         if step.after == ended.name and capture.left() >= LEAST_SECONDS:
             thin = thin_out(later, capture.pace, capture.left())
-            if step.name not in thin.out:
+            if step.name not in thin.out and (capture.watch.end is None or step.without_vm):
                 others = tuple(other for other in later if other is not step)
                 with suppress(ChildFailed):
                     yield step.name, _begin(step, capture, _kept(others, capture, share), thin)
@@ -271,8 +287,6 @@ def _ended(end: VmEnd) -> str:
 
 def _tick(begun: _Begun, capture: Run, ahead: list[str], preview: Preview | None) -> Callable[[], None]:
     """Return what to do ten times a second while a step's child works; what is `ahead` is loaded as long as it does."""
-    poller = select.poll()
-    poller.register(begun.child.answers, select.POLLIN)
 
     def tick() -> None:
         begun.look()
@@ -280,7 +294,7 @@ def _tick(begun: _Begun, capture: Run, ahead: list[str], preview: Preview | None
         capture.watcher.tick()
         if preview is not None and (words := preview.look()):
             capture.watcher.tell(f"so far: {words}")
-        while ahead and not poller.poll(0):
+        while ahead and not _has_answered(begun):
             with suppress(ImportError):  # whoever needs it will say so
                 _load(ahead.pop())
 

@@ -139,8 +139,8 @@ class Step:
     """One step of the plan. `collect` runs in a child process that may be abandoned at `deadline` seconds.
 
     `without_vm` says that it has something to take when the VM has ended, too. With `after` it is begun once that step
-    has ended, beside those that stand between the two: it works on frozen bytes alone or looks at the host, and asks
-    the VM nothing.
+    has ended, beside those that stand between the two: it works on frozen bytes alone, or looks at the host or at the
+    process from outside, and asks the VM nothing.
     `cpu` are the CPU seconds that it takes of a small VM.
     """
 

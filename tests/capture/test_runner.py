@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from autopsy.bundle import layout
@@ -22,6 +25,7 @@ from autopsy.capture.staging import places
 from autopsy.capture.staging.staging import Staging, prepare
 from autopsy.capture.step import Collected, Deadline, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
 from autopsy.target.target import Target
+from support import lab
 
 
 class Quiet:
@@ -250,6 +254,23 @@ def test_what_need_not_wait_is_begun_beside_the_steps_before_it_and_told_in_its_
     assert {each.outcome for each in records} == {"Collected"}
     first, second, late, _ = records
     assert first.end_ns < late.start_ns < second.end_ns
+
+
+def test_what_was_taken_beside_others_before_the_vm_ended_is_told_as_taken(stage: Staging) -> None:
+    with subprocess.Popen(["sleep", "600"]) as vm:
+
+        def end_it(_: Scene) -> Outcome:
+            lab.until("the other is done", (stage.work / "evidence/late/x").exists)
+            time.sleep(0.2)  # for its answer
+            os.kill(vm.pid, signal.SIGKILL)
+            return good(_)
+
+        it = around(stage)
+        target = Target(msgspec.structs.replace(it.target.record, pid=vm.pid), os.pidfd_open(vm.pid))
+        plan = (step("first", good), step("second", end_it), Step("late", Impact.NONE, 5, good, after="first"))
+        records = run((*plan, step("last", good)), replace(it, target=target, watch=EndWatch(target)))
+    assert [each.outcome for each in records] == ["Collected", "Collected", "Collected", "Skipped"]
+    assert "ended after" in records[-1].why
 
 
 def test_what_was_begun_beside_others_is_ended_when_a_person_interrupts(stage: Staging) -> None:
