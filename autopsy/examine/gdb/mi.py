@@ -85,6 +85,7 @@ class Gdb:
 
     def __init__(self, scratch: Path, *, ends_at: float, attaching: bool = False) -> None:
         self._ends_at = ends_at
+        self._attaching = attaching
         self._token = 0
         self._buffer = bytearray()
         self._gone = False
@@ -132,11 +133,11 @@ class Gdb:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End gdb: ask by closing its input, then SIGKILL."""
+        """End gdb: SIGKILL, for it would only tidy up; one that may be attached is asked before, its input closed."""
         with suppress(OSError):
             self._stdin.close()
         try:
-            self._process.wait(GOODBYE_SECONDS)
+            self._process.wait(GOODBYE_SECONDS if self._attaching else 0)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
