@@ -27,8 +27,8 @@ from autopsy.examine.gdb.unwind import Parked, Unwound
 from autopsy.examine.heap import run, virtqueues
 from autopsy.examine.heap.run import Walking
 from autopsy.examine.previous import Earlier
+from autopsy.examine.states import tasks
 from autopsy.examine.threads import aio_rings, aio_workers, lock_owners, main_loop, poll_sets
-from autopsy.examine.threads.states import tasks
 from autopsy.examine.view import View
 
 __all__ = ["ExaminationFailed", "examine_core"]
@@ -127,7 +127,7 @@ class Opened:
     def finish_heap(self) -> None:
         """Wait for the heap."""
         if self.walking is not None:
-            run.finish(self.walking, self.threads, self.earlier)
+            run.finish(self.walking, self.comms, self.threads, self.earlier)
 
     def unwind(self) -> Unwound:
         """Unwind threads and coroutines with gdb."""
@@ -181,7 +181,8 @@ def examine_core(frozen: Frozen) -> str:
     if symbols.beyond:
         why = f"{symbols.beyond} were not looked at"
         left_out.append(LeftOut(what="there are more programs and libraries than are told", why=why))
-    comms = {tid: task.comm for tid, task in tasks(frozen.read).items()}
+    states = tasks(frozen.read)
+    comms = {tid: task.comm for tid, task in states.items()}
     opened = Opened(
         frozen=frozen,
         core=core,
@@ -216,6 +217,7 @@ def examine_core(frozen: Frozen) -> str:
         saved=opened.saved,
         ends_at=ends_at,
         left_out=opened.left_out,
+        seen=states,
     )
     progress.attempt("locks", partial(opened.find_locks, view))
     view = replace(view, graph=opened.graph)

@@ -29,8 +29,8 @@ from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.gdb.mi import HOSTILE, RAILS, bound_to
 from autopsy.examine.gdb.unwind import notes
 from autopsy.examine.previous import NOTHING, Earlier
+from autopsy.examine.states import freeze_record, tasks
 from autopsy.examine.threads.poll_sets import polled, rings_poll
-from autopsy.examine.threads.states import freeze_record, tasks
 from autopsy.examine.view import View
 from autopsy.linux import environment
 from autopsy.linux.confine.confined import signal_name
@@ -61,7 +61,8 @@ class Walking:
 
 def examine_heap(view: View) -> Heap:
     """Write heap.json: the heap, or why it could not be walked."""
-    return finish(start(view.frozen, view.symbols, view.left()), view.threads)
+    comms = {tid: state.comm for tid, state in view.states().items()}
+    return finish(start(view.frozen, view.symbols, view.left()), comms, view.threads)
 
 
 def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
@@ -85,13 +86,19 @@ def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
     return Walking(frozen, debug_file, why, child, answer, errors, time.monotonic() + seconds)
 
 
-def finish(walking: Walking, threads: Iterable[ThreadStack] = (), earlier: Earlier = NOTHING) -> Heap:
-    """Wait for the walk, write heap.json, and return what it says."""
+def finish(
+    walking: Walking,
+    comms: Mapping[int, str] | None = None,
+    threads: Iterable[ThreadStack] = (),
+    earlier: Earlier = NOTHING,
+) -> Heap:
+    """Wait for the walk, write heap.json, and return what it says; `comms` are read where nobody has them."""
     heap = _collect(walking)
     for left in (walking.answer, walking.errors):
         left.unlink(missing_ok=True)
-    comms = {thread.tid: thread.comm for thread in threads}
-    comms |= {tid: task.comm for tid, task in tasks(walking.frozen.read).items()}
+    if comms is None:
+        comms = {tid: state.comm for tid, state in tasks(walking.frozen.read).items()}
+    comms = {thread.tid: thread.comm for thread in threads} | dict(comms)
     heap = msgspec.structs.replace(
         heap,
         symbols=walking.debug_file.source if walking.debug_file else "",

@@ -12,7 +12,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.records import AioRing, LeftOut, Rings
 from autopsy.examine.core.reader import PAGE, Core, CoreError
-from autopsy.examine.threads.states import freeze_record
+from autopsy.examine.states import freeze_record
 from autopsy.examine.view import View
 
 # struct aio_ring (fs/aio.c): id, nr, head, tail, magic, compat_features, incompat_features, header_length.

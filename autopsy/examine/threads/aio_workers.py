@@ -11,8 +11,8 @@ from autopsy.bundle import layout
 from autopsy.bundle.records import Frame, LockGraph, WorkerThread
 from autopsy.bundle.syscalls import system_call
 from autopsy.examine.core.reader import CoreThread
+from autopsy.examine.states import ThreadState
 from autopsy.examine.threads import lock_owners
-from autopsy.examine.threads.states import ThreadState, tasks
 from autopsy.examine.view import View
 
 KERNEL = re.compile(r"iou-(wrk|sqp)-\d+")
@@ -30,7 +30,7 @@ def examine_aio_workers(view: View) -> tuple[WorkerThread, ...]:
 
 def census(view: View, graph: LockGraph) -> Iterator[WorkerThread]:
     """Yield every worker, in order of tid."""
-    known = tasks(view.frozen.read)
+    known = view.states()
     stacks = {stack.tid: stack for stack in view.threads}
     threads = {thread.tid: thread for thread in view.core.threads}
     for tid in sorted(known.keys() | threads.keys()):

@@ -17,8 +17,8 @@ from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import Core, CoreError
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.previous import NOTHING, Earlier
+from autopsy.examine.states import freeze_record
 from autopsy.examine.threads.bql import find_bql, is_mutex
-from autopsy.examine.threads.states import freeze_record, tasks
 from autopsy.examine.threads.wait_cycles import cycles, with_coroutines
 from autopsy.examine.view import View
 
@@ -51,7 +51,7 @@ def of(view: View) -> LockGraph:
     """Return who waits for whom in the frozen process."""
     if view.graph is not None:
         return view.graph
-    comms = {tid: task.comm for tid, task in tasks(view.frozen.read).items()}
+    comms = {tid: task.comm for tid, task in view.states().items()}
     comms |= {thread.tid: thread.comm for thread in view.threads if thread.comm}
     own = numbers(view.frozen.read(layout.evidence(layout.WITNESS, layout.TASKS)))
     graph = lock_graph(view.core, view.symbols, futex_waits(view), comms, own)

@@ -16,8 +16,8 @@ from autopsy.bundle.records import Frame, LockGraph, MainLoop
 from autopsy.bundle.syscalls import POLLS, system_call
 from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import Core, CoreError, CoreThread
+from autopsy.examine.states import ThreadState
 from autopsy.examine.threads import lock_owners
-from autopsy.examine.threads.states import ThreadState, tasks
 from autopsy.examine.view import View
 
 NT_PRPSINFO = 3
@@ -62,7 +62,7 @@ def examine_main_loop(view: View) -> MainLoop:
     tid = main_tid(view.core)
     frames = next((stack.frames for stack in view.threads if stack.tid == tid), ())
     thread = next((thread for thread in view.core.threads if thread.tid == tid), None)
-    doing = what_it_does(thread, tasks(view.frozen.read).get(tid), frames, graph)
+    doing = what_it_does(thread, view.states().get(tid), frames, graph)
     record = MainLoop(
         tid=tid,
         state=doing.state,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 
 import msgspec
 
@@ -11,6 +12,8 @@ from autopsy.bundle import layout, sections
 from autopsy.bundle.records import EventFd, PollSet
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.view import View
+
+Infos = Callable[[str], tuple[tuple[int, bytes], ...]]
 
 FIRST = (layout.WITNESS, layout.PROC_FDS)
 INFO = re.compile(r"fdinfo/(\d{1,9})")
@@ -32,13 +35,16 @@ def polled(read: Callable[[str], bytes], *steps: str) -> frozenset[int] | None:
 
     The first of `steps` tells what threads sleep on; all of them what is inside the epoll sets.
     """
-    steps = steps or FIRST
+    return _polled(read, _infos_of(read), steps or FIRST)
+
+
+def _polled(read: Callable[[str], bytes], infos: Infos, steps: tuple[str, ...]) -> frozenset[int] | None:
     sets = sleeps(read, steps[0])
     if not sets or any(poll_set.truncated for poll_set in sets):
         return None
     fds = {fd.fd for poll_set in sets for fd in poll_set.fds}
     waited = {poll_set.epoll_fd for poll_set in sets if poll_set.epoll_fd is not None}
-    inside = epoll_sets(read, *steps)
+    inside = _epoll_sets(infos, steps)
     if not waited <= inside.keys():
         return None
     for epoll in waited | (fds & inside.keys()):
@@ -48,9 +54,13 @@ def polled(read: Callable[[str], bytes], *steps: str) -> frozenset[int] | None:
 
 def epoll_sets(read: Callable[[str], bytes], *steps: str) -> dict[int, frozenset[int]]:
     """Return the fds inside each epoll fd, as /proc/PID/fdinfo printed them."""
+    return _epoll_sets(_infos_of(read), steps or FIRST)
+
+
+def _epoll_sets(infos: Infos, steps: tuple[str, ...]) -> dict[int, frozenset[int]]:
     targets: dict[int, frozenset[int]] = {}
-    for step in steps or FIRST:
-        for fd, data in _infos(read, step):
+    for step in steps:
+        for fd, data in infos(step):
             if b"\ntfd:" in b"\n" + data:
                 targets.setdefault(fd, _targets(data))
     return targets
@@ -61,13 +71,18 @@ def rings_poll(read: Callable[[str], bytes], *steps: str) -> bool:
 
     QEMU's iothreads did where it was built so (5.0 to 10.1), and every event loop does since v10.2.
     """
-    return any(IN_RING.search(data) for step in steps or FIRST for _, data in _infos(read, step))
+    return _rings_poll(_infos_of(read), steps or FIRST)
+
+
+def _rings_poll(infos: Infos, steps: tuple[str, ...]) -> bool:
+    return any(IN_RING.search(data) for step in steps for _, data in infos(step))
 
 
 def eventfds(read: Callable[[str], bytes]) -> tuple[EventFd, ...]:
     """Return every eventfd, with what both looks say of it."""
-    first, second = _counts(read, *FIRST), _counts(read, layout.SECOND_EXPOSURE)
-    heard, heard_again = _hearing(read, *FIRST), _hearing(read, layout.SECOND_EXPOSURE)
+    infos, again = _infos_of(read), (layout.SECOND_EXPOSURE,)
+    first, second = _counts(infos, FIRST), _counts(infos, again)
+    heard, heard_again = _hearing(read, infos, FIRST), _hearing(read, infos, again)
     return tuple(
         EventFd(
             fd=fd,
@@ -80,9 +95,9 @@ def eventfds(read: Callable[[str], bytes]) -> tuple[EventFd, ...]:
     )
 
 
-def _hearing(read: Callable[[str], bytes], *steps: str) -> Callable[[int], bool | None]:
+def _hearing(read: Callable[[str], bytes], infos: Infos, steps: tuple[str, ...]) -> Callable[[int], bool | None]:
     """Return what tells whether an fd is polled, as far as these steps know."""
-    fds, rings = polled(read, *steps), rings_poll(read, *steps)
+    fds, rings = _polled(read, infos, steps), _rings_poll(infos, steps)
 
     def heard(fd: int) -> bool | None:
         if fds is None:
@@ -104,20 +119,24 @@ def write(frozen: Frozen) -> tuple[EventFd, ...]:
     return counters
 
 
-def _counts(read: Callable[[str], bytes], *steps: str) -> dict[int, int]:
+def _counts(infos: Infos, steps: tuple[str, ...]) -> dict[int, int]:
     counts: dict[int, int] = {}
     for step in steps:
-        for fd, data in _infos(read, step):
+        for fd, data in infos(step):
             if count := COUNT.search(data):
                 counts.setdefault(fd, int(count[1], 16))
     return counts
 
 
-def _infos(read: Callable[[str], bytes], step: str) -> Iterator[tuple[int, bytes]]:
-    """Yield each fd whose fdinfo was read, with it."""
-    for section in sections.parse(read(layout.evidence(step, layout.FDS))):
-        if fd := INFO.fullmatch(section.name):
-            yield int(fd[1]), section.data
+def _infos_of(read: Callable[[str], bytes]) -> Infos:
+    """Return what tells each fd whose fdinfo a step read, with it; it is read and taken apart once."""
+
+    @cache
+    def infos(step: str) -> tuple[tuple[int, bytes], ...]:
+        parts = sections.parse(read(layout.evidence(step, layout.FDS)))
+        return tuple((int(fd[1]), section.data) for section in parts if (fd := INFO.fullmatch(section.name)))
+
+    return infos
 
 
 def _targets(fdinfo: bytes) -> frozenset[int]:

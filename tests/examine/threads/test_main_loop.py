@@ -14,9 +14,9 @@ from autopsy.bundle.records import Frame, LockGraph, MainLoop, Mutex, PollFd, Po
 from autopsy.drill.machine import Machine, QmpRefused
 from autopsy.examine import run
 from autopsy.examine.core.reader import CoreThread, Registers
+from autopsy.examine.states import ThreadState, tasks
 from autopsy.examine.threads.main_loop import command_in, nested_under, what_it_does
 from autopsy.examine.threads.poll_sets import epoll_sets, eventfds, polled
-from autopsy.examine.threads.states import ThreadState, tasks
 from support import lab, snapshot
 
 MAIN = 100
