@@ -7,7 +7,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import chain, zip_longest
 
 from autopsy import text
 from autopsy.dataclass import dataclass
@@ -79,6 +80,20 @@ def sockets_of(pid: int) -> frozenset[int]:
     return frozenset(inode for number in numbers if (inode := socket_of(pid, int(number))) is not None)
 
 
+def holds_one_of(pid: int, inodes: Collection[int]) -> bool:
+    """Return whether a process holds one of these sockets, as far as the kernel shows its descriptors.
+
+    It looks from both ends: a monitor's own socket is among the first of them, and its latest client's is the last.
+    """
+    try:
+        numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+    except OSError:
+        return False
+    half = (len(numbers) + 1) // 2
+    ends = chain.from_iterable(zip_longest(reversed(numbers[half:]), numbers[:half]))
+    return any(number is not None and socket_of(pid, number) in inodes for number in ends)
+
+
 def owners_of(inode: int, seconds: float = SEARCH_SECONDS) -> tuple[int, ...]:
     """Return the processes that hold a socket, as far as they can be searched in the time, but for ourselves."""
     return tuple(_search(inode, time.monotonic() + seconds))
@@ -102,11 +117,11 @@ def clients_of(pid: int, path: str) -> tuple[int, ...]:
         OSError: the kernel has no such diagnosis, or refuses it.
     """
     enter_network_of(pid)
-    ours = sockets_of(pid)
     accepted = [
-        client for client in unix_sockets().values() if client.state == TCP_ESTABLISHED and client.inode in ours
+        end for end in unix_sockets().values() if end.state == TCP_ESTABLISHED and end.peer and end.name == path
     ]
-    return tuple(client.peer for client in accepted if client.peer and client.name == path)
+    ours = sockets_of(pid) if accepted else frozenset()
+    return tuple(end.peer for end in accepted if end.inode in ours)
 
 
 def enter_network_of(pid: int) -> None:
@@ -146,12 +161,11 @@ def names(holding: tuple[int, ...]) -> str:
 
 def listens(address: str, pid: int) -> bool:
     """Return whether the target itself listens there, so that we never question another program; in doubt it does."""
-    own = sockets_of(pid)
     try:
-        listeners = listeners_seen_by(pid)
+        listening = {listener.inode for listener in listeners_seen_by(pid) if listener.path == address}
     except OSError:
         return True
-    return not own or any(listener.path == address and listener.inode in own for listener in listeners)
+    return holds_one_of(pid, listening) or not sockets_of(pid)
 
 
 def inode_of(connection: socket.socket) -> int:

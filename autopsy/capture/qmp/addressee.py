@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 from autopsy.linux import unix_sockets as slot
 from autopsy.linux.sock_diag import UnixSocket, unix_sockets
-from autopsy.linux.unix_sockets import enter_network_of, owners_of, sockets_of
+from autopsy.linux.unix_sockets import enter_network_of, holds_one_of, owners_of, sockets_of
 
 SETTLE_SECONDS = 0.3  # for a listener to accept us: between two looks of ours
 LOOK_SECONDS = 0.01
@@ -60,9 +60,8 @@ def _is_bound_by(file: int, pid: int) -> None:
         known = unix_sockets()
     except OSError:
         return
-    own = sockets_of(pid).intersection(known)
     bound = [end.inode for end in known.values() if end.file == file]
-    if bound and own and not own.intersection(bound):
+    if bound and not holds_one_of(pid, bound) and sockets_of(pid).intersection(known):
         raise ForeignSocket(_belongs(bound))
 
 
@@ -95,7 +94,10 @@ def _others_than(ours: int, pid: int) -> list[int] | None:
         known = unix_sockets()
     except OSError:
         return None
-    ends, own = _ends(ours, known), sockets_of(pid)
+    ends = _ends(ours, known)
+    if ends and all(holds_one_of(pid, (end,)) for end in ends):
+        return []
+    own = sockets_of(pid)
     return [end for end in ends if end not in own] if ends and own else None
 
 
