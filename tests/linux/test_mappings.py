@@ -238,6 +238,35 @@ def test_a_page_that_changed_between_the_copies_is_torn_and_stays_as_it_was_firs
     assert taken.chunks()[0].data.tobytes() == b"x" * 4 * PAGE
 
 
+def test_thousands_of_small_runs_are_copied_by_a_few_calls_and_what_has_gone_costs_itself_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = 2500
+    arena = mmap.mmap(-1, 2 * count * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    arena.write(b"".join(b"%4d" % number * (2 * PAGE // 4) for number in range(count)))
+    start = address_of(arena)
+    every_other = tuple((start + 2 * number * PAGE, PAGE) for number in range(count))
+    calls = []
+    honest = memory_copy._read_by_number
+    monkeypatch.setattr(memory_copy, "_read_by_number", lambda *given: calls.append(len(given[1])) or honest(*given))
+    with own("mem") as memory:
+        process = MappedProcess(os.getpid(), memory, -1, "/proc/self")
+        taken = Snapshot(process, [Wanted(mapping(), every_other)])
+        assert [(each.address, each.size) for each in taken.extents] == list(every_other)
+        assert [chunk.data[:4].tobytes() for chunk in taken.chunks()] == [b"%4d" % number for number in range(count)]
+        assert len(calls) == 3
+        assert max(calls) <= memory_copy.MOST_PARTS
+        arena[2 * 7 * PAGE] = 0
+        assert taken.torn(frozenset()) == [start + 2 * 7 * PAGE]
+        gone = start + 2 * 1100 * PAGE
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.madvise(ctypes.c_void_p(gone), ctypes.c_size_t(PAGE), MADV_GUARD_INSTALL):
+            pytest.skip("this kernel has no guard pages of its own")
+        assert taken.torn(frozenset()) == [start + 2 * 7 * PAGE, gone]
+        again = Snapshot(process, [Wanted(mapping(), every_other)])
+    assert [(each.address, each.size) for each in again.extents] == [run for run in every_other if run[0] != gone]
+
+
 def test_a_copy_over_a_core_keeps_what_differs_and_knows_the_rest(tmp_path: Path) -> None:
     arena = mmap.mmap(-1, 8 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     arena.write(b"x" * 8 * PAGE)

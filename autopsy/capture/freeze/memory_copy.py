@@ -23,6 +23,7 @@ SCRATCH_BYTES = 1 << 20
 SWAP_SECONDS = 1.0
 STEP_BYTES = 4 << 20  # that are copied, and compared with the core over which they are laid, before the next
 POPULATE_WRITE = 23  # linux/mman.h: MADV_POPULATE_WRITE, since 5.14
+MOST_PARTS = 1024  # limits.h: IOV_MAX
 BATCH_BYTES = 4 << 20  # what process_vm_readv takes the lock of the memory map for at once, and only to find the pages
 
 
@@ -70,12 +71,10 @@ class Snapshot:
         self._same: list[CopiedExtent] = []
         self._passing = memoryview(bytearray(STEP_BYTES if base is not None else 0))
         self.extents: list[CopiedExtent] = []
-        offset = 0
-        for address, size in warm:
-            most = size if base is None else STEP_BYTES
-            for step in range(0, size, most):
-                self._copy_step(address + step, min(most, size - step), offset + step)
-            offset += size
+        places = _one_after_the_other(warm)
+        for group in _grouped(places, STEP_BYTES):
+            self._copy_group(group)
+        offset = sum(size for _, size in warm)
         swapped = self._copy_swapped(process.pid, cold, offset, swap_seconds) if cold else []
         self.extents = sorted((*self.extents, *swapped), key=lambda extent: extent.address)
         self.present = tuple(sorted((*self._warm, *swapped), key=lambda extent: extent.address))
@@ -86,24 +85,26 @@ class Snapshot:
         """Return the bytes that were copied."""
         return sum(extent.size for extent in self.present)
 
-    def _copy_step(self, address: int, size: int, offset: int) -> None:
-        """Copy a part of a run, and keep what the base does not hold like that."""
-        moved = offset - address  # from an address to its place in the buffer
+    def _copy_group(self, group: list[CopiedExtent]) -> None:
+        """Copy parts of runs, whose places in the buffer follow each other, and keep what the base does not hold so."""
+        first, last = group[0].offset, group[-1].offset + group[-1].size
         if self._base is None:
-            target = self._view[offset : offset + size]
+            target = self._view[first:last]
             with contextlib.suppress(OSError):  # on an older kernel each page is made when it is first written
-                self._buffer.madvise(POPULATE_WRITE, offset, size)
+                self._buffer.madvise(POPULATE_WRITE, first, last - first)
         else:
-            target = self._passing[:size]
+            target = self._passing[: last - first]
         with Unpreempted() as ahead:
-            copied = list(_copied(self._process, address, target, ahead))
-        for start, length in copied:
-            extent = CopiedExtent(start, length, moved + start)
-            self._warm.append(extent)
-            if self._base is None:
-                self.extents.append(extent)
-            else:
-                self._keep_what_differs(self._base, extent, target[start - address : start - address + length])
+            copied = _copied(self._process, group, target, ahead)
+        for part, runs in zip(group, copied, strict=True):
+            for start, length in runs:
+                extent = CopiedExtent(start, length, part.offset + start - part.address)
+                self._warm.append(extent)
+                if self._base is None:
+                    self.extents.append(extent)
+                else:
+                    at = extent.offset - first
+                    self._keep_what_differs(self._base, extent, target[at : at + length])
 
     def _keep_what_differs(self, base: Core, extent: CopiedExtent, data: memoryview) -> None:
         moved = extent.offset - extent.address
@@ -183,20 +184,23 @@ class Snapshot:
         scratch = bytearray(SCRATCH_BYTES)
         view = memoryview(scratch)
         with Unpreempted() as ahead:
-            for extent in self._warm:  # what was swapped out has not been touched for long
-                for start in range(0, extent.size, SCRATCH_BYTES):
-                    size = min(SCRATCH_BYTES, extent.size - start)
-                    offset = extent.offset + start
-                    copied = read_in_batches(self._process, extent.address + start, view[:size], ahead)
-                    before = self._as_copied(extent.address + start, size, offset)
-                    # As bytes: to compare views goes byte by byte.
-                    if copied == size and (scratch if size == SCRATCH_BYTES else scratch[:size]) == before:
+            for group in _grouped(self._warm, SCRATCH_BYTES):  # what was swapped out has not been touched for long
+                copied = _copied(self._process, group, view, ahead)
+                at = 0
+                for part, runs in zip(group, copied, strict=True):
+                    before = self._as_copied(part.address, part.size, part.offset)
+                    now, at = scratch[at : at + part.size], at + part.size  # bytes: to compare views goes byte by byte
+                    whole = runs == [(part.address, part.size)]
+                    if whole and now == before:
                         continue
                     torn += [
                         address
-                        for page in range(0, size, PAGE)
-                        if (address := extent.address + start + page) not in covered
-                        and (page >= copied or scratch[page : page + PAGE] != before[page : page + PAGE])
+                        for page in range(0, part.size, PAGE)
+                        if (address := part.address + page) not in covered
+                        and (
+                            now[page : page + PAGE] != before[page : page + PAGE]
+                            or not (whole or _within(address, runs))
+                        )
                     ]
         return torn
 
@@ -229,8 +233,72 @@ class Snapshot:
         ]
 
 
-def _copied(process: MappedProcess, address: int, target: memoryview, ahead: Unpreempted) -> Iterator[Run]:
-    """Copy a run and yield what was; a page that has gone meanwhile (or is a guard page) splits it and is left out."""
+def _one_after_the_other(runs: Iterable[Run]) -> Iterator[CopiedExtent]:
+    offset = 0
+    for address, size in runs:
+        yield CopiedExtent(address, size, offset)
+        offset += size
+
+
+def _grouped(extents: Iterable[CopiedExtent], most: int) -> Iterator[list[CopiedExtent]]:
+    """Yield them in order, cut and put together so that each group is of `most` bytes, and of MOST_PARTS, at most."""
+    group: list[CopiedExtent] = []
+    room = most
+    for extent in extents:
+        done = 0
+        while done < extent.size:
+            size = min(room, extent.size - done)
+            group.append(CopiedExtent(extent.address + done, size, extent.offset + done))
+            done += size
+            room -= size
+            if not room or len(group) == MOST_PARTS:
+                yield group
+                group, room = [], most
+    if group:
+        yield group
+
+
+def _within(address: int, runs: Iterable[Run]) -> bool:
+    return any(start <= address < start + size for start, size in runs)
+
+
+def _copied(
+    process: MappedProcess, group: list[CopiedExtent], target: memoryview, ahead: Unpreempted
+) -> list[list[Run]]:
+    """Copy parts of the memory one behind the other, at once if all of it is there; return what was, of each.
+
+    A page that has gone meanwhile (or is a guard page) splits its part and is left out.
+    """
+    copied: list[list[Run]] = []
+    at = 0
+    while left := group[len(copied) :]:
+        count = _read_at_once(process, left, target[at:])
+        for part in left:
+            if part.size > count:
+                copied.append(list(_copied_alone(process, part.address, target[at : at + part.size], ahead)))
+                at += part.size
+                break
+            copied.append([(part.address, part.size)])
+            at += part.size
+            count -= part.size
+        ahead.breathe()
+    return copied
+
+
+def _read_at_once(process: MappedProcess, group: list[CopiedExtent], target: memoryview) -> int:
+    """Read parts of a process's memory, as read_in_batches() does for one; return how much was, in whole pages.
+
+    To be asked for each of a thousand small parts by itself takes longer than to copy them.
+    """
+    size = sum(part.size for part in group)
+    if not read_pages(process.memory, group[0].address, target[:PAGE]):
+        return 0
+    copied = _read_by_number(process.pid, [(part.address, part.size) for part in group], target[:size])
+    return copied if os.path.exists(f"{process.path}/stat") else 0
+
+
+def _copied_alone(process: MappedProcess, address: int, target: memoryview, ahead: Unpreempted) -> Iterator[Run]:
+    """Copy one part and yield what was; a page that cannot be read splits it."""
     done = 0
     while done < len(target):
         size = read_in_batches(process, address + done, target[done:], ahead)
@@ -271,7 +339,11 @@ def read_in_batches(process: MappedProcess, address: int, target: memoryview, ah
         if not first:
             break
         batch = target[done : done + BATCH_BYTES]
-        copied = max(first, _read_by_number(process.pid, address + done, batch)) if len(batch) > PAGE else first
+        copied = (
+            max(first, _read_by_number(process.pid, [(address + done, len(batch))], batch))
+            if len(batch) > PAGE
+            else first
+        )
         if not os.path.exists(f"{process.path}/stat"):
             break
         done += copied
@@ -285,11 +357,11 @@ def read_swapped(pid: int, address: int, target: memoryview) -> int:
     /proc/PID/mem would wait for the swap device with the lock of the memory map held, and if the device hung, every
     mmap in the VM with it. process_vm_readv drops the lock for such a wait, and can be killed in it.
     """
-    return _read_by_number(pid, address, target)
+    return _read_by_number(pid, [(address, len(target))], target)
 
 
-def _read_by_number(pid: int, address: int, target: memoryview) -> int:
+def _read_by_number(pid: int, runs: list[Run], target: memoryview) -> int:
     local = Iovec(ctypes.addressof(ctypes.c_char.from_buffer(target)), len(target))
-    remote = Iovec(address, len(target))
-    copied = int(_process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0))
+    remote = (Iovec * len(runs))(*(Iovec(address, size) for address, size in runs))
+    copied = int(_process_vm_readv(pid, ctypes.byref(local), 1, remote, len(runs), 0))
     return max(copied, 0) & -PAGE
