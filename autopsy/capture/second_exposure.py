@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 
@@ -18,7 +22,9 @@ from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped, Tim
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.second_exposure import examine_again
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
 from autopsy.linux.tasks.behind import behind_others
+from autopsy.linux.tasks.forking import Child, end
 from autopsy.target.target import ends_within
 
 RESERVE_SECONDS = 3.0  # for the snapshot itself, when the budget cuts the gap short
@@ -27,12 +33,10 @@ RESERVE_SECONDS = 3.0  # for the snapshot itself, when the budget cuts the gap s
 def expose(scene: Scene) -> Outcome:
     """Wait until the gap has passed, then take threads, memory and the harmless QMP answers once more."""
     waited = _wait(scene)
-    parts: tuple[tuple[str, Outcome], ...] = (
-        ("threads", proc.tasks_again(scene)),
-        ("memory", freeze.expose_again(scene)),
-        ("monitor", qmp.ask_again(scene)),
-        ("coroutines", _compare(scene)),
-    )
+    threads, memory = proc.tasks_again(scene), freeze.expose_again(scene)
+    with _beside(partial(qmp.ask_again, scene), scene) as monitor:  # what is compared are frozen bytes
+        coroutines = _compare(scene)
+        parts = (("threads", threads), ("memory", memory), ("monitor", monitor()), ("coroutines", coroutines))
     ring_words.collect_ring_words(scene)
     stop_ns = sum(outcome.stop_ns for _, outcome in parts if isinstance(outcome, Collected))
     summary = [f"{waited:.1f} s after the first"]
@@ -40,6 +44,38 @@ def expose(scene: Scene) -> Outcome:
     if not any(isinstance(outcome, Collected) for _, outcome in parts):
         return Failed("; ".join(summary))
     return Collected("; ".join(summary), stop_ns)
+
+
+@contextmanager
+def _beside(work: Callable[[], Outcome], scene: Scene) -> Iterator[Callable[[], Outcome]]:
+    """Have a child do something meanwhile; what is yielded waits for it, and says how it went."""
+
+    def pickled() -> bytes:
+        return pickle.dumps(work())
+
+    try:
+        child: Child | None = spawn(pickled)
+    except ChildFailed:
+        child = None
+
+    def outcome() -> Outcome:
+        nonlocal child
+        if child is None:
+            return work()
+        begun, child = child, None
+        try:
+            answer: Outcome = pickle.loads(collect(begun, scene.deadline.left()))  # noqa: S301 - it is a fork of ours
+        except ChildTimedOut as error:
+            return TimedOut(str(error))
+        except ChildFailed as error:
+            return Failed(str(error))
+        return answer
+
+    try:
+        yield outcome
+    finally:
+        if child is not None:
+            end(child)
 
 
 def _compare(scene: Scene) -> Outcome:
