@@ -115,8 +115,13 @@ def test_a_full_disk_leaves_nothing_that_looks_like_a_bundle(tmp_path: Path) -> 
 
 
 def frames(bundle: Path) -> int:
-    """Return how many frames a bundle has."""
-    return bundle.read_bytes().count(zstandard.FRAME_HEADER)
+    """Return how many frames a bundle has; what they begin with may lie in a core as well."""
+    data, count = bundle.read_bytes(), 0
+    while data:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        frame.decompress(data)
+        data, count = frame.unused_data, count + 1
+    return count
 
 
 def test_what_was_packed_ahead_is_not_packed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +182,9 @@ def test_a_bundle_that_ends_before_what_was_packed_ahead_is_refused(tmp_path: Pa
     folder = staged(tmp_path / "staging")
     bundle = seal(folder, tmp_path / "a.tar.zst", MANIFEST, ahead=pack_ahead(folder, MANIFEST, frozenset())).path
     data = bundle.read_bytes()
-    bundle.write_bytes(data[: data.rindex(zstandard.FRAME_HEADER)])
+    first = zstandard.ZstdDecompressor().decompressobj()
+    first.decompress(data)
+    bundle.write_bytes(data[: -len(first.unused_data)])
     with pytest.raises(DamagedBundle):
         verify(bundle)
 
