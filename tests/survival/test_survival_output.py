@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from autopsy.bundle import layout
 from autopsy.bundle.verify import verify
 from autopsy.capture.freeze.size_estimate import REST, Needs, needs
 from autopsy.capture.runner import run
@@ -199,10 +200,20 @@ def test_storage_that_gets_stuck_in_the_middle_costs_no_evidence(vm: Machine, tm
     assert not list(tmp_path.glob("*.partial"))
 
 
+def has_frozen(capture: Capture) -> bool:
+    """Return whether the working folder, which the capture holds open, has a core in it."""
+    for descriptor in Path(f"/proc/{capture.process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            work = descriptor.readlink()
+            if work.suffix == layout.WORK and (work / layout.CORE).exists():
+                return True
+    return False
+
+
 def test_a_disk_that_fills_up_meanwhile_is_left_as_it_was_found(vm: Machine, tmp_path: Path) -> None:
     with tmpfs(tmp_path / "small", "size=90m") as small:
         done = capture(vm.pid, small, "--gap", "3", "--out", str(tmp_path))
-        lab.until("the capture is under way", lambda: bool(list(small.glob("*.partial"))))
+        lab.until("it has frozen the VM", partial(has_frozen, done))
         fill(small, 64 << 10)
         assert done.end() == 0, done.story
         # What it had copied there is removed, and makes room: then the bundle may fit in after all.
