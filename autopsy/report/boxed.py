@@ -90,7 +90,7 @@ def _unheard(_name: str, _data: bytes) -> bytes:
 
 def load() -> None:
     """Load what is loaded late: where our own files lie below root's home, nobody else could read them any more."""
-    for name in ("zlib", "lzma", "bz2", "encodings.unicode_escape", "autopsy.report.store"):
+    for name in ("zlib", "lzma", "bz2", "html", "encodings.unicode_escape", "autopsy.report.store"):
         import_module(name)
     for folder in ("templates", "runbooks"):
         texts(folder)
