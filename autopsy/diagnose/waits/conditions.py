@@ -13,7 +13,7 @@ from autopsy.facts.model.facts import Facts, Origin, Role, ThreadFact
 
 # Who ends the wait of each function of QEMU's: by their roles, or by how their names begin. What is not here is told
 # as what it is, a condition with its address. Met on real QEMUs: run_on_cpu, drain_call_rcu, iothread_init, and
-# multifd_send with multifd_send_sync_main; the others are read from its source.
+# multifd_send with multifd_send_sync_main; of the others only what their names say is known.
 BY_ROLE = {
     "run_on_cpu": Role.VCPU,
     "do_run_on_cpu": Role.VCPU,
