@@ -151,11 +151,12 @@ def capture(
     note(steps)
     sealed = seal_staged(staging, manifest, budget, options, pace, packer=packer)
     page = _bytes(staging.work / layout.REPORT)
-    report = put_beside(page, report_path(sealed.path), budget, staging.notes)
+    beside = put_beside(page, report_path(sealed.path))
     end = watch.conclude(staging.work)
     if end is not None and manifest.end is None:
         staging.notes.append(f"{in_words(end)}: its evidence was sealed by then, and does not tell of it")
     staging.clear()
+    report = beside.placed(budget, staging.notes)
     return Captured(
         target=vm,
         sealed=sealed,

@@ -19,7 +19,7 @@ from autopsy.capture.step import Deadline, Options
 from autopsy.dataclass import dataclass
 from autopsy.errors import NotStored
 from autopsy.files import private
-from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, in_child, spawn
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
 from autopsy.linux.tasks.behind import step_back
 from autopsy.linux.tasks.forking import Child, end
 from autopsy.linux.trouble import FailureKind
@@ -131,24 +131,42 @@ def _path(_: type, value: object) -> Path:
     return Path(str(value))
 
 
-def put_beside(page: bytes, copy: Path, budget: Deadline, notes: list[str]) -> Path | None:
-    """Put the report beside the bundle, for those who will not unpack anything; in a child, for the disk may hang.
+@dataclass(frozen=True, slots=True)
+class BesideBundle:
+    """A report that is being put beside the bundle, in a child, for the disk may hang; none where there is no page."""
 
-    Where that cannot be, a note says why, and the report is in the bundle alone.
-    """
-    if not page:
+    copy: Path
+    child: Child | None
+    why: str = ""
+
+    def placed(self, budget: Deadline, notes: list[str]) -> Path | None:
+        """Return where it is. Where it cannot be, a note says why, and the report is in the bundle alone."""
+        why = self.why
+        if self.child is not None:
+            try:
+                collect(self.child, min(REPORT_SECONDS, max(1.0, budget.left())))
+            except ChildTimedOut:
+                notes.append(f"the report is in the bundle alone: {self.copy.parent} does not answer")
+                return None
+            except ChildFailed as error:
+                why = str(error)
+            else:
+                return self.copy
+        if why:
+            notes.append(f"the report is in the bundle alone: {self.copy}: {why}")
         return None
+
+
+def put_beside(page: bytes, copy: Path) -> BesideBundle:
+    """Begin to put the report beside the bundle, for those who will not unpack anything."""
+    if not page:
+        return BesideBundle(copy, None)
 
     def work() -> bytes:
         private.publish(copy, page)
         return b""
 
     try:
-        in_child(work, min(REPORT_SECONDS, max(1.0, budget.left())))
-    except ChildTimedOut:
-        notes.append(f"the report is in the bundle alone: {copy.parent} does not answer")
-        return None
+        return BesideBundle(copy, spawn(work))
     except ChildFailed as error:
-        notes.append(f"the report is in the bundle alone: {copy}: {error}")
-        return None
-    return copy
+        return BesideBundle(copy, None, str(error))

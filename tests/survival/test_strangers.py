@@ -125,7 +125,7 @@ def test_a_report_is_not_written_through_a_link_that_lies_beside_the_bundle(prec
             copy.symlink_to(precious)
 
         strangers.does(plant)
-        assert capturing.put_beside(b"<html>", copy, Deadline(5), []) == copy
+        assert capturing.put_beside(b"<html>", copy).placed(Deadline(5), []) == copy
         assert copy.read_bytes() == b"<html>"
         assert not copy.is_symlink()
         assert copy.stat().st_mode & 0o777 == 0o600

@@ -230,7 +230,7 @@ def test_a_disk_that_fills_up_meanwhile_is_left_as_it_was_found(vm: Machine, tmp
 def test_a_report_that_finds_no_room_beside_its_bundle_is_told(tmp_path: Path) -> None:
     notes: list[str] = []
     with tmpfs(tmp_path / "small", "size=64k") as small:
-        assert put_beside(b"x" * (1 << 20), small / "autopsy-busy.html", Deadline(5), notes) is None
+        assert put_beside(b"x" * (1 << 20), small / "autopsy-busy.html").placed(Deadline(5), notes) is None
         assert list(small.iterdir()) == []
     (note,) = notes
     assert note.startswith(f"the report is in the bundle alone: {small / 'autopsy-busy.html'}: ")
