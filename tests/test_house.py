@@ -7,6 +7,8 @@ import re
 import subprocess
 from collections import Counter
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -269,3 +271,25 @@ def test_a_variable_says_what_it_holds() -> None:
         and (word := _bound(node)) in EMPTY_WORDS
     ]
     assert empty == []
+
+
+def _imported(path: Path) -> set[tuple[str, str]]:
+    """Return what a file takes of the package, as module and name."""
+    froms = (node for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom))
+    return {
+        (node.module, each.name) for node in froms if (node.module or "").startswith("autopsy") for each in node.names
+    }
+
+
+def test_what_tools_take_of_the_package_is_there() -> None:
+    # No test runs most of them, and types are checked in the package alone.
+    files = [path for path in sources() if path.is_relative_to(HOUSE / "tools")]
+    wanted = {pair for path in files for pair in _imported(path)}
+    missing = []
+    for module, taken in sorted(wanted):
+        if find_spec(module) is None:
+            missing.append(module)
+        elif not hasattr(import_module(module), taken) and find_spec(f"{module}.{taken}") is None:
+            missing.append(f"{module}.{taken}")
+    assert wanted
+    assert missing == []

@@ -28,8 +28,8 @@ from autopsy.examine.coroutines import find
 from autopsy.examine.gdb import unwind
 from autopsy.examine.gdb.unwind import Parked
 from autopsy.examine.heap import run as heap
+from autopsy.examine.states import tasks
 from autopsy.examine.threads import aio_rings, aio_workers, lock_owners, main_loop, poll_sets
-from autopsy.examine.threads.states import tasks
 from autopsy.examine.view import View
 from support import lab, snapshot
 
