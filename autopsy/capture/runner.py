@@ -16,13 +16,14 @@ from typing import Protocol
 import msgspec
 
 from autopsy.bundle import layout
-from autopsy.bundle.manifest import LeftBehind, OutcomeName, StepRecord
+from autopsy.bundle.manifest import LeftBehind, StepRecord
 from autopsy.bundle.vm_end import VmEnd
 from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.pace import STARVED, Pace, Thinned, spent, thin_out
 from autopsy.capture.preview import Preview
 from autopsy.capture.staging.staging import SETTLE_SECONDS, Staging
-from autopsy.capture.step import Collected, Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
+from autopsy.capture.step import Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
+from autopsy.capture.wire import OutcomeWire, as_wire, from_wire
 from autopsy.dataclass import dataclass
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
 from autopsy.linux.tasks.forking import Child, in_words
@@ -68,16 +69,6 @@ class _Answer:
     outcome: Outcome
     left_behind: tuple[LeftBehind, ...] = ()
     interrupted: bool = False
-
-
-class _Wire(msgspec.Struct, frozen=True):
-    """An outcome on its way through the pipe."""
-
-    kind: OutcomeName
-    why: str
-    stop_ns: int
-    ran_ns: int = 0
-    waited_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,9 +178,9 @@ def _taken_already(begun: _Begun, refusal: _Answer) -> _Answer:
         end_child(begun.child)
         return refusal
     with suppress(ChildTimedOut, ChildFailed):
-        wire = msgspec.json.decode(collect(begun.child, LEAST_SECONDS), type=_Wire)
+        wire = msgspec.json.decode(collect(begun.child, LEAST_SECONDS), type=OutcomeWire)
         if wire.kind == "Collected":
-            return _Answer(_from_wire(wire))
+            return _Answer(from_wire(wire))
     return refusal
 
 
@@ -236,7 +227,7 @@ def _begin(step: Step, capture: Run, kept: float, thin: Thinned) -> _Begun:
     scene = Scene(
         capture.target, capture.options, capture.staging.work, step.name, deadline, thinned, capture.pace.may_wait()
     )
-    child = spawn(lambda: _told(_wire(_collect(step, scene))))
+    child = spawn(lambda: _told(as_wire(_collect(step, scene))))
     look = capture.pace.watch_over(child.pid) if scene.behind else _nothing
     return _Begun(child, start, deadline, seconds, scene.behind, look)
 
@@ -260,10 +251,10 @@ def _run(step: Step, capture: Run, begun: _Begun | None, ahead: list[str], begin
         begun = begun or begin()
         seconds = begun.seconds
         left = begun.deadline.left() + LEAST_SECONDS
-        wire = msgspec.json.decode(collect(begun.child, left, _tick(begun, capture, ahead, preview)), type=_Wire)
+        wire = msgspec.json.decode(collect(begun.child, left, _tick(begun, capture, ahead, preview)), type=OutcomeWire)
         if not begun.behind:
             capture.pace.take(wire.ran_ns, wire.waited_ns)
-        return _Answer(_from_wire(wire))
+        return _Answer(from_wire(wire))
     except ChildTimedOut as error:
         left_behind = (error.left_behind,) if error.left_behind else ()
         return _Answer(TimedOut(f"no end within {seconds:.1f} s{in_words(error.left_behind)}"), left_behind)
@@ -321,38 +312,14 @@ def _nothing() -> None:
     """Look at nothing."""
 
 
-def _told(wire: _Wire) -> bytes:
+def _told(wire: OutcomeWire) -> bytes:
     """Return what the child says of its step, and how the host let it work."""
     ran_ns, waited_ns = spent()
     return msgspec.json.encode(msgspec.structs.replace(wire, ran_ns=ran_ns, waited_ns=waited_ns))
 
 
-def _wire(outcome: Outcome) -> _Wire:
-    match outcome:
-        case Collected(why, stop_ns):
-            return _Wire("Collected", why, stop_ns)
-        case TimedOut(why):
-            return _Wire("TimedOut", why, 0)
-        case Failed(why):
-            return _Wire("Failed", why, 0)
-        case Skipped(why):
-            return _Wire("Skipped", why, 0)
-
-
-def _from_wire(wire: _Wire) -> Outcome:
-    match wire.kind:
-        case "Collected":
-            return Collected(wire.why, wire.stop_ns)
-        case "TimedOut":
-            return TimedOut(wire.why)
-        case "Failed":
-            return Failed(wire.why)
-        case "Skipped":
-            return Skipped(wire.why)
-
-
 def _record(step: Step, answer: _Answer, start: int) -> StepRecord:
-    wire = _wire(answer.outcome)
+    wire = as_wire(answer.outcome)
     return StepRecord(
         name=step.name,
         impact=step.impact.value,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from autopsy.capture.proc import step as proc
 from autopsy.capture.qmp import step as qmp
 from autopsy.capture.scratch import scratch
 from autopsy.capture.step import Collected, Failed, Outcome, Scene, Skipped, TimedOut
+from autopsy.capture.wire import OutcomeWire, as_wire, from_wire
 from autopsy.errors import ExaminationFailed
 from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.second_exposure import examine_again
@@ -50,11 +50,11 @@ def expose(scene: Scene) -> Outcome:
 def _beside(work: Callable[[], Outcome], scene: Scene) -> Iterator[Callable[[], Outcome]]:
     """Have a child do something meanwhile; what is yielded waits for it, and says how it went."""
 
-    def pickled() -> bytes:
-        return pickle.dumps(work())
+    def answer() -> bytes:
+        return msgspec.json.encode(as_wire(work()))
 
     try:
-        child: Child | None = spawn(pickled)
+        child: Child | None = spawn(answer)
     except ChildFailed:
         child = None
 
@@ -64,12 +64,11 @@ def _beside(work: Callable[[], Outcome], scene: Scene) -> Iterator[Callable[[], 
             return work()
         begun, child = child, None
         try:
-            answer: Outcome = pickle.loads(collect(begun, scene.deadline.left()))  # noqa: S301 - it is a fork of ours
+            return from_wire(msgspec.json.decode(collect(begun, scene.deadline.left()), type=OutcomeWire))
         except ChildTimedOut as error:
             return TimedOut(str(error))
-        except ChildFailed as error:
+        except (ChildFailed, msgspec.DecodeError) as error:
             return Failed(str(error))
-        return answer
 
     try:
         yield outcome
