@@ -23,7 +23,7 @@ SCRATCH_BYTES = 1 << 20
 SWAP_SECONDS = 1.0
 STEP_BYTES = 4 << 20  # that are copied, and compared with the core over which they are laid, before the next
 POPULATE_WRITE = 23  # linux/mman.h: MADV_POPULATE_WRITE, since 5.14
-MOST_PARTS = 1024  # limits.h: IOV_MAX
+PARTS_AT_ONCE = 1024  # limits.h: IOV_MAX
 BATCH_BYTES = 4 << 20  # what process_vm_readv takes the lock of the memory map for at once, and only to find the pages
 
 
@@ -241,7 +241,7 @@ def _one_after_the_other(runs: Iterable[Run]) -> Iterator[CopiedExtent]:
 
 
 def _grouped(extents: Iterable[CopiedExtent], most: int) -> Iterator[list[CopiedExtent]]:
-    """Yield them in order, cut and put together so that each group is of `most` bytes, and of MOST_PARTS, at most."""
+    """Yield them in order, cut and put together so that each group is of `most` bytes and PARTS_AT_ONCE at most."""
     group: list[CopiedExtent] = []
     room = most
     for extent in extents:
@@ -251,7 +251,7 @@ def _grouped(extents: Iterable[CopiedExtent], most: int) -> Iterator[list[Copied
             group.append(CopiedExtent(extent.address + done, size, extent.offset + done))
             done += size
             room -= size
-            if not room or len(group) == MOST_PARTS:
+            if not room or len(group) == PARTS_AT_ONCE:
                 yield group
                 group, room = [], most
     if group:

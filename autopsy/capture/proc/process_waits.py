@@ -26,7 +26,6 @@ LINKS: Mapping[Kind, bytes] = {"watcher": b"anon_inode:[fanotify]", "supervisor"
 MARK = re.compile(rb"^fanotify (?:ino|mnt_id|sdev)\S*.* mask:([0-9a-f]+)", re.MULTILINE)  # proc_pid_fdinfo(5)
 ASKS_FIRST = 0x70000  # linux/fanotify.h: FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_OPEN_EXEC_PERM
 SEARCH_SECONDS = 1.0
-MOST = 64  # processes that are told of one wait
 
 
 def waits(process: ProcDirectory) -> bytes | Truncated:
@@ -41,7 +40,7 @@ def waits(process: ProcDirectory) -> bytes | Truncated:
     }
     if "child" in kinds.values():
         who["child"] = tuple(_children(process))
-    records = [ProcessWait(tid=tid, kind=kind, peer_pids=who.get(kind, ())[:MOST]) for tid, kind in kinds.items()]
+    records = [ProcessWait(tid=tid, kind=kind, peer_pids=who.get(kind, ())) for tid, kind in kinds.items()]
     data = msgspec.json.encode(records)
     return data if complete else Truncated(data, f"not all processes could be asked in {SEARCH_SECONDS} s")
 
