@@ -255,7 +255,7 @@ def test_thousands_of_small_runs_are_copied_by_a_few_calls_and_what_has_gone_cos
         assert [(each.address, each.size) for each in taken.extents] == list(every_other)
         assert [chunk.data[:4].tobytes() for chunk in taken.chunks()] == [b"%4d" % number for number in range(count)]
         assert len(calls) == 3
-        assert max(calls) <= memory_copy.MOST_PARTS
+        assert max(calls) <= memory_copy.PARTS_AT_ONCE
         arena[2 * 7 * PAGE] = 0
         assert taken.torn(frozenset()) == [start + 2 * 7 * PAGE]
         gone = start + 2 * 1100 * PAGE
