@@ -237,13 +237,14 @@ while True:
 
 
 def signal_and_leave(pid: int) -> int:
-    """Fork a process that sends one signal as soon as somebody traces `pid`."""
+    """Fork a process that sends one signal as soon as it sees somebody trace `pid`; it fails where it missed that."""
     sender = os.fork()
     if sender == 0:
         with suppress(BaseException):
-            lab.until("it is seized", lambda: any(status["TracerPid"] != "0" for status in statuses(pid)))
+            lab.until("it is seized", lambda: any(task["TracerPid"] != "0" for task in statuses(pid)), seconds=3)
             os.kill(pid, signal.SIGUSR1)
-        os._exit(0)
+            os._exit(0)
+        os._exit(1)
     return sender
 
 
@@ -261,13 +262,17 @@ def test_a_signal_that_arrives_while_the_vm_is_seized_is_not_lost(
         monkeypatch.setattr(cut._Tracer, "_copy_stacks", lambda self: self.standing and time.sleep(10))
     with victim(tmp_path, COUNTS_SIGNALS) as pid:
         notes: list[str] = []
-        for number in range(6):
+        sent = 0
+        for number in range(20):
             sender = signal_and_leave(pid)
             place = tmp_path / str(number)
             place.mkdir()
             notes += take(pid, place, dataclasses.replace(FAST, max_stop=0.05)).record.notes
-            os.waitpid(sender, 0)
-            arrived(tmp_path, number + 1)
+            sent += os.waitstatus_to_exitcode(os.waitpid(sender, 0)[1]) == 0  # a busy host lets it miss a stop
+            arrived(tmp_path, sent)
+            if sent == 6:
+                break
+        assert sent == 6
         assert end == "detaches" or any("timer" in note for note in notes)
         assert untouched(pid)
 
