@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import select
 from collections.abc import Callable
 from functools import partial
 
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
 from autopsy.linux.tasks.behind import step_back
-from autopsy.linux.tasks.forking import Child, end
+from autopsy.linux.tasks.forking import Child, end, has_answered
 
 ANSWER_SECONDS = 1.0  # once the first of its bytes is there
 
@@ -30,11 +29,7 @@ class Preview:
 
     def look(self) -> str:
         """Return what it found, empty while it works and ever after."""
-        if self._child is None:
-            return ""
-        poller = select.poll()
-        poller.register(self._child.answers, select.POLLIN)
-        if not poller.poll(0):
+        if self._child is None or not has_answered(self._child):
             return ""
         child, self._child = self._child, None
         try:

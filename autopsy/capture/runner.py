@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,7 +25,7 @@ from autopsy.capture.step import Deadline, Failed, Impact, Options, Outcome, Sce
 from autopsy.capture.wire import OutcomeWire, as_wire, from_wire
 from autopsy.dataclass import dataclass
 from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
-from autopsy.linux.tasks.forking import Child, in_words
+from autopsy.linux.tasks.forking import Child, has_answered, in_words
 from autopsy.linux.tasks.forking import end as end_child
 from autopsy.target.target import Target
 
@@ -166,15 +165,9 @@ def run(plan: tuple[Step, ...], capture: Run) -> tuple[StepRecord, ...]:
     return tuple(records)
 
 
-def _has_answered(begun: _Begun) -> bool:
-    poller = select.poll()
-    poller.register(begun.child.answers, select.POLLIN)
-    return bool(poller.poll(0))
-
-
 def _taken_already(begun: _Begun, refusal: _Answer) -> _Answer:
     """Return what a step that was begun beside others has taken, else why it is not waited for; it is ended."""
-    if not _has_answered(begun):
+    if not has_answered(begun.child):
         end_child(begun.child)
         return refusal
     with suppress(ChildTimedOut, ChildFailed):
@@ -285,7 +278,7 @@ def _tick(begun: _Begun, capture: Run, ahead: list[str], preview: Preview | None
         capture.watcher.tick()
         if preview is not None and (words := preview.look()):
             capture.watcher.tell(f"so far: {words}")
-        while ahead and not _has_answered(begun):
+        while ahead and not has_answered(begun.child):
             with suppress(ImportError):  # whoever needs it will say so
                 _load(ahead.pop())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 from autopsy.bundle import proc_stat
 from autopsy.dataclass import dataclass
 from autopsy.linux.child import again, collect, spawn_lasting
-from autopsy.linux.tasks.forking import Child, end
+from autopsy.linux.tasks.forking import Child, end, has_answered
 
 WRITTEN = b"wchar:"
 
@@ -33,15 +32,10 @@ class SettlingCopy:
 
     def goes_on(self, seconds: float) -> bool:
         """Return whether it is not done, and has gone on within so many seconds."""
-        if self._done():
+        if has_answered(self.child):
             return False
         self.look()
         return time.monotonic() - self.since < seconds
-
-    def _done(self) -> bool:
-        poller = select.poll()
-        poller.register(self.child.answers, select.POLLIN)
-        return bool(poller.poll(0))
 
     def _written(self) -> int:
         with suppress(OSError, ValueError, StopIteration), open(f"/proc/{self.child.pid}/io", "rb") as stream:

@@ -271,6 +271,13 @@ def in_words(left_behind: LeftBehind | None) -> str:
     return f"; process {left_behind.pid} of ours sleeps in {left_behind.wchan} (state {left_behind.state})"
 
 
+def has_answered(child: Child) -> bool:
+    """Return whether something of a child's answer is there to be read, or its end; waits for neither."""
+    poller = select.poll()
+    poller.register(child.answers, select.POLLIN)
+    return bool(poller.poll(0))
+
+
 def receive(descriptor: int, size: int, until: float, tick: Callable[[], None] | None = None) -> bytes:
     """Read so many bytes of a child's answer, by that time of the monotonic clock, with a `tick` ten times a second.
 

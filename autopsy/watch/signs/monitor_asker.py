@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from autopsy.linux.tasks.forking import (
     end,
     fork,
     framed,
+    has_answered,
     has_ended,
     receive_framed,
     send,
@@ -87,7 +87,7 @@ class MonitorAsker:
         heard = []
         while self.asked and self.child is not None:
             try:
-                if not _is_there(self.child.answers):
+                if not has_answered(self.child):
                     if time.monotonic() - self.heard_at > PATIENCE:
                         heard.append((self.asked[0], MonitorAnswer(MonitorOutcome.HUNG)))
                         self._abandon()
@@ -119,9 +119,3 @@ class MonitorAsker:
             message = receive_framed(ends.hears, MOST_ANSWER)
             for pid, start_ticks in msgspec.msgpack.decode(message, type=list[Process]):
                 send(ends.tells, framed(msgspec.msgpack.encode(self.count(pid, start_ticks))))
-
-
-def _is_there(descriptor: int) -> bool:
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(0))
