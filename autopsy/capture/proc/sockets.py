@@ -100,10 +100,7 @@ def _fifo_openers(scene: Scene, process: ProcDirectory, trouble: ReadFailures) -
     if fifo_openers.WAITS not in scene.earlier(layout.PROC_STACKS, layout.TASKS):
         return frozenset()
     search = SectionRead("openings", partial(fifo_openers.openings, process), seconds=fifo_openers.SEARCH_SECONDS + 1)
-    answer = take([search], scene.deadline, trouble)["openings"]
-    openings = msgspec.json.decode(answer.data or b"[]", type=tuple[FifoOpening, ...])
-    scene.write_json(layout.FIFO_OPENINGS, openings)
-    return frozenset(pid for opening in openings for pid in opening.peer_pids)
+    return _searched(scene, search, trouble, layout.FIFO_OPENINGS, tuple[FifoOpening, ...])
 
 
 def _process_waits(scene: Scene, process: ProcDirectory, trouble: ReadFailures) -> frozenset[int]:
@@ -112,10 +109,21 @@ def _process_waits(scene: Scene, process: ProcDirectory, trouble: ReadFailures) 
     if not any(function in seen for function in process_waits.WAITS):
         return frozenset()
     search = SectionRead("waits", partial(process_waits.waits, process), seconds=process_waits.SEARCH_SECONDS + 2)
-    answer = take([search], scene.deadline, trouble)["waits"]
-    waits = msgspec.json.decode(answer.data or b"[]", type=tuple[ProcessWait, ...])
-    scene.write_json(layout.PROCESS_WAITS, waits)
-    return frozenset(pid for wait in waits for pid in wait.peer_pids)
+    return _searched(scene, search, trouble, layout.PROCESS_WAITS, tuple[ProcessWait, ...])
+
+
+def _searched(
+    scene: Scene,
+    search: SectionRead,
+    trouble: ReadFailures,
+    file: str,
+    kind: type[tuple[FifoOpening | ProcessWait, ...]],
+) -> frozenset[int]:
+    """Store what a search finds, and return the processes that it names."""
+    answer = take([search], scene.deadline, trouble)[search.name]
+    records = msgspec.json.decode(answer.data or b"[]", type=kind)
+    scene.write_json(file, records)
+    return frozenset(pid for record in records for pid in record.peer_pids)
 
 
 def own_sockets(descriptors: Mapping[str, Section]) -> dict[int, int]:
