@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
+from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.limits.at_limits import copies_held, seconds_for
 from autopsy.diagnose.queries.progress import is_seldom_busy
@@ -79,17 +80,22 @@ def slow(facts: Facts) -> Iterator[Claim]:
     yield from _slow_at_limits(facts)
 
 
-def overtaken(facts: Facts) -> Iterator[Claim]:
+@once
+def overtaken(facts: Facts) -> tuple[Claim, ...]:
     """Tell of each request that was in flight at both looks while others of its disk came, took no time, and went.
 
     Only of a disk that is hardly ever busy: on any other it may be one request after another, each like the last.
     """
+    claims = []
     for request in facts.coroutines.value if isinstance(facts.coroutines, Known) else ():
         disks = disks_of(facts, request) if request.same_request and request.park in DISK_PARKS else ()
         if len(disks) == 1 and is_seldom_busy(facts, disks[0]) and isinstance(disks[0].completed, Known):
             others = count(disks[0].completed.value, "other")
             words = f"{facts.times.gap_seconds:.1f} s apart, while {others} came and ended"
-            yield claim(f"a request of disk {title(disks[0])} was in flight at both looks, {words}", request.cite)
+            claims.append(
+                claim(f"a request of disk {title(disks[0])} was in flight at both looks, {words}", request.cite)
+            )
+    return tuple(claims)
 
 
 def _slow_migration(facts: Facts) -> Iterator[Claim]:

@@ -189,7 +189,7 @@ def _claims(facts: Facts) -> list[Claim]:
         total = len([coroutine for coroutine in facts.coroutines.value if coroutine.park in DISK_PARKS])
         held = len(copies_held(facts))
         moved = count(total - held, "request was in flight", "requests were in flight")
-        on = ", and all moved on" if not any(overtaken(facts)) else ""
+        on = ", and all moved on" if not overtaken(facts) else ""
         words = f"{moved}{on}" if total > held else NOTHING_IN_FLIGHT
         claims.append(claim(f"{words}.", facts.coroutines.cite, *(c.cite for c in facts.coroutines.value[:2])))
     if isinstance(facts.threads, Known):

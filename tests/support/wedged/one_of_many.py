@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from autopsy.drill.process import start, tool
+from autopsy.drill.process import tool
 from autopsy.drill.site import site
 from support import lab
 from support.wedged.small_guests import READ_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import A_MOMENT, DISK, NODE, Stuck, in_flight, until_it_works
+from support.wedged.wedges_beyond import served_by_a_daemon
 
 
 @contextmanager
@@ -24,26 +25,17 @@ def forgotten(build: lab.Build, *, forgets: bool = True) -> Iterator[Stuck]:
             stream.write(b"x" * (16 << 20))
         image = place / "top.qcow2"
         subprocess.run([tool("qemu-img"), "convert", "-O", "qcow2", raw, image], check=True)
-        server = start(
+        client = served_by_a_daemon(
             there,
-            [
-                *(tool("qemu-storage-daemon"), "--nbd-server", f"addr.type=unix,addr.path={place}/nbd"),
-                *("--object", "throttle-group,id=group0,x-bps-total=1"),
-                *("--blockdev", "driver=null-co,node-name=null0,size=67108864"),
-                *("--blockdev", "driver=throttle,node-name=below0,throttle-group=group0,file=null0"),
-                *("--blockdev", f"driver=file,node-name=file0,filename={image}"),
-                *("--blockdev", "driver=qcow2,node-name=top0,file=file0,backing=below0"),
-                *("--export", "type=nbd,id=export0,node-name=top0,name=,writable=on"),
-            ],
-            log="server.log",
+            place,
+            "top0",
+            *("--object", "throttle-group,id=group0,x-bps-total=1"),
+            *("--blockdev", "driver=null-co,node-name=null0,size=67108864"),
+            *("--blockdev", "driver=throttle,node-name=below0,throttle-group=group0,file=null0"),
+            *("--blockdev", f"driver=file,node-name=file0,filename={image}"),
+            *("--blockdev", "driver=qcow2,node-name=top0,file=file0,backing=below0"),
         )
-        server.wait_until("it listened", (place / "nbd").exists)
-        with lab.qemu(
-            build,
-            *("-blockdev", f"driver=nbd,node-name=nbd0,server.type=unix,server.path={place}/nbd"),
-            *("-device", f"{NODE}=nbd0,cyls=100,heads=16,secs=63"),
-            boots=True,
-        ) as vm:
+        with lab.qemu(build, *client, boots=True) as vm:
             until_it_works(vm, 0)
             if forgets:
                 for megabyte in (40, 41):  # the limit lets the first of them through

@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 from autopsy.drill.machine import Machine, of_device
 from autopsy.drill.process import start, states, tool
-from autopsy.drill.site import site
+from autopsy.drill.site import Site, site
 from support import lab
 from support.wedged.small_guests import WRITE_NOW_AND_THEN, boot_sector
 from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, Stuck, completed, in_flight, vhost_user
@@ -143,27 +144,31 @@ def waiting_before_switchover(build: lab.Build) -> Iterator[Stuck]:
         yield Stuck(vm)
 
 
+def served_by_a_daemon(there: Site, place: Path, node: str, *words: str) -> tuple[str, ...]:
+    """Export a node that the words make by NBD, and return the disk of whoever is its client."""
+    listens = (*("--nbd-server", f"addr.type=unix,addr.path={place}/nbd"), *words)
+    export = ("--export", f"type=nbd,id=export0,node-name={node},name=,writable=on")
+    server = start(there, [tool("qemu-storage-daemon"), *listens, *export], log="server.log")
+    server.wait_until("it listened", (place / "nbd").exists)
+    return (
+        *("-blockdev", f"driver=nbd,node-name=nbd0,server.type=unix,server.path={place}/nbd"),
+        *("-device", f"{NODE}=nbd0,cyls=100,heads=16,secs=63"),
+    )
+
+
 @contextmanager
 def slow_server(build: lab.Build, requests: int = 40) -> Iterator[Stuck]:
     """An NBD server that answers one request a second, and has many to answer."""
     with lab.folder() as place, site() as there:
-        server = start(
+        client = served_by_a_daemon(
             there,
-            [
-                *(tool("qemu-storage-daemon"), "--nbd-server", f"addr.type=unix,addr.path={place}/nbd"),
-                *("--object", "throttle-group,id=group0,x-iops-total=1"),
-                *("--blockdev", "driver=null-co,node-name=null0,size=67108864,read-zeroes=on"),
-                *("--blockdev", "driver=throttle,node-name=n0,throttle-group=group0,file=null0"),
-                *("--export", "type=nbd,id=export0,node-name=n0,name=,writable=on"),
-            ],
-            log="server.log",
+            place,
+            "n0",
+            *("--object", "throttle-group,id=group0,x-iops-total=1"),
+            *("--blockdev", "driver=null-co,node-name=null0,size=67108864,read-zeroes=on"),
+            *("--blockdev", "driver=throttle,node-name=n0,throttle-group=group0,file=null0"),
         )
-        server.wait_until("it listened", (place / "nbd").exists)
-        with lab.qemu(
-            build,
-            *("-blockdev", f"driver=nbd,node-name=nbd0,server.type=unix,server.path={place}/nbd"),
-            *("-device", f"{NODE}=nbd0,cyls=100,heads=16,secs=63"),
-        ) as vm:
+        with lab.qemu(build, *client) as vm:
             in_flight(vm, of_device("vd0"), requests)
             lab.until("some were answered", lambda: completed(vm)[1] > 2)
             yield Stuck(vm, ("vd0",))
