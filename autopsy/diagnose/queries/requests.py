@@ -151,7 +151,7 @@ def passed(facts: Facts, coroutine: CoroutineFact) -> bool:
     Where it stood at both looks, with all that is on its stack, it is one that was forgotten if its disk is hardly ever
     busy, and may be one after another on any other.
     """
-    if isinstance(coroutine.stuck, Known) and not coroutine.stuck.value:
+    if isinstance(coroutine.stuck, Known) and not (coroutine.stuck.value or coroutine.same_request):
         return False
     disks = disks_of(facts, coroutine)
     return bool(disks) and all(progress.speaks_for(facts, disk, coroutine) for disk in disks)

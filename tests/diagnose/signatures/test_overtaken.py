@@ -53,7 +53,9 @@ def test_a_request_that_moves_and_never_ends_is_told() -> None:
 
 
 def test_one_of_a_busy_disk_is_not() -> None:
-    assert "but" not in told("moved", took=4.0, same_request=True).headline
+    found = told("moved", took=4.0, same_request=True)
+    assert "but" not in found.headline
+    assert found.confidence == "likely"
 
 
 def test_where_nobody_counted_what_requests_took_none_is_called_forgotten() -> None:
