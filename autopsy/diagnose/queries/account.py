@@ -27,7 +27,16 @@ from autopsy.diagnose.queries.wording import count, sentence
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Asked, DiskFact, Facts, Role, SocketFact, ThreadFact, ThreadSnapshot
+from autopsy.facts.model.facts import (
+    Asked,
+    CoroutineFact,
+    DiskFact,
+    Facts,
+    Role,
+    SocketFact,
+    ThreadFact,
+    ThreadSnapshot,
+)
 from autopsy.facts.model.yield_points import DISK_PARKS, THROTTLED
 
 # What each kind of thread sleeps in where nobody has work for it. A worker is woken by a futex, or by its own timeout.
@@ -101,7 +110,7 @@ def left_over(facts: Facts) -> tuple[Claim, ...]:
         *_devices(facts),
         *_other_ends(facts),
         *_disks(facts),
-        *_passed(facts),
+        *whether_they_go_on(facts),
         *_not_asked(facts),
         *_left_out(facts),
     )
@@ -179,17 +188,22 @@ def _disks(facts: Facts) -> Iterator[Claim]:
         yield from no_connection(facts, disk)
 
 
-def _passed(facts: Facts) -> Iterator[Claim]:
+def whether_they_go_on(facts: Facts) -> Iterator[Claim]:
     """Yield a busy disk's requests that nobody saw leave their place: one after another was there, or one for good."""
-    parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
-    doubtful = [request for request in parked if request.park in PASSING_BY and passed(facts, request)]
     for request in overtaken(facts):
         yield claim(f"{sentence(request.text)}: whether it goes on was not seen.", *request.cites)
-    if doubtful:
+    if doubtful := not_seen_to_go_on(facts):
         words = "was not seen to go on: only others such as it ended meanwhile"
         if len(doubtful) > 1:
             words = "were not seen to go on: only others such as they ended meanwhile"
         yield claim(f"{count(len(doubtful), 'request')} {words}.", *(request.cite for request in doubtful[:4]))
+
+
+@once
+def not_seen_to_go_on(facts: Facts) -> tuple[CoroutineFact, ...]:
+    """Return the requests of which only their disk's counters say that they go on, for others such as they ended."""
+    parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    return tuple(request for request in parked if request.park in PASSING_BY and passed(facts, request))
 
 
 def no_connection(facts: Facts, disk: DiskFact) -> Iterator[Claim]:

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from itertools import chain
 
 from autopsy.diagnose.diagnosis import Claim, Confidence
-from autopsy.diagnose.queries.account import about_idle, as_sentences, idle_peers, left_over, no_connection
+from autopsy.diagnose.queries.account import (
+    about_idle,
+    as_sentences,
+    idle_peers,
+    left_over,
+    no_connection,
+    whether_they_go_on,
+)
 from autopsy.diagnose.queries.kernel_sleepers import sleepers
 from autopsy.diagnose.queries.limits.at_limits import copies_held
 from autopsy.diagnose.queries.notifiers import unseen_notifiers
@@ -166,8 +173,8 @@ def _headline(facts: Facts) -> str:
         return f"Nothing is stuck now, but {stood.text[:1].lower()}{stood.text[1:].removesuffix('.')}"
     disks = facts.disks.value if isinstance(facts.disks, Known) else ()
     done = sum(disk.completed.value for disk in disks if isinstance(disk.completed, Known))
-    if notable := next(chain(overtaken(facts), slow(facts)), None):
-        return f"Nothing is stuck, but {notable.text}"
+    if notable := next(chain(overtaken(facts), whether_they_go_on(facts), slow(facts)), None):
+        return f"Nothing is stuck, but {notable.text.removesuffix('.')}"
     if done:
         seconds = f" in {facts.times.gap_seconds:.1f} s" if facts.times.gap_seconds else ""
         return f"Nothing is stuck: QEMU answers, and its disks completed {count(done, 'request')}{seconds}"
@@ -189,7 +196,7 @@ def _claims(facts: Facts) -> list[Claim]:
         total = len([coroutine for coroutine in facts.coroutines.value if coroutine.park in DISK_PARKS])
         held = len(copies_held(facts))
         moved = count(total - held, "request was in flight", "requests were in flight")
-        on = ", and all moved on" if not overtaken(facts) else ""
+        on = ", and all moved on" if not any(whether_they_go_on(facts)) else ""
         words = f"{moved}{on}" if total > held else NOTHING_IN_FLIGHT
         claims.append(claim(f"{words}.", facts.coroutines.cite, *(c.cite for c in facts.coroutines.value[:2])))
     if isinstance(facts.threads, Known):

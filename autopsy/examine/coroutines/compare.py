@@ -19,6 +19,9 @@ SinceFirst = Literal["stuck", "moved", "new", "gone", "unknown"]
 # A waiting request's stack does change a little: its tracked request is a link in its node's list, and neighbours come
 # and go. Such a word is a pointer before and after; what a request is about (offset, bytes, flags) is none.
 MOST_LINKS = 8
+# The stack of a neighbour that came or went while a snapshot was taken is in none of its mappings. Stacks are mapped
+# within these bounds (64 to 128 TiB), in which no request's offset or length lies.
+STACKS = range(1 << 46, 1 << 47, 8)
 # What puts its tracked request (offset, bytes, who waits for it) on the stack. A flush says nothing that is its own.
 TRACKS = frozenset({"bdrv_co_preadv_part", "bdrv_co_pwritev_part", "bdrv_co_pdiscard"})
 
@@ -102,7 +105,9 @@ def _is_link(core: Core, word: int) -> bool:
     if not word:
         return True
     load = core.load_at(word)
-    return load is not None and load.writable
+    if load is None:
+        return word in STACKS
+    return load.writable
 
 
 def _with(saved: Saved, since: SinceFirst) -> Saved:

@@ -207,6 +207,7 @@ def context(*, sp: int, pc: int = CODE + PAGE + 8, caller: int = 0, between: byt
 
 DEEP = STACK + STACK_SIZE - 0x400
 OFFSET, LINK = 0x1234, HEAP + 8  # what a request is about, and a pointer to a neighbour in a list
+UNMAPPED = 0x7F00_0000_0000  # where a neighbour's stack may have been mapped while a snapshot was taken
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,17 @@ def test_what_became_of_a_coroutine_is_told_by_where_it_stands(
 
 
 @pytest.mark.parametrize(
-    ("was", "became", "fate"), [(OFFSET, OFFSET + 4096, "moved"), (LINK, LINK + 64, "stuck"), (0, LINK, "stuck")]
+    ("was", "became", "fate"),
+    [
+        (OFFSET, OFFSET + 4096, "moved"),
+        (LINK, LINK + 64, "stuck"),
+        (0, LINK, "stuck"),
+        (LINK, UNMAPPED, "stuck"),
+        (OFFSET, UNMAPPED, "moved"),
+        (LINK, UNMAPPED + 1, "moved"),
+        (LINK, 1 << 45, "moved"),
+    ],
+    ids=["offset", "link", "first", "to a new stack", "not from it", "not aligned", "an offset of 32 TiB"],
 )
 def test_another_request_on_the_same_stack_has_moved_and_another_neighbour_has_not(
     tmp_path: Path, was: int, became: int, fate: str
