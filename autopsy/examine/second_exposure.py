@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,7 +47,8 @@ def examine_again(frozen: Frozen) -> str:
     compared = compare.compare(core, find.find_coroutines(core, symbols), second, find.find_coroutines(second, symbols))
     unwound = _unwound(frozen)
     known = previous.read_previous(frozen.read, layout.SECOND_EXPOSURE)
-    current = [_with_frames(_with_request(core, second, saved, unwound), unwound) for saved in compared.first]
+    tracking = compare.track_requests(symbols)
+    current = [_with_frames(_with_request(core, second, saved, tracking), unwound) for saved in compared.first]
     current += _newcomers(frozen, second, symbols, compared.new)
     coroutines = known.best_coroutines(current, blind=symbols.main is None or symbols.main.file is None)
     frozen.write(layout.COROUTINES, stored.as_text(coroutines))
@@ -92,10 +93,9 @@ def _with_frames(now: Coroutine, unwound: dict[int, Coroutine]) -> Coroutine:
     return msgspec.structs.replace(now, frames=known.frames, line=known.line)
 
 
-def _with_request(core: Core, second: Core, saved: Saved, unwound: Mapping[int, Coroutine]) -> Coroutine:
-    """Return a coroutine that moved with whether its request is still the same, as far as its frames tell."""
+def _with_request(core: Core, second: Core, saved: Saved, tracking: Sequence[range]) -> Coroutine:
+    """Return a coroutine that moved with whether its request is still the same, as far as its stack tells."""
     now = saved.coroutine
-    known = unwound.get(now.address)
-    if known is None or now.since_first != "moved" or not compare.is_same_request(core, second, saved, known.frames):
+    if now.since_first != "moved" or not compare.is_same_request(core, second, saved, tracking):
         return now
     return msgspec.structs.replace(now, same_request=True)

@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
-from autopsy.bundle.records import Frame
 from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import PAGE, Core, CoreError
+from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines.find import Saved
 
 SinceFirst = Literal["stuck", "moved", "new", "gone", "unknown"]
@@ -64,32 +64,51 @@ def _since(core: Core, saved: Saved, second: Core, later: Saved | None) -> Since
     return "stuck" if _same_stack(core, second, saved) else "moved"
 
 
-def is_same_request(core: Core, second: Core, saved: Saved, frames: Sequence[Frame]) -> bool:
+def track_requests(symbols: Symbols) -> tuple[range, ...]:
+    """Return the addresses of the functions that put a tracked request on the stack."""
+    starts = [start for name in TRACKS for start in symbols.find(name)]
+    functions = [(start, symbols.function(start, called=False)) for start in starts]
+    return tuple(range(start, start + symbol.size) for start, symbol in functions if symbol is not None)
+
+
+def is_same_request(core: Core, second: Core, saved: Saved, tracking: Sequence[range]) -> bool:
     """Return whether a coroutine's outermost request is the same in both snapshots, whatever it did inside of it.
 
-    `frames` are those of the first. Whoever reads an NBD server's answers for all others moves, and its own request
-    does not.
+    `tracking` is what `track_requests` returns. Whoever reads an NBD server's answers for all others moves, and its own
+    request does not. It may have been awake in one of the snapshots: a return address tells where its request begins,
+    for its frames lead nowhere then.
     """
-    begins = next((frame.pc for frame in reversed(frames) if frame.function in TRACKS), None)
-    if begins is None:
+    stacks = _stacks(core, second, saved)
+    if stacks is None:
         return False
-    return _same_stack(core, second, saved, begins.to_bytes(8, "little"))
+    changed = 0
+    for was, now in _inward(*stacks):
+        if was != now:
+            changed += 1
+            if changed > MOST_LINKS or not (_is_link(core, was) and _is_link(second, now)):
+                return False
+        elif any(was in function for function in tracking):
+            return True
+    return False
 
 
-def _same_stack(core: Core, second: Core, saved: Saved, outside_of: bytes = b"") -> bool:
-    """Return whether the used part of the stack is the same but for links of lists, from a return address outward."""
-    start = saved.coroutine.sp & -8
-    try:
-        before = core.read(start, saved.top - start)
-        after = second.read(start, saved.top - start)
-    except CoreError:
+def _same_stack(core: Core, second: Core, saved: Saved) -> bool:
+    """Return whether the used part of the stack is the same but for links of lists."""
+    stacks = _stacks(core, second, saved)
+    if stacks is None:
         return False
-    inner = before.rfind(outside_of) if outside_of else 0
-    if inner < 0:
-        return False
-    before, after = before[inner & -8 :], after[inner & -8 :]
-    changed = tuple(islice(_changes(before, after), MOST_LINKS + 1))
+    changed = tuple(islice(_changes(*stacks), MOST_LINKS + 1))
     return len(changed) <= MOST_LINKS and all(_is_link(core, old) and _is_link(second, new) for old, new in changed)
+
+
+def _stacks(core: Core, second: Core, saved: Saved) -> tuple[bytes, bytes] | None:
+    """Return the used part of a coroutine's stack in both snapshots, whole words."""
+    start = saved.coroutine.sp & -8
+    used = (saved.top - start) & -8
+    try:
+        return core.read(start, used), second.read(start, used)
+    except CoreError:
+        return None
 
 
 def _changes(before: bytes, after: bytes) -> Iterator[tuple[int, int]]:
@@ -99,6 +118,14 @@ def _changes(before: bytes, after: bytes) -> Iterator[tuple[int, int]]:
         if old != new:
             pairs = zip(struct.iter_unpack("<Q", old), struct.iter_unpack("<Q", new), strict=True)
             yield from ((was, now) for (was,), (now,) in pairs if was != now)
+
+
+def _inward(before: bytes, after: bytes) -> Iterator[tuple[int, int]]:
+    """Yield each word as it was and as it is, from the outermost inward."""
+    for end in range(len(before), 0, -PAGE):
+        start = max(0, end - PAGE)
+        old, new = ([*struct.iter_unpack("<Q", stack[start:end])] for stack in (before, after))
+        yield from ((was, now) for (was,), (now,) in zip(reversed(old), reversed(new), strict=True))
 
 
 def _is_link(core: Core, word: int) -> bool:
