@@ -26,6 +26,7 @@ from autopsy.examine.threads import poll_sets
 
 HEAP_SECONDS = 5.0
 GDB_SECONDS = 5.0
+LED_NOWHERE = 1  # frame: what is saved of a coroutine that was awake is where it slept last, and its stack is not
 IN_WORDS = {"stuck": "where they were"}
 
 
@@ -44,12 +45,12 @@ def examine_again(frozen: Frozen) -> str:
         raise ExaminationFailed("second snapshot", str(error), remedy="see the outcome of freeze") from error
     symbols = Symbols(core, frozen)
     walking = run.start(frozen, symbols, min(HEAP_SECONDS, frozen.seconds))
-    compared = compare.compare(core, find.find_coroutines(core, symbols), second, find.find_coroutines(second, symbols))
-    unwound = _unwound(frozen)
+    first, later = find.find_coroutines(core, symbols), find.find_coroutines(second, symbols)
+    compared = compare.compare(core, first, second, later)
     known = previous.read_previous(frozen.read, layout.SECOND_EXPOSURE)
-    tracking = compare.track_requests(symbols)
-    current = [_with_frames(_with_request(core, second, saved, tracking), unwound) for saved in compared.first]
-    current += _newcomers(frozen, second, symbols, compared.new)
+    awake = {saved.coroutine.address for saved in first if saved.coroutine.state == "running"}
+    requests = _with_requests(core, second, symbols, compared, awake)
+    current = _with_frames(frozen, second, symbols, requests, later)
     coroutines = known.best_coroutines(current, blind=symbols.main is None or symbols.main.file is None)
     frozen.write(layout.COROUTINES, stored.as_text(coroutines))
     poll_sets.write(frozen)
@@ -63,18 +64,54 @@ def examine_again(frozen: Frozen) -> str:
     return ", ".join(f"{count} {IN_WORDS.get(word, word)}" for word, count in sorted(counts.items()))
 
 
-def _newcomers(frozen: Frozen, second: Core, symbols: Symbols, new: tuple[Saved, ...]) -> list[Coroutine]:
-    """Return the coroutines that were not parked before, unwound from the second snapshot where gdb can be had."""
-    if not new:
-        return []
-    parked = [Parked(second, saved) for saved in new]
-    frames: Mapping[int, tuple[Frame, ...]] = {}
+def _with_requests(
+    core: Core, second: Core, symbols: Symbols, compared: compare.Compared, awake: set[int]
+) -> tuple[Coroutine, ...]:
+    """Return the coroutines with whether what moved, or was awake at first, carries the same request still.
+
+    What came out of the pool has none that is the same: its last one lies on its stack as it left it.
+    """
+    tracking = compare.track_requests(symbols)
+
+    def with_request(saved: Saved) -> Coroutine:
+        coroutine = saved.coroutine
+        may = coroutine.since_first == "moved" or (coroutine.since_first == "new" and coroutine.address in awake)
+        same = may and compare.is_same_request(core, second, saved, tracking)
+        return msgspec.structs.replace(coroutine, same_request=same)
+
+    return tuple(with_request(saved) for saved in (*compared.first, *compared.new))
+
+
+def _with_frames(
+    frozen: Frozen, second: Core, symbols: Symbols, current: Sequence[Coroutine], later: Sequence[Saved]
+) -> list[Coroutine]:
+    """Return the coroutines with their frames, where they still stand where they were unwound at first.
+
+    What was not parked at first, or was awake under the eyes of who looked, is unwound from the second snapshot.
+    """
+    unwound = _unwound(frozen)
+    current = [_with_frames_of(coroutine, unwound.get(coroutine.address)) for coroutine in current]
+    wanted = {
+        coroutine.address
+        for coroutine in current
+        if coroutine.since_first == "new" or (coroutine.same_request and len(coroutine.frames) <= LED_NOWHERE)
+    }
+    parked = [saved for saved in later if saved.coroutine.address in wanted and saved.coroutine.state == "parked"]
+    frames = _unwind(frozen, second, symbols, parked)
+    return [with_frames(coroutine, frames, symbols) for coroutine in current]
+
+
+def _unwind(frozen: Frozen, second: Core, symbols: Symbols, parked: Sequence[Saved]) -> Mapping[int, tuple[Frame, ...]]:
+    """Return the frames in the second snapshot by coroutine, where gdb can be had."""
+    if not parked:
+        return {}
     with TemporaryDirectory(dir=frozen.scratch) as scratch, suppress(ExaminationFailed):
         ends_at = time.monotonic() + min(GDB_SECONDS, frozen.seconds)
-        frames = unwind(
-            second, symbols, parked, comms={}, scratch=Path(scratch), ends_at=ends_at, with_threads=False
+        located = [Parked(second, saved) for saved in parked]
+        return unwind(
+            second, symbols, located, comms={}, scratch=Path(scratch), ends_at=ends_at, with_threads=False
         ).coroutines
-    return [with_frames(saved.coroutine, frames, symbols) for saved in new]
+    return {}
 
 
 def _unwound(frozen: Frozen) -> dict[int, Coroutine]:
@@ -85,17 +122,7 @@ def _unwound(frozen: Frozen) -> dict[int, Coroutine]:
     return {coroutine.address: coroutine for coroutine in known}
 
 
-def _with_frames(now: Coroutine, unwound: dict[int, Coroutine]) -> Coroutine:
-    """Return the coroutine with its frames, where it still stands where they were unwound."""
-    known = unwound.get(now.address)
+def _with_frames_of(now: Coroutine, known: Coroutine | None) -> Coroutine:
     if known is None or (known.pc, known.sp) != (now.pc, now.sp):
         return now
     return msgspec.structs.replace(now, frames=known.frames, line=known.line)
-
-
-def _with_request(core: Core, second: Core, saved: Saved, tracking: Sequence[range]) -> Coroutine:
-    """Return a coroutine that moved with whether its request is still the same, as far as its stack tells."""
-    now = saved.coroutine
-    if now.since_first != "moved" or not compare.is_same_request(core, second, saved, tracking):
-        return now
-    return msgspec.structs.replace(now, same_request=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from autopsy.bundle import layout, records
 from autopsy.bundle.heap import records as heap_records
+from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
@@ -16,38 +17,58 @@ LISTING = layout.evidence(layout.GDB_THREADS, layout.COROUTINES_TEXT)  # whose l
 HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What tells of a coroutine: the second look, and by its address its lowest node and its disk."""
+
+    later: Fact[dict[int, records.Coroutine]]
+    heap: Fact[heap_records.HeapSnapshot]
+    nodes: Mapping[int, str]
+    disks: Mapping[int, str]
+
+    def fact(self, coroutine: records.Coroutine, cite: Cite) -> CoroutineFact:
+        again = _same_request(coroutine, self.later)
+        frames = again.frames if again is not None and len(again.frames) > len(coroutine.frames) else coroutine.frames
+        park, named_by = park_point(frames)
+        return CoroutineFact(
+            address=coroutine.address,
+            park=park,
+            named_by=named_by,
+            frames=frames,
+            stuck=_stuck(coroutine, cite, self.later),
+            context=coroutine.context,
+            locks_held=coroutine.locks_held,
+            scheduled_by=coroutine.scheduled_by,
+            node=_by_address(self.nodes, coroutine.address, self.heap),
+            disk=_by_address(self.disks, coroutine.address, self.heap),
+            cite=cite,
+            same_request=again is not None,
+        )
+
+    def awake_at_first(self, parked: Sequence[CoroutineFact]) -> Iterator[CoroutineFact]:
+        """Yield who carries the same request at both looks, and was parked at the second one only."""
+        if isinstance(self.later, Unknown):
+            return
+        known = {coroutine.address for coroutine in parked}
+        for coroutine in self.later.value.values():
+            if coroutine.state == "parked" and coroutine.same_request and coroutine.address not in known:
+                yield self.fact(coroutine, Cite(self.later.cite.file, 0, f"coroutine {coroutine.address:#x}"))
+
+
 def gather_coroutines(evidence: Evidence, heap: Fact[heap_records.HeapSnapshot]) -> Fact[tuple[CoroutineFact, ...]]:
     """Return every parked coroutine; `disk` is told where the heap shows whose request it is."""
     stored = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
     if isinstance(stored, Unknown):
         return stored
-    later = _later(evidence)
-    nodes = _nodes(heap)
-    disks = _disks(heap)
+    told = _Told(_later(evidence), heap, _nodes(heap), _disks(heap))
     facts = []
     for index, coroutine in enumerate(stored.value):
         if coroutine.state != "parked":
             continue
-        park, named_by = park_point(coroutine.frames)
         words = f"coroutine {coroutine.address:#x}, number {index}"
         cite = Cite(LISTING, coroutine.line, words) if coroutine.line else Cite(stored.cite.file, 0, words)
-        facts.append(
-            CoroutineFact(
-                address=coroutine.address,
-                park=park,
-                named_by=named_by,
-                frames=coroutine.frames,
-                stuck=_stuck(coroutine, cite, later),
-                context=coroutine.context,
-                locks_held=coroutine.locks_held,
-                scheduled_by=coroutine.scheduled_by,
-                node=_by_address(nodes, coroutine.address, heap),
-                disk=_by_address(disks, coroutine.address, heap),
-                cite=cite,
-                same_request=_has_same_request(coroutine, later),
-            )
-        )
-    return Known(tuple(facts), stored.cite)
+        facts.append(told.fact(coroutine, cite))
+    return Known((*facts, *told.awake_at_first(facts)), stored.cite)
 
 
 def _later(evidence: Evidence) -> Fact[dict[int, records.Coroutine]]:
@@ -75,9 +96,10 @@ def _stuck(coroutine: records.Coroutine, cite: Cite, later: Fact[dict[int, recor
             return Unknown(layout.evidence(layout.SECOND_EXPOSURE, layout.COROUTINES), "there was one snapshot only")
 
 
-def _has_same_request(coroutine: records.Coroutine, later: Fact[dict[int, records.Coroutine]]) -> bool:
+def _same_request(coroutine: records.Coroutine, later: Fact[dict[int, records.Coroutine]]) -> records.Coroutine | None:
+    """Return what the second look says of one that moved, and carries the same request still."""
     other = later.value.get(coroutine.address) if isinstance(later, Known) else None
-    return other is not None and other.state == "parked" and other.same_request
+    return other if other is not None and other.state == "parked" and other.same_request else None
 
 
 def _by_address(nodes: Mapping[int, str], address: int, heap: Fact[heap_records.HeapSnapshot]) -> Fact[str]:

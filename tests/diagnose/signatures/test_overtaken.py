@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from autopsy.bundle import layout
@@ -13,11 +15,20 @@ from support.built import evidence as e
 URI = "nbd+unix:///?socket=/run/nbd.sock"
 
 
-def told(since: e.Since, *, took: float, same_request: bool = False, done: int = 40) -> Diagnosis:
+def told(
+    since: e.Since,
+    *,
+    took: float,
+    same_request: bool = False,
+    done: int = 40,
+    awake: Literal["", "running", "parked"] = "",
+) -> Diagnosis:
     """Return what is said of a request at an NBD server whose disk's others took `took` seconds of the 5 together."""
     case = e.Case()
     case.idle_threads()
     case.parked(e.NBD, since=since, same_request=same_request)
+    if awake:
+        case.awake_at_first(awake)
     case.monitor()
     case.disks(e.disk("d0", "vd0", before=100, after=100 + done, file=URI))
     for exchange in case.exchanges[layout.SECOND_EXPOSURE]:
@@ -53,6 +64,17 @@ def test_a_request_that_moves_and_never_ends_is_told() -> None:
     assert (found.signature, found.confidence) == ("healthy", "likely")
     assert "a request of disk vd0 (d0) was in flight at both looks" in found.headline
     assert "while 80 others came and ended" in found.headline
+
+
+@pytest.mark.parametrize(("awake", "since"), [("parked", "moved"), ("running", "new")])
+@pytest.mark.parametrize("same_request", [True, False])
+def test_one_that_the_first_look_met_awake_is_told_by_the_second(
+    awake: Literal["running", "parked"], since: e.Since, *, same_request: bool
+) -> None:
+    found = told(since, took=0.02, same_request=same_request, awake=awake)
+    assert found.signature == "healthy"
+    assert ("a request of disk vd0 (d0) was in flight at both looks" in found.headline) is same_request
+    assert found.confidence == "likely" or not same_request
 
 
 def test_one_of_a_busy_disk_may_be_another_one_each_time_and_its_doubt_is_told() -> None:

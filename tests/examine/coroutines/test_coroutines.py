@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.core.reader import MACHINE_X86_64, PAGE, Core
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines import compare, listing
-from autopsy.examine.coroutines.find import STACK_SIZE, demangle, find_coroutines, mangle, switches_by_signal
+from autopsy.examine.coroutines.find import STACK_SIZE, Saved, demangle, find_coroutines, mangle, switches_by_signal
 from autopsy.examine.second_exposure import examine_again
 from support import lab, snapshot
 from support.copies import copied
@@ -96,25 +96,29 @@ def test_requests_behind_a_throttle_filter_are_parked_coroutines(stock: lab.Buil
             assert [INTERCEPT in functions(each) for each in parked(found)] == [True] * REQUESTS
 
 
-def test_a_silent_nbd_server_keeps_a_coroutine_in_its_channel(build: lab.Build, short: Path) -> None:
-    with lab.nbd(lab.disk(short / "disk.raw")) as server:
-        arguments = (
-            "-blockdev",
-            f"driver=nbd,{server.server},node-name=n0",
-            "-device",
-            "virtio-blk-pci,drive=n0,id=vd0",
-        )
-        with lab.qemu(build, *arguments) as machine, lab.stopped(server.process):
-            for number in range(4):
+@contextmanager
+def at_a_silent_server(build: lab.Build, folder: Path, requests: int) -> Iterator[Machine]:
+    """Run a QEMU whose requests were sent to an NBD server that is stopped."""
+    with lab.nbd(lab.disk(folder / "disk.raw")) as server:
+        node = ("-blockdev", f"driver=nbd,{server.server},node-name=n0")
+        with (
+            lab.qemu(build, *node, "-device", "virtio-blk-pci,drive=n0,id=vd0") as machine,
+            lab.stopped(server.process),
+        ):
+            for number in range(requests):
                 machine.qemu_io(lab.of_device("vd0"), f"aio_write {number * 4}k 4k")
-            with snapshot.exposed(machine) as found:
-                run.examine_core(found.frozen)
-                waiting = parked(found)
-                assert len(waiting) == 4
-                # One reads the reply's header for everyone; the others wait for it or for their turn.
-                readers = [each for each in waiting if "qio_channel_yield" in functions(each)]
-                assert len(readers) == 1
-                assert "nbd_receive_reply" in functions(readers[0])
+            yield machine
+
+
+def test_a_silent_nbd_server_keeps_a_coroutine_in_its_channel(build: lab.Build, short: Path) -> None:
+    with at_a_silent_server(build, short, 4) as machine, snapshot.exposed(machine) as found:
+        run.examine_core(found.frozen)
+        waiting = parked(found)
+        assert len(waiting) == 4
+        # One reads the reply's header for everyone; the others wait for it or for their turn.
+        readers = [each for each in waiting if "qio_channel_yield" in functions(each)]
+        assert len(readers) == 1
+        assert "nbd_receive_reply" in functions(readers[0])
 
 
 def test_what_has_not_moved_between_two_exposures_is_stuck(stock: lab.Build, short: Path) -> None:
@@ -135,6 +139,38 @@ def test_a_request_that_came_between_two_exposures_is_new_and_unwound(stock: lab
             assert request.since_first == "new"
             assert INTERCEPT in functions(request)
             assert list(before.frozen.scratch.glob("tmp*")) == []
+
+
+def test_a_request_whose_coroutine_was_awake_at_the_first_exposure_is_the_same_at_the_second(
+    build: lab.Build, short: Path
+) -> None:
+    with at_a_silent_server(build, short, 1) as machine, snapshot.exposed(machine) as before:
+        core = Core(before.frozen.core)
+        symbols = Symbols(core, before.frozen)
+        tracking = compare.track_requests(symbols)
+        (saved,) = (each for each in find_coroutines(core, symbols) if is_request(core, each, tracking))
+        overwrite(before.frozen.core, core, saved.coroutine.sp, bytes(0x40))  # by what else it called meanwhile
+        run.examine_core(before.frozen)
+        (awake,) = parked(before)
+        assert "qio_channel_yield" not in functions(awake)
+        with snapshot.exposed(machine) as after:
+            examine_again(replace(before.frozen, second_core=after.frozen.core))
+            (again,) = parked(before)
+            assert again.since_first == "moved"
+            assert again.same_request
+            assert "qio_channel_yield" in functions(again)
+
+
+def is_request(core: Core, saved: Saved, tracking: Sequence[range]) -> bool:
+    words = struct.iter_unpack("<Q", core.read(saved.coroutine.sp, saved.top - saved.coroutine.sp))
+    return any(word in function for (word,) in words for function in tracking)
+
+
+def overwrite(path: Path, core: Core, address: int, data: bytes) -> None:
+    (extent,) = (each for each in core.extents if each.start <= address < each.end)
+    with path.open("r+b") as stream:
+        stream.seek(extent.offset + address - extent.start)
+        stream.write(data)
 
 
 def test_requests_that_ended_between_two_exposures_are_gone(stock: lab.Build, short: Path) -> None:

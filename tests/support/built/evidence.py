@@ -84,6 +84,7 @@ class Case:
     two: bool = True
     tasks: list[Task] = field(default_factory=list)
     coroutines: list[records.Coroutine] = field(default_factory=list)
+    awake: dict[int, records.Coroutine] = field(default_factory=dict)
     exchanges: dict[str, list[records.QmpExchange]] = field(default_factory=dict)
     descriptors: dict[int, str] = field(default_factory=dict)
     info: dict[int, str] = field(default_factory=dict)
@@ -153,6 +154,11 @@ class Case:
                 )
             )
 
+    def awake_at_first(self, found: Literal["running", "parked"]) -> None:
+        """Have the first look meet the last coroutine awake: no frame leads from where it slept before."""
+        now = self.coroutines[-1]
+        self.awake[now.address] = msgspec.structs.replace(now, state=found, frames=now.frames[:1], same_request=False)
+
     def asked(
         self, question: str, answer: Any, *, step: str = names.QUERY_STATUS, outcome: Any = "answered", **more: Any
     ) -> None:
@@ -207,7 +213,8 @@ class Case:
         if names.QUERY_BLOCK in self.exchanges:  # it was let through
             put(names.QUERY_BLOCK, names.GUARD, msgspec.json.encode(records.GuardLook(moved=(), main=())))
         put(names.GDB_THREADS, names.THREADS, msgspec.json.encode([stack(task) for task in self.tasks]))
-        first = [msgspec.structs.replace(each, since_first="unknown") for each in self.coroutines]
+        met = [self.awake.get(each.address, each) for each in self.coroutines]
+        first = [msgspec.structs.replace(each, since_first="unknown") for each in met]
         put(names.GDB_THREADS, names.COROUTINES, msgspec.json.encode(first))
         if self.two:
             later = [each for each in self.coroutines if each.since_first != "gone"]
