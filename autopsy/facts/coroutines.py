@@ -18,8 +18,8 @@ HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """What tells of a coroutine: the second look, and by its address its lowest node and its disk."""
+class _Owners:
+    """The lowest node and the disk of each coroutine by its address, and what the second look says of it."""
 
     later: Fact[dict[int, records.Coroutine]]
     heap: Fact[heap_records.HeapSnapshot]
@@ -60,15 +60,15 @@ def gather_coroutines(evidence: Evidence, heap: Fact[heap_records.HeapSnapshot])
     stored = decode(evidence, layout.GDB_THREADS, layout.COROUTINES, tuple[records.Coroutine, ...])
     if isinstance(stored, Unknown):
         return stored
-    told = _Told(_later(evidence), heap, _nodes(heap), _disks(heap))
+    owners = _Owners(_later(evidence), heap, _nodes(heap), _disks(heap))
     facts = []
     for index, coroutine in enumerate(stored.value):
         if coroutine.state != "parked":
             continue
         words = f"coroutine {coroutine.address:#x}, number {index}"
         cite = Cite(LISTING, coroutine.line, words) if coroutine.line else Cite(stored.cite.file, 0, words)
-        facts.append(told.fact(coroutine, cite))
-    return Known((*facts, *told.awake_at_first(facts)), stored.cite)
+        facts.append(owners.fact(coroutine, cite))
+    return Known((*facts, *owners.awake_at_first(facts)), stored.cite)
 
 
 def _later(evidence: Evidence) -> Fact[dict[int, records.Coroutine]]:
