@@ -288,6 +288,15 @@ BEYOND: tuple[Shape, ...] = (
         not_these=("healthy", "process-stopped"),
     ),
     *on(
+        (OLD,),
+        "bus-stopped",
+        machine_of(apart.bus),
+        where="peer",
+        signature="peer-blocks-thread",
+        why="a thread of GLib's has the socket, and who asked waits for that thread: the bus's daemon is stopped",
+        not_these=("healthy", "process-stopped"),
+    ),
+    *on(
         (NEW,),
         "snapshot-unread",
         machine_of(followed.snapshot_unread),

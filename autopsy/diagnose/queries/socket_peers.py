@@ -11,7 +11,7 @@ from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import Family, family_of
 from autopsy.diagnose.queries.requests import monitor_is_dead
-from autopsy.diagnose.queries.threads import blocks_main_loop, condition_of, descriptor, looks
+from autopsy.diagnose.queries.threads import blocks_main_loop, condition_of, descriptor, functions, looks, threads
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
@@ -28,6 +28,7 @@ from autopsy.facts.model.facts import (
 
 FREEZER = frozenset({"do_freezer_trap", "__refrigerator", "refrigerator"})
 STOPPED = frozenset("Tt")
+DBUS_WORKER = "gdbus"  # the name of the thread in which GLib talks to every bus
 SILENT = ": it is connected, and silent"
 
 
@@ -237,12 +238,21 @@ def ends_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
     if look.syscall.name in PEER_CALLS:
         ends = tuple(socket for socket in facts.sockets.value if socket.fd in look.syscall.arguments[:1])
     elif look.syscall.name in POLL_CALLS:
-        wanted = _polled(facts, again=look is not looks(thread)[0]).get(thread.tid, set())
+        polled = _polled(facts, again=look is not looks(thread)[0])
+        if asks_over_dbus(thread):
+            wanted = set().union(*(polled.get(each.tid, set()) for each in threads(facts) if each.comm == DBUS_WORKER))
+            return tuple(socket for socket in facts.sockets.value if socket.fd in wanted and socket.remote)
+        wanted = polled.get(thread.tid, set())
         ends = tuple(socket for socket in facts.sockets.value if socket.fd in wanted)
         ends = ends if {socket.fd for socket in ends} == wanted else ()
     else:
         return ()
     return () if any(socket.state == "LISTEN" or socket.family == "pipe" for socket in ends) else ends
+
+
+def asks_over_dbus(thread: ThreadFact) -> bool:
+    """Tell whether a thread waits for an answer over D-Bus: GLib's own worker has the socket, and wakes it."""
+    return any(name.startswith("g_dbus_") and name.endswith("_sync") for name in functions(thread))
 
 
 def awaited(facts: Facts, thread: ThreadFact) -> tuple[subjects.Subject, ...]:

@@ -6,7 +6,16 @@ from autopsy.bundle.syscalls import PEER_CALLS
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import waits_for
 from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, still
-from autopsy.diagnose.queries.socket_peers import about_sockets, awaited, called, of_monitor, peers_of, stands, state
+from autopsy.diagnose.queries.socket_peers import (
+    about_sockets,
+    awaited,
+    called,
+    ends_of,
+    of_monitor,
+    peers_of,
+    stands,
+    state,
+)
 from autopsy.diagnose.queries.threads import (
     functions,
     looks,
@@ -166,7 +175,11 @@ def _bql_holder(facts: Facts) -> Judgement:
             claim(f"It sleeps in {call}, State {seen[0].state}, {seen[0].wchan or 'wchan unknown'}.", seen[0].cite),
             claim(f"{count(len(waiters), 'thread')} wait for the BQL.", *(lock.cite for lock in bql)),
         ),
-        effect=mutex is not None or seen[0].state == "D" or call in PEER_CALLS or _is_blocked_main(facts, holder),
+        effect=mutex is not None
+        or seen[0].state == "D"
+        or call in PEER_CALLS
+        or bool(ends_of(facts, holder))
+        or _is_blocked_main(facts, holder),
         stands=awaited(facts, holder),
         weight=len(waiters),
     )

@@ -17,6 +17,7 @@ from autopsy.facts.model.facts import Role
 from autopsy.facts.subjects import Thread
 from support import lab
 from support.verdicts import captured
+from support.wedged import wedges_apart as apart
 from support.wedged import wedges_followed as followed
 from support.wedged.trials import Trial, on_each_qemu
 from support.wedged.wedges import Stuck
@@ -57,6 +58,8 @@ TRIALS = (
         partial(followed.limit_below_a_limit, lower="x-iops-total=1000"),
         (NEW,),
     ),
+    Trial("a stopped D-Bus", "peer", "peer-blocks-thread", apart.bus, (OLD, NEW, NEWEST), says="dbus-daemon"),
+    Trial("a D-Bus that answers", "none", "healthy", partial(apart.bus, stops=False, asks=False), (OLD, NEW)),
     Trial(  # the guest only talks
         "a console's file that is written",
         "guest",

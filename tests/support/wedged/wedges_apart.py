@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from autopsy.drill import guests
 from autopsy.drill.machine import Machine
-from autopsy.drill.process import start
+from autopsy.drill.process import start, tool
 from autopsy.drill.site import site
 from support import lab
 from support.builds import missing
@@ -24,6 +25,16 @@ from support.wedged.wedges_disks import mirror_to_silence
 
 LITTLE = 1 << 16  # bytes a second
 BETWEEN_LOOKS = 7.0  # seconds from the beginning of a capture whose looks are ten apart
+
+READS_ALL = """
+import socket
+with socket.socket(socket.AF_UNIX) as server:
+    server.bind({path!r})
+    server.listen()
+    client, _ = server.accept()
+    while client.recv(1 << 16):
+        pass
+"""
 
 
 @contextmanager
@@ -191,3 +202,22 @@ def fifo_of_a_stopped_program(build: lab.Build) -> Iterator[Stuck]:
                 yield Stuck(vm, (str(path), str(reader.pid)))
             finally:
                 os.kill(reader.pid, signal.SIGKILL)
+
+
+@contextmanager
+def bus(build: lab.Build, *, stops: bool = True, asks: bool = True) -> Iterator[Stuck]:
+    """A migration asks a D-Bus which helpers have a state to be sent, and the bus's daemon is stopped."""
+    with lab.folder() as place, site() as there:
+        address, destination = f"unix:path={place}/bus", place / "destination"
+        daemon = start(there, [tool("dbus-daemon"), "--session", "--nofork", f"--address={address}"], log="bus")
+        daemon.wait_until("the bus is there", (place / "bus").exists)
+        reader = start(there, [sys.executable, "-c", READS_ALL.format(path=str(destination))], log="destination")
+        reader.wait_until("the destination is there", destination.exists)
+        with lab.qemu(build, "-object", f"dbus-vmstate,id=vmstate0,addr={address}") as vm, ExitStack() as ends:
+            if stops:
+                ends.enter_context(lab.stopped(daemon))
+            if asks:
+                with suppress(TimeoutError):
+                    vm.qmp("migrate", within=A_MOMENT, uri=f"unix:{destination}")
+            time.sleep(A_MOMENT)
+            yield Stuck(vm, (f"dbus-daemon {daemon.pid}",), daemon.resume)
