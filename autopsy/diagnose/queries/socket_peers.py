@@ -240,7 +240,9 @@ def ends_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
     elif look.syscall.name in POLL_CALLS:
         polled = _polled(facts, again=look is not looks(thread)[0])
         if asks_over_dbus(thread):
-            wanted = set().union(*(polled.get(each.tid, set()) for each in threads(facts) if each.comm == DBUS_WORKER))
+            wanted = set().union(
+                *(polled.get(worker.tid, set()) for worker in threads(facts) if worker.comm == DBUS_WORKER)
+            )
             return tuple(socket for socket in facts.sockets.value if socket.fd in wanted and socket.remote)
         wanted = polled.get(thread.tid, set())
         ends = tuple(socket for socket in facts.sockets.value if socket.fd in wanted)

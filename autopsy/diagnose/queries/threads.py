@@ -109,10 +109,14 @@ def polls_with_bql(facts: Facts, thread: ThreadFact) -> bool:
 
     A loop of GLib's that runs inside of a call, as for an answer over D-Bus, waits for others.
     """
-    names = functions(thread)
-    in_glib = "aio_poll" not in names and any(name in GLIB_LOOPS for name in names)
     polls = any(look.syscall.name in BLOCK_POLLS for look in looks(thread)[:1])
-    return polls and not in_glib and owns_bql(facts, thread.tid)
+    return polls and not is_in_glib_loop(thread) and owns_bql(facts, thread.tid)
+
+
+def is_in_glib_loop(thread: ThreadFact) -> bool:
+    """Tell whether a thread runs a loop of GLib's, and polls for nothing of the block layer's."""
+    names = functions(thread)
+    return "aio_poll" not in names and any(name in GLIB_LOOPS for name in names)
 
 
 def main_tid(facts: Facts) -> int:

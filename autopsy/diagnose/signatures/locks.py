@@ -10,7 +10,6 @@ from autopsy.diagnose.queries.socket_peers import (
     about_sockets,
     awaited,
     called,
-    ends_of,
     of_monitor,
     peers_of,
     stands,
@@ -18,6 +17,7 @@ from autopsy.diagnose.queries.socket_peers import (
 )
 from autopsy.diagnose.queries.threads import (
     functions,
+    is_in_glib_loop,
     looks,
     named,
     owns_bql,
@@ -178,7 +178,7 @@ def _bql_holder(facts: Facts) -> Judgement:
         effect=mutex is not None
         or seen[0].state == "D"
         or call in PEER_CALLS
-        or bool(ends_of(facts, holder))
+        or is_in_glib_loop(holder)
         or _is_blocked_main(facts, holder),
         stands=awaited(facts, holder),
         weight=len(waiters),
