@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from autopsy.diagnose.advice import disks
 from autopsy.diagnose.advice.managers import Hand
 from autopsy.diagnose.advice.shell import sayable
+from autopsy.diagnose.queries.account import whether_they_go_on
 from autopsy.diagnose.queries.socket_peers import programs
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
@@ -64,6 +65,7 @@ def words(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Words:
             "domain": lambda: (hand.domain,),
             "vmid": lambda: (hand.vmid,),
             "target": lambda: (_target(facts, hand),),
+            "doubted": lambda: (_target(facts, hand),) if any(whether_they_go_on(facts)) else (),
             "monitor": lambda: (facts.vm.monitor,),
             "peer": lambda: map(str, peers()),
             "stopped-peer": stopped_peers,

@@ -13,6 +13,7 @@ from autopsy.diagnose.queries.requests import confidence, title
 from autopsy.diagnose.queries.silence import beyond_their_past
 from autopsy.diagnose.queries.socket_peers import (
     about_sockets,
+    asks_over_dbus,
     comes_back,
     ends_of,
     leads_to,
@@ -64,7 +65,8 @@ def _judge(facts: Facts) -> Judgement:
     whose = f", the server of {' and '.join(title(disk) for disk in disks)}," if disks else ""
     claims = [
         claim(
-            f"{sentence(named(waiter))} waits in {look.syscall.name} on fd "
+            f"{sentence(named(waiter))} waits in {look.syscall.name} "
+            f"{'for an answer over D-Bus, by way of' if asks_over_dbus(waiter) else 'on'} fd "
             f"{', '.join(str(end.fd) for end in ends[:3])}{_under(waiter)}, and serves nothing else meanwhile.",
             look.cite,
             *((waiter.frames.cite,) if isinstance(waiter.frames, Known) else ()),

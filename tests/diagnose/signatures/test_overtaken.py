@@ -49,6 +49,7 @@ def test_what_stands_on_a_busy_disk_may_be_one_request_after_another_and_is_not_
     assert any("was not seen to go on" in link.text for link in found.chain), found.chain
     assert found.headline.startswith("Nothing is stuck, but 1 request was not seen to go on")
     assert not any("all moved on" in link.text for link in found.chain)
+    assert found.advice[0].command == f"autopsy capture pid:{e.PID}"
 
 
 @pytest.mark.parametrize("took", [0.02, 4.0])
@@ -57,6 +58,7 @@ def test_what_moves_is_well(took: float) -> None:
     assert found.signature == "healthy"
     assert "but" not in found.headline
     assert any("all moved on" in link.text for link in found.chain)
+    assert not any(step.command.startswith("autopsy capture") for step in found.advice)
 
 
 def test_a_request_that_moves_and_never_ends_is_told() -> None:
