@@ -1,4 +1,4 @@
-"""The record of a thread whose call another process must end: a child, a watcher of files, a seccomp supervisor."""
+"""The record of a thread whose call another process must end: a child, a watcher, a supervisor, a lease's holder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["child", "watcher", "supervisor"]
+Kind = Literal["child", "watcher", "supervisor", "lease", "automounter"]
 
 
 class ProcessWait(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,6 +14,7 @@ class ProcessWait(msgspec.Struct, frozen=True, kw_only=True):
 
     `child`: in wait4 or waitid, for one of its children. `watcher`: for whoever marked a file by fanotify, as a virus
     scanner does. `supervisor`: for who decides on its system calls (seccomp's user notification).
+    `lease`: for whoever holds a lease on the file that it opens. `automounter`: for who mounts what it names (autofs).
     """
 
     tid: int

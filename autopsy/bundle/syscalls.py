@@ -1,4 +1,4 @@
-"""The x86-64 system calls that a QEMU thread has been seen to sleep in, by number."""
+"""The x86-64 system calls that a QEMU thread has been seen to sleep in, or may (a shared folder's), by number."""
 
 from __future__ import annotations
 
@@ -29,8 +29,19 @@ NAMES = MappingProxyType(
         74: "fsync",
         75: "fdatasync",
         77: "ftruncate",
+        82: "rename",
+        83: "mkdir",
+        84: "rmdir",
+        86: "link",
+        87: "unlink",
+        88: "symlink",
+        90: "chmod",
+        92: "chown",
         128: "rt_sigtimedwait",
         130: "rt_sigsuspend",
+        188: "setxattr",
+        189: "lsetxattr",
+        190: "fsetxattr",
         202: "futex",
         208: "io_getevents",
         209: "io_submit",
@@ -39,16 +50,26 @@ NAMES = MappingProxyType(
         232: "epoll_wait",
         247: "waitid",
         257: "openat",
+        258: "mkdirat",
+        259: "mknodat",
+        260: "fchownat",
         262: "newfstatat",
+        263: "unlinkat",
+        264: "renameat",
+        265: "linkat",
+        266: "symlinkat",
+        268: "fchmodat",
         270: "pselect6",
         271: "ppoll",
         277: "sync_file_range",
+        280: "utimensat",
         281: "epoll_pwait",
         285: "fallocate",
         295: "preadv",
         296: "pwritev",
         299: "recvmmsg",
         306: "syncfs",
+        316: "renameat2",
         326: "copy_file_range",
         327: "preadv2",
         328: "pwritev2",
@@ -74,8 +95,16 @@ REQUEST_CALLS = frozenset(
 
 POLL_CALLS = frozenset({"poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "epoll_pwait2"})
 
+SLEEP_CALLS = frozenset({"nanosleep", "clock_nanosleep"})  # for a time that the caller says: each ends by itself
+
 # In these a thread waits for a program at the other end of a descriptor.
 PEER_CALLS = frozenset({"recvmsg", "recvfrom", "sendmsg", "sendto", "read", "readv", "write", "writev", "connect"})
+
+# Their first argument is a descriptor.
+DESCRIPTOR_CALLS = frozenset(
+    {"read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "fsync", "fdatasync", "ioctl"}
+    | {"sendmsg", "recvmsg", "sendto", "recvfrom", "connect", "fstat", "ftruncate", "fallocate"}
+)
 
 FUTEX = 202
 HIGHEST = 1 << 12  # a thread outside system calls has -1 here, as an unsigned word

@@ -87,6 +87,8 @@ def _holds(holder: MatchedSignature, waiter: MatchedSignature, led: Mapping[int,
         return True
     if holder.match.stops_all:
         return waiter.where != "process"
+    if holder.match.starves:
+        return waiter.match.confidence != "proven" and RANK.get(waiter.where) is None
     return waiter.match.implied and holder.where not in RANK and not (holder.match.effect or holder.match.harmless)
 
 

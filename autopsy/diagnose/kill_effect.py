@@ -13,6 +13,7 @@ from autopsy.facts.subjects import Peer, Subject
 
 # A wait that a fatal signal ends has it in its name: the kernel's *_killable() functions, TASK_KILLABLE.
 KILLABLE = "killable"
+ALSO_KILLABLE = frozenset({"autofs_wait"})  # wait_event_killable(), which is a part of it: fs/autofs/waitq.c
 
 # helps: what holds the VM up lives in the process, and ends with it.
 # needless: the VM goes on by itself once something outside of it is put right, or a command is given; nothing is lost.
@@ -180,7 +181,8 @@ def _of_cause(signature: str, objects: tuple[Subject, ...], own_pid: int) -> Kil
 
 def _is_out_of_reach(thread: ThreadFact) -> bool:
     return any(
-        look.state == "D" and not any(KILLABLE in name for name in (look.wchan, *look.kernel_stack))
+        look.state == "D"
+        and not any(KILLABLE in name or name in ALSO_KILLABLE for name in (look.wchan, *look.kernel_stack))
         for look in looks(thread)[:1]
     )
 

@@ -21,6 +21,7 @@ class Match:
     Whose objects lead to another match's in the graph of waits is secondary to it; `stands` are the requests, locks and
     places that it speaks of there and does not name.
     `stops_all` says that nothing in the process runs because of it, whatever else it waits for.
+    `starves` says that QEMU's threads hardly run because of it: that they did nothing proves nothing then.
     `implied` says that frames alone tell it: it is one with whatever else was found.
     `weight` counts the requests or threads that it explains.
     """
@@ -35,6 +36,7 @@ class Match:
     by_design: bool = False
     harmless: bool = False
     stops_all: bool = False
+    starves: bool = False
     implied: bool = False
     weight: int = 0
     where: Where | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from autopsy.bundle import layout, records
 from autopsy.bundle.heap import records as heap_records
@@ -10,8 +11,8 @@ from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence
 from autopsy.facts.evidence import records as decode
-from autopsy.facts.model.facts import CoroutineFact
-from autopsy.facts.yield_points import park_point
+from autopsy.facts.model.facts import CoroutineFact, Park
+from autopsy.facts.yield_points import is_timed, park_point, waits_a_time
 
 LISTING = layout.evidence(layout.GDB_THREADS, layout.COROUTINES_TEXT)  # whose lines the records' `line` counts
 HEAP = layout.evidence(layout.GDB_THREADS, layout.HEAP)
@@ -68,7 +69,17 @@ def gather_coroutines(evidence: Evidence, heap: Fact[heap_records.HeapSnapshot])
         words = f"coroutine {coroutine.address:#x}, number {index}"
         cite = Cite(LISTING, coroutine.line, words) if coroutine.line else Cite(stored.cite.file, 0, words)
         facts.append(owners.fact(coroutine, cite))
-    return Known((*facts, *owners.awake_at_first(facts)), stored.cite)
+    return Known(_given_up((*facts, *owners.awake_at_first(facts))), stored.cite)
+
+
+def _given_up(parked: tuple[CoroutineFact, ...]) -> tuple[CoroutineFact, ...]:
+    """Return them with the places of those that were begun for somebody who waits for a time, and waits no more."""
+    timed = {coroutine.address for coroutine in parked if is_timed(coroutine.frames)}
+    if not timed or any(waits_a_time(coroutine.frames) for coroutine in parked):
+        return parked  # for which of them, nobody can say
+    return tuple(
+        replace(coroutine, park=Park.GIVEN_UP) if coroutine.address in timed else coroutine for coroutine in parked
+    )
 
 
 def _later(evidence: Evidence) -> Fact[dict[int, records.Coroutine]]:

@@ -169,15 +169,36 @@ def _block_devices(files: Mapping[str, Section], absent: Unknown) -> Fact[tuple[
         for name, section in files.items()
         if (match := SUSPENDED.fullmatch(name))
     }
+    listed = _listed(files.get("block-devices"))
     devices = []
     for name, section in files.items():
         if match := INFLIGHT.fullmatch(name):
             counts = [value for word in text(section).split() if (value := int_of(word)) is not None]
-            cite = Cite(PATH, section.line, f"{name}: {text(section).strip()}")
+            number, fds = listed.get(match[1], ("", ()))
             devices.append(
-                BlockDevice(name=match[1], in_flight=sum(counts), suspended=suspended.get(match[1], False), cite=cite)
+                BlockDevice(
+                    name=match[1],
+                    in_flight=sum(counts),
+                    suspended=suspended.get(match[1], False),
+                    cite=Cite(PATH, section.line, f"{name}: {text(section).strip()}"),
+                    number=number,
+                    fds=fds,
+                )
             )
     return Known(tuple(devices), Cite(PATH)) if devices else absent
+
+
+def _listed(section: Section | None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return each device's MAJOR:MINOR and the descriptors that lead to it, by its name."""
+    listed: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for line in text(section).splitlines() if section is not None else ():
+        words = line.split()
+        if len(words) < 4 or words[2] != "below":
+            continue
+        number, fds = listed.get(words[0], (words[1], ()))
+        fd = int_of(words[4]) if words[3] == "fd" and len(words) == 5 else None
+        listed[words[0]] = (number, fds if fd is None else (*fds, fd))
+    return listed
 
 
 def _mounts(evidence: Evidence, files: Mapping[str, Section], absent: Unknown) -> Fact[tuple[MountFact, ...]]:

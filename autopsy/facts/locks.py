@@ -31,7 +31,8 @@ def gather_locks(
     stored = decode(evidence, layout.GDB_THREADS, layout.LOCKS, records.LockGraph)
     if isinstance(stored, Known):
         graph = stored.value
-        mutexes = tuple(_mutex(mutex, heap) for mutex in graph.mutexes)
+        sure = (_without_doubt(mutex, graph.cycles) for mutex in graph.mutexes)
+        mutexes = tuple(_mutex(mutex, heap) for mutex in sure if mutex.waiters)
         owner: Fact[int] = (
             Known(graph.bql_owner, Cite(LOCKS, 0, f"BQL found {graph.bql_how_found}"))
             if graph.bql_address
@@ -48,6 +49,17 @@ def gather_locks(
     own = numbers(evidence.read(layout.evidence(layout.WITNESS, layout.TASKS)))
     meant = [msgspec.structs.replace(wait, owner=own.tid(wait.owner)) for wait in waits.value]
     return Known(_from_futexes(meant, waits.cite, threads), waits.cite)
+
+
+def _without_doubt(mutex: records.Mutex, cycles: Sequence[tuple[int, ...]]) -> records.Mutex:
+    """Return a mutex without its owner among those that wait for it, where no ring was built on that.
+
+    A busy thread's registers and the lock's words are not of one moment: one that has just been given the lock looks as
+    if it waited for itself, and no other look at it agrees.
+    """
+    if mutex.owner not in mutex.waiters or (mutex.owner,) in cycles:
+        return mutex
+    return msgspec.structs.replace(mutex, waiters=tuple(tid for tid in mutex.waiters if tid != mutex.owner))
 
 
 def _mutex(mutex: records.Mutex, heap: Fact[heap_records.HeapSnapshot]) -> MutexFact:

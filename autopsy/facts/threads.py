@@ -21,7 +21,7 @@ STOP_SIGNAL = 19
 STACK_LINE = re.compile(r"\[<[0-9a-fx]*>\]\s+([A-Za-z0-9_.]+)")
 
 KERNEL_NAMES = ("kvm-nx-lpage-re", "kvm-pit", "iou-wrk-", "iou-sqp-", "vhost-")
-MIGRATION_NAMES = ("live_migration", "multifd", "mig/", "migration", "postcopy", "bg_snapshot")
+MIGRATION_NAMES = ("live_migration", "multifd", "mig/", "migration", "postcopy", "bg_snapshot", "dump_thread")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +220,24 @@ def _movement(evidence: Evidence, first: TasksReading, again: TasksReading, tid:
     path = layout.evidence(again.step, layout.TASKS)
     if before.cpu_ns is None or after.cpu_ns is None:
         return Unknown(path, "no schedstat")
+    seconds = max(0.0, (again.at_ns - first.at_ns) / 1e9)
     return Known(
         Movement(
-            seconds=max(0.0, (again.at_ns - first.at_ns) / 1e9),
+            seconds=seconds,
             cpu_ns=max(0, after.cpu_ns - before.cpu_ns),
-            waited_ns=max(0, (after.waited_ns or 0) - (before.waited_ns or 0)),
+            waited_ns=_waited(before, after, max(0, round(seconds * 1e9) - (after.cpu_ns - before.cpu_ns))),
             voluntary_switches=_grown(before.voluntary, after.voluntary),
         ),
         after.snapshot.cite,
     )
+
+
+def _waited(before: ThreadReading, after: ThreadReading, most: int) -> int:
+    """Return for how long a thread was ready to run and did not, in ns, at `most` what it did not run.
+
+    The kernel counts a wait when it ends, with all that lay before the first look: of one that goes on it says nothing.
+    """
+    never_slept = _grown(before.voluntary, after.voluntary) == 0
+    if never_slept and before.snapshot.state == after.snapshot.state == "R":
+        return most
+    return min(most, max(0, (after.waited_ns or 0) - (before.waited_ns or 0)))

@@ -139,6 +139,10 @@ SENDING = frozenset({"qio_channel_writev_full_all", "qio_channel_writev_all"})
 TRAMPOLINES = frozenset({"coroutine_trampoline", "__start_context"})
 BESIDE_TRAMPOLINE = "qemu_coroutine_switch"  # static: a stripped build knows it by the exported function before it
 
+# What a backup's filter asks for within a time (cbw-timeout) has a coroutine of its own; its first function is static.
+TIMED, BESIDE_TIMED = "qemu_co_timeout_entry", "co_put_to_shres"
+WAITS_A_TIME = "qemu_co_timeout"
+
 # The function in which a job's coroutine begins is static: what lies before it depends on the build.
 BESIDE_JOBS = ("job_", "block_job_")
 
@@ -187,9 +191,27 @@ def park_point(frames: Sequence[Frame]) -> tuple[Park, tuple[str, ...]]:
     return park, told_by
 
 
+def is_timed(frames: Sequence[Frame]) -> bool:
+    """Tell whether a coroutine was begun by somebody who waits for it for a time only."""
+    begins = next((frame for frame in reversed(frames) if not _is_trampoline(frame)), None)
+    return begins is not None and (begins.function == TIMED or (not begins.function and begins.near == BESIDE_TIMED))
+
+
+def waits_a_time(frames: Sequence[Frame]) -> bool:
+    """Tell whether a coroutine waits, for a time, for another one to end: it sleeps meanwhile."""
+    return any(frame.function == WAITS_A_TIME for frame in frames)
+
+
+def _is_trampoline(frame: Frame) -> bool:
+    return frame.function in TRAMPOLINES or (not frame.function and frame.near == BESIDE_TRAMPOLINE)
+
+
 def _innermost(frames: Sequence[Frame]) -> tuple[Park, tuple[str, ...]]:
     wait, start = _wait(frames)
+    timed = waits_a_time(frames)
     for frame in frames[start:]:
+        if timed and _by_name(wait, frame.function) is Park.SLEEP:
+            continue  # what is slept for has a name further out
         if park := _by_name(wait, frame.function):
             if park is Park.SLEEP and _is_request(frames[start:]):
                 return Park.DRIVER, (frame.function, "under the block layer")
@@ -215,8 +237,7 @@ def _is_job_itself(frames: Sequence[Frame]) -> bool:
 
 def _is_whole(frames: Sequence[Frame]) -> bool:
     """Tell whether a stack goes on to the coroutine's entry: whatever it does not hold, the coroutine is not in."""
-    last = frames[-1] if frames else Frame(pc=0)
-    return last.function in TRAMPOLINES or (not last.function and last.near == BESIDE_TRAMPOLINE)
+    return _is_trampoline(frames[-1] if frames else Frame(pc=0))
 
 
 def _is_request(frames: Sequence[Frame]) -> bool:

@@ -1,4 +1,4 @@
-"""Which other process a thread waits for in the kernel: a child, or a program that watches files."""
+"""Which other process a thread waits for in the kernel: a child, a program that watches files, a lease's holder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from autopsy.bundle import layout
 from autopsy.bundle.process_wait import ProcessWait
 from autopsy.capture.proc import step as proc
+from autopsy.drill.process import run
 from support import lab, looking
 
 READY = "print('ready', flush=True)\n"
@@ -29,6 +30,24 @@ print(group, done, flush=True)
 time.sleep(600)
 """
 OPEN, OPEN_PERM = 0x20, 0x10000
+HOLDS = """
+import fcntl, signal, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+held = open({path!r}, "r+b")
+fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+"""
+# An automounter that mounts nothing, in a process group of its own; Documentation/filesystems/autofs.rst.
+MOUNTS = """
+import ctypes, os, time
+os.setpgrp()
+_, end = os.pipe()
+options = f"fd={{end}},pgrp={{os.getpgrp()}},minproto=5,maxproto=5,indirect"
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mount(b"test", {path!r}.encode(), b"autofs", 0, options.encode()):
+    raise OSError(ctypes.get_errno(), "mount")
+print("ready", flush=True)
+time.sleep(600)
+"""
 
 
 def waits(pid: int, place: Path) -> tuple[tuple[ProcessWait, ...], dict[str, object]]:
@@ -82,6 +101,35 @@ def test_whoever_is_asked_before_a_file_is_opened_is_named_and_who_only_hears_of
         assert (wait.kind, wait.peer_pids) == ("watcher", (asked,))
         assert wait.tid != pid
         assert f"peer/{asked}/status" in sections
+
+
+def test_whoever_holds_a_lease_on_the_file_is_named(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.touch()
+    with (
+        looking.python(HOLDS.format(path=str(image)) + SLEEPS) as holder,
+        looking.python(IN_A_THREAD.format(call=f"open({str(image)!r})") + SLEEPS) as pid,
+    ):
+        lab.until("it waits for the lease", lambda: lab.waits_in(pid, "__break_lease"))
+        (wait,), sections = waits(pid, tmp_path / "bundle")
+        assert (wait.kind, wait.peer_pids) == ("lease", (holder,))
+        assert f"peer/{holder}/status" in sections
+
+
+def test_an_automounter_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    lab.need_root()
+    place = tmp_path / "auto"
+    place.mkdir()
+    with looking.python(MOUNTS.format(path=str(place))) as daemon:
+        try:
+            with looking.python(IN_A_THREAD.format(call=f"open({str(place / 'x' / 'image')!r})") + SLEEPS) as pid:
+                lab.until("it waits for the daemon", lambda: lab.waits_in(pid, "autofs_wait"))
+                (wait,), sections = waits(pid, tmp_path / "bundle")
+                assert wait.kind == "automounter"
+                assert daemon in wait.peer_pids
+                assert f"peer/{daemon}/status" in sections
+        finally:
+            run("umount", "--lazy", place)
 
 
 def test_where_no_thread_waits_for_a_process_nobody_is_asked(tmp_path: Path) -> None:

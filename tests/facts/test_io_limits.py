@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from autopsy.bundle import records
 from autopsy.bundle.sections import Section
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose
@@ -79,3 +80,29 @@ def test_every_limit_of_every_group_is_read() -> None:
         ("write", "bytes", 5),
     ]
     assert isinstance(gather_facts(e.Case().bundle()).host.io_limits, Unknown)
+
+
+@pytest.mark.parametrize(
+    ("limit", "signature"), [(b"7:0 wbps=1\n", "cgroup-io-limited"), (b"8:0 wbps=1\n", "aio-in-kernel")]
+)
+def test_a_limit_of_the_very_device_that_a_disk_is_holds_what_the_kernel_does_not_end(
+    limit: bytes, signature: str
+) -> None:
+    case = e.Case()
+    case.idle_threads()
+    case.parked(e.NATIVE)
+    case.monitor()
+    case.disks(e.disk("d0", "vd0", driver="host_device", file="/dev/loop0"))
+    ring = records.AioRing(address=0x7F0000000000, context_id=1, entries=128, head=5, tail=5, valid=True)
+    case.rings = [records.Rings(aio=(ring,), uring=(), taken_ns=moment * e.SECOND) for moment in (10, 15)]
+    case.descriptors[9] = "/dev/loop0"
+    case.mountinfo = "30 1 254:1 / / rw - ext4 /dev/vda1 rw\n31 30 0:6 / /dev rw - devtmpfs devtmpfs rw\n"
+    case.host = [
+        Section("block-devices", b"vda1 254:1 below / (ext4, fd 1)\nloop0 7:0 below fd 9\n"),
+        Section("/sys/class/block/loop0/inflight", b"0 0\n"),
+        Section(f"{GROUP}/io.max", limit),
+    ]
+    found = diagnose(gather_facts(case.bundle()))
+    assert found.signature == signature
+    assert [each.signature for each in found.causes] == [signature]
+    assert found.kill == ("needless" if signature == "cgroup-io-limited" else "futile")

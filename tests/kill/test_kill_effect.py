@@ -27,6 +27,7 @@ from support.built import cases, families
 from support.built import evidence as e
 
 SECONDS = 90
+OPENS = "257 0xffffff9c 0x7f0000001000 0x80002 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000"
 
 
 def test_every_signature_says_whether_a_kill_helps() -> None:
@@ -51,6 +52,14 @@ def test_a_wait_that_a_fatal_signal_ends_is_not_called_futile() -> None:
     found = told(families.in_kernel("rpc_wait_bit_killable", "nfs_wait_on_request"))
     assert found.signature == "host-nfs-wait"
     assert found.kill == "unknown"
+
+
+def test_a_wait_for_the_automounter_is_one_that_a_fatal_signal_ends() -> None:
+    case = families.parked_in(*e.WORKERS)
+    case.thread(e.PID + 80, "worker", state="D", syscall=OPENS, stack=("autofs_wait", "autofs_mount_wait"))
+    assert not kill_effect.out_of_reach(gather_facts(case.bundle()))
+    case.tasks[-1].stack = ("ovl_write_iter", "vfs_write")
+    assert kill_effect.out_of_reach(gather_facts(case.bundle()))
 
 
 def test_whether_a_server_of_another_host_comes_back_is_not_known() -> None:

@@ -55,7 +55,7 @@ def openings(process: ProcDirectory) -> bytes | Truncated:
 
 def _of_the_target(process: ProcDirectory) -> Iterator[tuple[int, _Opening]]:
     for tid in process.numbers("task"):
-        if process.small(f"task/{tid}/wchan").strip() == WAITS and (opening := _opening(process, tid)) is not None:
+        if process.sleeps_in(tid) == WAITS and (opening := _opening(process, tid)) is not None:
             yield tid, opening
 
 

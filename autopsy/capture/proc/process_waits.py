@@ -1,4 +1,4 @@
-"""Which other processes a thread of the target waits for in the kernel: children, watchers of files, supervisors."""
+"""Which other processes a thread of the target waits for in the kernel: children, watchers, holders of leases."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.reader import Truncated
 from autopsy.linux.fd_holders import holders
 
-# By the function of the kernel that a thread sleeps in: kernel/exit.c, fs/notify/fanotify, kernel/seccomp.c.
+# By the kernel's function that a thread sleeps in: kernel/exit.c, fs/notify/fanotify, kernel/seccomp.c, fs/locks.c,
+# fs/autofs/waitq.c.
 WAITS: Mapping[bytes, Kind] = {
     b"do_wait": "child",
     b"fanotify_handle_event": "watcher",
     b"fanotify_get_response": "watcher",
     b"seccomp_do_user_notification": "supervisor",
+    b"__break_lease": "lease",
+    b"autofs_wait": "automounter",
 }
 LINKS: Mapping[Kind, bytes] = {"watcher": b"anon_inode:[fanotify]", "supervisor": b"anon_inode:seccomp notify"}
 MARK = re.compile(rb"^fanotify (?:ino|mnt_id|sdev)\S*.* mask:([0-9a-f]+)", re.MULTILINE)  # proc_pid_fdinfo(5)
+BREAKING = re.compile(rb"^\d+: LEASE +BREAKING +\S+ (\d+) ", re.MULTILINE)  # proc_locks(5)
+# The options of an autofs mount name its daemon's process group, whose first process it was: fs/autofs/inode.c.
+AUTOFS = re.compile(rb"^.* - autofs \S+ \S*\bpgrp=(\d+)", re.MULTILINE)
+MOST_TABLE = 4 << 20
 ASKS_FIRST = 0x70000  # linux/fanotify.h: FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_OPEN_EXEC_PERM
 SEARCH_SECONDS = 1.0
 
@@ -40,6 +47,10 @@ def waits(process: ProcDirectory) -> bytes | Truncated:
     }
     if "child" in kinds.values():
         who["child"] = tuple(_children(process))
+    if "lease" in kinds.values():
+        who["lease"] = _told(BREAKING, read_file("/proc/locks", MOST_TABLE))
+    if "automounter" in kinds.values():
+        who["automounter"] = _told(AUTOFS, process.read("mountinfo", MOST_TABLE))
     records = [ProcessWait(tid=tid, kind=kind, peer_pids=who.get(kind, ())) for tid, kind in kinds.items()]
     data = msgspec.json.encode(records)
     return data if complete else Truncated(data, f"not all processes could be asked in {SEARCH_SECONDS} s")
@@ -47,8 +58,7 @@ def waits(process: ProcDirectory) -> bytes | Truncated:
 
 def _kind(process: ProcDirectory, tid: int) -> Kind | None:
     with suppress(OSError):
-        function, _, _ = process.small(f"task/{tid}/wchan").strip().partition(b".")  # what a compiler adds, as .isra.0
-        return WAITS.get(function)
+        return WAITS.get(process.sleeps_in(tid))
     return None
 
 
@@ -57,6 +67,12 @@ def _children(process: ProcDirectory) -> Iterator[int]:
     for tid in process.numbers("task"):
         with suppress(OSError, ValueError):
             yield from map(int, process.small(f"task/{tid}/children").split())
+
+
+def _told(pattern: re.Pattern[bytes], table: bytes | Truncated) -> tuple[int, ...]:
+    """Return the processes that the lines of a table name, each once."""
+    data = table.data if isinstance(table, Truncated) else table
+    return tuple(dict.fromkeys(pid for match in pattern.findall(data) if (pid := int(match))))
 
 
 def _asks_first(pid: int) -> bool:

@@ -18,6 +18,7 @@ from autopsy.bundle.records import SocketEnd
 from autopsy.bundle.sections import REST, Section
 from autopsy.capture.proc import fifo_openers, fuse, process_waits
 from autopsy.capture.proc.fifos import ends_of_fifos, own_fifos
+from autopsy.capture.proc.terminals import ends_of_terminals, own_terminals
 from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.programs import output
 from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, Unreadable, sections, take
@@ -190,7 +191,7 @@ def _ss(process: ProcDirectory) -> bytes | Truncated:
 
 def _ends(process: ProcDirectory, own: Mapping[int, int], descriptors: Mapping[str, Section]) -> bytes | Truncated:
     """Be the search for other ends, in a reader; return SocketEnd[] as JSON."""
-    pipes, fifos = own_pipes(descriptors), own_fifos(process, descriptors)
+    pipes, fifos, terminals = own_pipes(descriptors), own_fifos(process, descriptors), own_terminals(descriptors)
     _enter_network(process)
     try:
         unix = unix_sockets()
@@ -200,6 +201,7 @@ def _ends(process: ProcDirectory, own: Mapping[int, int], descriptors: Mapping[s
     ends = [_end(fd, inode, unix, tcp) for inode, fd in sorted(own.items(), key=lambda item: item[1])]
     links = {b"socket:[%d]" % end.peer_inode for end in ends if end.peer_inode}
     links |= {b"pipe:[%d]" % inode for inode in pipes} | {fifo.link for fifo in fifos}
+    links |= {link for terminal in terminals for link in terminal.other_ends}
     held, complete = holders(links, seconds=SEARCH_SECONDS, but=process.pid)
     sockets = [
         msgspec.structs.replace(
@@ -214,7 +216,7 @@ def _ends(process: ProcDirectory, own: Mapping[int, int], descriptors: Mapping[s
         for inode, fd in sorted(pipes.items(), key=lambda item: item[1])
         if (pids := held.get(b"pipe:[%d]" % inode))  # most are a signal's way inside of QEMU
     ]
-    data = msgspec.json.encode([*sockets, *shared, *ends_of_fifos(fifos, held)])
+    data = msgspec.json.encode([*sockets, *shared, *ends_of_fifos(fifos, held), *ends_of_terminals(terminals, held)])
     return (
         data
         if complete

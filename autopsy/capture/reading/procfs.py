@@ -45,6 +45,18 @@ class ProcDirectory:
             return b""
         return data.data if isinstance(data, Truncated) else data
 
+    def sleeps_in(self, tid: int) -> bytes:
+        """Return the kernel's function that a thread sleeps in, without what a compiler adds; empty if nothing tells.
+
+        Since Linux 6.12 wchan is 0 of a thread that went to sleep on a busy processor, for as long as that still has it
+        in its queue (DELAY_DEQUEUE): its stack tells then, to root.
+        """
+        wchan = self.small(f"task/{tid}/wchan").strip()
+        if wchan.strip(b"0"):
+            return wchan.partition(b".")[0]
+        _, _, first = self.small(f"task/{tid}/stack").partition(b"\n")[0].partition(b" ")
+        return first.partition(b"+")[0].partition(b".")[0]
+
     def link(self, path: str) -> bytes:
         """Return where a link below /proc/PID leads."""
         return os.readlink(path.encode(), dir_fd=self.folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autopsy.bundle.syscalls import POLL_CALLS
+from autopsy.bundle.syscalls import DESCRIPTOR_CALLS, POLL_CALLS, SLEEP_CALLS
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
@@ -32,6 +32,7 @@ from autopsy.facts.model.facts import (
     CoroutineFact,
     DiskFact,
     Facts,
+    Park,
     Role,
     SocketFact,
     ThreadFact,
@@ -40,19 +41,20 @@ from autopsy.facts.model.facts import (
 from autopsy.facts.model.yield_points import DISK_PARKS, THROTTLED
 
 # What each kind of thread sleeps in where nobody has work for it. A worker is woken by a futex, or by its own timeout.
-TIMEOUTS = frozenset({"nanosleep", "clock_nanosleep"})
 RINGS = frozenset({"io_uring_enter", "io_getevents"})
 SIGNALS = frozenset({"rt_sigtimedwait", "rt_sigsuspend"})
-INTERRUPTIBLE = frozenset({"futex"}) | TIMEOUTS | POLL_CALLS | SIGNALS  # nobody is in State D there, but by a freezer
+INTERRUPTIBLE = (
+    frozenset({"futex"}) | SLEEP_CALLS | POLL_CALLS | SIGNALS
+)  # nobody is in State D there, but by a freezer
 IDLE = {
     Role.MAIN: POLL_CALLS,
     Role.IOTHREAD: POLL_CALLS | RINGS,
     Role.MONITOR: POLL_CALLS,
-    Role.VCPU: frozenset({"ioctl", "futex", *SIGNALS}),
+    Role.VCPU: frozenset({"ioctl", "futex", *SLEEP_CALLS, *SIGNALS}),  # a dirty limit has it sleep for a time
     Role.WORKER: frozenset({"futex"}),
-    Role.CALL_RCU: frozenset({"futex", *TIMEOUTS}),
-    Role.MIGRATION: frozenset({"futex", *TIMEOUTS, *POLL_CALLS}),
-    Role.OTHER: frozenset({"futex", *TIMEOUTS, *POLL_CALLS, *RINGS, *SIGNALS}),
+    Role.CALL_RCU: frozenset({"futex", *SLEEP_CALLS}),
+    Role.MIGRATION: frozenset({"futex", *SLEEP_CALLS, *POLL_CALLS}),
+    Role.OTHER: frozenset({"futex", *SLEEP_CALLS, *POLL_CALLS, *RINGS, *SIGNALS}),
 }
 PAST_QEMU = ("vhost-user-blk", "vhost-user-scsi", "vhost-user-fs")  # devices whose back end answers the guest itself
 ASK_STORAGE = frozenset({"query-block", "query-named-block-nodes"})
@@ -95,10 +97,12 @@ def about(facts: Facts, thread: ThreadFact) -> Claim:
 
 
 def _on(facts: Facts, thread: ThreadFact, look: ThreadSnapshot) -> str:
+    if look.syscall.name not in DESCRIPTOR_CALLS or not look.syscall.arguments:
+        return ""
     sockets = socket_of(facts, thread)
     if sockets and sockets[0].remote:
-        return f" on a socket to {sockets[0].remote}"
-    file = descriptor(facts, look.syscall.arguments[0]) if look.syscall.arguments else None
+        return f" on {'' if sockets[0].family == 'pipe' else 'a socket to '}{sockets[0].remote}"
+    file = descriptor(facts, look.syscall.arguments[0])
     return f" on {file.target}" if file is not None and file.kind != "other" else ""
 
 
@@ -192,6 +196,10 @@ def whether_they_go_on(facts: Facts) -> Iterator[Claim]:
     """Yield a busy disk's requests that nobody saw leave their place: one after another was there, or one for good."""
     for request in overtaken(facts):
         yield claim(f"{sentence(request.text)}: whether it goes on was not seen.", *request.cites)
+    parked = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    if left := [request for request in parked if request.park is Park.GIVEN_UP]:
+        words = f"{count(len(left), 'request')} that nobody waits for any more did not end, as of a backup that gave up"
+        yield claim(f"{words}.", *(request.cite for request in left[:4]))
     if doubtful := not_seen_to_go_on(facts):
         words = "was not seen to go on: only others such as it ended meanwhile"
         if len(doubtful) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from autopsy.bundle.syscalls import SLEEP_CALLS
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.once import once
@@ -11,10 +12,11 @@ from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.limits.at_limits import copies_held, seconds_for
 from autopsy.diagnose.queries.progress import is_seldom_busy
 from autopsy.diagnose.queries.requests import disks_of, job_of, moves, title
+from autopsy.diagnose.queries.threads import by_role, looks
 from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import claim
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park
+from autopsy.facts.model.facts import CoroutineFact, DiskFact, Facts, Park, Role
 from autopsy.facts.model.yield_points import DISK_PARKS
 
 SECOND = 1_000_000_000
@@ -74,8 +76,9 @@ def about_silence(disk: DiskFact) -> str:
 
 
 def slow(facts: Facts) -> Iterator[Claim]:
-    """Tell of a migration and of each disk that go on, and are slow."""
+    """Tell of a migration, of vCPUs and of each disk that go on, and are slow."""
     yield from _slow_migration(facts)
+    yield from _slowed_vcpus(facts)
     yield from _slow_disks(facts)
     yield from _slow_at_limits(facts)
 
@@ -110,6 +113,18 @@ def _slow_migration(facts: Facts) -> Iterator[Claim]:
         f"{pace.remaining >> 10} KiB remained",
         facts.migration_pace.cite,
     )
+
+
+def _slowed_vcpus(facts: Facts) -> Iterator[Claim]:
+    """Tell of vCPUs that QEMU itself had sleep for a time: nobody else has one sleep in its own thread."""
+    asleep = [
+        thread
+        for thread in by_role(facts, Role.VCPU)
+        if all(look.syscall.name in SLEEP_CALLS for look in looks(thread)) and looks(thread)
+    ]
+    if asleep:
+        words = f"{count(len(asleep), 'vCPU')} slept by a timer of QEMU's at every look, as a dirty limit has them"
+        yield claim(words, *(look.cite for thread in asleep[:4] for look in looks(thread)))
 
 
 def _long_requests(disk: DiskFact, limit: str) -> Iterator[Claim]:

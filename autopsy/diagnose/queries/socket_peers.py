@@ -65,12 +65,24 @@ def cannot_move(peer: PeerFact) -> bool:
     return peer.state in STOPPED or is_frozen(peer)
 
 
+MASTERS = frozenset({"/dev/ptmx", "/dev/pts/ptmx"})  # the same link, whichever terminal it is of
+
+
 def socket_of(facts: Facts, thread: ThreadFact) -> tuple[SocketFact, ...]:
     """Return the socket that a thread's system call works on: its first argument in all those that wait for a peer."""
     arguments = looks(thread)[0].syscall.arguments if looks(thread) else ()
     if isinstance(facts.sockets, Unknown) or not arguments:
         return ()
-    return tuple(socket for socket in facts.sockets.value if socket.fd == arguments[0])
+    alike = _alike(facts, arguments[0])
+    return tuple(socket for socket in facts.sockets.value if socket.fd in alike)
+
+
+def _alike(facts: Facts, fd: int) -> frozenset[int]:
+    """Return the descriptors that are the same end as this one, as stdout and stderr are: one of them is told of."""
+    opened = descriptor(facts, fd)
+    if opened is None or opened.target in MASTERS or isinstance(facts.descriptors, Unknown):
+        return frozenset({fd})
+    return frozenset({fd, *(file.fd for file in facts.descriptors.value if file.target == opened.target)})
 
 
 def leads_to(remote: str, server: str) -> bool:
@@ -184,12 +196,23 @@ def called(peer: PeerFact) -> str:
     return naming.name(subjects.peer(peer))
 
 
+def is_terminal(end: SocketFact) -> bool:
+    """Tell whether an end that is shared like a pipe's is a terminal's."""
+    return end.family == "pipe" and end.remote.startswith("/dev/pts/")
+
+
 def about_sockets(sockets: tuple[SocketFact, ...]) -> list[Claim]:
     """Say of each socket how its queues stand, and what the program at its other end does."""
     claims = []
     for socket in sockets[:3]:
         if socket.family == "pipe":
-            claims.append(claim(f"Fd {socket.fd} is a pipe that another process has, too.", socket.cite))
+            kind = f"an end of terminal {socket.remote}, whose other end" if is_terminal(socket) else "a pipe that"
+            claims.append(
+                claim(
+                    f"Fd {socket.fd} is {kind} another process has{'' if is_terminal(socket) else ', too'}.",
+                    socket.cite,
+                )
+            )
             claims += _about_peers(socket)
             continue
         queues = ""

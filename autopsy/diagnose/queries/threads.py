@@ -119,6 +119,12 @@ def is_in_glib_loop(thread: ThreadFact) -> bool:
     return "aio_poll" not in names and any(name in GLIB_LOOPS for name in names)
 
 
+def goes_on(facts: Facts, tid: int) -> bool:
+    """Tell whether a thread was seen to go on from one look to the other: it waits for nothing for good."""
+    thread = by_tid(facts).get(tid)
+    return thread is not None and slept_through(thread) is False
+
+
 def main_tid(facts: Facts) -> int:
     """Return the main thread's id: the process's own."""
     return facts.vm.pid

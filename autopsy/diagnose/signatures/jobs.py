@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopsy.diagnose.queries.kernel_stacks import family
 from autopsy.diagnose.queries.limits.at_limits import copies_held
 from autopsy.diagnose.queries.migration import SAVING, sends_state
 from autopsy.diagnose.queries.requests import (
@@ -171,6 +172,8 @@ def _migration(facts: Facts) -> Judgement:
     sockets = tuple(dict.fromkeys(socket for thread in blocked for socket in socket_of(facts, thread)))
     receives = looks(blocked[0])[0].syscall.name in RECEIVING if looks(blocked[0]) else False
     doing, other = ("receiving", ": nobody sends") if receives else ("sending", ": its reader does not read")
+    if known := next((known for look in looks(blocked[0])[:1] if (known := family(look)) is not None), None):
+        other = f": it waits for {known.words}"
     to = f" {'from' if receives else 'to'} {sockets[0].remote}" if sockets and sockets[0].remote else ""
     return Match(
         headline=f"{sentence(named(blocked[0]))} is blocked {doing} the VM's state{to}"

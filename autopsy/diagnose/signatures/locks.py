@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from autopsy.bundle.syscalls import PEER_CALLS
+from autopsy.bundle.syscalls import PEER_CALLS, SLEEP_CALLS
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import waits_for
+from autopsy.diagnose.queries.limits.throttle_locks import self_owned
 from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, still
 from autopsy.diagnose.queries.socket_peers import (
     about_sockets,
@@ -17,6 +18,7 @@ from autopsy.diagnose.queries.socket_peers import (
 )
 from autopsy.diagnose.queries.threads import (
     functions,
+    goes_on,
     is_in_glib_loop,
     looks,
     named,
@@ -31,7 +33,6 @@ from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
 from autopsy.facts.model.facts import Facts, MutexFact, Park, Role, SocketFact, ThreadFact
 
-SLEEP_CALLS = frozenset({"nanosleep", "clock_nanosleep"})
 LOCK_FAMILIES = (
     ("virtio-scsi-tmf-deadlock", ("scsi_req_", "virtio_scsi_", "scsi_device_")),
     ("throttle-lock-self-deadlock", ("throttle_group",)),
@@ -51,12 +52,6 @@ def _called(facts: Facts, tid: int) -> str:
     return naming.name(_subject(facts, tid))
 
 
-def _self_owned(facts: Facts) -> list[MutexFact]:
-    if isinstance(facts.locks, Unknown):
-        return []
-    return [mutex for mutex in facts.locks.value.mutexes if mutex.owner in mutex.waiters]
-
-
 def _family(facts: Facts, mutex: MutexFact) -> str:
     """Say which signature a mutex that waits for itself belongs to, by its owner's frames and where it lies."""
     thread = _thread(facts, mutex.owner)
@@ -74,7 +69,7 @@ def _family(facts: Facts, mutex: MutexFact) -> str:
 def _self_deadlock(facts: Facts, wanted: str, words: str) -> Judgement:
     if isinstance(facts.locks, Unknown):
         return CannotTell(f"who holds which mutex: {missing(facts.locks)}")
-    own = _self_owned(facts)
+    own = self_owned(facts)
     mine = [mutex for mutex in own if _family(facts, mutex) == wanted]
     if not mine:
         why = "the mutex that waits for itself is another one" if own else "no thread waits for a mutex that it holds"
@@ -118,6 +113,7 @@ def _cycle(facts: Facts) -> Judgement:
     if isinstance(facts.locks, Unknown):
         return CannotTell(f"who holds which mutex: {missing(facts.locks)}")
     rings = [ring for ring in facts.locks.value.cycles if len(ring) > 1]
+    rings = [ring for ring in rings if not any(goes_on(facts, tid) for tid in ring)]
     if not rings:
         return RuledOut("no ring of threads waits for one another's mutexes", (facts.locks.cite,))
     ring = rings[0]

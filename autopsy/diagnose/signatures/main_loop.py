@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS, REQUEST_CALLS
+from autopsy.bundle.syscalls import DESCRIPTOR_CALLS, PEER_CALLS, POLL_CALLS, REQUEST_CALLS
 from autopsy.diagnose.diagnosis import Claim, Where
 from autopsy.diagnose.queries.account import about, unexplained
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
@@ -56,10 +56,6 @@ WORKING = frozenset({Role.IOTHREAD, Role.WORKER, Role.VCPU})
 WORK = REQUEST_CALLS - PEER_CALLS - {"ioctl"}  # what no thread rests in, whoever's it is
 BUSY_SHARE = 0.85
 MOST_OPENERS = 3
-OF_A_DESCRIPTOR = frozenset(
-    {"read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "fsync", "fdatasync", "ioctl"}
-    | {"sendmsg", "recvmsg", "sendto", "recvfrom", "connect", "fstat", "ftruncate", "fallocate"}
-)
 
 
 def _blocked(facts: Facts) -> Judgement:
@@ -130,6 +126,8 @@ def _why_not(facts: Facts, main: ThreadFact, loop: MainLoopFact) -> str:
         return "QEMU's main loop answered its monitor"
     if slept_through(main) is False:
         return f"{named(main)} went on"
+    if any(look.state == "R" for look in looks(main)):
+        return f"{named(main)} ran, or was ready to"
     known = any(family(look) for look in looks(main)[:1]) or sends_state(main) or of_a_helper(facts, main)
     return "another signature tells what the main thread waits for" if known or ends_of(facts, main) else ""
 
@@ -159,7 +157,7 @@ def _unseen(facts: Facts, main: ThreadFact) -> str:
 
 def _descriptor(facts: Facts, look: ThreadSnapshot) -> Descriptor | None:
     """Return what a system call works on, where its first argument is a descriptor."""
-    number = look.syscall.arguments[:1] if look.syscall.name in OF_A_DESCRIPTOR else ()
+    number = look.syscall.arguments[:1] if look.syscall.name in DESCRIPTOR_CALLS else ()
     return descriptor(facts, number[0]) if number else None
 
 

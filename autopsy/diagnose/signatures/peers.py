@@ -146,7 +146,11 @@ class Service:
         """Return the sockets that lead to the server: by the address of the node, else by the port."""
         if isinstance(facts.sockets, Unknown):
             return ()
-        connected = [socket for socket in facts.sockets.value if socket.state not in {"LISTEN", "UNCONN"}]
+        connected = [
+            socket
+            for socket in facts.sockets.value
+            if socket.state not in {"LISTEN", "UNCONN"} and socket.family != "pipe"
+        ]
         leading = tuple(
             socket
             for socket in connected

@@ -128,8 +128,7 @@ def _may_flow(facts: Facts, parked: Standing, groups: tuple[ThrottleGroupFact, .
     """
     disks = [disk for request in parked.requests for disk in disks_of(facts, request)]
     counted = not disks or any(disk.is_export or isinstance(disk.completed, Known) for disk in disks)
-    mutexes = facts.locks.value.mutexes if isinstance(facts.locks, Known) else ()
-    dead = monitor_is_dead(facts) or any(mutex.owner in mutex.waiters for mutex in mutexes)
+    dead = monitor_is_dead(facts) or bool(self_owned(facts))
     if counted or dead or facts.origin is not Origin.CAPTURE:
         return False
     return not any(_holds_all(group, facts.times.gap_seconds or 0.0) for group in groups)

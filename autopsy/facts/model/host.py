@@ -179,12 +179,17 @@ class Pressure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockDevice:
-    """One block device of the host. `completed` counts between two looks, where there were two."""
+    """One block device of the host: `number` is MAJOR:MINOR, and `fds` are those of the VM that are the device itself.
+
+    Both are empty where nothing tells them.
+    """
 
     name: str
     in_flight: int
     suspended: bool
     cite: Cite
+    number: str = ""
+    fds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

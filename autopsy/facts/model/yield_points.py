@@ -66,6 +66,7 @@ class Park(Enum):
     PVE_BACKUP = ("waits for Proxmox backup", BESIDE)
     NBD_SERVER = ("serves an NBD client, waiting for a question", BESIDE)
     NBD_SERVER_SEND = ("waits until an NBD client takes its answer", BESIDE)
+    GIVEN_UP = ("goes on for nobody: whoever asked for it has stopped waiting", BESIDE)
     DRIVER = ("waits inside a block driver whose name is not known", BLOCK)
     CO_MUTEX = ("waits for a coroutine mutex", BESIDE)
     OTHER = ("waits somewhere this analyzer does not know", BESIDE)

@@ -70,8 +70,13 @@ def link(
             coroutines = Known(tuple(requests), coroutines.cite)
     if isinstance(disks, Unknown):
         return coroutines
-    named = (_driver(coroutine, disks.value, nodes) for coroutine in coroutines.value)
-    return Known(tuple(replace(coroutine, disk=_disk(coroutine, disks.value)) for coroutine in named), coroutines.cite)
+    named = tuple(_driver(coroutine, disks.value, nodes) for coroutine in coroutines.value)
+    owned = tuple((coroutine, _disk(coroutine, disks.value)) for coroutine in named)
+    others = _asked_by_others(owned, disks.value)
+    return Known(
+        tuple(replace(coroutine, disk=others.get(coroutine.address, disk)) for coroutine, disk in owned),
+        coroutines.cite,
+    )
 
 
 def _checked(coroutine: CoroutineFact, drivers: frozenset[str]) -> CoroutineFact:
@@ -148,6 +153,35 @@ def _disk(coroutine: CoroutineFact, disks: tuple[DiskFact, ...]) -> Fact[str]:
         return Known(possible[0].name, coroutine.cite)
     names_of_them = ", ".join(disk.name for disk in possible[:8]) or "none that is known"
     return Unknown(HEAP, f"{coroutine.disk.why}; the disks that can wait there: {names_of_them}")
+
+
+def _asked_by_others(
+    owned: Sequence[tuple[CoroutineFact, Fact[str]]], disks: tuple[DiskFact, ...]
+) -> dict[int, Unknown]:
+    """Return the requests, by their coroutines, of which a disk that goes on has more than its guest asked it for.
+
+    Those that stand are then not all its own: somebody else than the guest, as a client of an export or a person at the
+    human monitor, asked a disk that has nothing of its guest's in flight.
+    """
+    others: dict[int, Unknown] = {}
+    for disk in disks:
+        if not (isinstance(disk.in_flight, Known) and isinstance(disk.completed, Known) and disk.completed.value > 0):
+            continue
+        stand = [
+            coroutine
+            for coroutine, owner in owned
+            if isinstance(owner, Known) and owner.value == disk.name and _stands(coroutine)
+            if isinstance(coroutine.disk, Unknown)  # the heap did not tell it
+            if sum(may_be_of(other, coroutine) for other in disks if other.inserted) > 1
+        ]
+        if len(stand) > disk.in_flight.value:
+            why = f"{len(stand)} stand, and disk {disk.name} has {disk.in_flight.value} of its guest's in flight"
+            others |= {coroutine.address: Unknown(HEAP, why) for coroutine in stand}
+    return others
+
+
+def _stands(coroutine: CoroutineFact) -> bool:
+    return isinstance(coroutine.stuck, Known) and coroutine.stuck.value
 
 
 def top(disk: DiskFact) -> str:

@@ -11,6 +11,7 @@ from support.built import evidence as e
 
 FAULT = ("handle_userfault", "do_anonymous_page", "handle_mm_fault", "exc_page_fault")
 RECEIVING = "47 0x13 0x7f0000000000 0x0 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000"
+WRITES = "1 0xd 0x7f0000000000 0x1000 0x0 0x0 0x0 0x7f0000000000 0x7f0000000000"
 
 
 def other_end(case: e.Case, state: str) -> e.Case:
@@ -98,3 +99,46 @@ def test_a_page_of_a_background_snapshot_waits_for_its_reader_and_for_no_source(
     assert [(each.signature, each.because_of) for each in found.secondary if "page" in each.signature] == [
         ("snapshot-page-wait", "migration-send-blocked")
     ]
+
+
+def dumping(*stack: str, state: str = "S") -> e.Case:
+    """Return a VM that is paused for a dump of its memory, whose thread writes to a FIFO, or to a file."""
+    case = e.Case(version="10.0.2")
+    case.idle_threads()
+    case.thread(
+        e.PID + 70, "dump_thread", state=state, syscall=WRITES, stack=stack, frames=("write", "qemu_write_full")
+    )
+    case.monitor("save-vm")
+    case.disks(e.disk("d0", "vd0"))
+    return case
+
+
+def test_a_vm_that_is_paused_for_a_dump_waits_for_the_reader_of_the_dump() -> None:
+    case = dumping("anon_pipe_write", "vfs_write")
+    case.descriptors[13] = "/run/dump"
+    case.ends.append(records.SocketEnd(fd=13, inode=0, family="pipe", remote="/run/dump", peer_pids=(900,)))
+    case.peer_sections += [
+        Section("peer/900/comm", b"collector\n"),
+        Section("peer/900/status", b"Name:\tcollector\nState:\tT (stopped)\n"),
+    ]
+    found = diagnose(gather_facts(case.bundle()))
+    assert (found.signature, found.confidence) == ("migration-send-blocked", "proven")
+    assert {"/run/dump", "collector 900"} <= set(found.objects)
+    assert [(each.signature, each.because_of) for each in found.secondary] == [("vm-saving", "migration-send-blocked")]
+    assert [each.signature for each in found.causes] == ["migration-send-blocked"]
+
+
+def test_a_dump_to_a_file_on_a_frozen_file_system_has_no_reader() -> None:
+    found = diagnose(
+        gather_facts(dumping("percpu_rwsem_wait", "ext4_file_write_iter", "vfs_write", state="D").bundle())
+    )
+    assert found.signature == "host-fs-frozen"
+    assert not any("reader" in each.headline for each in found.secondary)
+    assert [each.signature for each in found.causes] == ["host-fs-frozen"]
+
+
+def test_the_twin_whose_dump_goes_on_is_paused_for_it_alone() -> None:
+    case = dumping("anon_pipe_write", "vfs_write")
+    case.tasks[-1].switches = 400
+    found = diagnose(gather_facts(case.bundle()))
+    assert found.signature == "vm-saving"

@@ -114,6 +114,9 @@ def ring_of_locks() -> e.Case:
     case = e.Case(version="7.2.0")
     case.idle_threads(vcpus=2, iothreads=1)
     io = e.PID + 50
+    for task in case.tasks:
+        if task.tid in {e.PID, io}:
+            task.syscall, task.stack, task.switches, task.cpu_ns = e.IDLE_WORKER, e.IDLE_STACK, 0, 0
     case.locks = records.LockGraph(
         mutexes=(
             records.Mutex(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 from autopsy.diagnose.queries.kernel_sleepers import image_of, mount_of, sleepers
 from autopsy.diagnose.queries.requests import disks_of, lets_go, still
 from autopsy.facts.cite import Known
@@ -32,12 +34,23 @@ def held_by(facts: Facts) -> tuple[IoLimit, ...]:
 
 
 def devices_below(facts: Facts, requests: tuple[CoroutineFact, ...]) -> frozenset[str]:
-    """Return the block devices below the file systems of the disks' images, as major:minor."""
+    """Return the block devices that the disks' images are, or that lie below their file systems, as major:minor."""
     disks = {disk.name: disk for request in requests for disk in disks_of(facts, request)}
     if not disks and isinstance(facts.disks, Known):
         disks = {disk.name: disk for disk in facts.disks.value}
-    mounts = [mount_of(facts, image) for disk in disks.values() if (image := image_of(facts, disk))]
-    return frozenset(mount.device for mount in mounts if mount is not None and mount.device)
+    images = {image for disk in disks.values() if (image := image_of(facts, disk))}
+    if themselves := _that_are(facts, images):
+        images = {image for image in images if not image.startswith("/dev/")}
+    mounts = [mount_of(facts, image) for image in images]
+    return themselves | {mount.device for mount in mounts if mount is not None and mount.device}
+
+
+def _that_are(facts: Facts, images: AbstractSet[str]) -> frozenset[str]:
+    """Return the block devices that are images themselves."""
+    opened = facts.descriptors.value if isinstance(facts.descriptors, Known) else ()
+    fds = {file.fd for file in opened if file.kind == "block device" and file.target in images}
+    devices = facts.host.block_devices.value if isinstance(facts.host.block_devices, Known) else ()
+    return frozenset(device.number for device in devices if device.number and not fds.isdisjoint(device.fds))
 
 
 def is_on_one_disk(one: str, other: str) -> bool:

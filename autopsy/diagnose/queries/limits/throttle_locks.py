@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries.requests import still
-from autopsy.diagnose.queries.threads import by_tid, functions
+from autopsy.diagnose.queries.threads import by_tid, functions, goes_on
 from autopsy.facts.cite import Unknown
 from autopsy.facts.model.facts import Facts, MutexFact, Park
 
@@ -22,10 +22,12 @@ class ThrottleLock:
 
 
 def self_owned(facts: Facts) -> tuple[MutexFact, ...]:
-    """Return the mutexes whose owner waits for them."""
+    """Return the mutexes whose owner waits for them; one that was seen to go on does not."""
     if isinstance(facts.locks, Unknown):
         return ()
-    return tuple(mutex for mutex in facts.locks.value.mutexes if mutex.owner in mutex.waiters)
+    return tuple(
+        mutex for mutex in facts.locks.value.mutexes if mutex.owner in mutex.waiters and not goes_on(facts, mutex.owner)
+    )
 
 
 @once
