@@ -26,6 +26,7 @@ from autopsy.examine.core.reader import Core
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines import find
 from autopsy.examine.gdb import unwind
+from autopsy.examine.gdb.printed import EarlyGdb
 from autopsy.examine.gdb.unwind import Parked
 from autopsy.examine.heap import run as heap
 from autopsy.examine.states import tasks
@@ -71,14 +72,16 @@ class Scene:
 
     def unwind(self) -> None:
         comms = {tid: task.comm for tid, task in tasks(self.frozen.read).items()}
-        unwound = unwind.unwind(
-            self.core,
-            self.symbols,
-            self.parked,
-            comms=comms,
-            scratch=self.frozen.scratch,
-            ends_at=time.monotonic() + WITHIN,
-        )
+        with EarlyGdb(self.frozen.scratch, without="") as early:
+            unwound = unwind.unwind(
+                self.core,
+                self.symbols,
+                self.parked,
+                comms=comms,
+                scratch=self.frozen.scratch,
+                ends_at=time.monotonic() + WITHIN,
+                early=early,
+            )
         assert len(unwound.coroutines) == len(self.parked)
 
     def unwind_each_by_itself(self) -> None:

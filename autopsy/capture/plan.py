@@ -24,14 +24,14 @@ PLAN = (
         cpu=0.5,
     ),
     Step(layout.PROC_STACKS, Impact.NONE, 5, Later(PROC, "stacks"), after=layout.THROTTLE_GROUPS, cpu=0.05),
-    Step(layout.PROC_FDS, Impact.NONE, 6, Later(PROC, "fds"), cpu=0.1),
+    Step(layout.PROC_FDS, Impact.NONE, 6, Later(PROC, "fds"), beside=layout.GDB_THREADS, cpu=0.1),
     Step(layout.PROC_AIO, Impact.NONE, 4, Later(PROC, "aio"), after=layout.THROTTLE_GROUPS, cpu=0.05),
     Step(
         *(layout.HOST, Impact.NONE, 10, Later(OF_HOST, "collect_host")),
         without_vm=True,
         after=layout.THROTTLE_GROUPS,
     ),
-    Step(layout.SECOND_EXPOSURE, Impact.STOPS, 25, Later(AGAIN, "expose"), cpu=0.5),
+    Step(layout.SECOND_EXPOSURE, Impact.STOPS, 25, Later(AGAIN, "expose"), beside=layout.GDB_THREADS, cpu=0.5),
 )
 
 LIGHT = frozenset({layout.WITNESS})  # a look at /proc, which costs the VM nothing
@@ -41,7 +41,8 @@ UNSTABLE = Step(layout.UNSTABLE, Impact.MAY_HARM, 6, Later(UNSTABLES, "ask"))
 # What is loaded beside the first steps, each a part of its own, in the order in which it is needed.
 MEANWHILE = (
     "autopsy.linux.tasks.walk:warm",
-    *("asyncio", QMP, "autopsy.examine.core.symbols", "autopsy.examine.gdb.unwind", "autopsy.examine.run", GDB),
+    *("concurrent.futures", "ssl", "asyncio", QMP),
+    *("autopsy.examine.core.symbols", "autopsy.examine.gdb.unwind", "autopsy.examine.run", GDB),
     *("autopsy.examine.boxed:load", PROC, OF_HOST, AGAIN),
 )
 # What is needed after the last step; it is large, and loaded where a step takes long anyway.

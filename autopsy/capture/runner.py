@@ -2,65 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import field
 from functools import partial
-from importlib import import_module
-from typing import Protocol
 
 import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import LeftBehind, StepRecord
 from autopsy.bundle.vm_end import VmEnd
-from autopsy.capture.endwatch import EndWatch
-from autopsy.capture.pace import STARVED, Pace, Thinned, spent, thin_out
+from autopsy.capture.beginning import LEAST_SECONDS, BegunStep, EarlySteps, begin, kept_for
+from autopsy.capture.pace import STARVED, Thinned, thin_out
 from autopsy.capture.preview import Preview
-from autopsy.capture.staging.staging import SETTLE_SECONDS, Staging
-from autopsy.capture.step import Deadline, Failed, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
+from autopsy.capture.run import Interrupted, Run
+from autopsy.capture.staging.staging import SETTLE_SECONDS
+from autopsy.capture.step import Failed, Impact, Outcome, Skipped, Step, TimedOut
 from autopsy.capture.wire import OutcomeWire, as_wire, from_wire
 from autopsy.dataclass import dataclass
-from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
-from autopsy.linux.tasks.forking import Child, has_answered, in_words
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect
+from autopsy.linux.tasks.forking import TICK_SECONDS, has_answered, in_words
 from autopsy.linux.tasks.forking import end as end_child
-from autopsy.target.target import Target
 
 INTERRUPTED = "interrupted by a person"
 SHARE = 0.06  # of the budget, which each later step is sure of
-KEPT_SHARE = 0.7  # of what is left, which the later steps' expected work can keep from one before them
-SEALS_SHARE = 0.5  # of what is left, which the seal of a large core can keep from the steps
-STRETCH = 4.0
+SOON = 0.02  # seconds between two looks whether a step can be begun beside another
 LEAST_GAP = 2.0  # seconds to the second look that a first judgement is worth making in
-LEAST_SECONDS = 0.2  # with less left of the budget a step is not begun
-
-
-class Watcher(Protocol):
-    """Whoever shows the steps to a person; every method returns at once.
-
-    `curious` says that somebody watches who would know what is known before the end.
-    """
-
-    curious: bool
-
-    def began(self, step: Step) -> None:
-        """Take note that a step began."""
-
-    def ended(self, record: StepRecord) -> None:
-        """Take note of how a step went."""
-
-    def tick(self) -> None:
-        """Refresh what is shown; called about ten times a second."""
-
-    def tell(self, words: str) -> None:
-        """Show some words beside what is going on: what is known so far, or how a kill goes."""
-
-
-class Interrupted(Exception):
-    """A person asked us to stop: the step at hand is ended, the rest are skipped, what is there is sealed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,54 +35,6 @@ class _Answer:
     outcome: Outcome
     left_behind: tuple[LeftBehind, ...] = ()
     interrupted: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What one capture runs with.
-
-    `note` is given all records so far before they are made durable. `meanwhile` are modules that are loaded one after
-    another, in our own process, while the steps' children work; `unhurried` are those that would slow down what a
-    hurried capture waits for: they are loaded beside its second look, else beside a step that was begun before its
-    turn. A name behind a colon is a function that is called.
-    `judge` returns what the evidence so far comes to, in a child, for whoever is curious while the second look waits.
-    `reserve` are the seconds that are kept behind the budget for diagnosis, report and seal: whatever they take, where
-    it is not told.
-    """
-
-    target: Target
-    watch: EndWatch
-    options: Options
-    staging: Staging
-    budget: Deadline
-    watcher: Watcher
-    note: Callable[[tuple[StepRecord, ...]], None]
-    meanwhile: tuple[str, ...] = ()
-    unhurried: tuple[str, ...] = ()
-    judge: Callable[[], bytes] | None = None
-    reserve: float = math.inf
-    pace: Pace = field(default_factory=Pace)
-
-    def left(self) -> float:
-        """Return the seconds that the steps have left: the core may have become so large that its seal takes more."""
-        try:
-            core = (self.staging.work / layout.CORE).stat().st_blocks * 512
-        except OSError:
-            core = 0
-        left = self.budget.left()
-        return left - min(left * SEALS_SHARE, max(0.0, self.pace.tail(core) - self.reserve))
-
-
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """A step's child at work: since when, and until when at most."""
-
-    child: Child
-    start_ns: int
-    deadline: Deadline
-    seconds: float
-    behind: bool
-    look: Callable[[], None]
 
 
 def run(plan: tuple[Step, ...], capture: Run) -> tuple[StepRecord, ...]:
@@ -127,17 +46,20 @@ def run(plan: tuple[Step, ...], capture: Run) -> tuple[StepRecord, ...]:
     interrupted = False
     share = capture.budget.left() * SHARE
     capture.pace.look()
-    ahead, unhurried = list(reversed(capture.meanwhile)), list(reversed(capture.unhurried))
-    early: dict[str, _Begun] = {}
+    early = EarlySteps(capture, share, list(reversed(capture.meanwhile)), list(reversed(capture.unhurried)))
     for place, step in enumerate(plan, start=1):
         capture.watcher.began(step)
-        begun = early.pop(step.name, None)
+        begun = early.begun.pop(step.name, None)
         if place == len(plan) or step.name == layout.SECOND_EXPOSURE or (begun and capture.options.gap >= LEAST_GAP):
-            ahead, unhurried = [*unhurried, *ahead], []
+            early.load_all()
         start = time.monotonic_ns() if begun is None else begun.start_ns
-        capture.watch.began(step.name)
+        if layout.SECOND_EXPOSURE not in early.begun:  # it is at work, and does more to the VM than what is waited for
+            capture.watch.began(step.name)
         end = capture.watch.conclude(capture.staging.work)
-        thin = thin_out(plan[place - 1 :], capture.pace, capture.left(), (step.name,) if begun else early)
+        thin = thin_out(plan[place - 1 :], capture.pace, capture.left(), (step.name,) if begun else early.begun)
+        end = (
+            None if begun is not None and step.beside else end
+        )  # it was at work when the VM ended: it says what it met
         if (refusal := _refusal(step, capture, end, thin, interrupted=interrupted)) is not None:
             answer = refusal if begun is None else _taken_already(begun, refusal)
         else:
@@ -146,8 +68,9 @@ def run(plan: tuple[Step, ...], capture: Run) -> tuple[StepRecord, ...]:
                     step,
                     capture,
                     begun,
-                    ahead,
-                    partial(_begin, step, capture, _kept(plan[place:], capture, share), thin),
+                    partial(early.beside, step, plan[place:]),
+                    partial(begin, step, capture, kept_for(plan[place:], capture, share), thin),
+                    every=SOON if any(later.beside == step.name for later in plan[place:]) else TICK_SECONDS,
                 )
             except Interrupted:
                 interrupted = True
@@ -160,12 +83,12 @@ def run(plan: tuple[Step, ...], capture: Run) -> tuple[StepRecord, ...]:
             capture.staging.settle()
         capture.watcher.ended(record)
         capture.pace.look()
-        if not interrupted and len(os.sched_getaffinity(0)) > 1:
-            early |= dict(_begin_early(step, plan[place:], capture, share))
+        if not interrupted:
+            early.after(step, plan[place:])
     return tuple(records)
 
 
-def _taken_already(begun: _Begun, refusal: _Answer) -> _Answer:
+def _taken_already(begun: BegunStep, refusal: _Answer) -> _Answer:
     """Return what a step that was begun beside others has taken, else why it is not waited for; it is ended."""
     if not has_answered(begun.child):
         end_child(begun.child)
@@ -175,12 +98,6 @@ def _taken_already(begun: _Begun, refusal: _Answer) -> _Answer:
         if wire.kind == "Collected":
             return _Answer(from_wire(wire))
     return refusal
-
-
-def _kept(later: tuple[Step, ...], capture: Run, share: float) -> float:
-    """Return the seconds that are the later steps' own, however long one before them hangs."""
-    work = capture.pace.slowness * sum(step.cpu for step in later) if capture.pace.slowness >= STARVED else 0.0
-    return max(share * len(later), min(KEPT_SHARE * capture.left(), work))
 
 
 def _refusal(step: Step, capture: Run, end: VmEnd | None, thin: Thinned, *, interrupted: bool) -> _Answer | None:
@@ -204,47 +121,24 @@ def _all_durable(capture: Run) -> bool:
     return bool(capture.staging.places) and not capture.staging.lagging
 
 
-def _begin(step: Step, capture: Run, kept: float, thin: Thinned) -> _Begun:
-    """Begin one step; `kept` seconds of the budget are the later steps' own, however long this one hangs.
-
-    On a starved host it has more time than its deadline, for it gets less done in that.
-
-    Raises:
-        ChildFailed: there can be no process for it.
-    """
-    stretch = min(STRETCH, max(1.0, capture.pace.slowness / STARVED))
-    seconds = min(step.deadline * stretch, max(LEAST_SECONDS, capture.left() - kept))
-    capture.staging.folder(step.name)
-    start, deadline = time.monotonic_ns(), Deadline(seconds)
-    thinned = capture.pace.in_words() if step.name in thin.lean else ""
-    scene = Scene(
-        capture.target, capture.options, capture.staging.work, step.name, deadline, thinned, capture.pace.may_wait()
-    )
-    child = spawn(lambda: _told(as_wire(_collect(step, scene))))
-    look = capture.pace.watch_over(child.pid) if scene.behind else _nothing
-    return _Begun(child, start, deadline, seconds, scene.behind, look)
-
-
-def _begin_early(ended: Step, later: tuple[Step, ...], capture: Run, share: float) -> Iterator[tuple[str, _Begun]]:
-    """Begin what need only wait for the step that has ended. Where that cannot be, it is begun in its turn."""
-    for step in later:
-        if step.after == ended.name and capture.left() >= LEAST_SECONDS:
-            thin = thin_out(later, capture.pace, capture.left())
-            if step.name not in thin.out and (capture.watch.end is None or step.without_vm):
-                others = tuple(other for other in later if other is not step)
-                with suppress(ChildFailed):
-                    yield step.name, _begin(step, capture, _kept(others, capture, share), thin)
-
-
-def _run(step: Step, capture: Run, begun: _Begun | None, ahead: list[str], begin: Callable[[], _Begun]) -> _Answer:
-    """Run one step to its end, or wait for the end of one that has begun."""
+def _run(
+    step: Step,
+    capture: Run,
+    begun: BegunStep | None,
+    go_on: Callable[[BegunStep], None],
+    begin: Callable[[], BegunStep],
+    *,
+    every: float,
+) -> _Answer:
+    """Run one step to its end, or wait for the end of one that has begun, looking around `every` so many seconds."""
     seconds = 0.0
     preview = _preview(step, capture)
     try:
         begun = begun or begin()
         seconds = begun.seconds
         left = begun.deadline.left() + LEAST_SECONDS
-        wire = msgspec.json.decode(collect(begun.child, left, _tick(begun, capture, ahead, preview)), type=OutcomeWire)
+        tick = _tick(begun, capture, go_on, preview)
+        wire = msgspec.json.decode(collect(begun.child, left, tick, every=every), type=OutcomeWire)
         if not begun.behind:
             capture.pace.take(wire.ran_ns, wire.waited_ns)
         return _Answer(from_wire(wire))
@@ -269,8 +163,10 @@ def _ended(end: VmEnd) -> str:
     return f"the VM ended after {end.after}"
 
 
-def _tick(begun: _Begun, capture: Run, ahead: list[str], preview: Preview | None) -> Callable[[], None]:
-    """Return what to do ten times a second while a step's child works; what is `ahead` is loaded as long as it does."""
+def _tick(
+    begun: BegunStep, capture: Run, go_on: Callable[[BegunStep], None], preview: Preview | None
+) -> Callable[[], None]:
+    """Return what to do again and again while a step's child works."""
 
     def tick() -> None:
         begun.look()
@@ -278,37 +174,9 @@ def _tick(begun: _Begun, capture: Run, ahead: list[str], preview: Preview | None
         capture.watcher.tick()
         if preview is not None and (words := preview.look()):
             capture.watcher.tell(f"so far: {words}")
-        while ahead and not has_answered(begun.child):
-            with suppress(ImportError):  # whoever needs it will say so
-                _load(ahead.pop())
+        go_on(begun)
 
     return tick
-
-
-def _load(name: str) -> None:
-    module, _, function = name.partition(":")
-    loaded = import_module(module)
-    if function:
-        getattr(loaded, function)()
-
-
-def _collect(step: Step, scene: Scene) -> Outcome:
-    try:
-        return step.collect(scene)
-    except Exception as error:  # noqa: BLE001 - a collector's bug must not cost the next step its evidence
-        if scene.deadline.expired():
-            return TimedOut(f"no end within its deadline ({type(error).__name__}: {error})")
-        return Failed(f"{type(error).__name__}: {error}")
-
-
-def _nothing() -> None:
-    """Look at nothing."""
-
-
-def _told(wire: OutcomeWire) -> bytes:
-    """Return what the child says of its step, and how the host let it work."""
-    ran_ns, waited_ns = spent()
-    return msgspec.json.encode(msgspec.structs.replace(wire, ran_ns=ran_ns, waited_ns=waited_ns))
 
 
 def _record(step: Step, answer: _Answer, start: int) -> StepRecord:

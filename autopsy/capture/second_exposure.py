@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -27,16 +28,24 @@ from autopsy.linux.tasks.behind import behind_others
 from autopsy.linux.tasks.forking import Child, end
 from autopsy.target.target import ends_within
 
+PAUSE_SECONDS = 0.01
 RESERVE_SECONDS = 3.0  # for the snapshot itself, when the budget cuts the gap short
 
 
 def expose(scene: Scene) -> Outcome:
     """Wait until the gap has passed, then take threads, memory and the harmless QMP answers once more."""
     waited = _wait(scene)
-    threads, memory = proc.tasks_again(scene), freeze.expose_again(scene)
-    with _beside(partial(qmp.ask_again, scene), scene) as monitor:  # what is compared are frozen bytes
-        coroutines = _compare(scene)
-        parts = (("threads", threads), ("memory", memory), ("monitor", monitor()), ("coroutines", coroutines))
+    _wait_for_ring_words(scene)
+    threads = proc.tasks_again(scene)
+    with _beside(partial(proc.sockets_again, scene), scene) as sockets:
+        memory = freeze.expose_again(scene)
+        with _beside(partial(qmp.ask_again, scene), scene) as monitor:  # what is compared are frozen bytes
+            coroutines = _compare(scene)
+            asked = monitor()
+        parts = (
+            *(("threads", threads), ("sockets", sockets()), ("memory", memory)),
+            *(("monitor", asked), ("coroutines", coroutines)),
+        )
     ring_words.collect_ring_words(scene)
     stop_ns = sum(outcome.stop_ns for _, outcome in parts if isinstance(outcome, Collected))
     summary = [f"{waited:.1f} s after the first"]
@@ -86,6 +95,7 @@ def _compare(scene: Scene) -> Outcome:
     try:
         with scratch(scene) as folder:
             core = scene.staging / layout.CORE
+            scene.wait_for_other()  # whose frames are told again of what has not moved
             with gdb.frozen(scene, core, folder, second_core) as frozen, behind_others(wanted=scene.behind):
                 return Collected(examine_boxed(frozen, examine_again))
     except ExaminationFailed as error:
@@ -104,6 +114,16 @@ def _wait(scene: Scene) -> float:
     due = first / 1e9 + scene.options.gap - time.monotonic()
     ends_within(scene.target, max(0.0, min(due, scene.deadline.left() - RESERVE_SECONDS)))
     return time.monotonic() - first / 1e9
+
+
+def _wait_for_ring_words(scene: Scene) -> None:
+    """Wait until the words of the rings were read that are to be of before the second snapshot, where there are any."""
+    if scene.beside is None:
+        return
+    first = replace(scene, step=layout.GDB_THREADS)
+    while not scene.deadline.expired() and not ring_words.are_settled(first):
+        if scene.beside.has_ended(PAUSE_SECONDS):
+            return
 
 
 def _words(name: str, outcome: Outcome) -> str:

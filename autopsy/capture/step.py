@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -93,11 +94,26 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class StepAtWork:
+    """A step that is at work beside another: its process, and by when that has ended."""
+
+    pidfd: int
+    deadline: Deadline
+
+    def has_ended(self, seconds: float = 0.0) -> bool:
+        """Wait for its end so long at most, and return whether it has ended, or its time is up."""
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        return bool(poller.poll(min(seconds, self.deadline.left()) * 1000)) or self.deadline.expired()
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
     """Everything a collector is given: one process, what was asked for, a folder to fill, what came before.
 
     `thinned` says why it is to do less than it could, empty where it does all: see pace.THINNED.
     `behind` says that what works on frozen bytes may run behind all others.
+    `beside` is the step that this one need not wait for (see Step), None where that has ended.
     """
 
     target: Target
@@ -107,6 +123,7 @@ class Scene:
     deadline: Deadline
     thinned: str = ""
     behind: bool = False
+    beside: StepAtWork | None = None
 
     @property
     def folder(self) -> Path:
@@ -126,6 +143,11 @@ class Scene:
         if limits:
             self.write_json(layout.LEFT_OUT, limits)
 
+    def wait_for_other(self) -> None:
+        """Wait for the end of the step beside this one, whose findings are needed now."""
+        if self.beside is not None:
+            self.beside.has_ended(self.deadline.left())
+
     def earlier(self, step: str, file: str) -> bytes:
         """Return what an earlier step stored, empty when it stored nothing."""
         try:
@@ -140,7 +162,8 @@ class Step:
 
     `without_vm` says that it has something to take when the VM has ended, too. With `after` it is begun once that step
     has ended, beside those that stand between the two: it works on frozen bytes alone, or looks at the host or at the
-    process from outside, and asks the VM nothing.
+    process from outside, and asks the VM nothing. With `beside` it is begun while that step is at work, once all others
+    before it have ended: it waits itself for what it needs of it, and has that much longer.
     `cpu` are the CPU seconds that it takes of a small VM.
     """
 
@@ -150,4 +173,5 @@ class Step:
     collect: Callable[[Scene], Outcome]
     without_vm: bool = False
     after: str = ""
+    beside: str = ""
     cpu: float = 0.1

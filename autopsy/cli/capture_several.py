@@ -17,7 +17,7 @@ from autopsy.cli.printing import say, show
 from autopsy.text import plain
 
 if TYPE_CHECKING:
-    from autopsy.capture.runner import Watcher
+    from autopsy.capture.run import Watcher
     from autopsy.commands.capture_many import FinishedCapture, Many, One, Order
     from autopsy.commands.ending import Ended
     from autopsy.errors import ExitCode

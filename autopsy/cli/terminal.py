@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import StepRecord
-from autopsy.capture.runner import Interrupted
+from autopsy.capture.run import Interrupted
 from autopsy.capture.step import Step
 from autopsy.cli import streams
 from autopsy.dataclass import dataclass

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autopsy.capture.endwatch import EndWatch
-from autopsy.capture.runner import Watcher
+from autopsy.capture.run import Watcher
 from autopsy.capture.step import Options
 from autopsy.commands.capture_options import CaptureOptions, check
 from autopsy.commands.ending import Ended, Heard, ended_by_itself, kill_captured, left_alone

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from autopsy.capture.runner import Interrupted, Watcher
+from autopsy.capture.run import Interrupted, Watcher
 from autopsy.commands.capture import LEAST_TIDYING, fulfil_for
 from autopsy.commands.capture_options import CaptureOptions, check
 from autopsy.commands.ending import Ended

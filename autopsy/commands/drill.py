@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from autopsy.bundle import layout
-from autopsy.capture.runner import Watcher
+from autopsy.capture.run import Watcher
 from autopsy.capture.step import Options
 from autopsy.commands.capture import fulfil
 from autopsy.commands.capture_options import CaptureOptions

@@ -18,7 +18,8 @@ from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.freeze.size_estimate import needs
 from autopsy.capture.pace import Pace
 from autopsy.capture.plan import MEANWHILE, UNHURRIED, plan
-from autopsy.capture.runner import Run, Watcher, run
+from autopsy.capture.run import Run, Watcher
+from autopsy.capture.runner import run
 from autopsy.capture.staging.staging import SETTLE_SECONDS, prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers

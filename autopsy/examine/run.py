@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, replace
-from functools import partial
+from functools import cache, partial
 
 import msgspec
 
@@ -22,12 +22,13 @@ from autopsy.examine.coroutines import compare, listing, stored
 from autopsy.examine.coroutines import find as coroutines
 from autopsy.examine.coroutines.find import Saved
 from autopsy.examine.gdb import unwind
+from autopsy.examine.gdb.printed import EarlyGdb
 from autopsy.examine.gdb.source_lines import Lines
 from autopsy.examine.gdb.unwind import Parked, Unwound
 from autopsy.examine.heap import run, virtqueues
 from autopsy.examine.heap.run import Walking
 from autopsy.examine.previous import Earlier
-from autopsy.examine.states import tasks
+from autopsy.examine.states import ThreadState, tasks
 from autopsy.examine.threads import aio_rings, aio_workers, lock_owners, main_loop, poll_sets
 from autopsy.examine.view import View
 
@@ -35,13 +36,18 @@ __all__ = ["ExaminationFailed", "examine_core"]
 
 STACKS_SHARE = 0.8  # of the time that is given: locks, rings and the heap come after them
 
-# What is read out of the opened process once its stacks and its locks are known, in this order.
-PARTS: tuple[tuple[str, Callable[[View], object]], ...] = (
-    ("main loop", main_loop.examine_main_loop),
-    ("rings", aio_rings.examine_aio_rings),
-    ("workers", aio_workers.examine_aio_workers),
-    ("eventfds", poll_sets.examine_poll_sets),
+Parts = tuple[tuple[str, Callable[[View], object]], ...]
+
+# What is read out of the opened process without its stacks, while gdb works. A second look waits for the first.
+WITHOUT_STACKS: Parts = (
     ("virtqueues", virtqueues.examine_virtqueues),
+    ("rings", aio_rings.examine_aio_rings),
+    ("eventfds", poll_sets.examine_poll_sets),
+)
+# What is read out of it once its stacks and its locks are known, in this order.
+WITH_STACKS: Parts = (
+    ("main loop", main_loop.examine_main_loop),
+    ("workers", aio_workers.examine_aio_workers),
 )
 
 
@@ -69,8 +75,9 @@ class Opened:
     frozen: Frozen
     core: Core
     symbols: Symbols
-    comms: dict[int, str]
+    states: Mapping[int, ThreadState]
     earlier: Earlier
+    modules: tuple[Module, ...]
     second: Core | None = None
     saved: tuple[Saved, ...] = ()
     parked: list[Parked] = field(default_factory=list)
@@ -79,6 +86,11 @@ class Opened:
     walking: Walking | None = None
     graph: LockGraph | None = None
     left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def comms(self) -> dict[int, str]:
+        """Return the threads' names."""
+        return {tid: state.comm for tid, state in self.states.items()}
 
     def store(self, file: str, records: object) -> None:
         """Write records as indented JSON, for eyes as much as for the analyzer."""
@@ -91,7 +103,8 @@ class Opened:
 
     def stand(self) -> None:
         """Tell where each thread stood: all that is known without a debugger."""
-        self.tell([unwind.bare(thread, self.symbols, self.comms, "not unwound") for thread in self.core.threads], "")
+        comms = self.comms
+        self.tell([unwind.bare(thread, self.symbols, comms, "not unwound") for thread in self.core.threads], "")
 
     def tell(self, threads: Sequence[ThreadStack], backtrace: str) -> None:
         """Write the threads, and the backtrace that they cite."""
@@ -129,8 +142,8 @@ class Opened:
         if self.walking is not None:
             run.finish(self.walking, self.comms, self.threads, self.earlier)
 
-    def unwind(self) -> Unwound:
-        """Unwind threads and coroutines with gdb."""
+    def unwind(self, early: EarlyGdb, meanwhile: Callable[[], None]) -> Unwound:
+        """Unwind threads and coroutines with gdb, and have something else done while that works."""
         unwound = unwind.unwind(
             self.core,
             self.symbols,
@@ -139,7 +152,8 @@ class Opened:
             saved=self.saved,
             scratch=self.frozen.scratch,
             ends_at=time.monotonic() + self.frozen.seconds * STACKS_SHARE,
-            without=self.frozen.without_gdb,
+            early=early,
+            meanwhile=meanwhile,
         )
         self.frozen.write(layout.GDB_LOG, unwound.log)
         self.tell(unwound.threads, unwound.backtrace)
@@ -176,61 +190,78 @@ def examine_core(frozen: Frozen) -> str:
         core = Core(frozen.core)
     except CoreError as error:
         raise ExaminationFailed("core", str(error), remedy="capture again; see the outcome of freeze") from error
-    symbols = Symbols(core, frozen)
-    left_out: list[LeftOut] = []
-    if symbols.beyond:
-        why = f"{symbols.beyond} were not looked at"
-        left_out.append(LeftOut(what="there are more programs and libraries than are told", why=why))
-    states = tasks(frozen.read)
-    comms = {tid: task.comm for tid, task in states.items()}
-    opened = Opened(
-        frozen=frozen,
-        core=core,
-        symbols=symbols,
-        comms=comms,
-        earlier=earlier.read_previous(frozen.read),
-        left_out=left_out,
-    )
     progress = Progress()
-    modules = opened.earlier.best_modules(symbols.modules)
-    opened.store(layout.MODULES, modules)
-    progress.attempt("second core", opened.look_again)
-    progress.attempt("threads", opened.stand)
-    progress.attempt("heap", lambda: opened.start_heap(ends_at - time.monotonic()))
-    progress.attempt("coroutines", opened.find_coroutines)
-    core.let_go(0, HIGHEST)
-
-    def by_gdb() -> None:
-        if note := opened.unwind().note:
-            progress.notes.append(note)
-
-    progress.attempt("gdb", by_gdb)
-    main = symbols.main
-    if main and main.debug and not main.file:
-        progress.attempt("lines", opened.find_lines)
-    view = View(
-        frozen=frozen,
-        core=core,
-        second=opened.second,
-        symbols=symbols,
-        threads=opened.threads,
-        saved=opened.saved,
-        ends_at=ends_at,
-        left_out=opened.left_out,
-        seen=states,
-    )
-    progress.attempt("locks", partial(opened.find_locks, view))
-    view = replace(view, graph=opened.graph)
-    core.let_go(0, HIGHEST)
-    for name, part in PARTS:
-        progress.attempt(name, partial(part, view))
+    with EarlyGdb(frozen.scratch, without=frozen.without_gdb) as early:
+        opened = _opened(frozen, core)
+        progress.attempt("second core", opened.look_again)
+        progress.attempt("threads", opened.stand)
+        progress.attempt("heap", lambda: opened.start_heap(ends_at - time.monotonic()))
+        progress.attempt("coroutines", opened.find_coroutines)
         core.let_go(0, HIGHEST)
+        _examine_stacks(opened, ends_at, early, progress)
     progress.attempt("heap", opened.finish_heap)
     if opened.left_out:
         progress.attempt("limits", partial(opened.store, layout.LEFT_OUT, opened.left_out))
     for failure in progress.fatal:
         raise failure
-    return "; ".join([_summary(opened, modules), *progress.notes])
+    return "; ".join([_summary(opened), *progress.notes])
+
+
+def _opened(frozen: Frozen, core: Core) -> Opened:
+    """Return what is known of a core before it is searched, its modules written."""
+    symbols = Symbols(core, frozen)
+    known = earlier.read_previous(frozen.read)
+    opened = Opened(
+        frozen=frozen,
+        core=core,
+        symbols=symbols,
+        states=tasks(frozen.read),
+        earlier=known,
+        modules=known.best_modules(symbols.modules),
+    )
+    if symbols.beyond:
+        why = f"{symbols.beyond} were not looked at"
+        opened.left_out.append(LeftOut(what="there are more programs and libraries than are told", why=why))
+    opened.store(layout.MODULES, opened.modules)
+    return opened
+
+
+def _examine_stacks(opened: Opened, ends_at: float, early: EarlyGdb, progress: Progress) -> None:
+    """Unwind all stacks, and work out what needs none of them meanwhile, then what does."""
+    view = View(
+        frozen=opened.frozen,
+        core=opened.core,
+        second=opened.second,
+        symbols=opened.symbols,
+        threads=opened.threads,
+        saved=opened.saved,
+        ends_at=ends_at,
+        left_out=opened.left_out,
+        seen=opened.states,
+    )
+
+    def attempt(parts: Parts, view: View) -> None:
+        for name, part in parts:
+            progress.attempt(name, partial(part, view))
+            opened.core.let_go(0, HIGHEST)
+
+    @cache
+    def meanwhile() -> None:
+        attempt(WITHOUT_STACKS, view)
+
+    def by_gdb() -> None:
+        if note := opened.unwind(early, meanwhile).note:
+            progress.notes.append(note)
+
+    progress.attempt("gdb", by_gdb)
+    meanwhile()  # where no gdb could be started
+    main = opened.symbols.main
+    if main and main.debug and not main.file:
+        progress.attempt("lines", opened.find_lines)
+    view = replace(view, threads=opened.threads)
+    progress.attempt("locks", partial(opened.find_locks, view))
+    opened.core.let_go(0, HIGHEST)
+    attempt(WITH_STACKS, replace(view, graph=opened.graph))
 
 
 def _standing(coroutine: Coroutine, symbols: Symbols) -> Coroutine:
@@ -240,10 +271,10 @@ def _standing(coroutine: Coroutine, symbols: Symbols) -> Coroutine:
     return msgspec.structs.replace(coroutine, frames=(symbols.frame(coroutine.pc),))
 
 
-def _summary(opened: Opened, modules: tuple[Module, ...]) -> str:
+def _summary(opened: Opened) -> str:
     states = Counter(coroutine.state for coroutine in opened.coroutines)
     main = opened.symbols.main
-    best = next((module.symbols for module in modules if main and module.path == main.path), "none")
+    best = next((module.symbols for module in opened.modules if main and module.path == main.path), "none")
     return (
         f"{len(opened.threads)} threads, {states['parked']} parked coroutines"
         f" ({states['running']} running, {states['pooled']} pooled, {states['unclear']} unclear); symbols: {best}"

@@ -20,6 +20,7 @@ from autopsy.examine.core.reader import Core, CoreError
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines import compare, find, stored
 from autopsy.examine.coroutines.find import Saved
+from autopsy.examine.gdb.printed import EarlyGdb
 from autopsy.examine.gdb.unwind import Parked, unwind, with_frames
 from autopsy.examine.heap import run, virtqueues
 from autopsy.examine.threads import poll_sets
@@ -105,11 +106,15 @@ def _unwind(frozen: Frozen, second: Core, symbols: Symbols, parked: Sequence[Sav
     """Return the frames in the second snapshot by coroutine, where gdb can be had."""
     if not parked:
         return {}
-    with TemporaryDirectory(dir=frozen.scratch) as scratch, suppress(ExaminationFailed):
+    with (
+        TemporaryDirectory(dir=frozen.scratch) as scratch,
+        suppress(ExaminationFailed),
+        EarlyGdb(Path(scratch), without="") as early,
+    ):
         ends_at = time.monotonic() + min(GDB_SECONDS, frozen.seconds)
         located = [Parked(second, saved) for saved in parked]
         return unwind(
-            second, symbols, located, comms={}, scratch=Path(scratch), ends_at=ends_at, with_threads=False
+            second, symbols, located, comms={}, scratch=Path(scratch), ends_at=ends_at, with_threads=False, early=early
         ).coroutines
     return {}
 

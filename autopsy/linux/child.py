@@ -9,7 +9,17 @@ import time
 from collections.abc import Callable
 
 from autopsy.bundle.manifest import LeftBehind
-from autopsy.linux.tasks.forking import Child, Overdue, PipeEnds, end, fork, in_words, receive, send
+from autopsy.linux.tasks.forking import (
+    TICK_SECONDS,
+    Child,
+    Overdue,
+    PipeEnds,
+    end,
+    fork,
+    in_words,
+    receive,
+    send,
+)
 from autopsy.linux.tasks.patience import Hangs, Patience
 from autopsy.linux.trouble import FailureKind, trouble_of
 
@@ -91,8 +101,15 @@ def _answer(work: Callable[[], bytes], ends: PipeEnds) -> int:
     return 0
 
 
-def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None, *, lasting: bool = False) -> bytes:
-    """Wait for the child's answer at most `seconds`, calling `tick` ten times a second; then end it.
+def collect(
+    child: Child,
+    seconds: float,
+    tick: Callable[[], None] | None = None,
+    *,
+    every: float = TICK_SECONDS,
+    lasting: bool = False,
+) -> bytes:
+    """Wait for the child's answer at most `seconds`, calling `tick` `every` so many; then end it.
 
     A `lasting` child is left alone once it has answered well.
 
@@ -103,10 +120,10 @@ def collect(child: Child, seconds: float, tick: Callable[[], None] | None = None
     until = time.monotonic() + seconds
     good, trouble, data, answered = False, 0, b"", False
     try:
-        good, trouble, length = HEADER.unpack(receive(child.answers, HEADER.size, until, tick))
+        good, trouble, length = HEADER.unpack(receive(child.answers, HEADER.size, until, tick, every=every))
         if length > MOST_BYTES:
             raise ChildFailed(f"it would answer more than {MOST_BYTES >> 20} MiB")
-        data = receive(child.answers, length, until, tick)
+        data = receive(child.answers, length, until, tick, every=every)
         answered = True
     except EOFError:
         raise ChildFailed("the child process ended without an answer") from None

@@ -130,7 +130,7 @@ def test_a_capture_beside_many_that_burn_the_cpus_ends_within_its_budget(tmp_pat
 def test_on_a_host_that_lets_nothing_work_what_is_left_out_says_why(tmp_path: Path) -> None:
     """The pace is given, not met: a starved host for a test would starve the others."""
     elsewhere = "from autopsy.capture import pace; pace.spent = lambda: (10**8, 4 * 10**9); "
-    program = f"{elsewhere}from autopsy.capture import runner; runner.spent = pace.spent; "
+    program = f"{elsewhere}from autopsy.capture import beginning; beginning.spent = pace.spent; "
     program += "from autopsy.cli.app import main; main()"
     with lab.qemu("7.2") as machine:
         words = ("capture", f"pid:{machine.pid}", "--fast", "--json", "--budget", "40", "--out", str(tmp_path))

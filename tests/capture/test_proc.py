@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from autopsy.bundle.records import FutexWait, PollSet, Rings, SocketEnd
 from autopsy.capture.proc import descriptors, sockets, witness
 from autopsy.capture.proc import step as proc
 from autopsy.capture.proc.aio import aio_ring, uring_state
-from autopsy.capture.step import Collected, Outcome
+from autopsy.capture.step import Collected, Deadline, Outcome, StepAtWork
 from autopsy.linux import sock_diag
 from autopsy.linux.mounts import mounts_of
 from support import lab, looking
@@ -197,6 +200,28 @@ def test_an_io_uring_tells_its_heads_and_tails(label: str, short: Path) -> None:
         assert "SqMask" in ring.raw
 
 
+def test_only_a_main_thread_that_may_name_a_file_waits_for_what_the_core_tells(tmp_path: Path) -> None:
+    """A FIFO stands for the file: to open it is to sleep in openat(2)."""
+    os.mkfifo(tmp_path / "fifo")
+    opening = f"import os; print('ready', flush=True); os.open({str(tmp_path / 'fifo')!r}, os.O_RDONLY)"
+    waited = []
+    for code in ("import time; print('ready', flush=True); time.sleep(600)", opening):
+        other = subprocess.Popen(["sleep", "600"])  # the step that is at work
+        pidfd = os.pidfd_open(other.pid)
+        try:
+            with looking.python(code) as pid, looking.scene(pid, tmp_path, layout.PROC_FDS) as at:
+                lab.until("it sleeps", lambda pid=pid: lab.any_thread_in(pid, "S"))
+                beside = replace(at, beside=StepAtWork(pidfd, Deadline(1.0)))
+                began = time.monotonic()
+                collected(proc.fds(beside))
+                waited.append(time.monotonic() - began >= 1.0)
+        finally:
+            os.close(pidfd)
+            other.kill()
+            other.wait()
+    assert waited == [False, True]
+
+
 @pytest.mark.live
 def test_the_second_exposure_takes_all_that_moves(stock: lab.Build, short: Path) -> None:
     image = lab.disk(short / "d.raw")
@@ -207,6 +232,7 @@ def test_the_second_exposure_takes_all_that_moves(stock: lab.Build, short: Path)
             collected(witness.witness_threads(at))
         with looking.scene(vm.pid, short, layout.SECOND_EXPOSURE) as at:
             collected(proc.tasks_again(at))
+            collected(proc.sockets_again(at))
             assert looking.found(at, layout.TASKS)[f"task/{vm.pid}/stat"].data
             assert looking.found(at, layout.FDS)["fd/0"].data == b"/dev/null"
             assert looking.found(at, layout.AIO)["io"].data

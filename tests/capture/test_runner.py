@@ -16,11 +16,12 @@ import pytest
 
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import StepRecord, TargetRecord
-from autopsy.capture import pace, runner
+from autopsy.capture import beginning, pace, runner
 from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.later import Later
 from autopsy.capture.plan import MEANWHILE, PLAN, UNHURRIED, UNSTABLE
-from autopsy.capture.runner import INTERRUPTED, Interrupted, Run
+from autopsy.capture.run import Interrupted, Run
+from autopsy.capture.runner import INTERRUPTED
 from autopsy.capture.staging import places
 from autopsy.capture.staging.staging import Staging, prepare
 from autopsy.capture.step import Collected, Deadline, Impact, Options, Outcome, Scene, Skipped, Step, TimedOut
@@ -56,7 +57,7 @@ class Quiet:
 def at_ease(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the host be one that is not starved, whatever else runs on it."""
     monkeypatch.setattr(pace, "spent", lambda: (0, 0))
-    monkeypatch.setattr(runner, "spent", lambda: (0, 0))
+    monkeypatch.setattr(beginning, "spent", lambda: (0, 0))
 
 
 @pytest.fixture
@@ -254,6 +255,86 @@ def test_what_need_not_wait_is_begun_beside_the_steps_before_it_and_told_in_its_
     assert {each.outcome for each in records} == {"Collected"}
     first, second, late, _ = records
     assert first.end_ns < late.start_ns < second.end_ns
+
+
+def waiting(stage: Staging, seen: list[str]) -> Callable[[Scene], Outcome]:
+    """Return a collector that says whether the other was at work when it began, and waits for it."""
+
+    def collect(scene: Scene) -> Outcome:
+        assert scene.beside is not None
+        scene.write("was-at-work", str(not scene.beside.has_ended()).encode())
+        scene.wait_for_other()
+        return Collected(" ".join(name for name in seen if (stage.work / "evidence" / name / "x").exists()))
+
+    return collect
+
+
+def test_a_step_beside_another_begins_once_all_others_have_ended_and_waits_for_it_itself(stage: Staging) -> None:
+    def slow(scene: Scene) -> Outcome:
+        time.sleep(0.8)
+        return good(scene)
+
+    def middling(scene: Scene) -> Outcome:
+        time.sleep(0.3)
+        return good(scene)
+
+    again = Step("again", Impact.STOPS, 0.2, waiting(stage, ["slow", "between"]), beside="slow")
+    plan = (step("first", good), step("slow", slow), Step("between", Impact.NONE, 5, middling, after="first"), again)
+    records = run(plan, around(stage))
+    assert [each.name for each in records] == ["first", "slow", "between", "again"]
+    assert {each.outcome for each in records} == {"Collected"}
+    _, other, between, last = records
+    assert last.why == "slow between"
+    assert (stage.work / "evidence/again/was-at-work").read_text() == "True"
+    assert between.start_ns + 300_000_000 <= last.start_ns < other.end_ns <= last.end_ns
+
+
+def test_a_step_beside_another_waits_for_its_turn_where_one_between_has_not_begun(stage: Staging) -> None:
+    def slow(scene: Scene) -> Outcome:
+        time.sleep(0.3)
+        return good(scene)
+
+    def alone(scene: Scene) -> Outcome:
+        return Collected("alone" if scene.beside is None else "beside")
+
+    plan = (step("slow", slow), step("between", good), Step("again", Impact.STOPS, 5, alone, beside="slow"))
+    assert [each.why for each in run(plan, around(stage))] == ["fine", "fine", "alone"]
+
+
+def test_nothing_is_begun_beside_another_where_the_host_is_starved(stage: Staging) -> None:
+    def slow(scene: Scene) -> Outcome:
+        time.sleep(0.3)
+        return good(scene)
+
+    def alone(scene: Scene) -> Outcome:
+        return Collected("alone" if scene.beside is None else "beside")
+
+    plan = (step("slow", slow), Step("again", Impact.STOPS, 5, alone, beside="slow"))
+    starved = replace(around(stage), pace=pace.Pace(ran_ns=1e8, waited_ns=4e8))
+    assert [each.why for each in run(plan, around(stage))] == ["fine", "beside"]
+    assert [each.why for each in run(plan, starved)] == ["fine", "alone"]
+
+
+def test_the_vm_that_ends_beside_ended_after_the_step_that_does_more_to_it(stage: Staging) -> None:
+    with subprocess.Popen(["sleep", "600"]) as vm:
+
+        def slow(scene: Scene) -> Outcome:
+            lab.until("the VM has ended", lambda: lab.any_thread_in(vm.pid, "Z"))
+            return good(scene)
+
+        def end_it(scene: Scene) -> Outcome:
+            os.kill(vm.pid, signal.SIGKILL)
+            scene.wait_for_other()
+            return Collected("met its end")
+
+        it = around(stage)
+        target = Target(msgspec.structs.replace(it.target.record, pid=vm.pid), os.pidfd_open(vm.pid))
+        watch = EndWatch(target)
+        again = Step(layout.SECOND_EXPOSURE, Impact.STOPS, 5, end_it, beside="slow")
+        records = run((step("slow", slow), again), replace(it, target=target, watch=watch))
+    assert [each.why for each in records] == ["fine", "met its end"]
+    assert watch.end is not None
+    assert watch.end.after == layout.SECOND_EXPOSURE
 
 
 def test_what_was_taken_beside_others_before_the_vm_ended_is_told_as_taken(stage: Staging) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from autopsy.capture.runner import Interrupted
+from autopsy.capture.run import Interrupted
 from autopsy.capture.step import Options
 from autopsy.cli.capture_several import _json, _summary
 from autopsy.commands import capture_many as many

@@ -51,12 +51,25 @@ def collect_ring_words(scene: Scene) -> None:
         scene.write_json(layout.RING_WORDS, look)
 
 
+def are_settled(scene: Scene) -> bool:
+    """Return whether this step's rings are known, and their words stored where it has any."""
+    try:
+        shapes = msgspec.json.decode(scene.earlier(scene.step, layout.VIRTQUEUES), type=VirtioShapes)
+    except msgspec.DecodeError:
+        return False
+    return bool(scene.earlier(scene.step, layout.RING_WORDS)) or not any(device.rings for device in _of_disks(shapes))
+
+
 def _devices(scene: Scene) -> tuple[VirtioDevice, ...]:
     """Return the disks and controllers as the newest snapshot has them."""
     try:
         shapes = msgspec.json.decode(scene.earlier(scene.step, layout.VIRTQUEUES), type=VirtioShapes)
     except msgspec.DecodeError:
         return ()
+    return _of_disks(shapes)
+
+
+def _of_disks(shapes: VirtioShapes) -> tuple[VirtioDevice, ...]:
     newest = shapes.first if shapes.second is None else shapes.second
     return tuple(device for device in newest if device.device_type.startswith(FAMILIES))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,10 @@ from autopsy.examine.boxed import examine_boxed
 from autopsy.examine.core.inputs import Frozen
 from autopsy.examine.run import examine_core
 from autopsy.files import private
+from autopsy.linux.child import ChildFailed, ChildTimedOut, collect, spawn
+from autopsy.linux.tasks import behind
 from autopsy.linux.tasks.behind import behind_others
+from autopsy.linux.tasks.forking import Child
 from autopsy.target.image import image_of
 
 BINARY_LEVEL = 3  # 20 MB of QEMU become 6 MB in a tenth of a second
@@ -42,19 +46,50 @@ def examine_stored_core(scene: Scene) -> Outcome:
     core = scene.staging / layout.CORE
     if not core.exists():
         return _without_core(scene)
+    words = _RingWords(scene)
     try:
         with (
             scratch(scene) as folder,
             frozen(scene, core, folder) as given,
             behind_others(wanted=scene.behind),
         ):
-            note = examine_boxed(given, examine_core)
+            note = examine_boxed(replace(given, write=words.write), examine_core)
     except ExaminationFailed as error:
         _store_binary(scene)  # whoever examines the core elsewhere needs it all the more
         return Failed(f"{error}: {error.remedy}")
+    finally:
+        words.wait()
     kept = _store_binary(scene)
-    ring_words.collect_ring_words(scene)  # last: it reads what belongs to the VM, and everything else is stored
     return Collected("; ".join(filter(None, (note, kept))))
+
+
+@dataclass(slots=True)
+class _RingWords:
+    """Has the rings' words read once it is known where they lie, in a child: what belongs to the VM may not answer.
+
+    The second look, which may be begun beside this step, waits for them: they are to be of before it.
+    """
+
+    scene: Scene
+    child: Child | None = None
+
+    def write(self, file: str, data: bytes) -> None:
+        """Store one file, and begin where it is the one that tells."""
+        self.scene.write(file, data)
+        if file == layout.VIRTQUEUES and self.child is None:
+            with suppress(ChildFailed):
+                self.child = spawn(self._read)
+
+    def _read(self) -> bytes:
+        behind.step_forward()  # it takes the lock of the VM's memory map
+        ring_words.collect_ring_words(self.scene)
+        return b""
+
+    def wait(self) -> None:
+        """Wait until they are stored."""
+        if self.child is not None:
+            with suppress(ChildTimedOut, ChildFailed):
+                collect(self.child, self.scene.deadline.left())
 
 
 def _without_core(scene: Scene) -> Outcome:
@@ -127,8 +162,11 @@ def _lost_with_the_process(scene: Scene) -> str:
 @contextmanager
 def frozen(scene: Scene, core: Path, scratch: Path, second_core: Path | None = None) -> Iterator[Frozen]:
     """Yield what the examination is given while the VM is alive."""
+    later = layout.STEPS[layout.STEPS.index(scene.step) + 1 :]
 
     def read(path: str) -> bytes:
+        if path.startswith(tuple(map("evidence/{}/".format, later))):  # it may be at work beside us
+            return b""
         try:
             return (scene.staging / path).read_bytes()
         except OSError:

@@ -12,6 +12,7 @@ import msgspec
 from autopsy.bundle import layout
 from autopsy.bundle.records import MainLoop
 from autopsy.bundle.sections import Section
+from autopsy.bundle.syscalls import NAMES
 from autopsy.capture.proc import layers
 from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, sections, take
@@ -23,6 +24,7 @@ DEVICE = b"/dev/fuse"
 CONNECTION = re.compile(rb"^fuse_connection:\s*(\d+)$", re.MULTILINE)
 OF_A_CONNECTION = ("waiting", "max_background", "congestion_threshold")
 SEARCH_SECONDS = 1.0
+BY_NAME = frozenset({"connect", "openat", "newfstatat", "statx"})  # the calls whose path main-loop.json tells
 
 
 def collect_fuse(
@@ -34,6 +36,8 @@ def collect_fuse(
     /sys/fs/fuse/connections. `daemon` holds a line `PID` for each process that may be it.
     """
     below = layers.collect_layers(scene, descriptors, stored, trouble)
+    if _names_a_file(process):
+        scene.wait_for_other()  # only the frozen core tells which
     own = {mount.device: mount for mount in (*below, *_mounts(scene, descriptors)) if mount.is_fuse}
     mounts = list(own.values())
     if not mounts:
@@ -68,6 +72,12 @@ def _mounts(scene: Scene, descriptors: Mapping[str, Section]) -> list[Mount]:
         return mounts
     opening = mount_at(descriptors, loop.path) if loop.path else None
     return mounts if opening is None or any(mount.id == opening.id for mount in mounts) else [*mounts, opening]
+
+
+def _names_a_file(process: ProcDirectory) -> bool:
+    """Return whether the main thread sleeps in a call that leads to a file by its name, or may for all that is told."""
+    number, _, _ = process.small(f"task/{process.pid}/syscall").partition(b" ")
+    return not number or (number.isdigit() and NAMES.get(int(number)) in BY_NAME)
 
 
 def _connection(mount: Mount, minor: str) -> list[SectionRead]:

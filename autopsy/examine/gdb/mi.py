@@ -80,11 +80,11 @@ class GdbOutput:
 class Gdb:
     """One gdb in a process group of its own, until the `with` block ends or the deadline passes.
 
-    One that is to attach to a process may signal it.
+    One that is to attach to a process may signal it. `ends_at` is the deadline, on CLOCK_MONOTONIC.
     """
 
     def __init__(self, scratch: Path, *, ends_at: float, attaching: bool = False) -> None:
-        self._ends_at = ends_at
+        self.ends_at = ends_at
         self._attaching = attaching
         self._token = 0
         self._buffer = bytearray()
@@ -150,6 +150,13 @@ class Gdb:
 
         Raises GdbError if gdb refuses it, ExaminationFailed if gdb has gone.
         """
+        return self.answer(self.begin(command))
+
+    def begin(self, command: str) -> int:
+        """Have a console command run, and return what its `answer` is asked for with; answers come in order.
+
+        Nobody reads what gdb prints meanwhile: what is begun at once must fit into a pipe. Raises as `run` does.
+        """
         self._token += 1
         escaped = command.replace("\\", "\\\\").replace('"', '\\"')
         try:
@@ -157,7 +164,7 @@ class Gdb:
             self._stdin.flush()
         except OSError as error:
             raise self._ended() from error
-        return self._answer()
+        return self._token
 
     def log(self, most: int = 1 << 20) -> bytes:
         """Return the beginning of what gdb wrote to stderr."""
@@ -169,7 +176,8 @@ class Gdb:
         lines = self.log().decode("utf-8", "replace").strip().splitlines()
         return lines[-1][:200] if lines else "it said nothing"
 
-    def _answer(self) -> GdbOutput:
+    def answer(self, token: int) -> GdbOutput:
+        """Return what a command printed that was begun. Raises as `run` does."""
         printed: list[str] = []
         size = 0
         while (line := self._line()) is not None:
@@ -181,7 +189,7 @@ class Gdb:
                 size += len(line)
                 if size > MOST_OUTPUT:
                     return GdbOutput("".join(printed), whole=False)
-            elif record["type"] == "result" and record.get("token") == self._token:
+            elif record["type"] == "result" and record.get("token") == token:
                 if record["message"] == "error":
                     payload = record["payload"]
                     raise GdbError(str(payload.get("msg", "")) if isinstance(payload, dict) else "")
@@ -205,7 +213,7 @@ class Gdb:
         scanned = 0
         while (end := self._buffer.find(b"\n", scanned)) < 0:
             scanned = len(self._buffer)
-            left = self._ends_at - time.monotonic()
+            left = self.ends_at - time.monotonic()
             if left <= 0 or scanned > MOST_OUTPUT or not self._selector.select(left):
                 return None
             piece = self._stdout.read(1 << 20)

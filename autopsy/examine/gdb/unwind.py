@@ -7,18 +7,16 @@ modules that some stack leads into are loaded, which is most of what makes it qu
 from __future__ import annotations
 
 import os
-import re
 import struct
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
 from autopsy.dataclass import dataclass
-from autopsy.errors import ExaminationFailed
 from autopsy.examine.core import synthetic
 from autopsy.examine.core.find_files import DELETED, installed_debug_files
 from autopsy.examine.core.reader import NT_AUXV, NT_FILE, PAGE, Core, CoreError, CoreExtent, CoreThread
@@ -27,7 +25,8 @@ from autopsy.examine.coroutines.entered import contexts
 from autopsy.examine.coroutines.find import Saved, returns
 from autopsy.examine.gdb import without_gdb
 from autopsy.examine.gdb.backtrace import Block, blocks, frames
-from autopsy.examine.gdb.mi import Gdb, GdbError, GdbOutput, NoGdb
+from autopsy.examine.gdb.mi import NoGdb
+from autopsy.examine.gdb.printed import EarlyGdb, Printed, print_stacks
 from autopsy.linux.mappings import printable
 
 AT_SYSINFO_EHDR = 33
@@ -38,9 +37,7 @@ TRAMPOLINE = "coroutine_trampoline"
 ENTERED_FROM = "(it is in a coroutine, which it entered from here:)"
 ENDED_FRAMES = 2  # qemu_coroutine_switch() and the trampoline
 
-THREAD = re.compile(r"^Thread (\d+) \(", re.MULTILINE)
 GDB_SHARE = 0.75  # of the time; without it all of 2,000 stacks take a second
-MOST_DEATHS = 4  # of gdb in one examination: each costs a tenth of a second and one stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +59,6 @@ class Unwound:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
-class Printed:
-    """What gdb printed of the stacks, and its log; of those in `cut`, by thread, it may not have come to the end."""
-
-    text: str = ""
-    log: bytes = b""
-    trouble: str = ""
-    remedy: str = ""
-    cut: frozenset[int] = frozenset()
-
-
 def unwind(
     core: Core,
     symbols: Symbols,
@@ -83,13 +69,14 @@ def unwind(
     ends_at: float,
     saved: Sequence[Saved] = (),
     with_threads: bool = True,
-    without: str = "",
+    early: EarlyGdb,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Unwound:
     """Return the frames of every thread and coroutine.
 
     What gdb does not print, for there is none, or it ends by itself, refuses, or takes longer than its share of the
-    time, is unwound all the same, by the unwind tables alone, and marked so. `without` says why gdb is spared where
-    there is one.
+    time, is unwound all the same, by the unwind tables alone, and marked so. `meanwhile` is called while gdb loads what
+    it needs, for each that is started.
 
     `saved` are all coroutines: the stack of a thread that is in one goes on where it entered it.
     """
@@ -119,7 +106,7 @@ def unwind(
     fewer = [image for image in images if any(image.start <= pc < image.end for pc in at_hand)]
     loads = tuple((f"core-file {path}", *commands(some, links, scratch)) for some in (images, fewer))
     try:
-        printed = _run(loads, scratch, gdb_ends_at, len(threads), without)
+        printed = print_stacks(early, loads, scratch, gdb_ends_at, len(threads), meanwhile=meanwhile)
     except NoGdb as error:
         printed = Printed(trouble=f"gdb {error.cause}", remedy=error.remedy)
     by_lwp = {block.lwp: block for block in blocks(printed.text)}
@@ -217,68 +204,6 @@ def _symlink(name: Path, target: Path) -> None:
     name.parent.mkdir(parents=True, exist_ok=True)
     name.unlink(missing_ok=True)
     name.symlink_to(target.absolute())
-
-
-def _run(loads: Sequence[Sequence[str]], scratch: Path, ends_at: float, threads: int, without: str) -> Printed:
-    """Return what gdb printed of every stack, and what went wrong.
-
-    gdb dies of some libraries: another one is given less to load (the next of `loads`). A stack that it dies of all the
-    same costs itself: the next gdb goes on with the thread after it, a few times.
-
-    Raises:
-        NoGdb: there is none, or it is to be spared.
-    """
-    if without:
-        raise NoGdb("gdb", f"was spared, {without}", remedy="autopsy examine BUNDLE")
-    printed: list[str] = []
-    trouble: list[str] = []
-    cut: set[int] = set()
-    log = b""
-    first = 1
-    for attempt in range(MOST_DEATHS):
-        which = "all -ascending" if first == 1 else f"{first}-{threads}"
-        try:
-            with Gdb(scratch, ends_at=ends_at) as gdb:
-                load = loads[min(attempt, len(loads) - 1)]
-                answer, cause = _stacks(gdb, load, f"thread apply {which} -c bt", trouble)
-                log += gdb.log()
-        except NoGdb:
-            raise
-        except ExaminationFailed as error:  # whatever is installed by that name, it is no program
-            trouble.append(f"gdb {error.cause}")
-            break
-        printed.append(answer.text)
-        if answer.whole:
-            break
-        cut.update(block.lwp for block in list(blocks(answer.text))[-1:])
-        if not cause:
-            late = time.monotonic() >= ends_at
-            trouble.append("gdb was ended at its deadline" if late else "gdb printed more than it may")
-            break
-        trouble.append(f"gdb {cause}")
-        last = max(map(int, THREAD.findall(answer.text)), default=0)
-        first = max(first, last + 1) if attempt + 1 < len(loads) else max(first, last) + 1
-        if first > threads:
-            break
-    return Printed("".join(printed), log, "; ".join(dict.fromkeys(trouble)), cut=frozenset(cut))
-
-
-def _stacks(gdb: Gdb, preparation: Iterable[str], command: str, trouble: list[str]) -> tuple[GdbOutput, str]:
-    """Load core and images and return the stacks, and how gdb died, empty where it lives. What it refuses is noted."""
-    try:
-        for line in preparation:
-            try:
-                if not gdb.run(line).whole:
-                    break
-            except GdbError as error:
-                trouble.append(f"gdb: {error}")
-        answer = gdb.run(command)
-    except GdbError as error:
-        trouble.append(f"gdb: {error}")
-        return GdbOutput("", whole=True), ""
-    except ExaminationFailed as error:
-        return GdbOutput("", whole=False), error.cause
-    return answer, gdb.how_it_ended() if gdb.gone else ""
 
 
 def _threads(

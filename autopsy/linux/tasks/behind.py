@@ -58,6 +58,11 @@ def step_back() -> None:
     _place(os.getpid(), os.SCHED_IDLE, LAST, LAST_LEVEL)
 
 
+def step_forward() -> None:
+    """Have this process run as any other again, as far as the kernel lets it: whoever started it had stepped back."""
+    _place(os.getpid(), os.SCHED_OTHER, ORDINARY, NO_CLASS)
+
+
 @contextmanager
 def behind_others(*, wanted: bool) -> Iterator[None]:
     """Run behind all others for a while, if that is wanted, in a process that is the first of its session."""

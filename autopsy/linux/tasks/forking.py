@@ -278,8 +278,15 @@ def has_answered(child: Child) -> bool:
     return bool(poller.poll(0))
 
 
-def receive(descriptor: int, size: int, until: float, tick: Callable[[], None] | None = None) -> bytes:
-    """Read so many bytes of a child's answer, by that time of the monotonic clock, with a `tick` ten times a second.
+def receive(
+    descriptor: int,
+    size: int,
+    until: float,
+    tick: Callable[[], None] | None = None,
+    *,
+    every: float = TICK_SECONDS,
+) -> bytes:
+    """Read so many bytes of a child's answer, by that time of the monotonic clock, with a `tick` every so many seconds.
 
     Raises:
         Overdue: they are not there in time.
@@ -294,7 +301,7 @@ def receive(descriptor: int, size: int, until: float, tick: Callable[[], None] |
             raise Overdue
         if tick is not None:
             tick()
-        if not poller.poll(min(left, A_POLL_SECONDS if tick is None else TICK_SECONDS) * 1000):
+        if not poller.poll(min(left, A_POLL_SECONDS if tick is None else every) * 1000):
             continue
         part = os.read(descriptor, min(size - len(data), 1 << 20))
         if not part:

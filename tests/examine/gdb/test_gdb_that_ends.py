@@ -10,7 +10,7 @@ import pytest
 from autopsy.bundle import layout
 from autopsy.bundle.records import Coroutine, ThreadStack
 from autopsy.examine import run
-from autopsy.examine.gdb import unwind, without_gdb
+from autopsy.examine.gdb import printed, without_gdb
 from autopsy.linux import environment
 from support import snapshot
 from support.snapshot import Exposed
@@ -78,7 +78,7 @@ def test_every_stack_that_gdb_did_not_print_is_unwound_and_marked(
 def test_what_a_gdb_printed_before_it_died_stands_and_the_rest_is_unwound(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unwind, "MOST_DEATHS", 1)
+    monkeypatch.setattr(printed, "MOST_DEATHS", 1)
     with throttled("10.0.2-debug", short, requests=REQUESTS) as machine, snapshot.exposed(machine) as found:
         run.examine_core(found.frozen)
         by_gdb, parked = threads(found), requests(found)

@@ -18,7 +18,7 @@ from autopsy.examine.core import cfi
 from autopsy.examine.core.cfi import NoRule, UnwindTables
 from autopsy.examine.core.dwarf_expression import work_out
 from autopsy.examine.core.elf import Elf
-from autopsy.examine.gdb import mi, unwind, without_gdb
+from autopsy.examine.gdb import mi, printed, without_gdb
 from support import lab, snapshot
 from tests.examine.coroutines.test_coroutines import throttled
 
@@ -48,7 +48,7 @@ def test_threads_and_coroutines_are_unwound_as_gdb_unwinds_them(
         parked = {each.address: each for each in found.record(layout.COROUTINES, list[Coroutine])}
         for file in (layout.THREADS, layout.COROUTINES, layout.BACKTRACE):
             (found.place / "evidence" / layout.GDB_THREADS / file).unlink()
-        monkeypatch.setattr(unwind, "Gdb", no_gdb)
+        monkeypatch.setattr(printed, "Gdb", no_gdb)
         told = run.examine_core(found.frozen)
         ours = {each.tid: each for each in found.record(layout.THREADS, list[ThreadStack])}
         coroutines = {each.address: each for each in found.record(layout.COROUTINES, list[Coroutine])}
