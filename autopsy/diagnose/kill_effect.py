@@ -105,6 +105,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "bql-holder-blocked": "unknown",
     "chardev-blocked": "needless",
     "qmp-dispatcher-busy": "unknown",
+    "descriptors-exhausted": "needless",  # a running process's limit can be raised from outside
     "monitor-held": "needless",
     "manager-silent": "needless",
     "monitor-unanswered": "unknown",

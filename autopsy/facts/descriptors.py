@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from autopsy.bundle import layout, records
 from autopsy.bundle.sections import Section
-from autopsy.facts.cite import Cite, Fact, Known
+from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
 from autopsy.facts.model.facts import Descriptor
@@ -16,6 +16,7 @@ from autopsy.facts.threads import fields, int_of
 SOCKET = re.compile(r"socket:\[(\d+)\]")
 EPOLL_TARGET = re.compile(r"^tfd:\s*(\d+)", re.MULTILINE)
 NO_DISKS = frozenset({"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/fuse"})
+OPEN_FILES = "Max open files"  # a line of /proc/PID/limits; the soft limit is its first number
 KINDS = (
     ("anon_inode:[eventfd]", "eventfd"),
     ("anon_inode:[eventpoll]", "epoll"),
@@ -93,6 +94,18 @@ def _devices(files: Mapping[str, Section]) -> dict[str, str]:
     mountinfo = files.get("mountinfo")
     rows = (line.split() for line in text(mountinfo).splitlines()) if mountinfo else ()
     return {row[0]: row[2] for row in rows if len(row) > 2}
+
+
+def most_descriptors(evidence: Evidence) -> Fact[int]:
+    """Return how many descriptors the process may have open (RLIMIT_NOFILE, the soft limit)."""
+    section = section_map(evidence, layout.WITNESS, layout.TASKS).get("limits")
+    if section is None or section.error:
+        return missing(evidence, layout.WITNESS, layout.TASKS)
+    path = layout.evidence(layout.WITNESS, layout.TASKS)
+    for place, line in enumerate(text(section).splitlines()):
+        if line.startswith(OPEN_FILES) and (words := line.removeprefix(OPEN_FILES).split()) and words[0].isdecimal():
+            return Known(int(words[0]), Cite(path, section.line + place, line.strip()))
+    return Unknown(path, "/proc/PID/limits does not tell how many files may be open")
 
 
 def poll_sets(evidence: Evidence) -> Fact[tuple[records.PollSet, ...]]:

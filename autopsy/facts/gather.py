@@ -60,6 +60,7 @@ def gather_facts(evidence: Evidence) -> Facts:
     found_disks = disks.gather_disks(talk, heap, line, graph, shaped, served)
     found_locks = locks.gather_locks(evidence, heap, found_threads)
     found_sockets = sockets.gather_sockets(evidence)
+    found_fuse = sockets.fuse(evidence)
     found_jobs = jobs.gather_jobs(talk, heap)
     died = talk.died_at.value.exchange.question if isinstance(talk.died_at, Known) else ""
     arguments: Fact[tuple[str, ...]] = (
@@ -102,9 +103,12 @@ def gather_facts(evidence: Evidence) -> Facts:
         locks=found_locks,
         main_loop=locks.main_loop(evidence, found_threads, found_locks, died),
         descriptors=found_descriptors,
+        most_descriptors=descriptors.most_descriptors(evidence),
         polls=descriptors.poll_sets(evidence),
         sockets=found_sockets,
-        fuse=sockets.fuse(evidence),
+        sockets_again=sockets.gather_sockets_again(evidence, found_sockets),
+        fuse=found_fuse,
+        fuse_again=sockets.gather_fuse_again(evidence, found_fuse),
         layers=layers.gather_layers(evidence),
         listeners=sockets.gather_listeners(evidence),
         fifo_openings=sockets.gather_fifo_openings(evidence),

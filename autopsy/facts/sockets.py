@@ -35,12 +35,12 @@ LISTENING = re.compile(
 LISTENER = re.compile(r'\("([^"\n]{1,64})",pid=(\d{1,9}),')
 
 
-def gather_sockets(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
+def gather_sockets(evidence: Evidence, step: str = layout.PROC_FDS) -> Fact[tuple[SocketFact, ...]]:
     """Return the target's sockets, each with the programs at its other end where they are on this host."""
-    ends = decode(evidence, layout.PROC_FDS, layout.SOCKET_ENDS, tuple[records.SocketEnd, ...])
+    ends = decode(evidence, step, layout.SOCKET_ENDS, tuple[records.SocketEnd, ...])
     if not isinstance(ends, Known):
         return ends
-    files = section_map(evidence, layout.PROC_FDS, layout.SOCKETS)
+    files = section_map(evidence, step, layout.SOCKETS)
     sockets = (
         SocketFact(
             fd=end.fd,
@@ -51,8 +51,8 @@ def gather_sockets(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
             remote=end.remote,
             received_queue=end.receive_queue,
             send_queue=end.send_queue,
-            peers=tuple(peer(pid, files) for pid in end.peer_pids),
-            cite=Cite(ENDS, 0, f"fd {end.fd}: {end.family} {end.state} {end.local} to {end.remote}"),
+            peers=tuple(peer(pid, files, step) for pid in end.peer_pids),
+            cite=Cite(ends.cite.file, 0, f"fd {end.fd}: {end.family} {end.state} {end.local} to {end.remote}"),
             accepted=end.accepted,
         )
         for end in ends.value
@@ -60,7 +60,21 @@ def gather_sockets(evidence: Evidence) -> Fact[tuple[SocketFact, ...]]:
     return Known(tuple(sockets), ends.cite)
 
 
-def peer(pid: int, files: Mapping[str, Section]) -> PeerFact:
+def gather_sockets_again(evidence: Evidence, first: Fact[tuple[SocketFact, ...]]) -> Fact[tuple[SocketFact, ...]]:
+    """Return them as the second look had them; where no program was at any other end there is nothing to look for."""
+    if isinstance(first, Known) and not any(socket.peers for socket in first.value):
+        return first
+    return gather_sockets(evidence, layout.SECOND_EXPOSURE)
+
+
+def gather_fuse_again(evidence: Evidence, first: Fact[tuple[FuseMount, ...]]) -> Fact[tuple[FuseMount, ...]]:
+    """Return the FUSE mounts as the second look had them, where there was one."""
+    if isinstance(first, Known) and not first.value:
+        return first
+    return fuse(evidence, layout.SECOND_EXPOSURE)
+
+
+def peer(pid: int, files: Mapping[str, Section], step: str = layout.PROC_FDS) -> PeerFact:
     """Return what /proc told of a program that the VM depends on."""
 
     def part(name: str) -> str:
@@ -75,12 +89,12 @@ def peer(pid: int, files: Mapping[str, Section]) -> PeerFact:
         state=field(part("status"), "State")[:1] or proc_stat.parse(part("stat").encode()).state,
         wchan=part("wchan").strip().strip("0"),
         kernel_stack=tuple(stack),
-        cite=Cite(TEXT, status.line if status else 0, f"peer {pid}"),
-        threads=tuple(_threads(pid, files)),
+        cite=Cite(layout.evidence(step, layout.SOCKETS), status.line if status else 0, f"peer {pid}"),
+        threads=tuple(_threads(pid, files, step)),
     )
 
 
-def _threads(pid: int, files: Mapping[str, Section]) -> Iterator[PeerThread]:
+def _threads(pid: int, files: Mapping[str, Section], step: str) -> Iterator[PeerThread]:
     prefix = f"peer/{pid}/task/"
     for name, section in files.items():
         if not (name.startswith(prefix) and name.endswith("/stat")) or section.error:
@@ -99,15 +113,16 @@ def _threads(pid: int, files: Mapping[str, Section]) -> Iterator[PeerThread]:
             wchan=wchan,
             call=syscall(part("syscall"), (wchan, *stack)).name,
             kernel_stack=stack,
-            cite=Cite(TEXT, section.line, f"peer {pid}, thread {tid}"),
+            cite=Cite(layout.evidence(step, layout.SOCKETS), section.line, f"peer {pid}, thread {tid}"),
         )
 
 
-def fuse(evidence: Evidence) -> Fact[tuple[FuseMount, ...]]:
+def fuse(evidence: Evidence, step: str = layout.PROC_FDS) -> Fact[tuple[FuseMount, ...]]:
     """Return the FUSE mounts that the VM's files lie on, with how many requests wait and who should answer."""
-    files = section_map(evidence, layout.PROC_FDS, layout.SOCKETS)
+    files = section_map(evidence, step, layout.SOCKETS)
     if not files:
-        return missing(evidence, layout.PROC_FDS, layout.SOCKETS)
+        return missing(evidence, step, layout.SOCKETS)
+    path = layout.evidence(step, layout.SOCKETS)
     mounts = []
     for name, section in files.items():
         if not (match := FUSE.fullmatch(name)):
@@ -125,11 +140,11 @@ def fuse(evidence: Evidence) -> Fact[tuple[FuseMount, ...]]:
                 path=place[4] if len(place) > 4 else "",
                 waiting=int_of(part("waiting").strip()) or 0,
                 sure="one of" not in daemons,
-                daemons=tuple(peer(pid, files) for pid in pids),
-                cite=Cite(TEXT, section.line, name),
+                daemons=tuple(peer(pid, files, step) for pid in pids),
+                cite=Cite(path, section.line, name),
             )
         )
-    return Known(tuple(mounts), Cite(TEXT))
+    return Known(tuple(mounts), Cite(path))
 
 
 def gather_listeners(evidence: Evidence) -> tuple[ListenerFact, ...]:

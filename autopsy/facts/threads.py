@@ -42,6 +42,7 @@ class TasksReading:
     step: str
     at_ns: int
     looks: Mapping[int, ThreadReading]
+    listed: frozenset[int] = frozenset()
 
 
 def gather_threads(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[ThreadFact, ...]]:
@@ -74,6 +75,7 @@ def gather_threads(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[
                 again=_snapshot(evidence, again, after),
                 frames=_frames(stacks, stack),
                 movement=_movement(evidence, first, again, tid),
+                ended=before is not None and bool(again.listed) and tid not in again.listed,
             )
         )
     return Known(tuple(threads), Cite(layout.evidence(layout.WITNESS, layout.TASKS)))
@@ -112,7 +114,7 @@ def reading(evidence: Evidence, step: str) -> TasksReading:
     at = (int_of(text(began).strip()) if began else None) or next(
         (record.start_ns for record in evidence.manifest.steps if record.name == step), 0
     )
-    return TasksReading(step, at, looks)
+    return TasksReading(step, at, looks, frozenset(tids))
 
 
 def _look(path: str, tid: int, files: Mapping[str, Section]) -> ThreadReading | None:

@@ -143,6 +143,12 @@ def _left_out(facts: Facts) -> Iterator[Claim]:
 def _threads(facts: Facts) -> Iterator[Claim]:
     for thread in unexplained(facts)[:4]:
         yield about(facts, thread)
+    for thread in threads(facts):
+        match looks(thread):
+            # No healthy host has a thread wait there, however shortly: it began to between the looks.
+            case (_, last) if (known := family(last)) is not None and not known.passes:
+                words = f"{sentence(named(thread))} waited for {known.words} at the last look"
+                yield claim(f"{words}: whether it goes on was not seen.", last.cite, last.stack_cite)
 
 
 def _devices(facts: Facts) -> Iterator[Claim]:
@@ -165,7 +171,7 @@ def _other_ends(facts: Facts) -> Iterator[Claim]:
     known = {socket.fd for helper in facts.helpers for socket in helper.sockets}
     known |= {socket.fd for socket in of_monitor(facts)}
     servers = tuple(node.server for node in facts.nodes if node.server)
-    for socket in facts.sockets.value if isinstance(facts.sockets, Known) else ():
+    for socket in _last_sockets(facts):
         still = [peer for peer in socket.peers if cannot_move(peer)]
         is_server = any(leads_to(socket.remote, server) for server in servers) if socket.remote else False
         if still and socket.fd not in known and not is_server and socket.state != "LISTEN":
@@ -229,9 +235,13 @@ def no_connection(facts: Facts, disk: DiskFact) -> Iterator[Claim]:
 
 
 def idle_peers(facts: Facts) -> Iterator[Claim]:
-    """Yield a clause for each server of a node, and each FUSE daemon, that stands still: the next request will, too."""
+    """Yield a clause for each server of a node, and each FUSE daemon, that stands still: the next request will, too.
+
+    The last look counts: one that was stopped, and went on, holds nothing up, and one that was stopped since does.
+    """
     yield from _servers(facts)
-    for served in facts.fuse.value if isinstance(facts.fuse, Known) else ():
+    last = facts.fuse_again if isinstance(facts.fuse_again, Known) else facts.fuse
+    for served in last.value if isinstance(last, Known) else ():
         if is_stopped(served):
             daemon = own_daemons(served)[0]
             words = f"the FUSE daemon of {served.path} is stopped, process {daemon.pid} ({daemon.comm})"
@@ -255,12 +265,16 @@ def _servers(facts: Facts) -> Iterator[Claim]:
 
 
 def _to(facts: Facts, server: str) -> tuple[SocketFact, ...]:
-    sockets = facts.sockets.value if isinstance(facts.sockets, Known) else ()
     return tuple(
         socket
-        for socket in sockets
+        for socket in _last_sockets(facts)
         if socket.state not in {"LISTEN", "UNCONN"} and socket.remote and leads_to(socket.remote, server)
     )
+
+
+def _last_sockets(facts: Facts) -> tuple[SocketFact, ...]:
+    last = facts.sockets_again if isinstance(facts.sockets_again, Known) else facts.sockets
+    return last.value if isinstance(last, Known) else ()
 
 
 def about_idle(claims: tuple[Claim, ...]) -> str:

@@ -45,6 +45,8 @@ def same_sleep(thread: ThreadFact) -> Fact[bool]:
 
 def slept_through(thread: ThreadFact) -> bool | None:
     """Tell whether a thread slept through from the first look to the last; None where it cannot be told."""
+    if thread.ended:
+        return False
     if isinstance(thread.first, Unknown) or isinstance(thread.again, Unknown) or isinstance(thread.movement, Unknown):
         return None
     moved = thread.movement.value
@@ -88,6 +90,14 @@ def named(thread: ThreadFact) -> str:
 def descriptor(facts: Facts, fd: int) -> Descriptor | None:
     """Return an open descriptor by its number, None where it is not known."""
     return _descriptors(facts).get(fd)
+
+
+def all_are_open(facts: Facts) -> bool:
+    """Tell whether the process has no descriptor left: it accepts no connection, and opens no file."""
+    if isinstance(facts.descriptors, Unknown) or isinstance(facts.most_descriptors, Unknown):
+        return False
+    most = facts.most_descriptors.value
+    return 0 < most <= sum(opened.fd < most for opened in facts.descriptors.value)
 
 
 @once

@@ -17,6 +17,7 @@ from autopsy.diagnose.queries.socket_peers import (
     state,
 )
 from autopsy.diagnose.queries.threads import (
+    all_are_open,
     functions,
     goes_on,
     is_in_glib_loop,
@@ -282,6 +283,8 @@ def _unanswered(facts: Facts) -> Judgement:
     alive = facts.monitor.alive
     if isinstance(alive, Unknown):
         greeting = facts.monitor.greeting
+        if isinstance(greeting, Known) and greeting.value == "silent" and all_are_open(facts):
+            return RuledOut("it has no descriptor left to take our connection with", (greeting.cite,))
         if isinstance(greeting, Known) and greeting.value == "silent":
             return _dead(facts, "The monitor accepted us and said nothing", greeting.cite.text)
         return CannotTell(f"whether QEMU answers: {missing(alive)}")
@@ -337,6 +340,30 @@ def _dispatcher(facts: Facts) -> Judgement:
     )
 
 
+def _exhausted(facts: Facts) -> Judgement:
+    """Tell of a process that has no descriptor left: whoever connects to it waits, and what it opens fails."""
+    most = facts.most_descriptors
+    if isinstance(most, Unknown):
+        return CannotTell(f"how many files it may have open: {missing(most)}")
+    if isinstance(facts.descriptors, Unknown):
+        return CannotTell(f"how many files it has open: {missing(facts.descriptors)}")
+    if not all_are_open(facts):
+        return RuledOut(f"not all of the {most.value} files that it may have open are", (most.cite,))
+    return Match(
+        headline=f"QEMU has no file descriptor left: all {most.value} that it may have are open, so it accepts no "
+        "connection and opens no file",
+        objects=(subjects.Process(facts.vm.pid),),
+        confidence="proven",
+        claims=(
+            claim(f"It may have {most.value} files open.", most.cite),
+            claim("Each of these numbers is taken.", facts.descriptors.cite),
+        ),
+        stands=(subjects.Monitor(facts.vm.name),),
+        beside=True,
+        weight=1,
+    )
+
+
 SIGNATURES = (
     Signature("virtio-scsi-tmf-deadlock", "device", "a SCSI device's mutex waits for itself (task management)", _tmf),
     Signature("lock-cycle", "control", "threads wait for one another's mutexes", _cycle),
@@ -344,6 +371,7 @@ SIGNATURES = (
     Signature("bql-holder-blocked", "control", "the BQL's owner sleeps", _bql_holder),
     Signature("chardev-blocked", "control", "a character device's reader does not read", _chardev),
     Signature("qmp-dispatcher-busy", "control", "a QMP command blocks all others", _dispatcher),
+    Signature("descriptors-exhausted", "control", "the process has no file descriptor left", _exhausted),
     Signature("monitor-held", "control", "another client holds the monitor", _monitor_held),
     Signature("manager-silent", "control", "the manager's daemon stands still", _manager),
     Signature("monitor-unanswered", "control", "the monitor does not answer", _unanswered),

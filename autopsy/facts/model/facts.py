@@ -167,7 +167,7 @@ class Movement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadFact:
-    """One thread of the process; `first` was read before anything was asked of the VM."""
+    """One thread of the process; `first` was read before anything was asked of the VM. It may have `ended` since."""
 
     tid: int
     comm: str
@@ -176,6 +176,7 @@ class ThreadFact:
     again: Fact[ThreadSnapshot]
     frames: Fact[tuple[Frame, ...]]
     movement: Fact[Movement]
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,6 +341,7 @@ class VmFact:
 
 NOT_BEFORE = Unknown("evidence/watch/ring.jsonl", "no watch had an eye on this VM before")
 NOT_ASKED = Unknown("evidence/qmp.query-block/guard.json", "no file of the VM's was asked whether it answers")
+NOT_TWICE = Unknown("evidence/second-exposure/sockets.txt", "nobody looked a second time")
 NOT_AGAIN = Unknown("evidence/second-exposure/threads.json", "no second look was pasted")
 
 
@@ -364,6 +366,7 @@ class Facts:
     locks: Fact[Locks]
     main_loop: Fact[MainLoopFact]
     descriptors: Fact[tuple[Descriptor, ...]]
+    most_descriptors: Fact[int]
     polls: Fact[tuple[PollSet, ...]]
     sockets: Fact[tuple[SocketFact, ...]]
     fuse: Fact[tuple[FuseMount, ...]]
@@ -387,6 +390,8 @@ class Facts:
     frames_again: Fact[tuple[ThreadStack, ...]] = NOT_AGAIN
     polls_again: Fact[tuple[PollSet, ...]] = NOT_AGAIN
     left_out: tuple[LeftOutFact, ...] = ()
+    sockets_again: Fact[tuple[SocketFact, ...]] = NOT_TWICE
+    fuse_again: Fact[tuple[FuseMount, ...]] = NOT_TWICE
     listeners: tuple[ListenerFact, ...] = ()
     fifo_openings: tuple[FifoOpeningFact, ...] = ()
     process_waits: tuple[ProcessWaitFact, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from autopsy.bundle import layout, records
 from autopsy.bundle.sections import Section
 from autopsy.cli.json_output import verdict as answer
@@ -142,3 +144,14 @@ def test_the_twin_whose_dump_goes_on_is_paused_for_it_alone() -> None:
     case.tasks[-1].switches = 400
     found = diagnose(gather_facts(case.bundle()))
     assert found.signature == "vm-saving"
+
+
+def test_a_thread_that_has_ended_since_is_not_blocked() -> None:
+    case = dumping("anon_pipe_write", "vfs_write")
+    bundle = case.bundle()
+    left = replace(case, tasks=[task for task in case.tasks if task.comm != "dump_thread"]).bundle()
+    path = layout.evidence(layout.SECOND_EXPOSURE, layout.TASKS)
+    bundle.files[path] = left.files[path]
+    found = diagnose(gather_facts(bundle))
+    assert found.signature == "vm-saving"
+    assert "migration-send-blocked" in {each.signature for each in found.ruled_out}
