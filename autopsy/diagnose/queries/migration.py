@@ -12,6 +12,7 @@ SENDING = (
     "qio_channel_file_writev",
     "qio_channel_writev",
     "qemu_put_buffer",
+    "qemu_write_full",  # a dump's, whose thread has no name without debug-threads=on
 )
 
 

@@ -8,7 +8,8 @@ from itertools import islice
 
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Where
-from autopsy.diagnose.queries.threads import by_role
+from autopsy.diagnose.queries.migration import sends_state
+from autopsy.diagnose.queries.threads import threads as threads_of
 from autopsy.diagnose.waits import (
     behind,
     calls,
@@ -86,7 +87,7 @@ def build(facts: Facts) -> Graph:
         if len(edges) > MOST_WAITS:
             trouble.append(f"{name}: more than {MOST_WAITS} waits, the rest left out")
         waits += edges[:MOST_WAITS]
-    loops_of = [subjects.thread(thread) for thread in by_role(facts, *LOOPS)]
+    loops_of = [subjects.thread(thread) for thread in threads_of(facts) if thread.role in LOOPS or sends_state(thread)]
     asked = dict.fromkeys(wait.waiter for wait in waits if isinstance(wait.waiter, subjects.Request | subjects.Device))
     return Graph(tuple(waits), (*loops_of, *asked), tuple(trouble))
 

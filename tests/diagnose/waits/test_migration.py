@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from autopsy.bundle import layout, records
 from autopsy.bundle.sections import Section
 from autopsy.cli.json_output import verdict as answer
@@ -103,20 +105,19 @@ def test_a_page_of_a_background_snapshot_waits_for_its_reader_and_for_no_source(
     ]
 
 
-def dumping(*stack: str, state: str = "S") -> e.Case:
+def dumping(*stack: str, state: str = "S", comm: str = "dump_thread") -> e.Case:
     """Return a VM that is paused for a dump of its memory, whose thread writes to a FIFO, or to a file."""
     case = e.Case(version="10.0.2")
     case.idle_threads()
-    case.thread(
-        e.PID + 70, "dump_thread", state=state, syscall=WRITES, stack=stack, frames=("write", "qemu_write_full")
-    )
+    case.thread(e.PID + 70, comm, state=state, syscall=WRITES, stack=stack, frames=("write", "qemu_write_full"))
     case.monitor("save-vm")
     case.disks(e.disk("d0", "vd0"))
     return case
 
 
-def test_a_vm_that_is_paused_for_a_dump_waits_for_the_reader_of_the_dump() -> None:
-    case = dumping("anon_pipe_write", "vfs_write")
+@pytest.mark.parametrize("comm", ["dump_thread", "qemu-system-x86"])
+def test_a_vm_that_is_paused_for_a_dump_waits_for_the_reader_of_the_dump(comm: str) -> None:
+    case = dumping("anon_pipe_write", "vfs_write", comm=comm)
     case.descriptors[13] = "/run/dump"
     case.ends.append(records.SocketEnd(fd=13, inode=0, family="pipe", remote="/run/dump", peer_pids=(900,)))
     case.peer_sections += [

@@ -155,6 +155,7 @@ def one_of_two_servers(build: lab.Build) -> Iterator[Stuck]:
 def without_descriptors(build: lab.Build) -> Iterator[Stuck]:
     """A VM that is well, and may open nothing more."""
     with lab.qemu(build) as vm:
+        time.sleep(A_MOMENT)  # until it has closed what asked whether it is up
         opened = {int(name) for name in os.listdir(f"/proc/{vm.pid}/fd")}
         most = next(number for number in range(len(opened) + 1) if number not in opened)
         resource.prlimit(vm.pid, resource.RLIMIT_NOFILE, (most, most))
