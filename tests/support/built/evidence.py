@@ -256,7 +256,7 @@ class Case:
                 "schedstat": f"{ran} 0 100\n",
             }
             found += [Section(f"task/{task.tid}/{name}", text.encode()) for name, text in parts.items()]
-        return found
+        return [*found, Section("clock/end", b"11000000000")]
 
     def _manifest(self) -> schema.Manifest:
         clocks = schema.Clocks(utc="2026-06-11T15:21:00.000000Z", zone="+0300 EEST", monotonic_ns=10 * SECOND)
