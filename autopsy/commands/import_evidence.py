@@ -41,9 +41,9 @@ MOST_OF_FOLDER = 1 << 30  # bytes of a folder's files together
 MOST_OF_FILE = 16 << 20  # bytes of one of them: what is larger is a core, or a log that is read by itself
 MOST_LARGE = 8
 WANTED = (
-    "a backtrace of gdb, pstack, eu-stack, coredumpctl or ABRT, a core of QEMU (also compressed), its command line or "
-    "log, a domain's XML or `qm config`, answers of its monitor (QMP, or `info block` and the like), a kernel log with "
-    "hung tasks, a folder or archive with such files"
+    "a backtrace of gdb, lldb, pstack, eu-stack, coredumpctl or ABRT, a core of QEMU (also compressed), its command "
+    "line or log, a domain's XML or `qm config`, answers of its monitor (QMP, or `info block` and the like), a kernel "
+    "log with hung or blocked tasks, /proc/PID/stack, a folder or archive with such files"
 )
 
 

@@ -57,7 +57,7 @@ def stored(paste: Paste) -> Stored:
         files[layout.COROUTINES_TEXT] = text.encode("utf-8", "replace")
     main = frames_say.main_thread(look.threads)
     thread = next((thread for thread in look.threads if thread.tid == main), None)
-    if thread is not None:
+    if thread is not None and not _moved(thread, last):
         files[layout.MAIN_LOOP] = _json(frames_say.main_loop(thread))
     graph, notes = _locks(look, paste.printed)
     stacks = (*(thread.frames for thread in look.threads), *(coroutine.frames for coroutine in look.coroutines))
@@ -74,6 +74,16 @@ def stored(paste: Paste) -> Stored:
         ):
             stored_files[layout.evidence(layout.SECOND_EXPOSURE, name)] = data
     return Stored(stored_files, main, notes)
+
+
+def _moved(thread: ThreadStack, last: PastedDump | None) -> bool:
+    """Tell whether a later look shows a thread somewhere else: what it did at the first one is over."""
+    later = next((again for again in last.threads if again.tid == thread.tid), None) if last else None
+    return later is not None and _functions(later) != _functions(thread)
+
+
+def _functions(thread: ThreadStack) -> list[str]:
+    return [frame.function for frame in thread.frames]
 
 
 def _is_of_qemu(frames: Sequence[Frame]) -> bool:

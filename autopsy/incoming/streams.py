@@ -124,11 +124,12 @@ def unpacked(stream: IO[bytes], kind: str) -> Unpacked | None:
 def lines(head: bytes, stream: IO[bytes], most: int, notes: list[str]) -> Iterator[str]:
     """Yield the lines of a text; what is longer or more than anybody reads is left out, and said in `told`."""
     decode = _decoder(head)
+    end = "\r" if b"\r" in head and b"\n" not in head else "\n"  # as editors of old Macs end them
     pending, skipping, left, cut = "", False, most, 0
     data = head
     while data:
         left -= len(data)
-        *whole, rest = (pending + decode.decode(data)).split("\n")
+        *whole, rest = (pending + decode.decode(data)).split(end)
         for line in whole:
             if not skipping:
                 yield line[:MOST_LONG]

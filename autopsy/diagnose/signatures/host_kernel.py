@@ -37,7 +37,7 @@ from autopsy.diagnose.queries.wording import count
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Cite, Known, Unknown
-from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, FuseMount, PeerFact, Role, ThreadSnapshot
+from autopsy.facts.model.facts import Descriptor, DiskFact, Facts, FuseMount, Origin, PeerFact, Role, ThreadSnapshot
 from autopsy.facts.model.yield_points import DISK_PARKS
 
 
@@ -47,7 +47,8 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     asleep = [sleeper for sleeper in sleepers(facts) if sleeper.family.id == kind.id]
     if not asleep:
         return _not_seen(kind, facts)
-    if kind.passes and all(sleeper.through is None for sleeper in asleep) and not _stands(facts):
+    once = facts.origin is Origin.CAPTURE and all(sleeper.through is None for sleeper in asleep)
+    if kind.passes and once and not _stands(facts):
         return CannotTell(f"a second look: {count(len(asleep), 'thread')} waited for {kind.words} at the only one")
     files = {sleeper.thread.tid: file_of(facts, sleeper.look) for sleeper in asleep}
     paths = frozenset(file.target for file in files.values() if file is not None) | _opening(facts, asleep)

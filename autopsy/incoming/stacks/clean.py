@@ -9,6 +9,8 @@ MOST_LINE = 16 << 10  # characters: longer lines are cut, and told
 
 # Its classes are disjoint: no position is looked at twice.
 ANSI = re.compile(r"\x1b(?:\[[0-9;:?]*[@-~]|\][^\x07\x1b]*\x07?|[@-Z\\^_])")
+# What is left of it where a web page or a mail kept the signs that print, and lost the escape.
+COLOURS = re.compile(r"\[\d{1,2}(?:;\d{1,3}){0,4}m|(?<=\w)\[m")
 PAGER = (
     "--Type <RET> for more, q to quit, c to continue without paging--",
     "---Type <return> to continue, or q <return> to quit---",
@@ -16,7 +18,8 @@ PAGER = (
 )
 TAGS = ("<pre>", "</pre>", "<code>", "</code>", "<br>", "<br/>", "<br />", "<p>", "</p>", "<span>", "</span>")
 PYTHON = "Python Exception <"
-FENCES = ("```", "~~~", "{noformat", "{code", "[code]", "[/code]")
+BOARD = re.compile(r"\[/?(?:code|quote|pre|font|color)(?:=[^\]]{0,40})?\]", re.IGNORECASE)
+FENCES = ("```", "~~~", "{noformat", "{code")
 PROMPT = "(gdb)"
 
 
@@ -26,8 +29,7 @@ def clean(line: str) -> str:
     What stands in front of it goes: quoting, a prompt, a line's number. What gdb's Python said in its middle goes too.
     """
     line = line[:MOST_LINE].replace("\xa0", " ").replace("\t", "    ")
-    if "\x1b" in line:
-        line = ANSI.sub("", line)
+    line = _uncoloured(line)
     for prompt in PAGER:
         if prompt in line:
             line = line.replace(prompt, "")
@@ -36,15 +38,28 @@ def clean(line: str) -> str:
     line = _unquoted(line)
     if line.startswith(FENCES):
         return ""
+    line = _without_tags(line)
+    while line.startswith(PROMPT):
+        line = line[len(PROMPT) :].lstrip(" ")
+    return _unnumbered(line)
+
+
+def _uncoloured(line: str) -> str:
+    if "\x1b" in line:
+        line = ANSI.sub("", line)
+    return COLOURS.sub("", line)
+
+
+def _without_tags(line: str) -> str:
+    if "[" in line:
+        line = BOARD.sub("", line)
     if "&" in line and ";" in line:
         line = html.unescape(line).replace("\xa0", " ")
     if "<" in line:
         for tag in TAGS:
             line = line.replace(tag, "")
         line = line.partition(PYTHON)[0]
-    while line.startswith(PROMPT):
-        line = line[len(PROMPT) :].lstrip(" ")
-    return _unnumbered(line)
+    return line
 
 
 def _unquoted(line: str) -> str:

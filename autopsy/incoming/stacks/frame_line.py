@@ -73,6 +73,13 @@ def with_its_sign(line: str, following: int) -> str:
     return f"#{bare}" if "(" in rest else ""
 
 
+def with_a_number(line: str, following: int) -> str:
+    """Return a frame whose number somebody left out as one that has it; empty for what begins with no address."""
+    bare = line.lstrip(" ")
+    whole = bare.startswith("0x") and " in " in bare[:24] and " (" in bare
+    return f"#{max(0, following)}  {bare}" if whole else ""
+
+
 def is_frame(text: str, brackets: Brackets) -> bool:
     """Tell a frame from a sentence that begins with a number: it has an address, or arguments as a debugger writes."""
     start = text.find(" ")
@@ -120,7 +127,14 @@ def frame(text: str, brackets: Brackets | None = None) -> Frame:
     if not after and within.count(":") == 2 and "=" not in within:
         file, line, _ = _place(f"at {within.rpartition(':')[0]}")
     inlined = not pc and number > 0
-    return Frame(pc=pc, function=plain_name(shown), module=module, file=file, line=line, inlined=inlined)
+    return Frame(pc=pc, function=plain_name(_named(shown)), module=module, file=file, line=line, inlined=inlined)
+
+
+def _named(shown: str) -> str:
+    """Return a function's name without how far into it the address lies: `NAME + 0x1c`, `NAME+28`."""
+    name, plus, offset = shown.rpartition("+")
+    digits = offset.strip(" ").removeprefix("0x")
+    return name.rstrip(" ") if plus and name and digits and len(digits) < 9 and HEX.issuperset(digits) else shown
 
 
 def _without_arguments(rest: str, pc: int, number: int) -> Frame:
@@ -135,6 +149,12 @@ def _without_arguments(rest: str, pc: int, number: int) -> Frame:
                 return Frame(pc=pc, function=plain_name(name), module=module, file=file, line=line)
     if name.startswith(("/", "- ")):
         name, module = "", name.removeprefix("- ")
+    named, blank, place = name.partition(" ")
+    if pc and blank and ":" in place and " " not in place:  # a sanitizer's: `in NAME FILE:LINE:COLUMN`
+        bare, colon, column = place.rpartition(":")
+        file, line, _ = _place(f"at {bare if colon and column.isdecimal() and bare.count(':') else place}")
+        return Frame(pc=pc, function=plain_name(_named(named)), file=file, line=line)
+    name = _named(name)
     return Frame(pc=pc, function=plain_name(name), module=module.strip(), inlined=not pc and number > 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from autopsy.bundle.records import Frame, MainLoop, ThreadStack
@@ -21,6 +22,7 @@ SLEEPS = frozenset(
     sem_timedwait do_futex_wait __new_sem_wait_slow futex_abstimed_wait __pthread_clockjoin do_sem_wait syscall
     """.split()  # noqa: SIM905 - words read best as words
 )
+ENTRY = re.compile(r"__(?:internal_)?syscall_c\w*|__libc_do_syscall|__kernel_vsyscall|_dl_sysinfo_int80|sccp")
 PROCESSES = ("qemu", "kvm", "main")  # how QEMU calls its main thread
 CALLS = frozenset(NAMES.values())
 BARE = ("libc_", "__", "_")
@@ -51,6 +53,7 @@ def main_loop(thread: ThreadStack) -> MainLoop:
 
 def _doing(frames: Sequence[Frame]) -> tuple[State, str, str]:
     names = [frame.function for frame in frames]
+    names = names[next((at for at, name in enumerate(names) if not ENTRY.fullmatch(name)), 0) :]
     if any(is_locking(name) for name in names[:4]):
         return "waits for a mutex", function_that_waits(frames), "its innermost frames take a mutex"
     if nested := nested_under(frames):

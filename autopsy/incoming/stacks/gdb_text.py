@@ -7,9 +7,10 @@ from dataclasses import field
 
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
 from autopsy.dataclass import dataclass
+from autopsy.incoming.stacks import lldb
 from autopsy.incoming.stacks.clean import MOST_LINE, clean
 from autopsy.incoming.stacks.dumps import Dumps
-from autopsy.incoming.stacks.frame_line import Brackets, frame, is_frame, number_of, with_its_sign
+from autopsy.incoming.stacks.frame_line import Brackets, frame, is_frame, number_of, with_a_number, with_its_sign
 from autopsy.incoming.stacks.lock_arguments import Sought
 from autopsy.incoming.stacks.pasted import LockWait, Paste, PastedDump, PrintedMutex
 from autopsy.incoming.stacks.printed import Printing
@@ -77,6 +78,7 @@ class Scan:
     long_lines: int = 0
     left_out: int = 0
     bare: int = 0
+    unnumbered: int = 0  # frames of the stack at hand that had no number
     headless: set[int] = field(default_factory=set)
     dumps: Dumps = field(default_factory=Dumps)
 
@@ -87,15 +89,19 @@ class Scan:
         whole = clean(line)
         if not whole.strip():
             return False
+        if "frame #" in whole[:32]:
+            whole = lldb.as_gdb(whole) or whole
         number = number_of(whole) if whole.startswith("#") else number_of(whole.lstrip(" "))
         if number is None and not (self.text and self.brackets.depth):
             signed = with_its_sign(whole, self._following())
-            number, whole = number_of(signed), signed or whole
+            unnumbered = "" if signed else with_a_number(whole, self._following())
+            self.unnumbered += bool(unnumbered)
+            number, whole = number_of(signed or unnumbered), signed or unnumbered or whole
         if number is not None:
             return self._begin(number, whole.lstrip(" "))
         if self.text and self._goes_on(whole):
             self._continue(whole)
-        elif head := header(whole):
+        elif head := header(whole) or (lldb.header(whole) if "thread #" in whole[:12] else None):
             self._header(head)
         else:
             self._other(whole.strip(" "))
@@ -209,7 +215,11 @@ class Scan:
     def _close_stack(self) -> None:
         self._close_frame()
         stack, self.stack = self.stack, None
+        alone, self.unnumbered = self.unnumbered == 1, 0
         if stack is None or not stack.frames:
+            return
+        if alone and stack.header is None and len(stack.frames) == 1:
+            self.frames -= 1  # one frame without a number is what gdb says by itself, of where it has stopped
             return
         if len(self.threads) + len(self.coroutines) >= MOST_THREADS:
             self.left_out += len(stack.frames)

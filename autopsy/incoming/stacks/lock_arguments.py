@@ -23,6 +23,11 @@ LOCKING = frozenset(
         "qemu_rec_mutex_lock_impl",
         "qemu_rec_mutex_lock",
         "_L_lock_",
+        "__psynch_mutexwait",
+        "_pthread_mutex_firstfit_lock_wait",
+        "_pthread_mutex_firstfit_lock_slow",
+        "__pthread_mutex_timedlock",
+        "__thr_umutex_lock",
     }
 )
 OLD = "_L_lock_"  # glibc's out-of-line waits, numbered, until 2.18

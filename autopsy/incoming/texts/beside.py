@@ -19,6 +19,7 @@ from autopsy.incoming.texts.configurations import Configurations
 from autopsy.incoming.texts.hmp_text import HmpText
 from autopsy.incoming.texts.json_text import JsonText
 from autopsy.incoming.texts.kernel_log import KernelLog
+from autopsy.incoming.texts.proc_stacks import ProcStacks
 from autopsy.incoming.texts.qmp_text import QmpText
 from autopsy.incoming.texts.versions import Versions
 from autopsy.redact.secrets import without_secrets
@@ -36,6 +37,7 @@ class Beside:
     commands: CommandLines = field(default_factory=CommandLines)
     versions: Versions = field(default_factory=Versions)
     kernel: KernelLog = field(default_factory=KernelLog)
+    stacks_of_proc: ProcStacks = field(default_factory=ProcStacks)
     json: JsonText = field(default_factory=JsonText)
     monitor: QmpText = field(default_factory=QmpText)
     human: HmpText = field(default_factory=HmpText)
@@ -59,6 +61,7 @@ class Beside:
             ("a VM's configuration", self.configurations.feed),
             ("a command line of QEMU", self.commands.feed),
             ("a kernel log with hung tasks", self.kernel.feed),
+            ("stacks in the kernel", self.stacks_of_proc.feed),
             ("QEMU's log", self._log),
         )
 
@@ -83,6 +86,7 @@ class Beside:
     def stop(self) -> None:
         """Take no line of the next file for the rest of what this one began."""
         self.json.stop()
+        self.stacks_of_proc.stop()
         self.configurations.end()
         self.versions.end()
 
@@ -111,11 +115,13 @@ class Beside:
             ending = "xml" if machine.config.lstrip().startswith("<") else "conf"
             section = Section(f"imported.{ending}", without_secrets(machine.config).encode("utf-8", "replace"))
             made[layout.evidence(layout.HOST, layout.VM_CONFIG)] = render([section])
-        tasks = kernel_log.of_vm(self.kernel, tids, machine.pid if machine else 0)
-        if tasks:
+        logged = kernel_log.of_vm(self.kernel, tids, machine.pid if machine else 0)
+        if tasks := (*logged, *self.stacks_of_proc.beside(task.tid for task in logged)):
             first, again = kernel_log.as_tasks(tasks)
             made[layout.evidence(layout.WITNESS, layout.TASKS)] = first
-            made[layout.evidence(layout.SECOND_EXPOSURE, layout.TASKS)] = again
+            if again:
+                made[layout.evidence(layout.SECOND_EXPOSURE, layout.TASKS)] = again
+        if logged:
             made[layout.evidence(layout.HOST, layout.DMESG)] = _text(self.kernel.lines)
         if self.log:
             made[layout.evidence(layout.HOST, layout.VM_LOG)] = without_secrets(_text(self.log).decode()).encode()

@@ -1,4 +1,4 @@
-"""Reads a kernel log for tasks of QEMU's that hang, with their stacks in the kernel."""
+"""Reads a kernel log for tasks of QEMU's that hang or are blocked (sysrq w), with their stacks in the kernel."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ MOST_DEEP = 64
 HUNG, BLOCKED, ON = "INFO: task ", " blocked for more than ", " is blocked on "
 SUPPRESSED = "Future hung task reports are suppressed"
 QEMU = ("qemu", "kvm", "CPU ", "worker", "IO ", "vhost", "iou-", "live_migration", "mig/", "call_rcu", "pool-")
+STATES = frozenset("DSR")
 SCHEDULERS = ("__schedule", "schedule", "io_schedule", "schedule_timeout", "schedule_preempt_disabled", "bit_wait")
 
 
@@ -24,6 +25,7 @@ class HungTask:
     tid: int
     seconds: int
     tgid: int = 0
+    state: str = "D"
     stack: list[str] = field(default_factory=list)
 
 
@@ -45,9 +47,28 @@ class KernelLog:
         if SUPPRESSED in line:
             self._note("the kernel stopped to report hung tasks: others may have hung after that")
             return True
+        if " state:" in line and (blocked := self._blocked(line)):
+            return blocked
         if self.current is None:
             return False
         return self._of_task(line, self.current)
+
+    def _blocked(self, line: str) -> bool:
+        """Begin the task of a line `task:kvm state:D … pid:4242`: of a hung one more than its name is told."""
+        _, mark, rest = line.partition("task:")
+        name, _, after = rest.partition(" state:")
+        tid = _number(line, " pid:")
+        if not mark or not tid or (self.current is not None and self.current.tid == tid):
+            return False
+        self.current, self.tracing = None, False
+        name = name.strip()
+        if not name.startswith(QEMU) or tid in self.tasks:
+            return False
+        if len(self.tasks) < MOST_TASKS:
+            state = after[:1] if after[:1] in STATES else "D"
+            self.current = self.tasks[tid] = HungTask(name[:64], tid, 0, _number(line, " tgid:"), state)
+            self._keep(line)
+        return True
 
     def _hung(self, line: str, rest: str) -> bool:
         self.current, self.tracing = None, False
@@ -117,22 +138,24 @@ def of_vm(log: KernelLog, tids: Collection[int], pid: int) -> tuple[HungTask, ..
 
 
 def as_tasks(tasks: Collection[HungTask]) -> tuple[bytes, bytes]:
-    """Return tasks.txt of two looks, as far as a kernel log tells them.
+    """Return tasks.txt of two looks, as far as a kernel log tells them; the second is empty where it tells of one.
 
     The kernel calls a task hung if it was not switched to for so many seconds: that is its own second look.
     """
-    apart = min(task.seconds for task in tasks) * 1_000_000_000
-    first, again = (
-        render([Section("clock/begin", f"{at}\n".encode()), *(one for task in tasks for one in _sections(task))])
-        for at in (0, apart)
-    )
-    return first, again
+    hung = [task for task in tasks if task.seconds]
+    first = _look(0, tasks)
+    return first, _look(min(task.seconds for task in hung) * 1_000_000_000, hung) if hung else b""
+
+
+def _look(at: int, tasks: Collection[HungTask]) -> bytes:
+    return render([Section("clock/begin", f"{at}\n".encode()), *(one for task in tasks for one in _sections(task))])
 
 
 def _sections(task: HungTask) -> Iterator[Section]:
     names = [frame.partition("+")[0] for frame in task.stack]
     wchan = next((name for name in names if name not in SCHEDULERS), "")
-    status = f"Name:\t{task.name}\nState:\tD (disk sleep)\nvoluntary_ctxt_switches:\t0\n"
+    state = f"{task.state} ({'disk sleep' if task.state == 'D' else 'sleeping'})"
+    status = f"Name:\t{task.name}\nState:\t{state}\nvoluntary_ctxt_switches:\t0\n"
     yield Section(f"task/{task.tid}/comm", f"{task.name}\n".encode())
     yield Section(f"task/{task.tid}/status", status.encode())
     yield Section(f"task/{task.tid}/schedstat", b"0 0 0\n")
