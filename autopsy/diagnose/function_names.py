@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from autopsy.bundle.syscalls import NAMES
@@ -12,15 +13,29 @@ def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# How a C library enters the kernel, around every call that may block: glibc's since 2.41 and on 32 bits, and musl's.
+ENTRIES = _set(
+    """
+    __syscall_cancel __internal_syscall_cancel __syscall_cancel_arch __syscall_cancel_arch_end __libc_do_syscall
+    __kernel_vsyscall _dl_sysinfo_int80 __syscall_cp __syscall_cp_c __syscall_cp_asm sccp
+    """
+)
+# Linux's names, then those of macOS, of the BSDs, and of musl.
 LOCKS = _set(
     """
     __lll_lock_wait lll_lock_wait __lll_lock_wait_private __lll_mutex_lock_wait __lll_robust_lock_wait
     lll_mutex_lock_optimized pthread_mutex_lock __pthread_mutex_lock ___pthread_mutex_lock __pthread_mutex_lock_full
     pthread_mutex_lock_full qemu_mutex_lock qemu_mutex_lock_impl qemu_rec_mutex_lock qemu_rec_mutex_lock_impl
     qemu_spin_lock qemu_lockable_lock qemu_lockable_auto_lock __pthread_rwlock_wrlock __pthread_rwlock_rdlock
+    __psynch_mutexwait _pthread_mutex_firstfit_lock_wait _pthread_mutex_firstfit_lock_slow _pthread_mutex_lock_slow
+    _pthread_mutex_droplock __thr_umutex_lock __thr_umutex_lock_spin mutex_lock_sleep
+    __pthread_mutex_timedlock pthread_mutex_timedlock
     """
 )
 OLD_LOCK = "_L_lock_"
+# Locks that are made of a condition: until QEMU 2.8 an AioContext's ("async: remove aio_context_acquire's RFifoLock"),
+# and the one of record and replay.
+TICKETS = _set("rfifolock_lock replay_mutex_lock")
 BQL = _set(
     """
     qemu_mutex_lock_iothread qemu_mutex_lock_iothread_impl bql_lock bql_lock_impl bql_auto_lock
@@ -47,6 +62,7 @@ CONDITIONS = _set(
     __pthread_cond_timedwait ___pthread_cond_timedwait pthread_cond_clockwait qemu_cond_wait qemu_cond_wait_impl
     qemu_cond_timedwait qemu_cond_timedwait_ts qemu_cond_timedwait_impl qemu_cond_timedwait_iothread
     qemu_cond_wait_iothread qemu_cond_wait_bql g_cond_wait g_cond_wait_until
+    __psynch_cvwait _pthread_cond_wait _pthread_cond_timedwait cond_wait_common cond_wait_kernel
     """
 )
 CONDITION_KINDS = MappingProxyType({"SEMAPHORE": SEMAPHORES, "EVENT": EVENTS, "CONDITION": CONDITIONS})
@@ -64,15 +80,20 @@ FUTEXES = _set(
     """
     syscall futex futex_wait futex_wait_simple futex_wait_cancelable __futex_abstimed_wait_common
     __futex_abstimed_wait_common64 __futex_abstimed_wait_cancelable __futex_abstimed_wait_cancelable64
-    futex_abstimed_wait_cancelable futex_abstimed_wait futex_reltimed_wait_cancelable __syscall_cancel
-    __internal_syscall_cancel __syscall_cancel_arch
+    futex_abstimed_wait_cancelable futex_abstimed_wait futex_reltimed_wait_cancelable
+    _umtx_op _umtx_op_err ___lwp_park60 _lwp_park __timedwait __timedwait_cp
     """
 )
-WAITING = LOCKS | BQL | JOINS | SEMAPHORES | EVENTS | CONDITIONS | FUTEXES | _set("_L_lock_")
+WAITING = LOCKS | TICKETS | BQL | JOINS | SEMAPHORES | EVENTS | CONDITIONS | FUTEXES | ENTRIES | _set("_L_lock_")
+RUST_WAITS = ("std::sys::", "std::thread::park", "std::sync::", "parking_lot")
+OTHER_WAITS = MappingProxyType({"LOCK": (OLD_LOCK,), "CONDITION": RUST_WAITS})  # by how their names begin
 
 POLLS = _set("aio_poll bdrv_drain_poll_top_level")
 OLD_POLLS = _set("bdrv_drain_recurse bdrv_drain_all_poll bdrv_drain_poll")
-OWN_LOOPS = _set("iothread_run aio_poll_loop vu_blk_exp_loop worker_thread main_loop_wait qemu_main_loop")
+OWN_LOOPS = _set("iothread_run aio_poll_loop vu_blk_exp_loop worker_thread main_loop_wait qemu_main_loop run_block_job")
+BEGINNINGS = _set(
+    "qemu_thread_start start_thread clone clone3 __clone __clone3 thread_start _pthread_start main __libc_start_main"
+)
 POLLING = _set(
     """
     qemu_poll_ns g_poll fdmon_poll_wait fdmon_epoll_wait fdmon_io_uring_wait aio_bh_poll aio_bh_call run_poll_handlers
@@ -92,10 +113,10 @@ LOOPS = _set(
 FOR_ONE_THING = _set(
     """
     qio_channel_wait qio_channel_wait_cond qemu_rdma_wait_comp_channel tcp_chr_wait_connected
-    qio_net_listener_wait_client nbd_client_connect vhost_user_read
+    qio_net_listener_wait_client nbd_client_connect vhost_user_read tcp_chr_accept_server_sync
     """
 )
-ENDS = _set("abort raise __pthread_kill_implementation __assert_fail __assert_fail_base __kernel_vsyscall")
+ENDS = _set("abort raise __pthread_kill_implementation __assert_fail __assert_fail_base")
 POLL_CALLS = NUMBERED_POLLS | {"pselect"}
 GUEST_RUNS = _set("kvm_vcpu_ioctl kvm_cpu_exec")
 IDLE_UNDER = MappingProxyType(
@@ -109,6 +130,22 @@ IDLE_UNDER = MappingProxyType(
             vnc_worker_thread
             """
         ),
+    }
+)
+
+# Who ends the wait for a condition in each, by how the names of those threads begin.
+SIGNALLED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "vnc_jobs_join": ("vnc_worker",),
+        "multifd_send_pages": ("multifdsend", "mig/src/send"),
+        "multifd_send": ("multifdsend", "mig/src/send"),
+        "multifd_send_sync_main": ("multifdsend", "mig/src/send"),
+        "multifd_send_zero_page_detect": ("multifdsend", "mig/src/send"),
+        "multifd_recv_sync_main": ("multifdrecv", "mig/dst/recv"),
+        "ram_flush_compressed_data": ("compress",),
+        "wait_for_decompress_done": ("decompress",),
+        "decompress_data_with_multi_threads": ("decompress",),
+        "colo_notify_compares_event": ("colo-compare",),
     }
 )
 

@@ -10,12 +10,12 @@ from autopsy.diagnose import runbooks
 from autopsy.diagnose.diagnosis import Advice
 from autopsy.diagnose.frames.block_waits import called
 from autopsy.diagnose.frames.catalogue import FROM_FRAMES
-from autopsy.diagnose.frames.stacks import WaitKind, stacks
+from autopsy.diagnose.frames.stacks import NamedStack, WaitKind, stacks
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known, Unknown
-from autopsy.facts.model.facts import Facts, Origin
+from autopsy.facts.model.facts import Facts, Origin, Role
 from autopsy.facts.subjects import Subject
 
 # A ring of locks with its owners is whole in one look: none of them can go on.
@@ -109,6 +109,16 @@ def standstill(facts: Facts) -> str:
     return f"{where}; what holds it up cannot be told from this evidence" if where else ""
 
 
+def _telling(known_stacks: tuple[NamedStack, ...]) -> NamedStack | None:
+    """Return the main thread, or where that rests one that does not, or else whoever was pasted first."""
+    main = next((stack for stack in known_stacks if stack.is_main), None)
+    if main is not None and main.wait is not WaitKind.RESTS:
+        return main
+    quiet = {WaitKind.RESTS, WaitKind.NAMELESS, WaitKind.RUNS}
+    needed = (stack for stack in known_stacks if stack.thread.role not in {Role.WORKER, Role.OTHER, Role.CALL_RCU})
+    return next((stack for stack in needed if stack.wait not in quiet), main or next(iter(known_stacks), None))
+
+
 def place(facts: Facts, end: Subject | None = None) -> str:
     """Say where the thread stands that all wait for, the main one, or whoever was pasted; empty for a capture.
 
@@ -116,7 +126,7 @@ def place(facts: Facts, end: Subject | None = None) -> str:
     """
     known_stacks = stacks(facts) if facts.origin is not Origin.CAPTURE else ()
     stack = next((stack for stack in known_stacks if subjects.thread(stack.thread) == end), None)
-    stack = stack or next((stack for stack in known_stacks if stack.is_main), known_stacks[0] if known_stacks else None)
+    stack = stack or _telling(known_stacks)
     if stack is None:
         return ""
     if stack.wait is WaitKind.POLL and stack.polls_for:

@@ -120,6 +120,9 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     # What only an imported backtrace shows.
     "lock-taken-twice": "helps",
     "lock-order-with-bql": "helps",
+    "worker-thread-waits": "helps",
+    "spice-worker-waits": "unknown",  # its client may be closed
+    "drain-waits-for-parked": "needless",
     "graph-lock-against-context": "helps",
     "nbd-negotiation-drained": "helps",
     "ide-cancel-drains": "helps",

@@ -8,7 +8,7 @@ from autopsy.diagnose.assembled import Verdict, assemble
 from autopsy.diagnose.catalogue import SIGNATURES
 from autopsy.diagnose.causes import CauseOrder, order
 from autopsy.diagnose.diagnosis import Diagnosis
-from autopsy.diagnose.judging import judge, matched
+from autopsy.diagnose.judging import judge, judged_with_frames, matched
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.quiet import nothing_looks_stuck
 from autopsy.diagnose.queries.wording import count
@@ -26,6 +26,9 @@ def diagnose(facts: Facts) -> Diagnosis:
     judged = judge(facts, imported.signatures(facts, SIGNATURES))
     graph = build(facts)
     ordered = order(matched(judged), leads(graph))
+    if with_frames := judged_with_frames(facts, judged, ordered):
+        judged = with_frames
+        ordered = order(matched(judged), leads(graph))
     verdict = _of_the_cause(facts, ordered) or _unknown(facts, ordered, graph)
     return assemble(facts, judged, ordered, graph, verdict)
 

@@ -21,7 +21,19 @@ STOP_SIGNAL = 19
 STACK_LINE = re.compile(r"\[<[0-9a-fx]*>\]\s+([A-Za-z0-9_.]+)")
 
 KERNEL_NAMES = ("kvm-nx-lpage-re", "kvm-pit", "iou-wrk-", "iou-sqp-", "vhost-")
-MIGRATION_NAMES = ("live_migration", "multifd", "mig/", "migration", "postcopy", "bg_snapshot", "dump_thread")
+MIGRATION_NAMES = (
+    *(
+        "live_migration",
+        "multifd",
+        "mig/",
+        "migration",
+        "postcopy",
+        "bg_snapshot",
+        "dump_thread",
+        "return path",
+        "COLO",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,12 @@ def gather_threads(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[
 OF_A_VCPU = frozenset(
     {"qemu_kvm_cpu_thread_fn", "kvm_vcpu_thread_fn", "kvm_cpu_exec", "mttcg_cpu_thread_fn", "tcg_cpu_exec", "cpu_exec"}
 )
+# Threads that do a migration's work: names of them need debug-threads=on, too.
+OF_A_MIGRATION = frozenset(
+    {"migration_thread", "bg_migration_thread", "source_return_path_thread", "multifd_send_thread"}
+    | {"multifd_recv_thread", "postcopy_ram_listen_thread", "postcopy_ram_fault_thread", "postcopy_preempt_thread"}
+    | {"colo_process_incoming_thread"}
+)
 
 
 def role(*, is_main: bool, comm: str, call: Syscall, frames: tuple[records.Frame, ...]) -> Role:
@@ -99,7 +117,7 @@ def role(*, is_main: bool, comm: str, call: Syscall, frames: tuple[records.Frame
         (comm.startswith("IO ") or "iothread_run" in functions, Role.IOTHREAD),
         (comm == "worker" or comm.startswith("pool-") or "worker_thread" in functions, Role.WORKER),
         (comm == "call_rcu" or "call_rcu_thread" in functions, Role.CALL_RCU),
-        (comm.startswith(MIGRATION_NAMES), Role.MIGRATION),
+        (comm.startswith(MIGRATION_NAMES) or bool(functions & OF_A_MIGRATION), Role.MIGRATION),
     )
     return next((role for holds, role in tests if holds), Role.OTHER)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.frames.stacks import NamedStack, WaitKind, stacks
 from autopsy.diagnose.queries import naming
-from autopsy.diagnose.queries.wording import sentence
+from autopsy.diagnose.queries.wording import count, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, Signature, claim
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
 from autopsy.facts.model.facts import CoroutineFact, Facts, Park, Role
+from autopsy.facts.model.yield_points import Layer
 
 DRAINS = (
     "bdrv_do_drained_begin",
@@ -19,7 +21,9 @@ DRAINS = (
     "blk_drain",
     "bdrv_drained_begin",
 )
+JOBS = ("job_co_entry", "blockdev_create_run", "mirror_run", "backup_run", "commit_run", "stream_run")
 GRAPH = ("bdrv_graph_wrlock", "bdrv_graph_wrlock_drained")
+OF_A_LAYER: dict[Layer, Where] = {Layer.PEER: "peer", Layer.THROTTLE: "throttle"}
 JOB_ENDS = (
     "job_exit",
     "job_finalize",
@@ -137,8 +141,15 @@ def _nested(facts: Facts) -> Judgement:
                 stack,
                 claims=(f"{sentence(called(stack))} polls in {', inside of '.join(polls[:4])}.",),
             )
-    for stack in known_stacks:
-        if stack.wait is WaitKind.POLL and stack.thread.role in {Role.MIGRATION, Role.OTHER} and stack.holds_bql:
+    for stack in (poller for poller in known_stacks if poller.wait is WaitKind.POLL and not _told_by_requests(facts)):
+        drains = stack.polls_for[0].startswith(("bdrv_", "blk_"))
+        if stack.thread.role is Role.IOTHREAD and drains and not any(other.wants_context for other in known_stacks):
+            return match(
+                f"{sentence(called(stack))} waits in {stack.polls_for[0]} inside of its own loop for requests that "
+                "do not end",
+                stack,
+            )
+        if stack.thread.role in {Role.MIGRATION, Role.OTHER} and stack.holds_bql:
             return match(
                 f"{sentence(called(stack))} holds the BQL and polls in {stack.polls_for[0]} for what only the main "
                 "loop can run",
@@ -173,6 +184,32 @@ def ended_twice(names: tuple[str, ...], polls: tuple[str, ...]) -> str:
     return next((name for name in names[outer:] if name in inside), "")
 
 
+def _told_by_requests(facts: Facts) -> tuple[CoroutineFact, ...]:
+    """Return the parked requests whose place says what they wait for: a peer, or a limit."""
+    coroutines = facts.coroutines.value if isinstance(facts.coroutines, Known) else ()
+    return tuple(
+        coroutine
+        for coroutine in coroutines
+        if coroutine.park.layer in OF_A_LAYER and not (isinstance(coroutine.stuck, Known) and not coroutine.stuck.value)
+    )
+
+
+def _parked_drain(facts: Facts) -> Judgement:
+    """A drain waits for a request, and where that is parked says what it waits for itself."""
+    known_stacks = stacks(facts)
+    requests = _told_by_requests(facts)
+    for stack in (poller for poller in known_stacks if poller.wait is WaitKind.POLL and requests):
+        park = requests[0].park
+        same = sum(request.park is park for request in requests)
+        return match(
+            f"{sentence(called(stack))} waits in {stack.polls_for[0]} for {count(same, 'request')} that "
+            f"{'is' if same == 1 else 'are'} parked: {park.value}",
+            stack,
+            where=OF_A_LAYER[park.layer],
+        )
+    return nothing("no drain waits for a request that is parked at a limit or a peer", known_stacks)
+
+
 def _context(facts: Facts) -> Judgement:
     """One polls, and another waits for an AioContext: only an AioContext's owner polls for what lies in it."""
     known_stacks = stacks(facts)
@@ -194,11 +231,12 @@ def _job_end(facts: Facts) -> Judgement:
     for stack in known_stacks:
         if stack.wait is not WaitKind.POLL or not (stack.is_main or stack.holds_bql) or working:
             continue
-        job = stack.begins(*JOB_ENDS)
+        job = stack.begins(*JOB_ENDS, *JOBS)
         if not job or _parked(facts, Park.NBD_REPLY, Park.NBD_CONNECT):
             continue
+        part = "in the work" if job in JOBS else "at the end"
         return match(
-            f"{sentence(called(stack))} waits in {stack.polls_for[0]} at the end of a block job ({job}) for requests "
+            f"{sentence(called(stack))} waits in {stack.polls_for[0]} {part} of a block job ({job}) for requests "
             "that cannot end meanwhile",
             stack,
             claims=(f"{sentence(called(stack))} polls in {stack.polls_for[0]}, under {job}.",),
@@ -247,6 +285,7 @@ SIGNATURES = (
     Signature("ide-cancel-drains", "device", "a cancelled IDE request is drained", _ide),
     Signature("job-end-nested", "block", "a job ends inside of a job's end", _nested_end),
     Signature("poll-inside-poll", "block", "a wait lies inside of another one", _nested),
+    Signature("drain-waits-for-parked", "block", "a drain waits for a request that is parked", _parked_drain),
     Signature("context-held-over-poll", "block", "an AioContext is held over a poll that needs it", _context),
     Signature("job-end-drains", "block", "the end of a block job drains", _job_end),
 )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from enum import Enum
 
+from autopsy.bundle.syscalls import SLEEP_CALLS
 from autopsy.dataclass import dataclass
 from autopsy.diagnose import function_names as words
-from autopsy.diagnose.queries.threads import threads
+from autopsy.diagnose.once import once
+from autopsy.diagnose.queries.threads import looks, polls_under, slept_through, threads
 from autopsy.facts.cite import Cite, Known
-from autopsy.facts.model.facts import Facts, Role, ThreadFact
+from autopsy.facts.model.facts import Facts, Origin, Role, ThreadFact
 
 
 class WaitKind(Enum):
@@ -67,9 +70,8 @@ class NamedStack:
         """Return the functions that poll, innermost first: those around each aio_poll that is no thread's own loop."""
         functions = []
         for place, name in enumerate(self.names):
-            around = self.names[place + 1 : place + 2]
-            if name in words.POLLS and around and around[0] not in words.OWN_LOOPS:
-                functions.append(around[0])
+            if name in words.POLLS and (around := polls_under(self.names, place)):
+                functions.append(around)
             elif name in words.OLD_POLLS and not place:
                 functions.append(name)
         return tuple(functions)
@@ -80,9 +82,11 @@ class NamedStack:
         return self.thread.role is Role.MAIN
 
 
+@once
 def stacks(facts: Facts) -> tuple[NamedStack, ...]:
     """Return every thread that has frames, but those that moved from one look to the next."""
     again = _again(facts)
+    owner = _bql_owner(facts)
     known_stacks = []
     for thread in threads(facts):
         if not isinstance(thread.frames, Known):
@@ -90,8 +94,32 @@ def stacks(facts: Facts) -> tuple[NamedStack, ...]:
         names = tuple(_plain(frame.function) for frame in thread.frames.value)
         if thread.tid in again and again[thread.tid] != names:
             continue
-        known_stacks.append(_stack(thread, names, thread.frames.cite))
+        stack = _stack(thread, names, thread.frames.cite)
+        if owner is not None:
+            stack = replace(stack, holds_bql=thread.tid == owner)
+        if facts.origin is not Origin.CAPTURE or _stands(facts, stack):
+            known_stacks.append(stack)
     return tuple(known_stacks)
+
+
+def _bql_owner(facts: Facts) -> int | None:
+    """Return which thread of a captured VM has the BQL, 0 for none; None where only its place tells, as in a paste."""
+    if facts.origin is not Origin.CAPTURE or not isinstance(facts.locks, Known):
+        return None
+    owner = facts.locks.value.bql_owner
+    return owner.value if isinstance(owner, Known) else None
+
+
+def _stands(facts: Facts, stack: NamedStack) -> bool:
+    """Tell whether a captured thread stood still, as far as that was seen.
+
+    Who runs with the BQL, or sleeps for a moment and tries again, holds up all others as well. Where the main loop
+    answered, only what was seen to stand at both looks is more than a moment's.
+    """
+    alive = isinstance(facts.monitor.alive, Known) and facts.monitor.alive.value
+    slept = slept_through(stack.thread)
+    tries = all(look.state == "R" or look.syscall.name in SLEEP_CALLS for look in looks(stack.thread))
+    return slept is True or (not alive and (slept is None or (stack.holds_bql and tries)))
 
 
 def _again(facts: Facts) -> Mapping[int, tuple[str, ...]]:
@@ -106,7 +134,8 @@ def _plain(name: str) -> str:
 
 
 def _stack(thread: ThreadFact, names: tuple[str, ...], cite: Cite) -> NamedStack:
-    place = next((at for at, name in enumerate(names) if name and name not in words.WAITING), len(names))
+    names = names[next((at for at, name in enumerate(names) if name not in words.ENTRIES), 0) :]
+    place = next((at for at, name in enumerate(names) if name and not _waits(name)), len(names))
     inner, outer = names[:place], names[place:]
     under = outer[0] if outer else ""
     call = next((system_call for name in names[:4] if (system_call := words.system_call(name))), "")
@@ -115,21 +144,27 @@ def _stack(thread: ThreadFact, names: tuple[str, ...], cite: Cite) -> NamedStack
     return NamedStack(thread, names, wait, under, outer, call, holds_bql=_holds_bql(stack), cite=cite)
 
 
+def _waits(name: str) -> bool:
+    return name in words.WAITING or name.startswith(words.RUST_WAITS)
+
+
 def _wait(inner: tuple[str, ...], outer: tuple[str, ...], call: str, names: tuple[str, ...]) -> WaitKind:
     for wait, wanted in (
+        (WaitKind.LOCK, words.TICKETS),
         (WaitKind.JOIN, words.JOINS),
         (WaitKind.SEMAPHORE, words.SEMAPHORES),
         (WaitKind.EVENT, words.EVENTS),
         (WaitKind.CONDITION, words.CONDITIONS),
         (WaitKind.LOCK, words.LOCKS),
     ):
-        if any(name in wanted or (name.startswith(words.OLD_LOCK) and wait is WaitKind.LOCK) for name in inner):
+        others = words.OTHER_WAITS.get(wait.name, ())
+        if any(name in wanted or name.startswith(others) for name in inner):
             return WaitKind.RESTS if outer and outer[0] in words.IDLE_UNDER.get(wait.name, frozenset()) else wait
     if _polls(names):
         return WaitKind.POLL
     if _rests(outer, call, names):
         return WaitKind.RESTS
-    if call:
+    if call or names[:1] == ("syscall",):
         return WaitKind.CALL
     named = bool(names and names[0]) and not words.ENDS.intersection(names[:3])
     return WaitKind.RUNS if named else WaitKind.NAMELESS
@@ -150,12 +185,15 @@ def _polls(names: tuple[str, ...]) -> bool:
         if name in words.OLD_POLLS and not place:
             return True
         if name in words.POLLS:
-            around = names[place + 1] if place + 1 < len(names) else ""
-            quiet = all(
-                inner in words.POLLING or words.system_call(inner) in words.POLL_CALLS for inner in names[:place]
-            )
-            return quiet and around not in words.OWN_LOOPS and around != ""
+            inside = [inner for inner in names[:place] if inner]
+            quiet = all(inner in words.POLLING or words.system_call(inner) in words.POLL_CALLS for inner in inside)
+            # Static functions have no name in a stripped build: the poll itself has one of them, what it ran has more.
+            few = place - len(inside) <= MOST_NAMELESS and bool(names[0])
+            return quiet and few and polls_under(names, place) != ""
     return False
+
+
+MOST_NAMELESS = 1
 
 
 def _holds_bql(stack: NamedStack) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopsy.diagnose.diagnosis import Where
 from autopsy.diagnose.frames.block_waits import called, match, nothing
 from autopsy.diagnose.frames.stacks import NamedStack, WaitKind, stacks
-from autopsy.diagnose.function_names import READS_RCU, WAITING
+from autopsy.diagnose.function_names import READS_RCU, SIGNALLED_BY, WAITING
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import Judgement, Match, Signature
 from autopsy.facts.model.facts import Facts, Role
@@ -34,6 +34,7 @@ MIGRATION = (
     "load_snapshot",
     "mig_",
 )
+USERS = {"replay_mutex_lock": ("replay_", "rr_", "icount_")}  # functions that are called with the lock held
 STARTED = frozenset({"qemu_thread_start", "start_thread", "clone", "clone3", "__clone3", "thread_start"})
 RCU = ("drain_call_rcu", "synchronize_rcu", "wait_for_readers")
 # Who is in one of these holds the lock that the other takes.
@@ -43,9 +44,12 @@ HELD: tuple[tuple[tuple[str, ...], tuple[str, ...], str, Where], ...] = (
     (("vnc_disconnect_finish",), ("vnc_lock_output",), "a VNC client's output lock", "control"),
     (("virtio_scsi_", "scsi_device_"), ("scsi_device_", "scsi_req_"), "a SCSI device's lock", "device"),
 )
+# Block drivers with a lock of their own around a library that calls them back: whoever comes again finds it held.
+REENTERED = ("curl_", "iscsi_", "nfs_", "qemu_gluster_", "nvme_", "blkio_")
 # In these a thread of a migration rests, or goes on by itself.
 STEPS = frozenset(
     {"migration_thread", "postcopy_ram_fault_thread", "multifd_send_thread", "multifd_recv_thread"}
+    | {"source_return_path_thread"}
     | {"migration_rate_limit", "migration_iteration_run", "migration_object_init", "bg_migration_thread"}
 )
 PAUSES = (
@@ -81,9 +85,19 @@ def _twice(facts: Facts) -> Judgement:
             holder = next((name for name in stack.outer[1:] if name.startswith(holders)), "")
             if taker.startswith(takers) and holder:
                 return _own(stack, f"{lock} in {taker}, under {holder}", where)
+        if again := _reentered(stack):
+            return _own(stack, f"the driver's own in {taker}, called back under {again}", "block")
         if taker and taker in stack.outer[1:] and not stack.wants_bql:
             return _own(stack, f"a lock in {taker}, which lies a second time further out on its stack")
     return nothing("no stack takes a lock twice", known_stacks)
+
+
+def _reentered(stack: NamedStack) -> str:
+    """Return the driver's function further out on a stack that takes its lock, with others between; empty for none."""
+    driver = next((start for start in REENTERED if stack.under.startswith(start)), "")
+    names = [name for name in stack.outer if name]
+    away = next((at for at, name in enumerate(names) if not name.startswith(driver)), len(names))
+    return next((name for name in names[away:] if name.startswith(driver)), "") if driver else ""
 
 
 def _own(stack: NamedStack, words: str, where: Where = "control") -> Match:
@@ -124,6 +138,9 @@ def _rcu(facts: Facts) -> Judgement:
 def _join(facts: Facts) -> Judgement:
     """A thread waits for another one's end, which needs what the first holds, or was never told to end."""
     known_stacks = stacks(facts)
+    for stack in (waiter for waiter in known_stacks if waiter.call in {"wait4", "waitid"} and waiter.holds_bql):
+        place = next((name for name in stack.outer[1:] if name), stack.call)
+        return match(f"{sentence(called(stack))} waits in {place} for the end of a program that QEMU started", stack)
     for stack in (waiter for waiter in known_stacks if waiter.wait is WaitKind.JOIN):
         joined = stack.begins("")
         others = [
@@ -200,9 +217,15 @@ def _order(facts: Facts) -> Judgement:
     wanting = [
         waiter
         for waiter in known_stacks
-        if waiter.wants_bql and waiter.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.OTHER}
+        if waiter.wants_bql and waiter.thread.role in {Role.IOTHREAD, Role.MIGRATION, Role.MONITOR, Role.OTHER}
     ]
     pairs = [(holder, other) for holder in holders for other in wanting if other is not holder]
+    pairs += [
+        (holder, vcpu)
+        for holder in holders
+        for vcpu in known_stacks
+        if holder.wait is WaitKind.LOCK and vcpu.wants_bql and vcpu.thread.role is Role.VCPU and _share(holder, vcpu)
+    ]
     # What is polled for lies in an iothread, which ends nothing before it has the BQL.
     pairs += [
         (holder, other)
@@ -221,6 +244,38 @@ def _order(facts: Facts) -> Judgement:
     return nothing("no thread that holds the BQL waits for a lock", known_stacks)
 
 
+def _share(holder: NamedStack, other: NamedStack) -> bool:
+    """Tell whether one is inside of what the other wants the lock of: any vCPU may want the BQL, and be free of it."""
+    return any(holder.has(lock) and other.begins(*users) for lock, users in USERS.items())
+
+
+def _workers(facts: Facts) -> Judgement:
+    """A thread that others need waits for a condition, and who signals it does not rest."""
+    known_stacks = stacks(facts)
+    for stack in known_stacks:
+        starts = SIGNALLED_BY.get(stack.under, ())
+        if not starts or stack.wait not in {WaitKind.CONDITION, WaitKind.SEMAPHORE, WaitKind.EVENT}:
+            continue
+        worker = next(
+            (
+                other
+                for other in known_stacks
+                if other is not stack and other.thread.comm.startswith(starts) and other.wait is not WaitKind.RESTS
+            ),
+            None,
+        )
+        if worker is not None and (stack.is_main or stack.holds_bql):
+            place = next((name for name in worker.outer if name), "")
+            return match(
+                f"{sentence(called(stack))} waits in {stack.under} for {called(worker)}, which {worker.wait.value}"
+                f"{f', in {place}' if place else ''}",
+                stack,
+                worker,
+                where=_where(stack, worker),
+            )
+    return nothing("no thread waits for another one's work", known_stacks)
+
+
 def _pauses(facts: Facts) -> Judgement:
     known_stacks = stacks(facts)
     for stack in known_stacks:
@@ -235,6 +290,7 @@ SIGNATURES = (
     Signature("rcu-readers-wait", "control", "RCU's readers are waited for by one of them", _rcu),
     Signature("thread-join-waits", "control", "a thread waits for another one's end", _join),
     Signature("lock-order-with-bql", "control", "a lock and the BQL are taken in both orders", _order),
+    Signature("worker-thread-waits", "control", "another thread's work is waited for", _workers),
     Signature("migration-thread-waits", "migration", "a thread of a migration waits", _migration),
     Signature("vcpu-does-not-pause", "control", "a vCPU is waited for and does not answer", _pauses),
 )

@@ -22,7 +22,17 @@ from autopsy.diagnose.queries.socket_peers import (
     stands,
     state,
 )
-from autopsy.diagnose.queries.threads import condition_of, descriptor, looks, named, slept_through, threads
+from autopsy.diagnose.queries.threads import (
+    by_tid,
+    condition_of,
+    descriptor,
+    joins,
+    looks,
+    named,
+    polls_inside,
+    slept_through,
+    threads,
+)
 from autopsy.diagnose.queries.wording import count, sentence
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
@@ -68,12 +78,12 @@ def unexplained(facts: Facts) -> tuple[ThreadFact, ...]:
 
     A thread in State D is among them; what a kernel stack of a known family explains is not.
     """
-    sleepers = tuple(thread for thread in threads(facts) if _is_unexplained(thread))
+    sleepers = tuple(thread for thread in threads(facts) if _is_unexplained(facts, thread))
     # What stands in the freezer is in State D in whatever call it was: all of them together are no finding each.
     return () if len(sleepers) * 2 > len(threads(facts)) else sleepers
 
 
-def _is_unexplained(thread: ThreadFact) -> bool:
+def _is_unexplained(facts: Facts, thread: ThreadFact) -> bool:
     look = next(iter(looks(thread)), None)
     if look is None or thread.role is Role.KERNEL or slept_through(thread) is not True:
         return False
@@ -81,13 +91,17 @@ def _is_unexplained(thread: ThreadFact) -> bool:
         return False
     if look.syscall.name not in (INTERRUPTIBLE if look.state == "D" else IDLE[thread.role]):
         return True
-    return thread.role is not Role.OTHER and condition_of(thread) != ""  # a library's own threads rest so
+    # A library's own threads rest in conditions, and some join one another.
+    if look.syscall.name in POLL_CALLS | RINGS and polls_inside(thread):
+        return True
+    return thread.role is not Role.OTHER and (condition_of(thread) != "" or joins(thread) in by_tid(facts))
 
 
 def about(facts: Facts, thread: ThreadFact) -> Claim:
     """Say where a thread sleeps: which call, on what, and what for as far as its kernel stack tells."""
     look = looks(thread)[0]
     what = f"for a condition in {function}" if (function := condition_of(thread)) else waits_for(look)
+    what = f"for the end of thread {joined}" if (joined := joins(thread)) in by_tid(facts) else what
     return claim(
         f"{sentence(named(thread))} sleeps in {look.syscall.name}{_on(facts, thread, look)}, State {look.state}, "
         f"{look.wchan or 'wchan unknown'}{f': it waits {what}' if what else ''}.",

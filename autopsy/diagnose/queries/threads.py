@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from autopsy.bundle.syscalls import POLL_CALLS
 from autopsy.diagnose import function_names as words
@@ -17,6 +17,10 @@ FEW_SWITCHES = 2
 
 
 LITTLE_NS = 1_000_000
+# futex(2): pthread_join waits at the thread's own number, which the kernel clears when it ends, without the flag of
+# what is private to the process.
+PRIVATE, KIND = 0x80, 0x7F
+WAITS = frozenset({0, 9})  # FUTEX_WAIT, FUTEX_WAIT_BITSET
 BLOCK_POLLS = POLL_CALLS | {"io_uring_enter"}  # since QEMU 11 a thread's own AioContext may wait in its ring
 GLIB_LOOPS = frozenset({"g_main_loop_run", "g_main_context_iteration"})
 RESOLVES = frozenset({"getaddrinfo", "__GI_getaddrinfo", "__res_context_send", "__res_context_query"})
@@ -172,6 +176,31 @@ def _plain(name: str) -> str:
     bare = name.partition("@")[0].partition(".")[0]
     inner = bare.lstrip("_").removesuffix("64")
     return inner if inner in words.WAITING else bare
+
+
+def joins(thread: ThreadFact) -> int:
+    """Return which thread's end a thread waits for, 0 where it waits for none."""
+    for look in looks(thread)[:1]:
+        if look.syscall.name == "futex" and len(look.syscall.arguments) > 2:
+            _, operation, value = look.syscall.arguments[:3]
+            if operation & KIND in WAITS and not operation & PRIVATE:
+                return value
+    return 0
+
+
+def polls_inside(thread: ThreadFact) -> bool:
+    """Tell whether a thread polls inside of a call of its own, as in a drain, and not in the loop where it rests."""
+    names = functions(thread)
+    return any(name in words.POLLS and polls_under(names, place) for place, name in enumerate(names))
+
+
+def polls_under(names: Sequence[str], place: int) -> str:
+    """Return the function that polls by aio_poll at a place of a stack; empty for a loop's own, where threads rest.
+
+    A stripped build has no name for a static one: then it is the next that has, and no thread begins in what polls.
+    """
+    around = next((name for name in names[place + 1 :] if name), "")
+    return "" if around in words.OWN_LOOPS or around in words.BEGINNINGS else around
 
 
 def looking_up(facts: Facts) -> ThreadFact | None:

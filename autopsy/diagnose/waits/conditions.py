@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autopsy.diagnose.function_names import SIGNALLED_BY
 from autopsy.diagnose.queries.engines import IDLE_CALLS
 from autopsy.diagnose.queries.threads import condition_of, looks, slept_through, threads
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
@@ -11,9 +12,9 @@ from autopsy.facts import subjects
 from autopsy.facts.cite import Unknown
 from autopsy.facts.model.facts import Facts, Origin, Role, ThreadFact
 
-# Who ends the wait of each function of QEMU's: by their roles, or by how their names begin. What is not here is told
-# as what it is, a condition with its address. Met on real QEMUs: run_on_cpu, drain_call_rcu, iothread_init, and
-# multifd_send with multifd_send_sync_main; of the others only what their names say is known.
+# Who ends the wait of each function of QEMU's, by their roles; SIGNALLED_BY has those of whom a name tells. What is in
+# neither is told as what it is, a condition with its address. Met on real QEMUs: run_on_cpu, drain_call_rcu,
+# iothread_init, and multifd_send with multifd_send_sync_main; of the others only what their names say is known.
 BY_ROLE = {
     "run_on_cpu": Role.VCPU,
     "do_run_on_cpu": Role.VCPU,
@@ -23,18 +24,6 @@ BY_ROLE = {
     "iothread_complete": Role.IOTHREAD,
     "iothread_init": Role.IOTHREAD,
     "drain_call_rcu": Role.CALL_RCU,
-}
-BY_NAME = {
-    "vnc_jobs_join": ("vnc_worker",),
-    "multifd_send_pages": ("multifdsend", "mig/src/send"),
-    "multifd_send": ("multifdsend", "mig/src/send"),
-    "multifd_send_sync_main": ("multifdsend", "mig/src/send"),
-    "multifd_send_zero_page_detect": ("multifdsend", "mig/src/send"),
-    "multifd_recv_sync_main": ("multifdrecv", "mig/dst/recv"),
-    "ram_flush_compressed_data": ("compress",),
-    "wait_for_decompress_done": ("decompress",),
-    "decompress_data_with_multi_threads": ("decompress",),
-    "colo_notify_compares_event": ("colo-compare",),
 }
 # Where each sleeps that has done what it was asked for: a vCPU also where its guest halted, an iothread in its loop.
 AT_REST = {Role.VCPU: frozenset({"futex"}), Role.IOTHREAD: IDLE_CALLS - {""}}
@@ -66,7 +55,7 @@ def _signals(facts: Facts, thread: ThreadFact, function: str) -> bool:
     if role is not None and thread.role is role:
         rest = AT_REST.get(role)
         return rest is None or any(look.syscall.name not in rest for look in looks(thread)[:1])
-    return thread.comm.startswith(BY_NAME.get(function, ()) or ("\0",)) and not _has_no_work(facts, thread)
+    return thread.comm.startswith(SIGNALLED_BY.get(function, ()) or ("\0",)) and not _has_no_work(facts, thread)
 
 
 def _has_no_work(facts: Facts, thread: ThreadFact) -> bool:

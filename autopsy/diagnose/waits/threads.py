@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autopsy.diagnose.queries.threads import by_role, functions, looks, slept_through, threads
+from autopsy.diagnose.queries.threads import by_role, functions, joins, looks, slept_through, threads
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.model.facts import Facts, Origin, Role, ThreadFact
 
-# futex(2): pthread_join waits at the thread's own number, which the kernel clears when it ends, without the flag of
-# what is private to the process.
-PRIVATE, KIND = 0x80, 0x7F
-WAITS = frozenset({0, 9})  # FUTEX_WAIT, FUTEX_WAIT_BITSET
 PAUSES = frozenset({"pause_all_vcpus"})
 AT_REST = frozenset({"futex"})  # where a vCPU sleeps that has stopped, or that its guest has halted
 
@@ -25,7 +21,7 @@ def thread_waits(facts: Facts) -> Iterator[Wait]:
     for thread in by_tid.values():
         if slept_through(thread) is False:
             continue
-        if (joined := by_tid.get(_joins(thread))) is not None and joined is not thread:
+        if (joined := by_tid.get(joins(thread))) is not None and joined is not thread:
             yield _edge(thread, joined, How.JOINS)
         if PAUSES.intersection(functions(thread)):
             for vcpu in by_role(facts, Role.VCPU):
@@ -37,16 +33,6 @@ def _edge(thread: ThreadFact, on: ThreadFact, how: How) -> Wait:
     sure = Certainty.SEEN if slept_through(thread) else Certainty.ONCE
     cites = tuple(look.cite for side in (thread, on) for look in looks(side)[:1])
     return Wait(subjects.thread(thread), subjects.thread(on), how, sure, cites)
-
-
-def _joins(thread: ThreadFact) -> int:
-    """Return which thread's end a thread waits for, 0 where it waits for none."""
-    for look in looks(thread)[:1]:
-        if look.syscall.name == "futex" and len(look.syscall.arguments) > 2:
-            _, operation, value = look.syscall.arguments[:3]
-            if operation & KIND in WAITS and not operation & PRIVATE:
-                return value
-    return 0
 
 
 def _has_not_stopped(vcpu: ThreadFact) -> bool:

@@ -30,7 +30,7 @@ LOOP = "main_loop_wait"
 # What lies between main_loop_wait and the system call while the loop is at rest. They are static or the C library's, so
 # that in a distribution's binary most are frames without a name.
 RESTING = re.compile(
-    r"os_host_main_loop_wait|qemu_poll_ns|g_poll|(__)?(GI_)?_*(GI___)?p?poll(64)?|main_loop_wait|__syscall\w*|__internal\w*"
+    r"os_host_main_loop_wait|qemu_poll_ns|g_poll|(__)?(GI_)?_*(GI___)?p?poll(64)?|main_loop_wait|__syscall\w*|__internal\w*|__libc_do_syscall"
 )
 COMMAND = re.compile(r"(?:qmp_marshal_|(?=qmp_|hmp_))([a-z_0-9]+)")
 NO_COMMAND = re.compile(

@@ -32,14 +32,14 @@ def test_who_waits_for_a_vcpu_s_work_waits_for_the_vcpus_that_have_not_done_it()
     assert (wait.on, wait.how) == (subjects.Thread(e.PID + 2), How.SIGNALLED_BY)
 
 
-@pytest.mark.parametrize("frames", [(*COND, "colo_unheard_of"), (*SEM, "colo_unheard_of")])
+@pytest.mark.parametrize("frames", [(*COND, "unheard_of"), (*SEM, "unheard_of")])
 def test_a_condition_that_nobody_knows_is_an_end_with_its_address_and_function(frames: tuple[str, ...]) -> None:
     (wait,), case = waits_of(e.PID + 70, frames)
-    assert wait.on == subjects.Condition(0x55D000300000, "colo_unheard_of")
+    assert wait.on == subjects.Condition(0x55D000300000, "unheard_of")
     found = diagnose(gather_facts(case.bundle()))
     assert found.signature == "thread-asleep"
-    assert "for a condition in colo_unheard_of" in " ".join(claim.text for claim in found.chain)
-    assert any(node.label == "the condition at 0x55d000300000, in colo_unheard_of" for node in found.waits.nodes)
+    assert "for a condition in unheard_of" in " ".join(claim.text for claim in found.chain)
+    assert any(node.label == "the condition at 0x55d000300000, in unheard_of" for node in found.waits.nodes)
 
 
 @pytest.mark.parametrize(
