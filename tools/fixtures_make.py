@@ -29,9 +29,9 @@ from fixtures_shape import Shape
 
 from autopsy.bundle import layout
 from autopsy.bundle.archive import members
-from autopsy.bundle.manifest import Manifest
+from autopsy.bundle.manifest import Manifest, encode_manifest
 from autopsy.bundle.reader import open_bundle
-from autopsy.bundle.seal import encode_manifest, seal
+from autopsy.bundle.seal import seal
 from autopsy.bundle.sections import Section, parse, render
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import ExitCode

@@ -162,3 +162,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[FileRecord, ...] = ()
     end: VmEnd | None = None
     imported: Imported | None = None
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return manifest.json's bytes, indented for eyes."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"

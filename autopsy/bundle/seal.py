@@ -16,7 +16,7 @@ import msgspec
 import zstandard
 
 from autopsy.bundle import layout
-from autopsy.bundle.manifest import FileRecord, Manifest
+from autopsy.bundle.manifest import FileRecord, Manifest, encode_manifest
 from autopsy.bundle.verify import verify_archive
 from autopsy.dataclass import dataclass
 from autopsy.errors import DamagedBundle, NotStored
@@ -336,11 +336,6 @@ def _pieces(stream: IO[bytes], size: int, watch: Callable[[bytes], object] = lam
         watch(piece)
         yield piece
         size -= len(piece)
-
-
-def encode_manifest(manifest: Manifest) -> bytes:
-    """Return manifest.json's bytes, indented for eyes."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 
 
 def _entry(name: str, size: int, manifest: Manifest) -> tarfile.TarInfo:

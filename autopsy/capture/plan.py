@@ -48,7 +48,12 @@ MEANWHILE = (
 # What is needed after the last step; it is large, and loaded where a step takes long anyway.
 UNHURRIED = (
     *("autopsy.facts.gather", "autopsy.diagnose.verdict", "autopsy.report.page", "autopsy.report.boxed:load"),
-    *("autopsy.commands.tidying", "autopsy.commands.seal", "autopsy.report.html:compile_templates"),
+    *(
+        "autopsy.commands.sealing",
+        "autopsy.commands.tidying",
+        "autopsy.commands.seal",
+        "autopsy.report.html:compile_templates",
+    ),
 )
 
 

@@ -10,7 +10,6 @@ import msgspec
 
 from autopsy.bundle import layout
 from autopsy.bundle.manifest import Clocks
-from autopsy.bundle.reader import hold
 from autopsy.capture.pace import STARVED, Pace, in_child_behind
 from autopsy.capture.staging.staging import Staging
 from autopsy.capture.step import Deadline
@@ -45,6 +44,7 @@ def diagnose(staging: Staging, budget: Deadline, pace: Pace) -> JudgedCapture:
     """
 
     def work() -> bytes:
+        from autopsy.bundle.reader import hold  # noqa: PLC0415 - likewise
         from autopsy.report.boxed import in_box  # noqa: PLC0415 - loaded already: see plan.MEANWHILE
         from autopsy.report.store import answer  # noqa: PLC0415 - likewise
 
@@ -85,6 +85,7 @@ def _besides(answers: Answers) -> bytes:
 
 def first_words(work: Path) -> bytes:
     """Return the headline that the evidence so far would have; to be run in a child, as all that judges."""
+    from autopsy.bundle.reader import hold  # noqa: PLC0415 - likewise
     from autopsy.diagnose.verdict import diagnose as judge  # noqa: PLC0415 - loaded already: see plan.MEANWHILE
     from autopsy.facts.gather import gather_facts  # noqa: PLC0415 - likewise
     from autopsy.report.boxed import in_box  # noqa: PLC0415 - likewise

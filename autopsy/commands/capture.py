@@ -13,7 +13,6 @@ from autopsy.capture.step import Options
 from autopsy.commands.capture_options import CaptureOptions, check
 from autopsy.commands.ending import Ended, Heard, ended_by_itself, kill_captured, left_alone
 from autopsy.commands.sealed_capture import Captured, capture, quietly
-from autopsy.commands.signing import sign
 from autopsy.errors import DamagedBundle
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
 from autopsy.target import target
@@ -69,6 +68,8 @@ def _hurried(vm: target.Target, options: Options, say: Callable[[str], None]) ->
 
 def _signed(captured: Captured, key: Path) -> Captured:
     """Sign the sealed bundle. A key that has gone meanwhile costs the signature, which can be made later."""
+    from autopsy.commands.signing import sign  # noqa: PLC0415 - few sign, and it is large
+
     bundle = captured.sealed.path
 
     def work() -> bytes:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from autopsy.bundle import layout
 from autopsy.capture.step import Options
-from autopsy.commands.signing import can_sign
 from autopsy.dataclass import dataclass
 from autopsy.errors import UsageError
 
@@ -49,4 +48,6 @@ def check(wish: CaptureOptions) -> None:
         option = "--then-start" if wish.then_start else "--dry-run"
         raise UsageError(option, "there is no kill for it to follow", remedy="say --then-kill as well")
     if wish.sign is not None:
+        from autopsy.commands.signing import can_sign  # noqa: PLC0415 - few sign, and it is large
+
         can_sign(wish.sign)

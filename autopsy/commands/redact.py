@@ -14,10 +14,10 @@ import msgspec
 from autopsy import __version__
 from autopsy.bundle import layout
 from autopsy.bundle.archive import safe_name
-from autopsy.bundle.manifest import Manifest
+from autopsy.bundle.manifest import Manifest, encode_manifest
 from autopsy.bundle.reader import Bundle, OpenedBundle, hold
 from autopsy.bundle.readme import readme
-from autopsy.bundle.seal import PackedAhead, Sealed, encode_manifest, pack_ahead, seal
+from autopsy.bundle.seal import PackedAhead, Sealed, pack_ahead, seal
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose

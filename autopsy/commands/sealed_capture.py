@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from autopsy import __version__
 from autopsy.bundle import layout
-from autopsy.bundle.manifest import SCHEMA, Clocks, Manifest, StepRecord
+from autopsy.bundle.manifest import SCHEMA, Clocks, Manifest, StepRecord, encode_manifest
 from autopsy.bundle.readme import readme
-from autopsy.bundle.seal import Sealed, encode_manifest
 from autopsy.bundle.vm_end import VmEnd, in_words
 from autopsy.capture.endwatch import EndWatch
 from autopsy.capture.freeze.size_estimate import needs
@@ -23,7 +23,6 @@ from autopsy.capture.runner import run
 from autopsy.capture.staging.staging import SETTLE_SECONDS, prepare
 from autopsy.capture.step import Deadline, Options
 from autopsy.commands import answers
-from autopsy.commands.sealing import begin_to_pack, put_beside, seal_staged
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.facts.model.around import Around
@@ -31,6 +30,9 @@ from autopsy.linux import clocks
 from autopsy.linux.confine import sandbox
 from autopsy.target import target
 from autopsy.watch import ring
+
+if TYPE_CHECKING:
+    from autopsy.bundle.seal import Sealed
 
 RESERVE = 0.25  # of the budget, kept for diagnosis, report and seal
 MOST_RESERVE = 12.0
@@ -136,6 +138,8 @@ def capture(
             pace=pace,
         ),
     )
+    from autopsy.commands.sealing import begin_to_pack, put_beside, seal_staged  # noqa: PLC0415 - loaded meanwhile
+
     while True:
         known = watch.conclude(staging.work)
         if known is not None:

@@ -16,7 +16,7 @@ from autopsy.dataclass import dataclass
 from autopsy.errors import ExaminationFailed
 from autopsy.examine import previous as earlier
 from autopsy.examine.core.inputs import Frozen
-from autopsy.examine.core.reader import HIGHEST, Core, CoreError
+from autopsy.examine.core.reader import Core, CoreError
 from autopsy.examine.core.symbols import Symbols
 from autopsy.examine.coroutines import compare, listing, stored
 from autopsy.examine.coroutines import find as coroutines
@@ -197,7 +197,7 @@ def examine_core(frozen: Frozen) -> str:
         progress.attempt("threads", opened.stand)
         progress.attempt("heap", lambda: opened.start_heap(ends_at - time.monotonic()))
         progress.attempt("coroutines", opened.find_coroutines)
-        core.let_go(0, HIGHEST)
+        core.let_go()
         _examine_stacks(opened, ends_at, early, progress)
     progress.attempt("heap", opened.finish_heap)
     if opened.left_out:
@@ -243,7 +243,7 @@ def _examine_stacks(opened: Opened, ends_at: float, early: EarlyGdb, progress: P
     def attempt(parts: Parts, view: View) -> None:
         for name, part in parts:
             progress.attempt(name, partial(part, view))
-            opened.core.let_go(0, HIGHEST)
+            opened.core.let_go()
 
     @cache
     def meanwhile() -> None:
@@ -260,7 +260,7 @@ def _examine_stacks(opened: Opened, ends_at: float, early: EarlyGdb, progress: P
         progress.attempt("lines", opened.find_lines)
     view = replace(view, threads=opened.threads)
     progress.attempt("locks", partial(opened.find_locks, view))
-    opened.core.let_go(0, HIGHEST)
+    opened.core.let_go()
     attempt(WITH_STACKS, replace(view, graph=opened.graph))
 
 

@@ -33,7 +33,8 @@ def tasks(read: Callable[[str], bytes]) -> dict[int, ThreadState]:
                 seen.setdefault(int(tid), {})[kind] = section.data.decode("utf-8", "backslashreplace").rstrip("\n")
     for number, files in seen.items():
         comm = files.get("comm", "") or (states[number].comm if number in states else "")
-        state = proc_stat.parse(files.get("stat", "").encode()).state
+        letters = proc_stat.fields(files.get("stat", "").encode())
+        state = letters[0][:1].decode("ascii", "replace") if letters else ""
         states[number] = ThreadState(number, comm, state, files.get("wchan", ""))
     return states
 

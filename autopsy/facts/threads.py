@@ -141,8 +141,11 @@ def _look(path: str, tid: int, files: Mapping[str, Section]) -> ThreadReading | 
         section = files.get(f"task/{tid}/{name}")
         return "" if section is None or section.error else text(section)
 
-    status, stat = part("status"), proc_stat.parse(part("stat").encode())
-    state = field(status, "State")[:1] or stat.state
+    status, comm = part("status"), part("comm").rstrip("\n")
+    state = field(status, "State")[:1]
+    if not (state and comm):  # a second source for both, which costs as much as all others together
+        stat = proc_stat.parse(part("stat").encode())
+        state, comm = state or stat.state, comm or stat.comm
     if not state:
         return None
     stack = files.get(f"task/{tid}/stack")
@@ -162,7 +165,7 @@ def _look(path: str, tid: int, files: Mapping[str, Section]) -> ThreadReading | 
         stack_cite=Cite(path, stack.line if stack else anchor.line, f"task {tid}: kernel stack"),
     )
     return ThreadReading(
-        comm=part("comm").rstrip("\n") or stat.comm,
+        comm=comm,
         snapshot=snapshot,
         cpu_ns=int_of(schedule[0]) if schedule else None,
         waited_ns=int_of(schedule[1]) if len(schedule) > 1 else None,

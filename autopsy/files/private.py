@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ class NotPrivate(OSError):
 
 def token() -> str:
     """Return letters for a name that nobody can guess."""
-    return secrets.token_hex(4)
+    return os.urandom(4).hex()
 
 
 def make(path: Path | str, *, below: int | None = None) -> int:

@@ -19,9 +19,9 @@ from autopsy.bundle.manifest import (
     Manifest,
     StepRecord,
     TargetRecord,
+    encode_manifest,
 )
 from autopsy.bundle.readme import readme_of_import
-from autopsy.bundle.seal import encode_manifest
 from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.incoming.material import Material

@@ -16,12 +16,13 @@ from autopsy.linux.files import read_kernel, real_path_in
 from autopsy.target.image import image_of
 
 STORAGE_DAEMON: Program = "qemu-storage-daemon"
-# One pattern each: with an alternative at its beginning, re would look at every byte by itself.
-VERSIONS: tuple[tuple[Program, re.Pattern[bytes]], ...] = (
-    ("qemu-system", re.compile(rb"QEMU emulator version (\d[^\0\n]{0,120})")),
-    (STORAGE_DAEMON, re.compile(rb"qemu-storage-daemon version (\d[^\0\n]{0,120})")),
+# Found by the words first: re takes twice as long to come to them.
+VERSIONS: tuple[tuple[Program, bytes], ...] = (
+    ("qemu-system", b"QEMU emulator version "),
+    (STORAGE_DAEMON, b"qemu-storage-daemon version "),
 )
-PART = 4 << 20  # of a binary at a time
+VERSION = re.compile(rb"\d[^\0\n]{0,120}")
+PART = 128 << 10  # of a binary at a time: larger ones are new memory each time, which costs more than to read it
 OVERLAP = 256  # a version's text may lie across two parts
 MOST_BINARY = 64 << 20  # of it, for a version: .rodata lies before what a debugger wants, and some 20 MB in
 MOST_NOTES = 1 << 20
@@ -175,10 +176,14 @@ def version_in(descriptor: int) -> tuple[Program, str]:
     place = 0
     while place < MOST_BINARY:
         part = os.pread(descriptor, PART, place)
-        for program, version in VERSIONS:
-            if match := version.search(part):
-                whole = version.match(os.pread(descriptor, OVERLAP, place + match.start())) or match
-                return program, whole[1].decode("utf-8", "replace").strip()
+        for program, words in VERSIONS:
+            at = part.find(words)
+            while at >= 0:
+                begins = at + len(words)
+                if match := VERSION.match(part, begins):
+                    whole = VERSION.match(os.pread(descriptor, OVERLAP, place + begins)) or match
+                    return program, whole[0].decode("utf-8", "replace").strip()
+                at = part.find(words, begins)
         if len(part) < PART:
             break
         place += PART - OVERLAP

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from autopsy.bundle import layout, sections
 from autopsy.bundle import seal as sealing
-from autopsy.bundle.manifest import SCHEMA, Clocks, Host, Manifest, TargetRecord
+from autopsy.bundle.manifest import SCHEMA, Clocks, Host, Manifest, TargetRecord, encode_manifest
 from autopsy.bundle.reader import open_bundle
-from autopsy.bundle.seal import AHEAD, encode_manifest, pack_ahead, seal
+from autopsy.bundle.seal import AHEAD, pack_ahead, seal
 from autopsy.bundle.verify import verify
 from autopsy.errors import DamagedBundle, NewerBundle, NotStored, UsageError
 

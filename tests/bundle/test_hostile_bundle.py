@@ -19,9 +19,8 @@ import zstandard
 
 from autopsy.bundle import layout
 from autopsy.bundle.archive import MOST_MEMBERS
-from autopsy.bundle.manifest import SCHEMA
+from autopsy.bundle.manifest import SCHEMA, encode_manifest
 from autopsy.bundle.reader import open_bundle
-from autopsy.bundle.seal import encode_manifest
 from autopsy.bundle.verify import verify
 from autopsy.commands.redact import redact
 from autopsy.errors import DamagedBundle

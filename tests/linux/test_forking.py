@@ -6,6 +6,8 @@ import errno
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -161,3 +163,30 @@ def test_a_child_that_dies_too_late_is_no_zombie_any_more_once_the_next_one_is_f
         assert time.monotonic() < give_up
     end(fork(lambda _: 0))
     assert not os.path.exists(f"/proc/{left_behind.pid}")
+
+
+ANSWERED = """
+import atexit, os
+from autopsy.linux.child import in_child
+from autopsy.linux.tasks import forking
+
+def own_children_still_to_reap():
+    in_child(lambda: b"", 5)
+    return str(len(forking._dying)).encode()
+
+assert in_child(own_children_still_to_reap, 5) == b"0"
+assert len(forking._dying) == 1
+first = next(iter(forking._dying))
+while os.path.exists(f"/proc/{first}") and open(f"/proc/{first}/stat").read().split()[2] != "Z":
+    pass
+in_child(lambda: b"", 5)
+assert first not in forking._dying and not os.path.exists(f"/proc/{first}")
+assert len(forking._dying) == 1
+forking._reap_all()
+assert not forking._dying
+"""
+
+
+def test_a_child_that_has_answered_is_reaped_when_the_next_is_forked_and_at_our_end() -> None:
+    """In a process of its own: ours may have others' to reap. A child, which is ended itself, waits for its own."""
+    subprocess.run([sys.executable, "-c", ANSWERED], capture_output=True, check=True)

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from autopsy.bundle import layout
 from autopsy.bundle.archive import members
-from autopsy.bundle.manifest import Manifest
+from autopsy.bundle.manifest import Manifest, encode_manifest
 from autopsy.bundle.reader import open_bundle
-from autopsy.bundle.seal import encode_manifest
 from autopsy.bundle.sections import Section, parse, render
 from autopsy.bundle.verify import verify
 from autopsy.commands.redact import redact

@@ -16,9 +16,9 @@ import zstandard
 from fixtures_shapes import SHAPES
 
 from autopsy.bundle import layout
-from autopsy.bundle.manifest import SCHEMA
+from autopsy.bundle.manifest import SCHEMA, encode_manifest
 from autopsy.bundle.reader import open_bundle
-from autopsy.bundle.seal import encode_manifest, seal
+from autopsy.bundle.seal import seal
 from autopsy.bundle.verify import verify
 from autopsy.diagnose.verdict import diagnose
 from autopsy.errors import UsageError

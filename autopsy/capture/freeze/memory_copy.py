@@ -116,7 +116,7 @@ class Snapshot:
             if length:
                 self._same.append(CopiedExtent(start, length, moved + start))
             position = start + length
-        base.let_go(extent.address, extent.end)
+        base.gone_through(extent.size)
 
     def release(self, address: int, size: int) -> None:
         """Give the memory of a part back that is stored elsewhere by now."""
@@ -145,7 +145,7 @@ class Snapshot:
                 last = end if same is None else min(end, same.address)
                 parts.append(self._buffer[offset + position - address : offset + last - address])
             position = last
-        self._base.let_go(address, end)
+        self._base.gone_through(size)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _copy_swapped(self, pid: int, cold: list[Run], offset: int, seconds: float) -> list[CopiedExtent]:

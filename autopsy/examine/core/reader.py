@@ -7,19 +7,18 @@ file before it is used, and what lies outside is dropped. The worst that arbitra
 from __future__ import annotations
 
 import mmap
-import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from autopsy.dataclass import dataclass
+from autopsy.examine.core.extent import WINDOW, CoreExtent
 from autopsy.examine.core.registers import Registers as Registers  # noqa: PLC0414 - read from here, with the core
 
 MACHINE_X86_64 = 62
 PAGE = 4096
 HIGHEST = 1 << 64
-WINDOW = 16 << 20  # that are searched before they are let go
 MOST_READ = 64 << 20  # no structure that we ask for is larger; a hostile size is
 KEPT = 16 << 20  # of a core's file lie in our memory at once, or a little more
 AROUND = 64 << 10  # what a fault maps beside the page that was asked for
@@ -93,38 +92,6 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class CoreExtent:
-    """A run of frozen bytes: addresses start to end lie at `offset` of `source`."""
-
-    start: int
-    end: int
-    offset: int
-    source: mmap.mmap | bytes
-
-    def find(self, needle: bytes) -> Iterator[int]:
-        """Yield every address at which the bytes lie, in order, overlaps included."""
-        rare = needle.lstrip(b"\0") or needle  # what most of a core consists of slows a search down to a third
-        zeros = needle[: len(needle) - len(rare)]
-        search = re.compile(re.escape(rare)).search
-        last = self.offset + self.end - self.start
-        for window in range(self.offset, last, WINDOW):
-            end = min(last, window + WINDOW + len(needle) - 1)
-            match = search(self.source, window + len(zeros), end)
-            while match:
-                position = match.start() - len(zeros)
-                if self.source[position : match.start()] == zeros:
-                    yield self.start + position - self.offset
-                match = search(self.source, match.start() + 1, end)
-            self.let_go(window, end)
-
-    def let_go(self, first: int, last: int) -> None:
-        """Take a part of the file out of our memory again, where it is a file's: it is in the page cache still."""
-        if isinstance(self.source, mmap.mmap):
-            first &= -PAGE
-            self.source.madvise(mmap.MADV_DONTNEED, first, min(last, len(self.source)) - first)
-
-
-@dataclass(frozen=True, slots=True)
 class Contents:
     """What a core holds, already sorted, clipped and free of overlaps."""
 
@@ -151,7 +118,7 @@ class Core:
         self.files = contents.files
         self.auxv = contents.auxv
         self.note_bytes = contents.note_bytes
-        self._kept = 0
+        self._kept = self._through = 0
         sources = {id(extent.source): extent.source for extent in self.extents}.values()
         self._mapped = tuple(source for source in sources if isinstance(source, mmap.mmap))
         self._starts = [extent.start for extent in self.extents]
@@ -191,7 +158,8 @@ class Core:
             raise CoreError(f"{size} bytes at {address:#x} are more than any structure holds")
         self._kept += AROUND + size
         if self._kept > KEPT:
-            self._let_go_of_all(AROUND + size)
+            self.let_go()
+            self._kept = AROUND + size
         index = bisect_right(self._starts, address) - 1
         if index < 0:
             raise NotInCore(f"{address:#x} is not in the core")
@@ -254,14 +222,21 @@ class Core:
             return None
         return self.loads[index]
 
-    def let_go(self, start: int, end: int) -> None:
-        """Take these addresses' bytes out of our memory again: whoever goes through a whole core needs each once."""
-        for extent in self.extents_within(start, end):
-            first, last = max(start, extent.start), min(end, extent.end)
-            extent.let_go(extent.offset + first - extent.start, extent.offset + last - extent.start)
+    def one_after_another(self) -> Iterator[CoreExtent]:
+        """Yield every extent, in order, and let go of what was gone through: who searches a core needs each once."""
+        for extent in self.extents:
+            yield extent
+            self.gone_through(extent.end - extent.start)
 
-    def _let_go_of_all(self, kept: int) -> None:
-        self._kept = kept
+    def gone_through(self, size: int) -> None:
+        """Take note that so many bytes were read that are needed no more, and let go of them once they are many."""
+        self._through += size
+        if self._through >= WINDOW:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Take all that was read out of our memory again: it is in the page cache still."""
+        self._kept = self._through = 0
         for source in self._mapped:
             source.madvise(mmap.MADV_DONTNEED)
 

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from autopsy.examine.core.extent import WINDOW, CoreExtent
 from autopsy.examine.core.reader import (
     EHDR,
     ESCAPED_COUNT,
@@ -13,8 +14,6 @@ from autopsy.examine.core.reader import (
     PHDR,
     REGISTERS,
     SHDR,
-    WINDOW,
-    CoreExtent,
     CoreThread,
 )
 

@@ -122,7 +122,7 @@ def _stack_words(core: Core, limits: list[LeftOut]) -> Iterator[int]:
     needle = WORD.pack(STACK_SIZE)
     left = MOST_SCANNED
     candidates = MOST_CANDIDATES
-    for extent in core.extents:
+    for extent in core.one_after_another():
         left -= extent.end - extent.start
         if left < 0:
             limits.append(_more(f"{MOST_SCANNED >> 30} GiB of memory were searched"))

@@ -18,8 +18,9 @@ import msgspec
 from autopsy.bundle.records import Coroutine, Frame, ThreadStack
 from autopsy.dataclass import dataclass
 from autopsy.examine.core import synthetic
+from autopsy.examine.core.extent import CoreExtent
 from autopsy.examine.core.find_files import DELETED, installed_debug_files
-from autopsy.examine.core.reader import NT_AUXV, NT_FILE, PAGE, Core, CoreError, CoreExtent, CoreThread
+from autopsy.examine.core.reader import NT_AUXV, NT_FILE, PAGE, Core, CoreError, CoreThread
 from autopsy.examine.core.symbols import ElfImage, Symbols
 from autopsy.examine.coroutines.entered import contexts
 from autopsy.examine.coroutines.find import Saved, returns

@@ -11,7 +11,8 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 
 from autopsy.examine.core.cfi import RETURN_ADDRESS, NoRule, RegisterRule, UnwindRow, UnwindTables, WhereSaved
 from autopsy.examine.core.dwarf_expression import ALL, work_out
-from autopsy.examine.core.reader import CoreExtent, CoreThread, Registers
+from autopsy.examine.core.extent import CoreExtent
+from autopsy.examine.core.reader import CoreThread, Registers
 from autopsy.examine.core.symbols import Symbols
 
 MOST_FRAMES = 256

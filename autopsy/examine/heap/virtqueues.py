@@ -147,7 +147,7 @@ def _places(core: Core, notes: list[str]) -> Iterator[QueueArray]:
     """Yield each place where a device and the end of an array point at each other."""
     candidates, left = MOST_CANDIDATES, MOST_SCANNED
     seen = set()
-    for extent in core.extents:
+    for extent in core.one_after_another():
         left -= extent.end - extent.start
         if left < 0:
             notes.append("the core is too large to be searched for virtio devices")

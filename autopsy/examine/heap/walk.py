@@ -22,7 +22,8 @@ import msgspec
 from autopsy.bundle.heap.loops import ThreadLocals
 from autopsy.bundle.heap.records import BlockNode, Heap, HeapSnapshot, TrackedRequest
 from autopsy.examine.core.elf import Elf, ElfError
-from autopsy.examine.core.reader import Core, CoreError, CoreExtent
+from autopsy.examine.core.extent import CoreExtent
+from autopsy.examine.core.reader import Core, CoreError
 from autopsy.examine.heap import block, control, loops, objects, throttle
 from autopsy.examine.heap import devices as heap_device
 from autopsy.examine.heap.shape import Walk

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-import secrets
 import signal
 import sys
 from contextlib import suppress
@@ -190,7 +189,7 @@ def _become_nobody_else(scratch: Path | None, lacking: list[str]) -> bool:
     apart = CLONE_NEWIPC | (CLONE_NEWNS if scratch else 0)
     if not seccomp.knows_this_machine():
         apart |= CLONE_NEWNET  # elsewhere there is no socket to be had: the kernel is spared a network
-    uid = secrets.choice(UIDS)
+    uid = UIDS[int.from_bytes(os.urandom(8), "little") % len(UIDS)]
     try:
         checked(_libc.unshare(apart), "unshare")
         if scratch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -22,6 +23,7 @@ PR_SET_PDEATHSIG = 1
 CLONE_NEWPID = 0x20000000
 ORPHAN_SECONDS = 10.0  # from the fork to an orphan being one
 REAP_SECONDS = 0.5  # from SIGKILL to the child being gone; past it the child sleeps in the kernel
+REAP_PAUSE_SECONDS = 0.001
 TICK_SECONDS = 0.1
 A_POLL_SECONDS = 1e6  # that a poll can wait
 
@@ -29,8 +31,9 @@ _PID = struct.Struct("<I")
 LENGTH = struct.Struct("<I")  # ahead of each message: its bytes
 
 _libc = ctypes.CDLL(None, use_errno=True)
-# Children that were killed and not gone in time: on a starved host they end later, and are to stay no zombies.
+# Children that were killed and not waited for, or not gone in time: they end later, and are to stay no zombies.
 _dying: set[int] = set()
+_is_first = True  # a child of ours is ended itself once it has answered, and could reap nobody any more
 
 
 class Overdue(Exception):
@@ -159,6 +162,8 @@ def _fork_apart() -> int:
 def _be_the_child(
     live: Callable[[PipeEnds], int], ends: PipeEnds, not_its_own: tuple[int, ...], parent: int, *, own_session: bool
 ) -> None:
+    global _is_first  # noqa: PLW0603 - of this process, from its first moment on
+    _is_first = False
     status = 1
     try:
         if own_session:
@@ -203,7 +208,8 @@ def ended(pidfd: int, seconds: float) -> int | None:
 def end(child: Child, *, answered: bool = False, seconds: float = REAP_SECONDS) -> LeftBehind | None:
     """SIGKILL the child with all that it started, reap it, and say so if it cannot die.
 
-    Safe to call on a child that has ended already. One that `answered` has ended what it put in groups of their own.
+    Safe to call on a child that has ended already. One that `answered` has ended what it put in groups of their own,
+    and is not waited for where we are nobody's child: it is reaped when the next one is forked, or when we end.
     """
     try:
         if child.leads_session:
@@ -213,6 +219,9 @@ def end(child: Child, *, answered: bool = False, seconds: float = REAP_SECONDS) 
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
         if child.leads_session and not answered:  # a program in a group of its own may have started others
             kill_every(lambda pid: os.getsid(pid) == child.pid)
+        if answered and _is_first:  # to give its memory back takes the kernel a millisecond or two
+            _dying.add(child.pid)
+            return None
         with contextlib.suppress(ChildProcessError):
             if ended(child.pidfd, seconds) is None:
                 _dying.add(child.pid)
@@ -237,6 +246,16 @@ def reap_the_late() -> None:
                 _dying.discard(pid)
         except ChildProcessError:  # of our parent
             _dying.discard(pid)
+
+
+@atexit.register
+def _reap_all() -> None:
+    """Wait for those that were ended and not waited for: who looks once we have ended is to find none of them."""
+    give_up = time.monotonic() + REAP_SECONDS
+    reap_the_late()
+    while _dying and time.monotonic() < give_up:
+        time.sleep(REAP_PAUSE_SECONDS)
+        reap_the_late()
 
 
 def kill_every(is_one: Callable[[int], bool]) -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from autopsy.capture.freeze import core_delta, core_writer
 from autopsy.capture.freeze.chunk import Chunk
 from autopsy.examine.core import reader
-from autopsy.examine.core.reader import Core, CoreExtent, NotInCore
+from autopsy.examine.core.extent import CoreExtent
+from autopsy.examine.core.reader import Core, NotInCore
 from autopsy.linux.mappings import PAGE, Mapping
 
 BASE = 0x7F0000000000
