@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,22 +30,25 @@ from autopsy.linux.tasks.forking import Child, end
 from autopsy.target.target import ends_within
 
 PAUSE_SECONDS = 0.01
+WITNESSED = re.compile(rb"^==> clock/end \(\d+ bytes\) <==\n(\d{1,18})$", re.MULTILINE)  # of tasks.txt
 RESERVE_SECONDS = 3.0  # for the snapshot itself, when the budget cuts the gap short
 
 
 def expose(scene: Scene) -> Outcome:
     """Wait until the gap has passed, then take threads, memory and the harmless QMP answers once more."""
-    waited = _wait(scene)
-    _wait_for_ring_words(scene)
+    first = _first(scene)
+    _wait(scene, _witnessed(scene, first))
     threads = proc.tasks_again(scene)
-    with _beside(partial(proc.sockets_again, scene), scene) as sockets:
+    _wait_for_ring_words(scene)
+    waited = _wait(scene, first)
+    with _beside(partial(proc.fds_again, scene), scene) as descriptors:  # that is no part of the VM's memory
         memory = freeze.expose_again(scene)
-        with _beside(partial(qmp.ask_again, scene), scene) as monitor:  # what is compared are frozen bytes
-            coroutines = _compare(scene)
-            asked = monitor()
+        seen = descriptors()
+    with _beside(partial(qmp.ask_again, scene), scene) as monitor:  # what is compared are frozen bytes
+        coroutines = _compare(scene)
         parts = (
-            *(("threads", threads), ("sockets", sockets()), ("memory", memory)),
-            *(("monitor", asked), ("coroutines", coroutines)),
+            *(("threads", threads), ("memory", memory), ("descriptors", seen)),
+            *(("monitor", monitor()), ("coroutines", coroutines)),
         )
     ring_words.collect_ring_words(scene)
     stop_ns = sum(outcome.stop_ns for _, outcome in parts if isinstance(outcome, Collected))
@@ -102,18 +106,31 @@ def _compare(scene: Scene) -> Outcome:
         return Failed(str(error))
 
 
-def _wait(scene: Scene) -> float:
-    """Sleep until `gap` seconds after the first snapshot and return how many seconds after it now is.
+def _first(scene: Scene) -> float:
+    """Return when the first snapshot was taken, in seconds of CLOCK_MONOTONIC."""
+    try:
+        return (
+            msgspec.json.decode(scene.earlier(layout.FREEZE, layout.FREEZE_RECORD), type=FreezeRecord).frozen_at_ns
+            / 1e9
+        )
+    except msgspec.DecodeError:  # the first was not frozen; its threads were looked at all the same, just now
+        return time.monotonic()
+
+
+def _witnessed(scene: Scene, otherwise: float) -> float:
+    """Return when the threads had been looked at: before the first snapshot, and so they may be before the second."""
+    seen = WITNESSED.search(scene.earlier(layout.WITNESS, layout.TASKS))
+    return min(int(seen[1]) / 1e9, otherwise) if seen else otherwise
+
+
+def _wait(scene: Scene, since: float) -> float:
+    """Sleep until `gap` seconds after that moment and return how many seconds after it now is.
 
     Nobody waits for a VM that has ended.
     """
-    try:
-        first = msgspec.json.decode(scene.earlier(layout.FREEZE, layout.FREEZE_RECORD), type=FreezeRecord).frozen_at_ns
-    except msgspec.DecodeError:  # the first was not frozen; its threads were looked at all the same, just now
-        first = time.monotonic_ns()
-    due = first / 1e9 + scene.options.gap - time.monotonic()
+    due = since + scene.options.gap - time.monotonic()
     ends_within(scene.target, max(0.0, min(due, scene.deadline.left() - RESERVE_SECONDS)))
-    return time.monotonic() - first / 1e9
+    return time.monotonic() - since
 
 
 def _wait_for_ring_words(scene: Scene) -> None:

@@ -232,7 +232,7 @@ def test_the_second_exposure_takes_all_that_moves(stock: lab.Build, short: Path)
             collected(witness.witness_threads(at))
         with looking.scene(vm.pid, short, layout.SECOND_EXPOSURE) as at:
             collected(proc.tasks_again(at))
-            collected(proc.sockets_again(at))
+            collected(proc.fds_again(at))
             assert looking.found(at, layout.TASKS)[f"task/{vm.pid}/stat"].data
             assert looking.found(at, layout.FDS)["fd/0"].data == b"/dev/null"
             assert looking.found(at, layout.AIO)["io"].data

@@ -18,6 +18,7 @@ from autopsy.bundle import layout
 from autopsy.bundle.heap.virtio import RingPlace, RingsLook, VirtioDevice, VirtioShapes
 from autopsy.capture import second_exposure
 from autopsy.capture.gdb import step as gdb
+from autopsy.capture.proc import witness
 from autopsy.capture.step import Deadline, Scene, StepAtWork
 from support import looking
 
@@ -84,3 +85,20 @@ def test_an_examination_reads_nothing_that_a_later_step_is_at_work_on(step: str,
     with looking.scene(os.getpid(), tmp_path, step) as at, gdb.frozen(at, tmp_path / "core", tmp_path) as given:
         read = given.read(layout.evidence(layout.PROC_FDS, layout.FDS))
     assert read == (b"" if step == layout.GDB_THREADS else b"half of it")
+
+
+def test_the_threads_are_looked_at_again_as_long_after_the_first_look_as_the_memory_is(tmp_path: Path) -> None:
+    with looking.scene(os.getpid(), tmp_path, layout.WITNESS) as first:
+        witness.witness_threads(first)
+        told = int(looking.found(first, layout.TASKS)["clock/end"].data)
+    with looking.scene(os.getpid(), tmp_path, layout.SECOND_EXPOSURE) as at:
+        assert second_exposure._witnessed(at, told / 1e9 + 1) == told / 1e9
+        assert second_exposure._witnessed(at, told / 1e9 - 1) == told / 1e9 - 1  # never after the memory's turn
+        began = time.monotonic()
+        second_exposure._wait(replace(at, options=replace(at.options, gap=0.5)), began - 0.2)
+        assert 0.3 <= time.monotonic() - began < 5
+
+
+def test_where_the_first_look_did_not_end_the_threads_wait_as_the_memory_does(tmp_path: Path) -> None:
+    with looking.scene(os.getpid(), tmp_path, layout.SECOND_EXPOSURE) as at:
+        assert second_exposure._witnessed(at, 4.5) == 4.5

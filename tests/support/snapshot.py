@@ -49,7 +49,7 @@ def exposed(machine: Machine, *, again: bool = False, alive: bool = True) -> Ite
             _run(place, target, layout.WITNESS, witness.witness_threads)
             _run(place, target, layout.FREEZE, freeze.expose)
             if again:
-                _run(place, target, layout.SECOND_EXPOSURE, proc.tasks_again, proc.sockets_again, freeze.expose_again)
+                _run(place, target, layout.SECOND_EXPOSURE, proc.tasks_again, proc.fds_again, freeze.expose_again)
         finally:
             os.close(target.pidfd)
         results = place / "evidence" / layout.GDB_THREADS

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from autopsy.bundle import layout
-from autopsy.bundle.sections import parse
 from autopsy.capture.host import block_devices
 from autopsy.capture.proc import descriptors, images, sockets, thread_waits, threads
 from autopsy.capture.proc.aio import collect_aio as collect_rings
@@ -47,25 +46,24 @@ def aio(scene: Scene) -> Outcome:
 
 
 def tasks_again(scene: Scene) -> Outcome:
-    """Take what moves a second time: threads with what they sleep on, descriptors, rings, block devices."""
+    """Take the threads a second time, with what they sleep on."""
     scene = _for_a_while(scene)
 
     def look(process: ProcDirectory, trouble: ReadFailures) -> None:
         tasks = threads.store_tasks(scene, process, trouble)
         thread_waits.collect_thread_waits(scene, process, tasks, trouble)
-        table = descriptors.store_descriptors(scene, process, trouble)
-        collect_rings(scene, process, table, scene.earlier(layout.WITNESS, layout.MAPS), trouble)
-        block_devices.collect_again(scene, process, table, trouble)
 
     return _looked(scene, look)
 
 
-def sockets_again(scene: Scene) -> Outcome:
-    """Take the sockets of the descriptors that this step has listed, and whoever holds their other ends."""
+def fds_again(scene: Scene) -> Outcome:
+    """Take what else moves a second time: descriptors, rings, block devices, sockets and who holds their other ends."""
     scene = _for_a_while(scene)
-    table = {section.name: section for section in parse(scene.earlier(scene.step, layout.FDS))}
 
     def look(process: ProcDirectory, trouble: ReadFailures) -> None:
+        table = descriptors.store_descriptors(scene, process, trouble)
+        collect_rings(scene, process, table, scene.earlier(layout.WITNESS, layout.MAPS), trouble)
+        block_devices.collect_again(scene, process, table, trouble)
         sockets.collect_sockets(scene, process, table, trouble)
 
     return _looked(scene, look)
