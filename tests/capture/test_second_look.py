@@ -54,8 +54,8 @@ def store(place: Path, file: str, record: msgspec.Struct) -> None:
 
 
 def waited(at: Scene, then: threading.Timer) -> float:
-    then.start()
     began = time.monotonic()
+    then.start()
     second_exposure._wait_for_ring_words(at)
     then.join()
     return time.monotonic() - began
