@@ -128,6 +128,11 @@ ANOTHER_MATTER: tuple[tuple[Stack, ...], ...] = (
         ("return path", ("recvmsg", "qemu_fill_buffer", "source_return_path_thread", *STARTED)),
         ("kvm", pastes.IDLE_MAIN),
     ),
+    (
+        ("mig/dst/preempt", ("sem_wait", "qemu_sem_wait", "postcopy_preempt_thread", *STARTED)),
+        ("mig/dst/listen", ("syscall", "qemu_futex_wait", "qemu_event_wait", "postcopy_ram_listen_thread", *STARTED)),
+        ("kvm", pastes.IDLE_MAIN),
+    ),
     (("qemu-img", (*POLL, "run_block_job", "img_commit", "main")),),
     (
         ("IO iot0", (*IN_2_41, "iothread_run", *STARTED)),

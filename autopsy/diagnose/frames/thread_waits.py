@@ -49,7 +49,7 @@ REENTERED = ("curl_", "iscsi_", "nfs_", "qemu_gluster_", "nvme_", "blkio_")
 # In these a thread of a migration rests, or goes on by itself.
 STEPS = frozenset(
     {"migration_thread", "postcopy_ram_fault_thread", "multifd_send_thread", "multifd_recv_thread"}
-    | {"source_return_path_thread"}
+    | {"source_return_path_thread", "postcopy_ram_listen_thread", "postcopy_preempt_thread"}
     | {"migration_rate_limit", "migration_iteration_run", "migration_object_init", "bg_migration_thread"}
 )
 PAUSES = (
