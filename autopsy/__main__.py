@@ -11,6 +11,9 @@ def main() -> None:
     """Run the command line. A capture's budget counts from when it was started: it does not starve meanwhile."""
     if sys.argv[1:2] == ["capture"]:
         come_forward()
+        from autopsy.linux.tasks.forking import reap_late  # noqa: PLC0415 - a capture forks some fifty times
+
+        reap_late()
     from autopsy.cli.app import main as run  # noqa: PLC0415 - two thirds of a start, which take minutes beside others
 
     run()

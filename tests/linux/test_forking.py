@@ -174,6 +174,9 @@ def own_children_still_to_reap():
     in_child(lambda: b"", 5)
     return str(len(forking._dying)).encode()
 
+in_child(lambda: b"", 5)
+assert not forking._dying
+forking.reap_late()
 assert in_child(own_children_still_to_reap, 5) == b"0"
 assert len(forking._dying) == 1
 first = next(iter(forking._dying))

@@ -33,7 +33,7 @@ LENGTH = struct.Struct("<I")  # ahead of each message: its bytes
 _libc = ctypes.CDLL(None, use_errno=True)
 # Children that were killed and not waited for, or not gone in time: they end later, and are to stay no zombies.
 _dying: set[int] = set()
-_is_first = True  # a child of ours is ended itself once it has answered, and could reap nobody any more
+_reaps_late = False
 
 
 class Overdue(Exception):
@@ -162,8 +162,8 @@ def _fork_apart() -> int:
 def _be_the_child(
     live: Callable[[PipeEnds], int], ends: PipeEnds, not_its_own: tuple[int, ...], parent: int, *, own_session: bool
 ) -> None:
-    global _is_first  # noqa: PLW0603 - of this process, from its first moment on
-    _is_first = False
+    global _reaps_late  # noqa: PLW0603 - it is ended itself once it has answered, and could reap nobody any more
+    _reaps_late = False
     status = 1
     try:
         if own_session:
@@ -209,7 +209,7 @@ def end(child: Child, *, answered: bool = False, seconds: float = REAP_SECONDS) 
     """SIGKILL the child with all that it started, reap it, and say so if it cannot die.
 
     Safe to call on a child that has ended already. One that `answered` has ended what it put in groups of their own,
-    and is not waited for where we are nobody's child: it is reaped when the next one is forked, or when we end.
+    and is not waited for where this process is to `reap_late`.
     """
     try:
         if child.leads_session:
@@ -219,7 +219,7 @@ def end(child: Child, *, answered: bool = False, seconds: float = REAP_SECONDS) 
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
         if child.leads_session and not answered:  # a program in a group of its own may have started others
             kill_every(lambda pid: os.getsid(pid) == child.pid)
-        if answered and _is_first:  # to give its memory back takes the kernel a millisecond or two
+        if answered and _reaps_late:  # to give its memory back takes the kernel a millisecond or two
             _dying.add(child.pid)
             return None
         with contextlib.suppress(ChildProcessError):
@@ -238,6 +238,16 @@ def has_ended(left_behind: LeftBehind) -> bool:
     return left_behind.pid not in _dying
 
 
+def reap_late() -> None:
+    """Have this process not wait for a child that has answered: it is reaped when the next is forked, or when we end.
+
+    That is for who forks again and again in little time, and ends.
+    """
+    global _reaps_late  # noqa: PLW0603 - of this process, until its end
+    _reaps_late = True
+    atexit.register(_reap_all)
+
+
 def reap_the_late() -> None:
     """Reap every child that could not be ended in time, and has ended since; nobody else need think of them."""
     for pid in tuple(_dying):
@@ -248,7 +258,6 @@ def reap_the_late() -> None:
             _dying.discard(pid)
 
 
-@atexit.register
 def _reap_all() -> None:
     """Wait for those that were ended and not waited for: who looks once we have ended is to find none of them."""
     give_up = time.monotonic() + REAP_SECONDS
