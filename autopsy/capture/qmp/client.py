@@ -19,6 +19,7 @@ from autopsy.dataclass import dataclass
 from autopsy.linux import unix_sockets
 
 CLOSE_SECONDS = 0.5
+HANG_UP_SECONDS = 0.2
 RETRY_SECONDS = 0.05
 MOST_BYTES = 8 << 20  # of one line; query-block of a thousand disks is about 3 MiB
 MOST_VALUES = 500_000  # in one line: "[],[],…" would otherwise grow to thirty times its size in memory
@@ -286,6 +287,7 @@ class SocketMonitor:
         """Hang up, so that the next client gets the monitor even where our question is still unanswered."""
         try:
             if self._client.runstate is not Runstate.IDLE:
+                await self._say_goodbye()
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await self._client.disconnect()
         except Exception:  # noqa: BLE001, S110 - what the connection died of was told with the question
@@ -295,6 +297,19 @@ class SocketMonitor:
                 with contextlib.suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
                 self._socket.close()
+
+    async def _say_goodbye(self) -> None:
+        """Tell QEMU that nothing more is asked, and read on for a moment until it hangs up by itself.
+
+        What it writes to a socket that is closed leaves a signal (SIGPIPE) pending for good in its monitor's thread,
+        where all signals are blocked.
+        """
+        if self._socket is None or self._client.runstate is not Runstate.RUNNING:
+            return
+        with contextlib.suppress(TimeoutError, OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(HANG_UP_SECONDS):
+                await self._client.runstate_changed()
 
 
 def _closed(error: addressee.ForeignSocket | ConnectError | OSError) -> Closed:
