@@ -25,6 +25,7 @@ from support import lab, snapshot
 
 pytestmark = pytest.mark.live
 DEBUG = "10.0.2-debug"
+PPOLL = "271"
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,11 @@ def one(records: Any, **wanted: object) -> Any:
     return found[0]
 
 
+def syscall_of(pid: int) -> str:
+    """Return the number of the call that a process's main thread sleeps in, as /proc has it."""
+    return Path(f"/proc/{pid}/task/{pid}/syscall").read_text().split(maxsplit=1)[0]
+
+
 def test_every_throttled_request_is_a_tracked_request_of_a_queued_coroutine() -> None:
     with (
         lab.folder() as place,
@@ -66,6 +72,8 @@ def test_every_throttled_request_is_a_tracked_request_of_a_queued_coroutine() ->
             machine.qemu_io(lab.of_device("vd0"), f"aio_write {number * 4}k 4k")
         for number in range(9):
             machine.qemu_io("leg0", f"aio_read {number * 4}k 4k")
+        # What it polls is seen of a main loop that rests: the last answer's writer may still be awake.
+        lab.until("its main loop polls", lambda: syscall_of(machine.pid) == PPOLL)
         with snapshot.exposed(machine, again=True) as exposed:
             run.examine_core(exposed.frozen)
             told = exposed.record(layout.HEAP, Heap)
