@@ -213,8 +213,7 @@ def unnamed(*others: records.SocketEnd) -> Diagnosis:
     case = e.Case()
     case.idle_threads()
     case.parked(e.NBD)
-    case.asked("(greeting)", {}, outcome="greeted")
-    case.asked("qmp_capabilities", None, outcome="no answer")
+    case.dead_monitor()
     case.command_line = ("-name", "x")
     case.ends += [
         records.SocketEnd(fd=11, inode=77, family="unix", state="ESTAB", remote="/run/n", peer_pids=(900,)),

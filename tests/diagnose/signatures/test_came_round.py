@@ -23,8 +23,7 @@ def met_inside(under: tuple[str, ...], *, answers: bool) -> Diagnosis:
         case.monitor()
         case.disks(e.disk("d0"))
     else:
-        case.asked("(greeting)", {}, outcome="greeted")
-        case.asked("qmp_capabilities", None, outcome="no answer")
+        case.dead_monitor()
     return diagnose(gather_facts(case.bundle()))
 
 

@@ -32,8 +32,7 @@ def writing(state: str, syscall: str, *stack: str, unread: int = 0) -> Diagnosis
         case.ends.append(reader)
         status = b"Name:\tlogger\nState:\tT (stopped)\n"
         case.peer_sections += [Section("peer/900/comm", b"logger\n"), Section("peer/900/status", status)]
-    case.asked("(greeting)", {}, outcome="greeted")
-    case.asked("qmp_capabilities", None, outcome="no answer")
+    case.dead_monitor()
     return diagnose(gather_facts(case.bundle()))
 
 

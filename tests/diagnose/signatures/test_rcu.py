@@ -22,8 +22,7 @@ def draining(comm: str, *, moves: int = 0, answers: bool = False) -> Diagnosis:
         case.monitor()
         case.disks(e.disk("d0"))
     else:
-        case.asked("(greeting)", {}, outcome="greeted")
-        case.asked("qmp_capabilities", None, outcome="no answer")
+        case.dead_monitor()
     return diagnose(gather_facts(case.bundle()))
 
 

@@ -182,6 +182,11 @@ class Case:
         for step in (names.QUERY_STATUS, names.SECOND_EXPOSURE) if self.two else (names.QUERY_STATUS,):
             self.asked("query-status", {"status": status, "running": status == "running"}, step=step)
 
+    def dead_monitor(self) -> None:
+        """Add a monitor that greets and answers nothing more."""
+        self.asked("(greeting)", {}, outcome="greeted")
+        self.asked("qmp_capabilities", None, outcome="no answer")
+
     def disks(self, *disks: dict[str, Any]) -> None:
         """Add answers to query-block and query-blockstats; see `disk`."""
         self.asked("query-block", [each["block"] for each in disks], step=names.QUERY_BLOCK)

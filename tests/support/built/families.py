@@ -61,8 +61,7 @@ def talking(*frames: str, peer_state: str = "T (stopped)") -> e.Case:
         Section("peer/901/comm", b"helper\n"),
         Section("peer/901/status", f"Name:\thelper\nState:\t{peer_state}\n".encode()),
     ]
-    case.asked("(greeting)", {}, outcome="greeted")
-    case.asked("qmp_capabilities", None, outcome="no answer")
+    case.dead_monitor()
     return case
 
 
@@ -91,8 +90,7 @@ def blocking_library(*, wakes: bool = False, goes_on: bool = False) -> e.Case:
         "-device",
         "virtio-blk-pci,id=vd0,drive=s0",
     )
-    case.asked("(greeting)", {}, outcome="greeted")
-    case.asked("qmp_capabilities", None, outcome="no answer")
+    case.dead_monitor()
     return case
 
 
@@ -103,8 +101,7 @@ def nested_poll(under: str, functions: tuple[str, ...] = (), number: int = 3) ->
     case.main_loop = records.MainLoop(tid=e.PID, state="nested poll", under=under, why="aio_poll in its stack")
     if functions:
         case.parked(functions, number)
-    case.asked("(greeting)", {}, outcome="greeted")
-    case.asked("qmp_capabilities", None, outcome="no answer")
+    case.dead_monitor()
     case.command_line = ("-drive", "file=disk.raw,format=raw,if=none,id=d0")
     return case
 
@@ -131,8 +128,7 @@ def ring_of_locks() -> e.Case:
         bql_how_found="symbol",
     )
     case.main_loop = records.MainLoop(tid=e.PID, state="waits for a mutex", waits_on_tid=io)
-    case.asked("(greeting)", {}, outcome="greeted")
-    case.asked("qmp_capabilities", None, outcome="no answer")
+    case.dead_monitor()
     return case
 
 

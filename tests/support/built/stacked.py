@@ -79,8 +79,7 @@ def capture(*threads: Stood, answers: bool = False, parked: Sequence[Sequence[st
         case.monitor()
         case.disks(e.disk("d0"))
     else:
-        case.asked("(greeting)", {}, outcome="greeted")
-        case.asked("qmp_capabilities", None, outcome="no answer")
+        case.dead_monitor()
     return case
 
 
