@@ -9,7 +9,7 @@ import shutil
 import sys
 
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import Truncated, Unreadable
+from autopsy.capture.reading.reader import Unreadable, as_far_as_read
 from autopsy.dataclass import dataclass
 from autopsy.doctor.checks import Check, note, ok
 from autopsy.doctor.distribution import Distribution
@@ -88,4 +88,4 @@ def _drgn() -> Check:
 
 def _printed(words: list[str]) -> str:
     printed = output(words, seconds=SECONDS)
-    return (printed.data if isinstance(printed, Truncated) else printed).decode("utf-8", "replace")
+    return as_far_as_read(printed).decode("utf-8", "replace")

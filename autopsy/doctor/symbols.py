@@ -10,7 +10,7 @@ import msgspec
 
 from autopsy.bundle.manifest import TargetRecord
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import Truncated, Unreadable
+from autopsy.capture.reading.reader import Unreadable, as_far_as_read
 from autopsy.dataclass import dataclass
 from autopsy.doctor.checks import Check, note, ok
 from autopsy.doctor.distribution import Distribution
@@ -126,4 +126,4 @@ def _printed(*words: str) -> str:
         printed = output(words, seconds=SECONDS)
     except (Unreadable, OSError):
         return ""
-    return (printed.data if isinstance(printed, Truncated) else printed).decode("utf-8", "replace").partition("\n")[0]
+    return as_far_as_read(printed).decode("utf-8", "replace").partition("\n")[0]

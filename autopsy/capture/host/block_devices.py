@@ -15,7 +15,15 @@ from autopsy.bundle import layout
 from autopsy.bundle.sections import Section
 from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, sections, take
+from autopsy.capture.reading.reader import (
+    ReadFailures,
+    SectionFile,
+    SectionRead,
+    Truncated,
+    as_far_as_read,
+    sections,
+    take,
+)
 from autopsy.capture.step import Scene
 from autopsy.dataclass import dataclass
 from autopsy.linux.mounts import mounts_in_use, mounts_of
@@ -199,7 +207,7 @@ def _below(folder: str) -> Iterator[str]:
     with contextlib.suppress(OSError):
         backing = _text(f"{folder}/loop/backing_file").removesuffix(" (deleted)")
         own = read_file("/proc/self/mountinfo", 4 << 20)
-        table = mounts_of(own.data if isinstance(own, Truncated) else own).values()
+        table = mounts_of(as_far_as_read(own)).values()
         around = [
             mount for mount in table if os.path.join(mount.point, "") == backing[: len(mount.point.rstrip("/")) + 1]
         ]
@@ -209,4 +217,4 @@ def _below(folder: str) -> Iterator[str]:
 
 def _text(path: str) -> str:
     data = read_file(path, 4096)
-    return (data.data if isinstance(data, Truncated) else data).decode("utf-8", "surrogateescape").strip()
+    return as_far_as_read(data).decode("utf-8", "surrogateescape").strip()

@@ -10,7 +10,7 @@ from functools import partial
 from autopsy.bundle.manifest import TargetRecord
 from autopsy.capture.host.own_log import open_own
 from autopsy.capture.reading.procfs import ProcDirectory, read_file, tail_of
-from autopsy.capture.reading.reader import SectionRead, Truncated, Unreadable
+from autopsy.capture.reading.reader import SectionRead, Truncated, Unreadable, as_far_as_read
 from autopsy.files.plain import open_plain
 from autopsy.linux.files import read_regular
 from autopsy.redact.secrets import without_secrets
@@ -107,7 +107,7 @@ def _task(task: ManagerTask) -> bytes:
         log = _log("", task.log)
     except FileNotFoundError:
         log = b""
-    return head.encode() + (log.data if isinstance(log, Truncated) else log)
+    return head.encode() + as_far_as_read(log)
 
 
 def _raise(error: OSError) -> bytes:

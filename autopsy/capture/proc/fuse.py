@@ -15,7 +15,7 @@ from autopsy.bundle.sections import Section
 from autopsy.bundle.syscalls import NAMES
 from autopsy.capture.proc import layers
 from autopsy.capture.reading.procfs import ProcDirectory, read_file
-from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, sections, take
+from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, as_far_as_read, sections, take
 from autopsy.capture.step import Scene
 from autopsy.linux.fd_holders import holders
 from autopsy.linux.mounts import Mount, mount_at, mounts_in_use
@@ -112,7 +112,7 @@ def _connections(pid: int) -> list[bytes]:
         for number in os.listdir(f"/proc/{pid}/fd"):
             if os.readlink(f"/proc/{pid}/fd/{number}".encode()) == DEVICE:
                 fdinfo = read_file(f"/proc/{pid}/fdinfo/{number}")
-                connections += CONNECTION.findall(fdinfo.data if isinstance(fdinfo, Truncated) else fdinfo)
+                connections += CONNECTION.findall(as_far_as_read(fdinfo))
     except OSError:
         pass  # it ended, or closed one of them meanwhile
     return connections

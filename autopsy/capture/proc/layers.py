@@ -11,7 +11,7 @@ import msgspec
 from autopsy.bundle.records import LoopLayer
 from autopsy.bundle.sections import Section
 from autopsy.capture.reading.procfs import read_file
-from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, take
+from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, as_far_as_read, take
 from autopsy.capture.step import Scene
 from autopsy.linux.layers import MoreLayers, loops_below, number_of
 from autopsy.linux.mounts import Mount, mount_around, mounts_in_use, mounts_of
@@ -74,4 +74,4 @@ def _walk(numbers: tuple[str, ...], devices: tuple[str, ...]) -> bytes | Truncat
 
 def _own_mounts() -> tuple[Mount, ...]:
     raw = read_file("/proc/self/mountinfo", MOST_TABLE)
-    return tuple(mounts_of(raw.data if isinstance(raw, Truncated) else raw).values())
+    return tuple(mounts_of(as_far_as_read(raw)).values())

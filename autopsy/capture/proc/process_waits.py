@@ -12,7 +12,7 @@ import msgspec
 
 from autopsy.bundle.process_wait import Kind, ProcessWait
 from autopsy.capture.reading.procfs import ProcDirectory, read_file
-from autopsy.capture.reading.reader import Truncated
+from autopsy.capture.reading.reader import Truncated, as_far_as_read
 from autopsy.linux.fd_holders import holders
 
 # By the kernel's function that a thread sleeps in: kernel/exit.c, fs/notify/fanotify, kernel/seccomp.c, fs/locks.c,
@@ -71,7 +71,7 @@ def _children(process: ProcDirectory) -> Iterator[int]:
 
 def _told(pattern: re.Pattern[bytes], table: bytes | Truncated) -> tuple[int, ...]:
     """Return the processes that the lines of a table name, each once."""
-    data = table.data if isinstance(table, Truncated) else table
+    data = as_far_as_read(table)
     return tuple(dict.fromkeys(pid for match in pattern.findall(data) if (pid := int(match))))
 
 
@@ -84,7 +84,7 @@ def _asks_first(pid: int) -> bool:
                 return True
             if os.readlink(f"/proc/{pid}/fd/{number}".encode()) == LINKS["watcher"]:
                 fdinfo = read_file(f"/proc/{pid}/fdinfo/{number}")
-                marks = MARK.findall(fdinfo.data if isinstance(fdinfo, Truncated) else fdinfo)
+                marks = MARK.findall(as_far_as_read(fdinfo))
                 if any(int(mask, 16) & ASKS_FIRST for mask in marks):
                     return True
     except OSError:

@@ -21,7 +21,16 @@ from autopsy.capture.proc.fifos import ends_of_fifos, own_fifos
 from autopsy.capture.proc.terminals import ends_of_terminals, own_terminals
 from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.programs import output
-from autopsy.capture.reading.reader import ReadFailures, SectionFile, SectionRead, Truncated, Unreadable, sections, take
+from autopsy.capture.reading.reader import (
+    ReadFailures,
+    SectionFile,
+    SectionRead,
+    Truncated,
+    Unreadable,
+    as_far_as_read,
+    sections,
+    take,
+)
 from autopsy.capture.step import Scene
 from autopsy.dataclass import dataclass
 from autopsy.linux.fd_holders import holders
@@ -229,7 +238,7 @@ def _whole(process: ProcDirectory, path: str) -> bytes:
         data = process.read(path, MOST_TABLE)
     except OSError:
         return b""
-    return data.data if isinstance(data, Truncated) else data
+    return as_far_as_read(data)
 
 
 def _end(fd: int, inode: int, unix: Mapping[int, UnixSocket], tcp: list[TcpSocket]) -> SocketEnd:

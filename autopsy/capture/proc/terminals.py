@@ -10,7 +10,7 @@ from contextlib import suppress
 from autopsy.bundle.records import SocketEnd
 from autopsy.bundle.sections import Section
 from autopsy.capture.reading.procfs import read_file
-from autopsy.capture.reading.reader import Truncated
+from autopsy.capture.reading.reader import as_far_as_read
 from autopsy.dataclass import dataclass
 
 MASTERS = frozenset({b"/dev/ptmx", b"/dev/pts/ptmx"})  # a master's link is one of these, whichever terminal it is of
@@ -64,5 +64,5 @@ def _masters_of(pid: int) -> frozenset[int]:
         for number in os.listdir(f"/proc/{pid}/fd"):
             if os.readlink(f"/proc/{pid}/fd/{number}".encode()) in MASTERS:
                 fdinfo = read_file(f"/proc/{pid}/fdinfo/{number}")
-                indexes |= {int(at) for at in INDEX.findall(fdinfo.data if isinstance(fdinfo, Truncated) else fdinfo)}
+                indexes |= {int(at) for at in INDEX.findall(as_far_as_read(fdinfo))}
     return frozenset(indexes)

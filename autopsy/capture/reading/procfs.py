@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from autopsy.bundle import proc_stat
-from autopsy.capture.reading.reader import Truncated, Unreadable
+from autopsy.capture.reading.reader import Truncated, Unreadable, as_far_as_read
 from autopsy.dataclass import dataclass
 from autopsy.target.target import ANOTHER_PROGRAM, Target, is_another_program
 
@@ -43,7 +43,7 @@ class ProcDirectory:
             data = self.read(path, PART_BYTES)
         except OSError:
             return b""
-        return data.data if isinstance(data, Truncated) else data
+        return as_far_as_read(data)
 
     def sleeps_in(self, tid: int) -> bytes:
         """Return the kernel's function that a thread sleeps in, without what a compiler adds; empty if nothing tells.

@@ -55,6 +55,11 @@ class Truncated:
     why: str
 
 
+def as_far_as_read(data: bytes | Truncated) -> bytes:
+    """Return the bytes, whether or not a bound of ours was reached."""
+    return data.data if isinstance(data, Truncated) else data
+
+
 @dataclass(frozen=True, slots=True)
 class SectionRead:
     """One thing to read: the section that it becomes, and how.
