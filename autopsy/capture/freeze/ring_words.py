@@ -31,7 +31,7 @@ class NotThere(Exception):
 
 def collect_ring_words(scene: Scene) -> None:
     """Read the words where this step's virtqueues.json has them, and write ring-words.json; without rings, nothing."""
-    devices = _devices(scene)
+    devices = _devices(scene) or ()
     if not any(device.rings for device in devices):
         return
     words: list[RingWords] = []
@@ -53,23 +53,18 @@ def collect_ring_words(scene: Scene) -> None:
 
 def are_settled(scene: Scene) -> bool:
     """Return whether this step's rings are known, and their words stored where it has any."""
-    try:
-        shapes = msgspec.json.decode(scene.earlier(scene.step, layout.VIRTQUEUES), type=VirtioShapes)
-    except msgspec.DecodeError:
+    devices = _devices(scene)
+    if devices is None:
         return False
-    return bool(scene.earlier(scene.step, layout.RING_WORDS)) or not any(device.rings for device in _of_disks(shapes))
+    return bool(scene.earlier(scene.step, layout.RING_WORDS)) or not any(device.rings for device in devices)
 
 
-def _devices(scene: Scene) -> tuple[VirtioDevice, ...]:
-    """Return the disks and controllers as the newest snapshot has them."""
+def _devices(scene: Scene) -> tuple[VirtioDevice, ...] | None:
+    """Return the disks and controllers as the newest snapshot has them, None where nothing tells yet."""
     try:
         shapes = msgspec.json.decode(scene.earlier(scene.step, layout.VIRTQUEUES), type=VirtioShapes)
     except msgspec.DecodeError:
-        return ()
-    return _of_disks(shapes)
-
-
-def _of_disks(shapes: VirtioShapes) -> tuple[VirtioDevice, ...]:
+        return None
     newest = shapes.first if shapes.second is None else shapes.second
     return tuple(device for device in newest if device.device_type.startswith(FAMILIES))
 

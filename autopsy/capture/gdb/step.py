@@ -162,10 +162,10 @@ def _lost_with_the_process(scene: Scene) -> str:
 @contextmanager
 def frozen(scene: Scene, core: Path, scratch: Path, second_core: Path | None = None) -> Iterator[Frozen]:
     """Yield what the examination is given while the VM is alive."""
-    later = layout.STEPS[layout.STEPS.index(scene.step) + 1 :]
+    later = tuple(layout.evidence(step, "") for step in layout.STEPS[layout.STEPS.index(scene.step) + 1 :])
 
     def read(path: str) -> bytes:
-        if path.startswith(tuple(map("evidence/{}/".format, later))):  # it may be at work beside us
+        if path.startswith(later):  # it may be at work beside us
             return b""
         try:
             return (scene.staging / path).read_bytes()

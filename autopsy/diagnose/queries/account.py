@@ -53,9 +53,7 @@ from autopsy.facts.model.yield_points import DISK_PARKS, THROTTLED
 # What each kind of thread sleeps in where nobody has work for it. A worker is woken by a futex, or by its own timeout.
 RINGS = frozenset({"io_uring_enter", "io_getevents"})
 SIGNALS = frozenset({"rt_sigtimedwait", "rt_sigsuspend"})
-INTERRUPTIBLE = (
-    frozenset({"futex"}) | SLEEP_CALLS | POLL_CALLS | SIGNALS
-)  # nobody is in State D there, but by a freezer
+INTERRUPTIBLE = SLEEP_CALLS | POLL_CALLS | SIGNALS | {"futex"}  # nobody is in State D there, but by a freezer
 IDLE = {
     Role.MAIN: POLL_CALLS,
     Role.IOTHREAD: POLL_CALLS | RINGS,
