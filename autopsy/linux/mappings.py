@@ -1,10 +1,9 @@
-"""Reads a process's memory map, and which pages of a mapping there are."""
+"""Reads a process's memory map."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from autopsy.bundle.records import Region
 from autopsy.dataclass import dataclass
@@ -16,24 +15,8 @@ _LINE = re.compile(
     rb" *([^\n]*)$",
     re.MULTILINE,
 )
-_RUNS = re.compile(rb"\x01+")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 DELETED = " (deleted)"
-
-# A pagemap entry's top byte (Documentation/admin-guide/mm/pagemap.rst).
-_PRESENT, _SWAPPED, _FILE, _GUARD = 0x80, 0x40, 0x20, 0x04  # the last since Linux 6.15: MADV_GUARD_INSTALL
-_SLICE_PAGES = 8192  # 64 KB of pagemap for 32 MB of memory: the kernel holds the lock of the map for a sixteenth of it
-
-
-Run = tuple[int, int]
-
-
-def _table(wanted: int, refused: int) -> bytes:
-    return bytes(1 if byte & wanted and not byte & refused else 0 for byte in range(256))
-
-
-IN_MEMORY = _table(_PRESENT, _GUARD)
-SWAPPED_OUT = _table(_SWAPPED, _GUARD | _PRESENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,26 +105,6 @@ def modules(mappings: Iterable[Mapping]) -> tuple[Mapping, ...]:
 
 def _ordinary(path: str) -> bool:
     return path.startswith("/") and not path.startswith(("/dev/", "/memfd:", "/SYSV", "/[aio]"))
-
-
-def runs(pagemap: int, start: int, end: int, table: bytes) -> Iterator[Run]:
-    """Yield the runs (address, bytes) of pages that the table wants, in order."""
-    for first, tops in _tops(pagemap, start, end):
-        yield from _found(first, tops, table)
-
-
-def _tops(pagemap: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Yield pagemap's top bytes, one a page, with the address that each lot begins at."""
-    while start < end:
-        pages = min(_SLICE_PAGES, (end - start) // PAGE)
-        # Every eighth byte is the top one of a little-endian entry: one slice instead of a loop over the pages.
-        yield start, os.pread(pagemap, pages * 8, start // PAGE * 8)[7::8]
-        start += pages * PAGE
-
-
-def _found(start: int, tops: bytes, table: bytes) -> Iterator[Run]:
-    for match in _RUNS.finditer(tops.translate(table)):
-        yield start + match.start() * PAGE, (match.end() - match.start()) * PAGE
 
 
 def _region(mapping: Mapping, why: str) -> Region:

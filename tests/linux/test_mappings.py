@@ -21,7 +21,8 @@ from autopsy.capture.freeze.chunk import Chunk
 from autopsy.capture.freeze.core_cap import Wanted
 from autopsy.capture.freeze.memory_copy import Snapshot
 from autopsy.examine.core.reader import Core
-from autopsy.linux.mappings import IN_MEMORY, PAGE, SWAPPED_OUT, MappedProcess, Mapping, modules, parse_maps, runs
+from autopsy.linux.mappings import PAGE, MappedProcess, Mapping, modules, parse_maps
+from autopsy.linux.tasks.pagemap import IN_MEMORY, SWAPPED_OUT, runs
 
 MADV_GUARD_INSTALL = 102  # Linux 6.13
 

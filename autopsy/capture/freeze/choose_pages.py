@@ -8,23 +8,8 @@ from autopsy.bundle.records import Region
 from autopsy.capture.freeze.core_cap import Wanted, within, worth
 from autopsy.dataclass import dataclass
 from autopsy.linux.files import read_kernel
-from autopsy.linux.mappings import (
-    _FILE,
-    _GUARD,
-    _PRESENT,
-    IN_MEMORY,
-    PAGE,
-    SWAPPED_OUT,
-    Mapping,
-    Run,
-    _found,
-    _region,
-    _table,
-    _tops,
-    modules,
-    parse_maps,
-    runs,
-)
+from autopsy.linux.mappings import PAGE, Mapping, _region, modules, parse_maps
+from autopsy.linux.tasks.pagemap import IN_MEMORY, OWN, SWAPPED_OUT, Run, runs, slices
 from autopsy.linux.tasks.priority import Unpreempted
 from autopsy.target.guest_ram import COROUTINE_STACK, arenas_of, guest_ram, stacks_of
 
@@ -36,9 +21,6 @@ MOST_RING_BYTES = 1 << 20
 
 
 HEADER_BYTES = PAGE  # an ELF file's own headers and, in practice, its build-id note
-
-
-_OWN = _table(_PRESENT, _GUARD | _FILE)  # no longer the file's page: written to, as relro is by ld.so
 
 
 class Take(Enum):
@@ -145,11 +127,11 @@ def _look(mapping: Mapping, take: Take, pagemap: int, ahead: Unpreempted) -> Wan
             end = min(mapping.end, mapping.start + HEADER_BYTES)
             return Wanted(mapping, tuple(runs(pagemap, mapping.start, end, IN_MEMORY)))
         case Take.OWN | Take.HELD:
-            table = _OWN if take is Take.OWN else IN_MEMORY
+            kind = OWN if take is Take.OWN else IN_MEMORY
             there: list[Run] = []
             swapped: list[Run] = []
-            for start, tops in _tops(pagemap, mapping.start, mapping.end):
-                there += _found(start, tops, table)
-                swapped += _found(start, tops, SWAPPED_OUT)
+            for of_kind, of_swapped in slices(pagemap, mapping.start, mapping.end, kind, SWAPPED_OUT):
+                there += of_kind
+                swapped += of_swapped
                 ahead.breathe()
             return Wanted(mapping, tuple(there), tuple(swapped))

@@ -9,7 +9,8 @@ from enum import IntEnum
 
 from autopsy.bundle.records import Region
 from autopsy.dataclass import dataclass
-from autopsy.linux.mappings import PAGE, Mapping, Run, printable
+from autopsy.linux.mappings import PAGE, Mapping, printable
+from autopsy.linux.tasks.pagemap import Run
 from autopsy.linux.tasks.priority import Unpreempted
 
 LARGE = 1 << 20  # a block that malloc() maps by itself: a buffer or a cache, and seldom an object

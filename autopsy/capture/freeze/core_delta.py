@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from autopsy.capture.freeze.chunk import Chunk, Present
 from autopsy.capture.freeze.core_writer import ZERO
 from autopsy.examine.core.reader import Core
-from autopsy.linux.mappings import PAGE, Mapping, Run
+from autopsy.linux.mappings import PAGE, Mapping
+from autopsy.linux.tasks.pagemap import Run
 
 BLOCK = 64 * PAGE
 

@@ -15,8 +15,9 @@ from autopsy.capture.freeze.core_delta import alike_in
 from autopsy.dataclass import dataclass
 from autopsy.examine.core.reader import Core
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
-from autopsy.linux.mappings import PAGE, MappedProcess, Run
+from autopsy.linux.mappings import PAGE, MappedProcess
 from autopsy.linux.ptrace import Iovec
+from autopsy.linux.tasks.pagemap import Run
 from autopsy.linux.tasks.priority import Unpreempted
 
 SCRATCH_BYTES = 1 << 20

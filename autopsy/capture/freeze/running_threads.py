@@ -15,7 +15,8 @@ from autopsy.capture.freeze.tracer_memory import STACK_CAP
 from autopsy.capture.step import Deadline
 from autopsy.dataclass import dataclass
 from autopsy.linux import ptrace
-from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, runs
+from autopsy.linux.mappings import PAGE, MappedProcess, Mapping
+from autopsy.linux.tasks.pagemap import IN_MEMORY, runs
 from autopsy.linux.tasks.priority import Unpreempted
 
 TRIES = 5

@@ -26,8 +26,9 @@ from autopsy.capture.freeze.memory_copy import read_pages
 from autopsy.capture.freeze.tracer_memory import STACK_CAP, Board, Caught, Fate
 from autopsy.dataclass import dataclass
 from autopsy.linux import ptrace
-from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, Mapping, parse_maps, runs
+from autopsy.linux.mappings import PAGE, MappedProcess, Mapping, parse_maps
 from autopsy.linux.tasks.forking import Child, PipeEnds, end, ended, fork
+from autopsy.linux.tasks.pagemap import IN_MEMORY, runs
 from autopsy.linux.tasks.priority import Unpreempted
 
 RELEASE_SECONDS = 25e-6  # to copy one thread's stack and let it go

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from autopsy.linux.mappings import IN_MEMORY, PAGE, MappedProcess, runs
+from autopsy.linux.mappings import PAGE, MappedProcess
+from autopsy.linux.tasks.pagemap import IN_MEMORY, runs
 
 
 def open_memory(pid: int, path: str) -> MappedProcess:
