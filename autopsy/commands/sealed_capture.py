@@ -15,7 +15,7 @@ from autopsy.bundle.manifest import SCHEMA, Clocks, Manifest, StepRecord, encode
 from autopsy.bundle.readme import readme
 from autopsy.bundle.vm_end import VmEnd, in_words
 from autopsy.capture.endwatch import EndWatch
-from autopsy.capture.freeze.size_estimate import needs
+from autopsy.capture.freeze.size_estimate import estimate
 from autopsy.capture.pace import Pace
 from autopsy.capture.plan import MEANWHILE, UNHURRIED, plan
 from autopsy.capture.run import Run, Watcher
@@ -91,7 +91,7 @@ def capture(
     """
     began = clocks.now()
     budget = Deadline(options.budget)
-    staging = prepare(layout.name_of(vm.record.name, began.utc), places, needs(vm.record.pid, vm.process.ram_sizes))
+    staging = prepare(layout.name_of(vm.record.name, began.utc), places, estimate(vm.record.pid, vm.process.ram_sizes))
     manifest = Manifest(
         schema=SCHEMA,
         autopsy=__version__,

@@ -31,7 +31,7 @@ def room() -> tuple[Check, ...]:
 def _tried(name: str, place: Path) -> Check:
     if not os.path.isdir(place):
         return note(name, f"{place} is not there yet: it is made when it is needed")
-    match probe(place, 0):
+    match probe(place):
         case ScratchPlace(room=free) if free >= WANTED:
             return ok(name, f"{place}: {free / 1e9:.0f} GB free")
         case ScratchPlace(room=free):

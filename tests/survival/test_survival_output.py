@@ -17,7 +17,7 @@ import pytest
 
 from autopsy.bundle import layout
 from autopsy.bundle.verify import verify
-from autopsy.capture.freeze.size_estimate import REST, Needs, needs
+from autopsy.capture.freeze.size_estimate import REST, Estimate, Needs, estimate, needs
 from autopsy.capture.runner import run
 from autopsy.capture.staging import places
 from autopsy.capture.staging.staging import Staging, prepare
@@ -170,6 +170,21 @@ def test_a_capture_s_needs_count_qemu_s_own_memory_and_not_the_guest_s(vm: Machi
     told = needs(vm.pid, tell([vm.pid])[vm.pid].ram_sizes)
     assert 8 << 20 < told.work - REST < 200 << 20
     assert told.bundle < told.work
+
+
+def test_the_memory_map_is_gone_through_for_the_room_only_where_the_most_does_not_fit(vm: Machine) -> None:
+    measured = []
+
+    def measure() -> Needs:
+        measured.append(1)
+        return SMALL
+
+    most = estimate(vm.pid, tell([vm.pid])[vm.pid].ram_sizes).most
+    told = Estimate(most, measure)
+    assert told.within(most.work + most.bundle) == most
+    assert not measured
+    assert told.within(most.work) == told.within(1 << 40) == SMALL
+    assert measured == [1]
 
 
 def test_with_every_disk_stuck_memory_takes_the_bundle(vm: Machine) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
+from functools import partial
 
 from autopsy.capture.freeze.choose_pages import CAP_BYTES, address_space, choose
 from autopsy.dataclass import dataclass
@@ -25,9 +27,41 @@ class Needs:
     bundle: int
     note: str = ""
 
+    def within(self, room: int) -> Needs:  # noqa: ARG002 - what is known does not depend on it
+        """Return these needs, whatever room there is."""
+        return self
+
+
+@dataclass(slots=True)
+class Estimate:
+    """The room for one capture's evidence, as exact as it has to be: `most` that it can be, unless that does not fit.
+
+    `measure` takes as long as the VM has threads, and its mappings' lock: most hosts have room for the most.
+    """
+
+    most: Needs
+    measure: Callable[[], Needs]
+    measured: Needs | None = None
+
+    def within(self, room: int) -> Needs:
+        """Return what is needed, measured where so many bytes may be too few; once measured, it is that everywhere."""
+        if self.measured is None and room < self.most.work + self.most.bundle:
+            self.measured = self.measure()
+        return self.measured or self.most
+
+    @property
+    def note(self) -> str:
+        """Return why it is a guess, empty where it is none."""
+        return self.measured.note if self.measured else ""
+
+
+def estimate(pid: int, ram_sizes: tuple[int, ...]) -> Estimate:
+    """Return the room for one capture without the guest RAM that `ram_sizes` tell of; never raises."""
+    return Estimate(_with_all_else(min(CAP_BYTES, _resident(pid))), partial(needs, pid, ram_sizes))
+
 
 def needs(pid: int, ram_sizes: tuple[int, ...]) -> Needs:
-    """Estimate the room for one capture without the guest RAM that `ram_sizes` tell of; never raises.
+    """Measure the room for one capture without the guest RAM that `ram_sizes` tell of; never raises.
 
     A map that cannot be read in time makes it the most there is.
     """
@@ -37,6 +71,10 @@ def needs(pid: int, ram_sizes: tuple[int, ...]) -> Needs:
     except (ChildTimedOut, ChildFailed) as error:
         core = min(CAP_BYTES, _resident(pid))
         note = f"the room for the evidence is a guess: the memory map gave {error}"
+    return _with_all_else(core, note)
+
+
+def _with_all_else(core: int, note: str = "") -> Needs:
     # The second snapshot's core holds what differs from the first: seldom a tenth of it, half of it at worst.
     return Needs(work=core + core // 2 + REST, bundle=core // PACKED + REST // PACKED, note=note)
 

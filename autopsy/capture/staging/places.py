@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -51,8 +52,12 @@ def fallbacks() -> tuple[Path, ...]:
     return (store.store_path(), EVERYBODYS, *MEMORY)
 
 
-def probe(path: Path, needs: int, *, fallback: bool = False) -> ScratchPlace | Unusable:
-    """Find out in a child whether a file can be made, written and fsynced there, and whether `needs` bytes fit.
+def probe(
+    path: Path, needs: Callable[[int], int] = lambda _room: 0, *, fallback: bool = False
+) -> ScratchPlace | Unusable:
+    """Find out in a child whether a file can be made, written and fsynced there, and whether what is needed fits.
+
+    `needs` is given the bytes that there is room for, and returns how many are needed.
 
     A place that a person named is made where it is missing. Of the fallbacks only the store is; and in the one where
     everybody writes, a folder of our own is made and returned.
@@ -70,10 +75,10 @@ def probe(path: Path, needs: int, *, fallback: bool = False) -> ScratchPlace | U
     if probed.why:
         return Unusable(path, probed.why)
     room = min(probed.room, spare_memory()) if lies_in_memory(place) else probed.room
-    if room < needs:
+    if room < (needed := needs(room)):
         if place != path:
             leave(place)
-        return Unusable(path, f"has room for {room >> 20} MB, and about {(needs >> 20) + 1} may be needed")
+        return Unusable(path, f"has room for {room >> 20} MB, and about {(needed >> 20) + 1} may be needed")
     return ScratchPlace(place, room, made=place != path)
 
 

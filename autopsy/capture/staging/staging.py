@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 
 from autopsy.bundle import layout
-from autopsy.capture.freeze.size_estimate import Needs
+from autopsy.capture.freeze.size_estimate import Estimate, Needs
 from autopsy.capture.staging import destination, places
 from autopsy.capture.staging.copying import FULL, copy_new, sync_tree
 from autopsy.capture.staging.leftovers import begin
@@ -154,7 +154,7 @@ class Staging:
             if path in self.tried:
                 continue
             self.tried.add(path)
-            match places.probe(path, 0, fallback=True):
+            match places.probe(path, fallback=True):
                 case Unusable(why=why):
                     self._note(f"{path}: {why}")
                 case ScratchPlace() as place:
@@ -311,7 +311,7 @@ def _made_durably(folder: Path) -> int:
     return made
 
 
-def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Staging:
+def prepare(name: str, wanted: tuple[Path, ...], needs: Estimate | Needs = MODEST) -> Staging:
     """Make the folders of one capture, after a look at which places answer and have room.
 
     It goes to the store where no place is wanted.
@@ -320,12 +320,12 @@ def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Stagi
         NotStored: neither the wanted places nor any fallback can be written to.
     """
     asked_for = tuple(path.absolute() for path in wanted)
-    staging = Staging(name, private.token(), Path(), -1, [], [needs.note] if needs.note else [])
+    staging = Staging(name, private.token(), Path(), -1, [])
     for path in dict.fromkeys((*asked_for, *places.fallbacks())):
         if staging.places and path not in asked_for:
             break
         staging.tried.add(path)
-        match places.probe(path, needs.bundle, fallback=path not in asked_for):
+        match places.probe(path, lambda room: needs.within(room).bundle, fallback=path not in asked_for):
             case Unusable(why=why):
                 staging.notes.append(f"{path}: {why}")
             case ScratchPlace() as place:
@@ -338,17 +338,20 @@ def prepare(name: str, wanted: tuple[Path, ...], needs: Needs = MODEST) -> Stagi
         staging.notes.append(f"the bundle goes to {staging.places[0]}")
     first = str(staging.places[0])
     _make_the_first_copy(staging)
-    if not _make_the_working_folder(staging, needs.work):
+    if not _make_the_working_folder(staging, needs):
         staging.remove_copies()
         raise NotStored(first, "no folder can be made there", remedy="give a directory with room: --out DIR")
+    if needs.note:
+        staging.notes.append(needs.note)
     return staging
 
 
-def _take(staging: Staging, place: ScratchPlace, needs: Needs) -> None:
+def _take(staging: Staging, place: ScratchPlace, needs: Estimate | Needs) -> None:
     staging.places.append(place.path)
     if place.made:
         staging.ours.add(place.path)
-    if place.room < needs.work + needs.bundle:
+    needed = needs.within(place.room)
+    if place.room < needed.work + needed.bundle:
         staging.tight.add(place.path)
 
 
@@ -360,7 +363,7 @@ def _make_the_first_copy(staging: Staging) -> None:
             return
 
 
-def _make_the_working_folder(staging: Staging, needs: int) -> bool:
+def _make_the_working_folder(staging: Staging, needs: Estimate | Needs) -> bool:
     """Make it in memory where there is room, else where the bundle goes: in the roomiest place that lets us."""
     file_name = f"{staging.name}.{staging.token}{layout.WORK}"
     for memory in places.memory_places():
@@ -380,12 +383,13 @@ def _make_the_working_folder(staging: Staging, needs: int) -> bool:
     return False
 
 
-def _workplace(folder: Path, needs: int) -> int | None:
+def _workplace(folder: Path, needs: Estimate | Needs) -> int | None:
     """Make a private folder in memory, or return None where there is no room."""
     place = folder.parent
     try:
         there = os.statvfs(place)
-        if min(there.f_bavail * there.f_frsize, spare_memory()) < needs or not os.access(place, os.W_OK):
+        room = min(there.f_bavail * there.f_frsize, spare_memory())
+        if room < needs.within(room).work or not os.access(place, os.W_OK):
             return None
         return private.make(folder)
     except OSError:
