@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import field, replace
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +28,7 @@ from autopsy.examine.heap import run as heap
 from autopsy.files import private
 from autopsy.linux import regular
 from autopsy.linux.confine import confined
-from autopsy.linux.confine.confined import AnswerPipe, Died, TooSlow, WorkRaised
+from autopsy.linux.confine.confined import MOST_ALTOGETHER, AnswerPipe, Died, TooSlow, WorkRaised
 from autopsy.linux.confine.sandbox import Confined, Sandbox, python_tree
 
 MOST_COPIED = 1 << 30  # of the process's files together
@@ -36,6 +37,7 @@ SPARE_SECONDS = 2.0  # for an examination that ends at its own deadline to say s
 MOST_CPU = 600
 HOURS = 1_000_000  # seconds
 TERMINAL = Path("/dev/tty")
+SECOND = "second"  # what is asked for: that the second snapshot is there
 REMEDY = "examine the bundle elsewhere: autopsy examine BUNDLE"
 # Nothing else is written, whatever is said: beside these lies what the kernel told.
 WRITTEN = frozenset(
@@ -67,6 +69,22 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
     Raises:
         ExaminationFailed: as `part` raises it, or the process that worked it out died, or took too long.
     """
+    with begun_boxed(frozen, part, at_terminal=at_terminal) as line:
+        return line()
+
+
+@contextmanager
+def begun_boxed(
+    frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal: bool = False, ahead: tuple[str, ...] = ()
+) -> Iterator[Callable[[], str]]:
+    """Have an examination begin in the sandbox; what is yielded does the rest of what `examine_boxed` does.
+
+    Nobody hears it before that is called: until then it has the cores and the files named in `ahead`, and waits as soon
+    as it wants more.
+
+    Raises:
+        ExaminationFailed: it cannot begin.
+    """
     frozen.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     scratch = frozen.scratch / private.token()  # its own: where another process was, anything may have been laid
     os.close(private.make(scratch))
@@ -83,6 +101,7 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
             mapped=tuple(replace(mapping, path=path) for mapping in frozen.mapped if (path := table.lay(mapping.path))),
             debug_files=tuple(path for debug_file in frozen.debug_files if (path := table.lay(debug_file))),
         )
+        at_hand = {path: frozen.read(path) for path in ahead}
         load()
         if not heap.has_drgn():
             heap.lay_out(scratch)
@@ -93,7 +112,7 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
             writable=(TERMINAL,) if at_terminal else (),
             cpu_seconds=HOURS if at_terminal else MOST_CPU,
         )
-        seconds = HOURS if at_terminal else frozen.seconds + SPARE_SECONDS
+        ends_at = time.monotonic() + (HOURS if at_terminal else frozen.seconds + SPARE_SECONDS)
 
         def work(inside: Confined, line: AnswerPipe) -> bytes:
             moved = replace(
@@ -103,24 +122,29 @@ def examine_boxed(frozen: Frozen, part: Callable[[Frozen], str], *, at_terminal:
                 scratch=inside.scratch,
                 mapped=tuple(replace(mapping, path=table.inside(mapping.path, inside)) for mapping in given.mapped),
                 debug_files=tuple(table.inside(debug_file, inside) for debug_file in given.debug_files),
-                read=lambda path: line.ask(f"read/{path}"),
+                read=lambda path: at_hand[path] if path in at_hand else line.ask(f"read/{path}"),
                 write=lambda file, data: line.tell(f"write/{file}", data),
                 fetch=lambda kind, build_id: _path(line.ask(f"fetch/{kind}", build_id.encode()), inside),
+                second_is_there=lambda: bool(line.ask(SECOND)),
             )
             heap.lead_to(inside.given, inside.scratch)
             return "; ".join(filter(None, (part(moved), *inside.lacking))).encode("utf-8", "replace")
 
-        try:
-            answer = confined.run(
-                work, box, seconds=seconds, hear=_Listener(frozen, scratch).hear, words=_in_words, own_input=at_terminal
-            )
-        except TooSlow:
-            raise ExaminationFailed("examination", "it was ended: it took longer than it may", remedy=REMEDY) from None
-        except Died as error:
-            raise ExaminationFailed("examination", f"{error}; {HOSTILE}", remedy=REMEDY) from None
-        except WorkRaised as error:
-            raise _as_raised(error) from None
-        return answer.decode("utf-8", "replace")
+        answer = stack.enter_context(confined.begun(work, box, words=_in_words, own_input=at_terminal))
+        hear = _Listener(frozen, scratch).hear
+
+        def line() -> str:
+            try:
+                return answer(ends_at - time.monotonic(), hear, MOST_ALTOGETHER).decode("utf-8", "replace")
+            except TooSlow:
+                cause = "it was ended: it took longer than it may"
+                raise ExaminationFailed("examination", cause, remedy=REMEDY) from None
+            except Died as error:
+                raise ExaminationFailed("examination", f"{error}; {HOSTILE}", remedy=REMEDY) from None
+            except WorkRaised as error:
+                raise _as_raised(error) from None
+
+        yield line
 
 
 @dataclass(slots=True)
@@ -192,6 +216,8 @@ class _Listener:
         elif verb == "fetch" and what in KINDS and self.fetches < MOST_FETCHES:
             self.fetches += 1
             return self._fetched(what, data)
+        elif name == SECOND and self.frozen.second_is_there():
+            return SECOND.encode()
         return b""
 
     def _fetched(self, kind: str, build_id: bytes) -> bytes:

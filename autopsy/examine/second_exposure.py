@@ -25,10 +25,11 @@ from autopsy.examine.gdb.unwind import Parked, unwind, with_frames
 from autopsy.examine.heap import run, virtqueues
 from autopsy.examine.threads import poll_sets
 
-HEAP_SECONDS = 5.0
+HEAP_SECONDS = 6.0  # one of which may pass before the second snapshot is there
 GDB_SECONDS = 5.0
 LED_NOWHERE = 1  # frame: what is saved of a coroutine that was awake is where it slept last, and its stack is not
 IN_WORDS = {"stuck": "where they were"}
+NO_SECOND = ExaminationFailed("second snapshot", "there is no second core", remedy="see the outcome of freeze")
 
 
 def examine_again(frozen: Frozen) -> str:
@@ -38,25 +39,31 @@ def examine_again(frozen: Frozen) -> str:
         ExaminationFailed: one of the snapshots cannot be read.
     """
     if frozen.second_core is None:
-        raise ExaminationFailed("second snapshot", "there is no second core", remedy="see the outcome of freeze")
+        raise NO_SECOND
     try:
         core = Core(frozen.core)
+        symbols = Symbols(core, frozen)
+        walking = run.start(frozen, symbols, min(HEAP_SECONDS, frozen.seconds), second_is_to_come=True)
+        first = find.find_coroutines(core, symbols)
+        if not frozen.second_is_there():
+            raise NO_SECOND
         second = Core.over(core, Core(frozen.second_core))
     except CoreError as error:
         raise ExaminationFailed("second snapshot", str(error), remedy="see the outcome of freeze") from error
-    symbols = Symbols(core, frozen)
-    walking = run.start(frozen, symbols, min(HEAP_SECONDS, frozen.seconds))
-    first, later = find.find_coroutines(core, symbols), find.find_coroutines(second, symbols)
+    run.go_on(walking)
+    later = find.find_coroutines(second, symbols)
     compared = compare.compare(core, first, second, later)
-    known = previous.read_previous(frozen.read, layout.SECOND_EXPOSURE)
     awake = {saved.coroutine.address for saved in first if saved.coroutine.state == "running"}
     requests = _with_requests(core, second, symbols, compared, awake)
-    current = _with_frames(frozen, second, symbols, requests, later)
-    coroutines = known.best_coroutines(current, blind=symbols.main is None or symbols.main.file is None)
-    frozen.write(layout.COROUTINES, stored.as_text(coroutines))
-    poll_sets.write(frozen)
-    with suppress(CoreError, OSError):  # the coroutines are written already
-        virtqueues.write(core, second, symbols, frozen.read, frozen.write)
+    try:  # these need nothing of what gdb told, which may be at work still
+        poll_sets.write(frozen)
+        with suppress(CoreError, OSError):  # the coroutines are told nevertheless
+            virtqueues.write(core, second, symbols, frozen.read, frozen.write)
+    finally:
+        known = previous.read_previous(frozen.read, layout.SECOND_EXPOSURE)
+        current = _with_frames(frozen, second, symbols, requests, later)
+        coroutines = known.best_coroutines(current, blind=symbols.main is None or symbols.main.file is None)
+        frozen.write(layout.COROUTINES, stored.as_text(coroutines))
     if walking.child is not None:  # without debug information there is nothing to compare
         with suppress(OSError):  # the coroutines are written already
             run.finish(walking, earlier=known)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import FreezeRecord, FrozenThread
+from autopsy.capture import second_exposure
 from autopsy.capture.freeze import step as freeze
-from autopsy.capture.step import Collected, Options, Outcome
+from autopsy.capture.step import Collected, Options, Outcome, Scene
 from autopsy.drill.machine import Machine
 from autopsy.examine.core.reader import Core
 from autopsy.linux.mappings import Mapping, parse_maps
@@ -46,11 +47,17 @@ def take(pid: int, place: Path, options: Options | None = None, *, second: bool 
     step = layout.SECOND_EXPOSURE if second else layout.FREEZE
     with looking.scene(pid, place, step) as plain:
         scene = dataclasses.replace(plain, options=options or dataclasses.replace(FAST, bpf=walks))
-        outcome = freeze.expose_again(scene) if second else freeze.expose(scene)
+        outcome = expose_again(scene) if second else freeze.expose(scene)
         record = looking.decoded(scene, layout.FREEZE_RECORD, FreezeRecord)
         path = scene.folder / layout.CORE if second else place / layout.CORE
     assert isinstance(outcome, Collected), outcome
     return Taken(outcome, record, Core(path), path)
+
+
+def expose_again(scene: Scene) -> Outcome:
+    """Take the second snapshot into a file of its own."""
+    with second_exposure.new_core(scene) as core:
+        return freeze.expose_again(scene, core)
 
 
 def statuses(pid: int) -> Iterator[dict[str, str]]:

@@ -24,6 +24,7 @@ from autopsy.examine.core.inputs import Frozen
 from autopsy.linux.child import in_child
 from autopsy.target.target import Target, find_target
 from support import lab
+from support.freezing import expose_again
 
 SECONDS = 10.0
 PLACES = {"rax": 10, "rdx": 12, "rsi": 13, "rdi": 14, "orig_rax": 15, "rip": 16, "rsp": 19, "fs_base": 21}
@@ -49,7 +50,7 @@ def exposed(machine: Machine, *, again: bool = False, alive: bool = True) -> Ite
             _run(place, target, layout.WITNESS, witness.witness_threads)
             _run(place, target, layout.FREEZE, freeze.expose)
             if again:
-                _run(place, target, layout.SECOND_EXPOSURE, proc.tasks_again, proc.fds_again, freeze.expose_again)
+                _run(place, target, layout.SECOND_EXPOSURE, proc.tasks_again, proc.fds_again, expose_again)
         finally:
             os.close(target.pidfd)
         results = place / "evidence" / layout.GDB_THREADS

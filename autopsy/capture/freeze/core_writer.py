@@ -77,7 +77,29 @@ def write(
     fill: bool,
     written: Callable[[int, int], None] = _keep,
 ) -> int:
-    """Write a core of whole pages and return its length in bytes; pages of zeros become holes.
+    """Write a new core and return its length in bytes: see `write_into`.
+
+    Raises:
+        OSError: it cannot be written whole; what there is of it is removed.
+    """
+    with private.held(path.parent) as folder, private.new(path.name, below=folder) as stream:
+        try:
+            return write_into(stream.fileno(), notes, mappings, chunks, fill=fill, written=written)
+        except OSError:
+            os.unlink(path.name, dir_fd=folder)
+            raise
+
+
+def write_into(
+    descriptor: int,
+    notes: Notes,
+    mappings: Sequence[Mapping],
+    chunks: Iterable[Chunk],
+    *,
+    fill: bool,
+    written: Callable[[int, int], None] = _keep,
+) -> int:
+    """Write a core of whole pages into an empty file and return its length in bytes; pages of zeros become holes.
 
     `fill` lets small gaps of anonymous memory become zeros. It must not be set where an absent page means something
     else, as in a core that is read over another.
@@ -85,15 +107,10 @@ def write(
     Headers come first and data in order, so that a file that was cut short by our death is cut, and not wrong.
 
     Raises:
-        OSError: it cannot be written whole; what there is of it is removed.
+        OSError: it cannot be written whole.
     """
     segments = list(_segments(mappings, sorted(chunks, key=lambda chunk: chunk.address), GAP_PAGES if fill else 0))
-    with private.held(path.parent) as folder, private.new(path.name, below=folder) as stream:
-        try:
-            return _write(stream.fileno(), _render_notes(notes), segments, written)
-        except OSError:
-            os.unlink(path.name, dir_fd=folder)
-            raise
+    return _write(descriptor, _render_notes(notes), segments, written)
 
 
 def _write(descriptor: int, notes: bytes, segments: list[_Segment], written: Callable[[int, int], None]) -> int:

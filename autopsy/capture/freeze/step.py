@@ -38,17 +38,17 @@ PHENT_64 = 56  # sizeof(Elf64_Phdr)
 
 def expose(scene: Scene) -> Outcome:
     """Write `core` and evidence/freeze/freeze.json."""
-    return _expose(scene, second=False)
+    return _expose(scene, None)
 
 
-def expose_again(scene: Scene) -> Outcome:
-    """Write evidence/second-exposure/core, of what differs from `core`, and freeze.json beside it."""
-    return _expose(scene, second=True)
+def expose_again(scene: Scene, into: int) -> Outcome:
+    """Write freeze.json once more, and a core of what differs from `core` into a file, which stays empty otherwise."""
+    return _expose(scene, into)
 
 
-def _expose(scene: Scene, *, second: bool) -> Outcome:
+def _expose(scene: Scene, again_into: int | None) -> Outcome:
     phases = Phases()
-    first = _first(scene) if second else None
+    first = None if again_into is None else _first(scene)
     try:
         with _opened(scene) as process:
             auxv = _read(f"{process.path}/auxv")
@@ -88,8 +88,10 @@ def _expose(scene: Scene, *, second: bool) -> Outcome:
         files=modules(taken.mappings),
     )
     try:
-        size = _write_delta(scene, taken, notes, first) if second else _write_core(scene, taken, notes)
+        size = _write_core(scene, taken, notes) if again_into is None else _write_delta(again_into, taken, notes, first)
     except OSError as error:
+        if again_into is not None:
+            os.ftruncate(again_into, 0)
         return Failed(f"the core could not be written: {error.strerror}")
     phases.done("write")
     scene.write_json(layout.FREEZE_RECORD, taken.record(phases, core_bytes=size))
@@ -143,16 +145,15 @@ def _first(scene: Scene) -> Core | None:
         return None
 
 
-def _write_delta(scene: Scene, taken: MemorySnapshot, notes: core_writer.Notes, first: Core | None) -> int:
-    path = scene.folder / layout.CORE
+def _write_delta(into: int, taken: MemorySnapshot, notes: core_writer.Notes, first: Core | None) -> int:
     if first is None:
-        return core_writer.write(path, notes, taken.mappings, taken.chunks, fill=True, written=taken.release)
+        return core_writer.write_into(into, notes, taken.mappings, taken.chunks, fill=True, written=taken.release)
     whole = [want.mapping for want in taken.choice.wanted]
     chunks: list[Chunk] = [
         *core_delta.changed(taken.chunks, first),
         *core_delta.vanished(whole, taken.present, first),
     ]
-    return core_writer.write(path, notes, taken.mappings, chunks, fill=False)
+    return core_writer.write_into(into, notes, taken.mappings, chunks, fill=False)
 
 
 def _summary(taken: MemorySnapshot) -> str:

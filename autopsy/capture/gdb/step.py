@@ -160,13 +160,17 @@ def _lost_with_the_process(scene: Scene) -> str:
 
 
 @contextmanager
-def frozen(scene: Scene, core: Path, scratch: Path, second_core: Path | None = None) -> Iterator[Frozen]:
-    """Yield what the examination is given while the VM is alive."""
+def frozen(scene: Scene, core: Path, scratch: Path, second_core: int | None = None) -> Iterator[Frozen]:
+    """Yield what the examination is given while the VM is alive; what a step beside it ends with is waited for."""
+    found_beside = layout.evidence(layout.GDB_THREADS, "")
+    found_first = layout.evidence(layout.GDB_THREADS, layout.MODULES)
     later = tuple(layout.evidence(step, "") for step in layout.STEPS[layout.STEPS.index(scene.step) + 1 :])
 
     def read(path: str) -> bytes:
         if path.startswith(later):  # it may be at work beside us
             return b""
+        if path.startswith(found_beside) and path != found_first:
+            scene.wait_for_other()
         try:
             return (scene.staging / path).read_bytes()
         except OSError:

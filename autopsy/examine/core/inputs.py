@@ -22,8 +22,9 @@ class Frozen:
     """One capture's frozen bytes, of a VM that may be long gone.
 
     `read` takes a path inside the bundle and returns its bytes, empty when it is not there; `write` takes a file name
-    inside evidence/gdb.threads/. A core is a path or an open descriptor. `mapped` are the process's own files while the
-    VM still runs: the truest place for its binary and libraries, even deleted ones. `fetch` takes "debuginfo" or
+    inside evidence/gdb.threads/. A core is a path or an open descriptor. `second_is_there` waits for the second one,
+    whose file is read from then on, and returns whether it could be taken. `mapped` are the process's own files while
+    the VM still runs: the truest place for its binary and libraries, even deleted ones. `fetch` takes "debuginfo" or
     "executable" and a build-id, and returns what a server has of it. `scratch` is a private directory that is removed
     afterwards. `without_gdb` says why gdb is to be spared, empty where it is not: then stacks are unwound by our own
     means, in half of the time.
@@ -34,6 +35,7 @@ class Frozen:
     write: Callable[[str, bytes], None]
     scratch: Path
     second_core: Path | int | None = None
+    second_is_there: Callable[[], bool] = lambda: True
     mapped: tuple[LiveMapping, ...] = ()
     debug_files: tuple[Path, ...] = ()
     fetch: Callable[[str, str], Path | None] = lambda _kind, _build_id: None

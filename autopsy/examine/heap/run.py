@@ -48,7 +48,10 @@ WITHOUT_DRGN = (
 
 @dataclass(frozen=True, slots=True)
 class Walking:
-    """A walk that may be under way. `debug_file` has the symbols, `why` tells why there is no walk."""
+    """A walk that may be under way. `debug_file` has the symbols, `why` tells why there is no walk.
+
+    `tell` is the pipe through which it is told of the second snapshot, None where it walks no such one.
+    """
 
     frozen: Frozen
     debug_file: FoundFile | None
@@ -57,6 +60,7 @@ class Walking:
     answer: Path
     errors: Path
     ends_at: float
+    tell: int | None = None
 
 
 def examine_heap(view: View) -> Heap:
@@ -65,25 +69,45 @@ def examine_heap(view: View) -> Heap:
     return finish(start(view.frozen, view.symbols, view.left()), comms, view.threads)
 
 
-def start(frozen: Frozen, symbols: Symbols, seconds: float) -> Walking:
-    """Begin a walk that ends by itself, or `seconds` from now: it runs beside whatever else is examined."""
+def start(frozen: Frozen, symbols: Symbols, seconds: float, *, second_is_to_come: bool = False) -> Walking:
+    """Begin a walk that ends by itself, or `seconds` from now: it runs beside whatever else is examined.
+
+    Where the second snapshot is still to come, the first is walked, and then `go_on` waited for.
+    """
     debug_file = _debug_information(symbols)
     seconds = min(MOST_SECONDS, seconds)
     answer, errors = frozen.scratch / "heap-walk.answer", frozen.scratch / "heap-walk.log"
     child: subprocess.Popen[bytes] | Forked | None = None
+    tell: int | None = None
     why = "" if has_drgn() else WITHOUT_DRGN
     try:
         if debug_file is None:
             why = "no debug information (DWARF) for the QEMU binary is at hand"
         elif has_drgn():
-            child = _fork(_request(frozen, symbols, debug_file, seconds, frozen.core), answer, errors)
+            hear, tell = (-1, None) if frozen.second_core is None else os.pipe2(os.O_CLOEXEC)
+            request = _request(frozen, symbols, debug_file, seconds, frozen.core, second_from=hear)
+            child = _fork(request, answer, errors, not_its_own=tell)
+            if tell is not None:
+                os.close(hear)
         else:
             core = _plain_core(frozen, symbols)
             request = _request(frozen, symbols, debug_file, seconds, core)
             child = _spawn(_command(frozen, symbols, debug_file, core), request, answer, errors)
     except OSError as error:
         why = f"the heap walk could not be started: {error.strerror}"
-    return Walking(frozen, debug_file, why, child, answer, errors, time.monotonic() + seconds)
+    walking = Walking(frozen, debug_file, why, child, answer, errors, time.monotonic() + seconds, tell)
+    if not second_is_to_come:
+        go_on(walking)
+    return walking
+
+
+def go_on(walking: Walking) -> None:
+    """Tell a walk that the second snapshot is there."""
+    if walking.tell is not None:
+        frozen_at = freeze_record(walking.frozen.read, layout.SECOND_EXPOSURE).frozen_at_ns
+        with suppress(BrokenPipeError):  # it has ended, and its own words say how
+            os.write(walking.tell, b"%d" % frozen_at)
+        os.close(walking.tell)
 
 
 def finish(
@@ -110,7 +134,9 @@ def finish(
     return heap
 
 
-def _request(frozen: Frozen, symbols: Symbols, debug_file: FoundFile, seconds: float, core: Path | int) -> bytes:
+def _request(
+    frozen: Frozen, symbols: Symbols, debug_file: FoundFile, seconds: float, core: Path | int, *, second_from: int = -1
+) -> bytes:
     fds = polled(frozen.read)
     return msgspec.json.encode(
         {
@@ -120,7 +146,7 @@ def _request(frozen: Frozen, symbols: Symbols, debug_file: FoundFile, seconds: f
             "frozen_at_ns": freeze_record(frozen.read).frozen_at_ns,
             "seconds": seconds,
             "second_core": "" if frozen.second_core is None else _name(frozen.second_core),
-            "second_at_ns": freeze_record(frozen.read, layout.SECOND_EXPOSURE).frozen_at_ns,
+            "second_from": second_from,
             "polled": None if fds is None else sorted(fds),
             "rings_poll": rings_poll(frozen.read),
         }
@@ -182,16 +208,18 @@ def _command(frozen: Frozen, symbols: Symbols, debug_file: FoundFile, core: Path
     return [*command, "-ex", f"python {walk}"]
 
 
-def _fork(request: bytes, answer: Path, errors: Path) -> Forked:
+def _fork(request: bytes, answer: Path, errors: Path, not_its_own: int | None) -> Forked:
     """Start drgn's walk as a copy of this process: nothing has to be found, or read, to start a program."""
     with tempfile.TemporaryFile(dir=answer.parent) as asked, open(answer, "wb") as answered, open(errors, "wb") as log:
         asked.write(request)
         asked.seek(0)
-        return Forked.start(_walk, (asked.fileno(), answered.fileno(), log.fileno()))
+        return Forked.start(partial(_walk, not_its_own), (asked.fileno(), answered.fileno(), log.fileno()))
 
 
-def _walk() -> None:
+def _walk(not_its_own: int | None) -> None:
     send_no_signal()
+    if not_its_own is not None:
+        os.close(not_its_own)  # what is told through it ends with whoever tells it
     warnings.simplefilter("ignore")  # what Python thinks of drgn is no reason to end
     from autopsy.examine.heap.walk import main  # noqa: PLC0415 - drgn is large, and not always there
 

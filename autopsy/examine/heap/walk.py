@@ -31,6 +31,7 @@ from autopsy.examine.heap.shape import Walk
 MOST_MEMORY = 4 << 30
 MOST_OUTPUT = 256 << 20
 PR_SET_PDEATHSIG = 1
+TIME_DIGITS = 20
 
 
 class MappedImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +44,8 @@ class MappedImage(msgspec.Struct, frozen=True, kw_only=True):
 class WalkRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to walk; a core is a path or an open descriptor.
 
-    Times are when the snapshots were frozen; `polled` and `rings_poll` are what Walk says of them.
+    `second_from` is a pipe that tells when the second snapshot was frozen, once its core is whole; it ends without a
+    word where there is none. `polled` and `rings_poll` are what Walk says of them.
     """
 
     core: str | int
@@ -52,7 +54,7 @@ class WalkRequest(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     images: tuple[MappedImage, ...] = ()
     second_core: str | int = ""
-    second_at_ns: int = 0
+    second_from: int = -1
     polled: tuple[int, ...] | None = None
     rings_poll: bool = False
 
@@ -70,7 +72,9 @@ def main() -> None:
         _fill_from(program, core, image)
     first = _snapshot(program, core, request, request.frozen_at_ns, notes)
     _tell(Heap(first=first, symbols=request.debug, ms=_since(began)))
-    if not request.second_core or not can_overlay:
+    if request.second_from < 0 or not can_overlay:
+        return
+    if (second_at := _second_at(request.second_from)) is None:
         return
     try:
         delta = Core(_core(request.second_core))
@@ -79,9 +83,15 @@ def main() -> None:
         return
     for extent in delta.extents:
         _lay_over(program, extent)
-    second = _snapshot(program, delta, request, request.second_at_ns, [])
+    second = _snapshot(program, delta, request, second_at, [])
     first = msgspec.structs.replace(first, nodes=_compare(first.nodes, second.nodes))
     _tell(Heap(first=first, second=second, symbols=request.debug, ms=_since(began)))
+
+
+def _second_at(pipe: int) -> int | None:
+    """Wait for the second snapshot, and return when it was frozen."""
+    frozen_at = os.read(pipe, TIME_DIGITS)  # so few bytes come at once, or none
+    return int(frozen_at) if frozen_at else None
 
 
 def _core(name: str | int) -> Path | int:
