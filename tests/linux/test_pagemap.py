@@ -16,6 +16,7 @@ import pytest
 from autopsy.linux.mappings import PAGE, parse_maps
 from autopsy.linux.tasks import pagemap
 from autopsy.linux.tasks.pagemap import IN_MEMORY, OWN, SWAPPED_OUT, runs, slices
+from autopsy.linux.tasks.present_memory import opened_memory, read_present
 
 KINDS = (IN_MEMORY, SWAPPED_OUT, OWN)
 MADV_GUARD_INSTALL = 102
@@ -124,3 +125,10 @@ def test_no_call_goes_through_more_than_32_mb(arena: mmap.mmap, monkeypatch: pyt
     with own() as descriptor:
         assert len(list(slices(descriptor, start, start + len(arena), *KINDS))) == 2
     assert max(asked) == 32 << 20
+
+
+@pytest.mark.parametrize("address", [0, 0x7FFF_FFFF_F000, (1 << 64) - PAGE])
+def test_where_no_process_has_memory_there_is_nothing_to_be_read(address: int) -> None:
+    with opened_memory(os.getpid(), "/proc/self") as process:
+        assert read_present(process, address, 8) == b""
+        assert read_present(process, address + PAGE - 2, 8) == b""

@@ -68,7 +68,7 @@ def slices(pagemap: int, start: int, end: int, *kinds: PageKind) -> Iterator[tup
         until = min(end, start + SLICE_PAGES * PAGE)
         try:
             start, found = _scanned(pagemap, start, until, kinds)
-        except OSError:  # an older kernel, or a sandbox around us that knows no such call
+        except (OSError, struct.error):  # an older kernel, a sandbox that knows no such call, an address of no process
             start, found = _read(pagemap, start, until, kinds)
         yield found
 
