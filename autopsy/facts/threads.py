@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache, partial
 
 from autopsy.bundle import layout, proc_stat, records, restarts, syscalls
 from autopsy.bundle.sections import Section
@@ -13,6 +14,7 @@ from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.evidence import records as decode
 from autopsy.facts.model.facts import Movement, Role, Syscall, ThreadFact, ThreadSnapshot
 
+LOOKS = (layout.WITNESS, layout.PROC_STACKS, layout.SECOND_EXPOSURE)  # steps that read all threads, in their order
 KVM_RUN = 0xAE80
 IOCTL = 16
 STOP_SIGNAL = 19
@@ -59,12 +61,7 @@ class TasksReading:
 
 def gather_threads(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[ThreadFact, ...]]:
     """Return every thread; `roles` holds what QMP said of some of them, by tid."""
-    readings = [reading(evidence, step) for step in (layout.WITNESS, layout.PROC_STACKS, layout.SECOND_EXPOSURE)]
-    taken = [reading for reading in readings if reading.looks]
-    first = taken[0] if taken else readings[0]
-    again = taken[-1] if len(taken) > 1 else readings[-1]
-    if not again.looks or again is first:
-        again = TasksReading(layout.SECOND_EXPOSURE, 0, {})
+    first, again = _first_and_last(evidence)
     stacks = decode(evidence, layout.GDB_THREADS, layout.THREADS, tuple[records.ThreadStack, ...])
     by_tid = {stack.tid: stack for stack in stacks.value} if isinstance(stacks, Known) else {}
     tids = sorted({*first.looks, *again.looks, *by_tid})
@@ -91,6 +88,14 @@ def gather_threads(evidence: Evidence, roles: Mapping[int, Role]) -> Fact[tuple[
             )
         )
     return Known(tuple(threads), Cite(layout.evidence(layout.WITNESS, layout.TASKS)))
+
+
+def _first_and_last(evidence: Evidence) -> tuple[TasksReading, TasksReading]:
+    """Return the first look at the threads, and the last: what lies between the two is not even read."""
+    read = cache(partial(reading, evidence))
+    first = next((look for step in LOOKS if (look := read(step)).looks), read(LOOKS[0]))
+    last = next((look for step in reversed(LOOKS) if (look := read(step)).looks), first)
+    return first, TasksReading(LOOKS[-1], 0, {}) if last is first else last
 
 
 # A vCPU's thread begins in a static function; a stripped QEMU knows it by what that calls.
