@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import gc
 import math
 import os
 import select
@@ -164,6 +165,7 @@ def _be_the_child(
 ) -> None:
     global _reaps_late  # noqa: PLW0603 - it is ended itself once it has answered, and could reap nobody any more
     _reaps_late = False
+    gc.freeze()  # whatever looks for cycles here would copy every page of ours that it counts references in
     status = 1
     try:
         if own_session:
