@@ -51,12 +51,14 @@ def _run(data: bytes, start: int, many: re.Pattern[bytes]) -> ManySections | Non
     """Return the longest run that begins there, None where there is none."""
     contents: list[bytes] = []
     position = start
-    while header := many.match(data, position):
+    header_at, is_own = many.match, OWN[many].fullmatch
+    while header := header_at(data, position):
         body = header.end()
-        end = _end(data, body, header["size"])
-        if end is None or (header["own"] and not OWN[many].fullmatch(data, body, end)):
+        size, own = header.group("size", "own")
+        end = _end(data, body, size)
+        if end is None or (own and not is_own(data, body, end)):
             break
-        if not header["own"]:
+        if not own:
             contents.append(data[body:end])
         position = end
     return None if position == start else ManySections(data[start:position], tuple(contents))
