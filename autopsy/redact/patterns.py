@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # Keys whose values are names of somebody or something: replaced by the same word everywhere.
 IDENTITY_KEY = re.compile(
@@ -78,6 +79,7 @@ OPAQUE = re.compile(r"(?<![\w+/=-])(?=[\w+/=-]*[A-Z])(?=[\w+/=-]*[a-z])(?=[\w+/=
 LONG_HEX = re.compile(r"(?<![0-9A-Za-z_])[0-9a-f]{32,64}(?![0-9A-Za-z_])")
 # One of these has every line without a key in which any of the patterns finds anything, here and among the secrets.
 UNUSUAL = re.compile(r"[./@]|[A-Za-z]-|:.*:|gh[pousr]_|(?<!\S)(?!\d{15,31}(?!\S))\S{15}")
+ONE_DIGIT = str.maketrans("123456789", "000000000")
 
 # Of these places every machine has the same files: their paths stay.
 PUBLIC = (
@@ -152,3 +154,10 @@ TOO_COMMON = frozenset(
     default system user users log tmp unknown job stop running paused stuck lock queue device devices process snapshot
     """.split()  # noqa: SIM905 - words read best as words
 )
+
+
+def unusual(lines: Sequence[str]) -> list[str]:
+    """Return the lines that are UNUSUAL, for which one digit is as good as another: few differ in more than those."""
+    shapes = "\n".join(lines).translate(ONE_DIGIT).split("\n")
+    strange = {shape for shape in set(shapes) if UNUSUAL.search(shape)}
+    return [line for line, shape in zip(lines, shapes, strict=True) if shape in strange] if strange else []

@@ -104,7 +104,7 @@ class Pseudonyms:
         lines = [line for line in text.split("\n") if line not in self._plain_lines]
         if has_keys("\n".join(lines)):
             return False
-        unusual = lines if self._pattern is not None else filter(words.UNUSUAL.search, lines)
+        unusual = lines if self._pattern is not None else words.unusual(lines)
         if any(self._remembered(line, keys=False) != line for line in unusual):
             return False
         if len(self._plain_lines) < MOST_REMEMBERED:

@@ -71,6 +71,11 @@ def test_a_line_that_is_said_to_be_usual_has_nothing_to_be_hidden(text: str) -> 
             assert Pseudonyms().text(line) == line
 
 
+@given(st.lists(TEXTS.map(lambda text: text.replace("\n", " ")) | st.text("0159./@:- aZ", max_size=34), max_size=5))
+def test_a_line_is_as_unusual_with_any_other_digits(lines: list[str]) -> None:
+    assert patterns.unusual(lines) == [line for line in lines if patterns.UNUSUAL.search(line)]
+
+
 SECTIONS = st.tuples(
     st.sampled_from(("stat", "status", "comm", "fd/3", "fdinfo/3", "cgroup", "stack")), TEXTS | st.sampled_from(LINKS)
 )
