@@ -14,7 +14,7 @@ import pytest
 from autopsy.capture import pace
 from autopsy.capture.pace import Pace, in_child_behind
 from autopsy.linux.child import collect, in_child, spawn
-from autopsy.linux.tasks import behind
+from autopsy.linux.tasks import autogroup, behind
 from autopsy.linux.tasks.behind import BackgroundChild, behind_others, may_return, step_back
 from support import lab
 
@@ -41,6 +41,21 @@ def test_it_is_behind_inside_with_all_that_it_starts_and_as_it_was_afterwards() 
         return inside + b" " + policy()
 
     assert in_child(work, 5).decode().split() == [IDLE, IDLE, "19", ORDINARY]
+
+
+def test_what_is_started_in_a_group_of_little_weight_starts_nothing_that_weighs_more() -> None:
+    lab.need_root()
+    if not Path("/proc/self/autogroup").exists():
+        lab.missing("needs a kernel with CONFIG_SCHED_AUTOGROUP")
+
+    def work() -> bytes:
+        ordinary = in_child(weight, 5)
+        autogroup.set_nice(b"10")
+        with behind_others(wanted=True):
+            inside = in_child(weight, 5)
+        return b" ".join((ordinary, inside, in_child(weight, 5)))
+
+    assert in_child(work, 5).decode().split() == [weight().decode(), "19", "10"]
 
 
 def test_it_stays_as_it_is_where_that_is_not_wanted() -> None:

@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from autopsy.linux.tasks import autogroup
+from autopsy.linux.tasks.autogroup import LAST, ORDINARY
+
 RETURNS = 20  # less its nice value: RLIMIT_NICE of whoever may come back from SCHED_IDLE to an ordinary priority
 CAP_SYS_NICE = 23
-AUTOGROUP = "/proc/{}/autogroup"
-LAST, ORDINARY = b"19", b"0"
 
 IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 IOPRIO_WHO_PROCESS = 1
@@ -65,21 +66,25 @@ def step_forward() -> None:
 
 @contextmanager
 def behind_others(*, wanted: bool) -> Iterator[None]:
-    """Run behind all others for a while, if that is wanted, in a process that is the first of its session."""
+    """Run behind all others for a while, if that is wanted, in a process that is the first of its session.
+
+    Its group weighs what it did before afterwards; as much as any, where it was brought forward meanwhile.
+    """
     if not wanted:
         yield
         return
+    nice = autogroup.nice_of()
     step_back()
     try:
         yield
     finally:
-        bring_forward(os.getpid())
+        bring_forward(os.getpid(), nice if autogroup.nice_of() == LAST else ORDINARY)
 
 
-def bring_forward(session: int) -> None:
-    """Have every process of a session run as any other."""
+def bring_forward(session: int, nice: bytes = ORDINARY) -> None:
+    """Have every process of a session run as any other, in a group of this nice value."""
     for pid in _processes(session):
-        _place(pid, os.SCHED_OTHER, ORDINARY, NO_CLASS)
+        _place(pid, os.SCHED_OTHER, nice, NO_CLASS)
 
 
 def come_forward() -> bool:
@@ -112,9 +117,7 @@ def met_since() -> tuple[int, int]:
 def _place(pid: int, policy: int, group: bytes, disk: int) -> None:
     with suppress(OSError):
         os.sched_setscheduler(pid, policy, os.sched_param(0))
-    # Where a session is a scheduling group of its own, its weight is the group's (sched(7), autogroup).
-    with suppress(OSError), open(AUTOGROUP.format(pid), "wb", buffering=0) as stream:
-        stream.write(group)
+    autogroup.set_nice(group, pid)
     if (number := IOPRIO_SET.get(os.uname().machine)) is not None:
         _libc.syscall(number, IOPRIO_WHO_PROCESS, pid, disk)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from autopsy.bundle import proc_stat
 from autopsy.bundle.manifest import LeftBehind
 from autopsy.dataclass import dataclass
+from autopsy.linux.tasks import autogroup
 
 PR_SET_PDEATHSIG = 1
 CLONE_NEWPID = 0x20000000
@@ -169,7 +170,10 @@ def _be_the_child(
     status = 1
     try:
         if own_session:
+            nice = autogroup.nice_of()
             os.setsid()
+            if nice != autogroup.ORDINARY:  # it is of all that we start, and the new group is not
+                autogroup.set_nice(nice)
         _die_with(parent)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
