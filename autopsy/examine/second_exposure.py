@@ -29,7 +29,7 @@ HEAP_SECONDS = 6.0  # one of which may pass before the second snapshot is there
 GDB_SECONDS = 5.0
 LED_NOWHERE = 1  # frame: what is saved of a coroutine that was awake is where it slept last, and its stack is not
 IN_WORDS = {"stuck": "where they were"}
-NO_SECOND = ExaminationFailed("second snapshot", "there is no second core", remedy="see the outcome of freeze")
+THERE_IS_NONE = "there is no second core"
 
 
 def examine_again(frozen: Frozen) -> str:
@@ -39,17 +39,24 @@ def examine_again(frozen: Frozen) -> str:
         ExaminationFailed: one of the snapshots cannot be read.
     """
     if frozen.second_core is None:
-        raise NO_SECOND
+        raise _unreadable(THERE_IS_NONE)
     try:
         core = Core(frozen.core)
-        symbols = Symbols(core, frozen)
-        walking = run.start(frozen, symbols, min(HEAP_SECONDS, frozen.seconds), second_is_to_come=True)
+    except CoreError as error:
+        raise _unreadable(str(error)) from error
+    symbols = Symbols(core, frozen)
+    walking = run.start(frozen, symbols, min(HEAP_SECONDS, frozen.seconds), second_is_to_come=True)
+    try:
         first = find.find_coroutines(core, symbols)
         if not frozen.second_is_there():
-            raise NO_SECOND
+            raise _unreadable(THERE_IS_NONE)
         second = Core.over(core, Core(frozen.second_core))
     except CoreError as error:
-        raise ExaminationFailed("second snapshot", str(error), remedy="see the outcome of freeze") from error
+        run.give_up(walking)
+        raise _unreadable(str(error)) from error
+    except ExaminationFailed:
+        run.give_up(walking)
+        raise
     run.go_on(walking)
     later = find.find_coroutines(second, symbols)
     compared = compare.compare(core, first, second, later)
@@ -70,6 +77,10 @@ def examine_again(frozen: Frozen) -> str:
     counts = Counter(coroutine.since_first for coroutine in coroutines if coroutine.state == "parked")
     # The monitor's own stands still on every healthy VM: it is the analyzer that says "stuck".
     return ", ".join(f"{count} {IN_WORDS.get(word, word)}" for word, count in sorted(counts.items()))
+
+
+def _unreadable(why: str) -> ExaminationFailed:
+    return ExaminationFailed("second snapshot", why, remedy="see the outcome of freeze")
 
 
 def _with_requests(

@@ -110,6 +110,16 @@ def go_on(walking: Walking) -> None:
         os.close(walking.tell)
 
 
+def give_up(walking: Walking) -> None:
+    """End a walk that waits for a second snapshot which does not come."""
+    if walking.tell is not None:
+        os.close(walking.tell)
+    if walking.child is not None:
+        walking.child.kill()
+        with suppress(subprocess.TimeoutExpired):
+            walking.child.wait(GOODBYE_SECONDS)
+
+
 def finish(
     walking: Walking,
     comms: Mapping[int, str] | None = None,

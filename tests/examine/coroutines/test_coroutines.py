@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from autopsy.bundle import layout
 from autopsy.bundle.records import Coroutine, Frame
 from autopsy.drill.machine import Machine
+from autopsy.errors import ExaminationFailed
 from autopsy.examine import run
 from autopsy.examine.core.elf import Elf
 from autopsy.examine.core.inputs import Frozen
@@ -127,6 +129,15 @@ def test_what_has_not_moved_between_two_exposures_is_stuck(stock: lab.Build, sho
         assert [each.since_first for each in parked(found)] == ["stuck"] * REQUESTS
         examine_again(found.frozen)
         assert [each.since_first for each in parked(found)] == ["stuck"] * REQUESTS
+
+
+def test_a_second_exposure_that_was_not_taken_leaves_no_walk_behind(build: lab.Build, short: Path) -> None:
+    with throttled(build, short) as machine, snapshot.exposed(machine) as found:
+        before = {child.pid for child in psutil.Process().children()}
+        without = replace(found.frozen, second_core=found.frozen.core, second_is_there=lambda: False)
+        with pytest.raises(ExaminationFailed, match="there is no second core"):
+            examine_again(without)
+        assert {child.pid for child in psutil.Process().children()} == before
 
 
 def test_a_request_that_came_between_two_exposures_is_new_and_unwound(stock: lab.Build, short: Path) -> None:
