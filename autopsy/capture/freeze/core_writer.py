@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from autopsy.capture.freeze.chunk import Chunk
@@ -69,7 +70,7 @@ def _keep(_address: int, _size: int) -> None:
 
 
 def write(
-    path: Path,
+    place: Path | int,
     notes: Notes,
     mappings: Sequence[Mapping],
     chunks: Iterable[Chunk],
@@ -77,40 +78,37 @@ def write(
     fill: bool,
     written: Callable[[int, int], None] = _keep,
 ) -> int:
-    """Write a new core and return its length in bytes: see `write_into`.
+    """Write a core of whole pages and return its length in bytes; pages of zeros become holes.
 
-    Raises:
-        OSError: it cannot be written whole; what there is of it is removed.
-    """
-    with private.held(path.parent) as folder, private.new(path.name, below=folder) as stream:
-        try:
-            return write_into(stream.fileno(), notes, mappings, chunks, fill=fill, written=written)
-        except OSError:
-            os.unlink(path.name, dir_fd=folder)
-            raise
-
-
-def write_into(
-    descriptor: int,
-    notes: Notes,
-    mappings: Sequence[Mapping],
-    chunks: Iterable[Chunk],
-    *,
-    fill: bool,
-    written: Callable[[int, int], None] = _keep,
-) -> int:
-    """Write a core of whole pages into an empty file and return its length in bytes; pages of zeros become holes.
-
+    It goes to a new file, or into an empty one that is open (a descriptor).
     `fill` lets small gaps of anonymous memory become zeros. It must not be set where an absent page means something
     else, as in a core that is read over another.
     `written` is told of each part that is in the file, by its address and size: nobody needs it elsewhere any more.
     Headers come first and data in order, so that a file that was cut short by our death is cut, and not wrong.
 
     Raises:
-        OSError: it cannot be written whole.
+        OSError: it cannot be written whole; what there is of it is taken away again.
     """
     segments = list(_segments(mappings, sorted(chunks, key=lambda chunk: chunk.address), GAP_PAGES if fill else 0))
-    return _write(descriptor, _render_notes(notes), segments, written)
+    with _opened(place) as descriptor:
+        return _write(descriptor, _render_notes(notes), segments, written)
+
+
+@contextmanager
+def _opened(place: Path | int) -> Iterator[int]:
+    if isinstance(place, int):
+        try:
+            yield place
+        except OSError:
+            os.ftruncate(place, 0)
+            raise
+        return
+    with private.held(place.parent) as folder, private.new(place.name, below=folder) as stream:
+        try:
+            yield stream.fileno()
+        except OSError:
+            os.unlink(place.name, dir_fd=folder)
+            raise
 
 
 def _write(descriptor: int, notes: bytes, segments: list[_Segment], written: Callable[[int, int], None]) -> int:

@@ -90,8 +90,6 @@ def _expose(scene: Scene, again_into: int | None) -> Outcome:
     try:
         size = _write_core(scene, taken, notes) if again_into is None else _write_delta(again_into, taken, notes, first)
     except OSError as error:
-        if again_into is not None:
-            os.ftruncate(again_into, 0)
         return Failed(f"the core could not be written: {error.strerror}")
     phases.done("write")
     scene.write_json(layout.FREEZE_RECORD, taken.record(phases, core_bytes=size))
@@ -147,13 +145,13 @@ def _first(scene: Scene) -> Core | None:
 
 def _write_delta(into: int, taken: MemorySnapshot, notes: core_writer.Notes, first: Core | None) -> int:
     if first is None:
-        return core_writer.write_into(into, notes, taken.mappings, taken.chunks, fill=True, written=taken.release)
+        return core_writer.write(into, notes, taken.mappings, taken.chunks, fill=True, written=taken.release)
     whole = [want.mapping for want in taken.choice.wanted]
     chunks: list[Chunk] = [
         *core_delta.changed(taken.chunks, first),
         *core_delta.vanished(whole, taken.present, first),
     ]
-    return core_writer.write_into(into, notes, taken.mappings, chunks, fill=False)
+    return core_writer.write(into, notes, taken.mappings, chunks, fill=False)
 
 
 def _summary(taken: MemorySnapshot) -> str:
