@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import pickle
 import select
@@ -23,12 +22,10 @@ from autopsy.capture.step import Collected, Deadline, Outcome, Scene, TimedOut
 from autopsy.dataclass import dataclass
 from autopsy.files import private
 from autopsy.linux.child import spawn
-from autopsy.linux.tasks.forking import LENGTH, end, framed, send
+from autopsy.linux.tasks.forking import LENGTH, PIPE_BYTES, end, framed, send, widen
 
 ANSWER_SECONDS = 1.0  # a file of /proc or /sys that answers at all answers in a few milliseconds
 MARGIN_SECONDS = 0.25  # kept back from a step's deadline, to end the reader and to say what became of it
-PIPE_BYTES = 1 << 20
-F_SETPIPE_SZ = 1031  # linux/fcntl.h
 MOST_WHY = 200  # what a section's header holds
 TOLD_HANGS = 8
 MANY = 256  # reads to come: then we let the pipe fill, for waking up for each of thousands takes the reader's CPU
@@ -266,8 +263,7 @@ class _Reader:
     def __init__(self, reads: Sequence[SectionRead]) -> None:
         self._pipe, sending = os.pipe2(os.O_CLOEXEC)
         hearing, self._questions = os.pipe2(os.O_CLOEXEC)
-        with contextlib.suppress(OSError):  # pipe-max-size may be lower: then the reader waits for us more often
-            fcntl.fcntl(sending, F_SETPIPE_SZ, PIPE_BYTES)
+        widen(sending)
         self._buffer = bytearray()
         self._owed = len(reads)
         self._poller = select.poll()

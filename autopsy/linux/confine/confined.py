@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import signal
@@ -27,12 +26,12 @@ from autopsy.linux.tasks.forking import (
     framed,
     receive,
     send,
+    widen,
 )
 
 MOST_MESSAGE = 128 << 20
 MOST_ALTOGETHER = 512 << 20
 REAP_SECONDS = 1.0
-PIPE_BYTES = 1 << 20
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -133,9 +132,8 @@ def begun(
         own_namespace=True,
     )
     os.set_blocking(child.questions, False)
-    for pipe in (child.answers, child.questions):
-        with contextlib.suppress(OSError):  # pipe-max-size may be lower: then each waits for the other more often
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    widen(child.answers)
+    widen(child.questions)
 
     def answer(seconds: float, hear: Callable[[str, bytes], bytes], most: int) -> bytes:
         try:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import fcntl
 import gc
 import math
 import os
@@ -27,6 +28,7 @@ ORPHAN_SECONDS = 10.0  # from the fork to an orphan being one
 REAP_SECONDS = 0.5  # from SIGKILL to the child being gone; past it the child sleeps in the kernel
 REAP_PAUSE_SECONDS = 0.001
 TICK_SECONDS = 0.1
+PIPE_BYTES = 1 << 20
 A_POLL_SECONDS = 1e6  # that a poll can wait
 
 _PID = struct.Struct("<I")
@@ -141,6 +143,12 @@ def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
     for end_of_it in ends:
         opened.callback(os.close, end_of_it)
     return ends
+
+
+def widen(pipe: int) -> None:
+    """Let a pipe hold a megabyte, where pipe-max-size lets us: else its two ends wait for each other more often."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _fork_apart() -> int:
