@@ -118,7 +118,7 @@ def steps() -> tuple[Step, ...]:
 
 
 def staged(name: str, *wanted: Path, needs: Needs = SMALL) -> Staging:
-    made = prepare(f"autopsy-{name}-{os.getpid()}", wanted, needs)
+    made = prepare(f"autopsy-{name}-{os.getpid()}", wanted, Estimate(needs))
     made.claim(b"read me\n")
     return made
 

@@ -27,25 +27,22 @@ class Needs:
     bundle: int
     note: str = ""
 
-    def within(self, room: int) -> Needs:  # noqa: ARG002 - what is known does not depend on it
-        """Return these needs, whatever room there is."""
-        return self
-
 
 @dataclass(slots=True)
 class Estimate:
     """The room for one capture's evidence, as exact as it has to be: `most` that it can be, unless that does not fit.
 
-    `measure` takes as long as the VM has threads, and its mappings' lock: most hosts have room for the most.
+    `measure` takes as long as the VM has threads, and its mappings' lock: most hosts have room for the most. Without it
+    the most is what is needed.
     """
 
     most: Needs
-    measure: Callable[[], Needs]
+    measure: Callable[[], Needs] | None = None
     measured: Needs | None = None
 
     def within(self, room: int) -> Needs:
         """Return what is needed, measured where so many bytes may be too few; once measured, it is that everywhere."""
-        if self.measured is None and room < self.most.work + self.most.bundle:
+        if self.measure is not None and self.measured is None and room < self.most.work + self.most.bundle:
             self.measured = self.measure()
         return self.measured or self.most
 

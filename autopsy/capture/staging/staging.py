@@ -38,7 +38,7 @@ PUT_SECONDS = 2.0
 SETTLE_SECONDS = 5.0
 ANSWER_SECONDS = 0.2  # for an answer that is there to be read
 PROBE_SECONDS = places.PROBE_SECONDS
-MODEST = Needs(work=96 << 20, bundle=16 << 20)
+MODEST = Estimate(Needs(work=96 << 20, bundle=16 << 20))
 
 
 @dataclass(slots=True)
@@ -311,7 +311,7 @@ def _made_durably(folder: Path) -> int:
     return made
 
 
-def prepare(name: str, wanted: tuple[Path, ...], needs: Estimate | Needs = MODEST) -> Staging:
+def prepare(name: str, wanted: tuple[Path, ...], needs: Estimate = MODEST) -> Staging:
     """Make the folders of one capture, after a look at which places answer and have room.
 
     It goes to the store where no place is wanted.
@@ -346,7 +346,7 @@ def prepare(name: str, wanted: tuple[Path, ...], needs: Estimate | Needs = MODES
     return staging
 
 
-def _take(staging: Staging, place: ScratchPlace, needs: Estimate | Needs) -> None:
+def _take(staging: Staging, place: ScratchPlace, needs: Estimate) -> None:
     staging.places.append(place.path)
     if place.made:
         staging.ours.add(place.path)
@@ -363,7 +363,7 @@ def _make_the_first_copy(staging: Staging) -> None:
             return
 
 
-def _make_the_working_folder(staging: Staging, needs: Estimate | Needs) -> bool:
+def _make_the_working_folder(staging: Staging, needs: Estimate) -> bool:
     """Make it in memory where there is room, else where the bundle goes: in the roomiest place that lets us."""
     file_name = f"{staging.name}.{staging.token}{layout.WORK}"
     for memory in places.memory_places():
@@ -383,7 +383,7 @@ def _make_the_working_folder(staging: Staging, needs: Estimate | Needs) -> bool:
     return False
 
 
-def _workplace(folder: Path, needs: Estimate | Needs) -> int | None:
+def _workplace(folder: Path, needs: Estimate) -> int | None:
     """Make a private folder in memory, or return None where there is no room."""
     place = folder.parent
     try:
