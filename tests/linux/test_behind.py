@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -27,9 +28,8 @@ def policy() -> bytes:
 
 
 def weight() -> bytes:
-    """Return nice of our scheduling group, which is there where the kernel has such groups."""
-    place = Path("/proc/self/autogroup")
-    return place.read_bytes().split()[-1] if place.exists() else b"19"
+    """Return nice of our session's scheduling group, where the kernel has such groups."""
+    return autogroup.nice_of() if Path("/proc/self/autogroup").exists() else b"19"
 
 
 def test_it_is_behind_inside_with_all_that_it_starts_and_as_it_was_afterwards() -> None:
@@ -56,6 +56,12 @@ def test_what_is_started_in_a_group_of_little_weight_starts_nothing_that_weighs_
         return b" ".join((ordinary, inside, in_child(weight, 5)))
 
     assert in_child(work, 5).decode().split() == [weight().decode(), "19", "10"]
+
+
+def test_who_is_of_no_group_weighs_what_an_ordinary_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As whoever never led a session, nor came from one that did: the file is there, with nothing in it."""
+    monkeypatch.setattr("builtins.open", lambda *_: io.BytesIO())
+    assert autogroup.nice_of() == autogroup.ORDINARY
 
 
 def test_it_stays_as_it_is_where_that_is_not_wanted() -> None:

@@ -1,12 +1,14 @@
 """Measures what a guest's I/O feels of a capture: p99 beside one, beside none and beside any program of as much CPU.
 
-python tools/interference/latencies.py [--minutes 9] [--accelerate kvm|tcg] [--fast] [--groups]
+python tools/interference/latencies.py [--minutes 9] [--accelerate kvm|tcg] [--fast] [--groups] [--through COMMAND]
 
 Under TCG a Linux guest writes, reads back and times without a pause. Where KVM is emulated itself no Linux boots under
 it: there a boot sector writes without a pause, and QEMU's own histogram tells how long each write took.
 
 With --groups the VM is in a control group of its own, as a hypervisor's is, the capture in another of the same weight,
 and once more in one of least weight. All of it comes before whatever else runs here (control groups of version 1).
+
+With --through a capture is started once more through a command, as "taskset -c 0".
 
 The slices take turns, in an order drawn anew for each round, for what else runs on the machine changes slowly and is
 the same for all. Told is the percentile of all that the slices of a kind have seen together, by that of those without
@@ -176,6 +178,7 @@ def main() -> None:
     words.add_argument("--accelerate", choices=("kvm", "tcg"), default="tcg")
     words.add_argument("--fast", action="store_true")
     words.add_argument("--groups", action="store_true")
+    words.add_argument("--through", type=str.split, default=[], metavar="COMMAND")
     asked = words.parse_args()
     guest, told_by = (linux_guest, OfTheGuest) if asked.accelerate == "tcg" else (boot_sector_guest, OfQemu)
     with ExitStack() as stack:
@@ -187,11 +190,11 @@ def main() -> None:
         capture += ["--fast"] if asked.fast else []
         took, cpu = 2.0, 2.0
 
-        def captures(group: Path | None = None) -> None:
+        def captures(group: Path | None = None, through: Sequence[str] = ()) -> None:
             nonlocal took, cpu
             began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
             into = ["sh", "-c", 'echo 0 > "$0" && exec "$@"', str(group / "cgroup.procs")] if group else []
-            subprocess.run([*into, *capture], check=True, capture_output=True)
+            subprocess.run([*into, *through, *capture], check=True, capture_output=True)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             took = time.monotonic() - began
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -204,6 +207,8 @@ def main() -> None:
         }
         if whole is not None:
             kinds["of least weight"] = lambda: captures(whole / "least")
+        if asked.through:
+            kinds[asked.through[0]] = lambda: captures(through=asked.through)
         captures()
         latencies = told_by(machine)
         rounds: list[dict[str, Counter[int]]] = []
