@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import suppress
 
+from autopsy.linux.tasks import cpus
 from autopsy.linux.tasks.behind import come_forward
 
 
@@ -14,6 +15,7 @@ def main() -> None:
     """Run the command line. A capture's budget counts from when it was started: it does not starve meanwhile."""
     if sys.argv[1:2] == ["capture"]:
         come_forward()
+        cpus.remember()
         from autopsy.linux.tasks.forking import reap_late  # noqa: PLC0415 - a capture forks some fifty times
 
         reap_late()

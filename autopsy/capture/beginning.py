@@ -18,6 +18,7 @@ from autopsy.capture.step import Deadline, Failed, Impact, Outcome, Scene, Step,
 from autopsy.capture.wire import OutcomeWire, as_wire
 from autopsy.dataclass import dataclass
 from autopsy.linux.child import ChildFailed, spawn
+from autopsy.linux.tasks import cpus
 from autopsy.linux.tasks.forking import Child, has_answered
 
 KEPT_SHARE = 0.7  # of what is left, which the later steps' expected work can keep from one before them
@@ -134,7 +135,7 @@ def begin(step: Step, capture: Run, kept: float, thin: Thinned, beside: StepAtWo
     behind = capture.pace.may_wait()
     scene = Scene(capture.target, capture.options, capture.staging.work, step.name, deadline, thinned, behind, beside)
     child = spawn(lambda: _told(as_wire(_collect(step, scene))))
-    look = capture.pace.watch_over(child.pid) if scene.behind else _nothing
+    look = capture.pace.watch_over(child.pid) if scene.behind or cpus.keeps_to_half() else _nothing
     return BegunStep(child, start, deadline, seconds, scene.behind, look)
 
 

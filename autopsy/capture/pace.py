@@ -16,7 +16,7 @@ from autopsy.bundle import layout, proc_stat
 from autopsy.capture.step import Step
 from autopsy.dataclass import dataclass
 from autopsy.linux.child import collect, in_child, spawn
-from autopsy.linux.tasks import behind
+from autopsy.linux.tasks import behind, cpus
 from autopsy.linux.tasks.behind import BackgroundChild
 
 AT_EASE = 1.5  # seconds for one of work, up to which there is a CPU that nobody else wants
@@ -76,25 +76,29 @@ class Pace:
         return (self.ran_ns + self.waited_ns) / self.ran_ns if self.ran_ns else 1.0
 
     def look(self) -> None:
-        """Take in what this process met since the last look; where it starves by a low priority, give that up."""
+        """Take in what this process met since the last look; where it starves, give up what makes it do so."""
         if behind.come_forward():
             self.at = (0, 0)
             self.ran_ns = self.waited_ns = 0.0
         now = spent()
         self.take(now[0] - self.at[0], now[1] - self.at[1])
         self.at = now
+        if self.slowness >= STARVED:
+            cpus.give_back()
 
     def may_wait(self) -> bool:
         """Return whether our work may run behind all others: there is a CPU to spare, and it can come forward again."""
         return self.slowness < AT_EASE and not self.starved_behind and behind.may_return()
 
-    def watch_over(self, session: int) -> Callable[[], None]:
-        """Return what to do again and again while a child works behind all others: it must not starve."""
-        child = BackgroundChild(session)
+    def watch_over(self, pid: int) -> Callable[[], None]:
+        """Return what to do again and again while a child works behind all others, or on few CPUs: not to starve it."""
+        child = BackgroundChild(pid)
 
         def look() -> None:
             child.look()
-            self.starved_behind |= child.forward
+            if child.forward and not self.starved_behind:
+                self.starved_behind = True
+                cpus.give_back()
 
         return look
 

@@ -15,12 +15,14 @@ from autopsy.commands.ending import Ended, Heard, ended_by_itself, kill_captured
 from autopsy.commands.sealed_capture import Captured, capture, quietly
 from autopsy.errors import DamagedBundle
 from autopsy.linux.child import ChildFailed, ChildTimedOut, in_child
+from autopsy.linux.tasks.cpus import kept_to_half
 from autopsy.target import target
 from autopsy.target.platforms.catalogue import platform_of
 
 LEAST_TIDYING = 1.0  # seconds of the budget that it is begun with
 SIGN_SECONDS = 25.0
 HURRIED_GAP = 0.5
+LEAST_HURRIED_CPUS = 2  # that it has work for at the same time
 
 
 def fulfil(wish: CaptureOptions, watcher: Watcher, say: Callable[[str], None] = quietly) -> Ended:
@@ -44,6 +46,15 @@ def fulfil_for(
         AutopsyError: not stored; then nothing was killed.
     """
     options = _hurried(vm, wish.options, say)
+    if wish.one_of_many:  # there is a VM for each CPU, and no half of them is left
+        return _fulfil(vm, options, wish, watcher, say)
+    with kept_to_half(least=LEAST_HURRIED_CPUS if options.fast else 1):
+        return _fulfil(vm, options, wish, watcher, say)
+
+
+def _fulfil(
+    vm: target.Target, options: Options, wish: CaptureOptions, watcher: Watcher, say: Callable[[str], None]
+) -> Ended:
     if wish.asked_at is not None:
         options = replace(options, budget=max(0.0, options.budget - (time.monotonic() - wish.asked_at)))
     watch = EndWatch(vm)

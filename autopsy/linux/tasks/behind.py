@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from autopsy.linux.tasks import autogroup
+from autopsy.linux.tasks import autogroup, cpus
 from autopsy.linux.tasks.autogroup import LAST, ORDINARY
 
 RETURNS = 20  # less its nice value: RLIMIT_NICE of whoever may come back from SCHED_IDLE to an ordinary priority
@@ -29,6 +29,7 @@ LAST_LEVEL, NO_CLASS = BEST_EFFORT | 7, 0
 LOOK_SECONDS = 0.3  # between two looks at whether it starves
 WAITED_NS = 150_000_000  # since the last look, by all of its processes together, before it counts as starved
 SHARE = 2.0  # times as long as it ran
+LEAST_CPU = 0.25  # of one: with as much it is slow, for many of its processes share it, and not starved
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _came_forward: dict[int, tuple[int, int]] = {}  # by process: what it had met by then
@@ -59,9 +60,9 @@ def step_back() -> None:
     _place(os.getpid(), os.SCHED_IDLE, LAST, LAST_LEVEL)
 
 
-def step_forward() -> None:
-    """Have this process run as any other again, as far as the kernel lets it: whoever started it had stepped back."""
-    _place(os.getpid(), os.SCHED_OTHER, ORDINARY, NO_CLASS)
+def step_forward(pid: int = 0) -> None:
+    """Have a process, or this one, run as any other again, as far as the kernel lets it."""
+    _place(pid or os.getpid(), os.SCHED_OTHER, ORDINARY, NO_CLASS)
 
 
 @contextmanager
@@ -78,13 +79,16 @@ def behind_others(*, wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        bring_forward(os.getpid(), nice if autogroup.nice_of() == LAST else ORDINARY)
+        nice = nice if autogroup.nice_of() == LAST else ORDINARY
+        for pid in _of_session(os.getpid()):  # what leads one of its own stays behind until it ends
+            _place(pid, os.SCHED_OTHER, nice, NO_CLASS)
 
 
-def bring_forward(session: int, nice: bytes = ORDINARY) -> None:
-    """Have every process of a session run as any other, in a group of this nice value."""
-    for pid in _processes(session):
-        _place(pid, os.SCHED_OTHER, nice, NO_CLASS)
+def bring_forward(first: int) -> None:
+    """Have a process and all that it has started run as any other, on any CPU."""
+    for pid in _with_descendants(first):
+        step_forward(pid)
+        cpus.give_back(pid)
 
 
 def come_forward() -> bool:
@@ -123,29 +127,30 @@ def _place(pid: int, policy: int, group: bytes, disk: int) -> None:
 
 
 class BackgroundChild:
-    """The session of a child that has stepped back. Whoever waits for it lets it `look`, again and again.
+    """A child that has stepped back, or keeps to some CPUs. Whoever waits for it lets it `look`, again and again.
 
-    `forward` says that it was brought forward: it starved.
+    `forward` says that it was brought forward, with all that it has started: it starved.
     """
 
-    def __init__(self, session: int) -> None:
+    def __init__(self, pid: int) -> None:
         self.forward = False
-        self._session = session
-        self._due = time.monotonic() + LOOK_SECONDS
+        self._pid = pid
+        self._looked = time.monotonic()
         self._met: dict[int, tuple[int, int]] = {}
 
     def look(self) -> None:
         """Bring it forward if it waits for a CPU far longer than it has one."""
-        if self.forward or time.monotonic() < self._due:
+        passed = time.monotonic() - self._looked
+        if self.forward or passed < LOOK_SECONDS:
             return
-        self._due = time.monotonic() + LOOK_SECONDS
-        now = {pid: met for pid in _processes(self._session) if (met := spent(pid)) is not None}
+        self._looked += passed
+        now = {pid: met for pid in _with_descendants(self._pid) if (met := spent(pid)) is not None}
         ran = sum(met[0] - self._met.get(pid, (0, 0))[0] for pid, met in now.items())
         waited = sum(met[1] - self._met.get(pid, (0, 0))[1] for pid, met in now.items())
         self._met = now
-        if waited > max(WAITED_NS, SHARE * ran):
+        if waited > max(WAITED_NS, SHARE * ran) and ran < LEAST_CPU * passed * 1e9:
             self.forward = True
-            bring_forward(self._session)
+            bring_forward(self._pid)
 
 
 def spent(pid: int | str) -> tuple[int, int] | None:
@@ -158,7 +163,27 @@ def spent(pid: int | str) -> tuple[int, int] | None:
         return None
 
 
-def _processes(session: int) -> Iterator[int]:
+def _with_descendants(first: int) -> Iterator[int]:
+    """Yield a process and all that it has started, whatever session they lead.
+
+    A kernel without CONFIG_PROC_CHILDREN does not tell them: there it is those of its session.
+    """
+    waiting = [first]
+    while waiting:
+        pid = waiting.pop()
+        yield pid
+        try:
+            with open(f"/proc/{pid}/task/{pid}/children", "rb") as stream:
+                waiting += map(int, stream.read().split())
+        except FileNotFoundError:
+            if os.path.exists(f"/proc/{pid}"):
+                yield from (other for other in _of_session(first) if other != first)
+                return
+        except (OSError, ValueError):  # it has ended
+            pass
+
+
+def _of_session(session: int) -> Iterator[int]:
     for name in os.listdir("/proc"):
         if name.isdecimal():
             with suppress(OSError):
