@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from autopsy.bundle import layout, proc_stat, records
-from autopsy.bundle.fifo_opening import FifoOpening
-from autopsy.bundle.process_wait import ProcessWait
+from autopsy.bundle.other_programs import FifoOpening, ProcessWait, ServerLink
 from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known
 from autopsy.facts.evidence import Evidence, missing, section_map, text
@@ -40,7 +40,7 @@ def gather_sockets(evidence: Evidence, step: str = layout.PROC_FDS) -> Fact[tupl
     ends = decode(evidence, step, layout.SOCKET_ENDS, tuple[records.SocketEnd, ...])
     if not isinstance(ends, Known):
         return ends
-    files = section_map(evidence, step, layout.SOCKETS)
+    files, links = section_map(evidence, step, layout.SOCKETS), _server_links(evidence, step)
     sockets = (
         SocketFact(
             fd=end.fd,
@@ -51,7 +51,7 @@ def gather_sockets(evidence: Evidence, step: str = layout.PROC_FDS) -> Fact[tupl
             remote=end.remote,
             received_queue=end.receive_queue,
             send_queue=end.send_queue,
-            peers=tuple(peer(pid, files, step) for pid in end.peer_pids),
+            peers=tuple(_server(pid, files, step, links) for pid in end.peer_pids),
             cite=Cite(ends.cite.file, 0, f"fd {end.fd}: {end.family} {end.state} {end.local} to {end.remote}"),
             accepted=end.accepted,
         )
@@ -72,6 +72,28 @@ def gather_fuse_again(evidence: Evidence, first: Fact[tuple[FuseMount, ...]]) ->
     if isinstance(first, Known) and not first.value:
         return first
     return fuse(evidence, layout.SECOND_EXPOSURE)
+
+
+def _server_links(evidence: Evidence, step: str) -> dict[int, tuple[int, ...]]:
+    """Return the programs to which each has made a connection itself, by its pid."""
+    links = decode(evidence, step, layout.SERVER_LINKS, tuple[ServerLink, ...])
+    servers: dict[int, tuple[int, ...]] = {}
+    for link in links.value if isinstance(links, Known) else ():
+        servers[link.pid] = (*servers.get(link.pid, ()), *link.peer_pids)
+    return servers
+
+
+def _server(
+    pid: int,
+    files: Mapping[str, Section],
+    step: str,
+    links: Mapping[int, tuple[int, ...]],
+    asking: frozenset[int] = frozenset(),
+) -> PeerFact:
+    """Return a program with those that it asks in turn, each once on the way: the way may lead back."""
+    asking |= {pid}
+    servers = (_server(other, files, step, links, asking) for other in links.get(pid, ()) if other not in asking)
+    return replace(peer(pid, files, step), servers=tuple(servers))
 
 
 def peer(pid: int, files: Mapping[str, Section], step: str = layout.PROC_FDS) -> PeerFact:
@@ -122,7 +144,7 @@ def fuse(evidence: Evidence, step: str = layout.PROC_FDS) -> Fact[tuple[FuseMoun
     files = section_map(evidence, step, layout.SOCKETS)
     if not files:
         return missing(evidence, step, layout.SOCKETS)
-    path = layout.evidence(step, layout.SOCKETS)
+    path, links = layout.evidence(step, layout.SOCKETS), _server_links(evidence, step)
     mounts = []
     for name, section in files.items():
         if not (match := FUSE.fullmatch(name)):
@@ -140,7 +162,7 @@ def fuse(evidence: Evidence, step: str = layout.PROC_FDS) -> Fact[tuple[FuseMoun
                 path=place[4] if len(place) > 4 else "",
                 waiting=int_of(part("waiting").strip()) or 0,
                 sure="one of" not in daemons,
-                daemons=tuple(peer(pid, files, step) for pid in pids),
+                daemons=tuple(_server(pid, files, step, links) for pid in pids),
                 cite=Cite(path, section.line, name),
             )
         )

@@ -64,6 +64,7 @@ KNOWN = frozenset(
             layout.SOCKET_ENDS,
             layout.FIFO_OPENINGS,
             layout.PROCESS_WAITS,
+            layout.SERVER_LINKS,
             layout.AIO,
             layout.RINGS,
             layout.HOST_FILES,

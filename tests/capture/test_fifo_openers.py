@@ -10,7 +10,7 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 from autopsy.bundle import layout
-from autopsy.bundle.fifo_opening import FifoOpening
+from autopsy.bundle.other_programs import FifoOpening
 from autopsy.capture.proc import step as proc
 from autopsy.drill.process import states
 from support import lab, looking

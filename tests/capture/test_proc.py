@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from autopsy.bundle import layout
 from autopsy.bundle.records import FutexWait, PollSet, Rings, SocketEnd
-from autopsy.capture.proc import descriptors, sockets, witness
+from autopsy.capture.proc import descriptors, socket_ends, witness
 from autopsy.capture.proc import step as proc
 from autopsy.capture.proc.aio import aio_ring, uring_state
 from autopsy.capture.step import Collected, Deadline, Outcome, StepAtWork
@@ -253,7 +253,7 @@ def test_an_address_reads_as_the_kernel_means_it() -> None:
         b"   1: 0000000000000000FFFF00000100007F:0050 B80D01200000000000000000010000 0A 0 0 0 0 0 0 0\n"
         b"   2: 00000000000000000000000001000000:0050 0000000000000000FFFF00000200007F:0051 0A 0:0 0 0 0 0 12 1\n"
     )
-    first, second = sockets.tcp_sockets(table)
+    first, second = socket_ends.tcp_sockets(table)
     assert (first.local, first.remote, first.inode) == ("127.0.0.1:10809", "127.0.0.2:50000", 4711)
     assert (first.send_queue, first.receive_queue, first.state) == (16, 32, 1)
     assert (second.local, second.remote) == ("[::1]:80", "127.0.0.2:81")
@@ -261,7 +261,7 @@ def test_an_address_reads_as_the_kernel_means_it() -> None:
 
 @given(st.binary(max_size=400))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
-    sockets.tcp_sockets(b"header\n" + data)
+    socket_ends.tcp_sockets(b"header\n" + data)
     mounts_of(data)
     uring_state(3, data)
     for _, body in sock_diag.messages(data):

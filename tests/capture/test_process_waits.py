@@ -12,7 +12,7 @@ from subprocess import DEVNULL, PIPE, Popen
 import pytest
 
 from autopsy.bundle import layout
-from autopsy.bundle.process_wait import ProcessWait
+from autopsy.bundle.other_programs import ProcessWait
 from autopsy.capture.proc import step as proc
 from autopsy.drill.process import run
 from support import lab, looking

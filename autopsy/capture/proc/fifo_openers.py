@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import msgspec
 
-from autopsy.bundle.fifo_opening import FifoOpening
+from autopsy.bundle.other_programs import FifoOpening
 from autopsy.capture.reading.procfs import OPEN, ProcDirectory
 from autopsy.capture.reading.reader import Truncated
 from autopsy.dataclass import dataclass

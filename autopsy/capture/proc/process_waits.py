@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import msgspec
 
-from autopsy.bundle.process_wait import Kind, ProcessWait
+from autopsy.bundle.other_programs import Kind, ProcessWait
 from autopsy.capture.reading.procfs import ProcDirectory, read_file
 from autopsy.capture.reading.reader import Truncated, as_far_as_read
 from autopsy.linux.fd_holders import holders

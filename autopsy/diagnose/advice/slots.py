@@ -9,6 +9,7 @@ from autopsy.diagnose.advice import disks
 from autopsy.diagnose.advice.managers import Hand
 from autopsy.diagnose.advice.shell import sayable
 from autopsy.diagnose.queries.account import whether_they_go_on
+from autopsy.diagnose.queries.peers.programs import asked_in_turn
 from autopsy.diagnose.queries.socket_peers import programs
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
@@ -52,7 +53,8 @@ def words(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Words:
         return (peer.pid for peer in objects if isinstance(peer, subjects.Peer))
 
     def stopped_peers() -> Iterator[str]:
-        stopped = {peer.pid for peer in programs(facts) if peer.state[:1] in STOPPED}
+        asked = (*programs(facts), *asked_in_turn(programs(facts)))
+        stopped = {peer.pid for peer in asked if peer.state[:1] in STOPPED}
         return (str(pid) for pid in peers() if pid in stopped)
 
     def server(part: int) -> list[str]:

@@ -10,18 +10,10 @@ from autopsy.diagnose.once import once
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.below import is_stopped, own_daemons
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
+from autopsy.diagnose.queries.peers.programs import about_thread, asleep, cannot_move, to_still, why_silent
 from autopsy.diagnose.queries.requests import called, passed, title
 from autopsy.diagnose.queries.silence import overtaken
-from autopsy.diagnose.queries.socket_peers import (
-    about_thread,
-    asleep,
-    cannot_move,
-    leads_to,
-    of_monitor,
-    socket_of,
-    stands,
-    state,
-)
+from autopsy.diagnose.queries.socket_peers import leads_to, of_monitor, socket_of, stands, state
 from autopsy.diagnose.queries.threads import (
     by_tid,
     condition_of,
@@ -49,6 +41,8 @@ from autopsy.facts.model.facts import (
     ThreadSnapshot,
 )
 from autopsy.facts.model.yield_points import DISK_PARKS, THROTTLED
+
+MAY_NOT = "may not answer"  # of who asks one that stands still: whether it waits for that one, nobody saw
 
 # What each kind of thread sleeps in where nobody has work for it. A worker is woken by a futex, or by its own timeout.
 RINGS = frozenset({"io_uring_enter", "io_getevents"})
@@ -171,7 +165,10 @@ def _devices(facts: Facts) -> Iterator[Claim]:
             words = f"What the back end of {helper.device} has of the guest's requests"
             yield claim(f"{words} passes QEMU by: nobody saw whether it answers them.", helper.cite)
     for helper in facts.helpers:
-        yield from (about_thread(sleeper) for sleeper in asleep(helper.sockets))
+        peers = [peer for end in helper.sockets for peer in end.peers]
+        yield from (about_thread(sleeper) for sleeper in asleep(peers))
+        if any(map(to_still, peers)):
+            yield claim(f"The back end of {helper.device} {MAY_NOT}: {why_silent(peers)}.", helper.cite)
 
 
 def _other_ends(facts: Facts) -> Iterator[Claim]:
@@ -258,6 +255,9 @@ def idle_peers(facts: Facts) -> Iterator[Claim]:
             daemon = own_daemons(served)[0]
             words = f"the FUSE daemon of {served.path} is stopped, process {daemon.pid} ({daemon.comm})"
             yield claim(words, served.cite, daemon.cite)
+        elif any(map(to_still, own_daemons(served))):
+            words = f"the FUSE daemon of {served.path} {MAY_NOT}: {why_silent(own_daemons(served))}"
+            yield claim(words, served.cite)
 
 
 def _servers(facts: Facts) -> Iterator[Claim]:
@@ -271,9 +271,11 @@ def _servers(facts: Facts) -> Iterator[Claim]:
         if node.server:
             whose.setdefault(node.server, f"the server of node {node.name}")
     for server, name in whose.items():
-        if stands(sockets := _to(facts, server)):
+        sockets = _to(facts, server)
+        if stands(sockets) or any(to_still(peer) for socket in sockets for peer in socket.peers):
+            moves = "does not move" if stands(sockets) else MAY_NOT
             words = state(sockets).removeprefix(": ")
-            yield claim(f"{name}, {server}, does not move: {words}", *(socket.cite for socket in sockets[:2]))
+            yield claim(f"{name}, {server}, {moves}: {words}", *(socket.cite for socket in sockets[:2]))
 
 
 def _to(facts: Facts, server: str) -> tuple[SocketFact, ...]:
@@ -291,7 +293,10 @@ def _last_sockets(facts: Facts) -> tuple[SocketFact, ...]:
 
 def about_idle(claims: tuple[Claim, ...]) -> str:
     """Say in a headline that nothing is stuck yet, and which program will hold up the next request."""
-    return f"Nothing is stuck yet, but {claims[0].text}: whatever is asked of it next will wait" if claims else ""
+    if not claims:
+        return ""
+    may = "may" if f" {MAY_NOT}: " in claims[0].text else "will"
+    return f"Nothing is stuck yet, but {claims[0].text}: whatever is asked of it next {may} wait"
 
 
 def as_sentences(claims: tuple[Claim, ...]) -> Iterator[Claim]:

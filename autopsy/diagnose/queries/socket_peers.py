@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
-from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.once import once
-from autopsy.diagnose.queries import naming
-from autopsy.diagnose.queries.kernel_stacks import Family, family_of
+from autopsy.diagnose.queries.peers.programs import (
+    about_thread,
+    asked_in_turn,
+    asleep,
+    called,
+    cannot_move,
+    stands_still,
+    why_silent,
+)
 from autopsy.diagnose.queries.requests import monitor_is_dead
 from autopsy.diagnose.queries.threads import blocks_main_loop, condition_of, descriptor, functions, looks, threads
 from autopsy.diagnose.signature import claim
@@ -20,49 +26,13 @@ from autopsy.facts.model.facts import (
     Facts,
     Park,
     PeerFact,
-    PeerThread,
     SocketFact,
     ThreadFact,
     ThreadSnapshot,
 )
 
-FREEZER = frozenset({"do_freezer_trap", "__refrigerator", "refrigerator"})
-STOPPED = frozenset("Tt")
 DBUS_WORKER = "gdbus"  # the name of the thread in which GLib talks to every bus
 SILENT = ": it is connected, and silent"
-
-
-@dataclass(frozen=True, slots=True)
-class PeerAsleep:
-    """One thread of a peer in State D at the only look at it, and the kind of its wait where a name tells that."""
-
-    peer: PeerFact
-    thread: PeerThread
-    family: Family | None
-
-    @property
-    def for_good(self) -> bool:
-        """Return whether it is known not to end by itself: no healthy program is met there in passing."""
-        return self.family is not None and not self.family.passes
-
-
-def asleep(sockets: Iterable[SocketFact]) -> Iterator[PeerAsleep]:
-    """Yield the threads of the programs at the other ends that sleep where no signal reaches them."""
-    for peer in {peer.pid: peer for socket in sockets for peer in socket.peers}.values():
-        for thread in peer.threads:
-            if thread.state == "D" and not is_frozen(peer):
-                kind = family_of(thread.state, thread.call, thread.kernel_stack, thread.wchan)
-                yield PeerAsleep(peer, thread, kind)
-
-
-def is_frozen(peer: PeerFact) -> bool:
-    """Tell whether the freezer of a control group holds the program."""
-    return bool(FREEZER & {peer.wchan, *peer.kernel_stack})
-
-
-def cannot_move(peer: PeerFact) -> bool:
-    """Tell whether a program is stopped, or held by the freezer."""
-    return peer.state in STOPPED or is_frozen(peer)
 
 
 MASTERS = frozenset({"/dev/ptmx", "/dev/pts/ptmx"})  # the same link, whichever terminal it is of
@@ -95,8 +65,7 @@ def leads_to(remote: str, server: str) -> bool:
 
 def state(sockets: tuple[SocketFact, ...]) -> str:
     """Say in a clause what the sockets tell of the program at their other end."""
-    peers = [peer for socket in sockets for peer in socket.peers]
-    if words := _of_processes(sockets, peers):
+    if words := why_silent(_programs(sockets)):
         return f": {words}"
     if gone := next((socket for socket in sockets if socket.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"}), None):
         return f": the connection is half closed ({gone.state})"
@@ -110,36 +79,14 @@ def state(sockets: tuple[SocketFact, ...]) -> str:
     return SILENT if any(socket.family != "pipe" for socket in sockets) else ""
 
 
-def _of_processes(sockets: tuple[SocketFact, ...], peers: list[PeerFact]) -> str:
-    """Say why one of these programs does not answer, empty where nothing tells."""
-    if cannot := _of_stopped(peers):
-        return cannot
-    if held := next((sleeper for sleeper in asleep(sockets) if sleeper.for_good and sleeper.family), None):
-        words = held.family.words if held.family else ""
-        return f"a thread of its process {held.peer.pid} ({held.peer.comm}) waits for {words}"
-    if stuck := next((peer for peer in peers if peer.state == "D"), None):
-        return (
-            f"its process {stuck.pid} ({stuck.comm}) sleeps in the kernel (State D, {stuck.wchan or 'wchan unknown'})"
-        )
-    return ""
-
-
-def _of_stopped(peers: list[PeerFact]) -> str:
-    if stopped := next((peer for peer in peers if peer.state in STOPPED), None):
-        return f"its process {stopped.pid} ({stopped.comm}) is stopped"
-    if frozen := next((peer for peer in peers if is_frozen(peer)), None):
-        return f"its process {frozen.pid} ({frozen.comm}) is in a frozen control group"
-    return ""
+def _programs(sockets: Iterable[SocketFact]) -> list[PeerFact]:
+    return [peer for socket in sockets for peer in socket.peers]
 
 
 def stands(sockets: tuple[SocketFact, ...]) -> bool:
     """Tell whether the other end is known not to move: its process is stopped, or its connection half closed."""
-    stopped = any(cannot_move(peer) for socket in sockets for peer in socket.peers)
-    return (
-        stopped
-        or any(sleeper.for_good for sleeper in asleep(sockets))
-        or any(socket.state in {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"} for socket in sockets)
-    )
+    closing = {"CLOSE-WAIT", "FIN-WAIT-1", "FIN-WAIT-2"}
+    return any(map(stands_still, _programs(sockets))) or any(socket.state in closing for socket in sockets)
 
 
 def programs(facts: Facts) -> Iterator[PeerFact]:
@@ -187,13 +134,10 @@ def about_processes(peers: tuple[PeerFact, ...]) -> str:
 
 
 def peers_of(sockets: tuple[SocketFact, ...]) -> tuple[subjects.Peer, ...]:
-    """Return the programs at the other end."""
-    return tuple(dict.fromkeys(subjects.peer(peer) for socket in sockets for peer in socket.peers))[:3]
-
-
-def called(peer: PeerFact) -> str:
-    """Return a program as people speak of it."""
-    return naming.name(subjects.peer(peer))
+    """Return the programs at the other end, and who of those that they ask cannot move."""
+    peers = _programs(sockets)
+    there, beyond = dict.fromkeys(map(subjects.peer, peers)), map(subjects.peer, asked_in_turn(peers))
+    return (*tuple(there)[:3], *tuple(beyond)[:1])
 
 
 def is_terminal(end: SocketFact) -> bool:
@@ -230,18 +174,8 @@ def _about_peers(end: SocketFact) -> list[Claim]:
     for peer in end.peers[:2]:
         where = f", in {peer.wchan}" if peer.wchan else ""
         claims.append(claim(f"The other end is {called(peer)}, State {peer.state or 'unknown'}{where}.", peer.cite))
-    claims += [about_thread(sleeper) for sleeper in asleep((end,))][:2]
+    claims += [about_thread(sleeper) for sleeper in asleep(end.peers)][:2]
     return claims
-
-
-def about_thread(sleeper: PeerAsleep) -> Claim:
-    """Say of a peer's thread where it sleeps in the kernel."""
-    what = f": it waits for {sleeper.family.words}" if sleeper.family else ""
-    return claim(
-        f"Thread {sleeper.thread.tid} of {called(sleeper.peer)} was in State D, "
-        f"in {sleeper.thread.call or 'the kernel'}, under {sleeper.thread.wchan or 'a place that is not known'}{what}.",
-        sleeper.thread.cite,
-    )
 
 
 ASLEEP = frozenset({"S", "D"})
@@ -338,21 +272,6 @@ def _polled(facts: Facts, *, again: bool) -> dict[int, set[int]]:
     for poll in sets.value if isinstance(sets, Known) else ():
         polled.setdefault(poll.tid, set()).update(fd.fd for fd in poll.fds)
     return polled
-
-
-def awaited_client(facts: Facts) -> SocketFact | None:
-    """Return the socket on which QEMU waits for its first client, None where the main thread does something else.
-
-    Its loop always polls more: the descriptor of its signals, and what its block layer is woken by.
-    """
-    if isinstance(facts.polls, Unknown) or isinstance(facts.sockets, Unknown):
-        return None
-    polled = next((poll.fds for poll in facts.polls.value if poll.tid == facts.vm.pid), ())
-    listening = {socket.fd: socket for socket in facts.sockets.value if socket.state == "LISTEN"}
-    others = [descriptor(facts, fd.fd) for fd in polled if fd.fd not in listening]
-    if len(others) > 1 or any(other is None or other.kind != "eventfd" for other in others):
-        return None
-    return next((listening[fd.fd] for fd in polled if fd.fd in listening), None)
 
 
 def unsent(facts: Facts) -> tuple[CoroutineFact, ...]:

@@ -6,6 +6,7 @@ from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim, Confidence
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.coroutine_mutexes import held
+from autopsy.diagnose.queries.never_started import awaited_client
 from autopsy.diagnose.queries.requests import (
     Standing,
     all_counted,
@@ -19,7 +20,6 @@ from autopsy.diagnose.queries.requests import (
     still,
     their_disks,
 )
-from autopsy.diagnose.queries.socket_peers import awaited_client
 from autopsy.diagnose.queries.threads import by_role, functions, named, polls_with_bql
 from autopsy.diagnose.queries.wording import missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim

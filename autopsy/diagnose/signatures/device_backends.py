@@ -5,8 +5,9 @@ from __future__ import annotations
 from autopsy.bundle.syscalls import PEER_CALLS
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.queries.account import PAST_QEMU
+from autopsy.diagnose.queries.peers.programs import stands_still
 from autopsy.diagnose.queries.requests import confidence
-from autopsy.diagnose.queries.socket_peers import about_sockets, asleep, cannot_move, peers_of, socket_of, state
+from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, socket_of, state
 from autopsy.diagnose.queries.threads import functions, in_calls, looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
@@ -144,7 +145,7 @@ def _gone(helper: Helper) -> bool:
 
 def _stands(helper: Helper) -> bool:
     """Tell whether a helper is known not to move: it is stopped, or a thread of it waits for what does not end."""
-    return any(map(cannot_move, _peers(helper))) or any(sleeper.for_good for sleeper in asleep(helper.sockets))
+    return any(map(stands_still, _peers(helper)))
 
 
 TALKS = (

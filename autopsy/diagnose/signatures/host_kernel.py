@@ -24,6 +24,7 @@ from autopsy.diagnose.queries.kernel_sleepers import (
     went_on,
 )
 from autopsy.diagnose.queries.kernel_stacks import Family
+from autopsy.diagnose.queries.peers.programs import asked_in_turn, why_silent
 from autopsy.diagnose.queries.requests import (
     Standing,
     confidence,
@@ -67,13 +68,13 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     where += [f"the guest's RAM in {path}" for path in sorted(ram)]
     return Match(
         headline=_headline(kind, asleep, where, tuple(title(disk) for disk in disks), answers)
-        + about_itself(facts, daemons),
+        + (about_itself(facts, daemons) or (f": {why_silent(daemons)}" if asked_in_turn(daemons) else "")),
         objects=(
             *(subjects.disk(disk) for disk in disks),
             *(subjects.file_system(mount) for mount in mounts.values()),
             *devices,
             *(subjects.File(path) for path in sorted(ram)),
-            *(subjects.peer(daemon) for daemon in daemons),
+            *(subjects.peer(daemon) for daemon in (*daemons, *asked_in_turn(daemons)[:1])),
             *(subjects.thread(sleeper.thread) for sleeper in asleep[:MOST_NAMED]),
         ),
         confidence="proven" if through and not answers else "likely",

@@ -6,16 +6,9 @@ from autopsy.bundle.syscalls import PEER_CALLS, SLEEP_CALLS
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import waits_for
 from autopsy.diagnose.queries.limits.throttle_locks import self_owned
+from autopsy.diagnose.queries.peers.programs import called
 from autopsy.diagnose.queries.requests import confidence, monitor_is_dead, still
-from autopsy.diagnose.queries.socket_peers import (
-    about_sockets,
-    awaited,
-    called,
-    of_monitor,
-    peers_of,
-    stands,
-    state,
-)
+from autopsy.diagnose.queries.socket_peers import about_sockets, awaited, of_monitor, peers_of, stands, state
 from autopsy.diagnose.queries.threads import (
     all_are_open,
     functions,

@@ -9,13 +9,13 @@ from autopsy.diagnose.diagnosis import Claim, Where
 from autopsy.diagnose.queries.account import about, unexplained
 from autopsy.diagnose.queries.kernel_stacks import family, waits_for
 from autopsy.diagnose.queries.migration import sends_state
+from autopsy.diagnose.queries.peers.programs import called
 from autopsy.diagnose.queries.requests import title
 from autopsy.diagnose.queries.socket_peers import (
     about_openers,
     about_processes,
     about_sockets,
     awaited,
-    called,
     ends_of,
     openers_of,
     peers_of,

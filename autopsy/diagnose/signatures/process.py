@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries.kernel_stacks import waits_for
-from autopsy.diagnose.queries.socket_peers import FREEZER
+from autopsy.diagnose.queries.peers.programs import FREEZER
 from autopsy.diagnose.queries.threads import looks, named, slept_through, threads
 from autopsy.diagnose.queries.wording import count, missing, sentence
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim

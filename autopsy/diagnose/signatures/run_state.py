@@ -5,8 +5,9 @@ from __future__ import annotations
 from autopsy.bundle import layout
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Where
+from autopsy.diagnose.queries.peers.programs import called
 from autopsy.diagnose.queries.requests import title
-from autopsy.diagnose.queries.socket_peers import about_sockets, called, peers_of, taken
+from autopsy.diagnose.queries.socket_peers import about_sockets, peers_of, taken
 from autopsy.diagnose.queries.wording import missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim
 from autopsy.facts import subjects

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from autopsy.diagnose.queries.never_started import NEVER
-from autopsy.diagnose.queries.socket_peers import awaited_client
+from autopsy.diagnose.queries.never_started import NEVER, awaited_client
 from autopsy.diagnose.queries.threads import by_role, looks, slept_through
 from autopsy.diagnose.queries.wording import missing
 from autopsy.diagnose.signature import CannotTell, Judgement, Match, RuledOut, Signature, claim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from autopsy.bundle.syscalls import REQUEST_CALLS
 from autopsy.diagnose.queries.below import layers_of, stands_below
@@ -10,8 +11,9 @@ from autopsy.diagnose.queries.engines import held_loops, owed_by_loops
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, device_of, image_of, sleepers
 from autopsy.diagnose.queries.limits.at_limits import copies_held
 from autopsy.diagnose.queries.limits.throttle_locks import throttle_lock
+from autopsy.diagnose.queries.peers.programs import stands_still, to_still
 from autopsy.diagnose.queries.requests import disks_of, last_driver, parked_still
-from autopsy.diagnose.queries.socket_peers import clients, leads_to, unsent
+from autopsy.diagnose.queries.socket_peers import clients, leads_to, programs, unsent
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
@@ -46,6 +48,7 @@ def request_waits(facts: Facts) -> Iterator[Wait]:
                 yield Wait(place, on, How.FOR, sure, (request.cite,))
             yield from _throttle_lock(facts, request, ends or (place,))
     yield from _servers(facts)
+    yield from _servers_of_servers(facts)
     yield from _clients(facts)
 
 
@@ -115,6 +118,14 @@ def _servers(facts: Facts) -> Iterator[Wait]:
                     yield Wait(
                         subjects.Server(server), subjects.peer(peer), How.SERVED_BY, Certainty.ONCE, (socket.cite,)
                     )
+
+
+def _servers_of_servers(facts: Facts) -> Iterator[Wait]:
+    """Yield the way from a program that the VM asks to one that cannot move, by what each asks in turn."""
+    for peer in programs(facts):
+        for asks, asked in pairwise(() if stands_still(peer) else to_still(peer)):
+            waiter, server = subjects.peer(asks), subjects.peer(asked)
+            yield Wait(waiter, server, How.CLIENT_OF, Certainty.ONCE, (asks.cite, asked.cite))
 
 
 def _clients(facts: Facts) -> Iterator[Wait]:

@@ -25,6 +25,7 @@ class How(Enum):
     SLEEPS_IN = "sleeps in"
     ON = "on"
     SERVED_BY = "is served by"
+    CLIENT_OF = "is itself a client of"
     OTHER_END = "waits for the other end of its connection:"
     STACKED_ON = "lies on"
     STOPPED_BY = "is stopped by"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from autopsy.bundle.process_wait import Kind
+from autopsy.bundle.other_programs import Kind
 from autopsy.bundle.records import AioRing, UringState
 from autopsy.dataclass import dataclass
 from autopsy.facts.cite import Cite, Fact
@@ -42,7 +42,10 @@ class PeerThread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerFact:
-    """A program on this host that the VM depends on, as /proc told of it; `threads` are the first few dozen of it."""
+    """A program on this host that the VM depends on, as /proc told of it; `threads` are the first few dozen of it.
+
+    `servers` are those to which it has made a connection itself: it may wait for them.
+    """
 
     pid: int
     comm: str
@@ -51,6 +54,7 @@ class PeerFact:
     kernel_stack: tuple[str, ...]
     cite: Cite
     threads: tuple[PeerThread, ...] = ()
+    servers: tuple[PeerFact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,22 @@ TRIALS = (
     Trial(
         "a back end whose server serves", "none", "healthy", partial(found.back_end_over_a_server, stops=False), (NEW,)
     ),
+    Trial(
+        "a server that asks a stopped one",
+        "peer",
+        "nbd-silent",
+        found.server_over_a_server,
+        (OLD, NEW),
+        ("likely",),
+        says="is itself a client of qemu-nbd",
+    ),
+    Trial(
+        "a server whose own server serves",
+        "none",
+        "healthy",
+        partial(found.server_over_a_server, stops=False),
+        (OLD, NEWEST),
+    ),
     Trial("RAM at a stopped daemon", "peer", "fuse-daemon-silent", found.ram_on_fuse, (NEW, DEBUG), says="RAM"),
     Trial("RAM at a daemon that serves", "none", "healthy", partial(found.ram_on_fuse, stops=False), (NEW,)),
     Trial(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from autopsy.bundle import layout, records
-from autopsy.bundle.fifo_opening import FifoOpening
-from autopsy.bundle.process_wait import ProcessWait
+from autopsy.bundle.other_programs import FifoOpening, ProcessWait
 from autopsy.bundle.sections import Section
 from autopsy.diagnose.diagnosis import Diagnosis
 from autopsy.diagnose.verdict import diagnose

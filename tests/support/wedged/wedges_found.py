@@ -13,9 +13,22 @@ from pathlib import Path
 
 from autopsy.drill.machine import of_device
 from autopsy.drill.process import run
+from autopsy.drill.site import site
 from support import lab
+from support.wedged.daemons import daemon
 from support.wedged.small_guests import WRITE_NOW_AND_THEN, boot_sector
-from support.wedged.wedges import A_MOMENT, BOOT_SECONDS, DISK, NODE, TALK, Stuck, behind_a_back_end, in_flight, running
+from support.wedged.wedges import (
+    A_MOMENT,
+    BOOT_SECONDS,
+    DISK,
+    NODE,
+    TALK,
+    Stuck,
+    behind_a_back_end,
+    in_flight,
+    running,
+    until_it_works,
+)
 
 LISTENS = "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind({path!r}); s.listen(); print(1, flush=True)"
 READS = "import os; fd = os.open({path!r}, os.O_RDWR); print(1, flush=True)\nwhile os.read(fd, 65536): pass"
@@ -117,3 +130,22 @@ def console_to_a_fifo(build: lab.Build, *, stops: bool = True) -> Iterator[Stuck
                     yield Stuck(it.vm, (str(reader.pid),) if stops else ())
             finally:
                 os.kill(reader.pid, signal.SIGKILL)
+
+
+@contextmanager
+def server_over_a_server(build: lab.Build, *, stops: bool = True) -> Iterator[Stuck]:
+    """A disk at the export of a storage daemon that runs, and is a client of an NBD server that is stopped."""
+    with lab.folder() as place, site() as there:
+        image = boot_sector(lab.disk(place / "d", mebibytes=32), WRITE_NOW_AND_THEN)
+        with lab.nbd(image) as far:
+            near = daemon(there, build, "--blockdev", f"driver=nbd,node-name=node0,{far.server}", monitor=False)
+            node = f"driver=nbd,node-name=n0,server.type=unix,server.path={there.folder}/nbd,export=disk"
+            disk = ("-blockdev", node, "-device", f"{NODE}=n0")
+            with lab.qemu(build, *disk, accelerate=lab.TO_BOOT, boots=True) as vm:
+                until_it_works(vm, 1)
+                if not stops:
+                    yield Stuck(vm)
+                    return
+                with lab.stopped(far.process):
+                    time.sleep(2 * A_MOMENT)
+                    yield Stuck(vm, (f" {near.pid}", f" {far.process.pid}"), far.process.resume)
