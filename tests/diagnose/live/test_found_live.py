@@ -60,7 +60,7 @@ TRIALS = (
         "aio-in-kernel",
         found.loop_device,
         (OLD, NEW),
-        says="waits for its data's file system",
+        says="that its data lies on",
     ),
     Trial(
         "a loop device that works", "none", "healthy", partial(found.loop_device, freezes=False), (NEW,), ("proven",)
