@@ -11,6 +11,7 @@ from autopsy.bundle.sections import Section
 from autopsy.facts.cite import Cite, Fact, Known, Unknown
 from autopsy.facts.evidence import Evidence, missing, section_map, text
 from autopsy.facts.model.facts import BlockDevice, HostFacts, LogLine, MountFact, Pressure
+from autopsy.facts.model.host import MemoryLimit
 from autopsy.facts.storage import io_limits
 from autopsy.facts.storage.mounts import mounts_told
 from autopsy.facts.threads import int_of
@@ -47,6 +48,11 @@ STORAGE_WORDS = (
     "hung_task",
 )
 VM_WORDS = ("unexpected disconnect", "re-entrant io", "no space left", "error", "fail", "assert", "warn", "abort")
+
+# Control groups v2 and v1: how much is used, and what limits it, the strictest first; `max` is no number.
+USED = ("/memory.current", "/memory.usage_in_bytes")
+MEMORY_LIMITS = (("memory.max", True), ("memory.limit_in_bytes", True), ("memory.high", False))
+REACHED = 0.98  # of a limit: the kernel charges pages in batches
 MOST_LINES = 40
 
 
@@ -66,7 +72,7 @@ def gather_host(evidence: Evidence) -> HostFacts:
         pressure_cpu=_pressure(files, "cpu", without("cpu.pressure")),
         pressure_io=_pressure(files, "io", without("io.pressure")),
         pressure_memory=_pressure(files, "memory", without("memory.pressure")),
-        memory_pressed=_memory(files, without("memory.current")),
+        memory_limits=_memory(files, without("memory.current")),
         io_limits=io_limits.gather_io_limits(files, absent),
         aio_in_use=_aio(evidence, files),
         block_devices=_block_devices(files, absent),
@@ -133,18 +139,23 @@ def _pressure(files: Mapping[str, Section], kind: str, absent: Unknown) -> Fact[
     return Known(Pressure(averages.get("some", 0.0), averages.get("full", 0.0), cite), cite)
 
 
-def _memory(files: Mapping[str, Section], absent: Unknown) -> Fact[str]:
-    """Return how the VM's memory group stands: `at its high limit`, `at its limit`, or empty where it has room."""
-    current, high, most = (_ending(files, f"memory.{name}") for name in ("current", "high", "max"))
-    if current is None:
-        return absent
-    cite = Cite(PATH, current.line, f"{current.name}: {text(current).strip()}")
-    used = int_of(text(current).strip()) or 0
-    for section, words in ((most, "at its limit"), (high, "at its high limit")):
-        limit = int_of(text(section).strip()) if section else None
-        if limit and used >= limit * 0.98:
-            return Known(words, cite)
-    return Known("", cite)
+def _memory(files: Mapping[str, Section], absent: Unknown) -> Fact[tuple[MemoryLimit, ...]]:
+    """Return the limits that the VM's memory groups have reached: of its own, and of those above it."""
+    used = {
+        name.rpartition("/")[0]: (bytes_used, section)
+        for name, section in files.items()
+        if name.endswith(USED) and not section.error and (bytes_used := int_of(text(section).strip())) is not None
+    }
+    reached = []
+    for group, (bytes_used, section) in used.items():
+        for file, hard in MEMORY_LIMITS:
+            limit = files.get(f"{group}/{file}")
+            most = int_of(text(limit).strip()) if limit is not None and not limit.error else None
+            if limit is not None and most and bytes_used >= most * REACHED:
+                cite = Cite(PATH, limit.line, f"{limit.name}: {most}; {section.name}: {bytes_used}")
+                reached.append(MemoryLimit(limit.name, group, bytes_used, most, hard, cite))
+                break
+    return Known(tuple(reached), Cite(PATH)) if used else absent
 
 
 def _aio(evidence: Evidence, files: Mapping[str, Section]) -> Fact[tuple[int, int]]:

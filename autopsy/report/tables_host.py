@@ -79,11 +79,15 @@ def host(facts: Facts) -> Table:
     around = facts.host
     aio = around.aio_in_use
     contexts = f"{aio.value[0]:,} of {aio.value[1]:,}" if isinstance(aio, Known) else ""
+    memory = around.memory_limits
+    limits = (
+        "; ".join(f"{limit.file}: {limit.limit:,} bytes" for limit in memory.value) if isinstance(memory, Known) else ""
+    )
     rows = [
         _fact("Control group", around.cgroup, shown(around.cgroup)),
         _fact("Control group frozen", around.frozen, _yes(around.frozen)),
         _fact("Times limited by its CPU quota", around.cpu_limited, shown(around.cpu_limited)),
-        _fact("Memory", around.memory_pressed, shown(around.memory_pressed)),
+        _fact("Limits of memory that are reached", memory, limits),
         _fact("Linux AIO contexts in use", aio, contexts),
     ]
     return table("host-facts", "Host", "Fact|Value", rows)

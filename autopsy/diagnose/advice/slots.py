@@ -9,6 +9,7 @@ from autopsy.diagnose.advice import disks
 from autopsy.diagnose.advice.managers import Hand
 from autopsy.diagnose.advice.shell import sayable
 from autopsy.diagnose.queries.account import whether_they_go_on
+from autopsy.diagnose.queries.limits.memory_limits import reached
 from autopsy.diagnose.queries.peers.programs import asked_in_turn
 from autopsy.diagnose.queries.socket_peers import programs
 from autopsy.facts import subjects
@@ -79,10 +80,15 @@ def words(facts: Facts, objects: Iterable[Subject], hand: Hand) -> Words:
             "image": lambda: disks.images(facts, objects)[:1],
             "host": lambda: server(1),
             "port": lambda: server(2),
+            "memory-limit": lambda: (limit.file for limit in reached(facts) if _is_told(limit.group, objects)),
             "v1-freezer": lambda: _freezer(facts, objects).get("v1-freezer", ()),
             "v2-freezer": lambda: _freezer(facts, objects).get("v2-freezer", ()),
         }
     )
+
+
+def _is_told(group: str, objects: Iterable[Subject]) -> bool:
+    return any(isinstance(subject, subjects.ControlGroup) and subject.path == group for subject in objects)
 
 
 def _target(facts: Facts, hand: Hand) -> str:

@@ -24,6 +24,7 @@ from autopsy.diagnose.queries.kernel_sleepers import (
     went_on,
 )
 from autopsy.diagnose.queries.kernel_stacks import Family
+from autopsy.diagnose.queries.limits import memory_limits
 from autopsy.diagnose.queries.peers.programs import asked_in_turn, why_silent
 from autopsy.diagnose.queries.requests import (
     Standing,
@@ -66,6 +67,8 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
     where = [f"{mount.path} ({mount.fstype} on {mount.source})" for mount in mounts.values()]
     where = [*where, *map(naming.name, devices)] or sorted(paths)
     where += [f"the guest's RAM in {path}" for path in sorted(ram)]
+    limits = memory_limits.reached(facts)[:MOST_NAMED] if kind.id == memory_limits.MEMORY else ()
+    where = [*map(memory_limits.in_words, limits), *where]
     return Match(
         headline=_headline(kind, asleep, where, tuple(title(disk) for disk in disks), answers)
         + (about_itself(facts, daemons) or (f": {why_silent(daemons)}" if asked_in_turn(daemons) else "")),
@@ -74,6 +77,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
             *(subjects.file_system(mount) for mount in mounts.values()),
             *devices,
             *(subjects.File(path) for path in sorted(ram)),
+            *(subjects.ControlGroup(limit.group) for limit in limits),
             *(subjects.peer(daemon) for daemon in (*daemons, *asked_in_turn(daemons)[:1])),
             *(subjects.thread(sleeper.thread) for sleeper in asleep[:MOST_NAMED]),
         ),
@@ -81,6 +85,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
         claims=(
             *_claims(kind, asleep, files, through=through),
             *answers,
+            *memory_limits.about(limits),
             *about_devices(facts, devices),
             *(claim(f"The host's log says: {line.text}", line.cite) for line in lines_about(facts, mounts.values())),
             *(

@@ -230,6 +230,22 @@ class IoLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """A limit on memory, in bytes, that a control group of the VM's has reached; `file` sets it.
+
+    One that is not `hard` (memory.high) slows down whoever goes beyond it. What is used may be files' pages, which are
+    given up where others are wanted: a group at its limit is no trouble by itself.
+    """
+
+    file: str
+    group: str
+    used: int
+    limit: int
+    hard: bool
+    cite: Cite
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """One line of a log that speaks of storage, memory or this VM.
 
@@ -251,7 +267,7 @@ class HostFacts:
     pressure_cpu: Fact[Pressure]
     pressure_io: Fact[Pressure]
     pressure_memory: Fact[Pressure]
-    memory_pressed: Fact[str]
+    memory_limits: Fact[tuple[MemoryLimit, ...]]
     io_limits: Fact[tuple[IoLimit, ...]]
     aio_in_use: Fact[tuple[int, int]]
     block_devices: Fact[tuple[BlockDevice, ...]]
