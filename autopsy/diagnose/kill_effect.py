@@ -113,7 +113,7 @@ BY_SIGNATURE: Mapping[str, KillEffect] = {
     "main-loop-spins": "helps",
     "thread-asleep": "unknown",
     "rcu-drain-wait": "helps",
-    "guest-spins": "helps",
+    "guest-spins": "unknown",  # a guest that computes looks the same: nobody saw that it is stuck
     "cpu-starved": "needless",
     "healthy": "needless",
     "unknown": "unknown",
