@@ -27,6 +27,7 @@ TEXT = layout.evidence(layout.PROC_FDS, layout.SOCKETS)
 ENDS = layout.evidence(layout.PROC_FDS, layout.SOCKET_ENDS)
 PROCESS_WAITS = layout.evidence(layout.PROC_FDS, layout.PROCESS_WAITS)
 OPENINGS = layout.evidence(layout.PROC_FDS, layout.FIFO_OPENINGS)
+MOST_HOPS, MOST_SERVERS = 3, 16  # as the capture's own: what asks what in turn
 FUSE = re.compile(r"fuse/(\d+)/mount")
 # The columns of ss: family, state, connections not accepted, and how many there may be, path, inode, …, users.
 LISTENING = re.compile(
@@ -40,7 +41,8 @@ def gather_sockets(evidence: Evidence, step: str = layout.PROC_FDS) -> Fact[tupl
     ends = decode(evidence, step, layout.SOCKET_ENDS, tuple[records.SocketEnd, ...])
     if not isinstance(ends, Known):
         return ends
-    files, links = section_map(evidence, step, layout.SOCKETS), _server_links(evidence, step)
+    files = section_map(evidence, step, layout.SOCKETS)
+    programs = _Servers(evidence, files, step)
     sockets = (
         SocketFact(
             fd=end.fd,
@@ -51,7 +53,7 @@ def gather_sockets(evidence: Evidence, step: str = layout.PROC_FDS) -> Fact[tupl
             remote=end.remote,
             received_queue=end.receive_queue,
             send_queue=end.send_queue,
-            peers=tuple(_server(pid, files, step, links) for pid in end.peer_pids),
+            peers=tuple(map(programs.of, end.peer_pids)),
             cite=Cite(ends.cite.file, 0, f"fd {end.fd}: {end.family} {end.state} {end.local} to {end.remote}"),
             accepted=end.accepted,
         )
@@ -74,26 +76,33 @@ def gather_fuse_again(evidence: Evidence, first: Fact[tuple[FuseMount, ...]]) ->
     return fuse(evidence, layout.SECOND_EXPOSURE)
 
 
-def _server_links(evidence: Evidence, step: str) -> dict[int, tuple[int, ...]]:
+def _server_links(evidence: Evidence, step: str) -> dict[int, list[int]]:
     """Return the programs to which each has made a connection itself, by its pid."""
     links = decode(evidence, step, layout.SERVER_LINKS, tuple[ServerLink, ...])
-    servers: dict[int, tuple[int, ...]] = {}
+    servers: dict[int, list[int]] = {}
     for link in links.value if isinstance(links, Known) else ():
-        servers[link.pid] = (*servers.get(link.pid, ()), *link.peer_pids)
+        servers.setdefault(link.pid, []).extend(link.peer_pids)
     return servers
 
 
-def _server(
-    pid: int,
-    files: Mapping[str, Section],
-    step: str,
-    links: Mapping[int, tuple[int, ...]],
-    asking: frozenset[int] = frozenset(),
-) -> PeerFact:
-    """Return a program with those that it asks in turn, each once on the way: the way may lead back."""
-    asking |= {pid}
-    servers = (_server(other, files, step, links, asking) for other in links.get(pid, ()) if other not in asking)
-    return replace(peer(pid, files, step), servers=tuple(servers))
+class _Servers:
+    """Tells of programs with those that they ask in turn: each once, whatever a stranger's bundle says of them."""
+
+    def __init__(self, evidence: Evidence, files: Mapping[str, Section], step: str) -> None:
+        self._files, self._step = files, step
+        self._links = _server_links(evidence, step)
+        self._known: dict[int, PeerFact] = {}
+
+    def of(self, pid: int) -> PeerFact:
+        if pid not in self._known:
+            self._known[pid] = self._below(pid, {pid}, MOST_HOPS)
+        return self._known[pid]
+
+    def _below(self, pid: int, seen: set[int], hops: int) -> PeerFact:
+        asked = [other for other in self._links.get(pid, ()) if other not in seen][:MOST_SERVERS] if hops else []
+        seen.update(asked)
+        servers = tuple(self._below(other, seen, hops - 1) for other in dict.fromkeys(asked))
+        return replace(peer(pid, self._files, self._step), servers=servers)
 
 
 def peer(pid: int, files: Mapping[str, Section], step: str = layout.PROC_FDS) -> PeerFact:
@@ -144,7 +153,7 @@ def fuse(evidence: Evidence, step: str = layout.PROC_FDS) -> Fact[tuple[FuseMoun
     files = section_map(evidence, step, layout.SOCKETS)
     if not files:
         return missing(evidence, step, layout.SOCKETS)
-    path, links = layout.evidence(step, layout.SOCKETS), _server_links(evidence, step)
+    path, programs = layout.evidence(step, layout.SOCKETS), _Servers(evidence, files, step)
     mounts = []
     for name, section in files.items():
         if not (match := FUSE.fullmatch(name)):
@@ -162,7 +171,7 @@ def fuse(evidence: Evidence, step: str = layout.PROC_FDS) -> Fact[tuple[FuseMoun
                 path=place[4] if len(place) > 4 else "",
                 waiting=int_of(part("waiting").strip()) or 0,
                 sure="one of" not in daemons,
-                daemons=tuple(_server(pid, files, step, links) for pid in pids),
+                daemons=tuple(map(programs.of, pids)),
                 cite=Cite(path, section.line, name),
             )
         )

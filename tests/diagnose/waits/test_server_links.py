@@ -70,3 +70,10 @@ def test_one_that_is_stopped_itself_is_the_end_of_the_way() -> None:
 
 def test_a_way_that_leads_back_ends() -> None:
     assert over((900, 901), (901, 902), (902, 900)).headline.endswith(": it is connected, and silent")
+
+
+def test_however_many_ask_one_another_each_is_looked_at_once() -> None:
+    everybody = range(900, 960)
+    assert over(*((one, other) for one in everybody for other in everybody)).signature == "nbd-silent"
+    chain = tuple((pid, pid + 1) for pid in range(900, 5000))
+    assert over(*chain, stopped=frozenset({4000})).headline.endswith(": it is connected, and silent")
