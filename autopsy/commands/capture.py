@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,19 +47,13 @@ def fulfil_for(
         AutopsyError: not stored; then nothing was killed.
     """
     options = _hurried(vm, wish.options, say)
-    if wish.one_of_many:  # there is a VM for each CPU, and no half of them is left
-        return _fulfil(vm, options, wish, watcher, say)
-    with kept_to_half(least=LEAST_HURRIED_CPUS if options.fast else 1):
-        return _fulfil(vm, options, wish, watcher, say)
-
-
-def _fulfil(
-    vm: target.Target, options: Options, wish: CaptureOptions, watcher: Watcher, say: Callable[[str], None]
-) -> Ended:
     if wish.asked_at is not None:
         options = replace(options, budget=max(0.0, options.budget - (time.monotonic() - wish.asked_at)))
     watch = EndWatch(vm)
-    captured = capture(vm, watch, options=options, places=wish.places, words=wish.words, watcher=watcher, say=say)
+    with ExitStack() as while_it_is_captured:  # a VM that is started again afterwards must not inherit it
+        if not wish.one_of_many:  # else there is a VM for each CPU, and no half of them is left
+            while_it_is_captured.enter_context(kept_to_half(least=LEAST_HURRIED_CPUS if options.fast else 1))
+        captured = capture(vm, watch, options=options, places=wish.places, words=wish.words, watcher=watcher, say=say)
     if wish.sign is not None:
         captured = _signed(captured, wish.sign)
     if captured.end is not None:

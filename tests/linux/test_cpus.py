@@ -8,10 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from autopsy.capture.pace import STARVED, Pace
+from autopsy.capture.step import Options
+from autopsy.commands import capture as capture_command
+from autopsy.commands.capture_options import CaptureOptions
 from autopsy.linux.child import collect, in_child, spawn
 from autopsy.linux.tasks import behind, cpus
 from autopsy.linux.tasks.behind import BackgroundChild, step_back
@@ -177,6 +181,32 @@ def test_many_that_share_a_cpu_do_not_starve(monkeypatch: pytest.MonkeyPatch) ->
         watched._looked -= 1.0
         watched.look()
         assert watched.forward is not enough
+
+
+@pytest.mark.parametrize("of_many", [False, True])
+def test_what_comes_after_the_capture_goes_anywhere_again(
+    idle_for: Callable[[Mapping[int, int]], None], monkeypatch: pytest.MonkeyPatch, *, of_many: bool
+) -> None:
+    """A VM that is started again (`qm start`) is a child of ours, and has our CPUs for as long as it lives."""
+    idle_for(dict.fromkeys(MAY, 2))
+    counts = []
+
+    def counted(*_: object, **__: object) -> SimpleNamespace:
+        counts.append(len(os.sched_getaffinity(0)))
+        return SimpleNamespace(end=None)
+
+    for name in ("capture", "kill_captured"):
+        monkeypatch.setattr(capture_command, name, counted)
+    monkeypatch.setattr(capture_command, "_with_rescued", lambda ended, _: ended)
+    monkeypatch.setattr(capture_command, "EndWatch", lambda _: None)
+    vm = SimpleNamespace(record=SimpleNamespace(manager="process", name="t"))
+    wish = CaptureOptions(name="t", options=Options(), places=(), words=(), then_kill=True, one_of_many=of_many)
+
+    def work() -> bytes:
+        capture_command.fulfil_for(vm, wish, SimpleNamespace(tell=print))  # type: ignore[arg-type]  # all that is asked of them
+        return repr(counts).encode()
+
+    assert in_child(work, 10).decode() == repr([len(MAY) if of_many else len(MAY) // 2, len(MAY)])
 
 
 LEAST_AND_CPUS = [((), len(MAY) // 2), (("--fast",), len(MAY) // 2 if len(MAY) > 3 else len(MAY))]
