@@ -8,6 +8,7 @@ from autopsy.bundle.syscalls import PEER_CALLS, POLL_CALLS
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.once import once
 from autopsy.diagnose.queries.peers.programs import (
+    about_chain,
     about_thread,
     asked_in_turn,
     asleep,
@@ -174,6 +175,7 @@ def _about_peers(end: SocketFact) -> list[Claim]:
     for peer in end.peers[:2]:
         where = f", in {peer.wchan}" if peer.wchan else ""
         claims.append(claim(f"The other end is {called(peer)}, State {peer.state or 'unknown'}{where}.", peer.cite))
+        claims += about_chain(peer)
     claims += [about_thread(sleeper) for sleeper in asleep(end.peers)][:2]
     return claims
 

@@ -25,7 +25,7 @@ from autopsy.diagnose.queries.kernel_sleepers import (
 )
 from autopsy.diagnose.queries.kernel_stacks import Family
 from autopsy.diagnose.queries.limits import memory_limits
-from autopsy.diagnose.queries.peers.programs import asked_in_turn, why_silent
+from autopsy.diagnose.queries.peers.programs import about_chain, asked_in_turn, why_silent
 from autopsy.diagnose.queries.requests import (
     Standing,
     confidence,
@@ -96,6 +96,7 @@ def _judge(kind: Family, facts: Facts) -> Judgement:
                 )
                 for daemon in daemons
             ),
+            *(step for daemon in daemons for step in about_chain(daemon)),
         ),
         stands=(
             subjects.Kernel(kind.id),

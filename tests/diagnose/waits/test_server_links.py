@@ -53,6 +53,9 @@ def test_the_server_that_the_silent_one_asks_is_named_and_that_it_waits_for_it_i
     assert {"daemon900 900", "daemon901 901"} <= set(found.objects)
     assert [node.label for node in found.waits.nodes if node.end] == ["daemon901 901"]
     assert any(advice.command == "kill -CONT 901" for advice in found.advice)
+    steps = [each.text for each in found.chain if "has made a connection to" in each.text]
+    assert len(steps) == len(links)
+    assert "to daemon901 901, State T: whether it waits for that one was not seen" in steps[-1]
 
 
 def test_one_that_asks_only_who_goes_on_is_silent_and_no_more_is_said() -> None:

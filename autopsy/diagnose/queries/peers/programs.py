@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 
 from autopsy.dataclass import dataclass
 from autopsy.diagnose.diagnosis import Claim
 from autopsy.diagnose.queries import naming
 from autopsy.diagnose.queries.kernel_stacks import Family, family_of
+from autopsy.diagnose.queries.wording import sentence
 from autopsy.diagnose.signature import claim
 from autopsy.facts import subjects
 from autopsy.facts.model.facts import PeerFact, PeerThread
@@ -94,6 +96,13 @@ def why_silent(peers: Collection[PeerFact]) -> str:
         asks = f"its process {chain[0].pid} ({chain[0].comm}) is itself a client of {asked}"
         return f"{asks}, which {why_still(chain[-1])}"
     return ""
+
+
+def about_chain(peer: PeerFact) -> Iterator[Claim]:
+    """Say of a program that goes on by which way it asks one that stands still."""
+    for asks, asked in pairwise(() if stands_still(peer) else to_still(peer)):
+        words = f"{sentence(called(asks))} has made a connection to {called(asked)}, State {asked.state or 'unknown'}"
+        yield claim(f"{words}: whether it waits for that one was not seen.", asks.cite, asked.cite)
 
 
 def called(peer: PeerFact) -> str:
