@@ -87,8 +87,8 @@ def behind_others(*, wanted: bool) -> Iterator[None]:
 def bring_forward(first: int) -> None:
     """Have a process and all that it has started run as any other, on any CPU."""
     for pid in _with_descendants(first):
-        step_forward(pid)
         cpus.give_back(pid)
+        step_forward(pid)
 
 
 def come_forward() -> bool:
