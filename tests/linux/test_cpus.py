@@ -151,7 +151,6 @@ def test_what_starves_is_brought_forward_to_any_cpu_whatever_session_it_leads(
         os.sched_setaffinity(0, {cpu})
         step_back()
         child = spawn(starves)  # of a session of its own: nobody but its parent starves by it
-        os.sched_setscheduler(child.pid, os.SCHED_IDLE, os.sched_param(0))
         return collect(child, 40)
 
     def waits() -> bytes:

@@ -331,11 +331,12 @@ time.sleep(100)
 
 @both_ways
 def test_a_storm_of_new_threads_ends_in_a_whole_cut(tmp_path: Path) -> None:
+    patient = dataclasses.replace(FAST, bpf=freezing.walks, max_stop=2.0)  # beside other tests 50 ms pass without a CPU
     with victim(tmp_path, STORM) as pid:
         for number in range(5):
             place = tmp_path / str(number)
             place.mkdir()
-            taken = take(pid, place)
+            taken = take(pid, place, patient)
             assert taken.thread(pid).how in HELD
             assert len([each for each in taken.record.threads if each.how in HELD]) >= 3
         lab.until("it runs free", lambda: untouched(pid))
