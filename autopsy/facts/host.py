@@ -51,7 +51,7 @@ VM_WORDS = ("unexpected disconnect", "re-entrant io", "no space left", "error", 
 
 # Control groups v2 and v1: how much is used, and what limits it, the strictest first; `max` is no number.
 USED = ("/memory.current", "/memory.usage_in_bytes")
-MEMORY_LIMITS = (("memory.max", True), ("memory.limit_in_bytes", True), ("memory.high", False))
+MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes", "memory.high")
 REACHED = 0.98  # of a limit: the kernel charges pages in batches
 MOST_LINES = 40
 
@@ -148,12 +148,12 @@ def _memory(files: Mapping[str, Section], absent: Unknown) -> Fact[tuple[MemoryL
     }
     reached = []
     for group, (bytes_used, section) in used.items():
-        for file, hard in MEMORY_LIMITS:
+        for file in MEMORY_LIMITS:
             limit = files.get(f"{group}/{file}")
             most = int_of(text(limit).strip()) if limit is not None and not limit.error else None
             if limit is not None and most and bytes_used >= most * REACHED:
                 cite = Cite(PATH, limit.line, f"{limit.name}: {most}; {section.name}: {bytes_used}")
-                reached.append(MemoryLimit(limit.name, group, bytes_used, most, hard, cite))
+                reached.append(MemoryLimit(limit.name, group, bytes_used, most, cite))
                 break
     return Known(tuple(reached), Cite(PATH)) if used else absent
 

@@ -10,7 +10,7 @@ from autopsy.diagnose.advice.managers import Hand
 from autopsy.diagnose.advice.shell import sayable
 from autopsy.diagnose.queries.account import whether_they_go_on
 from autopsy.diagnose.queries.limits.memory_limits import reached
-from autopsy.diagnose.queries.peers.programs import asked_in_turn
+from autopsy.diagnose.queries.peers.programs import STOPPED, asked_in_turn
 from autopsy.diagnose.queries.socket_peers import programs
 from autopsy.facts import subjects
 from autopsy.facts.cite import Known
@@ -18,7 +18,6 @@ from autopsy.facts.model.facts import Facts
 from autopsy.facts.subjects import Subject
 
 ADDRESS = re.compile(r"(?:[a-z+]{1,12}://)?(\[[0-9a-fA-F:.]{2,40}\]|[A-Za-z0-9._-]{1,200}):(\d{1,5})(?:/.*)?")
-STOPPED = frozenset("Tt")
 FREEZER = re.compile(r"(/\S[^:]{0,400}/)(?:cgroup\.events|freezer\.state): ")
 
 

@@ -11,7 +11,7 @@ from autopsy.diagnose.queries.engines import held_loops, owed_by_loops
 from autopsy.diagnose.queries.kernel_sleepers import Sleeper, device_of, image_of, sleepers
 from autopsy.diagnose.queries.limits.at_limits import copies_held
 from autopsy.diagnose.queries.limits.throttle_locks import throttle_lock
-from autopsy.diagnose.queries.peers.programs import stands_still, to_still
+from autopsy.diagnose.queries.peers.programs import on_to_still
 from autopsy.diagnose.queries.requests import disks_of, last_driver, parked_still
 from autopsy.diagnose.queries.socket_peers import clients, leads_to, programs, unsent
 from autopsy.diagnose.waits.wait import Certainty, How, Wait
@@ -123,7 +123,7 @@ def _servers(facts: Facts) -> Iterator[Wait]:
 def _servers_of_servers(facts: Facts) -> Iterator[Wait]:
     """Yield the way from a program that the VM asks to one that cannot move, by what each asks in turn."""
     for peer in programs(facts):
-        for asks, asked in pairwise(() if stands_still(peer) else to_still(peer)):
+        for asks, asked in pairwise(on_to_still(peer)):
             waiter, server = subjects.peer(asks), subjects.peer(asked)
             yield Wait(waiter, server, How.CLIENT_OF, Certainty.ONCE, (asks.cite, asked.cite))
 

@@ -233,7 +233,7 @@ class IoLimit:
 class MemoryLimit:
     """A limit on memory, in bytes, that a control group of the VM's has reached; `file` sets it.
 
-    One that is not `hard` (memory.high) slows down whoever goes beyond it. What is used may be files' pages, which are
+    A memory.high only slows down whoever goes beyond it. What is used may be files' pages, which are
     given up where others are wanted: a group at its limit is no trouble by itself.
     """
 
@@ -241,7 +241,6 @@ class MemoryLimit:
     group: str
     used: int
     limit: int
-    hard: bool
     cite: Cite
 
 

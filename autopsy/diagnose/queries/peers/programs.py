@@ -74,10 +74,15 @@ def to_still(peer: PeerFact) -> tuple[PeerFact, ...]:
     return ()
 
 
+def on_to_still(peer: PeerFact) -> tuple[PeerFact, ...]:
+    """Return the way from a program that goes on: one that stands still is the end of the way itself."""
+    return () if stands_still(peer) else to_still(peer)
+
+
 def asked_in_turn(peers: Iterable[PeerFact]) -> tuple[PeerFact, ...]:
     """Return the programs that stand still, and that others which do not are found to ask; each once."""
-    chains = (to_still(peer) for peer in peers if not stands_still(peer))
-    return tuple({chain[-1].pid: chain[-1] for chain in chains if chain}.values())
+    chains = filter(None, map(on_to_still, peers))
+    return tuple({chain[-1].pid: chain[-1] for chain in chains}.values())
 
 
 def why_silent(peers: Collection[PeerFact]) -> str:
@@ -100,7 +105,7 @@ def why_silent(peers: Collection[PeerFact]) -> str:
 
 def about_chain(peer: PeerFact) -> Iterator[Claim]:
     """Say of a program that goes on by which way it asks one that stands still."""
-    for asks, asked in pairwise(() if stands_still(peer) else to_still(peer)):
+    for asks, asked in pairwise(on_to_still(peer)):
         words = f"{sentence(called(asks))} has made a connection to {called(asked)}, State {asked.state or 'unknown'}"
         yield claim(f"{words}: whether it waits for that one was not seen.", asks.cite, asked.cite)
 
